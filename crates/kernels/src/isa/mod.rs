@@ -1,0 +1,7 @@
+//! One file, one instruction set: its lanes and its entry point `run`, which compiles an op with the set's features.
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod scalar;

@@ -1,0 +1,114 @@
+//! One lane of plain arithmetic: the reference of every other ISA, the fallback on unknown machines, and the f64 path of
+//! gradient checks. Products and sums are rounded separately, since a fused multiply-add is a library call without FMA.
+
+use crate::dispatch::Op;
+use crate::elem::Elem;
+use crate::simd::{Simd, exp_f32};
+
+/// One lane of `E`.
+#[derive(Clone, Copy)]
+pub struct Scalar<E>(std::marker::PhantomData<E>);
+
+/// Runs an op on one lane.
+pub fn run<E: Elem, O: Op<E>>(op: O) -> O::Out
+where
+    Scalar<E>: Simd<E = E>,
+{
+    // SAFETY: plain arithmetic runs anywhere; the op's pointers are its maker's promise.
+    unsafe { op.run::<Scalar<E>>() }
+}
+
+macro_rules! scalar {
+    ($t:ty, |$x:ident| $exp:expr) => {
+        // SAFETY: no ISA feature is used.
+        unsafe impl Simd for Scalar<$t> {
+            type E = $t;
+            type V = $t;
+            const LANES: usize = 1;
+            const MR: usize = 4;
+
+            #[inline(always)]
+            unsafe fn splat(x: $t) -> $t {
+                x
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const $t) -> $t {
+                // SAFETY: the caller's promise.
+                unsafe { *p }
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut $t, v: $t) {
+                // SAFETY: the caller's promise.
+                unsafe { *p = v }
+            }
+            #[inline(always)]
+            unsafe fn load_n(p: *const $t, n: usize) -> $t {
+                // SAFETY: the caller's promise.
+                if n == 0 { 0.0 } else { unsafe { *p } }
+            }
+            #[inline(always)]
+            unsafe fn store_n(p: *mut $t, v: $t, n: usize) {
+                if n > 0 {
+                    // SAFETY: the caller's promise.
+                    unsafe { *p = v }
+                }
+            }
+            #[inline(always)]
+            unsafe fn add(a: $t, b: $t) -> $t {
+                a + b
+            }
+            #[inline(always)]
+            unsafe fn sub(a: $t, b: $t) -> $t {
+                a - b
+            }
+            #[inline(always)]
+            unsafe fn mul(a: $t, b: $t) -> $t {
+                a * b
+            }
+            #[inline(always)]
+            unsafe fn div(a: $t, b: $t) -> $t {
+                a / b
+            }
+            #[inline(always)]
+            unsafe fn fma(a: $t, b: $t, c: $t) -> $t {
+                a * b + c
+            }
+            #[inline(always)]
+            unsafe fn max(a: $t, b: $t) -> $t {
+                if a > b { a } else { b }
+            }
+            #[inline(always)]
+            unsafe fn min(a: $t, b: $t) -> $t {
+                if a < b { a } else { b }
+            }
+            #[inline(always)]
+            unsafe fn abs(a: $t) -> $t {
+                a.abs()
+            }
+            #[inline(always)]
+            unsafe fn sqrt(a: $t) -> $t {
+                a.sqrt()
+            }
+            #[inline(always)]
+            unsafe fn round(a: $t) -> $t {
+                a.round_ties_even()
+            }
+            #[inline(always)]
+            unsafe fn exp($x: $t) -> $t {
+                $exp
+            }
+            #[inline(always)]
+            unsafe fn sum(a: $t) -> $t {
+                a
+            }
+            #[inline(always)]
+            unsafe fn hmax(a: $t) -> $t {
+                a
+            }
+        }
+    };
+}
+
+// SAFETY: `exp_f32` only calls the operations above.
+scalar!(f32, |x| unsafe { exp_f32::<Self>(x, |n| f32::from_bits(((n as i32 + 127) as u32) << 23)) });
+scalar!(f64, |x| x.exp());

@@ -1,0 +1,177 @@
+//! Ternary quantiser of BitLinear: `wq = clamp(round(w / (alpha + 1e-8)), -1, 1) * alpha`, halves rounded to even.
+//!
+//! `alpha` is the mean (or lower median) of `|w|` over a whole matrix, over flat blocks of `N` elements, or over groups of
+//! `N` along each row. A short last flat block counts as padded with zeros in the mean's denominator, unless the matrix
+//! has at most `N` elements and so a single block of its own size; a short last group of a row uses its own size.
+//! The gradient passes straight through to `w`. Source: BitNet b1.58 (arXiv 2402.17764), absmean quantisation.
+
+use crate::dispatch::Op;
+use crate::elem::Elem;
+use crate::exec::{Exec, Shared};
+use crate::ops::reduce::{BLOCK, sum_blocks};
+use crate::simd::{Simd, each};
+
+/// Which weights share one `alpha`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// The whole matrix.
+    Tensor,
+    /// `N` consecutive elements of the flattened matrix.
+    Block(usize),
+    /// `N` consecutive elements of one row.
+    Group(usize),
+}
+
+/// How `alpha` summarises `|w|`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stat {
+    /// Arithmetic mean.
+    Mean,
+    /// Lower median.
+    Median,
+}
+
+/// The quantiser's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quant {
+    /// Which weights share one `alpha`.
+    pub scale: Scale,
+    /// How `alpha` summarises them.
+    pub stat: Stat,
+}
+
+/// Writes the ternary `wq` of `w: [rows, cols]`; `scratch`, as long as `w`, is used by the median.
+pub fn quantise<E: Elem>(cx: &Exec, wq: &mut [E], scratch: &mut [E], w: &[E], (rows, cols): (usize, usize), quant: Quant) {
+    let len = rows * cols;
+    assert!(w.len() == len && wq.len() == len && (quant.stat == Stat::Mean || scratch.len() >= len));
+    let (unit, row) = match quant.scale {
+        Scale::Tensor => (len, len),
+        Scale::Block(n) => (n.min(len), len),
+        Scale::Group(n) => (n.min(cols), cols),
+    };
+    if unit == 0 {
+        return;
+    }
+    let (wq, scratch) = (Shared::new(wq), Shared::new(scratch));
+    if unit == len {
+        let alpha = match quant.stat {
+            Stat::Mean => sum_blocks(cx, w, |block| cx.op(SumAbs { x: block }).to_f64()) / len as f64,
+            // SAFETY: no other thread runs.
+            Stat::Median => median(unsafe { scratch.range(0..len) }, w).to_f64(),
+        };
+        cx.pool().split(len, BLOCK, |r| {
+            // SAFETY: ranges of different threads are disjoint.
+            cx.op(Ternary { wq: unsafe { wq.range(r.clone()) }, w: &w[r], alpha: E::from_f64(alpha) });
+        });
+        return;
+    }
+    let per_row = row.div_ceil(unit);
+    cx.rows(len / row * per_row, |units| {
+        for i in units {
+            let start = i / per_row * row + i % per_row * unit;
+            let r = start..(start + unit).min((i / per_row + 1) * row);
+            let w = &w[r.clone()];
+            let count = if matches!(quant.scale, Scale::Block(_)) { unit } else { w.len() };
+            let alpha = match quant.stat {
+                Stat::Mean => E::from_f64(cx.op(SumAbs { x: w }).to_f64() / count as f64),
+                // SAFETY: one unit, one thread.
+                Stat::Median => median(unsafe { scratch.range(r.clone()) }, w),
+            };
+            // SAFETY: one unit, one thread.
+            cx.op(Ternary { wq: unsafe { wq.range(r) }, w, alpha });
+        }
+    });
+}
+
+fn median<E: Elem>(scratch: &mut [E], w: &[E]) -> E {
+    scratch.iter_mut().zip(w).for_each(|(s, w)| *s = w.abs());
+    let middle = (w.len() - 1) / 2;
+    *scratch.select_nth_unstable_by(middle, E::total_cmp).1
+}
+
+struct SumAbs<'a, E> {
+    x: &'a [E],
+}
+
+impl<E: Elem> Op<E> for SumAbs<'_, E> {
+    type Out = E;
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) -> E {
+        // SAFETY: offsets are below the length; missing lanes load as zero.
+        unsafe {
+            let mut acc = S::splat(E::ZERO);
+            each::<S>(self.x.len(), |i, n| acc = S::add(acc, S::abs(S::get(self.x.as_ptr().add(i), n))));
+            S::sum(acc)
+        }
+    }
+}
+
+struct Ternary<'a, E> {
+    wq: &'a mut [E],
+    w: &'a [E],
+    alpha: E,
+}
+
+impl<E: Elem> Op<E> for Ternary<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        // SAFETY: offsets are below the common length.
+        unsafe {
+            let (one, alpha) = (S::splat(E::ONE), S::splat(self.alpha));
+            let minus = S::sub(S::splat(E::ZERO), one);
+            let divisor = S::add(alpha, S::splat(E::from_f64(1e-8)));
+            each::<S>(self.w.len(), |i, n| {
+                let q = S::round(S::div(S::get(self.w.as_ptr().add(i), n), divisor));
+                S::put(self.wq.as_mut_ptr().add(i), S::mul(S::max(minus, S::min(one, q)), alpha), n);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{all_isas, random};
+
+    fn naive(w: &[f32], cols: usize, quant: Quant) -> Vec<f32> {
+        let alpha_of = |unit: &[f32], padded: usize| -> f32 {
+            let mut all: Vec<f32> = unit.iter().map(|w| w.abs()).collect();
+            match quant.stat {
+                Stat::Mean => (all.iter().map(|&x| f64::from(x)).sum::<f64>() / padded as f64) as f32,
+                Stat::Median => {
+                    all.sort_by(f32::total_cmp);
+                    all[(all.len() - 1) / 2]
+                }
+            }
+        };
+        let ternary = |unit: &[f32], alpha: f32| -> Vec<f32> {
+            unit.iter().map(|w| (w / (alpha + 1e-8)).round_ties_even().clamp(-1.0, 1.0) * alpha).collect()
+        };
+        match quant.scale {
+            Scale::Tensor => ternary(w, alpha_of(w, w.len())),
+            Scale::Block(n) => w.chunks(n).flat_map(|u| ternary(u, alpha_of(u, n.min(w.len())))).collect(),
+            Scale::Group(n) => w.chunks(cols).flat_map(|r| r.chunks(n)).flat_map(|u| ternary(u, alpha_of(u, u.len()))).collect(),
+        }
+    }
+
+    #[test]
+    fn equals_the_plain_loop_for_every_switch() {
+        all_isas(|cx| {
+            let scales = [Scale::Tensor, Scale::Block(7), Scale::Block(256), Scale::Group(5), Scale::Group(64)];
+            for (scale, stat) in scales.into_iter().flat_map(|s| [(s, Stat::Mean), (s, Stat::Median)]) {
+                for (rows, cols) in [(1, 1), (3, 5), (16, 16), (40, 56), (13, 130), (100, 90)] {
+                    let quant = Quant { scale, stat };
+                    let w: Vec<f32> = random(rows * cols, (rows + cols) as u64);
+                    let (mut wq, mut scratch) = (vec![f32::NAN; w.len()], vec![f32::NAN; w.len()]);
+                    quantise(cx, &mut wq, &mut scratch, &w, (rows, cols), quant);
+                    let want = naive(&w, cols, quant);
+                    for (i, (q, want)) in wq.iter().zip(&want).enumerate() {
+                        // One alpha sums up to 4096 terms in f32 before it goes on in f64.
+                        assert!((q - want).abs() <= 1e-6 * want.abs(), "{quant:?} {rows}x{cols} at {i}: {q} for {want}");
+                    }
+                }
+            }
+        });
+    }
+}

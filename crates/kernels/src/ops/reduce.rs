@@ -1,0 +1,148 @@
+//! Elementwise sums and copies, and the sum of squares (in blocks of 4096, added up in f64 in order).
+
+use std::ops::Range;
+
+use crate::dispatch::Op;
+use crate::elem::Elem;
+use crate::exec::{Exec, Shared};
+use crate::simd::{Simd, each};
+
+/// Partial sums that a reduction over rows keeps: fixed, so that no result depends on the number of threads.
+pub const PARTIALS: usize = 32;
+
+/// Elements of one block of a sum.
+pub(crate) const BLOCK: usize = 4096;
+
+/// Most blocks summed in one region.
+const LANES: usize = 64;
+
+/// The rows of partial sum `i` of [`PARTIALS`].
+pub(crate) fn partial_rows(i: usize, rows: usize) -> Range<usize> {
+    rows * i / PARTIALS..rows * (i + 1) / PARTIALS
+}
+
+/// Adds the partial sums `[PARTIALS, d]` to `out: [d]` in order.
+pub(crate) fn add_partials<E: Elem>(out: &mut [E], partials: &[E]) {
+    for row in partials.chunks_exact(out.len()) {
+        out.iter_mut().zip(row).for_each(|(o, &p)| *o += p);
+    }
+}
+
+/// `y += x`.
+pub fn add<E: Elem>(cx: &Exec, y: &mut [E], x: &[E]) {
+    assert_eq!(y.len(), x.len());
+    let y = Shared::new(y);
+    cx.pool().split(x.len(), BLOCK, |r| {
+        // SAFETY: ranges of different threads are disjoint.
+        let y = unsafe { y.range(r.clone()) };
+        cx.op(Add { y, x: &x[r] });
+    });
+}
+
+struct Add<'a, E> {
+    y: &'a mut [E],
+    x: &'a [E],
+}
+
+impl<E: Elem> Op<E> for Add<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        let (y, x) = (self.y.as_mut_ptr(), self.x.as_ptr());
+        // SAFETY: offsets are below the common length.
+        each::<S>(self.x.len(), |i, n| unsafe { S::put(y.add(i), S::add(S::get(y.add(i), n), S::get(x.add(i), n)), n) });
+    }
+}
+
+/// `y = x`.
+pub fn copy<E: Elem>(cx: &Exec, y: &mut [E], x: &[E]) {
+    assert_eq!(y.len(), x.len());
+    let y = Shared::new(y);
+    // SAFETY: ranges of different threads are disjoint.
+    cx.pool().split(x.len(), BLOCK, |r| unsafe { y.range(r.clone()).copy_from_slice(&x[r]) });
+}
+
+/// `y *= factor`.
+pub fn scale<E: Elem>(cx: &Exec, y: &mut [E], factor: E) {
+    let len = y.len();
+    let y = Shared::new(y);
+    // SAFETY: ranges of different threads are disjoint.
+    cx.pool().split(len, BLOCK, |r| unsafe { y.range(r).iter_mut().for_each(|y| *y *= factor) });
+}
+
+/// `sum_i x_i^2` in f64.
+pub fn sum_squares<E: Elem>(cx: &Exec, x: &[E]) -> f64 {
+    sum_blocks(cx, x, |block| cx.op(SumSquares { x: block }).to_f64())
+}
+
+/// Adds up `f(block)` over blocks of [`BLOCK`] elements, in order.
+pub(crate) fn sum_blocks<E: Elem>(cx: &Exec, x: &[E], f: impl Fn(&[E]) -> f64 + Sync) -> f64 {
+    let mut total = 0.0;
+    for group in x.chunks(BLOCK * LANES) {
+        let mut sums = [0.0; LANES];
+        let blocks = group.len().div_ceil(BLOCK);
+        let shared = Shared::new(&mut sums);
+        cx.rows(blocks, |r| {
+            for i in r {
+                // SAFETY: one block, one element.
+                let sum = unsafe { shared.range(i..i + 1) };
+                sum[0] = f(&group[i * BLOCK..group.len().min((i + 1) * BLOCK)]);
+            }
+        });
+        total += sums[..blocks].iter().sum::<f64>();
+    }
+    total
+}
+
+struct SumSquares<'a, E> {
+    x: &'a [E],
+}
+
+impl<E: Elem> Op<E> for SumSquares<'_, E> {
+    type Out = E;
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) -> E {
+        // SAFETY: offsets are below the length; missing lanes load as zero.
+        unsafe {
+            let mut acc = S::splat(E::ZERO);
+            each::<S>(self.x.len(), |i, n| {
+                let x = S::get(self.x.as_ptr().add(i), n);
+                acc = S::fma(x, x, acc);
+            });
+            S::sum(acc)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{all_isas, assert_close, random};
+
+    #[test]
+    fn sums_equal_plain_loops() {
+        all_isas(|cx| {
+            for n in (0..130).chain([4095, 4097, BLOCK * LANES + 77]) {
+                let x: Vec<f32> = random(n, 1);
+                let want: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+                assert!((sum_squares(cx, &x) - want).abs() <= 1e-6 * want, "{n}");
+                let mut y: Vec<f32> = random(n, 2);
+                let want: Vec<f32> = y.iter().zip(&x).map(|(y, x)| y + x).collect();
+                add(cx, &mut y, &x);
+                assert_eq!(y, want);
+                copy(cx, &mut y, &x);
+                assert_eq!(y, x);
+                scale(cx, &mut y, 0.5);
+                assert_close(&y, &x.iter().map(|x| x * 0.5).collect::<Vec<_>>(), 0.0, "scale");
+            }
+        });
+    }
+
+    #[test]
+    fn partial_rows_tile_all_rows() {
+        for rows in [0, 1, 31, 32, 33, 1000] {
+            let all: Vec<usize> = (0..PARTIALS).flat_map(|i| partial_rows(i, rows)).collect();
+            assert_eq!(all, (0..rows).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! What a vector unit must offer. An op body is written over this trait once; each file of [`crate::isa`] implements it.
+//!
+//! Partial loads fill the missing lanes with zero. `sum` and `hmax` reduce in an order fixed by the ISA.
+//! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, minimax-like Taylor terms to degree 7 on `|r| <= ln2/2` (relative
+//! error below 2e-7), argument clamped to [-87.33, 88.37]; NaN stays NaN.
+
+use crate::elem::Elem;
+
+/// A vector of `LANES` elements and the operations on it.
+///
+/// # Safety
+/// Every function may only be called where the machine has been found to support the ISA; pointers must be valid for
+/// the lanes named.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+pub unsafe trait Simd: Copy + 'static {
+    type E: Elem;
+    type V: Copy;
+    const LANES: usize;
+    /// Rows of the matrix-product tile.
+    const MR: usize;
+
+    unsafe fn splat(x: Self::E) -> Self::V;
+    unsafe fn load(p: *const Self::E) -> Self::V;
+    unsafe fn store(p: *mut Self::E, v: Self::V);
+    unsafe fn load_n(p: *const Self::E, n: usize) -> Self::V;
+    unsafe fn store_n(p: *mut Self::E, v: Self::V, n: usize);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where either is NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where either is NaN.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn abs(a: Self::V) -> Self::V;
+    unsafe fn sqrt(a: Self::V) -> Self::V;
+    /// Nearest integer, halves to even.
+    unsafe fn round(a: Self::V) -> Self::V;
+    unsafe fn exp(a: Self::V) -> Self::V;
+    unsafe fn sum(a: Self::V) -> Self::E;
+    unsafe fn hmax(a: Self::V) -> Self::E;
+
+    /// `n` lanes: a full load where `n` is `LANES`.
+    #[inline(always)]
+    unsafe fn get(p: *const Self::E, n: usize) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { if n == Self::LANES { Self::load(p) } else { Self::load_n(p, n) } }
+    }
+
+    /// `n` lanes: a full store where `n` is `LANES`.
+    #[inline(always)]
+    unsafe fn put(p: *mut Self::E, v: Self::V, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { if n == Self::LANES { Self::store(p, v) } else { Self::store_n(p, v, n) } }
+    }
+
+    /// `1 / (1 + exp(-a))`.
+    #[inline(always)]
+    unsafe fn sigmoid(a: Self::V) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let one = Self::splat(Self::E::ONE);
+            Self::div(one, Self::add(one, Self::exp(Self::sub(Self::splat(Self::E::ZERO), a))))
+        }
+    }
+}
+
+/// Calls `f(offset, lanes)` over `n` elements: full vectors first, then what is left.
+#[inline(always)]
+pub fn each<S: Simd>(n: usize, mut f: impl FnMut(usize, usize)) {
+    let mut i = 0;
+    while i + S::LANES <= n {
+        f(i, S::LANES);
+        i += S::LANES;
+    }
+    if i < n {
+        f(i, n - i);
+    }
+}
+
+/// `exp` in f32 from the other operations; `pow2` gives `2^n` for integral `n` in [-126, 127].
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn exp_f32<S: Simd<E = f32>>(x: S::V, pow2: impl Fn(S::V) -> S::V) -> S::V {
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = S::max(S::splat(-87.33), S::min(S::splat(88.37), x));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::fma(n, S::splat(-LN2_HI), x);
+        let r = S::fma(n, S::splat(-LN2_LO), r);
+        let mut p = S::splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = S::fma(p, r, S::splat(c));
+        }
+        S::mul(p, pow2(n))
+    }
+}

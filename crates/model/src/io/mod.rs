@@ -1,0 +1,123 @@
+//! File formats of the model crate: one format, one file.
+//!
+//! Whatever is read here may come from anywhere. A parser checks every length against the bytes that are really
+//! there before it allocates, never panics, and says in an [`IoError`] which file it was, what was expected, what
+//! was found and how to mend it.
+
+pub mod safetensors;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum IoError {
+    /// The operating system said no.
+    #[error("{file}: cannot be read: {source}; check the path and the permissions")]
+    Read {
+        /// The file.
+        file: String,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A part of the file, or all of it, is larger than this program accepts.
+    #[error(
+        "{file}: {what} of {found} bytes, expected at most {limit}; this is no file made by this program, or it is damaged"
+    )]
+    TooLarge {
+        /// The file.
+        file: String,
+        /// Which part of the file.
+        what: &'static str,
+        /// The largest size accepted.
+        limit: u64,
+        /// The size found.
+        found: u64,
+    },
+    /// The file is shorter or longer than its own header says.
+    #[error(
+        "{file}: expected {expected} bytes, found {found}; it was cut short or damaged, copy it again from where it came"
+    )]
+    Length {
+        /// The file.
+        file: String,
+        /// The length that the header asks for.
+        expected: u64,
+        /// The length found.
+        found: u64,
+    },
+    /// The content is not of the format.
+    #[error("{file}: expected a {format} file, found {found}; is it the right file, and whole?")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// The format expected.
+        format: &'static str,
+        /// What is wrong with it.
+        found: String,
+    },
+    /// The file is fine, but a tensor is missing.
+    #[error("{file}: expected a tensor `{name}`, found {found}; is it a file of another architecture?")]
+    NoTensor {
+        /// The file.
+        file: String,
+        /// The tensor asked for.
+        name: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// A tensor has another element type than asked for. Nothing is converted silently.
+    #[error("{file}: tensor `{name}`: expected elements of type {expected}, found {found}; convert the file first")]
+    ElementType {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// The type asked for.
+        expected: String,
+        /// The type found.
+        found: String,
+    },
+}
+
+/// Reads a whole regular file of at most `limit` bytes.
+pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
+    let name = || path.display().to_string();
+    let failed = |source| IoError::Read { file: name(), source };
+    // Asked before opening: opening a named pipe would wait for ever.
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() {
+        return Err(failed(std::io::Error::other("it is not a regular file")));
+    }
+    let too_large = |found| IoError::TooLarge { file: name(), what: "a file", limit, found };
+    if about.len() > limit {
+        return Err(too_large(about.len()));
+    }
+    let mut bytes = Vec::new();
+    let reserve = usize::try_from(about.len()).unwrap_or(usize::MAX);
+    bytes.try_reserve_exact(reserve).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+    let mut file = File::open(path).map_err(failed)?.take(limit);
+    file.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_exactly_what_is_there_and_refuses_the_rest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, b"12345").unwrap();
+        assert_eq!(read_limited(&path, 5).unwrap(), b"12345");
+        let text = read_limited(&path, 4).unwrap_err().to_string();
+        assert!(text.contains("of 5 bytes, expected at most 4"), "{text}");
+        let text = read_limited(dir.path(), 5).unwrap_err().to_string();
+        assert!(text.contains("not a regular file"), "{text}");
+        let missing = dir.path().join("none");
+        let text = read_limited(&missing, 5).unwrap_err().to_string();
+        assert!(text.starts_with(&missing.display().to_string()), "{text}");
+    }
+}

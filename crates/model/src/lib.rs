@@ -1,0 +1,19 @@
+//! Models of FlashLM: architecture with forward and backward by hand, tokenizers, file formats, sampling.
+//!
+//! Axes are those of [`flashlm_kernels`]. Nothing here opens a network or starts a thread of its own.
+#![forbid(unsafe_code)]
+
+pub mod config;
+#[cfg(test)]
+mod gradcheck;
+pub mod io;
+pub mod layer;
+pub mod lm;
+pub mod mixer;
+pub mod params;
+pub mod rng;
+pub mod sample;
+pub mod tok;
+
+pub use config::ModelConfig;
+pub use lm::{Lm, State};

@@ -1,0 +1,103 @@
+//! Parameters: one flat allocation, and a layout of named, shaped ranges in it. Names are those of the PyTorch originals,
+//! the same in memory, checkpoint, export and log. Ranges start at multiples of 16 elements; the gaps stay zero.
+
+use std::ops::Range;
+
+use flashlm_kernels::{Buf, Elem};
+
+use crate::rng::Rng;
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All ones.
+    Ones,
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+}
+
+/// What a parameter is to an optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// The latent matrix of a BitLinear.
+    Matrix,
+    /// The embedding, tied with the head.
+    Embedding,
+    /// The scale of an RMSNorm.
+    Norm,
+    /// Taps of a convolution.
+    Conv,
+}
+
+/// One parameter.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Dotted path.
+    pub name: String,
+    /// Shape, row-major.
+    pub shape: Vec<usize>,
+    /// Place in the flat allocation.
+    pub range: Range<usize>,
+    /// How it starts.
+    pub init: Init,
+    /// What it is to an optimizer.
+    pub group: Group,
+}
+
+/// All parameters in order.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    specs: Vec<Spec>,
+    len: usize,
+}
+
+impl Layout {
+    /// Appends a parameter and returns its place.
+    pub fn add(&mut self, name: String, shape: &[usize], init: Init, group: Group) -> Range<usize> {
+        let start = self.len.next_multiple_of(16);
+        let range = start..start + shape.iter().product::<usize>();
+        self.len = range.end;
+        self.specs.push(Spec { name, shape: shape.to_vec(), range: range.clone(), init, group });
+        range
+    }
+
+    /// The parameters in order.
+    pub fn specs(&self) -> &[Spec] {
+        &self.specs
+    }
+
+    /// Elements of the flat allocation, gaps included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no parameter.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of parameters, gaps left out.
+    pub fn parameters(&self) -> usize {
+        self.specs.iter().map(|spec| spec.range.len()).sum()
+    }
+
+    /// The parameter of that name.
+    pub fn find(&self, name: &str) -> Option<&Spec> {
+        self.specs.iter().find(|spec| spec.name == name)
+    }
+
+    /// A fresh start from `seed`: parameters in order draw from one generator.
+    pub fn init<E: Elem>(&self, seed: u64) -> Buf<E> {
+        let mut params = Buf::zeros(self.len);
+        let mut rng = Rng::new(seed);
+        for spec in &self.specs {
+            for p in &mut params[spec.range.clone()] {
+                *p = match spec.init {
+                    Init::Ones => E::ONE,
+                    Init::Normal(std) => E::from_f64(rng.normal() * std),
+                };
+            }
+        }
+        params
+    }
+}

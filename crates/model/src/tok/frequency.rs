@@ -1,0 +1,344 @@
+//! FlashLM v4's vocabulary: the most frequent of GPT-2's 50,257 byte-level BPE ids.
+//!
+//! The base ids of the first 50,000 stories are counted; the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
+//! frequency, ties in first-seen order. PAD 0, UNK 1, BOS 2, EOS 3. Any other base id encodes to UNK and decoding drops ids
+//! below 4, so this tokenizer is **lossy**.
+//!
+//! File, as Python's `json.dump` writes it: `{"vocab_size": V, "id_to_base": {"4": base, ..}, "base_to_id": {"base": 4, ..}}`.
+//! `V` is the size asked for; a text with fewer base ids leaves the end of the range without tokens.
+//! The ranks of GPT-2 come with `tiktoken-rs` (r50k); `<|endoftext|>` in a text is plain text.
+
+use super::{Pairs, TokError, bpe};
+use serde::Deserialize;
+use std::{collections::HashMap, fmt::Write, sync::LazyLock};
+use tiktoken_rs::{CoreBPE, r50k_base_singleton};
+
+const KIND: &str = "frequency";
+/// Stories that are counted; the original stops there.
+const STORIES: usize = 50_000;
+/// GPT-2's ids, `<|endoftext|>` (50256) included.
+const BASES: usize = 50_257;
+const SPECIALS: usize = 4;
+const NO_BASE: u16 = u16::MAX;
+
+pub(super) const UNK: u16 = 1;
+pub(super) const EOS: u16 = 3;
+
+/// GPT-2's own tokens, shared by all frequency vocabularies.
+struct Base {
+    bpe: &'static CoreBPE,
+    /// Bytes of each base id.
+    bytes: Vec<Vec<u8>>,
+    /// Base id of each whole piece that is one token: nearly all of them, found without the regex of `bpe`.
+    pieces: HashMap<Vec<u8>, u16>,
+}
+
+static BASE: LazyLock<Base> = LazyLock::new(|| {
+    let bpe = r50k_base_singleton();
+    let bytes: Vec<Vec<u8>> = (0..BASES as u32).map(|id| bpe.decode_bytes(&[id]).unwrap_or_default()).collect();
+    let pieces = (0..).zip(&bytes[..BASES - 1]).map(|(id, b)| (b.clone(), id));
+    Base { bpe, pieces: pieces.collect(), bytes }
+});
+
+/// GPT-2's ids of `text`.
+///
+/// The text goes to tiktoken piece by piece: its regex panics on a whitespace run of about a million characters when a word
+/// follows, and never on a piece that is all whitespace.
+fn encode_base(text: &str, mut each: impl FnMut(u16)) {
+    for piece in bpe::split(text) {
+        match BASE.pieces.get(piece.as_bytes()) {
+            Some(&id) => each(id),
+            None => (BASE.bpe.encode_ordinary(piece).iter()).for_each(|&id| each(id as u16)),
+        }
+    }
+}
+
+pub(super) struct Frequency {
+    /// `vocab_size` of the file.
+    declared: usize,
+    /// Base id of id `4 + i`.
+    bases: Vec<u16>,
+    /// Id of each base id, or UNK.
+    ids: Vec<u16>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    vocab_size: u64,
+    id_to_base: Pairs,
+    base_to_id: Pairs,
+}
+
+fn invalid(what: String) -> TokError {
+    TokError::Invalid { kind: KIND, what }
+}
+
+impl Frequency {
+    pub(super) fn train<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
+        let range = SPECIALS + 1..=SPECIALS + BASES;
+        TokError::check_vocab_size(KIND, vocab_size, range)?;
+        let mut counts = vec![0u64; BASES];
+        let mut bases = Vec::new();
+        for story in stories.take(STORIES) {
+            encode_base(story, |base| {
+                let count = &mut counts[usize::from(base)];
+                if *count == 0 {
+                    bases.push(base);
+                }
+                *count += 1;
+            });
+        }
+        if bases.is_empty() {
+            return Err(TokError::NoText { kind: KIND });
+        }
+        bases.sort_by_key(|&base| std::cmp::Reverse(counts[usize::from(base)]));
+        bases.truncate(vocab_size - SPECIALS);
+        Ok(Self::new(vocab_size, bases))
+    }
+
+    fn new(declared: usize, bases: Vec<u16>) -> Self {
+        let mut ids = vec![UNK; BASES];
+        for (id, &base) in (SPECIALS as u16..).zip(&bases) {
+            ids[usize::from(base)] = id;
+        }
+        Self { declared, bases, ids }
+    }
+
+    pub(super) fn from_json(json: &[u8]) -> Result<Self, TokError> {
+        let file: File = super::parse(KIND, json)?;
+        let n = file.id_to_base.0.len();
+        if n == 0 {
+            return Err(invalid("id_to_base has no entries".into()));
+        }
+        if n != file.base_to_id.0.len() {
+            let m = file.base_to_id.0.len();
+            let what = format!("id_to_base has {n} entries and base_to_id {m}; expected equally many");
+            return Err(invalid(what));
+        }
+        let declared = usize::try_from(file.vocab_size).ok().filter(|v| (SPECIALS + n..=SPECIALS + BASES).contains(v));
+        let Some(declared) = declared else {
+            let (v, low, high) = (file.vocab_size, SPECIALS + n, SPECIALS + BASES);
+            let what = format!("vocab_size is {v}; with {n} ids expected {low} to {high}");
+            return Err(invalid(what));
+        };
+        let mut bases = vec![NO_BASE; n];
+        let mut used = vec![false; BASES];
+        for (id, base) in &file.id_to_base.0 {
+            let place =
+                (id.parse::<usize>().ok()).and_then(|id| id.checked_sub(SPECIALS)).and_then(|i| bases.get_mut(i));
+            let Some(place) = place else {
+                let last = SPECIALS + n - 1;
+                let what = format!("id_to_base: id {id:?}; expected 4 to {last} without gaps");
+                return Err(invalid(what));
+            };
+            let Some(used) = usize::try_from(*base).ok().and_then(|b| used.get_mut(b)) else {
+                let what = format!("id_to_base: id {id} has base {base}; expected 0 to {}", BASES - 1);
+                return Err(invalid(what));
+            };
+            if *place != NO_BASE || std::mem::replace(used, true) {
+                let what = format!("id_to_base: id {id} or its base {base} comes twice");
+                return Err(invalid(what));
+            }
+            *place = *base as u16;
+        }
+        let new = Self::new(declared, bases);
+        let mut seen = vec![false; n];
+        for (base, id) in &file.base_to_id.0 {
+            let known = base.parse::<usize>().ok().and_then(|b| new.ids.get(b));
+            let seen = known
+                .filter(|&&k| k != UNK && u64::from(k) == *id)
+                .and_then(|&k| seen.get_mut(usize::from(k) - SPECIALS));
+            if seen.is_none_or(|s| std::mem::replace(s, true)) {
+                let what = format!("base_to_id: {base:?} -> {id} is not the inverse of id_to_base, or comes twice");
+                return Err(invalid(what));
+            }
+        }
+        Ok(new)
+    }
+
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let with_ids = || (SPECIALS..).zip(&self.bases);
+        let mut json = format!("{{\"vocab_size\": {}, \"id_to_base\": {{", self.declared);
+        for (i, (id, base)) in with_ids().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            let _ = write!(json, "{comma}\"{id}\": {base}");
+        }
+        json += "}, \"base_to_id\": {";
+        for (i, (id, base)) in with_ids().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            let _ = write!(json, "{comma}\"{base}\": {id}");
+        }
+        json += "}}";
+        json.into_bytes()
+    }
+
+    pub(super) fn vocab_size(&self) -> usize {
+        SPECIALS + self.bases.len()
+    }
+
+    pub(super) fn unk_bases(&self) -> usize {
+        BASES - self.bases.len()
+    }
+
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u16>) {
+        encode_base(text, |base| out.push(self.ids[usize::from(base)]));
+    }
+
+    pub(super) fn token_bytes(&self, id: u16) -> &[u8] {
+        let base = usize::from(id).checked_sub(SPECIALS).and_then(|i| self.bases.get(i));
+        base.map_or(&[], |&base| &BASE.bytes[usize::from(base)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tok::{
+        Tokenizer,
+        testing::{Random, odd_texts, random_text, shared, stories},
+    };
+
+    fn encode(t: &Tokenizer, text: &str) -> Vec<u16> {
+        let mut ids = Vec::new();
+        t.encode(text, &mut ids);
+        ids
+    }
+
+    /// GPT-2: "Hello" 15496, " world" 995, "!" 0. First seen: Hello, world; "!" is the most frequent.
+    #[test]
+    fn order_ties_and_file_by_hand() {
+        let t = Tokenizer::train_frequency(["Hello world!", "!"].into_iter(), 10).unwrap();
+        assert_eq!(
+            String::from_utf8(t.to_json()).unwrap(),
+            "{\"vocab_size\": 10, \"id_to_base\": {\"4\": 0, \"5\": 15496, \"6\": 995}, \
+             \"base_to_id\": {\"0\": 4, \"15496\": 5, \"995\": 6}}"
+        );
+        assert_eq!((t.vocab_size(), t.eos(), t.unk(), t.unk_bases()), (7, 3, Some(1), 50_254));
+        assert_eq!(encode(&t, "Hello world world?"), [5, 6, 6, 1]);
+        assert_eq!(t.decode(&[0, 1, 2, 3, 5, 6, 7, 65535]), b"Hello world");
+        assert_eq!(t.token_bytes(6), b" world");
+        let t = Tokenizer::train_frequency(["Hello world!", "!"].into_iter(), 6).unwrap();
+        assert_eq!(encode(&t, "Hello world!"), [5, 1, 4]);
+    }
+
+    #[test]
+    fn only_the_first_50000_stories_count() {
+        let stories = std::iter::repeat_n("a", STORIES).chain(std::iter::repeat_n("b", STORIES + 1));
+        let t = Tokenizer::train_frequency(stories, 10).unwrap();
+        assert_eq!(encode(&t, "ab"), encode(&t, "?ab")[1..]);
+        assert_eq!(t.vocab_size(), 5);
+    }
+
+    #[test]
+    fn pieces_give_what_tiktoken_gives_for_the_whole() {
+        let mut r = Random(3);
+        let texts = odd_texts().into_iter().chain((0..2000).map(|_| random_text(&mut r)));
+        for text in texts {
+            let mut ids = Vec::new();
+            encode_base(&text, |id| ids.push(u32::from(id)));
+            assert_eq!(ids, BASE.bpe.encode_ordinary(&text), "{text:?}");
+        }
+    }
+
+    /// tiktoken's own `encode_ordinary` panics on this text.
+    #[test]
+    fn long_whitespace_before_a_word() {
+        let text = "\n".repeat(2_000_000) + "x";
+        let t = Tokenizer::train_frequency([text.as_str()].into_iter(), 100).unwrap();
+        assert_eq!(t.decode(&encode(&t, &text)), text.as_bytes());
+    }
+
+    #[test]
+    fn decode_of_encode_drops_the_unknown_only() {
+        let trained = "Once upon a time, there was a little girl. 你好 😀\n\n";
+        let t = Tokenizer::train_frequency([trained].into_iter(), 1000).unwrap();
+        let mut r = Random(4);
+        let mut unks = 0;
+        for _ in 0..500 {
+            let text = trained.to_owned() + &random_text(&mut r);
+            let ids = encode(&t, &text);
+            let mut kept = Vec::new();
+            for (&id, base) in ids.iter().zip(BASE.bpe.encode_ordinary(&text)) {
+                if id == UNK {
+                    unks += 1;
+                } else {
+                    kept.extend(BASE.bpe.decode_bytes(&[base]).unwrap());
+                }
+            }
+            assert_eq!(t.decode(&ids), kept);
+        }
+        assert!(unks > 500);
+    }
+
+    #[test]
+    fn sizes_out_of_range_name_the_range() {
+        for size in [0, 4, 50_262, 70_000] {
+            let e = Tokenizer::train_frequency(["a"].into_iter(), size).unwrap_err();
+            assert!(e.to_string().contains("5 to 50261"), "{e}");
+        }
+        assert!(Tokenizer::train_frequency(["a"].into_iter(), 50_261).is_ok());
+        assert!(matches!(Tokenizer::train_frequency([].into_iter(), 100), Err(TokError::NoText { .. })));
+    }
+
+    #[test]
+    fn wrong_files_are_refused() {
+        let good = r#"{"base_to_id": {"7": 5, "9": 4}, "id_to_base": {"5": 7, "4": 9}, "vocab_size": 6}"#;
+        assert!(Tokenizer::from_json(good.as_bytes()).is_ok());
+        for (from, to, says) in [
+            (r#""vocab_size": 6"#, r#""vocab_size": 5"#, "expected 6 to 50261"),
+            (r#""vocab_size": 6"#, r#""vocab_size": 50262"#, "expected 6 to 50261"),
+            (r#""vocab_size": 6"#, r#""vocab_size": -1"#, "not valid"),
+            (r#", "vocab_size": 6"#, "", "vocab_size"),
+            (r#""5": 7"#, r#""6": 7"#, "without gaps"),
+            (r#""5": 7"#, r#""3": 7"#, "without gaps"),
+            (r#""5": 7"#, r#""x": 7"#, "without gaps"),
+            (r#""5": 7"#, r#""4": 7"#, "twice"),
+            (r#""5": 7"#, r#""5": 9"#, "twice"),
+            (r#""5": 7"#, r#""5": 50257"#, "expected 0 to 50256"),
+            (r#""7": 5"#, r#""7": 4"#, "inverse"),
+            (r#""7": 5"#, r#""8": 1"#, "inverse"),
+            (r#""7": 5"#, r#""9": 4"#, "twice"),
+            (r#""7": 5, "#, "", "equally many"),
+        ] {
+            let bad = good.replacen(from, to, 1);
+            assert_ne!(bad, good);
+            let e = Tokenizer::from_json(bad.as_bytes()).unwrap_err().to_string();
+            assert!(e.contains(says), "{bad}: {e}");
+        }
+    }
+
+    #[test]
+    fn original_file_is_rebuilt_byte_for_byte() {
+        let Some(dir) = shared() else { return };
+        let text = std::fs::read_to_string(dir.join("data/tinystories/train.txt")).unwrap();
+        let original = std::fs::read(dir.join("fixtures/tokenizer/frequency_tokenizer.json")).unwrap();
+        let built = Tokenizer::train_frequency(stories(&text).take(5000), 10_000).unwrap();
+        assert!(built.to_json() == original);
+        assert!(Tokenizer::from_json(&original).unwrap().to_json() == original);
+    }
+
+    #[test]
+    fn original_cases() {
+        let Some(dir) = shared() else { return };
+        #[derive(Deserialize)]
+        struct Case {
+            text: String,
+            gpt2: Vec<u16>,
+            frequency: Vec<u16>,
+            decoded: String,
+        }
+        let dir = dir.join("fixtures/tokenizer");
+        let t = Tokenizer::load(&dir.join("frequency_tokenizer.json")).unwrap();
+        let cases = std::fs::read(dir.join("cases.json")).unwrap();
+        let cases: Vec<Case> = serde_json::from_slice(&cases).unwrap();
+        assert!(!cases.is_empty());
+        for c in cases {
+            let mut base = Vec::new();
+            encode_base(&c.text, |id| base.push(id));
+            assert_eq!(base, c.gpt2, "{:?}", c.text);
+            assert_eq!(encode(&t, &c.text), c.frequency, "{:?}", c.text);
+            let decoded = t.decode(&c.frequency);
+            assert_eq!(String::from_utf8_lossy(&decoded), c.decoded, "{:?}", c.text);
+        }
+    }
+}

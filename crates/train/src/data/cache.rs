@@ -1,0 +1,517 @@
+//! The token cache: every story of one side of a source as `u16` tokens, memory-mapped.
+//!
+//! File, little-endian: header of 128 bytes (field offsets in [`Header::to_bytes`]), `tokens` x u16 (each story
+//! followed by EOS), zeros up to a multiple of 8, `stories + 1` x u64 (the token at which each story starts, and
+//! the end). The header carries an XXH3 of itself and one of everything behind it; both are verified at open, as
+//! are all lengths, offsets and token ids, so that whatever a `TokenCache` gives can be used as an index.
+
+use super::source::Source;
+use super::split::Split;
+use super::{DataError, build};
+use flashlm_kernels::map::{Map, as_u16};
+use flashlm_model::tok::Tokenizer;
+use std::env;
+use std::fmt;
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+const MAGIC: [u8; 8] = *b"FLMTOKS\0";
+const VERSION: u32 = 1;
+/// Length of the header in bytes.
+pub(super) const HEADER: usize = 128;
+
+/// Why a cache file does not serve. `Display` is the reason to show for a rebuild.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stale {
+    /// There is no file.
+    #[error("there is no token cache yet")]
+    Missing,
+    /// Written by another version of the format.
+    #[error("version {0}, expected {VERSION}")]
+    Version(u32),
+    /// Made with another tokenizer.
+    #[error("tokenizer changed")]
+    Tokenizer,
+    /// Made from other data, or the data changed since.
+    #[error("source changed")]
+    Source,
+    /// Made for another side or held-out share.
+    #[error("split changed")]
+    Split,
+    /// Not as it was written.
+    #[error("file damaged: {0}")]
+    Damaged(String),
+}
+
+/// What a cache must have been made from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expect {
+    /// [`Tokenizer::hash`].
+    pub tokenizer: u64,
+    /// [`Source::fingerprint`].
+    pub source: u64,
+    /// The side of the split.
+    pub split: Split,
+}
+
+impl Expect {
+    /// Of these three, as they are now.
+    pub fn new(source: &Source, tokenizer: &Tokenizer, split: Split) -> Result<Expect, DataError> {
+        Ok(Expect { tokenizer: tokenizer.hash(), source: source.fingerprint()?, split })
+    }
+}
+
+/// State of a build, given to its progress callback.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Stories encoded.
+    pub stories: u64,
+    /// UTF-8 bytes of those stories.
+    pub bytes: u64,
+    /// Their tokens, EOS included.
+    pub tokens: u64,
+    /// Share of the source that has been worked through, 0..=1.
+    pub fraction: f64,
+    /// Time since the start.
+    pub seconds: f64,
+}
+
+impl Progress {
+    /// Speed in bytes of text a second.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds.max(1e-9)
+    }
+}
+
+/// The folder for caches: `$FLASHLM_CACHE` if set, else `~/.cache/flashlm`, else `.cache/flashlm` right here.
+pub fn default_dir() -> PathBuf {
+    match env::var_os("FLASHLM_CACHE").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None => env::home_dir().unwrap_or_default().join(".cache").join("flashlm"),
+    }
+}
+
+/// `<dir>/<name of the source>-<fingerprint of source, tokenizer and split>.tok`.
+pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer, split: Split) -> Result<PathBuf, DataError> {
+    let expect = Expect::new(source, tokenizer, split)?;
+    let mut hash = Xxh3::new();
+    for word in [expect.tokenizer, expect.source, u64::from(split.id()), split.share().to_bits()] {
+        hash.update(&word.to_le_bytes());
+    }
+    Ok(dir.join(format!("{}-{:016x}.tok", source.name(), hash.digest())))
+}
+
+/// The fixed part of the file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Header {
+    pub expect: Expect,
+    pub vocab_size: u32,
+    pub eos: u16,
+    pub stories: u64,
+    pub tokens: u64,
+    pub bytes: u64,
+    pub unk: u64,
+    pub repaired: u64,
+    pub payload_hash: u64,
+}
+
+impl Header {
+    pub fn to_bytes(self) -> [u8; HEADER] {
+        let mut out = [0; HEADER];
+        let mut put = |at: usize, field: &[u8]| out[at..at + field.len()].copy_from_slice(field);
+        put(0, &MAGIC);
+        put(8, &VERSION.to_le_bytes());
+        put(12, &(HEADER as u32).to_le_bytes());
+        put(16, &self.expect.tokenizer.to_le_bytes());
+        put(24, &self.expect.source.to_le_bytes());
+        put(32, &self.expect.split.id().to_le_bytes());
+        put(36, &self.vocab_size.to_le_bytes());
+        put(40, &self.expect.split.share().to_le_bytes());
+        put(48, &self.stories.to_le_bytes());
+        put(56, &self.tokens.to_le_bytes());
+        put(64, &self.bytes.to_le_bytes());
+        put(72, &self.unk.to_le_bytes());
+        put(80, &self.repaired.to_le_bytes());
+        put(88, &self.eos.to_le_bytes());
+        put(112, &self.payload_hash.to_le_bytes());
+        let hash = xxh3_64(&out[..120]);
+        out[120..].copy_from_slice(&hash.to_le_bytes());
+        out
+    }
+
+    fn from_bytes(file: &[u8]) -> Result<Header, Stale> {
+        let damaged = |what: &str| Stale::Damaged(what.to_string());
+        let Some((bytes, _)) = file.split_first_chunk::<HEADER>() else {
+            return Err(Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}", file.len())));
+        };
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        if bytes[..8] != MAGIC {
+            return Err(damaged("it does not start as a token cache does"));
+        }
+        // Before the checksum, whose place another version may have moved.
+        if u32_at(8) != VERSION {
+            return Err(Stale::Version(u32_at(8)));
+        }
+        if u64_at(120) != xxh3_64(&bytes[..120]) {
+            return Err(damaged("the checksum of the header does not match"));
+        }
+        let share = f64::from_bits(u64_at(40));
+        let split = match u32_at(32) {
+            0 => Split::All,
+            1 => Split::Train(share),
+            2 => Split::Valid(share),
+            id => return Err(Stale::Damaged(format!("unknown split {id}"))),
+        };
+        Ok(Header {
+            expect: Expect { tokenizer: u64_at(16), source: u64_at(24), split },
+            vocab_size: u32_at(36),
+            eos: u16::from_le_bytes([bytes[88], bytes[89]]),
+            stories: u64_at(48),
+            tokens: u64_at(56),
+            bytes: u64_at(64),
+            unk: u64_at(72),
+            repaired: u64_at(80),
+            payload_hash: u64_at(112),
+        })
+    }
+
+    /// Where tokens and offsets lie in a file of `len` bytes; an error unless they fill it exactly.
+    fn layout(&self, len: usize) -> Result<(Range<usize>, Range<usize>), Stale> {
+        let layout = || {
+            let tokens = usize::try_from(self.tokens).ok()?.checked_mul(2)?.checked_add(HEADER)?;
+            let start = tokens.checked_next_multiple_of(8)?;
+            let offsets = usize::try_from(self.stories).ok()?.checked_add(1)?.checked_mul(8)?;
+            Some((HEADER..tokens, start..start.checked_add(offsets)?))
+        };
+        match layout() {
+            Some((tokens, offsets)) if offsets.end == len => Ok((tokens, offsets)),
+            Some((_, offsets)) => Err(Stale::Damaged(format!("{len} bytes, expected {}", offsets.end))),
+            None => Err(Stale::Damaged("the header's counts are impossible".to_string())),
+        }
+    }
+}
+
+/// An open, verified cache file.
+#[derive(Debug)]
+pub struct TokenCache {
+    map: Map,
+    header: Header,
+    tokens: Range<usize>,
+    offsets: Range<usize>,
+}
+
+impl TokenCache {
+    /// Opens and verifies the file, which must be made from what is expected.
+    pub fn open(path: &Path, expect: &Expect) -> Result<TokenCache, DataError> {
+        let stale = |reason| DataError::Cache { path: path.to_path_buf(), reason };
+        let map = match Map::open(path) {
+            Ok(map) => map,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(stale(Stale::Missing)),
+            Err(e) => return Err(DataError::io("open", path, e)),
+        };
+        TokenCache::verify(map, expect).map_err(stale)
+    }
+
+    /// Opens the file if it serves; otherwise builds it first (with `threads` threads, 0 for all cores) and gives
+    /// the reason why that was necessary. The callback may stop the build by breaking.
+    pub fn open_or_build(
+        path: &Path,
+        source: &Source,
+        tokenizer: &Tokenizer,
+        split: Split,
+        threads: usize,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<(TokenCache, Option<Stale>), DataError> {
+        let expect = Expect::new(source, tokenizer, split)?;
+        match TokenCache::open(path, &expect) {
+            Ok(cache) => Ok((cache, None)),
+            Err(DataError::Cache { reason, .. }) => {
+                build::build(path, source, tokenizer, &expect, threads, progress)?;
+                Ok((TokenCache::open(path, &expect)?, Some(reason)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn verify(map: Map, expect: &Expect) -> Result<TokenCache, Stale> {
+        let header = Header::from_bytes(&map)?;
+        let (tokens, offsets) = header.layout(map.len())?;
+        if header.expect.tokenizer != expect.tokenizer {
+            return Err(Stale::Tokenizer);
+        }
+        if header.expect.source != expect.source {
+            return Err(Stale::Source);
+        }
+        if header.expect.split != expect.split {
+            return Err(Stale::Split);
+        }
+        if xxh3_64(&map[HEADER..]) != header.payload_hash {
+            return Err(Stale::Damaged("the checksum of the tokens does not match".to_string()));
+        }
+        let cache = TokenCache { map, header, tokens, offsets };
+        // A checksum can be forged; what follows cannot be gone around.
+        let damaged = |what: &str| Err(Stale::Damaged(what.to_string()));
+        let ids = cache.tokens();
+        if cache.header.tokens != ids.len() as u64 {
+            return damaged("the tokens are not aligned");
+        }
+        if ids.iter().fold(0, |max, id| max.max(*id)) as u32 >= cache.header.vocab_size {
+            return damaged("a token is outside the vocabulary");
+        }
+        let mut start = 0;
+        if cache.offset(0) != 0 {
+            return damaged("the first story does not start at 0");
+        }
+        for i in 0..cache.stories() {
+            let end = cache.offset(i + 1);
+            if end <= start || end > ids.len() || ids[end - 1] != cache.header.eos {
+                return Err(Stale::Damaged(format!("story {i} does not end with EOS at token {end}")));
+            }
+            start = end;
+        }
+        if start != ids.len() {
+            return damaged("there are tokens behind the last story");
+        }
+        Ok(cache)
+    }
+
+    /// All tokens, each story followed by EOS.
+    pub fn tokens(&self) -> &[u16] {
+        as_u16(&self.map[self.tokens.clone()]).unwrap_or_default()
+    }
+
+    /// The tokens of story `i`, EOS included. Panics if there are not that many.
+    pub fn story(&self, i: usize) -> &[u16] {
+        assert!(i < self.stories(), "story {i} of {}", self.stories());
+        &self.tokens()[self.offset(i)..self.offset(i + 1)]
+    }
+
+    /// Number of stories.
+    pub fn stories(&self) -> usize {
+        self.offsets.len() / 8 - 1
+    }
+
+    /// UTF-8 bytes of the stories' text.
+    pub fn bytes(&self) -> u64 {
+        self.header.bytes
+    }
+
+    /// How many tokens are UNK.
+    pub fn unk(&self) -> u64 {
+        self.header.unk
+    }
+
+    /// Mojibake sequences that were repaired in the whole source.
+    pub fn repaired(&self) -> u64 {
+        self.header.repaired
+    }
+
+    /// Size of the vocabulary; every token is below.
+    pub fn vocab_size(&self) -> usize {
+        self.header.vocab_size as usize
+    }
+
+    /// What the cache was made from.
+    pub fn made_from(&self) -> Expect {
+        self.header.expect
+    }
+
+    fn offset(&self, i: usize) -> usize {
+        let at = self.offsets.start + 8 * i;
+        u64::from_le_bytes(std::array::from_fn(|j| self.map[at + j])) as usize
+    }
+}
+
+impl fmt::Display for TokenCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let h = &self.header;
+        write!(f, "{} stories, {} tokens, {} bytes", h.stories, h.tokens, h.bytes)?;
+        if h.unk > 0 {
+            write!(f, ", {} UNK", h.unk)?;
+        }
+        if h.repaired > 0 {
+            write!(f, ", {} mojibake sequences repaired", h.repaired)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::{Folder, collect, keep_on, large, open_or_build, source};
+    use std::fs;
+
+    #[test]
+    fn holds_every_story_of_its_side_in_order() {
+        let folder = Folder::new();
+        let (source, tokenizer) = (large(), Tokenizer::bytes());
+        let stories = collect(&source);
+        let mut sides = 0;
+        for split in [Split::All, Split::Train(0.1), Split::Valid(0.1)] {
+            let path = folder.path().join("deep/er").join(format!("{}.tok", split.id()));
+            let (cache, reason) = open_or_build(&path, &source, split, 2);
+            assert_eq!(reason, Some(Stale::Missing));
+            let expected: Vec<&String> = stories.iter().filter(|s| split.keeps(s)).collect();
+            assert!(expected.len() > 100);
+            assert_eq!(cache.stories(), expected.len());
+            assert_eq!(cache.bytes(), expected.iter().map(|s| s.len() as u64).sum::<u64>());
+            for (i, story) in expected.iter().enumerate() {
+                let (last, text) = cache.story(i).split_last().unwrap();
+                assert_eq!(*last, tokenizer.eos());
+                assert_eq!(tokenizer.decode(text), story.as_bytes());
+            }
+            let joined: Vec<u16> = (0..cache.stories()).flat_map(|i| cache.story(i)).copied().collect();
+            assert_eq!(cache.tokens(), joined);
+            assert_eq!(cache.tokens().len() as u64, cache.bytes() + expected.len() as u64);
+            sides += if split == Split::All { 0 } else { cache.stories() };
+        }
+        assert_eq!(sides, stories.len());
+    }
+
+    #[test]
+    fn the_same_stories_in_other_wrapping_give_the_same_tokens() {
+        let folder = Folder::new();
+        let stories = ["One.\n\nTwo.", "“Three,” she said.", "Itâ€™s four."];
+        let plain = source(&folder, "a.txt", &stories);
+        let jsonl: String = stories.iter().map(|s| serde_json::json!({"text": s}).to_string() + "\n").collect();
+        let zst = folder.file("a.jsonl.zst", zstd::encode_all(jsonl.as_bytes(), 0).unwrap());
+        folder.file("set/1.jsonl", &jsonl[..jsonl.find('\n').unwrap()]);
+        source(&folder, "set/2.txt", &stories[1..]);
+        let tokens = |source: &Source, name: &str| {
+            let (cache, _) = open_or_build(&folder.path().join(name), source, Split::All, 2);
+            assert_eq!((cache.stories(), cache.repaired()), (3, 1));
+            cache.tokens().to_vec()
+        };
+        let expected = tokens(&plain, "plain.tok");
+        assert_eq!(tokens(&Source::parse(zst.to_str().unwrap()).unwrap(), "zst.tok"), expected);
+        let set = folder.path().join("set");
+        assert_eq!(tokens(&Source::parse(set.to_str().unwrap()).unwrap(), "set.tok"), expected);
+    }
+
+    #[test]
+    fn reused_until_something_changes_and_then_says_what() {
+        let folder = Folder::new();
+        let path = folder.path().join("a.tok");
+        let one = source(&folder, "a.txt", &["abc", "de"]);
+        let reason = |source: &Source, tokenizer: &Tokenizer, split| {
+            TokenCache::open_or_build(&path, source, tokenizer, split, 1, &mut keep_on).unwrap().1
+        };
+        let bytes = Tokenizer::bytes();
+        assert_eq!(reason(&one, &bytes, Split::All), Some(Stale::Missing));
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(reason(&one, &bytes, Split::All), None);
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
+        let two = source(&folder, "a.txt", &["abc", "de", "f"]);
+        assert_eq!(reason(&two, &bytes, Split::All).unwrap().to_string(), "source changed");
+        assert_eq!(reason(&two, &bytes, Split::Train(0.0)).unwrap().to_string(), "split changed");
+        assert_eq!(reason(&two, &bytes, Split::Train(1e-9)).unwrap().to_string(), "split changed");
+        let frequency = Tokenizer::train_frequency(["abc de f"].into_iter(), 300).unwrap();
+        assert_eq!(reason(&two, &frequency, Split::Train(1e-9)).unwrap().to_string(), "tokenizer changed");
+        let mut file = fs::read(&path).unwrap();
+        file[8] = 9;
+        fs::write(&path, &file).unwrap();
+        assert_eq!(reason(&two, &frequency, Split::All).unwrap().to_string(), "version 9, expected 1");
+        fs::write(&path, b"").unwrap();
+        let damaged = reason(&two, &frequency, Split::All).unwrap().to_string();
+        assert!(damaged.starts_with("file damaged: 0 bytes"), "{damaged}");
+        assert_eq!(reason(&two, &frequency, Split::All), None);
+    }
+
+    #[test]
+    fn every_altered_or_missing_byte_is_noticed() {
+        let folder = Folder::new();
+        let path = folder.path().join("a.tok");
+        let source = source(&folder, "a.txt", &["abc", "de"]);
+        open_or_build(&path, &source, Split::All, 1);
+        let expect = Expect::new(&source, &Tokenizer::bytes(), Split::All).unwrap();
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(whole.len(), 128 + 16 + 3 * 8, "4 + 3 tokens, padding, 3 offsets");
+        for i in 0..whole.len() {
+            let mut altered = whole.clone();
+            altered[i] ^= 0x10;
+            fs::write(&path, &altered).unwrap();
+            let error = TokenCache::open(&path, &expect).unwrap_err();
+            assert!(matches!(error, DataError::Cache { reason: Stale::Damaged(_) | Stale::Version(_), .. }), "{i}");
+            fs::write(&path, &whole[..i]).unwrap();
+            let error = TokenCache::open(&path, &expect).unwrap_err().to_string();
+            assert!(error.contains("damaged") && error.contains("flashlm data prepare"), "{i}: {error}");
+        }
+        fs::write(&path, [&whole[..], b"x"].concat()).unwrap();
+        assert!(TokenCache::open(&path, &expect).is_err());
+        fs::write(&path, &whole).unwrap();
+        assert!(TokenCache::open(&path, &expect).is_ok());
+    }
+
+    #[test]
+    fn forged_files_with_right_checksums_are_refused() {
+        let folder = Folder::new();
+        let path = folder.path().join("a.tok");
+        let source = source(&folder, "a.txt", &["abc", "de"]);
+        let (cache, _) = open_or_build(&path, &source, Split::All, 1);
+        let (header, expect) = (cache.header, cache.header.expect);
+        let payload = fs::read(&path).unwrap()[HEADER..].to_vec();
+        let open = |header: Header, payload: &[u8]| {
+            let header = Header { payload_hash: xxh3_64(payload), ..header };
+            fs::write(&path, [&header.to_bytes(), payload].concat()).unwrap();
+            TokenCache::open(&path, &expect)
+        };
+        assert!(open(header, &payload).is_ok());
+        for big in [u64::MAX, u64::MAX / 2, 1 << 61, 8, 0] {
+            assert!(open(Header { tokens: big, ..header }, &payload).is_err());
+            assert!(open(Header { stories: big, ..header }, &payload).is_err());
+        }
+        for (at, byte, word) in [
+            (1, 1, "vocabulary"), // 97 becomes 256 + 97
+            (7, 0, "story 0"),    // the first EOS, 256, becomes 0
+            (16, 1, "start at 0"),
+            (24, 0, "story 0"),   // empty
+            (24, 9, "story 0"),   // beyond the tokens
+            (31, 255, "story 0"), // far beyond
+            (32, 6, "story 1"),
+        ] {
+            let mut payload = payload.clone();
+            payload[at] = byte;
+            let error = open(header, &payload).unwrap_err().to_string();
+            assert!(error.contains(word), "{at}: {error}");
+        }
+        let one = Header { stories: 1, ..header };
+        assert!(open(one, &payload[..32]).unwrap_err().to_string().contains("behind the last"));
+    }
+
+    #[test]
+    fn unknown_tokens_are_counted() {
+        let folder = Folder::new();
+        let tokenizer = Tokenizer::train_frequency(["aaaa aaaa"].into_iter(), 100).unwrap();
+        let source = source(&folder, "a.txt", &["aaaa", "zzzz qqq", "aaaa zzzz"]);
+        let path = folder.path().join("a.tok");
+        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, Split::All, 1, &mut keep_on).unwrap();
+        let unk = cache.tokens().iter().filter(|id| Some(**id) == tokenizer.unk()).count() as u64;
+        assert!(unk > 0);
+        assert_eq!(cache.unk(), unk);
+    }
+
+    #[test]
+    fn paths_name_the_source_and_tell_everything_apart() {
+        let folder = Folder::new();
+        let (one, two) = (source(&folder, "a.txt", &["x"]), source(&folder, "b/a.txt", &["yy"]));
+        let frequency = Tokenizer::train_frequency(["abc"].into_iter(), 300).unwrap();
+        let mut paths = Vec::new();
+        for source in [&one, &two] {
+            for tokenizer in [&Tokenizer::bytes(), &frequency] {
+                for split in [Split::All, Split::Train(0.1), Split::Valid(0.1), Split::Valid(0.2)] {
+                    paths.push(cache_path(folder.path(), source, tokenizer, split).unwrap());
+                }
+            }
+        }
+        let name = paths[0].file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("a-") && name.ends_with(".tok") && name.len() == 2 + 16 + 4, "{name}");
+        assert_eq!(paths[0], cache_path(folder.path(), &one, &Tokenizer::bytes(), Split::All).unwrap());
+        paths.sort();
+        paths.dedup();
+        assert_eq!(paths.len(), 16);
+    }
+}

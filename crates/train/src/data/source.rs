@@ -1,0 +1,368 @@
+//! Where stories come from: a text file, a .jsonl file, either compressed (.zst), a folder of those, or the
+//! synthetic grammar (`synthetic:N`). File formats: `reader.rs`. Stories come in file order, files of a folder in
+//! the order of their paths, and mojibake is repaired on the way.
+
+use super::{DataError, mojibake, reader, synthetic};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Longest story, in bytes.
+const MAX_STORY: usize = 64 << 20;
+/// Stories of `synthetic` without a number.
+const SYNTHETIC_STORIES: u64 = 100_000;
+/// How much of each end of a file enters the fingerprint.
+const SAMPLE: u64 = 64 << 10;
+/// Part of every fingerprint; to be raised when the same files come to give other stories.
+const VERSION: &[u8] = b"flashlm stories 1";
+
+/// A source of stories, checked to exist.
+#[derive(Clone, Debug)]
+pub struct Source {
+    name: String,
+    kind: Kind,
+    limit: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Synthetic { stories: u64, seed: u64 },
+    Files { root: PathBuf, files: Vec<FileEntry> },
+}
+
+#[derive(Clone, Debug)]
+struct FileEntry {
+    path: PathBuf,
+    size: u64,
+}
+
+/// What a source gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceReport {
+    /// Stories given.
+    pub stories: u64,
+    /// UTF-8 bytes of those stories, after repair.
+    pub bytes: u64,
+    /// Mojibake sequences repaired in them.
+    pub repaired: u64,
+}
+
+impl Source {
+    /// `synthetic`, `synthetic:N` (N stories), or the path of a file or folder. A file whose name is of the first
+    /// form can be given as `./synthetic`.
+    pub fn parse(spec: &str) -> Result<Source, DataError> {
+        let bad = |reason: String| DataError::Spec { spec: spec.to_string(), reason };
+        if spec.is_empty() {
+            return Err(bad("empty".to_string()));
+        }
+        let stories = match spec.strip_prefix("synthetic") {
+            Some("") => Some(SYNTHETIC_STORIES),
+            Some(rest) => match rest.strip_prefix(':') {
+                Some(n) => match n.parse() {
+                    Ok(n) if n > 0 => Some(n),
+                    _ => return Err(bad(format!("`{n}` is not a number of stories"))),
+                },
+                None => None,
+            },
+            None => None,
+        };
+        let (name, kind) = match stories {
+            Some(stories) => (format!("synthetic-{stories}"), Kind::Synthetic { stories, seed: 0 }),
+            None => (name_of(Path::new(spec)), files_of(Path::new(spec))?),
+        };
+        Ok(Source { name, kind, limit: MAX_STORY })
+    }
+
+    /// The same source with another seed of the synthetic grammar (0 by default); files have none.
+    pub fn with_seed(mut self, new: u64) -> Source {
+        if let Kind::Synthetic { seed, .. } = &mut self.kind {
+            *seed = new;
+        }
+        self
+    }
+
+    /// A short name fit for a file name: `train` for `data/train.jsonl.zst`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A cheap fingerprint of the content, whatever folder it lies in: for each file its name (relative to the
+    /// folder given), size, modification time and first and last 64 KB. A change in the middle of a larger file
+    /// that keeps its size and its time is not seen. For synthetic stories: their number, the seed, and the text
+    /// of the first 64 as the version of the generator.
+    pub fn fingerprint(&self) -> Result<u64, DataError> {
+        let mut hash = Xxh3::new();
+        hash.update(VERSION);
+        match &self.kind {
+            Kind::Synthetic { stories, seed } => {
+                hash.update(&stories.to_le_bytes());
+                hash.update(&seed.to_le_bytes());
+                for i in 0..64.min(*stories) {
+                    hash.update(synthetic::story(*seed, i).as_bytes());
+                }
+            }
+            Kind::Files { root, files } => {
+                for FileEntry { path, .. } in files {
+                    let relative = path.strip_prefix(root).unwrap_or(path);
+                    for part in relative.iter() {
+                        hash.update(part.to_string_lossy().as_bytes());
+                        hash.update(b"/");
+                    }
+                    hash_file(path, &mut hash).map_err(|e| DataError::io("read", path, e))?;
+                }
+            }
+        }
+        Ok(hash.digest())
+    }
+
+    /// Calls `f` with each story until it breaks.
+    pub fn stories(&self, f: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
+        self.stories_at(&mut |story, _| f(story))
+    }
+
+    /// As [`Source::stories`], with the share of the source that has been read so far, 0..=1, as second argument.
+    pub fn stories_at(&self, f: &mut dyn FnMut(&str, f64) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
+        let mut report = SourceReport::default();
+        match &self.kind {
+            Kind::Synthetic { stories, seed } => {
+                for i in 0..*stories {
+                    let story = synthetic::story(*seed, i);
+                    report.stories += 1;
+                    report.bytes += story.len() as u64;
+                    if f(&story, (i + 1) as f64 / *stories as f64).is_break() {
+                        break;
+                    }
+                }
+            }
+            Kind::Files { files, .. } => {
+                let total = files.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
+                let mut before = 0;
+                for FileEntry { path, size } in files {
+                    let flow = reader::read_file(path, self.limit, &mut |story, read| {
+                        let (story, repaired) = mojibake::repair(story);
+                        report.stories += 1;
+                        report.bytes += story.len() as u64;
+                        report.repaired += repaired;
+                        f(&story, ((before + read) as f64 / total).min(1.0))
+                    })?;
+                    if flow.is_break() {
+                        break;
+                    }
+                    before += size;
+                }
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// The stem of a file without `.zst` and one more ending, or the name of a folder; odd characters become `_`.
+fn name_of(path: &Path) -> String {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_suffix(".zst").unwrap_or(&name);
+    let name = [".txt", ".jsonl"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let name: String = name.chars().take(64).map(safe).collect();
+    if name.is_empty() { "data".to_string() } else { name }
+}
+
+fn files_of(path: &Path) -> Result<Kind, DataError> {
+    let meta = fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
+    if !meta.is_dir() {
+        let root = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        return Ok(Kind::Files { root, files: vec![entry(path.to_path_buf())?] });
+    }
+    let mut files = Vec::new();
+    let mut folders = vec![path.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        let failed = |e| DataError::io("list", &folder, e);
+        for item in fs::read_dir(&folder).map_err(failed)? {
+            let item = item.map_err(failed)?;
+            let name = item.file_name().to_string_lossy().to_lowercase();
+            // A link to a folder is not followed: it may lead back here.
+            if item.file_type().map_err(failed)?.is_dir() {
+                folders.push(item.path());
+            } else if [".txt", ".jsonl", ".zst"].iter().any(|end| name.ends_with(end)) && !item.path().is_dir() {
+                files.push(entry(item.path())?);
+            }
+        }
+    }
+    if files.is_empty() {
+        return Err(DataError::EmptyFolder { path: path.to_path_buf() });
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(Kind::Files { root: path.to_path_buf(), files })
+}
+
+fn entry(path: PathBuf) -> Result<FileEntry, DataError> {
+    let meta = fs::metadata(&path).map_err(|e| DataError::io("open", &path, e))?;
+    if !meta.is_file() {
+        // Data is read more than once, which a pipe does not allow.
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(DataError::io("read", &path, cause));
+    }
+    match meta.len() {
+        0 => Err(DataError::EmptyFile { path }),
+        size => Ok(FileEntry { path, size }),
+    }
+}
+
+/// Size, modification time in nanoseconds, and both ends (the whole file if they meet).
+fn hash_file(path: &Path, hash: &mut Xxh3) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let meta = file.metadata()?;
+    let time = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    hash.update(&meta.len().to_le_bytes());
+    hash.update(&time.as_nanos().to_le_bytes());
+    let mut bytes = Vec::new();
+    if meta.len() <= 2 * SAMPLE {
+        (&file).take(2 * SAMPLE).read_to_end(&mut bytes)?;
+    } else {
+        (&file).take(SAMPLE).read_to_end(&mut bytes)?;
+        file.seek(SeekFrom::End(-(SAMPLE as i64)))?;
+        (&file).take(SAMPLE).read_to_end(&mut bytes)?;
+    }
+    hash.update(&bytes);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::Folder;
+    use std::time::{Duration, SystemTime};
+
+    fn source(path: &Path) -> Result<Source, DataError> {
+        Source::parse(path.to_str().unwrap())
+    }
+
+    fn collect(source: &Source) -> (Vec<String>, SourceReport) {
+        let mut stories = Vec::new();
+        let mut done = 0.0;
+        let report = source
+            .stories_at(&mut |story, fraction| {
+                stories.push(story.to_string());
+                assert!((done..=1.0).contains(&fraction), "{done} {fraction}");
+                done = fraction;
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(done, 1.0);
+        (stories, report)
+    }
+
+    #[test]
+    fn a_folder_gives_its_files_in_order() {
+        let folder = Folder::new();
+        let text = |stories: &[&str]| stories.join("\n<|endoftext|>\n");
+        let plain = folder.file("plain.txt", text(&["a", "b", "c", "d", "e", "f"]));
+        folder.file("set/b/2.zst", zstd::encode_all(text(&["d", "e"]).as_bytes(), 0).unwrap());
+        folder.file("set/a.jsonl", "{\"text\":\"a\"}\n{\"text\":\"b\"}\n");
+        folder.file("set/b/1.TXT", "c");
+        folder.file("set/c/deep/er/x.txt", "f\n");
+        folder.file("set/b/3.md", "not data");
+        let (stories, report) = collect(&source(&folder.path().join("set")).unwrap());
+        assert_eq!((stories, report), collect(&source(&plain).unwrap()));
+        assert_eq!(report, SourceReport { stories: 6, bytes: 6, repaired: 0 });
+    }
+
+    #[test]
+    fn counts_of_real_files() {
+        let Some(shared) = crate::data::testing::shared() else { return };
+        // Stories and bytes as counted by a few lines of Python.
+        for (file, stories, bytes) in [
+            ("tinystories/train.txt", 14_325, 11_742_600),
+            ("tinystories/valid.txt", 500, 402_270),
+            ("books/classic_books_valid.txt", 4, 531_837),
+        ] {
+            let report = source(&shared.join("data").join(file)).unwrap().stories(&mut |_| ControlFlow::Continue(()));
+            assert_eq!(report.unwrap(), SourceReport { stories, bytes, repaired: 0 }, "{file}");
+        }
+    }
+
+    #[test]
+    fn mojibake_is_repaired_and_counted() {
+        let folder = Folder::new();
+        let path = folder.file("a.txt", "Itâ€™s a cafÃ©.\n<|endoftext|>\nnaïve café, señor");
+        let (stories, report) = collect(&source(&path).unwrap());
+        assert_eq!(stories, ["It’s a café.", "naïve café, señor"]);
+        assert_eq!(report, SourceReport { stories: 2, bytes: 15 + 20, repaired: 2 });
+    }
+
+    #[test]
+    fn synthetic_stories_are_those_of_the_grammar() {
+        let (stories, report) = collect(&Source::parse("synthetic:20").unwrap().with_seed(5));
+        let expected: Vec<String> = (0..20).map(|i| synthetic::story(5, i)).collect();
+        assert_eq!(stories, expected);
+        assert_eq!(report.bytes, expected.concat().len() as u64);
+        let fingerprint = |spec: &str, seed| Source::parse(spec).unwrap().with_seed(seed).fingerprint().unwrap();
+        assert_eq!(fingerprint("synthetic", 1), fingerprint("synthetic:100000", 1));
+        assert_ne!(fingerprint("synthetic:20", 1), fingerprint("synthetic:20", 2));
+        assert_ne!(fingerprint("synthetic:2000", 1), fingerprint("synthetic:2001", 1));
+    }
+
+    #[test]
+    fn bad_specifications_say_why() {
+        let folder = Folder::new();
+        folder.file("stories/train.txt", "x");
+        folder.file("none/readme.md", "x");
+        let empty = folder.file("empty/zero.txt", "");
+        let error = |path: &Path| source(path).unwrap_err().to_string();
+        assert!(error(&folder.path().join("stories/trian.txt")).contains("did you mean"));
+        assert!(error(&empty).contains("empty"));
+        assert!(error(&folder.path().join("empty")).contains("zero.txt"));
+        assert!(error(&folder.path().join("none")).contains("no .txt, .jsonl or .zst"));
+        for spec in ["", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
+            assert!(matches!(Source::parse(spec), Err(DataError::Spec { .. })), "{spec}");
+        }
+        assert!(matches!(Source::parse("synthetic_but_a_file"), Err(DataError::Missing { .. })));
+    }
+
+    #[test]
+    fn names_are_short_and_safe() {
+        let folder = Folder::new();
+        for (file, name) in
+            [("train.jsonl.zst", "train"), ("v1.2.txt", "v1.2"), ("my data/ä b.txt", "__b"), ("my data/notes", "notes")]
+        {
+            assert_eq!(source(&folder.file(file, "x")).unwrap().name(), name);
+        }
+        assert_eq!(source(&folder.path().join("my data")).unwrap().name(), "my_data");
+        assert_eq!(Source::parse("synthetic").unwrap().name(), "synthetic-100000");
+    }
+
+    #[test]
+    fn fingerprints_follow_the_content_and_not_the_place() {
+        let folder = Folder::new();
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let at = |name: &str, bytes: &[u8], time: SystemTime| {
+            let path = folder.file(name, bytes);
+            File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+            (source(&path).unwrap().fingerprint().unwrap(), path)
+        };
+        for size in [1000, 300_000] {
+            let bytes = vec![b'x'; size];
+            let (base, path) = at("one/a.txt", &bytes, time);
+            assert_eq!(at("two/a.txt", &bytes, time).0, base, "another folder");
+            assert_ne!(at("two/b.txt", &bytes, time).0, base, "another name");
+            assert_ne!(at("two/a.txt", &bytes[1..], time).0, base, "another size");
+            assert_ne!(at("two/a.txt", &bytes, time + Duration::from_millis(1)).0, base, "another time");
+            for place in [0, size - 1] {
+                let mut other = bytes.clone();
+                other[place] = b'y';
+                assert_ne!(at("two/a.txt", &other, time).0, base, "another byte {place}");
+            }
+            // As a folder: the same for a copy of it, another one with a further file.
+            let whole = |name: &str| source(&folder.path().join(name)).unwrap().fingerprint().unwrap();
+            at("three/a.txt", &bytes, time);
+            assert_eq!(whole("three"), whole("one"));
+            at("three/sub/b.txt", &bytes, time);
+            assert_ne!(whole("three"), whole("one"));
+            fs::remove_file(folder.path().join("three/sub/b.txt")).unwrap();
+            fs::remove_file(path).unwrap();
+        }
+    }
+}
