@@ -1,1 +1,16 @@
-//! x
+//! Training of FlashLM models: data, optimizers, schedules, the trainer, checkpoints, evaluation and logs.
+#![forbid(unsafe_code)]
+
+pub mod atomic;
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+pub mod eval;
+pub mod generate;
+pub mod load;
+pub mod log;
+pub mod optim;
+pub mod progress;
+pub mod schedule;
+pub mod stepper;
+pub mod trainer;

@@ -330,12 +330,12 @@ impl Bpe {
             id.map(|&id| id as u16)
         };
         let mut byte_ids = Box::new([0; 256]);
-        for (b, place) in (0..).zip(byte_ids.iter_mut()) {
+        for b in 0..=255u8 {
             let Some(id) = id_of(char_of(b).encode_utf8(&mut [0; 4])) else {
-                let what = format!("byte {b} has no token; expected all 256, so that any text can be encoded");
-                return Err(invalid(what));
+                let what = "has no token; expected all 256, so that any text can be encoded";
+                return Err(invalid(format!("byte {b} {what}")));
             };
-            *place = id;
+            byte_ids[usize::from(b)] = id;
         }
         let mut merges = Vec::with_capacity(model.merges.len());
         let mut ranks = HashMap::with_capacity(model.merges.len());
@@ -356,7 +356,7 @@ impl Bpe {
         }
         let mut new = Self { eos, tokens, byte_ids, merges, ranks, pieces: HashMap::new(), specials };
         let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
-        for (id, token) in (0..).zip(&new.tokens) {
+        for (token, id) in new.tokens.iter().zip(0..) {
             ids.clear();
             new.merge(token, &mut scratch, &mut ids);
             if ids == [id] {
@@ -370,7 +370,7 @@ impl Bpe {
     pub(super) fn to_json(&self) -> Vec<u8> {
         // A JSON string; writing one into memory cannot fail.
         let quoted = |s: &str| serde_json::to_string(s).unwrap_or_default();
-        let names = (0..).zip(&self.tokens).map(|(id, bytes)| match self.specials.get(&id) {
+        let names = self.tokens.iter().zip(0..).map(|(bytes, id)| match self.specials.get(&id) {
             Some(content) => quoted(content),
             None => quoted(&bytes.iter().map(|&b| char_of(b)).collect::<String>()),
         });
@@ -607,6 +607,23 @@ mod tests {
         }
     }
 
+    /// Words of three letters only: merges overlap, and go stale, all the time.
+    #[test]
+    fn overlapping_merges_as_in_the_crate() {
+        let mut r = Random(13);
+        let mut words = |n: usize| -> String {
+            let mut word = |_| " ".to_owned() + &"abcbaacab"[r.below(4)..][..1 + r.below(5)];
+            (0..n).map(|i| word(i).repeat(1 + i % 2) + word(i).trim()).collect()
+        };
+        let trained = words(300);
+        let ours = Tokenizer::train_bpe([trained.as_str()].into_iter(), 500).unwrap();
+        let other = in_the_crate(&ours);
+        for _ in 0..500 {
+            let text = words(8).replace(' ', "") + &words(8);
+            assert_encodes_alike(&ours, &other, &text);
+        }
+    }
+
     #[test]
     fn endoftext_in_a_text_is_plain_and_the_special_id_is_dropped() {
         let t = small();
@@ -629,6 +646,26 @@ mod tests {
         }
         let none = Tokenizer::train_bpe([].into_iter(), 1000).unwrap();
         assert_eq!(none.vocab_size(), 257);
+    }
+
+    /// 256 bytes, EOS and 65278 two-byte tokens fill all 65535 ids; one more token is one too many.
+    #[test]
+    fn the_largest_vocabulary() {
+        let mut v: serde_json::Value = serde_json::from_slice(&small().to_json()).unwrap();
+        let pairs = (0..=255u8).flat_map(|l| (0..=255u8).map(move |r| [l, r].map(char_of)));
+        let pairs: Vec<_> = pairs.take(65_535 - 257).collect();
+        let names = pairs.iter().map(|[l, r]| format!("{l}{r}"));
+        let bytes = (0..=255).map(|b| char_of(b).to_string());
+        let all = [EOS.to_owned()].into_iter().chain(bytes).chain(names);
+        v["model"]["vocab"] = all.zip(0..).map(|(t, id): (_, u32)| (t, serde_json::Value::from(id))).collect();
+        v["model"]["merges"] = pairs.iter().map(|p| p.map(String::from)).collect();
+        let t = Tokenizer::from_json(v.to_string().as_bytes()).unwrap();
+        assert_eq!(t.vocab_size(), 65_535);
+        assert_eq!(encode(&t, "ab"), [257 + 256 * 0x61 + 0x62]);
+        assert!(Tokenizer::from_json(&t.to_json()).unwrap().to_json() == t.to_json());
+        v["model"]["vocab"]["abc"] = 65_535.into();
+        let e = Tokenizer::from_json(v.to_string().as_bytes()).unwrap_err();
+        assert!(e.to_string().contains("more than 65535"), "{e}");
     }
 
     /// The older spelling of merges, a special outside the vocabulary, GPT-2's post-processor.

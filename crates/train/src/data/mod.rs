@@ -10,9 +10,11 @@ mod reader;
 pub mod source;
 pub mod split;
 pub mod synthetic;
+pub mod vocab;
 pub mod window;
 
 use crate::atomic::AtomicError;
+use flashlm_model::tok::TokError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -127,6 +129,15 @@ pub enum DataError {
         /// Sequence length asked for.
         seq_len: usize,
     },
+    /// A name that is none of a tokenizer.
+    #[error("tokenizer `{found}`: expected frequency, bpe, bytes, or the path of a tokenizer file")]
+    TokenizerChoice {
+        /// The name as given.
+        found: String,
+    },
+    /// The tokenizer could not be read or trained.
+    #[error(transparent)]
+    Tokenizer(#[from] TokError),
     /// The cache file could not be written.
     #[error(transparent)]
     Write(#[from] AtomicError),

@@ -1,0 +1,238 @@
+//! `flashlm bench kernels`: time of each op on each instruction set, at the sizes of a training pass of v4-small.
+//!
+//! Before an op is timed its result on the same operands is compared with that of the op in f64 on one scalar lane: the RMS
+//! of the difference must be at most [`BOUND`] times the RMS of the reference, for every output. No check, no figure.
+//! GB/s counts each operand once, read or written; GFLOP/s counts `2 m n k`.
+
+mod ops;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use flashlm_kernels::{Elem, Exec, Isa};
+use serde_json::json;
+
+use self::ops::{OPS, Op, Work, make};
+use super::{median, windows};
+use crate::common::{out, say, threads};
+
+/// Largest RMS ratio of f32 to the f64 reference.
+const BOUND: f64 = 1e-5;
+/// Windows of the median.
+const WINDOWS: usize = 5;
+
+/// Times each kernel on each instruction set, after comparing its result with the scalar reference.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only this instruction set [default: FLASHLM_ISA, or all that the machine has]
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// Time for each kernel on each instruction set
+    #[arg(long, default_value = "0.25", value_parser = super::seconds)]
+    seconds: f64,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let threads = threads(None)?;
+    let isas: Vec<Exec> = isas(args.isa.as_deref())?.into_iter().map(|isa| Exec::new(isa, threads)).collect();
+    let scalar = Exec::new(Isa::Scalar, threads);
+    if !args.json {
+        out!("{:<18} {:<17} {:<7} {:>11}  {:>14}  {:>7}", "op", "size", "isa", "us/call", "rate", "error");
+    }
+    let mut rows = Vec::new();
+    for &op in OPS {
+        let reference = Reference::new(op, &scalar);
+        for cx in &isas {
+            let row = reference.compare(make::<f32>(op, cx), cx, args.seconds);
+            if !args.json {
+                out!("{}", row.line());
+            }
+            rows.push(row);
+        }
+    }
+    let failed = rows.iter().filter(|row| row.seconds.is_none()).count();
+    if args.json {
+        let all: Vec<_> = rows.iter().map(Row::json).collect();
+        out!("{}", json!({ "threads": threads, "bound": BOUND, "failed": failed, "rows": all }));
+    }
+    if failed > 0 {
+        say!("{failed} of {} results differ from the scalar reference by more than {BOUND:e}", rows.len());
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The one named, or the one of `FLASHLM_ISA`, or all, the best first.
+fn isas(name: Option<&str>) -> anyhow::Result<Vec<Isa>> {
+    let all = Isa::available();
+    match name {
+        Some(name) => {
+            let found = all.iter().copied().find(|isa| isa.name() == name);
+            let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
+            Ok(vec![found.with_context(|| format!("--isa {name}: this machine has {}", names.join(", ")))?])
+        }
+        None if std::env::var_os("FLASHLM_ISA").is_some_and(|name| !name.is_empty()) => {
+            Ok(vec![Isa::detect().map_err(anyhow::Error::msg)?])
+        }
+        None => Ok(all),
+    }
+}
+
+/// An op with its operands in place.
+trait Case<E> {
+    /// Runs it once.
+    fn call(&mut self, cx: &Exec);
+    /// What it has written.
+    fn outputs(&self) -> Vec<&[E]>;
+}
+
+/// A case and how to speak of it.
+struct Subject<E> {
+    name: &'static str,
+    size: String,
+    work: Work,
+    case: Box<dyn Case<E>>,
+}
+
+/// The right outputs of one op.
+struct Reference {
+    outputs: Vec<Vec<f64>>,
+}
+
+impl Reference {
+    fn new(op: Op, scalar: &Exec) -> Self {
+        let mut case = make::<f64>(op, scalar).case;
+        case.call(scalar);
+        Reference { outputs: case.outputs().into_iter().map(<[f64]>::to_vec).collect() }
+    }
+
+    /// Checks one call, then times more.
+    fn compare(&self, mut subject: Subject<f32>, cx: &Exec, seconds: f64) -> Row {
+        let start = Instant::now();
+        subject.case.call(cx);
+        let first = start.elapsed().as_secs_f64();
+        let error = self.error(&subject.case.outputs());
+        let Subject { name, size, work, mut case } = subject;
+        // Where a window holds few calls they are long, and fewer windows do.
+        let count = if first * WINDOWS as f64 > seconds { 3 } else { WINDOWS };
+        // A NaN is no pass.
+        let ok = error <= BOUND;
+        let seconds = ok.then(|| median(&windows(seconds, count, || case.call(cx))));
+        Row { name, size, isa: cx.isa().name(), work, error, seconds }
+    }
+
+    /// The largest RMS ratio of any output.
+    fn error(&self, outputs: &[&[f32]]) -> f64 {
+        let matches = outputs.len() == self.outputs.len();
+        let ratios = outputs.iter().zip(&self.outputs).map(|(got, want)| rms_ratio(got, want));
+        // A NaN stays, which `f64::max` would drop.
+        ratios.fold(if matches { 0.0 } else { f64::NAN }, |a, b| if a.is_nan() || a >= b { a } else { b })
+    }
+}
+
+/// RMS of the difference over RMS of what is wanted; NaN where the lengths differ.
+fn rms_ratio<E: Elem>(got: &[E], want: &[f64]) -> f64 {
+    if got.len() != want.len() {
+        return f64::NAN;
+    }
+    let difference: f64 = got.iter().zip(want).map(|(g, w)| (g.to_f64() - w).powi(2)).sum();
+    let norm: f64 = want.iter().map(|w| w * w).sum();
+    if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
+}
+
+/// One line of the table; without a time if the check failed.
+struct Row {
+    name: &'static str,
+    size: String,
+    isa: &'static str,
+    work: Work,
+    error: f64,
+    seconds: Option<f64>,
+}
+
+impl Row {
+    fn line(&self) -> String {
+        let Row { name, size, isa, error, .. } = self;
+        let figures = match self.seconds {
+            Some(seconds) => {
+                let (rate, unit) = self.work.rate(seconds);
+                format!("{:>11.1}  {rate:>7.1} {unit:<7} ", 1e6 * seconds)
+            }
+            None => format!("{:>11}  {:>7} {:<7} ", "FAILED", "", ""),
+        };
+        format!("{name:<18} {size:<17} {isa:<7} {figures} {error:>7.0e}")
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let rate = self.seconds.map(|seconds| self.work.rate(seconds).0);
+        json!({
+            "op": self.name, "size": self.size, "isa": self.isa, "ok": self.seconds.is_some(), "error": self.error,
+            "us": self.seconds.map(|s| 1e6 * s), "rate": rate, "unit": self.work.rate(1.0).1,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ops::prepared;
+    use super::*;
+
+    fn subject(values: [f32; 3]) -> Subject<f32> {
+        let case = prepared([vec![0.0; 3]], move |_, [y]: [&mut [f32]; 1]| y.copy_from_slice(&values));
+        Subject { name: "test", size: "3".into(), work: Work::Bytes(12.0), case }
+    }
+
+    #[test]
+    fn a_wrong_result_has_no_figure() {
+        let cx = Exec::new(Isa::Scalar, 1);
+        let reference = Reference { outputs: vec![vec![1.0, 2.0, 2.0]] };
+        let row = |values| reference.compare(subject(values), &cx, 0.001);
+        let good = row([1.0, 2.0, 2.0 + 1e-6]);
+        assert!(good.seconds.is_some() && good.line().contains("GB/s"), "{}", good.line());
+        for bad in [[1.0, 2.0, 2.001], [f32::NAN, 2.0, 2.0], [f32::INFINITY, 2.0, 2.0]] {
+            let row = row(bad);
+            assert!(row.seconds.is_none() && row.line().contains("FAILED"), "{}", row.line());
+            assert_eq!(row.json()["us"], serde_json::Value::Null);
+        }
+    }
+
+    #[test]
+    fn every_output_counts() {
+        let reference = Reference { outputs: vec![vec![3.0, 4.0], vec![1.0]] };
+        // 0.5 / 5 and 0.25 / 1.
+        assert_eq!(reference.error(&[&[3.0, 4.5], &[1.0]]), 0.1);
+        assert_eq!(reference.error(&[&[3.0, 4.5], &[1.25]]), 0.25);
+        assert_eq!(reference.error(&[&[3.0, 4.0], &[1.25]]), 0.25);
+        for bad in [&[&[f32::NAN, 4.0][..], &[1.25]], &[&[3.0, 4.0], &[f32::NAN]], &[&[3.0], &[1.0]]] {
+            assert!(reference.error(bad).is_nan());
+        }
+        assert!(reference.error(&[&[3.0, 4.0]]).is_nan());
+    }
+
+    /// Every op on every instruction set of the machine, as the command itself checks them.
+    #[test]
+    fn all_ops_agree() {
+        let scalar = Exec::new(Isa::Scalar, 2);
+        for &op in OPS {
+            let reference = Reference::new(op, &scalar);
+            for isa in isas(None).unwrap() {
+                let cx = Exec::new(isa, 2);
+                let mut subject = make::<f32>(op, &cx);
+                subject.case.call(&cx);
+                let error = reference.error(&subject.case.outputs());
+                assert!(error <= BOUND, "{} {} on {}: {error:e}", subject.name, subject.size, isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_isa_is_answered_with_the_known() {
+        let error = isas(Some("mmx")).unwrap_err().to_string();
+        assert!(error.contains("mmx") && error.contains("scalar"), "{error}");
+        assert_eq!(isas(Some("scalar")).unwrap(), [Isa::Scalar]);
+    }
+}

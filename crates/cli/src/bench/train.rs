@@ -1,0 +1,171 @@
+//! `flashlm bench train`: tokens per second of whole training steps on random tokens.
+//!
+//! A step is the trainer's own ([`Stepper`]): quantise and pack the weights, forward and backward in micro-batches, global
+//! norm, clip, AdamW. The figure is the median of three windows after one step of warm-up.
+//! `GFLOP/s` counts 6 operations a token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
+//! tied head; what is computed again in the backward pass is not counted twice.
+
+use std::process::ExitCode;
+
+use anyhow::ensure;
+use flashlm_kernels::cpu::peak_rss;
+use flashlm_kernels::{Exec, Token};
+use flashlm_model::ModelConfig;
+use flashlm_model::params::{Group, Layout};
+use flashlm_model::rng::Rng;
+use flashlm_train::config::{self, TrainSettings};
+use flashlm_train::stepper::{Stepper, Update};
+
+use super::{PEAK, median, peak, windows};
+use crate::common::{self, out, say};
+
+/// Windows of the median.
+const WINDOWS: usize = 3;
+/// Batches of random tokens, used in turn.
+const BATCHES: usize = 8;
+/// Sequences of a step where the preset leaves it to the hardware.
+const BATCH: usize = 32;
+/// Most tokens of a step.
+const MAX_TOKENS: usize = 1 << 22;
+
+/// Measures whole training steps on random tokens: tokens per second, memory, share of the machine's peak.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Preset whose model is trained
+    #[arg(long, default_value = "v4-small")]
+    preset: String,
+    /// Sequences of a step [default: the preset's, or 32]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: Option<u32>,
+    /// Tokens of a sequence [default: the preset's]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    seq: Option<u32>,
+    /// Time of all windows together
+    #[arg(long, default_value = "15", value_parser = super::seconds)]
+    seconds: f64,
+    /// Threads [default: FLASHLM_THREADS, or all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let settings = config::preset(&args.preset)?;
+    let model = ModelConfig { vocab_size: settings.tokenizer.vocab, ..settings.model.clone() };
+    let batch = match (args.batch, settings.train.batch) {
+        (Some(batch), _) => batch as usize,
+        (None, 0) => BATCH,
+        (None, batch) => batch,
+    };
+    let seq = args.seq.map_or(settings.train.seq_len, |seq| seq as usize);
+    let tokens = batch * seq;
+    ensure!(tokens <= MAX_TOKENS, "{batch} sequences of {seq} tokens: a step can have at most {MAX_TOKENS} tokens");
+    let cx = common::exec(args.threads)?;
+    let (isa, threads) = (cx.isa().name(), cx.pool().threads());
+    let mut steps = Steps::new(&model, settings.train, (batch, seq))?;
+    let parameters = steps.stepper.lm.layout().parameters();
+    say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {threads} threads", args.preset);
+
+    let before = peak(&cx);
+    steps.step(&cx)?;
+    let mut failure = None;
+    let times = windows(args.seconds, WINDOWS, || failure = failure.take().or(steps.step(&cx).err()));
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let peak_gflops = before.max(peak(&cx));
+
+    let seconds = median(&times);
+    let speeds: Vec<f64> = times.iter().map(|t| tokens as f64 / t).collect();
+    let tokens_per_second = tokens as f64 / seconds;
+    let gflops = tokens_per_second * flops_per_token(steps.stepper.lm.layout()) / 1e9;
+    let percent_of_peak = 100.0 * gflops / peak_gflops;
+    let peak_rss_mb = peak_rss() as f64 / f64::from(1 << 20);
+    if args.json {
+        let result = serde_json::json!({
+            "preset": args.preset, "batch": batch, "seq": seq, "threads": threads, "isa": isa,
+            "parameters": parameters, "tokens_per_second": tokens_per_second, "windows": speeds,
+            "ms_per_step": 1e3 * seconds, "peak_rss_mb": peak_rss_mb, "gflops": gflops,
+            "peak_gflops": peak_gflops, "percent_of_peak": percent_of_peak, "peak": PEAK,
+        });
+        out!("{result}");
+    } else {
+        let listed: Vec<String> = speeds.iter().map(|speed| format!("{speed:.0}")).collect();
+        out!("tokens/s   {tokens_per_second:>10.0}  median of {}", listed.join(" "));
+        out!("ms/step    {:>10.1}", 1e3 * seconds);
+        out!("GFLOP/s    {gflops:>10.1}  {percent_of_peak:.0} % of {peak_gflops:.0}, the {PEAK}");
+        out!("peak MB    {peak_rss_mb:>10.0}  resident");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Floating-point operations of one token's forward and backward pass in weights that multiply.
+fn flops_per_token(layout: &Layout) -> f64 {
+    let multiply = |group| matches!(group, Group::Matrix | Group::Embedding | Group::Conv);
+    let weights: usize = layout.specs().iter().filter(|s| multiply(s.group)).map(|s| s.range.len()).sum();
+    6.0 * weights as f64
+}
+
+/// A model in training, and the batches it is given.
+struct Steps {
+    stepper: Stepper,
+    settings: TrainSettings,
+    size: (usize, usize),
+    /// `[BATCHES, B, T + 1]`.
+    tokens: Vec<Token>,
+    step: u64,
+}
+
+impl Steps {
+    fn new(model: &ModelConfig, settings: TrainSettings, (batch, seq): (usize, usize)) -> anyhow::Result<Self> {
+        let stepper = Stepper::new(model, batch, seq, settings.seed)?;
+        let mut rng = Rng::new(settings.seed);
+        let random = |_| rng.below(model.vocab_size as u64) as Token;
+        let tokens = (0..BATCHES * batch * (seq + 1)).map(random).collect();
+        Ok(Steps { stepper, settings, size: (batch, seq), tokens, step: 0 })
+    }
+
+    /// One whole step.
+    fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
+        let (batch, seq) = self.size;
+        let first = self.step as usize % BATCHES * batch;
+        let window = |i: usize| &self.tokens[(first + i) * (seq + 1)..][..seq + 1];
+        self.step += 1;
+        let (t, lr) = (&self.settings, self.settings.lr);
+        let update = self.stepper.step(cx, self.size, window, t, lr, self.step);
+        ensure!(update.is_finite(), "step {} is not finite: {update:?}", self.step);
+        Ok(update)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flashlm_kernels::Isa;
+    use flashlm_model::Lm;
+
+    use super::*;
+
+    #[test]
+    fn v4_small_costs_what_its_shapes_say() {
+        let lm = Lm::<f32>::new(&ModelConfig::v4_small(), 1, false).unwrap();
+        let (d, f, v, n, k) = (192.0, 512.0, 10_000.0, 6.0, 8.0);
+        let block = 2.0 * d * d + d * d + d * k + 3.0 * d * f;
+        assert_eq!(flops_per_token(lm.layout()), 6.0 * (n * block + v * d));
+    }
+
+    /// What is timed is training: the loss of random tokens starts at ln V, and falls where they come again.
+    #[test]
+    fn the_steps_train() {
+        let cx = Exec::new(Isa::Scalar, 1);
+        let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
+        let settings = config::preset("v4-small").unwrap().train;
+        let mut steps = Steps::new(&model, settings, (3, 5)).unwrap();
+        let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        assert!((losses[0] - 31f64.ln()).abs() < 0.1, "{}", losses[0]);
+        let last = mean(&losses[24 * BATCHES..]);
+        assert!(last < 0.8 * 31f64.ln(), "{last}");
+    }
+}

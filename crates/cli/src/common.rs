@@ -1,0 +1,98 @@
+//! What commands share: output that survives a closed pipe, the executor, numbers of threads.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use flashlm_kernels::cpu::Machine;
+use flashlm_kernels::{Exec, Isa};
+
+/// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
+macro_rules! out {
+    ($($arg:tt)*) => { $crate::common::write_out(format_args!($($arg)*), true) };
+}
+
+/// Prints a line to stderr, the progress; a closed stderr is no reason to stop.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), $($arg)*);
+    }};
+}
+
+pub(crate) use {out, say};
+
+/// Writes to stdout at once; see `out!`.
+pub fn write_out(text: std::fmt::Arguments, newline: bool) {
+    let mut stdout = std::io::stdout().lock();
+    let written = stdout.write_fmt(text).and_then(|()| if newline { stdout.write_all(b"\n") } else { Ok(()) });
+    if let Err(error) = written.and_then(|()| stdout.flush()) {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        say!("error: cannot write to standard output: {error}");
+        std::process::exit(1);
+    }
+}
+
+/// The number of threads: the flag, else `FLASHLM_THREADS`, else the processors of this process.
+pub fn threads(flag: Option<usize>) -> anyhow::Result<usize> {
+    let threads = match (flag, std::env::var("FLASHLM_THREADS")) {
+        (Some(n), _) => n,
+        (None, Ok(text)) if !text.is_empty() => {
+            text.parse().with_context(|| format!("FLASHLM_THREADS={text} is not a number of threads"))?
+        }
+        _ => Machine::detect().cores,
+    };
+    if !(1..=1024).contains(&threads) {
+        bail!("{threads} threads: must be between 1 and 1024");
+    }
+    Ok(threads)
+}
+
+/// The executor for a command.
+pub fn exec(flag: Option<usize>) -> anyhow::Result<Exec> {
+    Ok(Exec::new(Isa::detect().map_err(anyhow::Error::msg)?, threads(flag)?))
+}
+
+/// One line of status on stderr, redrawn in place on a terminal, a line now and then elsewhere.
+pub struct Status {
+    terminal: bool,
+    shown: bool,
+    last: Option<std::time::Instant>,
+}
+
+impl Status {
+    /// Nothing shown yet.
+    pub fn new() -> Self {
+        Status { terminal: std::io::IsTerminal::is_terminal(&std::io::stderr()), shown: false, last: None }
+    }
+
+    /// Replaces the line. Where stderr is no terminal, at most one line in ten seconds is written.
+    pub fn show(&mut self, line: &str) {
+        let mut stderr = std::io::stderr().lock();
+        let recently = |seconds| self.last.is_some_and(|last| last.elapsed().as_secs_f64() < seconds);
+        if self.terminal && !recently(0.1) {
+            let _ = write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush());
+            self.shown = true;
+        } else if !self.terminal && !recently(10.0) {
+            let _ = writeln!(stderr, "{line}");
+        } else {
+            return;
+        }
+        self.last = Some(std::time::Instant::now());
+    }
+
+    /// Writes a line that stays.
+    pub fn note(&mut self, line: &str) {
+        self.clear();
+        say!("{line}");
+    }
+
+    /// Removes the line.
+    pub fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let mut stderr = std::io::stderr().lock();
+            let _ = write!(stderr, "\r\x1b[2K").and_then(|()| stderr.flush());
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! `flashlm data`: text made ready for training, and looked at on the way.
+
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use flashlm_model::tok::Tokenizer;
+use flashlm_train::atomic::write_file;
+use flashlm_train::config::Settings;
+use flashlm_train::data::cache::{Progress, Stale, TokenCache, default_dir};
+use flashlm_train::data::source::Source;
+use flashlm_train::data::split::Split;
+use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
+use flashlm_train::log::console::{bytes, count, duration, thousands};
+use serde_json::{Value, json};
+
+use crate::common::{say, threads};
+use crate::report::Report;
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    /// Trains or loads a tokenizer and writes tokenizer.json, train.tok and valid.tok
+    Prepare(Prepare),
+}
+
+#[derive(clap::Args)]
+struct Prepare {
+    /// A text, .jsonl or .zst file, a folder of those, or synthetic:N (N stories made on the spot)
+    #[arg(long, value_name = "SOURCE")]
+    data: String,
+    /// frequency (lossy, as FlashLM v4), bpe, bytes, or a tokenizer file
+    #[arg(long, value_name = "KIND", default_value_t = Settings::default().tokenizer.kind)]
+    tokenizer: String,
+    /// Tokens to aim for where a frequency or bpe tokenizer is trained
+    #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.vocab)]
+    vocab: usize,
+    /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each
+    #[arg(long, value_name = "SOURCE")]
+    valid: Option<String>,
+    /// Folder to write to; prepared/<name of the data> if not given
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Also write train.u16 and valid.u16: bare little-endian tokens, each story ended by EOS
+    #[arg(long)]
+    raw: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// Threads; all processors if not given
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Prepare(args) => prepare(args),
+    }
+}
+
+fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
+    let threads = threads(args.threads)?;
+    let choice: TokenizerChoice = args.tokenizer.parse()?;
+    let data = Source::parse(&args.data)?;
+    let share = Settings::default().data.holdout;
+    let (train, valid) = match &args.valid {
+        None => ((data.clone(), Split::Train(share)), (data, Split::Valid(share))),
+        Some(spec) => {
+            // Another seed, or synthetic validation would repeat the stories of synthetic training.
+            let valid = Source::parse(spec)?.with_seed(1);
+            if valid.fingerprint()? == data.fingerprint()? {
+                bail!("--valid {spec} is the training data itself; name other text, or leave it out to hold out a share");
+            }
+            ((data, Split::All), (valid, Split::All))
+        }
+    };
+    let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
+
+    let mut told = told("tokenizer");
+    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, &train.0, train.1, &mut told)?;
+    let file = dir.join("tokenizer.json");
+    write_file(&file, |w| w.write_all(&tokenizer.to_json()))?;
+    let mut report = Report::default();
+    report.add("folder", dir.display(), dir.display().to_string());
+    let (kind, size) = (tokenizer.kind(), tokenizer.vocab_size());
+    let lossy = if tokenizer.unk().is_some() { "lossy" } else { "lossless" };
+    report.add(
+        "tokenizer",
+        format!("{kind}, {} tokens, {lossy}", thousands(size as u64)),
+        json!({"kind": kind, "vocab_size": size, "eos": tokenizer.eos(), "hash": format!("{:016x}", tokenizer.hash())}),
+    );
+    let mut repaired = 0;
+    for (name, (source, split)) in [("train", &train), ("valid", &valid)] {
+        let cache = build(&dir, name, source, *split, &tokenizer, threads).with_context(|| match split {
+            Split::Valid(_) => "no text to validate on: the share held out is small; name some with --valid".to_string(),
+            _ => format!("{name}.tok was not written"),
+        })?;
+        if args.raw {
+            let path = dir.join(name).with_extension("u16");
+            write_file(&path, |w| cache.tokens().iter().try_for_each(|token| w.write_all(&token.to_le_bytes())))?;
+        }
+        let (text, value) = summary(&cache);
+        report.add(name, text, value);
+        // Of the whole source, whatever the side.
+        repaired = if *split == Split::All { repaired + cache.repaired() } else { cache.repaired() };
+    }
+    match args.valid {
+        Some(_) => report.add("held out", "nothing: --valid is a source of its own", Value::Null),
+        None => {
+            let text = format!("{} % of the stories, chosen by a hash of each story's text", share * 100.0);
+            report.add("held out", text, share);
+        }
+    }
+    let text = format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
+    report.add("mojibake", text, repaired);
+    report.print(args.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn build(
+    dir: &Path,
+    name: &'static str,
+    source: &Source,
+    split: Split,
+    tokenizer: &Tokenizer,
+    threads: usize,
+) -> anyhow::Result<TokenCache> {
+    let path = dir.join(name).with_extension("tok");
+    let mut told = told(name);
+    let (cache, stale) = TokenCache::open_or_build(&path, source, tokenizer, split, threads, &mut told)?;
+    match stale {
+        None => say!("{name}: {} serves as it is", path.display()),
+        Some(Stale::Missing) => {}
+        Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
+    }
+    Ok(cache)
+}
+
+/// Stories, tokens and bytes of one side, in words and as JSON.
+fn summary(cache: &TokenCache) -> (String, Value) {
+    let (stories, tokens, text) = (cache.stories() as u64, cache.tokens().len() as u64, cache.bytes());
+    let per_token = text as f64 / tokens as f64;
+    // EOS is never unknown, so it says nothing about coverage.
+    let coverage = 1.0 - cache.unk() as f64 / (tokens - stories).max(1) as f64;
+    let words = format!(
+        "{} stories, {} tokens (EOS included), {}, {per_token:.3} bytes a token, {} UNK (coverage {:.3} %)",
+        thousands(stories),
+        thousands(tokens),
+        bytes(text),
+        thousands(cache.unk()),
+        coverage * 100.0
+    );
+    let value = json!({
+        "stories": stories,
+        "tokens": tokens,
+        "bytes": text,
+        "bytes_per_token": per_token,
+        "unk": cache.unk(),
+        "coverage": coverage,
+    });
+    (words, value)
+}
+
+/// Says on stderr how far it is, every two seconds.
+fn told(name: &'static str) -> impl FnMut(&Progress) -> ControlFlow<()> {
+    const EVERY: Duration = Duration::from_secs(2);
+    let mut last = Instant::now();
+    move |p| {
+        if last.elapsed() >= EVERY {
+            last = Instant::now();
+            let left = p.seconds * (1.0 / p.fraction - 1.0);
+            say!(
+                "{name}: {:.0} %  {} stories  {}  {}/s  eta {}",
+                p.fraction * 100.0,
+                count(p.stories),
+                bytes(p.bytes),
+                bytes(p.bytes_per_second() as u64),
+                duration(left)
+            );
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,116 @@
+//! `flashlm plot`: the curves of one or more runs as one SVG file.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use flashlm_train::atomic::write_file;
+use flashlm_train::log::svg::{Axis, Options, Series, Stage, draw};
+use flashlm_train::log::{Row, jsonl};
+
+use crate::common::{out, say};
+use crate::info::{METRICS, run_json};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run folders, or files like their metrics.jsonl
+    #[arg(required = true, value_name = "RUN")]
+    runs: Vec<PathBuf>,
+    /// The file to write
+    #[arg(short, long, default_value = "curve.svg")]
+    output: PathBuf,
+    /// What the horizontal axis shows
+    #[arg(long, value_enum, default_value_t = By::Tokens)]
+    axis: By,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum By {
+    /// Tokens trained on
+    Tokens,
+    /// Time of training
+    Time,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let runs: Vec<Run> = args.runs.iter().map(|path| Run::read(path)).collect::<anyhow::Result<_>>()?;
+    let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();
+    let same = bounds.iter().all(|bound| *bound == bounds[0]);
+    if !same {
+        say!("note: the runs do not share one entropy bound, so none is drawn");
+    }
+    let title = match &runs[..] {
+        [run] => run.title.clone(),
+        runs => format!("{} runs", runs.len()),
+    };
+    let axis = match args.axis {
+        By::Tokens => Axis::Tokens,
+        By::Time => Axis::Elapsed,
+    };
+    let options = Options { title, axis, entropy_bound: bounds[0].filter(|_| same) };
+    let series: Vec<Series> = runs.into_iter().map(|run| run.series).collect();
+    let picture = draw(&series, &options);
+    write_file(&args.output, |w| w.write_all(picture.as_bytes()))?;
+    out!("{}", args.output.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Run {
+    title: String,
+    series: Series,
+    entropy_bound: Option<f64>,
+}
+
+impl Run {
+    fn read(path: &Path) -> anyhow::Result<Run> {
+        let file = if path.is_dir() { path.join(METRICS) } else { path.to_path_buf() };
+        if !file.exists() {
+            bail!("{}: there is no {METRICS}; name a run folder or a file like that", path.display());
+        }
+        let rows = jsonl::read(&file)?;
+        if rows.is_empty() {
+            bail!("{}: there is nothing to draw yet", file.display());
+        }
+        // A link or `.` has no name of its own.
+        let whole = file.canonicalize().with_context(|| format!("{}: cannot be read", file.display()))?;
+        let folder = whole.parent().unwrap_or(&whole);
+        let own = if path.is_dir() || path.ends_with(METRICS) { folder.file_name() } else { whole.file_stem() };
+        let name = own.unwrap_or_default().to_string_lossy().into_owned();
+        let about = run_json(folder)?;
+        let title = about["name"].as_str().map_or(name.clone(), |run| format!("{run} ({name})"));
+        let stages = stages(&rows);
+        Ok(Run { title, series: Series { name, rows, stages }, entropy_bound: about["entropy_bound"].as_f64() })
+    }
+}
+
+/// A mark at each change of the sequence length.
+fn stages(rows: &[Row]) -> Vec<Stage> {
+    let lengths = rows.iter().filter_map(|row| match row {
+        Row::Train(row) => Some((row.step, row.seq_len)),
+        _ => None,
+    });
+    let lengths: Vec<(u64, usize)> = lengths.collect();
+    let changes = lengths.windows(2).filter(|pair| pair[0].1 != pair[1].1);
+    changes.map(|pair| Stage { step: pair[1].0, label: format!("T {}", pair[1].1) }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_begins_where_the_length_changes() {
+        let line = |step: u64, seq_len: usize| {
+            let text = format!(
+                "{{\"kind\":\"train\",\"step\":{step},\"loss\":1,\"lr\":1,\"grad_norm\":1,\"tokens\":1,\
+                 \"tokens_per_second\":1,\"elapsed\":1,\"epoch\":1,\"seq_len\":{seq_len}}}"
+            );
+            serde_json::from_str::<Row>(&text).unwrap()
+        };
+        let rows = [line(10, 128), line(20, 128), line(30, 256), line(40, 256), line(50, 512)];
+        let mark = |step, label: &str| Stage { step, label: label.into() };
+        assert_eq!(stages(&rows), [mark(30, "T 256"), mark(50, "T 512")]);
+        assert!(stages(&rows[..2]).is_empty());
+    }
+}

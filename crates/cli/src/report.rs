@@ -1,0 +1,36 @@
+//! What a command found out: rows of a key, a text for people and a value for programs.
+
+use std::fmt::Display;
+
+use serde_json::{Map, Value};
+
+use crate::common::out;
+
+/// Rows in the order in which they are shown.
+#[derive(Default)]
+pub struct Report {
+    rows: Vec<(String, String, Value)>,
+}
+
+impl Report {
+    /// Appends a row; words of the key are joined by `_` in JSON.
+    pub fn add(&mut self, key: &str, text: impl Display, value: impl Into<Value>) {
+        self.rows.push((key.to_string(), text.to_string(), value.into()));
+    }
+
+    /// Prints the report: aligned lines, or one JSON object.
+    pub fn print(self, json: bool) {
+        if json {
+            let object: Map<String, Value> =
+                self.rows.into_iter().map(|(key, _, value)| (key.replace(' ', "_"), value)).collect();
+            out!("{:#}", Value::Object(object));
+            return;
+        }
+        let width = self.rows.iter().map(|row| row.0.chars().count()).max().unwrap_or(0);
+        for (key, text, _) in self.rows {
+            for (i, line) in text.lines().enumerate() {
+                out!("{:width$}  {line}", if i == 0 { key.as_str() } else { "" });
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! `flashlm train`: settings from preset, file and flags; text to tokens; then the trainer.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use anyhow::{Context, bail};
+use flashlm_kernels::cpu::Machine;
+use flashlm_kernels::{Exec, Isa};
+use flashlm_model::tok::Tokenizer;
+use flashlm_train::checkpoint::{self, Checkpoint};
+use flashlm_train::config::{Layers, Settings, preset_names};
+use flashlm_train::data::cache::{TokenCache, cache_path, default_dir};
+use flashlm_train::data::source::Source;
+use flashlm_train::data::split::Split;
+use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
+use flashlm_train::data::{DataError, synthetic};
+use flashlm_train::eval::bpb::Report;
+use flashlm_train::eval::{Budget, Stories};
+use flashlm_train::log::console;
+use flashlm_train::trainer::{Event, Inputs, Outcome, Trainer};
+use toml::Value;
+
+use crate::common::{Status, out, say, threads};
+
+/// Most validation tokens that are scored at the end of a run.
+const VALID_TOKENS: usize = 1_000_000;
+
+/// Train a model.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to train: flash-tiny, flash-small, flash-large, v4-small, v4-large, v4-blockwise-small, v4-blockwise-large
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["small", "large", "resume"])]
+    preset: Option<String>,
+    /// The preset v4-small
+    #[arg(long, conflicts_with_all = ["large", "resume"])]
+    small: bool,
+    /// The preset v4-large
+    #[arg(long, conflicts_with = "resume")]
+    large: bool,
+    /// Settings laid over the preset
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One setting, such as train.lr=3e-3; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Text: a file, a folder, .zst, .jsonl with a `text` field, or `synthetic` (the default)
+    #[arg(long, value_name = "SOURCE")]
+    data: Option<String>,
+    /// Text for validation; without it one story in a hundred is held out
+    #[arg(long, value_name = "SOURCE")]
+    valid: Option<String>,
+    /// frequency, bpe, bytes, or a tokenizer file
+    #[arg(long, value_name = "KIND|FILE")]
+    tokenizer: Option<String>,
+    /// Tokens in the vocabulary
+    #[arg(long, value_name = "N")]
+    vocab: Option<usize>,
+    /// Length of the run in minutes; the learning rate follows the clock
+    #[arg(long, value_name = "M")]
+    minutes: Option<f64>,
+    /// Length of the run in hours
+    #[arg(long, value_name = "H", conflicts_with = "minutes")]
+    hours: Option<f64>,
+    /// Length of the run in updates
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Passes over the text, where no other length is given
+    #[arg(long, value_name = "N")]
+    epochs: Option<f64>,
+    /// Sequences in an update
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Peak learning rate
+    #[arg(long, value_name = "F")]
+    lr: Option<f64>,
+    /// Seed of the start and of the order of the text
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Threads; results do not depend on it
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Folder of the run; checkpoints/ or, where that holds a run, checkpoints-2/ and so on
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    save_dir: Option<PathBuf>,
+    /// Go on with a run or from one of its checkpoints
+    #[arg(long, value_name = "PATH")]
+    resume: Option<PathBuf>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let machine = Machine::detect();
+    let resume = args.resume.as_deref().map(open_resume).transpose()?;
+    let mut settings = resolve(&args, resume.as_ref(), &machine)?;
+    let isa = Isa::detect().map_err(anyhow::Error::msg)?;
+    let threads = if settings.train.threads > 0 { settings.train.threads } else { threads(None)? };
+    let run = match &resume {
+        Some(from) => run_of(from.path())?,
+        None => match &args.save_dir {
+            Some(dir) => dir.clone(),
+            None => fresh_folder(),
+        },
+    };
+    std::fs::create_dir_all(&run).with_context(|| format!("cannot make the folder {}", run.display()))?;
+
+    let mut status = Status::new();
+    let stop = stop_flag()?;
+    let progress = |status: &mut Status, what: &str, share: f64, speed: f64| {
+        status.show(&format!("{what} {:3.0} %  {:.0} MB/s", 100.0 * share, speed / 1e6));
+        if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let source = open_source(&settings.data.source, settings.train.seed)?;
+    let (train_side, valid_source, valid_side) = if settings.data.valid.is_empty() {
+        let share = settings.data.holdout;
+        say!("validation: {} % of the stories, chosen by a hash of each, are held out", share * 100.0);
+        (Split::Train(share), source.clone(), Split::Valid(share))
+    } else {
+        (Split::All, open_source(&settings.data.valid, settings.train.seed)?, Split::All)
+    };
+    let tokenizer = match &resume {
+        Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
+        None => {
+            let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
+            tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &source, train_side, &mut |p| {
+                progress(&mut status, "vocabulary", p.fraction, p.bytes_per_second())
+            })?
+        }
+    };
+    settings.model.vocab_size = tokenizer.vocab_size();
+    let path = cache_path(&default_dir(), &source, &tokenizer, train_side)?;
+    let built = TokenCache::open_or_build(&path, &source, &tokenizer, train_side, threads, &mut |p| {
+        progress(&mut status, "tokens", p.fraction, p.bytes_per_second())
+    });
+    let (train, stale) = match built {
+        Err(DataError::Stopped) => return Ok(ExitCode::from(130)),
+        built => built?,
+    };
+    status.clear();
+    let about = stale.map_or("reused".to_string(), |reason| format!("built: {reason}"));
+    say!("text: {train} ({about})");
+    let (valid, _) = Stories::read(&valid_source, &tokenizer, valid_side, Budget { tokens: Some(VALID_TOKENS) })?;
+    if valid.is_empty() {
+        bail!(
+            "no story of {} is left for validation ({} for training); give a text for it with --valid, or raise \
+             data.holdout (now {})",
+            settings.data.source,
+            train.stories(),
+            settings.data.holdout
+        );
+    }
+    let entropy_bound = synthetic_bound(&settings, &valid_source, valid_side, valid.len())?;
+
+    settings.validate()?;
+    out!("{}", settings.to_toml().trim_end());
+    out!("");
+    let cx = Exec::new(isa, threads);
+    let (train_stories, valid_stories, valid_bytes) = (train.stories(), valid.len(), valid.totals().bytes);
+    let inputs = Inputs { settings: settings.clone(), tokenizer, train, valid, entropy_bound, run: run.clone() };
+    let mut trainer = Trainer::new(&cx, inputs, resume.as_ref())?;
+    say!(
+        "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} on {} threads",
+        settings.name,
+        console::thousands(trainer.layout().parameters() as u64),
+        console::thousands(train_stories as u64),
+        console::thousands(valid_stories as u64),
+        console::bytes(valid_bytes),
+        isa.name(),
+        threads
+    );
+    if let Some(from) = &resume {
+        say!("resumed from step {} of {}", from.step(), run.display());
+    }
+    if let Some(bound) = entropy_bound {
+        say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
+    }
+    let (outcome, report) = trainer.run(&stop, &mut |event| match event {
+        Event::Progress(line) => status.show(line),
+        Event::Note(line) => status.note(line),
+        Event::Sample(sample) => {
+            status.clear();
+            out!("--- step {}\n{}{}\n", sample.step, sample.prompt, sample.text);
+        }
+    })?;
+    status.clear();
+    if let Some(report) = report {
+        summary(&report, entropy_bound, trainer.state().tokens, trainer.state().elapsed, &run);
+    }
+    match outcome {
+        Outcome::Finished => Ok(ExitCode::SUCCESS),
+        Outcome::EarlyStop => {
+            say!("stopped early: {} validations without improvement", settings.train.patience);
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Interrupted => {
+            let step = trainer.state().step;
+            say!("interrupted; step {step} is saved. Go on with: flashlm train --resume {}", run.display());
+            Ok(ExitCode::from(130))
+        }
+    }
+}
+
+/// Preset, file, flags, then what is left to the hardware.
+fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyhow::Result<Settings> {
+    let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));
+    let mut layers = match (resume, &args.preset) {
+        (Some(from), _) => {
+            let text = String::from_utf8(from.bytes("config.toml")?).context("the checkpoint's config.toml")?;
+            let mut layers = Layers::defaults();
+            layers.merge_text(&text, "the checkpoint's config.toml")?;
+            layers
+        }
+        (None, Some(name)) => Layers::preset(name)?,
+        (None, None) if args.small => Layers::preset("v4-small")?,
+        (None, None) if args.large => Layers::preset("v4-large")?,
+        (None, None) if args.config.is_some() => Layers::defaults(),
+        (None, None) => {
+            let (name, why) = size_for(machine, minutes);
+            say!("preset {name}: {why}. Others: {}", preset_names().join(", "));
+            Layers::preset(name)?
+        }
+    };
+    if let Some(path) = &args.config {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        layers.merge_text(&text, &path.display().to_string())?;
+    }
+    for setting in &args.set {
+        let Some((key, value)) = setting.split_once('=') else {
+            bail!("--set {setting}: must be KEY=VALUE, such as --set train.lr=3e-3");
+        };
+        layers.set(key.trim(), value.trim())?;
+    }
+    let text = |value: &Option<String>| value.clone().map(Value::String);
+    let float = |value: Option<f64>| value.map(Value::Float);
+    let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
+        value.map(|n| Ok(Value::Integer(i64::try_from(n).context("a number above 9223372036854775807")?))).transpose()
+    };
+    let flags = [
+        ("data.source", text(&args.data)),
+        ("data.valid", text(&args.valid)),
+        ("tokenizer.kind", text(&args.tokenizer)),
+        ("tokenizer.vocab", whole(args.vocab.map(|n| n as u64))?),
+        ("train.minutes", float(minutes)),
+        ("train.steps", whole(args.steps)?),
+        ("train.epochs", float(args.epochs)),
+        ("train.batch", whole(args.batch.map(|n| n as u64))?),
+        ("train.lr", float(args.lr)),
+        ("train.seed", whole(args.seed)?),
+        ("train.threads", whole(args.threads.map(|n| n as u64))?),
+    ];
+    for (key, value) in flags {
+        if let Some(value) = value {
+            layers.set_value(key, value)?;
+        }
+    }
+    if resume.is_none() && args.data.is_none() && args.config.is_none() && !args.set.iter().any(|s| s.starts_with("data.")) {
+        say!("no --data given: training on our own synthetic stories; --data FILE takes a text of yours");
+    }
+    let mut settings = layers.settings()?;
+    if settings.train.batch == 0 {
+        let cores = machine.cores;
+        settings.train.batch = if settings.model.dim >= 384 { (2 * cores).clamp(4, 64) } else { cores.clamp(2, 8) };
+        say!("batch {}: from {cores} cores; --batch N sets it", settings.train.batch);
+    }
+    Ok(settings)
+}
+
+/// The preset for a machine and a time, and why.
+fn size_for(machine: &Machine, minutes: Option<f64>) -> (&'static str, String) {
+    let (cores, gib) = (machine.cores, machine.memory >> 30);
+    match minutes {
+        Some(minutes) if minutes * (cores as f64) < 20.0 => {
+            ("flash-tiny", format!("{minutes} minutes on {cores} cores are enough for a small model only"))
+        }
+        _ if cores >= 8 && gib >= 32 => ("flash-large", format!("{cores} cores and {gib} GiB of memory")),
+        _ => ("flash-small", format!("{cores} cores and {gib} GiB of memory; flash-large wants 8 cores and 32 GiB")),
+    }
+}
+
+fn open_source(spec: &str, seed: u64) -> anyhow::Result<Source> {
+    Ok(Source::parse(spec)?.with_seed(seed))
+}
+
+/// The checkpoint that `--resume PATH` means: one folder, or the latest good one of a run.
+fn open_resume(path: &Path) -> anyhow::Result<Checkpoint> {
+    if path.join("checkpoint.json").is_file() {
+        return Ok(Checkpoint::open(path)?);
+    }
+    let Some((found, skipped)) = checkpoint::latest_valid(path)? else {
+        bail!("{}: no checkpoint in it; --resume takes the folder of a run or of one checkpoint", path.display());
+    };
+    for why in skipped {
+        say!("passed over: {why}");
+    }
+    Ok(found)
+}
+
+/// The first of checkpoints/, checkpoints-2/, ... that holds no run.
+fn fresh_folder() -> PathBuf {
+    let names = (1..).map(|n| if n == 1 { "checkpoints".into() } else { format!("checkpoints-{n}") });
+    let free = |path: &PathBuf| !path.join("checkpoints").exists();
+    names.map(PathBuf::from).find(free).unwrap_or_else(|| "checkpoints".into())
+}
+
+/// The run that a checkpoint belongs to: `RUN/checkpoints/step-N`.
+fn run_of(checkpoint: &Path) -> anyhow::Result<PathBuf> {
+    let full = checkpoint.canonicalize().with_context(|| format!("cannot find {}", checkpoint.display()))?;
+    match full.parent().and_then(Path::parent) {
+        Some(run) => Ok(run.to_path_buf()),
+        None => bail!("{}: a checkpoint lies in RUN/checkpoints/", checkpoint.display()),
+    }
+}
+
+/// Exact bits per byte of the validation stories under the grammar that made them.
+fn synthetic_bound(settings: &Settings, source: &Source, side: Split, stories: usize) -> anyhow::Result<Option<f64>> {
+    if !settings.data.source.starts_with("synthetic") || !settings.data.valid.is_empty() {
+        return Ok(None);
+    }
+    let (mut bits, mut bytes, mut left) = (0.0, 0, stories);
+    let mut foreign = false;
+    source.stories(&mut |story| {
+        if side.keeps(story) {
+            match synthetic::bits(story) {
+                Some(b) => bits += b,
+                None => foreign = true,
+            }
+            bytes += story.len();
+            left = left.saturating_sub(1);
+        }
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok((!foreign && bytes > 0).then(|| bits / bytes as f64))
+}
+
+fn summary(report: &Report, bound: Option<f64>, tokens: u64, elapsed: f64, run: &Path) {
+    out!("bpb              {:.4}", report.bpb);
+    if let Some(bound) = bound {
+        out!("entropy bound    {bound:.4}");
+    }
+    out!("bpb with EOS     {:.4}", report.bpb_with_eos);
+    out!("loss per token   {:.4}", report.loss_per_token);
+    out!("perplexity       {:.3}", report.perplexity);
+    out!("bytes per token  {:.3}", report.bytes_per_token);
+    out!("tokens trained   {}", console::thousands(tokens));
+    out!("time             {}", console::duration(elapsed));
+    out!("run              {} (curve.svg, README.md, metrics.jsonl)", run.display());
+    out!("next             flashlm generate {} -p \"Once upon a time\"", run.display());
+}
+
+/// Set by the first SIGINT or SIGTERM; the second ends the process at once.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, SeqCst) {
+            std::process::exit(130);
+        }
+        say!("\nfinishing this step and saving; once more to stop at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}

@@ -1,0 +1,457 @@
+//! The settings of a run: defaults, then the preset, then `--config FILE`, then flags and `--set key=value`, resolved to one
+//! TOML that is printed and saved beside every checkpoint. Unknown keys are errors that name the nearest one.
+
+use flashlm_model::config::{ConfigError, QuantConfig, ScaleKind, StatKind};
+use flashlm_model::{ModelConfig, params::Layout};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::schedule::Shape;
+
+/// A whole run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Name of the run's model, for logs and the card.
+    pub name: String,
+    /// Architecture.
+    pub model: ModelConfig,
+    /// Vocabulary.
+    pub tokenizer: TokenizerSettings,
+    /// Text.
+    pub data: DataSettings,
+    /// Everything about training.
+    pub train: TrainSettings,
+}
+
+/// `[tokenizer]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenizerSettings {
+    /// `frequency`, `bpe`, `bytes`, or a file.
+    pub kind: String,
+    /// Tokens to aim for.
+    pub vocab: usize,
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataSettings {
+    /// A text file, folder, `.zst`, `.jsonl`, or `synthetic`.
+    pub source: String,
+    /// The same for validation; empty: hold out a share of `source`.
+    pub valid: String,
+    /// Share of the stories held out, chosen by a hash of each story.
+    pub holdout: f64,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct TrainSettings {
+    pub seed: u64,
+    /// Tokens of a sequence, `T`.
+    pub seq_len: usize,
+    /// Sequences of a step; 0: by the hardware.
+    pub batch: usize,
+    /// Batches summed before an update.
+    pub accumulation: usize,
+    /// Passes over the data where neither `steps` nor `minutes` is given.
+    pub epochs: f64,
+    /// Length of the run in updates; 0: not limited.
+    pub steps: u64,
+    /// Length of the run in minutes; 0: not limited.
+    pub minutes: f64,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Learning rate at the end.
+    pub min_lr: f64,
+    pub schedule: Shape,
+    /// Linear warm-up, never longer than a tenth of the run.
+    pub warmup_steps: u64,
+    /// Last share of the run in which the `wsd` schedule decays.
+    pub decay_share: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// Largest global norm of a gradient.
+    pub clip: f64,
+    /// Progressive sequence length; empty: `seq_len` throughout.
+    pub stages: Vec<Stage>,
+    /// Updates between validations; 0: none but the last.
+    pub eval_every: u64,
+    /// Tokens of the validation text, in whole stories, scored while training; the last validation takes all.
+    pub eval_tokens: usize,
+    /// Validations without improvement before the run stops; 0: never.
+    pub patience: u64,
+    /// Updates between samples; 0: only at the end.
+    pub sample_every: u64,
+    /// Tokens of a sample.
+    pub sample_tokens: usize,
+    pub prompts: Vec<String>,
+    /// Updates between checkpoints; 0: none but the last.
+    pub checkpoint_every: u64,
+    /// Seconds between checkpoints; 0: by updates only.
+    pub checkpoint_seconds: f64,
+    /// Checkpoints kept, besides the best.
+    pub keep: usize,
+    /// Updates between rows of metrics.jsonl.
+    pub log_every: u64,
+    /// 0: all processors. Results do not depend on it.
+    pub threads: usize,
+}
+
+/// One stage of progressive sequence length.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// Tokens of a sequence in this stage.
+    pub seq_len: usize,
+    /// Share of the run.
+    pub share: f64,
+}
+
+/// What is wrong with settings.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum SettingsError {
+    #[error("unknown preset {name:?}; there are: {known}")]
+    Preset { name: String, known: String },
+    #[error("{origin}: unknown key `{key}`; did you mean `{nearest}`?")]
+    UnknownKey { origin: String, key: String, nearest: String },
+    #[error("{origin}: {message}")]
+    Syntax { origin: String, message: String },
+    #[error("{key} = {found}: must be {expected}")]
+    Value { key: &'static str, found: String, expected: &'static str },
+    #[error(transparent)]
+    Model(#[from] ConfigError),
+}
+
+const PRESETS: &[(&str, &str)] = &[
+    ("flash-tiny", include_str!("../../../configs/flash-tiny.toml")),
+    ("flash-small", include_str!("../../../configs/flash-small.toml")),
+    ("flash-large", include_str!("../../../configs/flash-large.toml")),
+    ("v4-small", include_str!("../../../configs/v4-small.toml")),
+    ("v4-large", include_str!("../../../configs/v4-large.toml")),
+    ("v4-blockwise-small", include_str!("../../../configs/v4-blockwise-small.toml")),
+    ("v4-blockwise-large", include_str!("../../../configs/v4-blockwise-large.toml")),
+];
+
+/// The names that `--preset` takes.
+pub fn preset_names() -> Vec<&'static str> {
+    PRESETS.iter().map(|(name, _)| *name).collect()
+}
+
+/// The settings of a preset over the defaults.
+pub fn preset(name: &str) -> Result<Settings, SettingsError> {
+    Layers::preset(name)?.settings()
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let quant = QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false };
+        Settings {
+            name: "custom".into(),
+            model: ModelConfig { quant, ..ModelConfig::v4_small() },
+            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096 },
+            data: DataSettings { source: "synthetic".into(), valid: String::new(), holdout: 0.01 },
+            train: TrainSettings {
+                seed: 42,
+                seq_len: 256,
+                batch: 0,
+                accumulation: 1,
+                epochs: 10.0,
+                steps: 0,
+                minutes: 0.0,
+                lr: 4e-3,
+                min_lr: 1e-5,
+                schedule: Shape::Cosine,
+                warmup_steps: 500,
+                decay_share: 0.2,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.01,
+                clip: 1.0,
+                stages: Vec::new(),
+                eval_every: 1000,
+                eval_tokens: 40_000,
+                patience: 3,
+                sample_every: 2000,
+                sample_tokens: 200,
+                prompts: ["Once upon a time", "The little girl", "One day, a boy named"].map(String::from).into(),
+                checkpoint_every: 5000,
+                checkpoint_seconds: 600.0,
+                keep: 2,
+                log_every: 10,
+                threads: 0,
+            },
+        }
+    }
+}
+
+impl Settings {
+    /// Reads a resolved TOML, as saved beside a checkpoint.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self, SettingsError> {
+        let mut layers = Layers::defaults();
+        layers.merge_text(text, origin)?;
+        layers.settings()
+    }
+
+    /// The resolved TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_default()
+    }
+
+    /// Checks every value.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        self.model.validate()?;
+        let t = &self.train;
+        let check = |ok: bool, key, found: String, expected| {
+            if ok { Ok(()) } else { Err(SettingsError::Value { key, found, expected }) }
+        };
+        let within = |x: f64, low: f64, high: f64| x >= low && x <= high;
+        check((1..=65_536).contains(&t.seq_len), "train.seq_len", t.seq_len.to_string(), "between 1 and 65536")?;
+        check(t.batch <= 65_536, "train.batch", t.batch.to_string(), "at most 65536")?;
+        check((1..=4096).contains(&t.accumulation), "train.accumulation", t.accumulation.to_string(), "between 1 and 4096")?;
+        check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
+        check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
+        check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;
+        check(within(t.minutes, 0.0, 1e6), "train.minutes", t.minutes.to_string(), "between 0 and 1000000")?;
+        check(within(t.decay_share, 0.0, 1.0), "train.decay_share", t.decay_share.to_string(), "between 0 and 1")?;
+        for (key, beta) in [("train.beta1", t.beta1), ("train.beta2", t.beta2)] {
+            check((0.0..1.0).contains(&beta), key, beta.to_string(), "at least 0 and below 1")?;
+        }
+        check(within(t.eps, 1e-30, 1.0), "train.eps", t.eps.to_string(), "above 0 and at most 1")?;
+        check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
+        check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
+        check(within(t.checkpoint_seconds, 0.0, 1e9), "train.checkpoint_seconds", t.checkpoint_seconds.to_string(), "0 or more")?;
+        check(t.keep >= 1, "train.keep", t.keep.to_string(), "at least 1")?;
+        check(t.log_every >= 1, "train.log_every", t.log_every.to_string(), "at least 1")?;
+        check(t.threads <= 1024, "train.threads", t.threads.to_string(), "at most 1024")?;
+        check(t.sample_tokens <= 100_000, "train.sample_tokens", t.sample_tokens.to_string(), "at most 100000")?;
+        let holdout = self.data.holdout;
+        check(within(holdout, 1e-6, 0.9), "data.holdout", holdout.to_string(), "above 0 and at most 0.9")?;
+        if !t.stages.is_empty() {
+            let sum: f64 = t.stages.iter().map(|s| s.share).sum();
+            let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
+            let expected = "stages with seq_len of 1 to 65536 and shares that add up to 1";
+            check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum})"), expected)?;
+            let last = t.stages.last().map(|s| s.seq_len);
+            let expected = "the seq_len of the last stage, at which validation runs";
+            check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;
+        }
+        Ok(())
+    }
+
+    /// Sequence lengths and shares, also where no stages are given.
+    pub fn stages(&self) -> Vec<Stage> {
+        match self.train.stages.as_slice() {
+            [] => vec![Stage { seq_len: self.train.seq_len, share: 1.0 }],
+            stages => stages.to_vec(),
+        }
+    }
+
+    /// The first key in which a resumed run may not differ from its checkpoint, with both values.
+    pub fn conflict(&self, other: &Settings) -> Option<String> {
+        let fixed = |s: &Settings| {
+            let mut all = flatten("", &table_of(s));
+            let free = |key: &str| {
+                let key = key.strip_prefix("train.").unwrap_or(key);
+                ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)
+                    || key.starts_with("eval_")
+                    || key.starts_with("sample_")
+                    || key.starts_with("checkpoint_")
+                    || key == "prompts"
+            };
+            all.retain(|(key, _)| !free(key));
+            all
+        };
+        let (mine, theirs) = (fixed(self), fixed(other));
+        let differs = mine.iter().zip(&theirs).find(|(a, b)| a != b);
+        differs.map(|((key, a), (_, b))| format!("{key} is {a} there and {b} here"))
+    }
+}
+
+/// Settings under construction: a table that is checked against the known keys as each layer is laid over it.
+pub struct Layers {
+    table: Table,
+}
+
+impl Layers {
+    /// The defaults.
+    pub fn defaults() -> Self {
+        Layers { table: table_of(&Settings::default()) }
+    }
+
+    /// A preset over the defaults.
+    pub fn preset(name: &str) -> Result<Self, SettingsError> {
+        let Some((_, text)) = PRESETS.iter().find(|(known, _)| *known == name) else {
+            let known = preset_names().join(", ");
+            return Err(SettingsError::Preset { name: name.into(), known });
+        };
+        let mut layers = Layers::defaults();
+        layers.merge_text(text, name)?;
+        Ok(layers)
+    }
+
+    /// Lays a TOML text over what is there.
+    pub fn merge_text(&mut self, text: &str, origin: &str) -> Result<(), SettingsError> {
+        let syntax = |message: String| SettingsError::Syntax { origin: origin.into(), message };
+        let table: Table = text.parse().map_err(|e: toml::de::Error| syntax(e.to_string()))?;
+        merge(&mut self.table, &table, "", origin)
+    }
+
+    /// Sets one dotted key; the value is TOML, or else a plain string.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingsError> {
+        let value = format!("v = {value}")
+            .parse::<Table>()
+            .ok()
+            .and_then(|mut t| t.remove("v"))
+            .unwrap_or_else(|| Value::String(value.into()));
+        self.set_value(key, value)
+    }
+
+    /// Sets one dotted key.
+    pub fn set_value(&mut self, key: &str, value: Value) -> Result<(), SettingsError> {
+        let mut parts = key.rsplit('.');
+        let mut layer = Table::from_iter([(parts.next().unwrap_or_default().to_string(), value)]);
+        for part in parts {
+            layer = Table::from_iter([(part.to_string(), Value::Table(layer))]);
+        }
+        merge(&mut self.table, &layer, "", &format!("setting {key}"))
+    }
+
+    /// Settings of what is there, checked.
+    pub fn settings(&self) -> Result<Settings, SettingsError> {
+        let parsed: Result<Settings, _> = Value::Table(self.table.clone()).try_into();
+        let settings = parsed.map_err(|e: toml::de::Error| SettingsError::Syntax {
+            origin: "settings".into(),
+            message: e.to_string().trim().to_string(),
+        })?;
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+fn table_of(settings: &Settings) -> Table {
+    Table::try_from(settings).unwrap_or_default()
+}
+
+fn flatten(prefix: &str, table: &Table) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(inner) => all.extend(flatten(&path, inner)),
+            other => all.push((path, other.to_string())),
+        }
+    }
+    all
+}
+
+fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(), SettingsError> {
+    for (key, value) in over {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        if !base.contains_key(key) {
+            let known = flatten("", &table_of(&Settings::default()));
+            let names = known.iter().map(|(name, _)| name.as_str());
+            let nearest = nearest(&path, names).unwrap_or_default().to_string();
+            return Err(SettingsError::UnknownKey { origin: origin.into(), key: path, nearest });
+        }
+        match (&mut base[key], value) {
+            (Value::Table(base), Value::Table(over)) => merge(base, over, &path, origin)?,
+            (slot @ Value::Float(_), Value::Integer(n)) => *slot = Value::Float(*n as f64),
+            (slot, value) if slot.type_str() == value.type_str() => *slot = value.clone(),
+            (slot, value) => {
+                let message = format!("`{path}` must be a {}, found the {} {value}", slot.type_str(), value.type_str());
+                return Err(SettingsError::Syntax { origin: origin.into(), message });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The candidate with the smallest edit distance; a match of the last part of a dotted key counts as near.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
+    candidates.min_by_key(|c| distance(name, c).min(distance(&last(name), &last(c)) + 1))
+}
+
+/// Levenshtein distance in characters.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let up = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(x != *y)).min(up + 1).min(row[j] + 1);
+            diagonal = up;
+        }
+    }
+    row[b.len()]
+}
+
+/// Share of the parameters that are ternary.
+pub fn ternary_share(layout: &Layout) -> f64 {
+    let matrices = layout.specs().iter().filter(|s| s.group == flashlm_model::params::Group::Matrix);
+    matrices.map(|s| s.range.len()).sum::<usize>() as f64 / layout.parameters().max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use flashlm_model::Lm;
+
+    use super::*;
+
+    #[test]
+    fn presets_have_the_published_sizes() {
+        for (name, parameters) in [("v4-small", 4_364_736), ("v4-large", 16_847_232)] {
+            let model = preset(name).unwrap().model;
+            assert_eq!(Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters(), parameters, "{name}");
+        }
+        for name in preset_names() {
+            let settings = preset(name).unwrap();
+            assert_eq!(settings.name, name);
+            assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let mut layers = Layers::defaults();
+        for (key, nearest) in [("train.learning_rat", "train.lr"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model.dim")] {
+            let error = layers.set(key, "1").unwrap_err().to_string();
+            assert!(error.contains("unknown key"), "{error}");
+            assert!(nearest == "train.lr" || error.contains(nearest), "{error}");
+        }
+        let error = layers.set("batch", "4").unwrap_err().to_string();
+        assert!(error.contains("train.batch"), "{error}");
+    }
+
+    #[test]
+    fn layers_override_in_order_and_types_are_checked() {
+        let mut layers = Layers::preset("v4-large").unwrap();
+        layers.merge_text("[train]\nlr = 1\nbatch = 7", "file").unwrap();
+        layers.set("train.batch", "9").unwrap();
+        layers.set("data.source", "my file.txt").unwrap();
+        let settings = layers.settings().unwrap();
+        assert_eq!((settings.train.lr, settings.train.batch, settings.model.dim), (1.0, 9, 384));
+        assert_eq!(settings.data.source, "my file.txt");
+        assert!(layers.set("train.batch", "many").is_err());
+        layers.set("train.lr", "nan").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
+    }
+
+    #[test]
+    fn a_resumed_run_keeps_what_matters() {
+        let a = preset("v4-small").unwrap();
+        let mut b = a.clone();
+        b.train.steps = 77;
+        b.train.threads = 3;
+        assert_eq!(a.conflict(&b), None);
+        b.model.dim = 200;
+        assert!(a.conflict(&b).unwrap().contains("model.dim is 192 there and 200 here"));
+    }
+}

@@ -1,0 +1,342 @@
+//! The vocabulary for a source: one of the three kinds trained on it, or one from a file.
+//!
+//! Training sees the stories of one side of the split, in order, up to 50,000 stories or 64 MB (BPE: 64 MB), so memory is
+//! bounded by that and one story. A trained vocabulary is kept beside the token caches, and used again for the same
+//! source, side, kind and size:
+//!
+//! ```text
+//! <source>-<fingerprint>.vocab: the XXH3-64 of what follows as 16 hex digits, `\n`, the JSON of the tokenizer
+//! ```
+
+use super::DataError;
+use super::cache::Progress;
+use super::source::Source;
+use super::split::Split;
+use crate::atomic;
+use flashlm_model::io::read_limited;
+use flashlm_model::tok::Tokenizer;
+use std::fmt;
+use std::fs;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Instant;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// Stories that a frequency vocabulary counts.
+const STORIES: usize = 50_000;
+/// Text that training sees, in bytes.
+const SAMPLE: usize = 64 << 20;
+/// Text between two calls of the progress callback, in bytes.
+const STRIDE: usize = 1 << 20;
+/// Longest vocabulary file accepted.
+const MAX_FILE: u64 = 64 << 20;
+/// Part of every fingerprint; to be raised when the same stories come to give another vocabulary.
+const VERSION: &[u8] = b"flashlm vocabulary 1";
+
+/// Which tokenizer to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenizerChoice {
+    /// The most frequent of GPT-2's tokens, lossy.
+    Frequency,
+    /// Byte-level BPE, lossless.
+    Bpe,
+    /// The 256 bytes, lossless.
+    Bytes,
+    /// A tokenizer file.
+    File(PathBuf),
+}
+
+impl FromStr for TokenizerChoice {
+    type Err = DataError;
+
+    /// A kind by its name, else the path of a file: what has a `.` or a `/` in it, or is there.
+    fn from_str(text: &str) -> Result<Self, DataError> {
+        match text {
+            "frequency" => Ok(TokenizerChoice::Frequency),
+            "bpe" => Ok(TokenizerChoice::Bpe),
+            "bytes" => Ok(TokenizerChoice::Bytes),
+            path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).is_file() => {
+                Ok(TokenizerChoice::File(path.into()))
+            }
+            found => Err(DataError::TokenizerChoice { found: found.to_string() }),
+        }
+    }
+}
+
+impl fmt::Display for TokenizerChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TokenizerChoice::Frequency => f.write_str("frequency"),
+            TokenizerChoice::Bpe => f.write_str("bpe"),
+            TokenizerChoice::Bytes => f.write_str("bytes"),
+            TokenizerChoice::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `source`, with `vocab_size` tokens to aim for, and
+/// kept in the folder `dir`. The callback hears of the text being read (its tokens stay 0) and may stop it by breaking.
+pub fn tokenizer(
+    dir: &Path,
+    choice: &TokenizerChoice,
+    vocab_size: usize,
+    source: &Source,
+    split: Split,
+    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<Tokenizer, DataError> {
+    let (kind, max_stories) = match choice {
+        TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
+        TokenizerChoice::File(path) => return Ok(Tokenizer::load(path)?),
+        TokenizerChoice::Frequency => ("frequency", STORIES),
+        TokenizerChoice::Bpe => ("bpe", usize::MAX),
+    };
+    let path = vocab_path(dir, kind, vocab_size, source, split)?;
+    if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
+        return Ok(kept);
+    }
+    let sample = Sample::read(source, split, max_stories, SAMPLE, progress)?;
+    let trained = match choice {
+        TokenizerChoice::Bpe => Tokenizer::train_bpe(sample.stories(), vocab_size)?,
+        _ => Tokenizer::train_frequency(sample.stories(), vocab_size)?,
+    };
+    keep(&path, &trained)?;
+    Ok(trained)
+}
+
+fn vocab_path(dir: &Path, kind: &str, size: usize, source: &Source, split: Split) -> Result<PathBuf, DataError> {
+    let mut hash = Xxh3::new();
+    hash.update(VERSION);
+    hash.update(kind.as_bytes());
+    for word in [size as u64, source.fingerprint()?, u64::from(split.id()), split.share().to_bits()] {
+        hash.update(&word.to_le_bytes());
+    }
+    Ok(dir.join(format!("{}-{:016x}.vocab", source.name(), hash.digest())))
+}
+
+/// The vocabulary in the file; none if it is missing or not as it was written, for then it is made again.
+fn kept(path: &Path) -> Option<Tokenizer> {
+    let bytes = read_limited(path, MAX_FILE).ok()?;
+    let (hash, json) = bytes.split_at_checked(17)?;
+    (hash == checksum(json).as_bytes()).then(|| Tokenizer::from_json(json).ok())?
+}
+
+fn keep(path: &Path, tokenizer: &Tokenizer) -> Result<(), DataError> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder).map_err(|e| DataError::io("create", folder, e))?;
+        atomic::clean_leftovers(folder)?;
+    }
+    let json = tokenizer.to_json();
+    atomic::write_file(path, |w| {
+        w.write_all(checksum(&json).as_bytes())?;
+        w.write_all(&json)
+    })?;
+    Ok(())
+}
+
+fn checksum(json: &[u8]) -> String {
+    format!("{:016x}\n", xxh3_64(json))
+}
+
+/// The first stories of a source, one after the other.
+#[derive(Default)]
+struct Sample {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Sample {
+    /// Whole stories, until there are `max_stories` or at least `max_bytes` of text.
+    fn read(
+        source: &Source,
+        split: Split,
+        max_stories: usize,
+        max_bytes: usize,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<Sample, DataError> {
+        let mut sample = Sample::default();
+        let started = Instant::now();
+        let mut said = 0;
+        let mut stopped = false;
+        source.stories_at(&mut |story, read| {
+            if !split.keeps(story) {
+                return ControlFlow::Continue(());
+            }
+            sample.text.push_str(story);
+            sample.ends.push(sample.text.len());
+            let (stories, bytes) = (sample.ends.len(), sample.text.len());
+            let full = stories >= max_stories || bytes >= max_bytes;
+            if full || bytes - said >= STRIDE {
+                said = bytes;
+                let parts = [read, stories as f64 / max_stories as f64, bytes as f64 / max_bytes as f64];
+                let fraction = parts.into_iter().fold(0.0, f64::max).min(1.0);
+                let (stories, bytes, seconds) = (stories as u64, bytes as u64, started.elapsed().as_secs_f64());
+                stopped = progress(&Progress { stories, bytes, tokens: 0, fraction, seconds }).is_break();
+            }
+            if full || stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if stopped { Err(DataError::Stopped) } else { Ok(sample) }
+    }
+
+    fn stories(&self) -> impl Iterator<Item = &str> + Send {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        starts.zip(&self.ends).map(|(&start, &end)| &self.text[start..end])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::{Folder, collect, keep_on, large, source};
+    use std::time::SystemTime;
+
+    fn trained(folder: &Path, choice: &TokenizerChoice, size: usize, source: &Source, split: Split) -> Tokenizer {
+        tokenizer(folder, choice, size, source, split, &mut keep_on).unwrap()
+    }
+
+    /// The only file in a folder.
+    fn only_file(folder: &Path) -> PathBuf {
+        let files: Vec<PathBuf> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 1, "{files:?}");
+        files[0].clone()
+    }
+
+    /// Long enough ago to be told from now.
+    fn backdate(path: &Path) -> SystemTime {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000);
+        fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+        time
+    }
+
+    #[test]
+    fn choices_by_name_and_by_path() {
+        let folder = Folder::new();
+        let plain = folder.file("plain", "x");
+        let file = |path: &str| TokenizerChoice::File(path.into());
+        for (text, choice) in [
+            ("frequency", TokenizerChoice::Frequency),
+            ("bpe", TokenizerChoice::Bpe),
+            ("bytes", TokenizerChoice::Bytes),
+            ("tokenizer.json", file("tokenizer.json")),
+            ("./bpe", file("./bpe")),
+            (plain.to_str().unwrap(), file(plain.to_str().unwrap())),
+        ] {
+            assert_eq!(text.parse::<TokenizerChoice>().unwrap(), choice, "{text}");
+            assert_eq!(choice.to_string(), text);
+        }
+        for text in ["", "BPE", "byte", "gpt2"] {
+            let error = text.parse::<TokenizerChoice>().unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("frequency, bpe, bytes"), "{error}");
+        }
+    }
+
+    #[test]
+    fn trained_on_one_side_of_the_split_alone() {
+        let folder = Folder::new();
+        let source = Source::parse("synthetic:300").unwrap();
+        let split = Split::Train(0.5);
+        let stories = collect(&source);
+        let side: Vec<&str> = stories.iter().map(|s| s.as_str()).filter(|s| split.keeps(s)).collect();
+        let bpe = trained(folder.path(), &TokenizerChoice::Bpe, 400, &source, split);
+        let frequency = trained(folder.path(), &TokenizerChoice::Frequency, 60, &source, split);
+        assert_eq!(bpe.to_json(), Tokenizer::train_bpe(side.iter().copied(), 400).unwrap().to_json());
+        assert_eq!(frequency.to_json(), Tokenizer::train_frequency(side.into_iter(), 60).unwrap().to_json());
+        let all = trained(folder.path(), &TokenizerChoice::Bpe, 400, &source, Split::All);
+        assert_ne!(all.hash(), bpe.hash());
+    }
+
+    #[test]
+    fn a_second_run_reads_what_the_first_kept() {
+        let folder = Folder::new();
+        let text = source(&folder, "a.txt", &["the cat and the hat", "the bat and the rat"]);
+        for (choice, size) in [(TokenizerChoice::Bpe, 270), (TokenizerChoice::Frequency, 8)] {
+            let dir = folder.path().join(choice.to_string());
+            let first = trained(&dir, &choice, size, &text, Split::All);
+            let path = only_file(&dir);
+            let time = backdate(&path);
+            let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
+            let second = tokenizer(&dir, &choice, size, &text, Split::All, &mut silent).unwrap();
+            assert_eq!(second.to_json(), first.to_json());
+            assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
+            // Another size and another side are other vocabularies.
+            trained(&dir, &choice, size - 1, &text, Split::All);
+            trained(&dir, &choice, size, &text, Split::Train(0.0));
+            assert_eq!(dir.read_dir().unwrap().count(), 3);
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_made_again() {
+        let folder = Folder::new();
+        let dir = folder.path().join("cache");
+        let text = source(&folder, "a.txt", &["the cat and the hat"]);
+        let first = trained(&dir, &TokenizerChoice::Bpe, 262, &text, Split::All);
+        let path = only_file(&dir);
+        let whole = fs::read(&path).unwrap();
+        let other = Tokenizer::train_bpe(["something else"].into_iter(), 262).unwrap().to_json();
+        let forged = [checksum(&Tokenizer::bytes().to_json()).into_bytes(), Tokenizer::bytes().to_json()].concat();
+        let mut flipped = whole.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        for bad in [vec![], whole[..17].to_vec(), whole[..100].to_vec(), flipped, [&whole[..17], &other].concat(), forged] {
+            fs::write(&path, bad).unwrap();
+            let again = trained(&dir, &TokenizerChoice::Bpe, 262, &text, Split::All);
+            assert_eq!(again.to_json(), first.to_json());
+            assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn the_sample_is_bounded_and_told_on_the_way() {
+        let source = large();
+        let stories = collect(&source);
+        let total: usize = stories.iter().map(String::len).sum();
+        let mut fractions = Vec::new();
+        let mut hear = |p: &Progress| {
+            assert!(p.stories > 0 && p.bytes > 0 && p.tokens == 0);
+            fractions.push(p.fraction);
+            ControlFlow::Continue(())
+        };
+        let sample = Sample::read(&source, Split::All, 50, usize::MAX, &mut hear).unwrap();
+        assert_eq!(sample.stories().collect::<Vec<_>>(), stories[..50]);
+        let sample = Sample::read(&source, Split::All, usize::MAX, 100_000, &mut hear).unwrap();
+        let last = sample.stories().last().unwrap().len();
+        assert!(sample.text.len() >= 100_000 && sample.text.len() - last < 100_000);
+        assert_eq!(fractions, [1.0, 1.0]);
+        fractions.clear();
+        let mut hear = |p: &Progress| {
+            fractions.push(p.fraction);
+            ControlFlow::Continue(())
+        };
+        let sample = Sample::read(&source, Split::All, usize::MAX, usize::MAX, &mut hear).unwrap();
+        assert_eq!(sample.text.len(), total);
+        assert!((total / STRIDE / 2..=total / STRIDE).contains(&fractions.len()), "{fractions:?} for {total} bytes");
+        assert!(fractions.is_sorted());
+    }
+
+    #[test]
+    fn a_stop_leaves_nothing() {
+        let folder = Folder::new();
+        let dir = folder.path().join("cache");
+        let mut stop = |_: &Progress| ControlFlow::Break(());
+        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, &large(), Split::All, &mut stop);
+        assert!(matches!(stopped, Err(DataError::Stopped)));
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn files_and_bytes_need_no_training() {
+        let folder = Folder::new();
+        let text = source(&folder, "a.txt", &["x"]);
+        let path = folder.file("tok.json", Tokenizer::train_bpe(["the the"].into_iter(), 258).unwrap().to_json());
+        let dir = folder.path().join("cache");
+        assert_eq!(trained(&dir, &TokenizerChoice::File(path), 1, &text, Split::All).vocab_size(), 258);
+        assert_eq!(trained(&dir, &TokenizerChoice::Bytes, 1, &text, Split::All).kind(), "bytes");
+        assert!(!dir.exists());
+        let missing = TokenizerChoice::File(folder.path().join("none.json"));
+        let error = tokenizer(&dir, &missing, 1, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        assert!(error.contains("none.json"), "{error}");
+        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        assert!(error.contains("choose 257 to 65535"), "{error}");
+    }
+}

@@ -1,0 +1,196 @@
+//! Evaluation: bits per byte ([`bpb`]) and test vectors ([`verify`]).
+//!
+//! [`Stories`] is what is scored: whole stories as tokens, each ended by EOS, with the bytes and characters of their text.
+
+pub mod bpb;
+pub mod verify;
+
+use crate::data::DataError;
+use crate::data::source::{Source, SourceReport};
+use crate::data::split::Split;
+use flashlm_kernels::Token;
+use flashlm_model::tok::Tokenizer;
+use std::ops::ControlFlow;
+
+/// How much of a set is scored: whole stories from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Stop after the story that reaches this number of tokens, EOS counted; none for all stories.
+    pub tokens: Option<usize>,
+}
+
+/// Stories to be scored.
+#[derive(Clone, Debug, Default)]
+pub struct Stories {
+    tokens: Vec<Token>,
+    /// Totals after each story.
+    totals: Vec<Totals>,
+}
+
+/// Sizes of the stories from the first to one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Tokens, EOS counted.
+    pub tokens: usize,
+    /// UTF-8 bytes of the text.
+    pub bytes: u64,
+    /// Unicode characters of the text.
+    pub characters: u64,
+}
+
+impl Stories {
+    /// One side of a source, as far as the budget goes. The report is of what was read, both sides counted.
+    pub fn read(
+        source: &Source,
+        tokenizer: &Tokenizer,
+        split: Split,
+        budget: Budget,
+    ) -> Result<(Stories, SourceReport), DataError> {
+        let mut stories = Stories::default();
+        let report = source.stories(&mut |text| {
+            if split.keeps(text) {
+                stories.push(tokenizer, text);
+            }
+            match budget.tokens {
+                Some(limit) if stories.totals().tokens >= limit => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        })?;
+        Ok((stories, report))
+    }
+
+    /// Adds one story.
+    pub fn push(&mut self, tokenizer: &Tokenizer, text: &str) {
+        tokenizer.encode(text, &mut self.tokens);
+        self.tokens.push(tokenizer.eos());
+        let before = self.totals();
+        self.totals.push(Totals {
+            tokens: self.tokens.len(),
+            bytes: before.bytes + text.len() as u64,
+            characters: before.characters + text.chars().count() as u64,
+        });
+    }
+
+    /// The stories from the first to the one that reaches `tokens` tokens.
+    pub fn first(&self, tokens: usize) -> Stories {
+        let n = self.totals.iter().position(|t| t.tokens >= tokens).map_or(self.len(), |i| i + 1);
+        Stories { tokens: self.tokens[..self.totals_of(n).tokens].to_vec(), totals: self.totals[..n].to_vec() }
+    }
+
+    /// Removes all stories and keeps the memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.totals.clear();
+    }
+
+    /// Number of stories.
+    pub fn len(&self) -> usize {
+        self.totals.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.totals.is_empty()
+    }
+
+    /// Sizes of all stories together.
+    pub fn totals(&self) -> Totals {
+        self.totals.last().copied().unwrap_or_default()
+    }
+
+    /// Sizes of the first `n` stories together, or of all where there are fewer.
+    pub fn totals_of(&self, n: usize) -> Totals {
+        n.min(self.len()).checked_sub(1).map(|last| self.totals[last]).unwrap_or_default()
+    }
+
+    /// The tokens of story `i`, EOS at the end. Panics if there are not that many.
+    pub fn story(&self, i: usize) -> &[Token] {
+        &self.tokens[self.totals_of(i).tokens..self.totals[i].tokens]
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use flashlm_kernels::{Exec, Isa};
+    use std::path::{Path, PathBuf};
+
+    /// Every ISA of the machine with two threads; `FLASHLM_ISA` narrows it to one.
+    pub fn exec_on_all_isas(check: impl Fn(&Exec)) {
+        let isas = match std::env::var_os("FLASHLM_ISA") {
+            Some(_) => vec![Isa::detect().unwrap()],
+            None => Isa::available(),
+        };
+        isas.into_iter().for_each(|isa| check(&Exec::new(isa, 2)));
+    }
+
+    /// The folder `shared` beside the checkout; None (said on stderr) where there is none.
+    pub fn shared() -> Option<PathBuf> {
+        let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().skip(1);
+        let found = match std::env::var_os("FLASHLM_SHARED") {
+            Some(folder) => Some(PathBuf::from(folder)),
+            None => above.map(|folder| folder.join("shared")).find(|folder| folder.is_dir()),
+        };
+        if found.is_none() {
+            assert!(std::env::var_os("CI").is_none(), "../shared is missing in CI");
+            eprintln!("skipped: ../shared is not there");
+        }
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stories_are_cut_where_they_end_and_counted() {
+        let tokenizer = Tokenizer::bytes();
+        let mut stories = Stories::default();
+        assert_eq!((stories.len(), stories.totals(), stories.totals_of(3)), (0, Totals::default(), Totals::default()));
+        for text in ["ab", "é€", ""] {
+            stories.push(&tokenizer, text);
+        }
+        let eos = tokenizer.eos();
+        assert_eq!(stories.story(0), [97, 98, eos]);
+        assert_eq!(stories.story(1), [0xc3, 0xa9, 0xe2, 0x82, 0xac, eos]);
+        assert_eq!(stories.story(2), [eos]);
+        assert_eq!(stories.totals(), Totals { tokens: 10, bytes: 7, characters: 4 });
+        assert_eq!(stories.totals_of(1), Totals { tokens: 3, bytes: 2, characters: 2 });
+        stories.clear();
+        stories.push(&tokenizer, "c");
+        assert_eq!((stories.len(), stories.story(0)), (1, &[99, eos][..]));
+    }
+
+    #[test]
+    fn a_budget_takes_whole_stories_of_one_side_from_the_start() {
+        let tokenizer = Tokenizer::bytes();
+        let source = Source::parse("synthetic:200").unwrap();
+        let read = |split, tokens| Stories::read(&source, &tokenizer, split, Budget { tokens }).unwrap().0;
+        let mut wanted = Vec::new();
+        let keep = |story: &str| {
+            wanted.extend(Split::Valid(0.3).keeps(story).then(|| story.to_string()));
+            ControlFlow::Continue(())
+        };
+        source.stories(&mut { keep }).unwrap();
+        assert!(wanted.len() > 20);
+        let all = read(Split::Valid(0.3), None);
+        assert_eq!(all.len(), wanted.len());
+        for (i, text) in wanted.iter().enumerate() {
+            assert_eq!(tokenizer.decode(all.story(i)), text.as_bytes());
+        }
+        // One token more than the first three stories have asks for the fourth.
+        let three = all.totals_of(3).tokens;
+        assert_eq!(read(Split::Valid(0.3), Some(three)).totals(), all.totals_of(3));
+        assert_eq!(read(Split::Valid(0.3), Some(three + 1)).totals(), all.totals_of(4));
+    }
+
+    #[test]
+    fn the_evaluation_file_of_the_published_table_has_its_known_sizes() {
+        let Some(shared) = testing::shared() else { return };
+        let tokenizer = Tokenizer::load(&shared.join("fixtures/tokenizer/frequency_tokenizer.json")).unwrap();
+        let source = Source::parse(shared.join("data/tinystories/valid.txt").to_str().unwrap()).unwrap();
+        let (stories, report) = Stories::read(&source, &tokenizer, Split::All, Budget::default()).unwrap();
+        assert_eq!((stories.len(), stories.totals().bytes, stories.totals().tokens), (500, 402_270, 98_610));
+        assert_eq!((report.stories, report.bytes), (500, 402_270));
+    }
+}

@@ -1,0 +1,483 @@
+//! Runs the test vectors of a file and measures how far this program is from them.
+//!
+//! A file holds `param.*`, `x`, `y`: `[B, T]`, `logits: [B, T, V]`, `loss` (mean nats) and `grad.*` of one forward and
+//! backward pass, and a trajectory from the same parameters: `traj.batches: [n, B, T+1]` used in turn, `traj.losses:
+//! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
+//! The trajectory is AdamW with decay on every parameter, gradients times `min(1, clip / (norm + 1e-6))`, and a constant
+//! learning rate.
+
+use crate::load::{LoadError, layout_for, read_prefixed};
+use flashlm_kernels::ops::{AdamW, adamw_step, sum_squares};
+use flashlm_kernels::{Buf, Exec, Token};
+use flashlm_model::config::{QuantConfig, ScaleKind, StatKind};
+use flashlm_model::io::IoError;
+use flashlm_model::io::safetensors::TensorFile;
+use flashlm_model::params::Layout;
+use flashlm_model::{Lm, ModelConfig};
+use serde::{Deserialize, Serialize};
+
+/// The architectures whose vectors can be run.
+const ARCHS: [&str; 2] = ["v4", "v4-blockwise"];
+/// Epsilon of RMSNorm in both.
+const NORM_EPS: f64 = 1e-6;
+/// Most activations a file may ask for, 1 GiB.
+const MAX_ACTIVATIONS: usize = 1 << 28;
+/// Steps that count as the first of a trajectory.
+const FIRST: usize = 3;
+
+/// Why vectors could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The file could not be read or lacks a tensor.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// The parameters or gradients are not those of the config.
+    #[error(transparent)]
+    Tensors(#[from] LoadError),
+    /// Vectors of a model that does not exist here.
+    #[error("the architecture {found} is not known to this version; it knows: {}", ARCHS.join(", "))]
+    Arch {
+        /// Its name.
+        found: String,
+    },
+    /// Settings that say nothing, or ask for what does not exist here.
+    #[error("metadata `config`: {reason}; expected the settings of test vectors as tests/reference/README.md has them")]
+    Config {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tensor that does not fit the others.
+    #[error("tensor `{name}`: expected {expected}, found {found}; is the file whole, and of the settings in its metadata?")]
+    Tensor {
+        /// The tensor.
+        name: &'static str,
+        /// What the settings and the other tensors ask for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+}
+
+/// The metadata; `None` where a file leaves it to the architecture.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    arch: String,
+    dim: usize,
+    vocab: usize,
+    blocks: usize,
+    hidden: usize,
+    kernel: usize,
+    scale: Option<ScaleKind>,
+    stat: Option<StatKind>,
+    block_size: Option<usize>,
+    bitlinear_norm: Option<bool>,
+    block_norms: Option<bool>,
+    steps: usize,
+    lr: f64,
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+    clip: f64,
+    schedule: String,
+    /// Shapes say these better: the trajectory's `T` may be another.
+    #[serde(rename = "batch")]
+    _batch: Option<usize>,
+    #[serde(rename = "seq")]
+    _seq: Option<usize>,
+    #[serde(rename = "seed")]
+    _seed: Option<u64>,
+    #[serde(rename = "made_with")]
+    _made_with: Option<String>,
+}
+
+impl Settings {
+    fn read(file: &TensorFile) -> Result<Self, VerifyError> {
+        let bad = |reason: String| VerifyError::Config { reason };
+        let json = file.metadata("config").ok_or_else(|| bad("there is none".into()))?;
+        let value: serde_json::Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+        // First: other architectures have other keys.
+        match value.get("arch").and_then(|arch| arch.as_str()) {
+            Some(arch) if ARCHS.contains(&arch) => {}
+            Some(arch) => return Err(VerifyError::Arch { found: format!("{arch:?}") }),
+            None => return Err(bad("no text under `arch`".into())),
+        }
+        let settings: Settings = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
+        if settings.schedule != "constant" {
+            return Err(bad(format!("schedule {:?}, expected \"constant\"", settings.schedule)));
+        }
+        Ok(settings)
+    }
+
+    fn model(&self) -> Result<ModelConfig, VerifyError> {
+        let blockwise = self.arch == "v4-blockwise";
+        let scale = if blockwise { ScaleKind::Block } else { ScaleKind::Tensor };
+        let config = ModelConfig {
+            vocab_size: self.vocab,
+            dim: self.dim,
+            blocks: self.blocks,
+            ffn_hidden: self.hidden,
+            mixer: "conv".into(),
+            kernel_size: self.kernel,
+            block_norm: self.block_norms.unwrap_or(!blockwise),
+            norm_eps: NORM_EPS,
+            quant: QuantConfig {
+                scale: self.scale.unwrap_or(scale),
+                size: self.block_size.unwrap_or(256),
+                stat: self.stat.unwrap_or(StatKind::Mean),
+                norm: self.bitlinear_norm.unwrap_or(blockwise),
+            },
+        };
+        config.validate().map_err(|e| VerifyError::Config { reason: e.to_string() })?;
+        Ok(config)
+    }
+}
+
+/// How far this program is from the vectors. What is not a number has failed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outcome {
+    /// The architecture.
+    pub arch: String,
+    /// Steps of the trajectory.
+    pub steps: usize,
+    /// RMS of the difference of the logits over the RMS of those in the file.
+    pub logits_rms_ratio: f64,
+    /// Difference of the loss, nats.
+    pub loss_abs_diff: f64,
+    /// RMS ratio of the gradient that is furthest off.
+    pub grad_rms_ratio_max: f64,
+    /// Its parameter.
+    pub grad_worst: String,
+    /// Largest relative difference of the first three losses of the trajectory.
+    pub traj_loss_rel_diff_first: f64,
+    /// Largest relative difference of all losses of the trajectory.
+    pub traj_loss_rel_diff_max: f64,
+}
+
+/// One figure and its bound.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Check {
+    /// The figure's name in [`Outcome`].
+    pub name: &'static str,
+    /// The figure.
+    pub value: f64,
+    /// The largest value that passes.
+    pub bound: f64,
+    /// Whether it does.
+    pub pass: bool,
+}
+
+impl Outcome {
+    /// Every figure against its bound. The trajectory's last bound is wide: once a latent weight sits on a rounding edge,
+    /// two correct programs part.
+    pub fn checks(&self) -> [Check; 5] {
+        [
+            ("logits_rms_ratio", self.logits_rms_ratio, 1e-5),
+            ("loss_abs_diff", self.loss_abs_diff, 1e-5),
+            ("grad_rms_ratio_max", self.grad_rms_ratio_max, 1e-4),
+            ("traj_loss_rel_diff_first", self.traj_loss_rel_diff_first, 1e-4),
+            ("traj_loss_rel_diff_max", self.traj_loss_rel_diff_max, 1e-2),
+        ]
+        .map(|(name, value, bound)| Check { name, value, bound, pass: value <= bound })
+    }
+
+    /// Whether every figure is within its bound.
+    pub fn passed(&self) -> bool {
+        self.checks().iter().all(|check| check.pass)
+    }
+}
+
+/// Runs the vectors of a file.
+pub fn verify(cx: &Exec, file: &TensorFile) -> Result<Outcome, VerifyError> {
+    let settings = Settings::read(file)?;
+    let config = settings.model()?;
+    let layout = layout_for(file, &config, "param.")?;
+    let params = read_prefixed(file, &layout, "param.")?;
+    let want_grads = read_prefixed(file, &layout, "grad.")?;
+
+    let (b, t) = match *file.shape("x")? {
+        [b, t] => (b, t),
+        ref shape => return Err(misfit("x", "two axes, [B, T]", format!("{shape:?}"))),
+    };
+    let (x, y) = (tokens(file, "x", &[b, t], &config)?, tokens(file, "y", &[b, t], &config)?);
+    let want_logits = floats(file, "logits", &[b, t, config.vocab_size])?;
+    let want_loss = match file.f32("loss")?[..] {
+        [loss] => f64::from(loss),
+        ref values => return Err(misfit("loss", "one element", values.len().to_string())),
+    };
+    let (n, tb, tt) = match *file.shape("traj.batches")? {
+        [n, b, t1] if n > 0 && t1 > 1 => (n, b, t1 - 1),
+        ref shape => return Err(misfit("traj.batches", "three axes, [n, B, T+1]", format!("{shape:?}"))),
+    };
+    let batches = tokens(file, "traj.batches", &[n, tb, tt + 1], &config)?;
+    let want_losses = file.f64("traj.losses")?;
+    if want_losses.is_empty() || want_losses.len() != settings.steps {
+        return Err(misfit("traj.losses", format!("{} losses (`steps`)", settings.steps), want_losses.len().to_string()));
+    }
+    let rows = (b * t).max(tb * tt);
+    let row = (8 * config.blocks + 8).saturating_mul((2 * config.dim).max(config.ffn_hidden));
+    if b * t == 0 || tb == 0 || rows.saturating_mul(row) > MAX_ACTIVATIONS {
+        let most = MAX_ACTIVATIONS / row;
+        return Err(misfit("x", format!("batches of 1 to {most} tokens for a model of this size"), rows.to_string()));
+    }
+
+    let invalid = |e: flashlm_model::config::ConfigError| VerifyError::Config { reason: e.to_string() };
+    let mut lm = Lm::<f32>::new(&config, rows, true).map_err(invalid)?;
+    lm.prepare(cx, &params);
+    let mut logits = vec![0.0; want_logits.len()];
+    lm.logits(cx, &mut logits, &params, &x, None, (b, t));
+    let mut grads = Buf::zeros(layout.len());
+    let mean = 1.0 / (b * t) as f64;
+    let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), mean);
+    let ratios = layout.specs().iter().map(|spec| {
+        let range = spec.range.clone();
+        (rms_ratio(&grads[range.clone()], &want_grads[range]), &spec.name)
+    });
+    let (grad_rms_ratio_max, grad_worst) = ratios.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NAN, &settings.arch));
+
+    let losses = trajectory(cx, &mut lm, params, &layout, &settings, &batches, (n, tb, tt));
+    let off: Vec<f64> = losses.iter().zip(&want_losses).map(|(got, want)| (got - want).abs() / want.abs()).collect();
+    Ok(Outcome {
+        steps: settings.steps,
+        logits_rms_ratio: rms_ratio(&logits, &want_logits),
+        loss_abs_diff: (loss - want_loss).abs(),
+        grad_rms_ratio_max,
+        grad_worst: grad_worst.clone(),
+        traj_loss_rel_diff_first: largest(&off[..FIRST.min(off.len())]),
+        traj_loss_rel_diff_max: largest(&off),
+        arch: settings.arch,
+    })
+}
+
+/// The loss of every step.
+fn trajectory(
+    cx: &Exec,
+    lm: &mut Lm<f32>,
+    mut params: Buf<f32>,
+    layout: &Layout,
+    s: &Settings,
+    batches: &[Token],
+    (n, b, t): (usize, usize, usize),
+) -> Vec<f64> {
+    let [mut m, mut v, mut grads] = [(); 3].map(|()| Buf::<f32>::zeros(layout.len()));
+    let mean = 1.0 / (b * t) as f64;
+    let step = |i: usize| {
+        let windows = batches[i % n * b * (t + 1)..][..b * (t + 1)].chunks_exact(t + 1);
+        let x: Vec<Token> = windows.clone().flat_map(|window| &window[..t]).copied().collect();
+        let y: Vec<Token> = windows.flat_map(|window| &window[1..]).copied().collect();
+        lm.prepare(cx, &params);
+        grads.fill(0.0);
+        let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), mean);
+        let norm = sum_squares(cx, &grads).sqrt();
+        let adamw = AdamW {
+            lr: s.lr,
+            beta1: s.betas[0],
+            beta2: s.betas[1],
+            eps: s.eps,
+            weight_decay: s.weight_decay,
+            step: i as u64 + 1,
+            grad_scale: (s.clip / (norm + 1e-6)).min(1.0),
+        };
+        adamw_step(cx, &mut params, &mut m, &mut v, &grads, adamw);
+        loss
+    };
+    (0..s.steps).map(step).collect()
+}
+
+fn misfit(name: &'static str, expected: impl Into<String>, found: String) -> VerifyError {
+    VerifyError::Tensor { name, expected: expected.into(), found }
+}
+
+fn fits(file: &TensorFile, name: &'static str, shape: &[usize]) -> Result<(), VerifyError> {
+    match file.shape(name)? {
+        found if found == shape => Ok(()),
+        found => Err(misfit(name, format!("shape {shape:?}"), format!("{found:?}"))),
+    }
+}
+
+fn floats(file: &TensorFile, name: &'static str, shape: &[usize]) -> Result<Vec<f32>, VerifyError> {
+    fits(file, name, shape)?;
+    Ok(file.f32(name)?)
+}
+
+fn tokens(file: &TensorFile, name: &'static str, shape: &[usize], c: &ModelConfig) -> Result<Vec<Token>, VerifyError> {
+    fits(file, name, shape)?;
+    let token = |&id: &i32| match Token::try_from(id) {
+        Ok(token) if usize::from(token) < c.vocab_size => Ok(token),
+        _ => Err(misfit(name, format!("tokens below {}", c.vocab_size), id.to_string())),
+    };
+    file.i32(name)?.iter().map(token).collect()
+}
+
+/// RMS of the difference over the RMS of `want`; 0 where both are all zeros.
+fn rms_ratio(got: &[f32], want: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let off: f64 = got.iter().zip(want).map(|(&g, &w)| square(f64::from(g) - f64::from(w))).sum();
+    let all: f64 = want.iter().map(|&w| square(f64::from(w))).sum();
+    // Without its sign even what is not a number sorts last in `total_cmp`.
+    if off == 0.0 { 0.0 } else { (off / all).sqrt().abs() }
+}
+
+/// The largest; not a number if one of them is none.
+fn largest(values: &[f64]) -> f64 {
+    values.iter().map(|v| v.abs()).max_by(f64::total_cmp).unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::testing::{exec_on_all_isas, shared};
+    use serde_json::{Value, json};
+    use std::path::{Path, PathBuf};
+
+    fn reference(name: &str) -> PathBuf {
+        let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("tests/reference"));
+        folders.into_iter().find(|folder| folder.is_dir()).expect("tests/reference").join(name)
+    }
+
+    fn run(path: &Path) {
+        let file = TensorFile::open(path).unwrap();
+        exec_on_all_isas(|cx| {
+            let outcome = verify(cx, &file).unwrap();
+            let name = path.file_stem().unwrap().display();
+            eprintln!("{name} {} {}", cx.isa().name(), serde_json::to_string(&outcome).unwrap());
+            assert!(outcome.passed(), "{name} on {}: {outcome:?}", cx.isa().name());
+        });
+    }
+
+    #[test]
+    fn every_switch_equals_pytorch() {
+        for name in [
+            "tensor_median",
+            "block64_mean_no_norms",
+            "group16_mean_inner_norm",
+            "group24_median_both_norms",
+            "block1024_mean_kernel3",
+            "block96_median_outer_norms",
+        ] {
+            run(&reference(&format!("{name}.safetensors")));
+        }
+    }
+
+    #[test]
+    fn given_vectors_of_the_original_equal_pytorch() {
+        let Some(shared) = shared() else { return };
+        for name in ["v4_tiny", "v4_small_2blocks", "blockwise_tiny"] {
+            run(&shared.join(format!("fixtures/{name}.safetensors")));
+        }
+    }
+
+    /// A reference file with its header and data changed.
+    fn edited(edit: impl FnOnce(&mut Value, &mut [u8])) -> TensorFile {
+        let bytes = std::fs::read(reference("group24_median_both_norms.safetensors")).unwrap();
+        let (length, rest) = bytes.split_first_chunk().unwrap();
+        let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+        let (mut header, mut data) = (serde_json::from_slice(header).unwrap(), data.to_vec());
+        edit(&mut header, &mut data);
+        let header = serde_json::to_vec(&header).unwrap();
+        let length = (header.len() as u64).to_le_bytes();
+        TensorFile::from_bytes([&length, &header[..], &data].concat(), "edited").unwrap()
+    }
+
+    fn start(header: &Value, name: &str) -> usize {
+        header[name]["data_offsets"][0].as_u64().unwrap() as usize
+    }
+
+    /// With another value at element `at` of a tensor.
+    fn with<const N: usize>(name: &str, at: usize, value: [u8; N]) -> TensorFile {
+        edited(|header, data| data[start(header, name) + at * N..][..N].copy_from_slice(&value))
+    }
+
+    /// With settings changed.
+    fn with_settings(edit: impl FnOnce(&mut Value)) -> TensorFile {
+        edited(|header, _| {
+            let text = &mut header["__metadata__"]["config"];
+            let mut settings: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+            edit(&mut settings);
+            *text = settings.to_string().into();
+        })
+    }
+
+    fn failing(file: &TensorFile) -> Vec<&'static str> {
+        let outcome = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), file).unwrap();
+        let failed: Vec<_> = outcome.checks().iter().filter(|check| !check.pass).map(|check| check.name).collect();
+        assert_eq!(failed.is_empty(), outcome.passed());
+        failed
+    }
+
+    #[test]
+    fn each_figure_fails_when_its_vectors_are_wrong() {
+        assert!(failing(&edited(|_, _| {})).is_empty());
+        for value in [100.0f32, f32::NAN, f32::INFINITY] {
+            assert_eq!(failing(&with("logits", 5, value.to_le_bytes())), ["logits_rms_ratio"]);
+            assert_eq!(failing(&with("loss", 0, value.to_le_bytes())), ["loss_abs_diff"]);
+        }
+        let taps = "grad.blocks.0.mixer.conv.weight";
+        assert_eq!(failing(&with(taps, 3, 1.0f32.to_le_bytes())), ["grad_rms_ratio_max"]);
+        let file = with(taps, 3, 1.0f32.to_le_bytes());
+        let outcome = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file).unwrap();
+        assert_eq!(outcome.grad_worst, "blocks.0.mixer.conv.weight");
+        let both = ["traj_loss_rel_diff_first", "traj_loss_rel_diff_max"];
+        assert_eq!(failing(&with("traj.losses", 2, 9.0f64.to_le_bytes())), both);
+        assert_eq!(failing(&with("traj.losses", 3, f64::NAN.to_le_bytes())), both[1..]);
+        // A model that runs into what is no number.
+        assert!(!failing(&with_settings(|s| s["lr"] = json!(1e30))).is_empty());
+        // Settings that give another trajectory, or another model.
+        assert!(!failing(&with_settings(|s| s["clip"] = json!(0.01))).is_empty());
+        assert!(!failing(&with_settings(|s| s["betas"] = json!([0.9, 0.5]))).is_empty());
+        assert!(!failing(&with_settings(|s| s["stat"] = json!("mean"))).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_run_says_why() {
+        let error = |file: &TensorFile| {
+            let outcome = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), file);
+            outcome.map(|o| panic!("{o:?}")).unwrap_err().to_string()
+        };
+        let settings = |key: &str, value: Value| error(&with_settings(|s| s[key] = value));
+        let has = |text: String, part: &str| assert!(text.contains(part), "{text}");
+        has(settings("arch", "gdn".into()), "\"gdn\" is not known to this version; it knows: v4, v4-blockwise");
+        has(settings("arch", json!(4)), "no text under `arch`");
+        has(settings("heads", json!(4)), "unknown field `heads`");
+        has(settings("schedule", "cosine".into()), "expected \"constant\"");
+        has(settings("kernel", json!(-1)), "invalid value");
+        has(settings("dim", json!(1u64 << 40)), "must be between 1 and 8192");
+        has(settings("steps", json!(13)), "expected 13 losses (`steps`), found 12");
+        has(settings("hidden", json!(42)), "expected shape [42, 31], found [43, 31]");
+        has(settings("bitlinear_norm", json!(false)), "expected no such tensor");
+        has(error(&edited(|header, _| header["__metadata__"]["config"] = "[]".into())), "no text under `arch`");
+        has(error(&edited(|header, _| header["__metadata__"] = json!({}))), "there is none");
+        has(error(&with("x", 4, 37i32.to_le_bytes())), "expected tokens below 37, found 37");
+        has(error(&with("traj.batches", 4, (-1i32).to_le_bytes())), "expected tokens below 37, found -1");
+        has(error(&edited(|header, _| header["y"]["shape"] = json!([23, 3]))), "`y`: expected shape [3, 23]");
+        has(error(&edited(|header, _| header["x"]["shape"] = json!([69]))), "expected two axes");
+        has(error(&edited(|header, _| header["x"]["dtype"] = "F32".into())), "type I32, found F32");
+        let renamed = edited(|header, _| {
+            let logits = header.as_object_mut().unwrap().remove("logits").unwrap();
+            header["other"] = logits;
+        });
+        has(error(&renamed), "expected a tensor `logits`");
+    }
+
+    #[test]
+    fn a_config_larger_than_its_tensors_is_refused_before_memory_is_taken() {
+        let file = with_settings(|s| {
+            for (key, value) in [("dim", 8192), ("blocks", 128), ("hidden", 32_768), ("vocab", 65_535)] {
+                s[key] = json!(value);
+            }
+        });
+        let error = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file).unwrap_err().to_string();
+        assert!(error.contains("at least 112"), "{error}");
+    }
+
+    #[test]
+    fn ratios_are_of_the_whole_and_hide_nothing() {
+        assert_eq!(rms_ratio(&[3.0, 4.0], &[0.0, 4.0]), 0.75);
+        assert_eq!(rms_ratio(&[0.0], &[0.0]), 0.0);
+        assert_eq!(rms_ratio(&[1.0], &[0.0]), f64::INFINITY);
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY] {
+            let ratio = rms_ratio(&[1.0, 1.0], &[1.0, bad]);
+            assert!(ratio.is_nan() && largest(&[1.0, ratio, -2.0]).is_nan());
+        }
+    }
+}

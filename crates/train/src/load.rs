@@ -1,0 +1,327 @@
+//! A trained model from disk: from a run folder, a checkpoint folder, or a `.safetensors` file.
+//!
+//! The tensors carry the names of the layout (`embedding.weight: [V, D]`, ...) in F32. The metadata of the file holds
+//! `format` = `flashlm` and `config`, the JSON of [`ModelConfig`]. Beside it lies `tokenizer.json`, and in checkpoints
+//! `config.toml`. Parts of a checkpoint are read against its checksums. Sizes are compared with the tensors that are
+//! really there before a model is built.
+
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use flashlm_kernels::Buf;
+use flashlm_model::io::safetensors::{TensorFile, TensorRef};
+use flashlm_model::io::{IoError, read_limited};
+use flashlm_model::params::Layout;
+use flashlm_model::tok::{TokError, Tokenizer};
+use flashlm_model::{Lm, ModelConfig};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const MODEL: &str = "model.safetensors";
+const TOKENIZER: &str = "tokenizer.json";
+const SETTINGS: &str = "config.toml";
+/// What stands under `format` in the metadata.
+const FORMAT: &str = "flashlm";
+/// Longest `config.toml` beside a model file.
+const MAX_SETTINGS: u64 = 1 << 20;
+
+/// Why a model was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// There is nothing at the path.
+    #[error("{}: no such file or folder; expected a run folder, a checkpoint folder or a .safetensors file", path.display())]
+    Missing {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A folder or file of another kind.
+    #[error("{}: expected {expected}, found {found}; {mend}", path.display())]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// The model file says nothing usable about its sizes.
+    #[error("metadata `{key}`: expected {expected}, found {found}; was the file made by this program, and by this version of it?")]
+    Metadata {
+        /// The key.
+        key: &'static str,
+        /// What should be there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// The tensors are not those of the config.
+    #[error("tensor `{name}`: expected {expected}, found {found}; the file is of another model than its config says: use a config and a file of the same model")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What the config asks for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A parameter that is no number.
+    #[error("tensor `{name}`: expected finite numbers, found {found} at element {at}; the training run diverged or the file is damaged: use an earlier checkpoint")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// The value.
+        found: f32,
+        /// Its place in the tensor.
+        at: usize,
+    },
+    /// The tokenizer is of another model.
+    #[error("{}: expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with", path.display())]
+    Vocabulary {
+        /// The tokenizer file.
+        path: PathBuf,
+        /// Tokens of the model.
+        expected: usize,
+        /// Tokens of the tokenizer.
+        found: usize,
+    },
+    /// The tokenizer could not be read.
+    #[error("{}: not a tokenizer ({source}); a model needs the tokenizer.json it was trained with beside it", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: TokError,
+    },
+    /// Something is wrong inside this file.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        source: Box<LoadError>,
+    },
+    /// The checkpoint is damaged.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The file could not be read.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// A model ready to run: parameters in the order of the layout that its config gives.
+pub struct Model {
+    /// Sizes and switches.
+    pub config: ModelConfig,
+    /// All parameters, flat.
+    pub params: Buf<f32>,
+    /// The tokenizer it was trained with.
+    pub tokenizer: Tokenizer,
+    /// The checkpoint folder or the file that was read.
+    pub path: PathBuf,
+    /// The step of a checkpoint.
+    pub step: Option<u64>,
+    /// The text of the run's settings, where there is one.
+    pub settings: Option<String>,
+}
+
+impl Model {
+    /// Loads from a run folder (its best checkpoint, or where none is marked or good the latest good one), a checkpoint
+    /// folder, or a `.safetensors` file with `tokenizer.json` beside it.
+    pub fn load(path: &Path) -> Result<Model, LoadError> {
+        let about = match path.metadata() {
+            Ok(about) => about,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(LoadError::Missing { path: path.into() }),
+            Err(source) => return Err(IoError::Read { file: path.display().to_string(), source }.into()),
+        };
+        if !about.is_dir() {
+            return Self::from_file(path);
+        }
+        if path.join("checkpoint.json").exists() {
+            return Self::from_checkpoint(Checkpoint::open(path)?);
+        }
+        if !path.join("checkpoints").is_dir() {
+            return Err(LoadError::NotAModel {
+                path: path.into(),
+                expected: "a run folder (with `checkpoints`) or a checkpoint folder (with `checkpoint.json`)",
+                found: "neither".into(),
+                mend: "name the folder that `flashlm train` wrote to",
+            });
+        }
+        let best = checkpoint::best(path).ok().flatten();
+        if let Some(best) = best.and_then(|(_, folder)| Checkpoint::open(&folder).ok()) {
+            return Self::from_checkpoint(best);
+        }
+        match checkpoint::latest_valid(path)? {
+            Some((latest, _)) => Self::from_checkpoint(latest),
+            None => Err(LoadError::NotAModel {
+                path: path.into(),
+                expected: "a run with a checkpoint",
+                found: "none saved yet".into(),
+                mend: "let the run reach its first checkpoint",
+            }),
+        }
+    }
+
+    fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
+        let file = checkpoint.tensors(MODEL)?;
+        let tokenizer = checkpoint.bytes(TOKENIZER)?;
+        let at = checkpoint.path().join(SETTINGS);
+        let settings = if at.exists() { Some(text(&at, checkpoint.bytes(SETTINGS)?)?) } else { None };
+        let folder = checkpoint.path().to_owned();
+        let (at, beside) = (folder.join(MODEL), folder.join(TOKENIZER));
+        Self::build(&at, &file, (&beside, &tokenizer), folder, Some(checkpoint.step()), settings)
+    }
+
+    fn from_file(path: &Path) -> Result<Model, LoadError> {
+        if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("safetensors")) {
+            return Err(LoadError::NotAModel {
+                path: path.into(),
+                expected: "a .safetensors file, a run folder or a checkpoint folder",
+                found: "another file".into(),
+                mend: "name one of those",
+            });
+        }
+        let file = TensorFile::open(path)?;
+        let tokenizer_path = path.with_file_name(TOKENIZER);
+        if !tokenizer_path.exists() {
+            return Err(LoadError::NotAModel {
+                path: tokenizer_path,
+                expected: "the model's tokenizer",
+                found: "no such file".into(),
+                mend: "copy the tokenizer.json of its checkpoint beside the model file",
+            });
+        }
+        let tokenizer = read_limited(&tokenizer_path, 64 << 20)?;
+        let at = path.with_file_name(SETTINGS);
+        let settings = if at.exists() { Some(text(&at, read_limited(&at, MAX_SETTINGS)?)?) } else { None };
+        Self::build(path, &file, (&tokenizer_path, &tokenizer), path.to_owned(), None, settings)
+    }
+
+    fn build(
+        at: &Path,
+        file: &TensorFile,
+        (beside, tokenizer): (&Path, &[u8]),
+        path: PathBuf,
+        step: Option<u64>,
+        settings: Option<String>,
+    ) -> Result<Model, LoadError> {
+        let within = |source| match source {
+            LoadError::Io(_) => source,
+            source => LoadError::File { path: at.to_owned(), source: Box::new(source) },
+        };
+        let config = read_config(file).map_err(within)?;
+        let layout = layout_for(file, &config, "").map_err(within)?;
+        let params = read_params(file, &layout).map_err(within)?;
+        let tokenizer = Tokenizer::from_json(tokenizer)
+            .map_err(|source| LoadError::Tokenizer { path: beside.to_owned(), source })?;
+        if tokenizer.vocab_size() != config.vocab_size {
+            let (expected, found) = (config.vocab_size, tokenizer.vocab_size());
+            return Err(LoadError::Vocabulary { path: beside.to_owned(), expected, found });
+        }
+        Ok(Model { config, params, tokenizer, path, step, settings })
+    }
+}
+
+fn text(path: &Path, bytes: Vec<u8>) -> Result<String, LoadError> {
+    String::from_utf8(bytes).map_err(|e| LoadError::NotAModel {
+        path: path.into(),
+        expected: "settings in UTF-8",
+        found: e.utf8_error().to_string(),
+        mend: "use another checkpoint",
+    })
+}
+
+/// The config in the metadata, its values checked.
+fn read_config(file: &TensorFile) -> Result<ModelConfig, LoadError> {
+    match file.metadata("format") {
+        Some(FORMAT) => {}
+        other => {
+            let found = other.map_or("nothing".into(), |f| format!("{f:?}"));
+            return Err(LoadError::Metadata { key: "format", expected: "`flashlm`", found });
+        }
+    }
+    let bad = |found| LoadError::Metadata { key: "config", expected: "a model's sizes and switches as JSON", found };
+    let json = file.metadata("config").ok_or_else(|| bad("nothing".into()))?;
+    let config: ModelConfig = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    config.validate().map_err(|e| bad(e.to_string()))?;
+    Ok(config)
+}
+
+/// The layout of the config's model. A model takes memory in proportion to its parameters: those of a config that the
+/// tensors named `prefix...` cannot fill are refused before it is built. The config must be valid.
+pub(crate) fn layout_for(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Layout, LoadError> {
+    let mut found = 0usize;
+    for name in file.names().iter().filter(|name| name.starts_with(prefix)) {
+        found += file.shape(name)?.iter().product::<usize>();
+    }
+    let (d, f) = (config.dim, config.ffn_hidden);
+    // The table, and of each block the GLU and one square matrix: every mixer has at least that.
+    let least = config.vocab_size * d + config.blocks * (3 * d * f + d * d);
+    if found < least {
+        return Err(LoadError::Tensor {
+            name: format!("{prefix}*"),
+            expected: format!("at least {least} parameters, as the config asks for"),
+            found: found.to_string(),
+        });
+    }
+    let lm = Lm::<f32>::new(config, 1, false).map_err(|e| LoadError::Metadata {
+        key: "config",
+        expected: "a model's sizes and switches as JSON",
+        found: e.to_string(),
+    })?;
+    Ok(lm.layout().clone())
+}
+
+/// The parameters of a file, which must hold exactly the tensors of the layout, all of their elements finite. A
+/// `head.weight` is accepted where it equals the embedding, with which it is tied.
+pub fn read_params(file: &TensorFile, layout: &Layout) -> Result<Buf<f32>, LoadError> {
+    read_prefixed(file, layout, "")
+}
+
+/// The same of the tensors named `prefix` + name; others are left alone.
+pub(crate) fn read_prefixed(file: &TensorFile, layout: &Layout, prefix: &str) -> Result<Buf<f32>, LoadError> {
+    let wrong = |name: &str, expected: String, found: String| LoadError::Tensor { name: name.into(), expected, found };
+    let mut params = Buf::zeros(layout.len());
+    for spec in layout.specs() {
+        let name = format!("{prefix}{}", spec.name);
+        let shape = file.shape(&name)?;
+        if shape != spec.shape {
+            return Err(wrong(&name, format!("shape {:?}", spec.shape), format!("{shape:?}")));
+        }
+        let values = file.f32(&name)?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(LoadError::NotFinite { name, found: values[at], at });
+        }
+        params[spec.range.clone()].copy_from_slice(&values);
+    }
+    for name in &file.names() {
+        let Some(own) = name.strip_prefix(prefix) else { continue };
+        if layout.find(own).is_some() {
+            continue;
+        }
+        if own != "head.weight" {
+            return Err(wrong(name, "no such tensor".into(), format!("shape {:?}", file.shape(name)?)));
+        }
+        let embedding = layout.find("embedding.weight").map(|spec| &params[spec.range.clone()]);
+        if embedding != Some(&file.f32(name)?[..]) {
+            return Err(wrong(name, "the same values as `embedding.weight`".into(), "others".into()));
+        }
+    }
+    Ok(params)
+}
+
+/// The tensors and the metadata of a model file.
+pub fn save_params<'a>(
+    layout: &'a Layout,
+    params: &'a [f32],
+    config: &ModelConfig,
+) -> (Vec<TensorRef<'a>>, BTreeMap<String, String>) {
+    let tensor = |spec: &'a flashlm_model::params::Spec| TensorRef {
+        name: &spec.name,
+        shape: &spec.shape,
+        data: &params[spec.range.clone()],
+    };
+    let json = serde_json::to_string(config).expect("numbers, texts and switches have a JSON form");
+    let metadata = [("format".to_owned(), FORMAT.to_owned()), ("config".to_owned(), json)];
+    (layout.specs().iter().map(tensor).collect(), metadata.into())
+}

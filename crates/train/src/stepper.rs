@@ -1,0 +1,90 @@
+//! One update: forward and backward of a batch in passes of at most [`ROWS`] rows, clip, optimizer.
+//!
+//! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
+//! that results do not depend on the machine.
+
+use flashlm_kernels::{Buf, Exec, Token};
+use flashlm_model::config::ConfigError;
+use flashlm_model::{Lm, ModelConfig};
+
+use crate::config::TrainSettings;
+use crate::optim::AdamW;
+
+/// Rows of one pass, unless a single sequence is longer.
+pub const ROWS: usize = 2048;
+
+/// A model with everything that training changes.
+pub struct Stepper {
+    /// The layers and their activations.
+    pub lm: Lm<f32>,
+    /// Latent parameters, laid out by `lm.layout()`.
+    pub params: Buf<f32>,
+    /// The optimizer and its moments.
+    pub optimizer: AdamW,
+    grads: Buf<f32>,
+    inputs: Vec<Token>,
+    targets: Vec<Token>,
+}
+
+/// What one update showed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Mean nats a token.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+impl Update {
+    /// Whether both are numbers; if not, the parameters were left as they were.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+impl Stepper {
+    /// A model with fresh parameters from `seed`, for batches of `batch` sequences of at most `seq_len` tokens.
+    pub fn new(config: &ModelConfig, batch: usize, seq_len: usize, seed: u64) -> Result<Self, ConfigError> {
+        let rows = ROWS.min(batch * seq_len).max(seq_len);
+        let lm = Lm::new(config, rows, true)?;
+        let params: Buf<f32> = lm.layout().init(seed);
+        let len = params.len();
+        let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        Ok(Stepper { lm, params, optimizer: AdamW::new(len), grads: Buf::zeros(len), inputs, targets })
+    }
+
+    /// One update, number `step` from 1, on `batch` windows of `seq_len + 1` tokens.
+    pub fn step<'a>(
+        &mut self,
+        cx: &Exec,
+        (batch, seq_len): (usize, usize),
+        window: impl Fn(usize) -> &'a [Token],
+        settings: &TrainSettings,
+        lr: f64,
+        step: u64,
+    ) -> Update {
+        self.grads.fill(0.0);
+        self.lm.prepare(cx, &self.params);
+        let scale = 1.0 / (batch * seq_len) as f64;
+        let pass = (self.lm.rows() / seq_len).max(1);
+        let mut nats = 0.0;
+        for first in (0..batch).step_by(pass) {
+            let n = pass.min(batch - first);
+            self.inputs.clear();
+            self.targets.clear();
+            for i in first..first + n {
+                let tokens = window(i);
+                self.inputs.extend_from_slice(&tokens[..seq_len]);
+                self.targets.extend_from_slice(&tokens[1..]);
+            }
+            let size = (n, seq_len);
+            nats += self.lm.loss_backward(cx, &mut self.grads, &self.params, &self.inputs, &self.targets, size, scale);
+        }
+        let loss = nats * scale;
+        if !loss.is_finite() {
+            return Update { loss, grad_norm: f64::NAN };
+        }
+        let grad_norm = self.optimizer.step(cx, &mut self.params, &self.grads, settings, lr, step);
+        Update { loss, grad_norm }
+    }
+}
