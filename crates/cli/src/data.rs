@@ -5,7 +5,6 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use flashlm_model::tok::Tokenizer;
@@ -18,9 +17,10 @@ use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::log::console::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 
-use crate::common::{say, threads};
+use crate::common::{Status, say, threads};
 use crate::report::Report;
 
+/// Make text ready for training
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,7 +29,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Trains or loads a tokenizer and writes tokenizer.json, train.tok and valid.tok
+    /// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
     Prepare(Prepare),
 }
 
@@ -61,6 +61,7 @@ struct Prepare {
     threads: Option<usize>,
 }
 
+/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Prepare(args) => prepare(args),
@@ -70,13 +71,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     let threads = threads(args.threads)?;
     let choice: TokenizerChoice = args.tokenizer.parse()?;
-    let data = Source::parse(&args.data)?;
-    let share = Settings::default().data.holdout;
+    let defaults = Settings::default();
+    let (share, seed) = (defaults.data.holdout, defaults.train.seed);
+    let data = Source::parse(&args.data)?.with_seed(seed);
     let (train, valid) = match &args.valid {
         None => ((data.clone(), Split::Train(share)), (data, Split::Valid(share))),
         Some(spec) => {
             // Another seed, or synthetic validation would repeat the stories of synthetic training.
-            let valid = Source::parse(spec)?.with_seed(1);
+            let valid = Source::parse(spec)?.with_seed(seed + 1);
             if valid.fingerprint()? == data.fingerprint()? {
                 bail!("--valid {spec} is the training data itself; name other text, or leave it out to hold out a share");
             }
@@ -86,8 +88,10 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
 
-    let mut told = told("tokenizer");
+    let mut status = Status::new();
+    let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, &train.0, train.1, &mut told)?;
+    status.clear();
     let file = dir.join("tokenizer.json");
     write_file(&file, |w| w.write_all(&tokenizer.to_json()))?;
     let mut report = Report::default();
@@ -129,15 +133,17 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
 
 fn build(
     dir: &Path,
-    name: &'static str,
+    name: &str,
     source: &Source,
     split: Split,
     tokenizer: &Tokenizer,
     threads: usize,
 ) -> anyhow::Result<TokenCache> {
     let path = dir.join(name).with_extension("tok");
-    let mut told = told(name);
+    let mut status = Status::new();
+    let mut told = |p: &Progress| progress(&mut status, name, p);
     let (cache, stale) = TokenCache::open_or_build(&path, source, tokenizer, split, threads, &mut told)?;
+    status.clear();
     match stale {
         None => say!("{name}: {} serves as it is", path.display()),
         Some(Stale::Missing) => {}
@@ -171,23 +177,16 @@ fn summary(cache: &TokenCache) -> (String, Value) {
     (words, value)
 }
 
-/// Says on stderr how far it is, every two seconds.
-fn told(name: &'static str) -> impl FnMut(&Progress) -> ControlFlow<()> {
-    const EVERY: Duration = Duration::from_secs(2);
-    let mut last = Instant::now();
-    move |p| {
-        if last.elapsed() >= EVERY {
-            last = Instant::now();
-            let left = p.seconds * (1.0 / p.fraction - 1.0);
-            say!(
-                "{name}: {:.0} %  {} stories  {}  {}/s  eta {}",
-                p.fraction * 100.0,
-                count(p.stories),
-                bytes(p.bytes),
-                bytes(p.bytes_per_second() as u64),
-                duration(left)
-            );
-        }
-        ControlFlow::Continue(())
-    }
+/// Shows how far it is on stderr.
+fn progress(status: &mut Status, name: &str, p: &Progress) -> ControlFlow<()> {
+    let left = p.seconds * (1.0 / p.fraction.max(1e-9) - 1.0);
+    status.show(&format!(
+        "{name} {:3.0} %  {} stories  {}  {}/s  eta {}",
+        p.fraction * 100.0,
+        count(p.stories),
+        bytes(p.bytes),
+        bytes(p.bytes_per_second() as u64),
+        duration(left)
+    ));
+    ControlFlow::Continue(())
 }

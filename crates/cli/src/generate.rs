@@ -15,6 +15,7 @@ use crate::common::{exec, out, say, write_out};
 /// Rows of the prompt that are worked through at once.
 const ROWS: usize = 64;
 
+/// Let a model write
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folder, checkpoint folder, or .safetensors file with its tokenizer.json beside it
@@ -51,6 +52,7 @@ pub struct Args {
     threads: Option<usize>,
 }
 
+/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let settings = Settings {
         temperature: args.temperature,

@@ -12,6 +12,7 @@ use flashlm_train::log::{Row, jsonl};
 use crate::common::{out, say};
 use crate::info::{METRICS, run_json};
 
+/// Draw the curves of runs
 #[derive(clap::Args)]
 pub struct Args {
     /// Run folders, or files like their metrics.jsonl
@@ -33,6 +34,7 @@ enum By {
     Time,
 }
 
+/// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runs: Vec<Run> = args.runs.iter().map(|path| Run::read(path)).collect::<anyhow::Result<_>>()?;
     let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();

@@ -38,6 +38,8 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn sqrt(a: Self::V) -> Self::V;
     /// Nearest integer, halves to even.
     unsafe fn round(a: Self::V) -> Self::V;
+    /// `2^a` for integral `a` in [-126, 127].
+    unsafe fn pow2(a: Self::V) -> Self::V;
     unsafe fn exp(a: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> Self::E;
     unsafe fn hmax(a: Self::V) -> Self::E;
@@ -67,25 +69,32 @@ pub unsafe trait Simd: Copy + 'static {
     }
 }
 
-/// Calls `f(offset, lanes)` over `n` elements: full vectors first, then what is left.
-#[inline(always)]
-pub fn each<S: Simd>(n: usize, mut f: impl FnMut(usize, usize)) {
-    let mut i = 0;
-    while i + S::LANES <= n {
-        f(i, S::LANES);
-        i += S::LANES;
-    }
-    if i < n {
-        f(i, n - i);
-    }
+/// Runs the body for `(offset, lanes)` over `n` elements: full vectors first, then what is left. A macro and not a function
+/// over a closure: closures are compiled without the features of the ISA around them, and stay calls.
+macro_rules! each {
+    ($S:ident, $n:expr, |$i:ident, $lanes:ident| $body:expr) => {{
+        let len: usize = $n;
+        let mut at = 0;
+        while at + $S::LANES <= len {
+            let ($i, $lanes) = (at, $S::LANES);
+            $body;
+            at += $S::LANES;
+        }
+        if at < len {
+            let ($i, $lanes) = (at, len - at);
+            $body;
+        }
+    }};
 }
 
-/// `exp` in f32 from the other operations; `pow2` gives `2^n` for integral `n` in [-126, 127].
+pub(crate) use each;
+
+/// `exp` in f32 from the other operations.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
-pub unsafe fn exp_f32<S: Simd<E = f32>>(x: S::V, pow2: impl Fn(S::V) -> S::V) -> S::V {
+pub unsafe fn exp_f32<S: Simd<E = f32>>(x: S::V) -> S::V {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
     // SAFETY: the caller's promise.
@@ -98,6 +107,6 @@ pub unsafe fn exp_f32<S: Simd<E = f32>>(x: S::V, pow2: impl Fn(S::V) -> S::V) ->
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = S::fma(p, r, S::splat(c));
         }
-        S::mul(p, pow2(n))
+        S::mul(p, S::pow2(n))
     }
 }

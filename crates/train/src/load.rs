@@ -325,3 +325,189 @@ pub fn save_params<'a>(
     let metadata = [("format".to_owned(), FORMAT.to_owned()), ("config".to_owned(), json)];
     (layout.specs().iter().map(tensor).collect(), metadata.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Part, mark_best, save};
+    use flashlm_model::config::ScaleKind;
+    use flashlm_model::io::safetensors::write_tensors;
+    use std::fs;
+
+    const SETTINGS_TEXT: &[u8] = b"[model]\ndim = 16\n";
+
+    fn config() -> ModelConfig {
+        ModelConfig { vocab_size: 257, dim: 16, blocks: 2, ffn_hidden: 24, ..ModelConfig::v4_small() }
+    }
+
+    fn layout(config: &ModelConfig) -> Layout {
+        Lm::<f32>::new(config, 1, false).unwrap().layout().clone()
+    }
+
+    fn save_step(run: &Path, step: u64) -> PathBuf {
+        let layout = layout(&config());
+        let params = layout.init::<f32>(step);
+        let (tensors, metadata) = save_params(&layout, &params, &config());
+        let tokenizer = Tokenizer::bytes().to_json();
+        let parts = [
+            Part::Tensors { file: MODEL, tensors, metadata },
+            Part::Bytes { file: TOKENIZER, data: &tokenizer },
+            Part::Bytes { file: SETTINGS, data: SETTINGS_TEXT },
+        ];
+        save(run, step, &parts).unwrap()
+    }
+
+    /// A model file of `config` whose tensors went through `edit`.
+    fn write(path: &Path, config: &ModelConfig, edit: impl FnOnce(&mut Vec<TensorRef>, &mut BTreeMap<String, String>)) {
+        let layout = layout(config);
+        let params = layout.init::<f32>(1);
+        let (mut tensors, mut metadata) = save_params(&layout, &params, config);
+        edit(&mut tensors, &mut metadata);
+        let mut bytes = Vec::new();
+        write_tensors(&mut bytes, &tensors, &metadata).unwrap();
+        fs::write(path, bytes).unwrap();
+        fs::write(path.with_file_name(TOKENIZER), Tokenizer::bytes().to_json()).unwrap();
+    }
+
+    fn error(path: &Path) -> String {
+        Model::load(path).map(|_| panic!("{} was loaded", path.display())).unwrap_err().to_string()
+    }
+
+    fn damage(folder: &Path) {
+        let file = folder.join(MODEL);
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(file, bytes).unwrap();
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_from_run_folder_and_file() {
+        let run = tempfile::tempdir().unwrap();
+        let folders = [save_step(run.path(), 100), save_step(run.path(), 200)];
+        let check = |path: &Path, from: &Path, seed, step| {
+            let model = Model::load(path).unwrap();
+            assert_eq!((model.path.as_path(), model.step, &model.config), (from, step, &config()));
+            assert_eq!(model.params[..], layout(&config()).init::<f32>(seed)[..]);
+            assert_eq!((model.tokenizer.kind(), model.settings.unwrap().as_bytes()), ("bytes", SETTINGS_TEXT));
+        };
+        check(run.path(), &folders[1], 200, Some(200));
+        check(&folders[0], &folders[0], 100, Some(100));
+        check(&folders[0].join(MODEL), &folders[0].join(MODEL), 100, None);
+        mark_best(run.path(), 100).unwrap();
+        check(run.path(), &folders[0], 100, Some(100));
+        // A best that is not good any more gives way to the latest.
+        damage(&folders[0]);
+        check(run.path(), &folders[1], 200, Some(200));
+        fs::write(run.path().join("best"), "nonsense").unwrap();
+        check(run.path(), &folders[1], 200, Some(200));
+        damage(&folders[1]);
+        assert!(error(run.path()).contains("none of its 2 checkpoints is good"));
+        assert!(error(&folders[1]).contains("expected the checksum"));
+    }
+
+    #[test]
+    fn what_is_no_model_says_what_it_is_and_what_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let has = |path: &Path, part: &str| {
+            let text = error(path);
+            assert!(text.starts_with(&path.display().to_string()) && text.contains(part), "{text}");
+        };
+        has(&at("none"), "no such file or folder; expected a run folder, a checkpoint folder or a .safetensors file");
+        has(folder.path(), "expected a run folder (with `checkpoints`)");
+        fs::create_dir(at("checkpoints")).unwrap();
+        has(folder.path(), "none saved yet");
+        fs::write(at("notes.txt"), "notes").unwrap();
+        has(&at("notes.txt"), "found another file");
+        for (name, text) in [("a.safetensors", "a text that is long enough to be one"), ("b.safetensors", "")] {
+            fs::write(at(name), text).unwrap();
+            has(&at(name), "expected");
+        }
+        let file = at("m.safetensors");
+        write(&file, &config(), |_, _| {});
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() - 9]).unwrap();
+        has(&file, &format!("found {}; it was cut short", whole.len() - 9));
+        fs::write(&file, &whole).unwrap();
+        assert_eq!(Model::load(&file).unwrap().settings, None);
+        fs::write(at(SETTINGS), [0xff]).unwrap();
+        assert!(error(&file).contains("settings in UTF-8"));
+        fs::remove_file(at(SETTINGS)).unwrap();
+        fs::write(at(TOKENIZER), "{}").unwrap();
+        assert!(error(&file).contains("needs the tokenizer.json it was trained with"));
+        let other = Tokenizer::train_frequency(["a b c d e"].into_iter(), 9).unwrap();
+        fs::write(at(TOKENIZER), other.to_json()).unwrap();
+        assert!(error(&file).contains(&format!("of 257 tokens as the model has, found {}", other.vocab_size())));
+        fs::remove_file(at(TOKENIZER)).unwrap();
+        assert!(error(&file).contains("expected the model's tokenizer, found no such file"));
+    }
+
+    #[test]
+    fn tensors_that_are_not_those_of_the_config_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("m.safetensors");
+        let has = |part: &str| {
+            let text = error(&file);
+            assert!(text.starts_with(&file.display().to_string()) && text.contains(part), "{text}");
+        };
+        let json = |config: &ModelConfig| ("config".to_owned(), serde_json::to_string(config).unwrap());
+        let other = |edit: fn(&mut ModelConfig)| {
+            let mut other = config();
+            edit(&mut other);
+            write(&file, &config(), |_, metadata| metadata.extend([json(&other)]));
+        };
+        other(|c| c.ffn_hidden = 23);
+        has("tensor `blocks.0.ffn.W_gate.weight`: expected shape [23, 16], found [24, 16]");
+        other(|c| c.kernel_size = 7);
+        has("expected shape [16, 1, 7], found [16, 1, 8]");
+        other(|c| c.blocks = 1);
+        has("expected no such tensor, found shape");
+        other(|c| c.quant.norm = true);
+        has("expected a tensor `blocks.0.mixer.up.norm.scale`");
+        // Taking memory for this one would end the program.
+        other(|c| (c.dim, c.blocks, c.ffn_hidden, c.vocab_size) = (8192, 128, 32_768, 65_535));
+        has("expected at least 112");
+        other(|c| c.norm_eps = 2.0);
+        has("model.norm_eps = 2: must be above 0 and below 1");
+        // A switch without tensors of its own is not seen in them.
+        other(|c| c.quant.scale = ScaleKind::None);
+        assert_eq!(Model::load(&file).unwrap().config.quant.scale, ScaleKind::None);
+
+        let edited = |edit: &dyn Fn(&mut Vec<TensorRef>, &mut BTreeMap<String, String>)| write(&file, &config(), edit);
+        edited(&|_, metadata| metadata.clear());
+        has("metadata `format`: expected `flashlm`, found nothing");
+        edited(&|_, metadata| drop(metadata.insert("format".into(), "pt".into())));
+        has("found \"pt\"");
+        edited(&|_, metadata| drop(metadata.remove("config")));
+        has("metadata `config`: expected a model's sizes and switches as JSON, found nothing");
+        edited(&|_, metadata| drop(metadata.insert("config".into(), "{\"dim\":16}".into())));
+        has("missing field");
+        edited(&|tensors, _| tensors.truncate(17));
+        has("expected a tensor `final_norm.scale`");
+        edited(&|tensors, _| tensors.push(TensorRef { name: "extra", shape: &[1], data: &[0.0] }));
+        has("tensor `extra`: expected no such tensor, found shape [1]");
+        const fn fifth(bad: f32) -> [f32; 16] {
+            let mut values = [0.5; 16];
+            values[5] = bad;
+            values
+        }
+        static BAD: [[f32; 16]; 2] = [fifth(f32::NAN), fifth(f32::NEG_INFINITY)];
+        for values in &BAD {
+            edited(&|tensors, _| tensors[1].data = values);
+            has(&format!("tensor `blocks.0.norm1.scale`: expected finite numbers, found {} at element 5", values[5]));
+        }
+    }
+
+    #[test]
+    fn a_tied_head_is_accepted_where_it_is_tied() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("m.safetensors");
+        write(&file, &config(), |tensors, _| tensors.push(TensorRef { name: "head.weight", ..tensors[0] }));
+        let model = Model::load(&file).unwrap();
+        assert_eq!(model.params[..], layout(&config()).init::<f32>(1)[..]);
+        write(&file, &config(), |tensors, _| {
+            tensors.push(TensorRef { name: "head.weight", data: &[0.0; 257 * 16], ..tensors[0] });
+        });
+        assert!(error(&file).contains("tensor `head.weight`: expected the same values as `embedding.weight`"));
+    }
+}

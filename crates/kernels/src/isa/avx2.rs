@@ -96,13 +96,15 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn exp(a: __m256) -> __m256 {
+    unsafe fn pow2(a: __m256) -> __m256 {
         unsafe {
-            exp_f32::<Self>(a, |n| {
-                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-            })
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
         }
+    }
+    #[inline(always)]
+    unsafe fn exp(a: __m256) -> __m256 {
+        unsafe { exp_f32::<Self>(a) }
     }
     #[inline(always)]
     unsafe fn sum(a: __m256) -> f32 {

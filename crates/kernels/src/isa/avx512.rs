@@ -93,13 +93,15 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn exp(a: __m512) -> __m512 {
+    unsafe fn pow2(a: __m512) -> __m512 {
         unsafe {
-            exp_f32::<Self>(a, |n| {
-                let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
-                _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
-            })
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
         }
+    }
+    #[inline(always)]
+    unsafe fn exp(a: __m512) -> __m512 {
+        unsafe { exp_f32::<Self>(a) }
     }
     #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {

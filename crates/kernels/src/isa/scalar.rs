@@ -19,7 +19,7 @@ where
 }
 
 macro_rules! scalar {
-    ($t:ty, |$x:ident| $exp:expr) => {
+    ($t:ty, |$n:ident| $pow2:expr, |$x:ident| $exp:expr) => {
         // SAFETY: no ISA feature is used.
         unsafe impl Simd for Scalar<$t> {
             type E = $t;
@@ -94,6 +94,10 @@ macro_rules! scalar {
                 a.round_ties_even()
             }
             #[inline(always)]
+            unsafe fn pow2($n: $t) -> $t {
+                $pow2
+            }
+            #[inline(always)]
             unsafe fn exp($x: $t) -> $t {
                 $exp
             }
@@ -110,5 +114,5 @@ macro_rules! scalar {
 }
 
 // SAFETY: `exp_f32` only calls the operations above.
-scalar!(f32, |x| unsafe { exp_f32::<Self>(x, |n| f32::from_bits(((n as i32 + 127) as u32) << 23)) });
-scalar!(f64, |x| x.exp());
+scalar!(f32, |n| f32::from_bits(((n as i32 + 127) as u32) << 23), |x| unsafe { exp_f32::<Self>(x) });
+scalar!(f64, |n| n.exp2(), |x| x.exp());

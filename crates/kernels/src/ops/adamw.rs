@@ -54,7 +54,7 @@ impl<E: Elem> Op<E> for Step<'_, E> {
             let (scale, keep, eps) = (splat(s.grad_scale), splat(1.0 - s.lr * s.weight_decay), splat(s.eps));
             let rate = splat(-s.lr / (1.0 - s.beta1.powf(steps)));
             let root = splat(1.0 / (1.0 - s.beta2.powf(steps)).sqrt());
-            each::<S>(self.g.len(), |i, n| {
+            each!(S, self.g.len(), |i, n| {
                 let (p, m, v) = (self.p.as_mut_ptr().add(i), self.m.as_mut_ptr().add(i), self.v.as_mut_ptr().add(i));
                 let g = S::mul(S::get(self.g.as_ptr().add(i), n), scale);
                 let m1 = S::fma(one_b1, g, S::mul(b1, S::get(m, n)));

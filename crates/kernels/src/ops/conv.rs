@@ -81,7 +81,7 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
     unsafe fn run<S: Simd<E = E>>(self) {
         let Forward { y, u, history, w, row, t, d, k } = self;
         // SAFETY: sizes were checked by the caller.
-        each::<S>(d, |i, n| unsafe {
+        each!(S, d, |i, n| unsafe {
             let c = taps::<S>(u, history, w, (row, t, d, k), (i, n));
             let g = S::get(u.as_ptr().add(row * 2 * d + i), n);
             S::put(y.as_mut_ptr().add(i), S::mul(c, S::sigmoid(g)), n);
@@ -147,7 +147,7 @@ impl<E: Elem> Op<E> for Gate<'_, E> {
     unsafe fn run<S: Simd<E = E>>(self) {
         let Gate { dg, dc, dy, u, w, row, t, d, k } = self;
         // SAFETY: sizes were checked by the caller.
-        each::<S>(d, |i, n| unsafe {
+        each!(S, d, |i, n| unsafe {
             let c = taps::<S>(u, None, w, (row, t, d, k), (i, n));
             let s = S::sigmoid(S::get(u.as_ptr().add(row * 2 * d + i), n));
             let dy = S::get(dy.as_ptr().add(i), n);
@@ -177,7 +177,7 @@ impl<E: Elem> Op<E> for Taps<'_, E> {
         let Taps { dv, dw, dc, u, w, row, t, d, k } = self;
         let now = row % t;
         // SAFETY: sizes were checked by the caller; rows named are of this sequence.
-        each::<S>(d, |i, n| unsafe {
+        each!(S, d, |i, n| unsafe {
             let mut acc = S::splat(E::ZERO);
             let dc_now = S::get(dc.as_ptr().add(row * d + i), n);
             for j in 0..k {

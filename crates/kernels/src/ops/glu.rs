@@ -32,7 +32,7 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         // SAFETY: offsets are below the common length.
-        each::<S>(self.y.len(), |i, n| unsafe {
+        each!(S, self.y.len(), |i, n| unsafe {
             let (g, u) = (S::get(self.g.as_ptr().add(i), n), S::get(self.u.as_ptr().add(i), n));
             S::put(self.y.as_mut_ptr().add(i), S::mul(S::mul(g, S::sigmoid(g)), u), n);
         });
@@ -63,7 +63,7 @@ impl<E: Elem> Op<E> for Backward<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         // SAFETY: offsets are below the common length.
-        each::<S>(self.dy.len(), |i, n| unsafe {
+        each!(S, self.dy.len(), |i, n| unsafe {
             let one = S::splat(E::ONE);
             let dy = S::get(self.dy.as_ptr().add(i), n);
             let (g, u) = (S::get(self.g.as_ptr().add(i), n), S::get(self.u.as_ptr().add(i), n));

@@ -40,13 +40,13 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
                 let x = self.x.as_ptr().add(row * d);
                 let y = self.y.as_mut_ptr().add(row * d);
                 let mut acc = S::splat(E::ZERO);
-                each::<S>(d, |i, n| {
+                each!(S, d, |i, n| {
                     let x = S::get(x.add(i), n);
                     acc = S::fma(x, x, acc);
                 });
                 *r = E::from_f64(1.0 / (S::sum(acc).to_f64() / d as f64 + self.eps).sqrt());
                 let r = S::splat(*r);
-                each::<S>(d, |i, n| S::put(y.add(i), S::mul(S::mul(S::get(x.add(i), n), r), S::get(scale.add(i), n)), n));
+                each!(S, d, |i, n| S::put(y.add(i), S::mul(S::mul(S::get(x.add(i), n), r), S::get(scale.add(i), n)), n));
             }
         }
     }
@@ -105,12 +105,12 @@ impl<E: Elem> Op<E> for Backward<'_, E> {
                 let dy = self.dy.as_ptr().add(row * d);
                 let dx = self.dx.as_mut_ptr().add(row * d);
                 let mut acc = S::splat(E::ZERO);
-                each::<S>(d, |i, n| {
+                each!(S, d, |i, n| {
                     acc = S::fma(S::mul(S::get(dy.add(i), n), S::get(scale.add(i), n)), S::get(x.add(i), n), acc);
                 });
                 let s = S::splat(E::from_f64(-S::sum(acc).to_f64() / d as f64 * r.to_f64() * r.to_f64()));
                 let r = S::splat(r);
-                each::<S>(d, |i, n| {
+                each!(S, d, |i, n| {
                     let (x, dy) = (S::get(x.add(i), n), S::get(dy.add(i), n));
                     let g = S::mul(r, S::fma(x, s, S::mul(dy, S::get(scale.add(i), n))));
                     let g = if self.accumulate { S::add(S::get(dx.add(i), n), g) } else { g };

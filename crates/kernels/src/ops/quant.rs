@@ -100,7 +100,7 @@ impl<E: Elem> Op<E> for SumAbs<'_, E> {
         // SAFETY: offsets are below the length; missing lanes load as zero.
         unsafe {
             let mut acc = S::splat(E::ZERO);
-            each::<S>(self.x.len(), |i, n| acc = S::add(acc, S::abs(S::get(self.x.as_ptr().add(i), n))));
+            each!(S, self.x.len(), |i, n| acc = S::add(acc, S::abs(S::get(self.x.as_ptr().add(i), n))));
             S::sum(acc)
         }
     }
@@ -121,7 +121,7 @@ impl<E: Elem> Op<E> for Ternary<'_, E> {
             let (one, alpha) = (S::splat(E::ONE), S::splat(self.alpha));
             let minus = S::sub(S::splat(E::ZERO), one);
             let divisor = S::add(alpha, S::splat(E::from_f64(1e-8)));
-            each::<S>(self.w.len(), |i, n| {
+            each!(S, self.w.len(), |i, n| {
                 let q = S::round(S::div(S::get(self.w.as_ptr().add(i), n), divisor));
                 S::put(self.wq.as_mut_ptr().add(i), S::mul(S::max(minus, S::min(one, q)), alpha), n);
             });
@@ -167,7 +167,7 @@ mod tests {
                     quantise(cx, &mut wq, &mut scratch, &w, (rows, cols), quant);
                     let want = naive(&w, cols, quant);
                     for (i, (q, want)) in wq.iter().zip(&want).enumerate() {
-                        // One alpha sums up to 4096 terms in f32 before it goes on in f64.
+                        // One alpha sums up to 1024 terms in f32 before it goes on in f64.
                         assert!((q - want).abs() <= 1e-6 * want.abs(), "{quant:?} {rows}x{cols} at {i}: {q} for {want}");
                     }
                 }

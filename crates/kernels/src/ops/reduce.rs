@@ -1,4 +1,4 @@
-//! Elementwise sums and copies, and the sum of squares (in blocks of 4096, added up in f64 in order).
+//! Elementwise sums and copies, and the sum of squares (in blocks of 1024, added up in f64 in order).
 
 use std::ops::Range;
 
@@ -11,10 +11,10 @@ use crate::simd::{Simd, each};
 pub const PARTIALS: usize = 32;
 
 /// Elements of one block of a sum.
-pub(crate) const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 1024;
 
 /// Most blocks summed in one region.
-const LANES: usize = 64;
+const LANES: usize = 256;
 
 /// The rows of partial sum `i` of [`PARTIALS`].
 pub(crate) fn partial_rows(i: usize, rows: usize) -> Range<usize> {
@@ -50,7 +50,7 @@ impl<E: Elem> Op<E> for Add<'_, E> {
     unsafe fn run<S: Simd<E = E>>(self) {
         let (y, x) = (self.y.as_mut_ptr(), self.x.as_ptr());
         // SAFETY: offsets are below the common length.
-        each::<S>(self.x.len(), |i, n| unsafe { S::put(y.add(i), S::add(S::get(y.add(i), n), S::get(x.add(i), n)), n) });
+        each!(S, self.x.len(), |i, n| unsafe { S::put(y.add(i), S::add(S::get(y.add(i), n), S::get(x.add(i), n)), n) });
     }
 }
 
@@ -105,7 +105,7 @@ impl<E: Elem> Op<E> for SumSquares<'_, E> {
         // SAFETY: offsets are below the length; missing lanes load as zero.
         unsafe {
             let mut acc = S::splat(E::ZERO);
-            each::<S>(self.x.len(), |i, n| {
+            each!(S, self.x.len(), |i, n| {
                 let x = S::get(self.x.as_ptr().add(i), n);
                 acc = S::fma(x, x, acc);
             });

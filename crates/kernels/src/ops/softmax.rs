@@ -47,7 +47,7 @@ unsafe fn row_max<S: Simd>(z: &[S::E]) -> S::E {
             return max;
         }
         let mut max = S::load(p);
-        each::<S>(z.len(), |i, n| max = S::max(max, S::load(p.add(i + n - S::LANES))));
+        each!(S, z.len(), |i, n| max = S::max(max, S::load(p.add(i + n - S::LANES))));
         S::hmax(max)
     }
 }
@@ -68,7 +68,7 @@ impl<E: Elem> Op<E> for ExpInPlace<'_, E> {
             let z = self.z.as_mut_ptr();
             let mut sum = S::splat(E::ZERO);
             let full = len / S::LANES * S::LANES;
-            each::<S>(full, |i, n| {
+            each!(S, full, |i, n| {
                 let e = S::exp(S::sub(S::get(z.add(i), n), m));
                 S::put(z.add(i), e, n);
                 sum = S::add(sum, e);
@@ -102,7 +102,7 @@ impl<E: Elem> Op<E> for SumExp<'_, E> {
             let z = self.z.as_ptr();
             let mut sum = S::splat(E::ZERO);
             let full = len / S::LANES * S::LANES;
-            each::<S>(full, |i, n| sum = S::add(sum, S::exp(S::sub(S::get(z.add(i), n), m))));
+            each!(S, full, |i, n| sum = S::add(sum, S::exp(S::sub(S::get(z.add(i), n), m))));
             let mut total = S::sum(sum);
             for &x in &self.z[full..] {
                 // One lane of the vector function, so that both forms agree.
@@ -124,7 +124,7 @@ impl<E: Elem> Op<E> for Scale<'_, E> {
     unsafe fn run<S: Simd<E = E>>(self) {
         let z = self.z.as_mut_ptr();
         // SAFETY: offsets are inside the row.
-        each::<S>(self.z.len(), |i, n| unsafe { S::put(z.add(i), S::mul(S::get(z.add(i), n), S::splat(self.by)), n) });
+        each!(S, self.z.len(), |i, n| unsafe { S::put(z.add(i), S::mul(S::get(z.add(i), n), S::splat(self.by)), n) });
     }
 }
 

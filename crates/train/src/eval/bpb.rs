@@ -281,3 +281,201 @@ fn pass(cx: &Exec, lm: &mut Lm<f32>, params: &[f32], stories: &[&[Token]], eos: 
     };
     stories.iter().enumerate().map(own).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::testing::exec_on_all_isas;
+    use flashlm_kernels::{Buf, Isa};
+    use flashlm_model::ModelConfig;
+
+    const TEXTS: [&str; 6] = [
+        "Once upon a time there was a little girl. She had a red ball.",
+        "The cat sat. The dog ran to the cat and they played all day long in the park, until the sun went down.",
+        "One day a boy saw a bird.",
+        "One day a boy saw a fox.",
+        "The end.",
+        "Tom and his mum went to the sea to look for shells, and Tom found a \u{1f41a} \u{2014} the best one of them all.",
+    ];
+
+    /// A frequency vocabulary too small for the texts, so that there are UNK.
+    fn lossy() -> Tokenizer {
+        let tokenizer = Tokenizer::train_frequency(TEXTS.into_iter(), 40).unwrap();
+        assert!(tokenizer.vocab_size() == 40 && tokenizer.unk_bases() > 50_000);
+        tokenizer
+    }
+
+    fn config(tokenizer: &Tokenizer) -> ModelConfig {
+        let vocab_size = tokenizer.vocab_size();
+        ModelConfig { vocab_size, dim: 24, blocks: 2, ffn_hidden: 40, kernel_size: 4, ..ModelConfig::v4_small() }
+    }
+
+    /// A model far from uniform.
+    fn model(tokenizer: &Tokenizer, rows: usize) -> (Lm<f32>, Buf<f32>) {
+        let lm = Lm::<f32>::new(&config(tokenizer), rows, false).unwrap();
+        let mut params = lm.layout().init::<f32>(7);
+        let table = lm.layout().find("embedding.weight").unwrap().range.clone();
+        params[table].iter_mut().for_each(|p| *p *= 15.0);
+        (lm, params)
+    }
+
+    fn all(tokenizer: &Tokenizer, texts: &[&str]) -> Stories {
+        let mut stories = Stories::default();
+        texts.iter().for_each(|text| stories.push(tokenizer, text));
+        stories
+    }
+
+    fn on(_: usize) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn run(cx: &Exec, tokenizer: &Tokenizer, rows: usize, texts: &[&str]) -> Report {
+        let (mut lm, params) = model(tokenizer, rows);
+        evaluate(cx, &mut lm, &params, tokenizer, &all(tokenizer, texts), &mut on).unwrap()
+    }
+
+    #[test]
+    fn equals_a_plain_loop_over_single_tokens() {
+        let tokenizer = lossy();
+        exec_on_all_isas(|cx| {
+            let (mut lm, params) = model(&tokenizer, 1);
+            lm.prepare(cx, &params);
+            let (mut nats, mut eos_nats, mut tokens, mut unk, mut bytes) = (0.0, 0.0, 0, 0, 0);
+            for text in TEXTS {
+                let mut ids = Vec::new();
+                tokenizer.encode(text, &mut ids);
+                let mut state = lm.state(1);
+                let mut logits = vec![0.0f32; tokenizer.vocab_size()];
+                let mut nats_of = |before: Token, id: Token| {
+                    lm.next_logits(cx, &mut logits, &params, &[before], &mut state);
+                    let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
+                    sum.ln() - f64::from(logits[usize::from(id)])
+                };
+                let mut before = tokenizer.eos();
+                for &id in &ids {
+                    nats += nats_of(before, id);
+                    before = id;
+                }
+                eos_nats += nats_of(before, tokenizer.eos());
+                tokens += ids.len();
+                unk += ids.iter().filter(|&&id| Some(id) == tokenizer.unk()).count();
+                bytes += text.len();
+            }
+            assert!(unk > 5, "{unk} UNK");
+            let charge = unk as f64 * (tokenizer.unk_bases() as f64).ln();
+            let bits = 2f64.ln() * bytes as f64;
+            let report = run(cx, &tokenizer, 64, &TEXTS);
+            let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-6 * want, "{got} {want}");
+            close(report.bpb, (nats + charge) / bits);
+            close(report.bpb_with_eos, (nats + charge + eos_nats) / bits);
+            close(report.loss_per_token, nats / tokens as f64);
+            close(report.perplexity, (nats / tokens as f64).exp());
+            close(report.bytes_per_token, bytes as f64 / tokens as f64);
+            assert_eq!((report.tokens, report.bytes, report.stories), (tokens as u64, bytes as u64, 6));
+            assert_eq!((report.unk, report.unk_bases), (unk as u64, tokenizer.unk_bases()));
+            // Far from the uniform model, or a wrong context would not show.
+            assert!((report.loss_per_token - 40f64.ln()).abs() > 0.3, "{report:?}");
+        });
+    }
+
+    #[test]
+    fn batches_pieces_parts_and_threads_give_the_same_bits() {
+        let tokenizer = Tokenizer::bytes();
+        exec_on_all_isas(|cx| {
+            // 1000 rows take all stories together, 1 takes single tokens with carried state.
+            let whole = run(cx, &tokenizer, 1000, &TEXTS);
+            for rows in [1, 7, 26, 60, 112, 250] {
+                assert_eq!(run(cx, &tokenizer, rows, &TEXTS), whole, "{rows} rows on {}", cx.isa().name());
+            }
+            assert_eq!(run(&Exec::new(cx.isa(), 1), &tokenizer, 300, &TEXTS), whole);
+            let (mut lm, params) = model(&tokenizer, 64);
+            let mut sums = Sums::default();
+            for part in TEXTS.chunks(4) {
+                score(cx, &mut lm, &params, &tokenizer, &all(&tokenizer, part), &mut sums, &mut on).unwrap();
+            }
+            assert_eq!(sums.report(&tokenizer).unwrap(), whole);
+        });
+    }
+
+    #[test]
+    fn a_model_that_knows_nothing_pays_the_logarithm_of_its_vocabulary() {
+        let cx = Exec::new(Isa::Scalar, 1);
+        for tokenizer in [Tokenizer::bytes(), lossy()] {
+            let (mut lm, mut params) = model(&tokenizer, 100);
+            params.fill(0.0);
+            let report = evaluate(&cx, &mut lm, &params, &tokenizer, &all(&tokenizer, &TEXTS), &mut on).unwrap();
+            let (v, n) = (tokenizer.vocab_size() as f64, report.tokens as f64);
+            let bytes = TEXTS.iter().map(|text| text.len()).sum::<usize>() as f64;
+            let charge = report.unk as f64 * (tokenizer.unk_bases().max(1) as f64).log2();
+            let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-6 * want, "{got} {want}");
+            close(report.bpb, (n * v.log2() + charge) / bytes);
+            close(report.bpb_with_eos, ((n + 6.0) * v.log2() + charge) / bytes);
+            close(report.perplexity, v);
+        }
+    }
+
+    #[test]
+    fn the_published_protocol_cuts_the_bits_but_not_the_characters() {
+        let cx = Exec::new(Isa::Scalar, 1);
+        let tokenizer = Tokenizer::bytes();
+        let (mut lm, mut params) = model(&tokenizer, 700);
+        params.fill(0.0);
+        let long = "\u{e9}".repeat(300);
+        let mut texts = vec!["abcd"; PUBLISHED_STORIES - 1];
+        texts.insert(1, &long);
+        texts.push("not scored any more");
+        let stories = all(&tokenizer, &texts);
+        let report = published(&cx, &mut lm, &params, &tokenizer, &stories, &mut on).unwrap();
+        // 256 of the 600 tokens of the long story over all of its 300 characters.
+        let (tokens, characters) = (4 * 499 + 256, 4 * 499 + 300);
+        assert_eq!((report.tokens, report.characters, report.stories), (tokens, characters, 500));
+        let want = tokens as f64 * 257f64.log2() / characters as f64;
+        assert!((report.understated_bits_per_character - want).abs() < 1e-6);
+        // With short stories and a real model nothing is cut: the same loss as the full protocol's.
+        let (mut lm, params) = model(&tokenizer, 100);
+        let stories = all(&tokenizer, &TEXTS);
+        let report = published(&cx, &mut lm, &params, &tokenizer, &stories, &mut on).unwrap();
+        let full = run(&cx, &tokenizer, 100, &TEXTS);
+        assert_eq!((report.loss_per_token, report.perplexity), (full.loss_per_token, full.perplexity));
+    }
+
+    #[test]
+    fn what_cannot_be_scored_is_an_error() {
+        let cx = Exec::new(Isa::Scalar, 1);
+        let tokenizer = Tokenizer::bytes();
+        let (mut lm, params) = model(&tokenizer, 100);
+        let mut run = |tokenizer: &Tokenizer, texts: &[&str], progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
+            let stories = all(tokenizer, texts);
+            let figure = evaluate(&cx, &mut lm, &params, tokenizer, &stories, progress);
+            assert_eq!(published(&cx, &mut lm, &params, tokenizer, &stories, progress).is_err(), figure.is_err());
+            figure.map(|report| panic!("{report:?}")).unwrap_err()
+        };
+        for nothing in [&[][..], &[""], &["", ""]] {
+            assert!(matches!(run(&tokenizer, nothing, &mut on), EvalError::Empty));
+        }
+        let error = run(&lossy(), &TEXTS, &mut on).to_string();
+        assert!(error.contains("tokenizer of 257 tokens as the model has, found 40"), "{error}");
+        let mut calls = 0;
+        let stop = &mut |_| {
+            calls += 1;
+            ControlFlow::Break(())
+        };
+        assert!(matches!(run(&tokenizer, &TEXTS, stop), EvalError::Stopped));
+        assert_eq!(calls, 2);
+    }
+
+    #[test]
+    fn progress_ends_at_the_number_of_tokens() {
+        let tokenizer = Tokenizer::bytes();
+        let (mut lm, params) = model(&tokenizer, 100);
+        let stories = all(&tokenizer, &TEXTS);
+        let mut seen = vec![0];
+        let progress = &mut |done| {
+            seen.push(done);
+            ControlFlow::Continue(())
+        };
+        evaluate(&Exec::new(Isa::Scalar, 1), &mut lm, &params, &tokenizer, &stories, progress).unwrap();
+        assert!(seen.is_sorted() && seen.len() > 2);
+        assert_eq!(seen.last(), Some(&stories.totals().tokens));
+    }
+}

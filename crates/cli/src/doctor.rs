@@ -1,0 +1,173 @@
+//! `flashlm doctor`: what this machine is, what it can do, and what to expect of it. Takes about three seconds.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use flashlm_kernels::cpu::Machine;
+use flashlm_kernels::ops::{Packed, copy, matmul};
+use flashlm_kernels::{Buf, Exec, Isa, Token};
+use flashlm_model::ModelConfig;
+use flashlm_model::rng::Rng;
+use flashlm_train::config;
+use flashlm_train::log::console::{bytes, thousands};
+use flashlm_train::stepper::Stepper;
+use serde_json::json;
+
+use crate::common::threads;
+use crate::report::Report;
+use crate::train::size_for;
+
+/// Rows, inner size and columns of the product that is timed: operands that stay in the cache.
+const PRODUCT: (usize, usize, usize) = (448, 192, 512);
+/// Bytes that are copied: far more than any cache holds.
+const COPIED: usize = 128 << 20;
+/// Time spent on one figure, in seconds.
+const PART: f64 = 0.15;
+
+/// Look at this machine: instruction sets, speed, and what to train on it
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let machine = Machine::detect();
+    let threads = threads(None)?;
+    let isa = Isa::detect().map_err(anyhow::Error::msg)?;
+    let cx = Exec::new(isa, threads);
+    let mut report = Report::default();
+
+    report.add("machine", &machine.name, machine.name.as_str());
+    let text = format!("{} for this process, {threads} used (FLASHLM_THREADS or --threads change that)", machine.cores);
+    report.add("processors", text, machine.cores);
+    report.add("threads", threads, threads);
+    let text = match machine.memory {
+        0 => "unknown: the system does not tell".to_string(),
+        memory => bytes(memory),
+    };
+    report.add("memory", text, machine.memory);
+    let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    let why = match std::env::var("FLASHLM_ISA") {
+        Ok(name) if !name.is_empty() => "FLASHLM_ISA asks for it",
+        _ => "the best there is",
+    };
+    let text = format!("{}: {why}; this machine has {}", isa.name(), names.join(", "));
+    report.add("instruction set", text, json!({"chosen": isa.name(), "why": why, "available": names}));
+
+    for isa in Isa::available() {
+        let one = product(&Exec::new(isa, 1));
+        let all = product(&Exec::new(isa, threads));
+        let key = format!("product {}", isa.name());
+        let text = format!("{one:.0} GFLOP/s on 1 thread, {all:.0} on {threads}: f32 matrix products, most of a training step");
+        report.add(&key, text, json!({"gflops_one_thread": one, "gflops_all_threads": all}));
+    }
+    let latency = fork_join(&cx);
+    let text = match latency {
+        _ if threads == 1 => "none: there is one thread".to_string(),
+        us if us < 20.0 => format!("{us:.1} us to start and join all threads: short enough for every operation"),
+        us => format!("{us:.1} us to start and join all threads: long; other programs use the processors, or use fewer threads"),
+    };
+    report.add("fork and join", text, latency);
+    let bandwidth = bandwidth(&cx);
+    let text = format!("{bandwidth:.1} GB/s read and written by a large copy: what the optimizer and large models wait for");
+    report.add("memory speed", text, bandwidth);
+    let speed = training(&cx)?;
+    let text = format!(
+        "about {} tokens/s of v4-small, from a few steps; `flashlm bench train` takes the time to measure it",
+        thousands(rounded(speed))
+    );
+    report.add("training", text, json!({"preset": "v4-small", "tokens_per_second": speed}));
+    let (preset, reason) = size_for(&machine, None);
+    report.add("preset", format!("{preset}: {reason}"), json!({"name": preset, "why": reason}));
+    report.print(args.json);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// GFLOP/s of a product of [`PRODUCT`]'s sizes.
+fn product(cx: &Exec) -> f64 {
+    let (m, k, n) = PRODUCT;
+    let mut a = Buf::<f32>::zeros(m * k);
+    let mut b = Buf::<f32>::zeros(k * n);
+    a.fill(0.5);
+    b.fill(0.25);
+    let mut packed = Packed::new(k, n);
+    packed.pack(cx, &b, n, k, n);
+    let mut c = Buf::<f32>::zeros(m * n);
+    let seconds = fastest(|| matmul(cx, &mut c, &a, k, &packed, m, false));
+    2.0 * (m * k * n) as f64 / seconds / 1e9
+}
+
+/// Microseconds of a region in which no thread has anything to do.
+fn fork_join(cx: &Exec) -> f64 {
+    let mut times: Vec<f64> = (0..2001)
+        .map(|_| {
+            let started = Instant::now();
+            cx.pool().run(|id| {
+                std::hint::black_box(id);
+            });
+            started.elapsed().as_secs_f64() * 1e6
+        })
+        .collect();
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// GB/s of a copy, what is read and what is written added up.
+fn bandwidth(cx: &Exec) -> f64 {
+    let n = COPIED / size_of::<f32>() / 2;
+    let mut from = Buf::<f32>::zeros(n);
+    from.fill(1.0);
+    let mut to = Buf::<f32>::zeros(n);
+    COPIED as f64 / fastest(|| copy(cx, &mut to, &from)) / 1e9
+}
+
+/// Tokens a second of training steps of v4-small on random tokens.
+fn training(cx: &Exec) -> anyhow::Result<f64> {
+    let settings = config::preset("v4-small")?.train;
+    let model = ModelConfig::v4_small();
+    let (batch, seq) = (4, settings.seq_len);
+    let mut stepper = Stepper::new(&model, batch, seq, settings.seed)?;
+    let mut rng = Rng::new(settings.seed);
+    let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
+    let window = |i: usize| &tokens[i * (seq + 1)..][..seq + 1];
+    let seconds = fastest(|| {
+        stepper.step(cx, (batch, seq), window, &settings, settings.lr, 1);
+    });
+    Ok((batch * seq) as f64 / seconds)
+}
+
+/// Seconds of the fastest of several calls: what the machine can do while nobody else wants it.
+fn fastest(mut f: impl FnMut()) -> f64 {
+    let started = Instant::now();
+    let mut best = f64::INFINITY;
+    // At least twice: the first call meets cold caches and new pages.
+    let mut calls = 0;
+    while calls < 2 || started.elapsed().as_secs_f64() < PART {
+        let call = Instant::now();
+        f();
+        best = best.min(call.elapsed().as_secs_f64());
+        calls += 1;
+    }
+    best
+}
+
+/// To two figures: more would be a promise.
+fn rounded(speed: f64) -> u64 {
+    let unit = 10f64.powf(speed.max(1.0).log10().floor() - 1.0).max(1.0);
+    ((speed / unit).round() * unit) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_figures_are_kept() {
+        for (speed, shown) in [(18_204.6, 18_000), (18_504.6, 19_000), (99.6, 100), (104.0, 100), (7.4, 7), (0.2, 0)] {
+            assert_eq!(rounded(speed), shown, "{speed}");
+        }
+    }
+}
