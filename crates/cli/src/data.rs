@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::Settings;
+use flashlm_train::data::DataError;
 use flashlm_train::data::cache::{Progress, Stale, TokenCache, default_dir};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
@@ -56,7 +57,7 @@ struct Prepare {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Threads; all processors if not given
+    /// Threads [default: FLASHLM_THREADS, or all processors]
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -80,20 +81,20 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
             // Another seed, or synthetic validation would repeat the stories of synthetic training.
             let valid = Source::parse(spec)?.with_seed(seed + 1);
             if valid.fingerprint()? == data.fingerprint()? {
-                bail!("--valid {spec} is the training data itself; name other text, or leave it out to hold out a share");
+                bail!(
+                    "--valid {spec} is the training data itself; name other text, or leave it out to hold out a share"
+                );
             }
             ((data, Split::All), (valid, Split::All))
         }
     };
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
-
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, &train.0, train.1, &mut told)?;
     status.clear();
-    let file = dir.join("tokenizer.json");
-    write_file(&file, |w| w.write_all(&tokenizer.to_json()))?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
+    write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;
     let mut report = Report::default();
     report.add("folder", dir.display(), dir.display().to_string());
     let (kind, size) = (tokenizer.kind(), tokenizer.vocab_size());
@@ -105,10 +106,12 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     );
     let mut repaired = 0;
     for (name, (source, split)) in [("train", &train), ("valid", &valid)] {
-        let cache = build(&dir, name, source, *split, &tokenizer, threads).with_context(|| match split {
-            Split::Valid(_) => "no text to validate on: the share held out is small; name some with --valid".to_string(),
-            _ => format!("{name}.tok was not written"),
-        })?;
+        let cache = match build(&dir, name, source, *split, &tokenizer, threads) {
+            Err(e @ DataError::NoStories { .. }) if *split != Split::All => {
+                bail!("{e}, or name text for it with --valid")
+            }
+            built => built?,
+        };
         if args.raw {
             let path = dir.join(name).with_extension("u16");
             write_file(&path, |w| cache.tokens().iter().try_for_each(|token| w.write_all(&token.to_le_bytes())))?;
@@ -125,7 +128,8 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
             report.add("held out", text, share);
         }
     }
-    let text = format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
+    let text =
+        format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
     report.add("mojibake", text, repaired);
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
@@ -138,7 +142,7 @@ fn build(
     split: Split,
     tokenizer: &Tokenizer,
     threads: usize,
-) -> anyhow::Result<TokenCache> {
+) -> Result<TokenCache, DataError> {
     let path = dir.join(name).with_extension("tok");
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, name, p);

@@ -21,7 +21,8 @@ use crate::train::size_for;
 const PRODUCT: (usize, usize, usize) = (448, 192, 512);
 /// Bytes that are copied: far more than any cache holds.
 const COPIED: usize = 128 << 20;
-/// Time spent on one figure, in seconds.
+/// Seconds spent on the training steps, and on each other figure.
+const TRAINING: f64 = 1.0;
 const PART: f64 = 0.15;
 
 /// Look at this machine: instruction sets, speed, and what to train on it
@@ -41,9 +42,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = Report::default();
 
     report.add("machine", &machine.name, machine.name.as_str());
-    let text = format!("{} for this process, {threads} used (FLASHLM_THREADS or --threads change that)", machine.cores);
-    report.add("processors", text, machine.cores);
-    report.add("threads", threads, threads);
+    let cores = machine.cores;
+    let text =
+        format!("{cores} for this process; {threads} threads are used, FLASHLM_THREADS or --threads changes that");
+    report.add("processors", text, json!({"available": cores, "used": threads}));
     let text = match machine.memory {
         0 => "unknown: the system does not tell".to_string(),
         memory => bytes(memory),
@@ -61,18 +63,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let one = product(&Exec::new(isa, 1));
         let all = product(&Exec::new(isa, threads));
         let key = format!("product {}", isa.name());
-        let text = format!("{one:.0} GFLOP/s on 1 thread, {all:.0} on {threads}: f32 matrix products, most of a training step");
+        let meaning = match all / one {
+            gain if threads > 1 && gain < 1.2 => "threads gain nothing, other programs use the processors",
+            _ => "f32 matrix products, most of a training step",
+        };
+        let text = format!("{one:.0} GFLOP/s on 1 thread, {all:.0} on {threads}: {meaning}");
         report.add(&key, text, json!({"gflops_one_thread": one, "gflops_all_threads": all}));
     }
     let latency = fork_join(&cx);
     let text = match latency {
         _ if threads == 1 => "none: there is one thread".to_string(),
         us if us < 20.0 => format!("{us:.1} us to start and join all threads: short enough for every operation"),
-        us => format!("{us:.1} us to start and join all threads: long; other programs use the processors, or use fewer threads"),
+        us => format!(
+            "{us:.1} us to start and join all threads: long; other programs use the processors, or use fewer threads"
+        ),
     };
     report.add("fork and join", text, latency);
     let bandwidth = bandwidth(&cx);
-    let text = format!("{bandwidth:.1} GB/s read and written by a large copy: what the optimizer and large models wait for");
+    let text =
+        format!("{bandwidth:.1} GB/s read and written by a large copy: what the optimizer and large models wait for");
     report.add("memory speed", text, bandwidth);
     let speed = training(&cx)?;
     let text = format!(
@@ -96,7 +105,7 @@ fn product(cx: &Exec) -> f64 {
     let mut packed = Packed::new(k, n);
     packed.pack(cx, &b, n, k, n);
     let mut c = Buf::<f32>::zeros(m * n);
-    let seconds = fastest(|| matmul(cx, &mut c, &a, k, &packed, m, false));
+    let seconds = fastest(PART, || matmul(cx, &mut c, &a, k, &packed, m, false));
     2.0 * (m * k * n) as f64 / seconds / 1e9
 }
 
@@ -121,7 +130,7 @@ fn bandwidth(cx: &Exec) -> f64 {
     let mut from = Buf::<f32>::zeros(n);
     from.fill(1.0);
     let mut to = Buf::<f32>::zeros(n);
-    COPIED as f64 / fastest(|| copy(cx, &mut to, &from)) / 1e9
+    COPIED as f64 / fastest(PART, || copy(cx, &mut to, &from)) / 1e9
 }
 
 /// Tokens a second of training steps of v4-small on random tokens.
@@ -133,19 +142,19 @@ fn training(cx: &Exec) -> anyhow::Result<f64> {
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
     let window = |i: usize| &tokens[i * (seq + 1)..][..seq + 1];
-    let seconds = fastest(|| {
+    let seconds = fastest(TRAINING, || {
         stepper.step(cx, (batch, seq), window, &settings, settings.lr, 1);
     });
     Ok((batch * seq) as f64 / seconds)
 }
 
-/// Seconds of the fastest of several calls: what the machine can do while nobody else wants it.
-fn fastest(mut f: impl FnMut()) -> f64 {
+/// Seconds of the fastest call in about `seconds`: what the machine can do while nobody else wants it.
+fn fastest(seconds: f64, mut f: impl FnMut()) -> f64 {
     let started = Instant::now();
     let mut best = f64::INFINITY;
     // At least twice: the first call meets cold caches and new pages.
     let mut calls = 0;
-    while calls < 2 || started.elapsed().as_secs_f64() < PART {
+    while calls < 2 || started.elapsed().as_secs_f64() < seconds {
         let call = Instant::now();
         f();
         best = best.min(call.elapsed().as_secs_f64());

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::bail;
 use flashlm_kernels::Exec;
@@ -15,14 +15,12 @@ use flashlm_train::load::Model;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{exec, out, say};
+use crate::common::{Status, exec, out, say};
 
 /// Most rows of one pass.
 const ROWS: usize = 2048;
 /// Tokens that are read before they are scored; bounds the memory for any size of data.
 const PART: usize = 1 << 20;
-/// Time between two lines of progress.
-const PACE: Duration = Duration::from_secs(5);
 /// What computes the figure.
 const RUNTIME: &str = "float32 activations, ternary weights; what `flashlm generate` runs";
 
@@ -184,42 +182,42 @@ fn published(cx: &Exec, lm: &mut Lm<f32>, model: &Model, source: &Source) -> any
     let all = (0..stories.len()).map(|i| PUBLISHED_TOKENS.min(stories.story(i).len() - 1)).sum();
     let mut progress = Progress::new();
     let done = &mut |tokens| progress.show(tokens, all, 1.0);
-    Ok((bpb::published(cx, lm, &model.params, &model.tokenizer, &stories, done)?, read))
+    let report = bpb::published(cx, lm, &model.params, &model.tokenizer, &stories, done);
+    progress.end_part(all, 1.0);
+    Ok((report?, read))
 }
 
-/// Lines of progress on stderr.
+/// The status line: share, speed, time to go.
 struct Progress {
+    status: Status,
     start: Instant,
-    shown: Instant,
     /// Tokens of the parts that are done, and the share of the source that they are.
     before: (usize, f64),
 }
 
 impl Progress {
     fn new() -> Self {
-        Progress { start: Instant::now(), shown: Instant::now(), before: (0, 0.0) }
+        Progress { status: Status::new(), start: Instant::now(), before: (0, 0.0) }
     }
 
     /// `tokens` of `part` are scored; the part reaches to the share `read` of the source.
     fn show(&mut self, tokens: usize, part: usize, read: f64) -> ControlFlow<()> {
-        if self.shown.elapsed() >= PACE {
-            self.shown = Instant::now();
-            let seconds = self.start.elapsed().as_secs_f64();
-            let done = self.before.1 + (read - self.before.1) * tokens as f64 / part.max(1) as f64;
-            let all = self.before.0 + tokens;
-            say!(
-                "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
-                100.0 * done,
-                thousands(all as u64),
-                thousands((all as f64 / seconds) as u64),
-                duration(seconds),
-                duration(seconds * (1.0 - done) / done)
-            );
-        }
+        let seconds = self.start.elapsed().as_secs_f64();
+        let done = self.before.1 + (read - self.before.1) * tokens as f64 / part.max(1) as f64;
+        let all = self.before.0 + tokens;
+        self.status.show(&format!(
+            "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
+            100.0 * done,
+            thousands(all as u64),
+            thousands((all as f64 / seconds) as u64),
+            duration(seconds),
+            duration(seconds * (1.0 - done) / done)
+        ));
         ControlFlow::Continue(())
     }
 
     fn end_part(&mut self, part: usize, read: f64) {
         self.before = (self.before.0 + part, read);
+        self.status.clear();
     }
 }

@@ -47,7 +47,7 @@ pub struct Args {
     /// End before this text; can be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Threads; all processors if not given
+    /// Threads [default: FLASHLM_THREADS, or 1: a token of a small model is too little work to share]
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -66,7 +66,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Said before a model is loaded for nothing.
     settings.check()?;
     StopStrings::new(args.stop.clone())?;
-    let cx = exec(args.threads)?;
+    let cx = match (args.threads, std::env::var_os("FLASHLM_THREADS")) {
+        (None, None) => exec(Some(1))?,
+        (flag, _) => exec(flag)?,
+    };
     let model = Model::load(&args.model)?;
     let mut prompt = Vec::new();
     model.tokenizer.encode(&args.prompt, &mut prompt);

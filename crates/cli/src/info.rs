@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -88,7 +87,7 @@ fn recognise(path: &Path) -> anyhow::Result<Kind> {
         if entries.flatten().any(|entry| text(&entry.path())) {
             return Ok(Kind::Text);
         }
-        bail!("{}: a folder of neither a run, nor a checkpoint, nor text", path.display());
+        bail!("{}: a folder of neither a run, nor a checkpoint, nor text; name a file in it", path.display());
     }
     if !about.is_file() {
         bail!("{}: neither a file nor a folder", path.display());
@@ -126,10 +125,11 @@ fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
         format!("step {}  {}{mark}\n", thousands(*step), path.display())
     });
     let lines: String = lines.collect();
-    let listed = checkpoints.iter().map(|(step, path)| json!({"step": step, "path": path.display().to_string()}));
+    let listed = checkpoints
+        .iter()
+        .map(|(step, path)| json!({"step": step, "path": path.display().to_string(), "best": best == Some(*step)}));
     let listed: Vec<Value> = listed.collect();
     report.add("checkpoints", if lines.is_empty() { "none yet" } else { &lines }, listed);
-    report.add("best step", best.map_or("none marked".to_string(), thousands), best);
     let log = run.join(METRICS);
     if log.exists() {
         about_log(&jsonl::read(&log)?, report);
@@ -149,7 +149,10 @@ fn about_log(rows: &[Row], report: &mut Report) {
         let (step, tokens, time) = (thousands(row.step), thousands(row.tokens), duration(row.elapsed));
         report.add(
             "training",
-            format!("step {step}, {tokens} tokens in {time}, loss {:.4}, {:.0} tokens/s", row.loss, row.tokens_per_second),
+            format!(
+                "step {step}, {tokens} tokens in {time}, loss {:.4}, {:.0} tokens/s",
+                row.loss, row.tokens_per_second
+            ),
             json!({"step": row.step, "tokens": row.tokens, "seconds": row.elapsed, "loss": row.loss,
                    "tokens_per_second": row.tokens_per_second}),
         );
@@ -254,7 +257,11 @@ fn about_tokens(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let per_token = cache.bytes() as f64 / tokens as f64;
     report.add("bytes", format!("{}, {per_token:.3} a token", bytes(cache.bytes())), cache.bytes());
     report.add("unk", thousands(cache.unk()), cache.unk());
-    report.add("mojibake", format!("{} sequences repaired in the whole source", thousands(cache.repaired())), cache.repaired());
+    report.add(
+        "mojibake",
+        format!("{} sequences repaired in the whole source", thousands(cache.repaired())),
+        cache.repaired(),
+    );
     report.add("vocabulary", thousands(cache.vocab_size() as u64), cache.vocab_size());
     report.add("side", split, split.to_string());
     report.add("tokenizer hash", format!("{tokenizer:016x}"), format!("{tokenizer:016x}"));
@@ -287,5 +294,69 @@ pub fn run_json(run: &Path) -> anyhow::Result<Value> {
         return Ok(Value::Null);
     }
     let json = read_limited(&path, 1 << 20)?;
-    serde_json::from_slice(&json).with_context(|| format!("{}: not valid JSON; the run does not need it, remove it", path.display()))
+    serde_json::from_slice(&json)
+        .with_context(|| format!("{}: not valid JSON; the run does not need it, remove it", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use flashlm_train::data::source::Source;
+
+    use super::*;
+
+    #[test]
+    fn a_header_says_what_the_cache_was_made_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tok");
+        let source = Source::parse("synthetic:40").unwrap();
+        for split in [Split::All, Split::Train(0.3), Split::Valid(0.3)] {
+            let tokenizer = Tokenizer::bytes();
+            let go_on = &mut |_: &_| ControlFlow::Continue(());
+            TokenCache::open_or_build(&path, &source, &tokenizer, split, 1, go_on).unwrap();
+            assert_eq!(made_from(&path).unwrap(), Expect::new(&source, &tokenizer, split).unwrap());
+        }
+        std::fs::write(&path, &std::fs::read(&path).unwrap()[..47]).unwrap();
+        assert!(made_from(&path).unwrap_err().to_string().contains("cut off"));
+    }
+
+    #[test]
+    fn files_are_known_by_their_content_and_folders_by_what_is_in_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let cases = [
+            (file("a", b"FLMTOKS\0 and so on"), "tokens"),
+            (file("b.txt", b"\x10\0\0\0\0\0\0\0{\"a\":1}"), "model"),
+            (file("c", b" {\"kind\":\"bytes\"}"), "tokenizer"),
+            (file("d.JSONL", b"{\"text\":\"x\"}"), "text"),
+            (file("run/metrics.jsonl", b"").parent().unwrap().into(), "run"),
+            (file("point/checkpoint.json", b"").parent().unwrap().into(), "checkpoint"),
+            (file("texts/a.txt", b"x").parent().unwrap().into(), "text"),
+            ("synthetic:7".into(), "text"),
+            (file("e", b"GIF89a..."), "neither"),
+            (file("f", b""), "neither"),
+            (folder.path().join("none"), "neither"),
+        ];
+        for (path, expected) in cases {
+            let found = match recognise(&path) {
+                Ok(Kind::Run) => "run",
+                Ok(Kind::Checkpoint) => "checkpoint",
+                Ok(Kind::Model) => "model",
+                Ok(Kind::Tokens) => "tokens",
+                Ok(Kind::Tokenizer) => "tokenizer",
+                Ok(Kind::Text) => "text",
+                Err(error) => {
+                    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+                    "neither"
+                }
+            };
+            assert_eq!(found, expected, "{}", path.display());
+        }
+    }
 }

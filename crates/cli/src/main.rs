@@ -3,8 +3,17 @@
 //! Results go to stdout, progress to stderr. Exit codes: 0 done, 1 failed, 2 bad usage, 130 interrupted and saved.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod common;
+mod data;
+mod doctor;
+mod eval;
+mod generate;
+mod info;
+mod plot;
+mod report;
 mod train;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -22,11 +31,35 @@ struct Cli {
 enum Command {
     /// Train a model
     Train(Box<train::Args>),
+    /// Bits per byte of a model on a text
+    Eval(eval::Args),
+    /// Let a model write
+    Generate(generate::Args),
+    /// Prepare text: tokenizer and token cache
+    Data(data::Args),
+    /// Compare this build with test vectors
+    Verify(verify::Args),
+    /// Tell what a model, checkpoint, tokenizer or cache is
+    Info(info::Args),
+    /// Tell what this machine can do
+    Doctor(doctor::Args),
+    /// Draw the curves of runs as SVG
+    Plot(plot::Args),
+    /// Measure speed
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Data(args) => data::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Info(args) => info::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Plot(args) => plot::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     result.unwrap_or_else(|error| {
         // Causes that their own error already tells are not told twice.

@@ -268,7 +268,7 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
 }
 
 /// The preset for a machine and a time, and why.
-fn size_for(machine: &Machine, minutes: Option<f64>) -> (&'static str, String) {
+pub(crate) fn size_for(machine: &Machine, minutes: Option<f64>) -> (&'static str, String) {
     let (cores, gib) = (machine.cores, machine.memory >> 30);
     match minutes {
         Some(minutes) if minutes * (cores as f64) < 20.0 => {

@@ -204,7 +204,12 @@ mod tests {
         }
 
         /// The logits after each prefix, from all of its tokens anew and without a state.
-        fn recompute(&self, prompt: &str, n: usize, mut choose: impl FnMut(&mut [f32], &[Token]) -> Token) -> Vec<Token> {
+        fn recompute(
+            &self,
+            prompt: &str,
+            n: usize,
+            mut choose: impl FnMut(&mut [f32], &[Token]) -> Token,
+        ) -> Vec<Token> {
             let v = self.config.vocab_size;
             let mut tokens = vec![self.tokenizer.eos()];
             self.tokenizer.encode(prompt, &mut tokens);
@@ -298,7 +303,8 @@ mod tests {
         // Three ids more in the model than in the vocabulary, besides PAD, UNK and BOS.
         let model = Noise::new(Tokenizer::train_frequency([WORDS].into_iter(), 30).unwrap(), 3);
         let (eos, vocab) = (model.tokenizer.eos(), model.tokenizer.vocab_size() as Token);
-        let mut sampler = Sampler::new(Settings::default(), usize::from(vocab) + 3, &[0, 1, 2, vocab, vocab + 1, vocab + 2]);
+        let mut sampler =
+            Sampler::new(Settings::default(), usize::from(vocab) + 3, &[0, 1, 2, vocab, vocab + 1, vocab + 2]);
         let sampler = sampler.as_mut().unwrap();
         let expected = model.recompute("The", 200, |z, recent| sampler.sample(z, recent).unwrap());
         assert!(expected.iter().all(|id| *id >= eos && *id < vocab));

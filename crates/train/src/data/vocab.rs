@@ -278,7 +278,9 @@ mod tests {
         let forged = [checksum(&Tokenizer::bytes().to_json()).into_bytes(), Tokenizer::bytes().to_json()].concat();
         let mut flipped = whole.clone();
         *flipped.last_mut().unwrap() ^= 1;
-        for bad in [vec![], whole[..17].to_vec(), whole[..100].to_vec(), flipped, [&whole[..17], &other].concat(), forged] {
+        for bad in
+            [vec![], whole[..17].to_vec(), whole[..100].to_vec(), flipped, [&whole[..17], &other].concat(), forged]
+        {
             fs::write(&path, bad).unwrap();
             let again = trained(&dir, &TokenizerChoice::Bpe, 262, &text, Split::All);
             assert_eq!(again.to_json(), first.to_json());
@@ -336,7 +338,8 @@ mod tests {
         let missing = TokenizerChoice::File(folder.path().join("none.json"));
         let error = tokenizer(&dir, &missing, 1, &text, Split::All, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("none.json"), "{error}");
-        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error =
+            tokenizer(&dir, &TokenizerChoice::Bpe, 100, &text, Split::All, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("choose 257 to 65535"), "{error}");
     }
 }

@@ -2,8 +2,8 @@
 //! and the 256 rows of logits that exist at once. The same numbers are made in f32 and in f64.
 
 use flashlm_kernels::ops::{
-    self, AdamW, PARTIALS, Packed, Quant, Scale, Stat, conv_gate_backward, conv_gate_forward, cross_entropy, glu_backward,
-    glu_forward, matmul, matmul_tn, quantise, rmsnorm_backward, rmsnorm_forward, sum_squares,
+    self, AdamW, PARTIALS, Packed, Quant, Scale, Stat, conv_gate_backward, conv_gate_forward, cross_entropy,
+    glu_backward, glu_forward, matmul, matmul_tn, quantise, rmsnorm_backward, rmsnorm_forward, sum_squares,
 };
 use flashlm_kernels::{Elem, Exec, Token};
 use flashlm_model::rng::Rng;
@@ -110,7 +110,8 @@ pub fn make<E: Elem>(op: Op, cx: &Exec) -> Subject<E> {
         Op::NormForward => {
             let (x, scale) = (random::<E>(ROWS * D, 1), random(D, 2));
             let outputs = [zeros(ROWS * D), zeros(ROWS)];
-            let call = move |cx: &Exec, [y, rstd]: [&mut [E]; 2]| rmsnorm_forward(cx, y, rstd, &x, &scale, 1e-6, (ROWS, D));
+            let call =
+                move |cx: &Exec, [y, rstd]: [&mut [E]; 2]| rmsnorm_forward(cx, y, rstd, &x, &scale, 1e-6, (ROWS, D));
             bytes("rmsnorm_forward", format!("{ROWS}x{D}"), 2 * ROWS * D, prepared(outputs, call))
         }
         Op::NormBackward => {
@@ -164,7 +165,8 @@ pub fn make<E: Elem>(op: Op, cx: &Exec) -> Subject<E> {
         }
         Op::AdamW => {
             let g = random::<E>(PARAMETERS, 1);
-            let s = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 1, grad_scale: 0.5 };
+            let s =
+                AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 1, grad_scale: 0.5 };
             let outputs = [random(PARAMETERS, 2), zeros(PARAMETERS), zeros(PARAMETERS)];
             let case = prepared(outputs, move |cx, [p, m, v]| ops::adamw_step(cx, p, m, v, &g, s));
             bytes("adamw", format!("{PARAMETERS}"), 7 * PARAMETERS, case)
