@@ -255,7 +255,11 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
             layers.set_value(key, value)?;
         }
     }
-    if resume.is_none() && args.data.is_none() && args.config.is_none() && !args.set.iter().any(|s| s.starts_with("data.")) {
+    if resume.is_none()
+        && args.data.is_none()
+        && args.config.is_none()
+        && !args.set.iter().any(|s| s.starts_with("data."))
+    {
         say!("no --data given: training on our own synthetic stories; --data FILE takes a text of yours");
     }
     let mut settings = layers.settings()?;

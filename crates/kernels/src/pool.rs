@@ -100,7 +100,9 @@ impl Pool {
         let units = n.div_ceil(align);
         let threads = self.threads();
         if threads == 1 || units <= 1 {
-            return if n > 0 { f(0..n) };
+            return if n > 0 {
+                f(0..n)
+            };
         }
         self.run(|id| {
             let start = (units * id / threads * align).min(n);

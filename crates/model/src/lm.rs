@@ -138,9 +138,21 @@ impl<E: Elem> Lm<E> {
     }
 
     /// The pass up to the head's input, left in `self.x: [B*T, D]`.
-    fn forward(&mut self, cx: &Exec, params: &[E], tokens: &[Token], mut state: Option<&mut State<E>>, size: (usize, usize)) {
+    fn forward(
+        &mut self,
+        cx: &Exec,
+        params: &[E],
+        tokens: &[Token],
+        mut state: Option<&mut State<E>>,
+        size: (usize, usize),
+    ) {
         let rows = size.0 * size.1;
-        assert!(tokens.len() == rows && rows <= self.rows, "{} tokens for {size:?}, room for {}", tokens.len(), self.rows);
+        assert!(
+            tokens.len() == rows && rows <= self.rows,
+            "{} tokens for {size:?}, room for {}",
+            tokens.len(),
+            self.rows
+        );
         let n = rows * self.config.dim;
         self.head.embed_forward(cx, &mut self.h[0], tokens, params);
         for (i, block) in self.blocks.iter_mut().enumerate() {

@@ -212,7 +212,12 @@ impl Settings {
         let within = |x: f64, low: f64, high: f64| x >= low && x <= high;
         check((1..=65_536).contains(&t.seq_len), "train.seq_len", t.seq_len.to_string(), "between 1 and 65536")?;
         check(t.batch <= 65_536, "train.batch", t.batch.to_string(), "at most 65536")?;
-        check((1..=4096).contains(&t.accumulation), "train.accumulation", t.accumulation.to_string(), "between 1 and 4096")?;
+        check(
+            (1..=4096).contains(&t.accumulation),
+            "train.accumulation",
+            t.accumulation.to_string(),
+            "between 1 and 4096",
+        )?;
         check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
         check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;
@@ -224,7 +229,12 @@ impl Settings {
         check(within(t.eps, 1e-30, 1.0), "train.eps", t.eps.to_string(), "above 0 and at most 1")?;
         check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
-        check(within(t.checkpoint_seconds, 0.0, 1e9), "train.checkpoint_seconds", t.checkpoint_seconds.to_string(), "0 or more")?;
+        check(
+            within(t.checkpoint_seconds, 0.0, 1e9),
+            "train.checkpoint_seconds",
+            t.checkpoint_seconds.to_string(),
+            "0 or more",
+        )?;
         check(t.keep >= 1, "train.keep", t.keep.to_string(), "at least 1")?;
         check(t.log_every >= 1, "train.log_every", t.log_every.to_string(), "at least 1")?;
         check(t.threads <= 1024, "train.threads", t.threads.to_string(), "at most 1024")?;
@@ -421,7 +431,9 @@ mod tests {
     #[test]
     fn an_unknown_key_names_the_nearest() {
         let mut layers = Layers::defaults();
-        for (key, nearest) in [("train.learning_rat", "train.lr"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model.dim")] {
+        for (key, nearest) in
+            [("train.learning_rat", "train.lr"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model.dim")]
+        {
             let error = layers.set(key, "1").unwrap_err().to_string();
             assert!(error.contains("unknown key"), "{error}");
             assert!(nearest == "train.lr" || error.contains(nearest), "{error}");

@@ -45,7 +45,9 @@ pub enum LoadError {
         mend: &'static str,
     },
     /// The model file says nothing usable about its sizes.
-    #[error("metadata `{key}`: expected {expected}, found {found}; was the file made by this program, and by this version of it?")]
+    #[error(
+        "metadata `{key}`: expected {expected}, found {found}; was the file made by this program, and by this version of it?"
+    )]
     Metadata {
         /// The key.
         key: &'static str,
@@ -55,7 +57,9 @@ pub enum LoadError {
         found: String,
     },
     /// The tensors are not those of the config.
-    #[error("tensor `{name}`: expected {expected}, found {found}; the file is of another model than its config says: use a config and a file of the same model")]
+    #[error(
+        "tensor `{name}`: expected {expected}, found {found}; the file is of another model than its config says: use a config and a file of the same model"
+    )]
     Tensor {
         /// The tensor.
         name: String,
@@ -65,7 +69,9 @@ pub enum LoadError {
         found: String,
     },
     /// A parameter that is no number.
-    #[error("tensor `{name}`: expected finite numbers, found {found} at element {at}; the training run diverged or the file is damaged: use an earlier checkpoint")]
+    #[error(
+        "tensor `{name}`: expected finite numbers, found {found} at element {at}; the training run diverged or the file is damaged: use an earlier checkpoint"
+    )]
     NotFinite {
         /// The tensor.
         name: String,

@@ -48,7 +48,14 @@ mod tests {
     use crate::config::Settings;
 
     fn settings(schedule: Shape) -> TrainSettings {
-        TrainSettings { schedule, lr: 1.0, min_lr: 0.1, warmup_steps: 10, decay_share: 0.25, ..Settings::default().train }
+        TrainSettings {
+            schedule,
+            lr: 1.0,
+            min_lr: 0.1,
+            warmup_steps: 10,
+            decay_share: 0.25,
+            ..Settings::default().train
+        }
     }
 
     #[test]

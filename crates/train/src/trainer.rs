@@ -31,8 +31,8 @@ use crate::generate::{GenerateError, generate};
 use crate::load::{LoadError, read_prefixed, save_params};
 use crate::log::card::{Card, Scores};
 use crate::log::console::{self, Limits};
-use crate::log::svg::{self, Axis, Series, Stage as Mark};
 use crate::log::jsonl::{self, Metrics};
+use crate::log::svg::{self, Axis, Series, Stage as Mark};
 use crate::log::tensorboard::Events;
 use crate::log::{EvalRow, LogError, Row, SampleRow, TrainRow};
 use crate::progress::{Best, Plan, State};
@@ -43,7 +43,9 @@ use crate::stepper::Stepper;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TrainError {
-    #[error("the loss is not a number at step {step} (loss {loss}, gradient norm {grad_norm}). {last_good}. A lower train.lr usually helps")]
+    #[error(
+        "the loss is not a number at step {step} (loss {loss}, gradient norm {grad_norm}). {last_good}. A lower train.lr usually helps"
+    )]
     NotFinite { step: u64, loss: f64, grad_norm: f64, last_good: String },
     #[error("checkpoint of another config: {0}. Leave out the setting, or start a new run in another folder")]
     Conflict(String),
@@ -168,7 +170,21 @@ impl<'a> Trainer<'a> {
         let probe = inputs.valid.first(t.eval_tokens);
         let saved = Saved { step: resume.map(Checkpoint::step), at: Instant::now() };
         let (samples, marks) = (Vec::new(), Vec::new());
-        Ok(Trainer { cx, inputs, stepper, state, plan, windows, probe, samples, marks, metrics, events, saved, _lock: lock })
+        Ok(Trainer {
+            cx,
+            inputs,
+            stepper,
+            state,
+            plan,
+            windows,
+            probe,
+            samples,
+            marks,
+            metrics,
+            events,
+            saved,
+            _lock: lock,
+        })
     }
 
     /// Where the run stands.
@@ -361,10 +377,20 @@ impl<'a> Trainer<'a> {
             };
             let mut text = String::new();
             let Stepper { lm, params, .. } = &mut self.stepper;
-            generate(self.cx, lm, params, &self.inputs.tokenizer, prompt, settings, t.sample_tokens, &[], &mut |piece| {
-                text.push_str(piece);
-                ControlFlow::Continue(())
-            })?;
+            generate(
+                self.cx,
+                lm,
+                params,
+                &self.inputs.tokenizer,
+                prompt,
+                settings,
+                t.sample_tokens,
+                &[],
+                &mut |piece| {
+                    text.push_str(piece);
+                    ControlFlow::Continue(())
+                },
+            )?;
             let row = SampleRow { step: self.state.step, prompt: prompt.clone(), text };
             tell(Event::Sample(&row));
             self.log(&Row::Sample(row.clone()))?;
@@ -383,7 +409,8 @@ impl<'a> Trainer<'a> {
         let (tensors, metadata) = save_params(layout, &self.stepper.params, &self.inputs.settings.model);
         let names: Vec<String> =
             MOMENTS.iter().flat_map(|p| layout.specs().iter().map(move |s| format!("{p}{}", s.name))).collect();
-        let places = [&optimizer.m, &optimizer.v].into_iter().flat_map(|buf| layout.specs().iter().map(move |s| (buf, s)));
+        let places =
+            [&optimizer.m, &optimizer.v].into_iter().flat_map(|buf| layout.specs().iter().map(move |s| (buf, s)));
         let moments = names.iter().zip(places);
         let moments = moments.map(|(name, (buf, s))| TensorRef { name, shape: &s.shape, data: &buf[s.range.clone()] });
         let state = serde_json::to_vec_pretty(&self.state).map_err(io::Error::from);
@@ -407,7 +434,8 @@ impl<'a> Trainer<'a> {
         let run = &self.inputs.run;
         let name = self.inputs.settings.name.clone();
         let rows = jsonl::read(&run.join("metrics.jsonl"))?;
-        let options = svg::Options { title: name.clone(), axis: Axis::Tokens, entropy_bound: self.inputs.entropy_bound };
+        let options =
+            svg::Options { title: name.clone(), axis: Axis::Tokens, entropy_bound: self.inputs.entropy_bound };
         let picture = svg::draw(&[Series { name, rows, stages: self.marks.clone() }], &options);
         write(&run.join("curve.svg"), picture.as_bytes())
     }
@@ -458,9 +486,14 @@ fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Stepper) -> Res
     stepper.params = read("model.safetensors", "")?;
     stepper.optimizer.m = read("optimizer.safetensors", MOMENTS[0])?;
     stepper.optimizer.v = read("optimizer.safetensors", MOMENTS[1])?;
-    let state: State = serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad("state.json", e.to_string()))?;
+    let state: State =
+        serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad("state.json", e.to_string()))?;
     let stages = settings.stages().len();
-    if state.step != from.step() || state.stage >= stages || state.stage_start > state.step || !state.elapsed.is_finite() {
+    if state.step != from.step()
+        || state.stage >= stages
+        || state.stage_start > state.step
+        || !state.elapsed.is_finite()
+    {
         return Err(bad("state.json", "its values do not belong together".into()));
     }
     Ok(state)

@@ -82,7 +82,15 @@ mod tests {
                 let mut want: Vec<[f64; 3]> = p.iter().map(|&p| [f64::from(p), 0.0, 0.0]).collect();
                 for step in 1..=5 {
                     let g: Vec<f32> = random(n, 10 + step);
-                    let s = AdamW { lr: 4e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step, grad_scale: 0.7 };
+                    let s = AdamW {
+                        lr: 4e-3,
+                        beta1: 0.9,
+                        beta2: 0.95,
+                        eps: 1e-8,
+                        weight_decay: 0.01,
+                        step,
+                        grad_scale: 0.7,
+                    };
                     adamw_step(cx, &mut p, &mut m, &mut v, &g, s);
                     for (x, &g) in want.iter_mut().zip(&g) {
                         let g = f64::from(g) * 0.7;

@@ -204,7 +204,12 @@ mod tests {
 
     /// The formulas of the header over plain indices, in f64.
     #[allow(clippy::type_complexity)]
-    fn naive(u: &[f32], w: &[f32], dy: &[f32], (b, t, d, k): (usize, usize, usize, usize)) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    fn naive(
+        u: &[f32],
+        w: &[f32],
+        dy: &[f32],
+        (b, t, d, k): (usize, usize, usize, usize),
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![0.0f64; b * t * 2 * d], vec![0.0f64; k * d]);
         for (bi, i) in (0..b).flat_map(|bi| (0..d).map(move |i| (bi, i))) {
             let g = |t_: usize| f64::from(u[(bi * t + t_) * 2 * d + i]);
@@ -232,7 +237,8 @@ mod tests {
             for d in 1..=66 {
                 let (b, t, k) = (1 + d % 3, 1 + d % 29, 1 + d % 9);
                 let size = (b, t, d, k);
-                let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) = (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
+                let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =
+                    (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
                 let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![f32::NAN; b * t * 2 * d], vec![1.0; k * d]);
                 let (mut dc, mut partials) = (vec![f32::NAN; b * t * d], vec![f32::NAN; PARTIALS * k * d]);
                 conv_gate_forward(cx, &mut y, &u, None, &w, size);

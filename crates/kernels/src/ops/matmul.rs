@@ -127,7 +127,19 @@ fn product<E: Elem>(
     let part = |rows: Range<usize>, panels: Range<usize>| {
         // Taken out of the cell here: a closure around the body would be compiled without the ISA's features.
         let block = BLOCK.with_borrow_mut(|block| block.as_mut_ptr().cast::<E>());
-        cx.op(Part { block, c: c.as_ptr(), a: a.as_ptr(), lda, transposed, b: b.data.as_ptr(), k: b.k, n: b.n, rows, panels, accumulate });
+        cx.op(Part {
+            block,
+            c: c.as_ptr(),
+            a: a.as_ptr(),
+            lda,
+            transposed,
+            b: b.data.as_ptr(),
+            k: b.k,
+            n: b.n,
+            rows,
+            panels,
+            accumulate,
+        });
     };
     if m.div_ceil(mr) >= 2 * cx.pool().threads() {
         cx.pool().split(m, mr, |rows| part(rows, 0..panels));
@@ -216,7 +228,15 @@ impl<E: Elem> Part<E> {
                             let mut t = 0;
                             while t < rows {
                                 let c = self.c.add((i0 + t) * self.n + panel * nr);
-                                let tile = Tile { c, ldc: self.n, b, k: kc, rows: MR.min(rows - t), cols, add: self.accumulate || p0 > 0 };
+                                let tile = Tile {
+                                    c,
+                                    ldc: self.n,
+                                    b,
+                                    k: kc,
+                                    rows: MR.min(rows - t),
+                                    cols,
+                                    add: self.accumulate || p0 > 0,
+                                };
                                 let a = block.add(t * KC);
                                 if one_row {
                                     tile.run::<S, 1, NV, 0, 1>(self.a.add(i0 * self.lda + p0));
@@ -282,7 +302,10 @@ struct Tile<E> {
 impl<E: Elem> Tile<E> {
     /// `A` with element `(i, p)` at `i * RS + p * CS`.
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>, const MR: usize, const NV: usize, const RS: usize, const CS: usize>(&self, a: *const E) {
+    unsafe fn run<S: Simd<E = E>, const MR: usize, const NV: usize, const RS: usize, const CS: usize>(
+        &self,
+        a: *const E,
+    ) {
         // SAFETY: the caller's promise: `a` and `b` cover `k` depths, `c` covers `rows x cols`.
         unsafe {
             let mut acc = [[S::splat(E::ZERO); NV]; MR];
@@ -349,7 +372,11 @@ mod tests {
     use super::*;
     use crate::ops::testing::{all_isas, assert_close, random};
 
-    fn naive(a: impl Fn(usize, usize) -> f32, b: impl Fn(usize, usize) -> f32, (m, n, k): (usize, usize, usize)) -> Vec<f32> {
+    fn naive(
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+        (m, n, k): (usize, usize, usize),
+    ) -> Vec<f32> {
         let mut c = vec![0.0; m * n];
         for i in 0..m {
             for j in 0..n {

@@ -10,7 +10,15 @@ use crate::ops::reduce::{PARTIALS, add_partials, partial_rows};
 use crate::simd::{Simd, each};
 
 /// `y: [rows, d]`, saves `rstd: [rows]`; `x: [rows, d]`, `scale: [d]`.
-pub fn rmsnorm_forward<E: Elem>(cx: &Exec, y: &mut [E], rstd: &mut [E], x: &[E], scale: &[E], eps: f64, (rows, d): (usize, usize)) {
+pub fn rmsnorm_forward<E: Elem>(
+    cx: &Exec,
+    y: &mut [E],
+    rstd: &mut [E],
+    x: &[E],
+    scale: &[E],
+    eps: f64,
+    (rows, d): (usize, usize),
+) {
     assert!(y.len() >= rows * d && rstd.len() >= rows && x.len() >= rows * d && scale.len() == d);
     let (y, rstd) = (Shared::new(y), Shared::new(rstd));
     cx.rows(rows, |r| {
@@ -46,7 +54,11 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
                 });
                 *r = E::from_f64(1.0 / (S::sum(acc).to_f64() / d as f64 + self.eps).sqrt());
                 let r = S::splat(*r);
-                each!(S, d, |i, n| S::put(y.add(i), S::mul(S::mul(S::get(x.add(i), n), r), S::get(scale.add(i), n)), n));
+                each!(S, d, |i, n| S::put(
+                    y.add(i),
+                    S::mul(S::mul(S::get(x.add(i), n), r), S::get(scale.add(i), n)),
+                    n
+                ));
             }
         }
     }
@@ -133,10 +145,12 @@ mod tests {
         all_isas(|cx| {
             for d in 1..=130 {
                 let rows = 1 + d % 41;
-                let (x, dy, scale): (Vec<f32>, Vec<f32>, Vec<f32>) = (random(rows * d, 1), random(rows * d, 2), random(d, 3));
+                let (x, dy, scale): (Vec<f32>, Vec<f32>, Vec<f32>) =
+                    (random(rows * d, 1), random(rows * d, 2), random(d, 3));
                 let (mut y, mut rstd) = (vec![0.0; rows * d], vec![0.0; rows]);
                 rmsnorm_forward(cx, &mut y, &mut rstd, &x, &scale, 1e-6, (rows, d));
-                let (mut dx, mut dscale, mut partials) = (vec![1.0; rows * d], vec![2.0; d], vec![f32::NAN; PARTIALS * d]);
+                let (mut dx, mut dscale, mut partials) =
+                    (vec![1.0; rows * d], vec![2.0; d], vec![f32::NAN; PARTIALS * d]);
                 rmsnorm_backward(cx, &mut dx, &mut dscale, &mut partials, &dy, &rstd, &x, &scale, (rows, d), true);
 
                 let (mut want_y, mut want_dx, mut want_dscale) = (y.clone(), dx.clone(), vec![2.0f64; d]);

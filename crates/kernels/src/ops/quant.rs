@@ -41,7 +41,14 @@ pub struct Quant {
 }
 
 /// Writes the ternary `wq` of `w: [rows, cols]`; `scratch`, as long as `w`, is used by the median.
-pub fn quantise<E: Elem>(cx: &Exec, wq: &mut [E], scratch: &mut [E], w: &[E], (rows, cols): (usize, usize), quant: Quant) {
+pub fn quantise<E: Elem>(
+    cx: &Exec,
+    wq: &mut [E],
+    scratch: &mut [E],
+    w: &[E],
+    (rows, cols): (usize, usize),
+    quant: Quant,
+) {
     let len = rows * cols;
     assert!(w.len() == len && wq.len() == len && (quant.stat == Stat::Mean || scratch.len() >= len));
     let (unit, row) = match quant.scale {
@@ -151,7 +158,9 @@ mod tests {
         match quant.scale {
             Scale::Tensor => ternary(w, alpha_of(w, w.len())),
             Scale::Block(n) => w.chunks(n).flat_map(|u| ternary(u, alpha_of(u, n.min(w.len())))).collect(),
-            Scale::Group(n) => w.chunks(cols).flat_map(|r| r.chunks(n)).flat_map(|u| ternary(u, alpha_of(u, u.len()))).collect(),
+            Scale::Group(n) => {
+                w.chunks(cols).flat_map(|r| r.chunks(n)).flat_map(|u| ternary(u, alpha_of(u, u.len()))).collect()
+            }
         }
     }
 
@@ -168,7 +177,10 @@ mod tests {
                     let want = naive(&w, cols, quant);
                     for (i, (q, want)) in wq.iter().zip(&want).enumerate() {
                         // One alpha sums up to 1024 terms in f32 before it goes on in f64.
-                        assert!((q - want).abs() <= 1e-6 * want.abs(), "{quant:?} {rows}x{cols} at {i}: {q} for {want}");
+                        assert!(
+                            (q - want).abs() <= 1e-6 * want.abs(),
+                            "{quant:?} {rows}x{cols} at {i}: {q} for {want}"
+                        );
                     }
                 }
             }

@@ -146,7 +146,10 @@ mod tests {
                 for (row, &t) in z.chunks(v).zip(&targets) {
                     let lse = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
                     want_loss.push((lse - f64::from(row[usize::from(t)])) as f32);
-                    let p = row.iter().enumerate().map(|(j, &z)| (f64::from(z) - lse).exp() - f64::from(u8::from(j == usize::from(t))));
+                    let p = row
+                        .iter()
+                        .enumerate()
+                        .map(|(j, &z)| (f64::from(z) - lse).exp() - f64::from(u8::from(j == usize::from(t))));
                     want_dz.extend(p.map(|p| (0.25 * p) as f32));
                     let own = log_prob(cx, row, t);
                     assert!((own - (f64::from(row[usize::from(t)]) - lse)).abs() < 1e-5, "log_prob at {v}");

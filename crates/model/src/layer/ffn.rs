@@ -22,8 +22,7 @@ impl<E: Elem> Ffn<E> {
     /// Adds `prefix.W_gate`, `.W_up`, `.W_down` to the layout.
     pub fn new(layout: &mut Layout, prefix: &str, config: &ModelConfig, rows: usize, training: bool) -> Self {
         let (d, f) = (config.dim, config.ffn_hidden);
-        let mut linear =
-            |name, size| Linear::new(layout, &format!("{prefix}.{name}"), size, config, rows, training);
+        let mut linear = |name, size| Linear::new(layout, &format!("{prefix}.{name}"), size, config, rows, training);
         Ffn {
             gate: linear("W_gate", (f, d)),
             up: linear("W_up", (f, d)),

@@ -65,7 +65,15 @@ impl<E: Elem> Head<E> {
     /// Cross-entropy over all rows: returns the sum of nats, overwrites `dx: [rows, D]` and adds to `grads`, both of
     /// `scale` times that sum.
     #[allow(clippy::too_many_arguments)]
-    pub fn loss_backward(&mut self, cx: &Exec, dx: &mut [E], grads: &mut [E], x: &[E], targets: &[Token], scale: E) -> f64 {
+    pub fn loss_backward(
+        &mut self,
+        cx: &Exec,
+        dx: &mut [E],
+        grads: &mut [E],
+        x: &[E],
+        targets: &[Token],
+        scale: E,
+    ) -> f64 {
         let weight = self.backward.as_ref().expect("a model built for inference has no backward pass");
         let (d, v) = (self.d, self.vocab);
         let dtable = &mut grads[self.table.clone()];

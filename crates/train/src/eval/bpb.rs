@@ -26,10 +26,14 @@ pub const PUBLISHED_TOKENS: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// Nothing to score.
-    #[error("the evaluation set holds no text: expected at least one story; check the data and, for a held-out share, its size")]
+    #[error(
+        "the evaluation set holds no text: expected at least one story; check the data and, for a held-out share, its size"
+    )]
     Empty,
     /// Tokens of another vocabulary.
-    #[error("expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with")]
+    #[error(
+        "expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with"
+    )]
     Vocabulary {
         /// Tokens of the model.
         expected: usize,

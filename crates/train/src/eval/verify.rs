@@ -47,7 +47,9 @@ pub enum VerifyError {
         reason: String,
     },
     /// A tensor that does not fit the others.
-    #[error("tensor `{name}`: expected {expected}, found {found}; is the file whole, and of the settings in its metadata?")]
+    #[error(
+        "tensor `{name}`: expected {expected}, found {found}; is the file whole, and of the settings in its metadata?"
+    )]
     Tensor {
         /// The tensor.
         name: &'static str,
@@ -212,7 +214,11 @@ pub fn verify(cx: &Exec, file: &TensorFile) -> Result<Outcome, VerifyError> {
     let batches = tokens(file, "traj.batches", &[n, tb, tt + 1], &config)?;
     let want_losses = file.f64("traj.losses")?;
     if want_losses.is_empty() || want_losses.len() != settings.steps {
-        return Err(misfit("traj.losses", format!("{} losses (`steps`)", settings.steps), want_losses.len().to_string()));
+        return Err(misfit(
+            "traj.losses",
+            format!("{} losses (`steps`)", settings.steps),
+            want_losses.len().to_string(),
+        ));
     }
     let rows = (b * t).max(tb * tt);
     let row = (8 * config.blocks + 8).saturating_mul((2 * config.dim).max(config.ffn_hidden));
@@ -233,7 +239,8 @@ pub fn verify(cx: &Exec, file: &TensorFile) -> Result<Outcome, VerifyError> {
         let range = spec.range.clone();
         (rms_ratio(&grads[range.clone()], &want_grads[range]), &spec.name)
     });
-    let (grad_rms_ratio_max, grad_worst) = ratios.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NAN, &settings.arch));
+    let (grad_rms_ratio_max, grad_worst) =
+        ratios.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NAN, &settings.arch));
 
     let losses = trajectory(cx, &mut lm, params, &layout, &settings, &batches, (n, tb, tt));
     let off: Vec<f64> = losses.iter().zip(&want_losses).map(|(got, want)| (got - want).abs() / want.abs()).collect();
@@ -431,7 +438,8 @@ mod tests {
 
     #[test]
     fn every_setting_of_the_optimizer_shows_in_the_trajectory() {
-        let others = [("clip", json!(1e3)), ("betas", json!([0.9, 0.9])), ("weight_decay", json!(0.0)), ("lr", json!(4e-4))];
+        let others =
+            [("clip", json!(1e3)), ("betas", json!([0.9, 0.9])), ("weight_decay", json!(0.0)), ("lr", json!(4e-4))];
         for (key, value) in others {
             let file = with_settings(|s| s[key] = value);
             let off = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file).unwrap().traj_loss_rel_diff_max;

@@ -1,0 +1,139 @@
+//! Broken inputs: each gets a message that says what is wrong, an exit code that is not 0, and leaves what was saved alone.
+
+mod common;
+
+use std::fs;
+
+use common::{Place, TINY, checkpoint_bytes, text};
+
+/// Six words in sentences of our own, enough for a vocabulary.
+fn stories(n: usize) -> String {
+    (0..n).map(|i| format!("The red hen {i} went up the hill and saw {} boats.\n<|endoftext|>\n", i * 7 % 13)).collect()
+}
+
+#[test]
+fn data_that_is_not_there_or_no_text() {
+    let place = Place::new();
+    place.fails("train --data nothing.txt --steps 1", &["nothing.txt"]);
+    place.write("empty.txt", "");
+    place.fails("train --data empty.txt --steps 1", &["empty.txt", "empty"]);
+    place.write("binary.txt", [0u8, 159, 146, 150, 0, 0, 1, 2].repeat(100));
+    place.fails("train --data binary.txt --steps 1", &["binary.txt", "not text"]);
+    place.write("latin.txt", b"caf\xe9 au lait\n".repeat(20));
+    place.fails("train --data latin.txt --steps 1", &["latin.txt", "UTF-8"]);
+    place.write("one.txt", "Once there was one story only, and it was short.\n");
+    place.fails("train --data one.txt --steps 1", &["one.txt"]);
+    place.write("bad.jsonl", "{\"text\": \"fine\"}\n{\"txt\": 1}\n");
+    place.fails("train --data bad.jsonl --steps 1", &["bad.jsonl", "line 2"]);
+    place.fails("eval nowhere --data one.txt", &["nowhere"]);
+    place.fails("generate nowhere -p hello", &["nowhere"]);
+    place.fails("verify one.txt", &["one.txt"]);
+}
+
+#[test]
+fn settings_that_no_run_can_have() {
+    let place = Place::new();
+    place.write("text.txt", stories(200));
+    let train = "train --data text.txt --steps 1 --preset flash-tiny";
+    place.fails(&format!("{train} --vocab 0"), &["0", "vocab"]);
+    place.fails(&format!("{train} --vocab 70000"), &["70000", "65535"]);
+    place.fails(&format!("{train} --lr NaN"), &["train.lr", "NaN"]);
+    place.fails(&format!("{train} --lr -1"), &["lr"]);
+    place.fails(&format!("{train} --set train.lerning_rate=1"), &["unknown key", "did you mean"]);
+    place.fails(&format!("{train} --set train.batch=many"), &["train.batch", "integer"]);
+    place.fails(&format!("{train} --set model.dim=0"), &["model.dim"]);
+    place.fails(&format!("{train} --set train.seq_len=60000"), &["tokens"]);
+    place.fails("train --preset v5", &["v5", "v4-small"]);
+    place.fails("train --tokenizer nonsense --data text.txt", &["nonsense"]);
+    place.write("bad.toml", "[train\nlr = 1");
+    place.fails("train --config bad.toml", &["bad.toml"]);
+    place.fails("train --config missing.toml", &["missing.toml"]);
+    let output = place.command(&format!("{train} --save-dir x")).env("FLASHLM_ISA", "mmx").output().unwrap();
+    assert!(!output.status.success() && text(&output.stderr).contains("FLASHLM_ISA=mmx"));
+    let output = place.command(&format!("{train} --save-dir y")).env("FLASHLM_THREADS", "none").output().unwrap();
+    assert!(!output.status.success() && text(&output.stderr).contains("FLASHLM_THREADS"));
+}
+
+#[test]
+fn damaged_checkpoints() {
+    let place = Place::new();
+    place.ok(&format!("train {TINY} --steps 6 --set train.checkpoint_every=3 --set train.keep=9 --save-dir run"));
+    let good = checkpoint_bytes(&place.path("run/checkpoints/step-00000003"));
+
+    let model = place.path("run/checkpoints/step-00000006/model.safetensors");
+    let mut bytes = fs::read(&model).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&model, &bytes).unwrap();
+    place.fails("train --resume run/checkpoints/step-00000006", &["model.safetensors", "checksum"]);
+    let output = place.run("train --resume run --steps 6");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("resumed from step 3"), "{}", text(&output.stderr));
+    assert!(good == checkpoint_bytes(&place.path("run/checkpoints/step-00000003")), "an older checkpoint was touched");
+
+    let model = place.path("run/checkpoints/step-00000003/model.safetensors");
+    let bytes = fs::read(&model).unwrap();
+    fs::write(&model, &bytes[..bytes.len() - 100]).unwrap();
+    place.fails("train --resume run/checkpoints/step-00000003", &["model.safetensors"]);
+
+    place.fails(
+        "train --resume run --set model.dim=32",
+        &["checkpoint of another config", "model.dim is 24 there and 32 here"],
+    );
+    place.fails("train --resume run --batch 9", &["checkpoint of another config", "train.batch"]);
+    place.fails(&format!("train {TINY} --steps 1 --save-dir run"), &["--resume"]);
+    place.fails("train --resume cache", &["no checkpoint"]);
+}
+
+#[test]
+fn a_damaged_token_cache_is_made_again() {
+    let place = Place::new();
+    let train = |run: &str| place.run(&format!("train {TINY} --steps 1 --save-dir {run}"));
+    assert!(text(&train("a").stderr).contains("(built"));
+    assert!(text(&train("b").stderr).contains("(reused)"));
+    let cache = fs::read_dir(place.path("cache")).unwrap().map(|f| f.unwrap().path());
+    let cache = cache.into_iter().find(|f| f.extension().is_some_and(|e| e == "tok")).expect("a token cache");
+    let bytes = fs::read(&cache).unwrap();
+    for damaged in [&bytes[..bytes.len() - 10], &bytes[..50], &[bytes.as_slice(), b"x"].concat()] {
+        fs::write(&cache, damaged).unwrap();
+        let output = train(&format!("run-{}", damaged.len()));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains("(built: "), "{}", text(&output.stderr));
+        assert!(fs::read(&cache).unwrap() == bytes, "the cache made again is another one");
+    }
+    place.write("cut.tok", &bytes[..bytes.len() / 2]);
+    place.fails("info cut.tok", &["cut.tok"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn full_disks_and_unwritable_folders() {
+    let place = Place::new();
+    place.fails(&format!("train {TINY} --steps 1 --save-dir /proc/flashlm-test"), &["/proc/flashlm-test"]);
+    place.write("file", "a file, no folder");
+    place.fails(&format!("train {TINY} --steps 1 --save-dir file/run"), &["file/run"]);
+
+    let disk = place.path("disk");
+    fs::create_dir(&disk).unwrap();
+    let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(&disk).output();
+    let mounted = mount(&["-t", "tmpfs", "-o", "size=600k", "tmpfs"]).is_ok_and(|o| o.status.success());
+    if !mounted {
+        eprintln!("skipped: a small tmpfs cannot be mounted here");
+        return;
+    }
+    // A checkpoint takes about 270 kB: the first fits, with the second the disk is full.
+    let args = format!("train {TINY} --steps 60 --set train.checkpoint_every=5 --set train.keep=9 --save-dir disk/run");
+    let stderr = place.fails(&args, &["disk", "full"]);
+    let saved = place.ok("info disk/run --json");
+    let unmounted = std::process::Command::new("umount").arg(&disk).status();
+    assert!(unmounted.is_ok_and(|s| s.success()));
+    assert!(saved.contains("\"step\""), "nothing was saved before the disk was full: {stderr}");
+}
+
+#[test]
+fn a_closed_pipe_is_no_panic() {
+    let place = Place::new();
+    let mut child = place.command("doctor --json").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().code().is_some());
+}

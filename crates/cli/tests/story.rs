@@ -1,0 +1,57 @@
+//! From text to a model that speaks: train, evaluate, generate, plot, by the commands a person types.
+
+mod common;
+
+use common::{Place, TINY};
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("not JSON ({e}): {text}"))
+}
+
+#[test]
+fn a_small_model_learns_and_tells() {
+    let place = Place::new();
+    let bpb = |run: &str| json(&place.ok(&format!("eval {run} --data valid.txt --json")))["bpb"].as_f64().unwrap();
+    let valid: Vec<String> = (0..40).map(|i| flashlm_train::data::synthetic::story(77, i)).collect();
+    place.write("valid.txt", valid.join("\n<|endoftext|>\n"));
+
+    place.ok(&format!("train {TINY} --steps 1 --save-dir short"));
+    place.ok(&format!("train {TINY} --steps 300 --lr 0.01 --save-dir long"));
+    let (short, long) = (bpb("short"), bpb("long"));
+    let bits: f64 = valid.iter().map(|s| flashlm_train::data::synthetic::bits(s).unwrap()).sum();
+    let bound = bits / valid.iter().map(|s| s.len() as f64).sum::<f64>();
+    assert!(long < 0.6 * short, "bits per byte went from {short} to {long} only");
+    assert!(long > bound, "{long} is below the entropy {bound}");
+
+    let tell = |flags: &str| place.ok(&format!("generate long -p Once -n 20 {flags}"));
+    assert!(tell("").starts_with("Once"));
+    assert_eq!(tell("-t 0"), tell("-t 0 --threads 1"));
+    assert_eq!(tell("--seed 5"), tell("--seed 5"));
+    assert_ne!(tell("--seed 5 -t 1"), tell("--seed 6 -t 1"));
+    place.fails("generate long -p Once -t -3", &["temperature"]);
+    place.fails("generate long -p Once --top-p 7", &["top"]);
+
+    place.ok("plot long short -o both.svg");
+    let svg = std::fs::read_to_string(place.path("both.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("long") && svg.contains("short"));
+    for file in ["curve.svg", "README.md", "config.toml", "metrics.jsonl", "run.json"] {
+        assert!(place.path("long").join(file).metadata().unwrap().len() > 0, "{file}");
+    }
+    let info = json(&place.ok("info long --json"));
+    assert!(info.to_string().contains("conv"), "{info}");
+}
+
+#[test]
+fn every_tokenizer_and_preset_takes_a_step() {
+    let place = Place::new();
+    for (tokenizer, vocab) in [("frequency", 200), ("bpe", 400), ("bytes", 257)] {
+        let flags = format!("{TINY} --steps 2 --tokenizer {tokenizer} --vocab {vocab} --save-dir {tokenizer}");
+        place.ok(&format!("train {flags}"));
+        place.ok(&format!("generate {tokenizer} -n 3"));
+    }
+    for preset in flashlm_train::config::preset_names() {
+        let small = "--data synthetic:200 --vocab 300 --set model.dim=16 --set model.blocks=1 --set model.ffn_hidden=16 --batch 2";
+        place.ok(&format!("train --preset {preset} {small} --steps 3 --set train.sample_tokens=2 --save-dir {preset}"));
+    }
+    place.ok("train --small --data synthetic:200 --vocab 300 --epochs 0.001 --set model.dim=16 --set model.blocks=1 --save-dir flags");
+}
