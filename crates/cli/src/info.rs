@@ -164,7 +164,7 @@ fn about_log(rows: &[Row], report: &mut Report) {
         })
     };
     let best = evals().filter(|row| row.bpb.is_finite()).min_by(|a, b| a.bpb.total_cmp(&b.bpb));
-    for (key, row) in [("last validation", evals().last()), ("best validation", best)] {
+    for (key, row) in [("last validation", evals().next_back()), ("best validation", best)] {
         if let Some(EvalRow { step, loss, bpb, .. }) = row {
             let text = format!("{bpb:.4} bits per byte, loss {loss:.4}, at step {}", thousands(*step));
             report.add(key, text, json!({"step": step, "bpb": bpb, "loss": loss}));

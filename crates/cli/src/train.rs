@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
+use flashlm_model::ModelConfig;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint::{self, Checkpoint};
-use flashlm_train::config::{Layers, Settings, preset_names};
-use flashlm_train::data::cache::{TokenCache, cache_path, default_dir};
+use flashlm_train::config::{Layers, Settings, preset, preset_names};
+use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
@@ -20,7 +21,7 @@ use flashlm_train::data::{DataError, synthetic};
 use flashlm_train::eval::bpb::Report;
 use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
-use flashlm_train::trainer::{Event, Inputs, Outcome, Trainer};
+use flashlm_train::trainer::{Event, Inputs, Outcome, TrainError, Trainer};
 use toml::Value;
 
 use crate::common::{Status, out, say, threads};
@@ -32,13 +33,13 @@ const VALID_TOKENS: usize = 1_000_000;
 #[derive(clap::Args)]
 pub struct Args {
     /// What to train: flash-tiny, flash-small, flash-large, v4-small, v4-large, v4-blockwise-small, v4-blockwise-large
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["small", "large", "resume"])]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["small", "large"])]
     preset: Option<String>,
     /// The preset v4-small
-    #[arg(long, conflicts_with_all = ["large", "resume"])]
+    #[arg(long, conflicts_with = "large")]
     small: bool,
     /// The preset v4-large
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     large: bool,
     /// Settings laid over the preset
     #[arg(long, value_name = "FILE")]
@@ -59,22 +60,22 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
     /// Length of the run in minutes; the learning rate follows the clock
-    #[arg(long, value_name = "M")]
+    #[arg(long, allow_negative_numbers = true, value_name = "M")]
     minutes: Option<f64>,
     /// Length of the run in hours
-    #[arg(long, value_name = "H", conflicts_with = "minutes")]
+    #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes")]
     hours: Option<f64>,
     /// Length of the run in updates
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Passes over the text, where no other length is given
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     epochs: Option<f64>,
     /// Sequences in an update
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
     /// Peak learning rate
-    #[arg(long, value_name = "F")]
+    #[arg(long, allow_negative_numbers = true, value_name = "F")]
     lr: Option<f64>,
     /// Seed of the start and of the order of the text
     #[arg(long, value_name = "N")]
@@ -82,8 +83,8 @@ pub struct Args {
     /// Threads; results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Folder of the run; checkpoints/ or, where that holds a run, checkpoints-2/ and so on
-    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    /// Folder of the run; else that of --resume, else checkpoints/ or, where that holds a run, checkpoints-2/ and so on
+    #[arg(long, value_name = "PATH")]
     save_dir: Option<PathBuf>,
     /// Go on with a run or from one of its checkpoints
     #[arg(long, value_name = "PATH")]
@@ -92,24 +93,37 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match train(args) {
+        Err(error) if matches!(error.downcast_ref(), Some(DataError::Stopped)) => Ok(ExitCode::from(130)),
+        result => result,
+    }
+}
+
+fn train(args: Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::detect();
     let resume = args.resume.as_deref().map(open_resume).transpose()?;
     let mut settings = resolve(&args, resume.as_ref(), &machine)?;
     let isa = Isa::detect().map_err(anyhow::Error::msg)?;
-    let threads = if settings.train.threads > 0 { settings.train.threads } else { threads(None)? };
-    let run = match &resume {
-        Some(from) => run_of(from.path())?,
-        None => match &args.save_dir {
-            Some(dir) => dir.clone(),
-            None => fresh_folder(),
-        },
+    let threads = if settings.train.threads > 0 {
+        settings.train.threads
+    } else {
+        let threads = threads(None)?;
+        say!("threads {threads}: from FLASHLM_THREADS or the processors; --threads N sets it");
+        threads
+    };
+    let run = match (&args.save_dir, &resume) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(from)) => run_of(from.path())?,
+        (None, None) => fresh_folder(),
     };
     std::fs::create_dir_all(&run).with_context(|| format!("cannot make the folder {}", run.display()))?;
 
     let mut status = Status::new();
     let stop = stop_flag()?;
-    let progress = |status: &mut Status, what: &str, share: f64, speed: f64| {
-        status.show(&format!("{what} {:3.0} %  {:.0} MB/s", 100.0 * share, speed / 1e6));
+    let progress = |status: &mut Status, what: &str, p: &Progress| {
+        let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);
+        let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
+        status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", console::duration(eta)));
         if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let source = open_source(&settings.data.source, settings.train.seed)?;
@@ -118,26 +132,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         say!("validation: {} % of the stories, chosen by a hash of each, are held out", share * 100.0);
         (Split::Train(share), source.clone(), Split::Valid(share))
     } else {
-        (Split::All, open_source(&settings.data.valid, settings.train.seed)?, Split::All)
+        // Another seed, so that two synthetic sources do not tell the same stories.
+        let valid = open_source(&settings.data.valid, settings.train.seed.wrapping_add(1))?;
+        if valid.place() == source.place() {
+            bail!("--valid is the training text itself; name another text, or leave it out to hold out a share");
+        }
+        (Split::All, valid, Split::All)
     };
     let tokenizer = match &resume {
         Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
         None => {
             let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
             tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &source, train_side, &mut |p| {
-                progress(&mut status, "vocabulary", p.fraction, p.bytes_per_second())
+                progress(&mut status, "vocabulary", p)
             })?
         }
     };
     settings.model.vocab_size = tokenizer.vocab_size();
-    let path = cache_path(&default_dir(), &source, &tokenizer, train_side)?;
-    let built = TokenCache::open_or_build(&path, &source, &tokenizer, train_side, threads, &mut |p| {
-        progress(&mut status, "tokens", p.fraction, p.bytes_per_second())
-    });
-    let (train, stale) = match built {
-        Err(DataError::Stopped) => return Ok(ExitCode::from(130)),
-        built => built?,
-    };
+    let path = cache_path(&default_dir(), &source, &tokenizer, train_side);
+    let (train, stale) = TokenCache::open_or_build(&path, &source, &tokenizer, train_side, threads, &mut |p| {
+        progress(&mut status, "tokens", p)
+    })?;
     status.clear();
     let about = stale.map_or("reused".to_string(), |reason| format!("built: {reason}"));
     say!("text: {train} ({about})");
@@ -205,16 +220,26 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Preset, file, flags, then what is left to the hardware.
 fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyhow::Result<Settings> {
     let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));
-    let mut layers = match (resume, &args.preset) {
-        (Some(from), _) => {
+    let named = match (&args.preset, args.small, args.large) {
+        (Some(name), ..) => Some(name.as_str()),
+        (None, true, _) => Some("v4-small"),
+        (None, _, true) => Some("v4-large"),
+        _ => None,
+    };
+    let mut layers = match (resume, named) {
+        (Some(from), named) => {
             let text = String::from_utf8(from.bytes("config.toml")?).context("the checkpoint's config.toml")?;
-            let mut layers = Layers::defaults();
-            layers.merge_text(&text, "the checkpoint's config.toml")?;
-            layers
+            let saved = Settings::from_toml(&text, "the checkpoint's config.toml")?;
+            if let Some(name) = named {
+                let mut wanted = saved.clone();
+                wanted.model = ModelConfig { vocab_size: saved.model.vocab_size, ..preset(name)?.model };
+                if let Some(conflict) = saved.conflict(&wanted) {
+                    return Err(TrainError::Conflict(conflict).into());
+                }
+            }
+            Layers::of(&saved)
         }
         (None, Some(name)) => Layers::preset(name)?,
-        (None, None) if args.small => Layers::preset("v4-small")?,
-        (None, None) if args.large => Layers::preset("v4-large")?,
         (None, None) if args.config.is_some() => Layers::defaults(),
         (None, None) => {
             let (name, why) = size_for(machine, minutes);
@@ -291,6 +316,10 @@ fn open_source(spec: &str, seed: u64) -> anyhow::Result<Source> {
 fn open_resume(path: &Path) -> anyhow::Result<Checkpoint> {
     if path.join("checkpoint.json").is_file() {
         return Ok(Checkpoint::open(path)?);
+    }
+    if !path.is_dir() {
+        let what = if path.exists() { "no folder" } else { "not there" };
+        bail!("{}: {what}; --resume takes the folder of a run or of one checkpoint", path.display());
     }
     let Some((found, skipped)) = checkpoint::latest_valid(path)? else {
         bail!("{}: no checkpoint in it; --resume takes the folder of a run or of one checkpoint", path.display());

@@ -55,6 +55,15 @@ fn settings_that_no_run_can_have() {
 }
 
 #[test]
+fn a_run_that_diverges_names_its_last_good_checkpoint() {
+    let place = Place::new();
+    // Weight decay of 10 * 1 an update multiplies every weight by -9.
+    let flags = format!("{TINY} --steps 400 --lr 10 --set train.weight_decay=1 --set train.checkpoint_every=20");
+    place.fails(&format!("train {flags} --save-dir run"), &["not a number", "last good checkpoint", "step"]);
+    place.ok("info run");
+}
+
+#[test]
 fn damaged_checkpoints() {
     let place = Place::new();
     place.ok(&format!("train {TINY} --steps 6 --set train.checkpoint_every=3 --set train.keep=9 --save-dir run"));
@@ -82,7 +91,11 @@ fn damaged_checkpoints() {
     );
     place.fails("train --resume run --batch 9", &["checkpoint of another config", "train.batch"]);
     place.fails(&format!("train {TINY} --steps 1 --save-dir run"), &["--resume"]);
+    place.fails("train --resume run --large", &["checkpoint of another config", "model."]);
     place.fails("train --resume cache", &["no checkpoint"]);
+    place.fails("train --resume nowhere", &["nowhere", "not there"]);
+    place.write("model.pt", "PK");
+    place.fails("train --resume model.pt", &["model.pt", "folder"]);
 }
 
 #[test]
@@ -101,6 +114,13 @@ fn a_damaged_token_cache_is_made_again() {
         assert!(text(&output.stderr).contains("(built: "), "{}", text(&output.stderr));
         assert!(fs::read(&cache).unwrap() == bytes, "the cache made again is another one");
     }
+    place.write("text.txt", stories(400));
+    let small = TINY.replace("synthetic:300", "text.txt");
+    let output = place.run(&format!("train {small} --steps 1 --save-dir text-1"));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    place.write("text.txt", stories(500));
+    let output = place.run(&format!("train {small} --steps 1 --save-dir text-2"));
+    assert!(text(&output.stderr).contains("source"), "no reason: {}", text(&output.stderr));
     place.write("cut.tok", &bytes[..bytes.len() / 2]);
     place.fails("info cut.tok", &["cut.tok"]);
 }

@@ -290,7 +290,12 @@ pub struct Layers {
 impl Layers {
     /// The defaults.
     pub fn defaults() -> Self {
-        Layers { table: table_of(&Settings::default()) }
+        Layers::of(&Settings::default())
+    }
+
+    /// Finished settings, to be changed further.
+    pub fn of(settings: &Settings) -> Self {
+        Layers { table: table_of(settings) }
     }
 
     /// A preset over the defaults.
@@ -381,10 +386,15 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
     Ok(())
 }
 
-/// The candidate with the smallest edit distance; a match of the last part of a dotted key counts as near.
+/// The candidate with the smallest edit distance; a match of the last part of a dotted key counts as near, of the first
+/// part (a misspelt section) as a little less so.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
-    candidates.min_by_key(|c| distance(name, c).min(distance(&last(name), &last(c)) + 1))
+    let section = |key: &str| key.split('.').next().unwrap_or_default().to_string();
+    candidates.min_by_key(|c| {
+        let by_section = if name.contains('.') { usize::MAX } else { distance(name, &section(c)) + 2 };
+        distance(name, c).min(distance(&last(name), &last(c)) + 1).min(by_section)
+    })
 }
 
 /// Levenshtein distance in characters.
@@ -432,7 +442,7 @@ mod tests {
     fn an_unknown_key_names_the_nearest() {
         let mut layers = Layers::defaults();
         for (key, nearest) in
-            [("train.learning_rat", "train.lr"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model.dim")]
+            [("train.learning_rat", "train.lr"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model")]
         {
             let error = layers.set(key, "1").unwrap_err().to_string();
             assert!(error.contains("unknown key"), "{error}");

@@ -64,7 +64,6 @@ pub struct Generated {
 
 /// Goes on from `prompt` for at most `n` tokens; `emit` is given the text without the prompt, piece by piece, and may end
 /// it by breaking. `lm` is prepared with `params`.
-#[allow(clippy::too_many_arguments)]
 pub fn generate(
     cx: &Exec,
     lm: &mut Lm<f32>,

@@ -479,29 +479,29 @@ mod tests {
         other(|c| c.quant.scale = ScaleKind::None);
         assert_eq!(Model::load(&file).unwrap().config.quant.scale, ScaleKind::None);
 
-        let edited = |edit: &dyn Fn(&mut Vec<TensorRef>, &mut BTreeMap<String, String>)| write(&file, &config(), edit);
-        edited(&|_, metadata| metadata.clear());
+        type Edit = fn(&mut Vec<TensorRef>, &mut BTreeMap<String, String>);
+        let edited = |edit: Edit| write(&file, &config(), edit);
+        edited(|_, metadata| metadata.clear());
         has("metadata `format`: expected `flashlm`, found nothing");
-        edited(&|_, metadata| drop(metadata.insert("format".into(), "pt".into())));
+        edited(|_, metadata| drop(metadata.insert("format".into(), "pt".into())));
         has("found \"pt\"");
-        edited(&|_, metadata| drop(metadata.remove("config")));
+        edited(|_, metadata| drop(metadata.remove("config")));
         has("metadata `config`: expected a model's sizes and switches as JSON, found nothing");
-        edited(&|_, metadata| drop(metadata.insert("config".into(), "{\"dim\":16}".into())));
+        edited(|_, metadata| drop(metadata.insert("config".into(), "{\"dim\":16}".into())));
         has("missing field");
-        edited(&|tensors, _| tensors.truncate(17));
+        edited(|tensors, _| tensors.truncate(17));
         has("expected a tensor `final_norm.scale`");
-        edited(&|tensors, _| tensors.push(TensorRef { name: "extra", shape: &[1], data: &[0.0] }));
+        edited(|tensors, _| tensors.push(TensorRef { name: "extra", shape: &[1], data: &[0.0] }));
         has("tensor `extra`: expected no such tensor, found shape [1]");
         const fn fifth(bad: f32) -> [f32; 16] {
             let mut values = [0.5; 16];
             values[5] = bad;
             values
         }
-        static BAD: [[f32; 16]; 2] = [fifth(f32::NAN), fifth(f32::NEG_INFINITY)];
-        for values in &BAD {
-            edited(&|tensors, _| tensors[1].data = values);
-            has(&format!("tensor `blocks.0.norm1.scale`: expected finite numbers, found {} at element 5", values[5]));
-        }
+        edited(|tensors, _| tensors[1].data = const { &fifth(f32::NAN) });
+        has("tensor `blocks.0.norm1.scale`: expected finite numbers, found NaN at element 5");
+        edited(|tensors, _| tensors[1].data = const { &fifth(f32::NEG_INFINITY) });
+        has("expected finite numbers, found -inf at element 5");
     }
 
     #[test]

@@ -88,3 +88,60 @@ impl Stepper {
         Update { loss, grad_norm }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flashlm_kernels::Isa;
+
+    use super::*;
+    use crate::config::{Settings, preset};
+
+    fn small() -> Settings {
+        let mut settings = preset("v4-small").unwrap();
+        settings.model = ModelConfig { vocab_size: 50, dim: 16, blocks: 1, ffn_hidden: 24, ..settings.model };
+        settings
+    }
+
+    fn window(i: usize, len: usize) -> Vec<Token> {
+        (0..len).map(|j| ((i * 31 + j * j * 7) % 50) as Token).collect()
+    }
+
+    #[test]
+    fn passes_add_up_to_the_whole_batch() {
+        let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
+        // 4,800 rows: two full passes and a short one.
+        let (batch, seq_len) = (48, 100);
+        let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
+        let mut stepper = Stepper::new(&settings.model, batch, seq_len, 1).unwrap();
+        assert!(stepper.lm.rows() < batch * seq_len);
+        let mut whole = Lm::<f32>::new(&settings.model, batch * seq_len, true).unwrap();
+        whole.prepare(&cx, &stepper.params);
+        let part = |r: fn(&Vec<Token>) -> &[Token]| data.iter().flat_map(|w| r(w).to_vec()).collect::<Vec<_>>();
+        let (inputs, targets) = (part(|w| &w[..w.len() - 1]), part(|w| &w[1..]));
+        let mut grads = vec![0.0; stepper.params.len()];
+        let scale = 1.0 / (batch * seq_len) as f64;
+        let size = (batch, seq_len);
+        let nats = whole.loss_backward(&cx, &mut grads, &stepper.params, &inputs, &targets, size, scale);
+        let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+
+        let update = stepper.step(&cx, size, |i| &data[i], &settings.train, 1e-3, 1);
+        assert!((update.loss - nats * scale).abs() < 1e-6 * update.loss, "{} for {}", update.loss, nats * scale);
+        assert!((update.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", update.grad_norm);
+        for (own, want) in stepper.grads.iter().zip(&grads) {
+            assert!((own - want).abs() <= 1e-5 * norm as f32, "{own} for {want}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_changes_nothing() {
+        let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
+        let data = window(1, 21);
+        let mut stepper = Stepper::new(&settings.model, 1, 20, 1).unwrap();
+        let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
+        stepper.params[at] = f32::INFINITY;
+        let before = stepper.params.to_vec();
+        let update = stepper.step(&cx, (1, 20), |_| &data, &settings.train, 1e-3, 1);
+        assert!(!update.is_finite());
+        assert_eq!(before, stepper.params.to_vec());
+    }
+}

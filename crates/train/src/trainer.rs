@@ -156,7 +156,8 @@ impl<'a> Trainer<'a> {
         if let Some(from) = resume {
             state = restore(from, settings, &mut stepper)?;
         }
-        let seeded = |stage: usize| Windows::new(train.tokens().len(), plan.seq_len(stage), t.seed + stage as u64);
+        let seeded =
+            |stage: usize| Windows::new(train.tokens().len(), plan.seq_len(stage), t.seed.wrapping_add(stage as u64));
         let windows = (0..settings.stages().len()).map(seeded).collect::<Result<_, _>>()?;
         let metrics_path = run.join("metrics.jsonl");
         let (metrics, events) = match resume {

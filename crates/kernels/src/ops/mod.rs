@@ -20,4 +20,4 @@ pub use matmul::{Packed, matmul, matmul_tn};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
 pub use quant::{Quant, Scale, Stat, quantise};
 pub use reduce::{PARTIALS, add, copy, scale, sum_squares};
-pub use softmax::{cross_entropy, log_prob};
+pub use softmax::{cross_entropy, log_probs};

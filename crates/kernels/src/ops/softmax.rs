@@ -26,10 +26,19 @@ pub fn cross_entropy<E: Elem>(cx: &Exec, loss: &mut [E], logits: &mut [E], targe
     });
 }
 
-/// `log softmax(z)[target]` in nats of one row, `z` left as it is.
-pub fn log_prob<E: Elem>(cx: &Exec, z: &[E], target: Token) -> f64 {
-    let (max, sum) = cx.op(SumExp { z });
-    z[usize::from(target)].to_f64() - max.to_f64() - sum.to_f64().ln()
+/// Writes `log softmax(z)[target]` in nats of each row, `logits: [rows, v]` left as they are.
+pub fn log_probs<E: Elem>(cx: &Exec, out: &mut [f64], logits: &[E], targets: &[Token], v: usize) {
+    assert!(out.len() == targets.len() && logits.len() >= targets.len() * v);
+    let out = Shared::new(out);
+    cx.rows(targets.len(), |r| {
+        for row in r {
+            let z = &logits[row * v..(row + 1) * v];
+            let (max, sum) = cx.op(SumExp { z });
+            // SAFETY: one row, one thread.
+            let out = unsafe { out.range(row..row + 1) };
+            out[0] = z[usize::from(targets[row])].to_f64() - max.to_f64() - sum.to_f64().ln();
+        }
+    });
 }
 
 #[inline(always)]
@@ -142,7 +151,9 @@ mod tests {
                 let targets: Vec<Token> = (0..rows).map(|i| (i * 17 % v) as Token).collect();
                 let (mut loss, mut dz) = (vec![0.0; rows], z.clone());
                 cross_entropy(cx, &mut loss, &mut dz, &targets, v, 0.25);
-                let (mut want_loss, mut want_dz) = (Vec::new(), Vec::new());
+                let (mut want_loss, mut want_dz, mut want_log_probs) = (Vec::new(), Vec::new(), Vec::new());
+                let mut got_log_probs = vec![0.0; rows];
+                log_probs(cx, &mut got_log_probs, &z, &targets, v);
                 for (row, &t) in z.chunks(v).zip(&targets) {
                     let lse = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
                     want_loss.push((lse - f64::from(row[usize::from(t)])) as f32);
@@ -151,11 +162,12 @@ mod tests {
                         .enumerate()
                         .map(|(j, &z)| (f64::from(z) - lse).exp() - f64::from(u8::from(j == usize::from(t))));
                     want_dz.extend(p.map(|p| (0.25 * p) as f32));
-                    let own = log_prob(cx, row, t);
-                    assert!((own - (f64::from(row[usize::from(t)]) - lse)).abs() < 1e-5, "log_prob at {v}");
+                    want_log_probs.push(f64::from(row[usize::from(t)]) - lse);
                 }
                 let off = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                 assert!(off(&loss, &want_loss) < 1e-5, "loss at {v}");
+                let close = got_log_probs.iter().zip(&want_log_probs).all(|(a, b)| (a - b).abs() < 1e-5);
+                assert!(close, "log_probs at {v}");
                 // The gradient of a certain target is a difference of nearly equal numbers: an absolute bound.
                 assert!(off(&dz, &want_dz) < 1e-6, "gradient at {v}");
             }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Packed, cross_entropy, embed_backward, embed_forward, log_prob, matmul, matmul_tn};
+use flashlm_kernels::ops::{Packed, cross_entropy, embed_backward, embed_forward, log_probs, matmul, matmul_tn};
 use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
@@ -102,7 +102,9 @@ impl<E: Elem> Head<E> {
     pub fn log_probs(&mut self, cx: &Exec, out: &mut Vec<f64>, x: &[E], targets: &[Token]) {
         let v = self.vocab;
         self.for_logits(cx, x, targets.len(), |first, logits| {
-            out.extend(logits.chunks(v).zip(&targets[first..]).map(|(row, &t)| log_prob(cx, row, t)));
+            let (start, rows) = (out.len(), logits.len() / v);
+            out.resize(start + rows, 0.0);
+            log_probs(cx, &mut out[start..], logits, &targets[first..first + rows], v);
         });
     }
 }

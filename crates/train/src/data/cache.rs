@@ -93,14 +93,16 @@ pub fn default_dir() -> PathBuf {
     }
 }
 
-/// `<dir>/<name of the source>-<fingerprint of source, tokenizer and split>.tok`.
-pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer, split: Split) -> Result<PathBuf, DataError> {
-    let expect = Expect::new(source, tokenizer, split)?;
+/// `<dir>/<name of the source>-<hash>.tok`, the hash being of where the source is, the side of the split, and the kind and
+/// size of the tokenizer: a source that has changed keeps its file, which is then made again for that reason.
+pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer, split: Split) -> PathBuf {
     let mut hash = Xxh3::new();
-    for word in [expect.tokenizer, expect.source, u64::from(split.id()), split.share().to_bits()] {
+    hash.update(source.place().as_bytes());
+    hash.update(tokenizer.kind().as_bytes());
+    for word in [tokenizer.vocab_size() as u64, u64::from(split.id()), split.share().to_bits()] {
         hash.update(&word.to_le_bytes());
     }
-    Ok(dir.join(format!("{}-{:016x}.tok", source.name(), hash.digest())))
+    dir.join(format!("{}-{:016x}.tok", source.name(), hash.digest()))
 }
 
 /// The fixed part of the file.
@@ -239,11 +241,11 @@ impl TokenCache {
     fn verify(map: Map, expect: &Expect) -> Result<TokenCache, Stale> {
         let header = Header::from_bytes(&map)?;
         let (tokens, offsets) = header.layout(map.len())?;
-        if header.expect.tokenizer != expect.tokenizer {
-            return Err(Stale::Tokenizer);
-        }
         if header.expect.source != expect.source {
             return Err(Stale::Source);
+        }
+        if header.expect.tokenizer != expect.tokenizer {
+            return Err(Stale::Tokenizer);
         }
         if header.expect.split != expect.split {
             return Err(Stale::Split);

@@ -84,6 +84,14 @@ impl Source {
         self
     }
 
+    /// Where the source is, whatever its content: the full path, or the settings of the generator.
+    pub fn place(&self) -> String {
+        match &self.kind {
+            Kind::Synthetic { stories, seed } => format!("synthetic:{stories}:{seed}"),
+            Kind::Files { root, .. } => root.canonicalize().unwrap_or_else(|_| root.clone()).display().to_string(),
+        }
+    }
+
     /// A short name fit for a file name: `train` for `data/train.jsonl.zst`.
     pub fn name(&self) -> &str {
         &self.name

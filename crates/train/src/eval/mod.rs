@@ -112,7 +112,6 @@ impl Stories {
 #[cfg(test)]
 mod testing {
     use flashlm_kernels::{Exec, Isa};
-    use std::path::{Path, PathBuf};
 
     /// Every ISA of the machine with two threads; `FLASHLM_ISA` narrows it to one.
     pub fn exec_on_all_isas(check: impl Fn(&Exec)) {
@@ -122,25 +121,12 @@ mod testing {
         };
         isas.into_iter().for_each(|isa| check(&Exec::new(isa, 2)));
     }
-
-    /// The folder `shared` beside the checkout; None (said on stderr) where there is none.
-    pub fn shared() -> Option<PathBuf> {
-        let above = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().skip(1);
-        let found = match std::env::var_os("FLASHLM_SHARED") {
-            Some(folder) => Some(PathBuf::from(folder)),
-            None => above.map(|folder| folder.join("shared")).find(|folder| folder.is_dir()),
-        };
-        if found.is_none() {
-            assert!(std::env::var_os("CI").is_none(), "../shared is missing in CI");
-            eprintln!("skipped: ../shared is not there");
-        }
-        found
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::testing::shared;
 
     #[test]
     fn stories_are_cut_where_they_end_and_counted() {
@@ -186,7 +172,7 @@ mod tests {
 
     #[test]
     fn the_evaluation_file_of_the_published_table_has_its_known_sizes() {
-        let Some(shared) = testing::shared() else { return };
+        let Some(shared) = shared() else { return };
         let tokenizer = Tokenizer::load(&shared.join("fixtures/tokenizer/frequency_tokenizer.json")).unwrap();
         let source = Source::parse(shared.join("data/tinystories/valid.txt").to_str().unwrap()).unwrap();
         let (stories, report) = Stories::read(&source, &tokenizer, Split::All, Budget::default()).unwrap();

@@ -333,7 +333,8 @@ fn largest(values: &[f64]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::testing::{exec_on_all_isas, shared};
+    use crate::data::testing::shared;
+    use crate::eval::testing::exec_on_all_isas;
     use serde_json::{Value, json};
     use std::path::{Path, PathBuf};
 

@@ -1,0 +1,48 @@
+//! An update allocates nothing: a counting allocator sees none after the first one.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use flashlm_kernels::{Exec, Isa, Token};
+use flashlm_model::ModelConfig;
+use flashlm_train::config::preset;
+use flashlm_train::stepper::Stepper;
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn an_update_allocates_nothing() {
+    let cx = Exec::new(Isa::detect().unwrap(), 2);
+    for name in ["v4-small", "v4-blockwise-small", "flash-small"] {
+        let mut settings = preset(name).unwrap();
+        settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 2, ffn_hidden: 48, ..settings.model };
+        let (batch, seq_len) = (40, 64);
+        let data: Vec<Token> = (0..seq_len as Token + 1).map(|i| i * 7 % 300).collect();
+        let mut stepper = Stepper::new(&settings.model, batch, seq_len, 1).unwrap();
+        let mut step = |n| stepper.step(&cx, (batch, seq_len), |_| &data, &settings.train, 1e-3, n);
+        step(1);
+        let before = COUNT.load(SeqCst);
+        let update = step(2);
+        assert_eq!(COUNT.load(SeqCst), before, "{name}");
+        assert!(update.is_finite());
+    }
+}
