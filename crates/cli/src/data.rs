@@ -48,7 +48,7 @@ struct Prepare {
     /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
-    /// Folder to write to; prepared/<name of the data> if not given
+    /// Folder to write to; prepared/NAME-OF-THE-DATA if not given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Also write train.u16 and valid.u16: bare little-endian tokens, each story ended by EOS

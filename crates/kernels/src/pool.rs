@@ -169,7 +169,7 @@ mod tests {
             let pool = Pool::new(threads);
             for n in [0usize, 1, 5, 64, 1000] {
                 let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
-                pool.split(n, 16, |r| r.for_each(|i| drop(hits[i].fetch_add(1, SeqCst))));
+                pool.split(n, 16, |r| r.for_each(|i| _ = hits[i].fetch_add(1, SeqCst)));
                 assert!(hits.iter().all(|h| h.load(SeqCst) == 1), "{threads} threads, {n} items");
             }
         }
@@ -183,7 +183,7 @@ mod tests {
             if i % 500 == 0 {
                 thread::sleep(std::time::Duration::from_millis(2));
             }
-            pool.run(|_| drop(count.fetch_add(1, SeqCst)));
+            pool.run(|_| _ = count.fetch_add(1, SeqCst));
         }
         assert_eq!(count.load(SeqCst), 6000);
     }
@@ -194,7 +194,7 @@ mod tests {
         let caught = catch_unwind(AssertUnwindSafe(|| pool.run(|id| assert!(id != 1, "worker"))));
         assert!(caught.is_err());
         let count = AtomicUsize::new(0);
-        pool.run(|_| drop(count.fetch_add(1, SeqCst)));
+        pool.run(|_| _ = count.fetch_add(1, SeqCst));
         assert_eq!(count.load(SeqCst), 2);
     }
 }

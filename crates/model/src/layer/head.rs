@@ -1,6 +1,6 @@
 //! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`.
 //!
-//! Logits are made for [`TILE`] rows at a time and turned into gradients in place, so that `[rows, V]` never exists:
+//! Logits are made for 256 rows at a time and turned into gradients in place, so that `[rows, V]` never exists:
 //! `dz = (softmax(z) - onehot) * scale`, `dx = dz E`, `dE += dz^T x`.
 
 use std::ops::Range;

@@ -1,8 +1,6 @@
 //! A run that is stopped and resumed gives the bits of one that was not, for any number of threads.
 
-mod common;
-
-use common::{Place, TINY, checkpoint_bytes, text};
+use crate::common::{Place, TINY, checkpoint_bytes, text};
 
 const EVERY: &str = "--set train.checkpoint_every=7 --set train.eval_every=10 --set train.sample_every=9 \
     --set train.log_every=3 --set train.keep=50 --set train.patience=0";

@@ -1,10 +1,8 @@
 //! Broken inputs: each gets a message that says what is wrong, an exit code that is not 0, and leaves what was saved alone.
 
-mod common;
-
 use std::fs;
 
-use common::{Place, TINY, checkpoint_bytes, text};
+use crate::common::{Place, TINY, checkpoint_bytes, text};
 
 /// Six words in sentences of our own, enough for a vocabulary.
 fn stories(n: usize) -> String {
