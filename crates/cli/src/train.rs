@@ -116,7 +116,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         (None, Some(from)) => run_of(from.path())?,
         (None, None) => fresh_folder(),
     };
-    std::fs::create_dir_all(&run).with_context(|| format!("cannot make the folder {}", run.display()))?;
+    std::fs::create_dir_all(&run)
+        .with_context(|| format!("cannot make the folder {}; --save-dir PATH takes another", run.display()))?;
 
     let mut status = Status::new();
     let stop = stop_flag()?;

@@ -260,7 +260,6 @@ fn branch<'a, E: Elem>(
 }
 
 /// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.
-#[allow(clippy::too_many_arguments)]
 fn join<E: Elem>(
     cx: &Exec,
     norm: &mut Option<Norm<E>>,

@@ -90,7 +90,6 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
 }
 
 /// Overwrites `du: [B*T, 2D]`, adds to `dw: [K, D]`; `dc: [B*T, D]` and `partials: [PARTIALS, K*D]` are scratch.
-#[allow(clippy::too_many_arguments)]
 pub fn conv_gate_backward<E: Elem>(
     cx: &Exec,
     du: &mut [E],

@@ -93,7 +93,6 @@ pub fn matmul<E: Elem>(cx: &Exec, c: &mut [E], a: &[E], lda: usize, b: &Packed<E
 }
 
 /// `c[m,n] (+)= a[k,m]^T x[k,n]`, rows of `a` `lda` and of `x` `ldx` apart; `scratch` holds the packed `x`.
-#[allow(clippy::too_many_arguments)]
 pub fn matmul_tn<E: Elem>(
     cx: &Exec,
     c: &mut [E],
@@ -110,7 +109,6 @@ pub fn matmul_tn<E: Elem>(
     product(cx, c, a, lda, true, scratch, m, accumulate);
 }
 
-#[allow(clippy::too_many_arguments)]
 fn product<E: Elem>(
     cx: &Exec,
     c: &mut [E],

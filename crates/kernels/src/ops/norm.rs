@@ -65,7 +65,6 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
 }
 
 /// `dx: [rows, d]` (added to where `accumulate`), `dscale: [d]` (always added to); `partials: [PARTIALS, d]` is scratch.
-#[allow(clippy::too_many_arguments)]
 pub fn rmsnorm_backward<E: Elem>(
     cx: &Exec,
     dx: &mut [E],

@@ -50,7 +50,6 @@ impl<E: Elem> Ffn<E> {
     }
 
     /// Overwrites `dx: [rows, D]`; adds to `grads`.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &mut self,
         cx: &Exec,

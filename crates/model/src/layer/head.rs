@@ -64,7 +64,6 @@ impl<E: Elem> Head<E> {
 
     /// Cross-entropy over all rows: returns the sum of nats, overwrites `dx: [rows, D]` and adds to `grads`, both of
     /// `scale` times that sum.
-    #[allow(clippy::too_many_arguments)]
     pub fn loss_backward(
         &mut self,
         cx: &Exec,

@@ -67,7 +67,6 @@ impl<E: Elem> Linear<E> {
     }
 
     /// `y: [rows, out]`, added to where `accumulate`.
-    #[allow(clippy::too_many_arguments)]
     pub fn forward(
         &mut self,
         cx: &Exec,
@@ -89,7 +88,6 @@ impl<E: Elem> Linear<E> {
     }
 
     /// `dx: [rows, in]`, added to where `accumulate`; gradients of the parameters are added to `grads`.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &mut self,
         cx: &Exec,

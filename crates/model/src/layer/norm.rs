@@ -27,7 +27,6 @@ impl<E: Elem> Norm<E> {
     }
 
     /// `dx: [rows, d]`, added to where `accumulate`; the gradient of `scale` is added to `grads`.
-    #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &mut self,
         cx: &Exec,

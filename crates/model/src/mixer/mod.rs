@@ -19,7 +19,6 @@ pub trait Mixer<E: Elem>: Send {
 
     /// `y += mix(x)` for sizes `(B, T)`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves
     /// on; without one they start.
-    #[allow(clippy::too_many_arguments)]
     fn forward(
         &mut self,
         cx: &Exec,
@@ -32,7 +31,6 @@ pub trait Mixer<E: Elem>: Send {
     );
 
     /// Overwrites `dx` and adds to `grads`, for sequences that started with this forward pass.
-    #[allow(clippy::too_many_arguments)]
     fn backward(
         &mut self,
         cx: &Exec,

@@ -48,7 +48,7 @@ pub enum DataError {
         reason: String,
     },
     /// A file of 0 bytes.
-    #[error("{path}: the file is empty")]
+    #[error("{path}: the file is empty; put stories into it, each ended by a line <|endoftext|>")]
     EmptyFile {
         /// The file.
         path: PathBuf,
@@ -60,7 +60,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// Something else than text.
-    #[error("{path}: this is not text: {found}")]
+    #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .zst")]
     NotText {
         /// The file.
         path: PathBuf,
