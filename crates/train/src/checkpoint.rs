@@ -16,7 +16,7 @@ use flashlm_model::io::safetensors::{TensorFile, TensorRef, write_tensors};
 use flashlm_model::io::{IoError, read_limited};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, btree_map::Entry as MapEntry};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -169,7 +169,7 @@ fn safe_name(name: &str) -> bool {
     (1..=200).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.') && name != MANIFEST
 }
 
-fn folder(run: &Path) -> PathBuf {
+pub(crate) fn folder(run: &Path) -> PathBuf {
     run.join("checkpoints")
 }
 
@@ -501,43 +501,11 @@ pub fn prune(run: &Path, keep: usize, protect: &[u64]) -> Result<Vec<u64>, Check
     Ok(removed)
 }
 
-/// Held by the one process that trains a run; the operating system takes it back when that process ends, however.
-#[derive(Debug)]
-pub struct RunLock {
-    _file: File,
-}
-
-impl RunLock {
-    /// Takes the lock of a run folder, which is made if missing, and removes what killed processes left in it.
-    pub fn acquire(run: &Path) -> Result<Self, CheckpointError> {
-        let lock = run.join("run.lock");
-        let failed = |e| AtomicError::new(&lock, "locking", 0, e);
-        fs::create_dir_all(run).map_err(failed)?;
-        // Not truncated: until the lock is ours, the process id in it is another's.
-        let options = File::options().read(true).write(true).create(true).truncate(false).open(&lock);
-        let mut file = options.map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                let read = file.take(16).read_to_string(&mut text);
-                let pid = read.ok().and_then(|_| text.trim().parse().ok());
-                return Err(CheckpointError::Locked { lock, pid });
-            }
-            Err(TryLockError::Error(e)) => return Err(failed(e).into()),
-        }
-        let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
-        written.map_err(failed)?;
-        atomic::clean_leftovers(run)?;
-        atomic::clean_leftovers(&folder(run))?;
-        Ok(Self { _file: file })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::atomic::tests::{Tmpfs, names};
+    use crate::lock::RunLock;
     use std::process::{Command, Stdio};
     use std::time::Duration;
 

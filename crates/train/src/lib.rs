@@ -8,6 +8,7 @@ pub mod data;
 pub mod eval;
 pub mod generate;
 pub mod load;
+pub mod lock;
 pub mod log;
 pub mod optim;
 pub mod progress;

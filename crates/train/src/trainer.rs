@@ -20,7 +20,7 @@ use flashlm_model::sample;
 use flashlm_model::tok::Tokenizer;
 
 use crate::atomic::{self, AtomicError};
-use crate::checkpoint::{self, Checkpoint, CheckpointError, Part, RunLock};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, Part};
 use crate::config::{Settings, SettingsError, ternary_share};
 use crate::data::DataError;
 use crate::data::cache::TokenCache;
@@ -29,6 +29,7 @@ use crate::eval::Stories;
 use crate::eval::bpb::{EvalError, Report, evaluate};
 use crate::generate::{GenerateError, generate};
 use crate::load::{LoadError, read_prefixed, save_params};
+use crate::lock::RunLock;
 use crate::log::card::{Card, Scores};
 use crate::log::console::{self, Limits};
 use crate::log::jsonl::{self, Metrics};

@@ -8,7 +8,7 @@
 //! `V` is the size asked for; a text with fewer base ids leaves the end of the range without tokens.
 //! The ranks of GPT-2 come with `tiktoken-rs` (r50k); `<|endoftext|>` in a text is plain text.
 
-use super::{Pairs, TokError, bpe};
+use super::{Pairs, TokError, split};
 use serde::Deserialize;
 use std::{collections::HashMap, fmt::Write, sync::LazyLock};
 use tiktoken_rs::{CoreBPE, r50k_base_singleton};
@@ -45,7 +45,7 @@ static BASE: LazyLock<Base> = LazyLock::new(|| {
 /// The text goes to tiktoken piece by piece: its regex panics on a whitespace run of about a million characters when a word
 /// follows, and never on a piece that is all whitespace.
 fn encode_base(text: &str, mut each: impl FnMut(u16)) {
-    for piece in bpe::split(text) {
+    for piece in split::split(text) {
         match BASE.pieces.get(piece.as_bytes()) {
             Some(&id) => each(id),
             None => (BASE.bpe.encode_ordinary(piece).iter()).for_each(|&id| each(id as u16)),

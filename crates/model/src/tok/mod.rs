@@ -8,6 +8,7 @@
 mod bpe;
 mod bytes;
 mod frequency;
+mod split;
 mod stream;
 
 pub use stream::StreamDecoder;
