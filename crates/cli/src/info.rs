@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,7 +14,6 @@ use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint;
 use flashlm_train::config::ternary_share;
 use flashlm_train::data::cache::{Expect, TokenCache};
-use flashlm_train::data::split::Split;
 use flashlm_train::load::Model;
 use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::log::{EvalRow, Row, jsonl};
@@ -248,7 +247,7 @@ fn about_tokenizer(tokenizer: &Tokenizer, report: &mut Report) {
 }
 
 fn about_tokens(path: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let cache = TokenCache::open(path, &made_from(path)?)?;
+    let cache = TokenCache::inspect(path)?;
     let Expect { tokenizer, source, split } = cache.made_from();
     let (stories, tokens) = (cache.stories() as u64, cache.tokens().len() as u64);
     report.add("kind", "token cache, whole and undamaged", "token cache");
@@ -269,24 +268,6 @@ fn about_tokens(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the header of a token cache says it was made from; [`TokenCache::open`] then verifies all of the file.
-fn made_from(path: &Path) -> anyhow::Result<Expect> {
-    let mut header = [0; 48];
-    let mut file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
-    match file.read_exact(&mut header) {
-        Err(e) if e.kind() == ErrorKind::UnexpectedEof => bail!("{}: cut off inside its header", path.display()),
-        read => read.with_context(|| format!("{}: cannot be read", path.display()))?,
-    }
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-    let share = f64::from_bits(word(40));
-    let split = match header[32] {
-        1 => Split::Train(share),
-        2 => Split::Valid(share),
-        _ => Split::All,
-    };
-    Ok(Expect { tokenizer: word(16), source: word(24), split })
-}
-
 /// What the trainer wrote about its run; null where it wrote nothing.
 pub fn run_json(run: &Path) -> anyhow::Result<Value> {
     let path = run.join("run.json");
@@ -303,6 +284,7 @@ mod tests {
     use std::ops::ControlFlow;
 
     use flashlm_train::data::source::Source;
+    use flashlm_train::data::split::Split;
 
     use super::*;
 
@@ -315,10 +297,13 @@ mod tests {
             let tokenizer = Tokenizer::bytes();
             let go_on = &mut |_: &_| ControlFlow::Continue(());
             TokenCache::open_or_build(&path, &source, &tokenizer, split, 1, go_on).unwrap();
-            assert_eq!(made_from(&path).unwrap(), Expect::new(&source, &tokenizer, split).unwrap());
+            assert_eq!(
+                TokenCache::inspect(&path).unwrap().made_from(),
+                Expect::new(&source, &tokenizer, split).unwrap()
+            );
         }
         std::fs::write(&path, &std::fs::read(&path).unwrap()[..47]).unwrap();
-        assert!(made_from(&path).unwrap_err().to_string().contains("cut off"));
+        assert!(TokenCache::inspect(&path).unwrap_err().to_string().contains("cut off"));
     }
 
     #[test]

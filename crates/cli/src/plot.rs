@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use flashlm_train::atomic::write_file;
-use flashlm_train::log::svg::{Axis, Options, Series, Stage, draw};
-use flashlm_train::log::{Row, jsonl};
+use flashlm_train::log::jsonl;
+use flashlm_train::log::svg::{Axis, Options, Series, draw};
 
 use crate::common::{out, say};
 use crate::info::{METRICS, run_json};
@@ -81,38 +81,6 @@ impl Run {
         let name = own.unwrap_or_default().to_string_lossy().into_owned();
         let about = run_json(folder)?;
         let title = about["name"].as_str().map_or(name.clone(), |run| format!("{run} ({name})"));
-        let stages = stages(&rows);
-        Ok(Run { title, series: Series { name, rows, stages }, entropy_bound: about["entropy_bound"].as_f64() })
-    }
-}
-
-/// A mark at each change of the sequence length.
-fn stages(rows: &[Row]) -> Vec<Stage> {
-    let lengths = rows.iter().filter_map(|row| match row {
-        Row::Train(row) => Some((row.step, row.seq_len)),
-        _ => None,
-    });
-    let lengths: Vec<(u64, usize)> = lengths.collect();
-    let changes = lengths.windows(2).filter(|pair| pair[0].1 != pair[1].1);
-    changes.map(|pair| Stage { step: pair[1].0, label: format!("T {}", pair[1].1) }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stage_begins_where_the_length_changes() {
-        let line = |step: u64, seq_len: usize| {
-            let text = format!(
-                "{{\"kind\":\"train\",\"step\":{step},\"loss\":1,\"lr\":1,\"grad_norm\":1,\"tokens\":1,\
-                 \"tokens_per_second\":1,\"elapsed\":1,\"epoch\":1,\"seq_len\":{seq_len}}}"
-            );
-            serde_json::from_str::<Row>(&text).unwrap()
-        };
-        let rows = [line(10, 128), line(20, 128), line(30, 256), line(40, 256), line(50, 512)];
-        let mark = |step, label: &str| Stage { step, label: label.into() };
-        assert_eq!(stages(&rows), [mark(30, "T 256"), mark(50, "T 512")]);
-        assert!(stages(&rows[..2]).is_empty());
+        Ok(Run { title, series: Series::new(name, rows), entropy_bound: about["entropy_bound"].as_f64() })
     }
 }

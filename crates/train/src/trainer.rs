@@ -33,7 +33,7 @@ use crate::lock::RunLock;
 use crate::log::card::{Card, Scores};
 use crate::log::console::{self, Limits};
 use crate::log::jsonl::{self, Metrics};
-use crate::log::svg::{self, Axis, Series, Stage as Mark};
+use crate::log::svg::{self, Axis, Series};
 use crate::log::tensorboard::Events;
 use crate::log::{EvalRow, LogError, Row, SampleRow, TrainRow};
 use crate::progress::{Best, Plan, State};
@@ -124,7 +124,6 @@ pub struct Trainer<'a> {
     /// The part of `valid` that is scored while training.
     probe: Stories,
     samples: Vec<SampleRow>,
-    marks: Vec<Mark>,
     metrics: Metrics,
     events: Events,
     saved: Saved,
@@ -171,32 +170,13 @@ impl<'a> Trainer<'a> {
         write(&run.join("run.json"), about.to_string().as_bytes())?;
         let probe = inputs.valid.first(t.eval_tokens);
         let saved = Saved { step: resume.map(Checkpoint::step), at: Instant::now() };
-        let (samples, marks) = (Vec::new(), Vec::new());
-        Ok(Trainer {
-            cx,
-            inputs,
-            stepper,
-            state,
-            plan,
-            windows,
-            probe,
-            samples,
-            marks,
-            metrics,
-            events,
-            saved,
-            _lock: lock,
-        })
+        let samples = Vec::new();
+        Ok(Trainer { cx, inputs, stepper, state, plan, windows, probe, samples, metrics, events, saved, _lock: lock })
     }
 
     /// Where the run stands.
     pub fn state(&self) -> &State {
         &self.state
-    }
-
-    /// The latent parameters.
-    pub fn params(&self) -> &[f32] {
-        &self.stepper.params
     }
 
     /// Names and places of the parameters.
@@ -244,10 +224,7 @@ impl<'a> Trainer<'a> {
             }
             let pause = Instant::now();
             if due(step, t.eval_every) {
-                let probe = std::mem::take(&mut self.probe);
-                let report = self.validate(&probe, tell);
-                self.probe = probe;
-                report?;
+                self.validate(tell)?;
                 self.draw()?;
             }
             if due(step, t.sample_every) {
@@ -255,20 +232,20 @@ impl<'a> Trainer<'a> {
             }
             let by_clock = t.checkpoint_seconds > 0.0 && self.saved.at.elapsed().as_secs_f64() >= t.checkpoint_seconds;
             if due(step, t.checkpoint_every) || by_clock {
-                self.save(&t)?;
+                self.save()?;
             }
             resting += pause.elapsed().as_secs_f64();
         };
         if outcome == Outcome::Interrupted {
-            self.save(&t)?;
+            self.save()?;
             self.draw()?;
             return Ok((outcome, None));
         }
-        let valid = std::mem::take(&mut self.inputs.valid);
-        let report = self.validate(&valid, tell);
-        self.inputs.valid = valid;
-        let report = report?;
-        self.save(&t)?;
+        let mut report = self.validate(tell)?;
+        if self.probe.len() < self.inputs.valid.len() {
+            report = score(self.cx, &mut self.stepper, &self.inputs.tokenizer, &self.inputs.valid, tell)?;
+        }
+        self.save()?;
         self.samples.clear();
         self.sample(tell)?;
         self.draw()?;
@@ -284,8 +261,6 @@ impl<'a> Trainer<'a> {
         if stage != self.state.stage {
             self.state.epochs_before = self.epoch();
             (self.state.stage, self.state.stage_start) = (stage, self.state.step);
-            let label = format!("T = {}", self.plan.seq_len(stage));
-            self.marks.push(Mark { step: self.state.step, label });
         }
         let (seq_len, batch) = (self.plan.seq_len(stage), t.batch * t.accumulation);
         let first = (self.state.step - self.state.stage_start) * batch as u64;
@@ -335,18 +310,9 @@ impl<'a> Trainer<'a> {
         Ok(self.events.append(row)?)
     }
 
-    /// Scores `stories` and remembers the best.
-    fn validate(&mut self, stories: &Stories, tell: &mut dyn FnMut(Event)) -> Result<Report, TrainError> {
-        let Stepper { lm, params, .. } = &mut self.stepper;
-        let total = stories.totals().tokens.max(1);
-        let mut shown = Instant::now();
-        let report = evaluate(self.cx, lm, params, &self.inputs.tokenizer, stories, &mut |done| {
-            if shown.elapsed().as_secs_f64() >= 1.0 {
-                shown = Instant::now();
-                tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));
-            }
-            ControlFlow::Continue(())
-        })?;
+    /// Scores the probe, always the same stories, and remembers the best.
+    fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Report, TrainError> {
+        let report = score(self.cx, &mut self.stepper, &self.inputs.tokenizer, &self.probe, tell)?;
         let best = self.state.best.is_none_or(|best| report.bpb < best.bpb);
         if best {
             self.state.best = Some(Best { bpb: report.bpb, step: self.state.step });
@@ -359,8 +325,7 @@ impl<'a> Trainer<'a> {
         tell(Event::Note(&console::valid(&row, self.inputs.entropy_bound)));
         self.log(&Row::Eval(row))?;
         if best {
-            let t = self.inputs.settings.train.clone();
-            self.save(&t)?;
+            self.save()?;
             checkpoint::mark_best(&self.inputs.run, step)?;
         }
         Ok(report)
@@ -402,7 +367,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Saves a checkpoint of this step, unless there is one, and removes old ones.
-    fn save(&mut self, t: &crate::config::TrainSettings) -> Result<(), TrainError> {
+    fn save(&mut self) -> Result<(), TrainError> {
         if self.saved.step == Some(self.state.step) {
             self.saved.at = Instant::now();
             return Ok(());
@@ -427,7 +392,7 @@ impl<'a> Trainer<'a> {
         ];
         checkpoint::save(&self.inputs.run, self.state.step, &parts)?;
         self.saved = Saved { step: Some(self.state.step), at: Instant::now() };
-        checkpoint::prune(&self.inputs.run, t.keep, &[])?;
+        checkpoint::prune(&self.inputs.run, self.inputs.settings.train.keep, &[])?;
         Ok(())
     }
 
@@ -438,7 +403,7 @@ impl<'a> Trainer<'a> {
         let rows = jsonl::read(&run.join("metrics.jsonl"))?;
         let options =
             svg::Options { title: name.clone(), axis: Axis::Tokens, entropy_bound: self.inputs.entropy_bound };
-        let picture = svg::draw(&[Series { name, rows, stages: self.marks.clone() }], &options);
+        let picture = svg::draw(&[Series::new(name, rows)], &options);
         write(&run.join("curve.svg"), picture.as_bytes())
     }
 
@@ -463,6 +428,26 @@ impl<'a> Trainer<'a> {
         };
         write(&run.join("README.md"), card.markdown().as_bytes())
     }
+}
+
+/// Scores `stories` and tells how far it has come.
+fn score(
+    cx: &Exec,
+    stepper: &mut Stepper,
+    tokenizer: &Tokenizer,
+    stories: &Stories,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Report, TrainError> {
+    let total = stories.totals().tokens.max(1);
+    let mut shown = Instant::now();
+    let report = evaluate(cx, &mut stepper.lm, &stepper.params, tokenizer, stories, &mut |done| {
+        if shown.elapsed().as_secs_f64() >= 1.0 {
+            shown = Instant::now();
+            tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(report)
 }
 
 fn due(step: u64, every: u64) -> bool {

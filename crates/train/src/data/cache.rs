@@ -146,7 +146,7 @@ impl Header {
     fn from_bytes(file: &[u8]) -> Result<Header, Stale> {
         let damaged = |what: &str| Stale::Damaged(what.to_string());
         let Some((bytes, _)) = file.split_first_chunk::<HEADER>() else {
-            return Err(Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}", file.len())));
+            return Err(Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}: cut off", file.len())));
         };
         let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
         let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
@@ -215,6 +215,14 @@ impl TokenCache {
             Err(e) => return Err(DataError::io("open", path, e)),
         };
         TokenCache::verify(map, expect).map_err(stale)
+    }
+
+    /// Opens and verifies the file, whatever it was made from.
+    pub fn inspect(path: &Path) -> Result<TokenCache, DataError> {
+        let map = Map::open(path).map_err(|e| DataError::io("open", path, e))?;
+        let made_from = Header::from_bytes(&map).map(|header| header.expect);
+        let cache = made_from.and_then(|expect| TokenCache::verify(map, &expect));
+        cache.map_err(|reason| DataError::Cache { path: path.to_path_buf(), reason })
     }
 
     /// Opens the file if it serves; otherwise builds it first (with `threads` threads, 0 for all cores) and gives

@@ -46,10 +46,22 @@ impl Stories {
         split: Split,
         budget: Budget,
     ) -> Result<(Stories, SourceReport), DataError> {
+        Stories::read_with(source, tokenizer, split, budget, &mut |_| ())
+    }
+
+    /// The same; `see` is shown the text of each story taken.
+    pub fn read_with(
+        source: &Source,
+        tokenizer: &Tokenizer,
+        split: Split,
+        budget: Budget,
+        see: &mut dyn FnMut(&str),
+    ) -> Result<(Stories, SourceReport), DataError> {
         let mut stories = Stories::default();
         let report = source.stories(&mut |text| {
             if split.keeps(text) {
                 stories.push(tokenizer, text);
+                see(text);
             }
             match budget.tokens {
                 Some(limit) if stories.totals().tokens >= limit => ControlFlow::Break(()),

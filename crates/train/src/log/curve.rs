@@ -34,6 +34,24 @@ pub struct Series {
     pub stages: Vec<Stage>,
 }
 
+impl Series {
+    /// A run with a mark at each change of its sequence length.
+    pub fn new(name: String, rows: Vec<Row>) -> Self {
+        let stages = stages(&rows);
+        Series { name, rows, stages }
+    }
+}
+
+fn stages(rows: &[Row]) -> Vec<Stage> {
+    let lengths = rows.iter().filter_map(|row| match row {
+        Row::Train(row) => Some((row.step, row.seq_len)),
+        _ => None,
+    });
+    let lengths: Vec<(u64, usize)> = lengths.collect();
+    let changes = lengths.windows(2).filter(|pair| pair[0].1 != pair[1].1);
+    changes.map(|pair| Stage { step: pair[1].0, label: format!("T {}", pair[1].1) }).collect()
+}
+
 /// A point of a curve.
 pub(super) type Point = (f64, f64);
 
@@ -230,5 +248,20 @@ mod tests {
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
         assert!(thin.iter().all(|p| line[p.0 as usize] == *p));
         assert_eq!(thinned(&line[..POINTS]), line[..POINTS]);
+    }
+
+    #[test]
+    fn a_stage_begins_where_the_length_changes() {
+        let line = |step: u64, seq_len: usize| {
+            let text = format!(
+                "{{\"kind\":\"train\",\"step\":{step},\"loss\":1,\"lr\":1,\"grad_norm\":1,\"tokens\":1,\
+                 \"tokens_per_second\":1,\"elapsed\":1,\"epoch\":1,\"seq_len\":{seq_len}}}"
+            );
+            serde_json::from_str::<Row>(&text).unwrap()
+        };
+        let rows = [line(10, 128), line(20, 128), line(30, 256), line(40, 256), line(50, 512)];
+        let mark = |step, label: &str| Stage { step, label: label.into() };
+        assert_eq!(stages(&rows), [mark(30, "T 256"), mark(50, "T 512")]);
+        assert!(stages(&rows[..2]).is_empty());
     }
 }
