@@ -15,6 +15,12 @@ pub enum Isa {
     /// 16 f32 lanes with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with `vdpbf16ps` for products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// The same with tile registers for products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 /// One kernel body, written over any [`Simd`].
@@ -36,6 +42,12 @@ impl Isa {
         {
             use std::arch::is_x86_feature_detected as has;
             if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+                if has!("avx512bf16") {
+                    if crate::isa::amx::available() {
+                        all.push(Isa::Amx);
+                    }
+                    all.push(Isa::Avx512Bf16);
+                }
                 all.push(Isa::Avx512);
             }
             if has!("avx2") && has!("fma") {
@@ -54,6 +66,10 @@ impl Isa {
             Isa::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 => "avx512bf16",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => "amx",
         }
     }
 

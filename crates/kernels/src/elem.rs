@@ -1,20 +1,20 @@
-//! The two number types kernels run in: `f32` for work, `f64` for gradient checks.
+//! The two number types kernels compute in: `f32` for work, `f64` for gradient checks. What they keep in memory between
+//! products may be smaller: see [`Store`].
 
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
 use crate::dispatch::{Isa, Op};
 use crate::isa;
+use crate::store::Store;
 
 /// A floating-point element.
 pub trait Elem:
-    Copy
+    Store<E = Self>
     + Debug
     + Display
     + Default
     + PartialOrd
-    + Send
-    + Sync
     + Add<Output = Self>
     + Sub<Output = Self>
     + Mul<Output = Self>
@@ -22,14 +22,9 @@ pub trait Elem:
     + Neg<Output = Self>
     + AddAssign
     + MulAssign
-    + 'static
 {
-    /// 0.
-    const ZERO: Self;
     /// 1.
     const ONE: Self;
-    /// Not a number, the poison of fresh buffers in debug builds.
-    const NAN: Self;
     /// Nearest value of this type.
     fn from_f64(x: f64) -> Self;
     /// Exact widening.
@@ -45,9 +40,7 @@ pub trait Elem:
 macro_rules! elem {
     ($t:ty, |$isa:ident, $op:ident| $dispatch:expr) => {
         impl Elem for $t {
-            const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
-            const NAN: Self = <$t>::NAN;
             fn from_f64(x: f64) -> Self {
                 x as $t
             }
@@ -76,5 +69,11 @@ elem!(f32, |isa, op| match isa {
     // SAFETY: as above.
     #[cfg(target_arch = "x86_64")]
     Isa::Avx512 => unsafe { isa::avx512::run(op) },
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86_64")]
+    Isa::Avx512Bf16 => unsafe { isa::avx512::run_bf16(op) },
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86_64")]
+    Isa::Amx => unsafe { isa::avx512::run_amx(op) },
 });
 elem!(f64, |_isa, op| isa::scalar::run(op));

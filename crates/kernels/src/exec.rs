@@ -10,12 +10,20 @@ use crate::pool::Pool;
 pub struct Exec {
     isa: Isa,
     pool: Pool,
+    /// The same ISA on the calling thread alone; none in itself.
+    serial: Option<Box<Exec>>,
 }
 
 impl Exec {
     /// `threads` threads (0 means 1) on `isa`.
     pub fn new(isa: Isa, threads: usize) -> Self {
-        Exec { isa, pool: Pool::new(threads.max(1)) }
+        let serial = Exec { isa, pool: Pool::new(1), serial: None };
+        Exec { isa, pool: Pool::new(threads.max(1)), serial: Some(Box::new(serial)) }
+    }
+
+    /// The same ISA on the calling thread alone.
+    pub(crate) fn serial(&self) -> &Exec {
+        self.serial.as_deref().unwrap_or(self)
     }
 
     /// The ISA in use.
@@ -42,7 +50,7 @@ impl Exec {
 
 /// A mutable slice that several threads write in disjoint ranges.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared<E> {
+pub struct Shared<E> {
     ptr: *mut E,
     len: usize,
 }

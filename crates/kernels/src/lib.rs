@@ -8,6 +8,7 @@
 //! Contract: one ISA gives the same bits for any number of threads (each output element is summed in one fixed order);
 //! two ISAs agree in f32 within an RMS ratio of 1e-5. The same bodies run in f64 on one scalar lane for gradient checks.
 
+mod bf16;
 mod buf;
 pub mod cpu;
 mod dispatch;
@@ -18,11 +19,15 @@ pub mod map;
 pub mod ops;
 pub mod pool;
 pub mod simd;
+mod store;
+pub mod tile;
 
+pub use bf16::Bf16;
 pub use buf::Buf;
 pub use dispatch::{Isa, Op};
 pub use elem::Elem;
 pub use exec::Exec;
+pub use store::Store;
 
 /// A token id. Vocabularies hold at most 65,535 tokens.
 pub type Token = u16;

@@ -4,7 +4,9 @@
 //! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, minimax-like Taylor terms to degree 7 on `|r| <= ln2/2` (relative
 //! error below 2e-7), argument clamped to [-87.33, 88.37]; NaN stays NaN.
 
+use crate::bf16::Bf16;
 use crate::elem::Elem;
+use crate::store::Store;
 
 /// A vector of `LANES` elements and the operations on it.
 ///
@@ -15,9 +17,13 @@ use crate::elem::Elem;
 pub unsafe trait Simd: Copy + 'static {
     type E: Elem;
     type V: Copy;
+    /// `LANES` pairs of bf16.
+    type P: Copy;
     const LANES: usize;
     /// Rows of the matrix-product tile.
     const MR: usize;
+    /// Whether products of bf16 run on tile registers.
+    const TILES: bool = false;
 
     unsafe fn splat(x: Self::E) -> Self::V;
     unsafe fn load(p: *const Self::E) -> Self::V;
@@ -43,6 +49,15 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn exp(a: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> Self::E;
     unsafe fn hmax(a: Self::V) -> Self::E;
+    /// `n` bf16 values, widened.
+    unsafe fn load_bf16(p: *const Bf16, n: usize) -> Self::V;
+    /// `n` values, rounded to the nearest bf16, halves to even.
+    unsafe fn store_bf16(p: *mut Bf16, v: Self::V, n: usize);
+    /// The same pair in every lane.
+    unsafe fn splat_pair(p: *const Bf16) -> Self::P;
+    unsafe fn load_pairs(p: *const Bf16) -> Self::P;
+    /// `acc + a.0 * b.0 + a.1 * b.1` in each lane.
+    unsafe fn dot_pairs(a: Self::P, b: Self::P, acc: Self::V) -> Self::V;
 
     /// `n` lanes: a full load where `n` is `LANES`.
     #[inline(always)]

@@ -3,8 +3,7 @@
 //! One [`Lm`] holds the layers and all their activations for at most `rows` rows. `prepare` once after each change of the
 //! parameters, then any number of passes. Parameters and gradients are flat slices in the order of [`Lm::layout`].
 
-use flashlm_kernels::ops::{add, copy};
-use flashlm_kernels::{Buf, Elem, Exec, Token};
+use flashlm_kernels::{Buf, Elem, Exec, Store, Token};
 
 use crate::config::{ConfigError, ModelConfig};
 use crate::layer::Scratch;
@@ -14,28 +13,25 @@ use crate::layer::norm::Norm;
 use crate::mixer::{self, Mixer};
 use crate::params::Layout;
 
-/// A language model with its working memory.
-pub struct Lm<E: Elem> {
+/// A language model with its working memory; `A` is what products and saved activations are kept as.
+pub struct Lm<A: Store> {
     config: ModelConfig,
     layout: Layout,
-    head: Head<E>,
-    blocks: Vec<Block<E>>,
-    norm: Norm<E>,
-    scratch: Scratch<E>,
+    head: Head<A>,
+    blocks: Vec<Block<A>>,
+    norm: Norm,
+    scratch: Scratch<A>,
     /// The residual stream: before block 0, after each mixer, after each GLU.
-    h: Vec<Buf<E>>,
-    /// The normalised input of a branch, and in the end of the head.
-    x: Buf<E>,
-    dx: Buf<E>,
-    dh: Buf<E>,
+    h: Vec<Buf<A::E>>,
+    /// The input of the head.
+    x: Buf<A>,
+    dh: Buf<A::E>,
     rows: usize,
 }
 
-struct Block<E: Elem> {
-    norm1: Option<Norm<E>>,
-    mixer: Box<dyn Mixer<E>>,
-    norm2: Option<Norm<E>>,
-    ffn: Ffn<E>,
+struct Block<A: Store> {
+    mixer: Box<dyn Mixer<A>>,
+    ffn: Ffn<A>,
 }
 
 /// The state of `B` sequences: for each block `[B, state_len]`.
@@ -68,7 +64,7 @@ impl<E: Elem> State<E> {
     }
 }
 
-impl<E: Elem> Lm<E> {
+impl<A: Store> Lm<A> {
     /// A model for passes of at most `rows = B * T` rows; `training` adds what backward passes need.
     pub fn new(config: &ModelConfig, rows: usize, training: bool) -> Result<Self, ConfigError> {
         config.validate()?;
@@ -79,19 +75,14 @@ impl<E: Elem> Lm<E> {
         let blocks = (0..config.blocks)
             .map(|i| {
                 let name = |part| format!("blocks.{i}.{part}");
-                let mut norm = |part| config.block_norm.then(|| Norm::new(&mut layout, name(part), d, eps, rows));
-                let norm1 = norm("norm1.scale");
-                let norm2 = norm("norm2.scale");
-                Block {
-                    norm1,
-                    mixer: mixer::build(&mut layout, &name("mixer"), config, rows, training),
-                    norm2,
-                    ffn: Ffn::new(&mut layout, &name("ffn"), config, rows, training),
-                }
+                let norm = |layout: &mut _, part| config.block_norm.then(|| Norm::new(layout, name(part), d, eps));
+                let norm1 = norm(&mut layout, "norm1.scale");
+                let mixer = mixer::build(&mut layout, &name("mixer"), norm1, config, rows, training);
+                let norm2 = norm(&mut layout, "norm2.scale");
+                Block { mixer, ffn: Ffn::new(&mut layout, &name("ffn"), norm2, config, rows, training) }
             })
             .collect();
-        let norm = Norm::new(&mut layout, "final_norm.scale".into(), d, eps, rows);
-        let train = if training { rows * d } else { 0 };
+        let norm = Norm::new(&mut layout, "final_norm.scale".into(), d, eps);
         Ok(Lm {
             config: config.clone(),
             layout,
@@ -101,8 +92,7 @@ impl<E: Elem> Lm<E> {
             scratch: Scratch::new(config, rows, training),
             h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
             x: Buf::scratch(rows * d),
-            dx: Buf::scratch(train),
-            dh: Buf::scratch(train),
+            dh: Buf::scratch(if training { rows * d } else { 0 }),
             rows,
         })
     }
@@ -123,27 +113,27 @@ impl<E: Elem> Lm<E> {
     }
 
     /// The start of `batch` sequences.
-    pub fn state(&self, batch: usize) -> State<E> {
+    pub fn state(&self, batch: usize) -> State<A::E> {
         State { layers: self.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect() }
     }
 
     /// Quantises and packs all weights.
-    pub fn prepare(&mut self, cx: &Exec, params: &[E]) {
+    pub fn prepare(&mut self, cx: &Exec, params: &[A::E]) {
         assert_eq!(params.len(), self.layout.len(), "parameters of another model");
         for block in &mut self.blocks {
             block.mixer.prepare(cx, params, &mut self.scratch);
             block.ffn.prepare(cx, params, &mut self.scratch);
         }
-        self.head.prepare(cx, params);
+        self.head.prepare(cx, params, &mut self.scratch);
     }
 
-    /// The pass up to the head's input, left in `self.x: [B*T, D]`.
+    /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `self.h`.
     fn forward(
         &mut self,
         cx: &Exec,
-        params: &[E],
+        params: &[A::E],
         tokens: &[Token],
-        mut state: Option<&mut State<E>>,
+        mut state: Option<&mut State<A::E>>,
         size: (usize, usize),
     ) {
         let rows = size.0 * size.1;
@@ -157,15 +147,25 @@ impl<E: Elem> Lm<E> {
         self.head.embed_forward(cx, &mut self.h[0], tokens, params);
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let [h0, h1, h2] = &mut self.h[2 * i..2 * i + 3] else { unreachable!("three buffers a block") };
-            copy(cx, &mut h1[..n], &h0[..n]);
-            let x = branch(cx, &mut block.norm1, &mut self.x, h0, params, rows);
             let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
-            block.mixer.forward(cx, h1, layer, x, params, &mut self.scratch, size);
-            copy(cx, &mut h2[..n], &h1[..n]);
-            let x = branch(cx, &mut block.norm2, &mut self.x, h1, params, rows);
-            block.ffn.forward(cx, h2, x, params, &mut self.scratch, rows);
+            block.mixer.forward(cx, &mut h1[..n], layer, &h0[..n], params, size);
+            block.ffn.forward(cx, &mut h2[..n], &h1[..n], params);
         }
-        self.norm.forward(cx, &mut self.x, &self.h[2 * self.blocks.len()], params, rows);
+    }
+
+    /// The pass up to the head's input: `[B*T, D]`.
+    fn head_input(
+        &mut self,
+        cx: &Exec,
+        params: &[A::E],
+        tokens: &[Token],
+        state: Option<&mut State<A::E>>,
+        size: (usize, usize),
+    ) -> (&mut Head<A>, &[A]) {
+        self.forward(cx, params, tokens, state, size);
+        let n = tokens.len() * self.config.dim;
+        self.norm.forward(cx, &mut self.x[..n], &self.h[2 * self.blocks.len()][..n], params);
+        (&mut self.head, &self.x[..n])
     }
 
     /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats and adds `scale` times its gradient to
@@ -173,30 +173,24 @@ impl<E: Elem> Lm<E> {
     pub fn loss_backward(
         &mut self,
         cx: &Exec,
-        grads: &mut [E],
-        params: &[E],
+        grads: &mut [A::E],
+        params: &[A::E],
         tokens: &[Token],
         targets: &[Token],
         size: (usize, usize),
         scale: f64,
     ) -> f64 {
-        let rows = size.0 * size.1;
-        let n = rows * self.config.dim;
+        let n = size.0 * size.1 * self.config.dim;
         self.forward(cx, params, tokens, None, size);
-        let scale = E::from_f64(scale);
-        let nats = self.head.loss_backward(cx, &mut self.dx[..n], grads, &self.x[..n], targets, scale);
-        let Lm { x, dx, dh, scratch, .. } = self;
-        let last = &self.h[2 * self.blocks.len()];
-        self.norm.backward(cx, dh, grads, &mut scratch.linear.partials, dx, last, params, rows, false);
+        let Lm { head, norm, dh, scratch, h, .. } = self;
+        let (dh, last) = (&mut dh[..n], &h[2 * self.blocks.len()][..n]);
+        let scale = A::E::from_f64(scale);
+        let nats = head.loss_backward(cx, dh, grads, last, targets, norm, params, scratch, scale);
         for (i, block) in self.blocks.iter_mut().enumerate().rev() {
-            let input = branch(cx, &mut block.norm2, x, &self.h[2 * i + 1], params, rows);
-            block.ffn.backward(cx, dx, grads, dh, input, params, scratch, rows);
-            join(cx, &mut block.norm2, dh, grads, scratch, dx, &self.h[2 * i + 1], params, n, rows);
-            let input = branch(cx, &mut block.norm1, x, &self.h[2 * i], params, rows);
-            block.mixer.backward(cx, dx, grads, dh, input, params, scratch, size);
-            join(cx, &mut block.norm1, dh, grads, scratch, dx, &self.h[2 * i], params, n, rows);
+            block.ffn.backward(cx, dh, grads, &h[2 * i + 1][..n], params, scratch);
+            block.mixer.backward(cx, dh, grads, &h[2 * i][..n], params, scratch, size);
         }
-        self.head.embed_backward(cx, grads, &self.dh, tokens);
+        head.embed_backward(cx, grads, dh, tokens);
         nats
     }
 
@@ -205,75 +199,44 @@ impl<E: Elem> Lm<E> {
         &mut self,
         cx: &Exec,
         out: &mut Vec<f64>,
-        params: &[E],
+        params: &[A::E],
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut State<A::E>>,
         size: (usize, usize),
     ) {
         assert_eq!(tokens.len(), targets.len());
-        self.forward(cx, params, tokens, state, size);
-        self.head.log_probs(cx, out, &self.x, targets);
+        let (head, x) = self.head_input(cx, params, tokens, state, size);
+        head.log_probs(cx, out, x, targets);
     }
 
     /// Writes the logits of every row: `[B*T, V]`.
     pub fn logits(
         &mut self,
         cx: &Exec,
-        out: &mut [E],
-        params: &[E],
+        out: &mut [A::E],
+        params: &[A::E],
         tokens: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut State<A::E>>,
         size: (usize, usize),
     ) {
-        self.forward(cx, params, tokens, state, size);
-        let v = self.config.vocab_size;
-        self.head.for_logits(cx, &self.x, tokens.len(), |first, z| out[first * v..][..z.len()].copy_from_slice(z));
+        let (head, x) = self.head_input(cx, params, tokens, state, size);
+        head.logits(cx, out, x);
     }
 
     /// Feeds one sequence and writes the logits after its last token: `[V]`.
-    pub fn next_logits(&mut self, cx: &Exec, out: &mut [E], params: &[E], tokens: &[Token], state: &mut State<E>) {
+    pub fn next_logits(
+        &mut self,
+        cx: &Exec,
+        out: &mut [A::E],
+        params: &[A::E],
+        tokens: &[Token],
+        state: &mut State<A::E>,
+    ) {
+        let d = self.config.dim;
         for piece in tokens.chunks(self.rows) {
-            self.forward(cx, params, piece, Some(state), (1, piece.len()));
-            let last = &self.x[(piece.len() - 1) * self.config.dim..];
-            self.head.for_logits(cx, last, 1, |_, z| out.copy_from_slice(z));
+            let (head, x) = self.head_input(cx, params, piece, Some(state), (1, piece.len()));
+            head.logits(cx, out, &x[(piece.len() - 1) * d..]);
         }
-    }
-}
-
-/// The input of a branch: the residual stream, normalised into `x` where the block has a norm.
-fn branch<'a, E: Elem>(
-    cx: &Exec,
-    norm: &mut Option<Norm<E>>,
-    x: &'a mut [E],
-    h: &'a [E],
-    params: &[E],
-    rows: usize,
-) -> &'a [E] {
-    match norm {
-        None => h,
-        Some(norm) => {
-            norm.forward(cx, x, h, params, rows);
-            x
-        }
-    }
-}
-
-/// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.
-fn join<E: Elem>(
-    cx: &Exec,
-    norm: &mut Option<Norm<E>>,
-    dh: &mut [E],
-    grads: &mut [E],
-    s: &mut Scratch<E>,
-    dx: &[E],
-    h: &[E],
-    params: &[E],
-    n: usize,
-    rows: usize,
-) {
-    match norm {
-        None => add(cx, &mut dh[..n], &dx[..n]),
-        Some(norm) => norm.backward(cx, dh, grads, &mut s.linear.partials, dx, h, params, rows, true),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::bf16::Bf16;
 use crate::dispatch::Op;
 use crate::simd::{Simd, exp_f32};
 
@@ -32,6 +33,7 @@ unsafe fn mask(n: usize) -> __m256i {
 unsafe impl Simd for Avx2 {
     type E = f32;
     type V = __m256;
+    type P = __m256i;
     const LANES: usize = 8;
     const MR: usize = 6;
 
@@ -120,6 +122,55 @@ unsafe impl Simd for Avx2 {
             let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const Bf16, n: usize) -> __m256 {
+        unsafe {
+            let mut part = [Bf16::default(); 8];
+            let from = if n == 8 {
+                p
+            } else {
+                std::ptr::copy_nonoverlapping(p, part.as_mut_ptr(), n);
+                part.as_ptr()
+            };
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut Bf16, v: __m256, n: usize) {
+        unsafe {
+            let bits = _mm256_castps_si256(v);
+            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+            let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let high = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+            let packed = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256::<1>(high));
+            if n == 8 {
+                _mm_storeu_si128(p.cast(), packed);
+            } else {
+                let mut part = [Bf16::default(); 8];
+                _mm_storeu_si128(part.as_mut_ptr().cast(), packed);
+                std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Bf16) -> __m256i {
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const Bf16) -> __m256i {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(a: __m256i, b: __m256i, acc: __m256) -> __m256 {
+        unsafe {
+            let (low, high) = (_mm256_slli_epi32::<16>(a), _mm256_and_si256(a, _mm256_set1_epi32(!0xffff)));
+            let (low_b, high_b) = (_mm256_slli_epi32::<16>(b), _mm256_and_si256(b, _mm256_set1_epi32(!0xffff)));
+            let acc = _mm256_fmadd_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(low_b), acc);
+            _mm256_fmadd_ps(_mm256_castsi256_ps(high), _mm256_castsi256_ps(high_b), acc)
         }
     }
 }

@@ -1,13 +1,15 @@
-//! AVX-512 F/BW/DQ/VL: 16 f32 lanes, 32 registers, product tile 14 x 32.
+//! AVX-512 F/BW/DQ/VL: 16 f32 lanes, 32 registers, product tile 14 x 32; bf16 pairs by `vdpbf16ps` where the machine has
+//! it, and by two multiply-adds where not.
 
 use std::arch::x86_64::*;
 
+use crate::bf16::Bf16;
 use crate::dispatch::Op;
 use crate::simd::{Simd, exp_f32};
 
-/// 16 lanes of f32.
+/// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
 #[derive(Clone, Copy)]
-pub struct Avx512;
+pub struct Avx512<const BF16: bool, const AMX: bool>;
 
 /// Runs an op compiled with AVX-512.
 ///
@@ -16,7 +18,27 @@ pub struct Avx512;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 pub unsafe fn run<O: Op<f32>>(op: O) -> O::Out {
     // SAFETY: the features are enabled here.
-    unsafe { op.run::<Avx512>() }
+    unsafe { op.run::<Avx512<false, false>>() }
+}
+
+/// Runs an op compiled with AVX-512 and its bf16 instructions.
+///
+/// # Safety
+/// The machine has F, BW, DQ, VL and BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub unsafe fn run_bf16<O: Op<f32>>(op: O) -> O::Out {
+    // SAFETY: the features are enabled here.
+    unsafe { op.run::<Avx512<true, false>>() }
+}
+
+/// As [`run_bf16`], with products of bf16 on tile registers.
+///
+/// # Safety
+/// The machine has F, BW, DQ, VL and BF16, and [`super::amx::available`] said yes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+pub unsafe fn run_amx<O: Op<f32>>(op: O) -> O::Out {
+    // SAFETY: the features are enabled here.
+    unsafe { op.run::<Avx512<true, true>>() }
 }
 
 #[inline(always)]
@@ -26,11 +48,13 @@ fn mask(n: usize) -> __mmask16 {
 }
 
 // SAFETY: called only inside `run`.
-unsafe impl Simd for Avx512 {
+unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     type E = f32;
     type V = __m512;
+    type P = __m512i;
     const LANES: usize = 16;
     const MR: usize = 14;
+    const TILES: bool = AMX;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {
@@ -110,5 +134,50 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn hmax(a: __m512) -> f32 {
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const Bf16, n: usize) -> __m512 {
+        unsafe {
+            let half = if n == 16 { _mm256_loadu_si256(p.cast()) } else { _mm256_maskz_loadu_epi16(mask(n), p.cast()) };
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut Bf16, v: __m512, n: usize) {
+        unsafe {
+            let half = if BF16 {
+                std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))
+            } else {
+                let bits = _mm512_castps_si512(v);
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
+                _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
+            };
+            if n == 16 { _mm256_storeu_si256(p.cast(), half) } else { _mm256_mask_storeu_epi16(p.cast(), mask(n), half) }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Bf16) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const Bf16) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
+        unsafe {
+            if BF16 {
+                let (a, b) = (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b));
+                return _mm512_dpbf16_ps(acc, a, b);
+            }
+            let high = _mm512_set1_epi32(!0xffff);
+            let (a0, b0) = (_mm512_slli_epi32::<16>(a), _mm512_slli_epi32::<16>(b));
+            let (a1, b1) = (_mm512_and_si512(a, high), _mm512_and_si512(b, high));
+            let acc = _mm512_fmadd_ps(_mm512_castsi512_ps(a0), _mm512_castsi512_ps(b0), acc);
+            _mm512_fmadd_ps(_mm512_castsi512_ps(a1), _mm512_castsi512_ps(b1), acc)
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! One lane of plain arithmetic: the reference of every other ISA, the fallback on unknown machines, and the f64 path of
 //! gradient checks. Products and sums are rounded separately, since a fused multiply-add is a library call without FMA.
 
+use crate::bf16::Bf16;
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::simd::{Simd, exp_f32};
@@ -24,6 +25,7 @@ macro_rules! scalar {
         unsafe impl Simd for Scalar<$t> {
             type E = $t;
             type V = $t;
+            type P = [$t; 2];
             const LANES: usize = 1;
             const MR: usize = 4;
 
@@ -108,6 +110,32 @@ macro_rules! scalar {
             #[inline(always)]
             unsafe fn hmax(a: $t) -> $t {
                 a
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(p: *const Bf16, n: usize) -> $t {
+                // SAFETY: the caller's promise.
+                if n == 0 { 0.0 } else { <$t>::from(unsafe { *p }.to_f32()) }
+            }
+            #[inline(always)]
+            unsafe fn store_bf16(p: *mut Bf16, v: $t, n: usize) {
+                if n > 0 {
+                    // SAFETY: the caller's promise.
+                    unsafe { *p = Bf16::from_f32(v as f32) }
+                }
+            }
+            #[inline(always)]
+            unsafe fn splat_pair(p: *const Bf16) -> [$t; 2] {
+                // SAFETY: the caller's promise.
+                unsafe { [<$t>::from((*p).to_f32()), <$t>::from((*p.add(1)).to_f32())] }
+            }
+            #[inline(always)]
+            unsafe fn load_pairs(p: *const Bf16) -> [$t; 2] {
+                // SAFETY: the caller's promise.
+                unsafe { Self::splat_pair(p) }
+            }
+            #[inline(always)]
+            unsafe fn dot_pairs(a: [$t; 2], b: [$t; 2], acc: $t) -> $t {
+                acc + a[0] * b[0] + a[1] * b[1]
             }
         }
     };

@@ -4,39 +4,39 @@
 //! Rows before the start of a sequence come from `history: [B, K-1, D]`, or are zero. Backward, `s = sigmoid(g)`:
 //! `dc = dy * s`, `dg = dy * c * s (1 - s)`, `dv[t] = sum_j w[j] * dc[t + K - 1 - j]`, `dw[j] += sum_t dc[t] * v[t-K+1+j]`.
 
+use std::ops::Range;
+
 use crate::dispatch::Op;
 use crate::elem::Elem;
-use crate::exec::{Exec, Shared};
-use crate::ops::reduce::{PARTIALS, add_partials, partial_rows};
+use crate::exec::Exec;
 use crate::simd::{Simd, each};
+use crate::store::Store;
 
-/// `y: [B*T, D]` from `u: [B*T, 2D]`, `w: [K, D]`; sizes are `(B, T, D, K)`.
-pub fn conv_gate_forward<E: Elem>(
+/// Which rows of which sequences: rows `rows` of `[B*T]`, and `(T, D, K)`.
+pub type Place = (Range<usize>, (usize, usize, usize));
+
+/// `y: [rows, D]` from `u: [B*T, 2D]`, `w: [K, D]`, on the calling thread; `history: [B, K-1, D]`.
+pub fn conv_gate_forward<A: Store>(
     cx: &Exec,
-    y: &mut [E],
-    u: &[E],
-    history: Option<&[E]>,
-    w: &[E],
-    (b, t, d, k): (usize, usize, usize, usize),
+    y: &mut [A],
+    u: &[A],
+    history: Option<&[A::E]>,
+    w: &[A::E],
+    (rows, (t, d, k)): Place,
 ) {
-    assert!(y.len() >= b * t * d && u.len() >= b * t * 2 * d && w.len() == k * d);
-    assert!(history.is_none_or(|h| h.len() >= b * (k - 1) * d));
-    let y = Shared::new(y);
-    cx.rows(b * t, |rows| {
-        for row in rows {
-            // SAFETY: one row, one thread.
-            let y = unsafe { y.range(row * d..(row + 1) * d) };
-            cx.op(Forward { y, u, history, w, row, t, d, k });
-        }
-    });
+    assert!(y.len() == rows.len() * d && u.len() >= rows.end * 2 * d && w.len() == k * d);
+    assert!(history.is_none_or(|h| h.len() >= rows.end.div_ceil(t.max(1)) * (k - 1) * d));
+    if !rows.is_empty() && d > 0 {
+        cx.op(Forward { y, u, history, w, first: rows.start, t, d, k });
+    }
 }
 
-struct Forward<'a, E> {
-    y: &'a mut [E],
-    u: &'a [E],
-    history: Option<&'a [E]>,
-    w: &'a [E],
-    row: usize,
+struct Forward<'a, A: Store> {
+    y: &'a mut [A],
+    u: &'a [A],
+    history: Option<&'a [A::E]>,
+    w: &'a [A::E],
+    first: usize,
     t: usize,
     d: usize,
     k: usize,
@@ -47,152 +47,153 @@ struct Forward<'a, E> {
 /// # Safety
 /// As [`Simd`]; row and lanes are inside the slices.
 #[inline(always)]
-unsafe fn taps<S: Simd>(
-    u: &[S::E],
+unsafe fn taps<S: Simd, A: Store<E = S::E>>(
+    u: &[A],
     history: Option<&[S::E]>,
     w: &[S::E],
     (row, t, d, k): (usize, usize, usize, usize),
     (i, n): (usize, usize),
 ) -> S::V {
     let now = row % t;
-    let mut acc;
     // SAFETY: the caller's promise.
     unsafe {
-        acc = S::splat(S::E::ZERO);
+        let mut acc = S::splat(S::E::ZERO);
         for j in 0..k {
             let back = k - 1 - j;
             let v = if back <= now {
-                u.as_ptr().add((row - back) * 2 * d + d + i)
+                A::get::<S>(u.as_ptr().add((row - back) * 2 * d + d + i), n)
             } else if let Some(history) = history {
                 // Row `k - 1 + now - back` of this sequence's last `k - 1` rows.
-                history.as_ptr().add((row / t * (k - 1) + k - 1 + now - back) * d + i)
+                S::get(history.as_ptr().add((row / t * (k - 1) + k - 1 + now - back) * d + i), n)
             } else {
                 continue;
             };
-            acc = S::fma(S::get(w.as_ptr().add(j * d + i), n), S::get(v, n), acc);
+            acc = S::fma(S::get(w.as_ptr().add(j * d + i), n), v, acc);
         }
+        acc
     }
-    acc
 }
 
-impl<E: Elem> Op<E> for Forward<'_, E> {
+impl<A: Store> Op<A::E> for Forward<'_, A> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
-        let Forward { y, u, history, w, row, t, d, k } = self;
-        // SAFETY: sizes were checked by the caller.
-        each!(S, d, |i, n| unsafe {
-            let c = taps::<S>(u, history, w, (row, t, d, k), (i, n));
-            let g = S::get(u.as_ptr().add(row * 2 * d + i), n);
-            S::put(y.as_mut_ptr().add(i), S::mul(c, S::sigmoid(g)), n);
-        });
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let Forward { y, u, history, w, first, t, d, k } = self;
+        for (y, row) in y.chunks_exact_mut(d).zip(first..) {
+            // SAFETY: sizes were checked by the caller.
+            each!(S, d, |i, n| unsafe {
+                let c = taps::<S, A>(u, history, w, (row, t, d, k), (i, n));
+                let g = A::get::<S>(u.as_ptr().add(row * 2 * d + i), n);
+                A::put::<S>(y.as_mut_ptr().add(i), S::mul(c, S::sigmoid(g)), n);
+            });
+        }
     }
 }
 
-/// Overwrites `du: [B*T, 2D]`, adds to `dw: [K, D]`; `dc: [B*T, D]` and `partials: [PARTIALS, K*D]` are scratch.
-pub fn conv_gate_backward<E: Elem>(
+/// First half of the backward pass, for rows that later ones depend on: overwrites `dc: [rows, D]` and the gate's half of
+/// `du: [rows, 2D]` from `dy: [rows, D]`, on the calling thread.
+pub fn conv_gate_backward<A: Store>(
     cx: &Exec,
-    du: &mut [E],
-    dw: &mut [E],
-    dc: &mut [E],
-    partials: &mut [E],
-    dy: &[E],
-    u: &[E],
-    w: &[E],
-    (b, t, d, k): (usize, usize, usize, usize),
+    du: &mut [A],
+    dc: &mut [A],
+    dy: &[A::E],
+    u: &[A],
+    w: &[A::E],
+    (rows, (t, d, k)): Place,
 ) {
-    let rows = b * t;
-    assert!(du.len() >= rows * 2 * d && dc.len() >= rows * d && dy.len() >= rows * d && u.len() >= rows * 2 * d);
-    assert!(w.len() == k * d && dw.len() == k * d && partials.len() >= PARTIALS * k * d);
-    let (du, dc_out, sums) = (Shared::new(du), Shared::new(dc), Shared::new(partials));
-    cx.rows(rows, |r| {
-        for row in r {
-            // SAFETY: one row, one thread; the value half of `du` is written in the next region only.
-            let (du, dc) = unsafe { (du.range(row * 2 * d..row * 2 * d + d), dc_out.range(row * d..(row + 1) * d)) };
-            cx.op(Gate { dg: du, dc, dy: &dy[row * d..(row + 1) * d], u, w, row, t, d, k });
-        }
-    });
-    let dc = &dc[..rows * d];
-    cx.rows(PARTIALS, |parts| {
-        for part in parts {
-            // SAFETY: each part owns its rows and its partial sum.
-            let dw = unsafe { sums.range(part * k * d..(part + 1) * k * d) };
-            dw.fill(E::ZERO);
-            for row in partial_rows(part, rows) {
-                // SAFETY: as above.
-                let dv = unsafe { du.range(row * 2 * d + d..(row + 1) * 2 * d) };
-                cx.op(Taps { dv, dw, dc, u, w, row, t, d, k });
-            }
-        }
-    });
-    add_partials(dw, &partials[..PARTIALS * k * d]);
-}
-
-struct Gate<'a, E> {
-    dg: &'a mut [E],
-    dc: &'a mut [E],
-    dy: &'a [E],
-    u: &'a [E],
-    w: &'a [E],
-    row: usize,
-    t: usize,
-    d: usize,
-    k: usize,
-}
-
-impl<E: Elem> Op<E> for Gate<'_, E> {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
-        let Gate { dg, dc, dy, u, w, row, t, d, k } = self;
-        // SAFETY: sizes were checked by the caller.
-        each!(S, d, |i, n| unsafe {
-            let c = taps::<S>(u, None, w, (row, t, d, k), (i, n));
-            let s = S::sigmoid(S::get(u.as_ptr().add(row * 2 * d + i), n));
-            let dy = S::get(dy.as_ptr().add(i), n);
-            let dc_now = S::mul(dy, s);
-            S::put(dc.as_mut_ptr().add(i), dc_now, n);
-            S::put(dg.as_mut_ptr().add(i), S::mul(S::mul(dc_now, c), S::sub(S::splat(E::ONE), s)), n);
-        });
+    let n = rows.len() * d;
+    assert!(du.len() == 2 * n && dc.len() == n && dy.len() == n && u.len() >= rows.end * 2 * d && w.len() == k * d);
+    if n > 0 {
+        cx.op(Gate { du, dc, dy, u, w, first: rows.start, t, d, k });
     }
 }
 
-struct Taps<'a, E> {
-    dv: &'a mut [E],
-    dw: &'a mut [E],
-    dc: &'a [E],
-    u: &'a [E],
-    w: &'a [E],
-    row: usize,
+struct Gate<'a, A: Store> {
+    du: &'a mut [A],
+    dc: &'a mut [A],
+    dy: &'a [A::E],
+    u: &'a [A],
+    w: &'a [A::E],
+    first: usize,
     t: usize,
     d: usize,
     k: usize,
 }
 
-impl<E: Elem> Op<E> for Taps<'_, E> {
+impl<A: Store> Op<A::E> for Gate<'_, A> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
-        let Taps { dv, dw, dc, u, w, row, t, d, k } = self;
-        let now = row % t;
-        // SAFETY: sizes were checked by the caller; rows named are of this sequence.
-        each!(S, d, |i, n| unsafe {
-            let mut acc = S::splat(E::ZERO);
-            let dc_now = S::get(dc.as_ptr().add(row * d + i), n);
-            for j in 0..k {
-                let back = k - 1 - j;
-                if now + back < t {
-                    let later = S::get(dc.as_ptr().add((row + back) * d + i), n);
-                    acc = S::fma(S::get(w.as_ptr().add(j * d + i), n), later, acc);
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let Gate { du, dc, dy, u, w, first, t, d, k } = self;
+        for (r, dg) in du.chunks_exact_mut(2 * d).enumerate() {
+            let row = first + r;
+            // SAFETY: sizes were checked by the caller.
+            each!(S, d, |i, n| unsafe {
+                let c = taps::<S, A>(u, None, w, (row, t, d, k), (i, n));
+                let s = S::sigmoid(A::get::<S>(u.as_ptr().add(row * 2 * d + i), n));
+                let dc_now = S::mul(S::get(dy.as_ptr().add(r * d + i), n), s);
+                A::put::<S>(dc.as_mut_ptr().add(r * d + i), dc_now, n);
+                A::put::<S>(dg.as_mut_ptr().add(i), S::mul(S::mul(dc_now, c), S::sub(S::splat(A::E::ONE), s)), n);
+            });
+        }
+    }
+}
+
+/// Second half: overwrites the value's half of `du: [rows, 2D]` and adds to `dw: [K, D]`, from `dc: [B*T, D]` of all rows.
+pub fn conv_taps_backward<A: Store>(
+    cx: &Exec,
+    du: &mut [A],
+    dw: &mut [A::E],
+    dc: &[A],
+    u: &[A],
+    w: &[A::E],
+    (rows, (t, d, k)): Place,
+) {
+    assert!(du.len() == rows.len() * 2 * d && w.len() == k * d && dw.len() == k * d);
+    assert!(u.len() >= rows.end * 2 * d && dc.len() >= rows.end.next_multiple_of(t.max(1)) * d);
+    if !du.is_empty() {
+        cx.op(Taps { du, dw, dc, u, w, first: rows.start, t, d, k });
+    }
+}
+
+struct Taps<'a, A: Store> {
+    du: &'a mut [A],
+    dw: &'a mut [A::E],
+    dc: &'a [A],
+    u: &'a [A],
+    w: &'a [A::E],
+    first: usize,
+    t: usize,
+    d: usize,
+    k: usize,
+}
+
+impl<A: Store> Op<A::E> for Taps<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let Taps { du, dw, dc, u, w, first, t, d, k } = self;
+        for (du, row) in du.chunks_exact_mut(2 * d).zip(first..) {
+            let now = row % t;
+            // SAFETY: sizes were checked by the caller; rows named are of this sequence.
+            each!(S, d, |i, n| unsafe {
+                let mut acc = S::splat(A::E::ZERO);
+                let dc_now = A::get::<S>(dc.as_ptr().add(row * d + i), n);
+                for j in 0..k {
+                    let back = k - 1 - j;
+                    if now + back < t {
+                        let later = A::get::<S>(dc.as_ptr().add((row + back) * d + i), n);
+                        acc = S::fma(S::get(w.as_ptr().add(j * d + i), n), later, acc);
+                    }
+                    if back <= now {
+                        let v = A::get::<S>(u.as_ptr().add((row - back) * 2 * d + d + i), n);
+                        let out = dw.as_mut_ptr().add(j * d + i);
+                        S::put(out, S::fma(dc_now, v, S::get(out, n)), n);
+                    }
                 }
-                if back <= now {
-                    let v = S::get(u.as_ptr().add((row - back) * 2 * d + d + i), n);
-                    let out = dw.as_mut_ptr().add(j * d + i);
-                    S::put(out, S::fma(dc_now, v, S::get(out, n)), n);
-                }
-            }
-            S::put(dv.as_mut_ptr().add(i), acc, n);
-        });
+                A::put::<S>(du.as_mut_ptr().add(d + i), acc, n);
+            });
+        }
     }
 }
 
@@ -239,9 +240,19 @@ mod tests {
                 let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =
                     (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
                 let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![f32::NAN; b * t * 2 * d], vec![1.0; k * d]);
-                let (mut dc, mut partials) = (vec![f32::NAN; b * t * d], vec![f32::NAN; PARTIALS * k * d]);
-                conv_gate_forward(cx, &mut y, &u, None, &w, size);
-                conv_gate_backward(cx, &mut du, &mut dw, &mut dc, &mut partials, &dy, &u, &w, size);
+                let mut dc = vec![f32::NAN; b * t * d];
+                // In two parts, cut anywhere.
+                let cut = b * t / 3;
+                for rows in [0..cut, cut..b * t] {
+                    let (one, two) = (rows.start * d..rows.end * d, rows.start * 2 * d..rows.end * 2 * d);
+                    let place = (rows, (t, d, k));
+                    conv_gate_forward(cx, &mut y[one.clone()], &u, None, &w, place.clone());
+                    conv_gate_backward(cx, &mut du[two], &mut dc[one.clone()], &dy[one], &u, &w, place);
+                }
+                for rows in [0..cut, cut..b * t] {
+                    let two = rows.start * 2 * d..rows.end * 2 * d;
+                    conv_taps_backward(cx, &mut du[two], &mut dw, &dc, &u, &w, (rows, (t, d, k)));
+                }
                 dw.iter_mut().for_each(|x| *x -= 1.0);
                 let (want_y, want_du, want_dw) = naive(&u, &w, &dy, size);
                 assert_close(&y, &want_y, 1e-6, &format!("y {size:?}"));
@@ -257,14 +268,14 @@ mod tests {
             let (t, d, k) = (23, 19, 8);
             let (u, w): (Vec<f32>, Vec<f32>) = (random(t * 2 * d, 1), random(k * d, 2));
             let mut whole = vec![0.0; t * d];
-            conv_gate_forward(cx, &mut whole, &u, None, &w, (1, t, d, k));
+            conv_gate_forward(cx, &mut whole, &u, None, &w, (0..t, (t, d, k)));
             for piece in [1, 2, 5, 9, 22] {
                 let mut history = vec![0.0; (k - 1) * d];
                 let mut out = Vec::new();
                 for part in u.chunks(piece * 2 * d) {
                     let rows = part.len() / (2 * d);
                     let mut y = vec![0.0; rows * d];
-                    conv_gate_forward(cx, &mut y, part, Some(&history), &w, (1, rows, d, k));
+                    conv_gate_forward(cx, &mut y, part, Some(&history), &w, (0..rows, (rows, d, k)));
                     out.extend(y);
                     part.chunks(2 * d).for_each(|row| history.extend(&row[d..]));
                     history.drain(..history.len() - (k - 1) * d);

@@ -1,76 +1,80 @@
 //! Gated linear unit: `y = silu(g) * u`, `silu(g) = g * s`, `s = sigmoid(g)`.
 //!
-//! Backward: `du = dy * g s`, `dg = dy * u * s (1 + g (1 - s))`.
+//! Both run on the calling thread, for one tile of rows. Backward: `du = dy * g s`, `dg = dy * u * s (1 + g (1 - s))`.
 
 use crate::dispatch::Op;
 use crate::elem::Elem;
-use crate::exec::{Exec, Shared};
+use crate::exec::Exec;
 use crate::simd::{Simd, each};
+use crate::store::Store;
 
-/// Elements of one thread's share are cut at multiples of this.
-const ALIGN: usize = 1024;
-
-/// `y = silu(g) * u`, all of one length.
-pub fn glu_forward<E: Elem>(cx: &Exec, y: &mut [E], g: &[E], u: &[E]) {
-    assert!(y.len() == g.len() && g.len() == u.len());
-    let y = Shared::new(y);
-    cx.pool().split(g.len(), ALIGN, |r| {
-        // SAFETY: ranges of different threads are disjoint.
-        let y = unsafe { y.range(r.clone()) };
-        cx.op(Forward { y, g: &g[r.clone()], u: &u[r] });
-    });
+/// `y = silu(g) * u`, all of one length; keeps `g` and `u` in `saved_g` and `saved_u`.
+pub fn glu_forward<A: Store>(
+    cx: &Exec,
+    y: &mut [A],
+    saved_g: &mut [A],
+    saved_u: &mut [A],
+    g: &[A::E],
+    u: &[A::E],
+) {
+    let n = y.len();
+    assert!(saved_g.len() == n && saved_u.len() == n && g.len() == n && u.len() == n);
+    cx.op(Forward { y, saved_g, saved_u, g, u });
 }
 
-struct Forward<'a, E> {
-    y: &'a mut [E],
-    g: &'a [E],
-    u: &'a [E],
+struct Forward<'a, A: Store> {
+    y: &'a mut [A],
+    saved_g: &'a mut [A],
+    saved_u: &'a mut [A],
+    g: &'a [A::E],
+    u: &'a [A::E],
 }
 
-impl<E: Elem> Op<E> for Forward<'_, E> {
+impl<A: Store> Op<A::E> for Forward<'_, A> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
+    unsafe fn run<S: Simd<E = A::E>>(self) {
         // SAFETY: offsets are below the common length.
         each!(S, self.y.len(), |i, n| unsafe {
             let (g, u) = (S::get(self.g.as_ptr().add(i), n), S::get(self.u.as_ptr().add(i), n));
-            S::put(self.y.as_mut_ptr().add(i), S::mul(S::mul(g, S::sigmoid(g)), u), n);
+            A::put::<S>(self.saved_g.as_mut_ptr().add(i), g, n);
+            A::put::<S>(self.saved_u.as_mut_ptr().add(i), u, n);
+            A::put::<S>(self.y.as_mut_ptr().add(i), S::mul(S::mul(g, S::sigmoid(g)), u), n);
         });
     }
 }
 
-/// Overwrites `dg` and `du` from `dy`, `g`, `u`, all of one length.
-pub fn glu_backward<E: Elem>(cx: &Exec, dg: &mut [E], du: &mut [E], dy: &[E], g: &[E], u: &[E]) {
-    assert!(dg.len() == g.len() && du.len() == g.len() && dy.len() == g.len() && u.len() == g.len());
-    let (dg, du) = (Shared::new(dg), Shared::new(du));
-    cx.pool().split(g.len(), ALIGN, |r| {
-        // SAFETY: ranges of different threads are disjoint.
-        let (dg, du) = unsafe { (dg.range(r.clone()), du.range(r.clone())) };
-        cx.op(Backward { dg, du, dy: &dy[r.clone()], g: &g[r.clone()], u: &u[r] });
-    });
+/// Overwrites `dg` and `du` from `dy`, `g`, `u`, and makes `y` again, all of one length.
+pub fn glu_backward<A: Store>(cx: &Exec, dg: &mut [A], du: &mut [A], y: &mut [A], dy: &[A::E], g: &[A], u: &[A]) {
+    let n = y.len();
+    assert!(dg.len() == n && du.len() == n && dy.len() == n && g.len() == n && u.len() == n);
+    cx.op(Backward { dg, du, y, dy, g, u });
 }
 
-struct Backward<'a, E> {
-    dg: &'a mut [E],
-    du: &'a mut [E],
-    dy: &'a [E],
-    g: &'a [E],
-    u: &'a [E],
+struct Backward<'a, A: Store> {
+    dg: &'a mut [A],
+    du: &'a mut [A],
+    y: &'a mut [A],
+    dy: &'a [A::E],
+    g: &'a [A],
+    u: &'a [A],
 }
 
-impl<E: Elem> Op<E> for Backward<'_, E> {
+impl<A: Store> Op<A::E> for Backward<'_, A> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
+    unsafe fn run<S: Simd<E = A::E>>(self) {
         // SAFETY: offsets are below the common length.
-        each!(S, self.dy.len(), |i, n| unsafe {
-            let one = S::splat(E::ONE);
+        each!(S, self.y.len(), |i, n| unsafe {
+            let one = S::splat(A::E::ONE);
             let dy = S::get(self.dy.as_ptr().add(i), n);
-            let (g, u) = (S::get(self.g.as_ptr().add(i), n), S::get(self.u.as_ptr().add(i), n));
+            let (g, u) = (A::get::<S>(self.g.as_ptr().add(i), n), A::get::<S>(self.u.as_ptr().add(i), n));
             let s = S::sigmoid(g);
-            S::put(self.du.as_mut_ptr().add(i), S::mul(dy, S::mul(g, s)), n);
+            let silu = S::mul(g, s);
+            A::put::<S>(self.y.as_mut_ptr().add(i), S::mul(silu, u), n);
+            A::put::<S>(self.du.as_mut_ptr().add(i), S::mul(dy, silu), n);
             let slope = S::mul(s, S::fma(g, S::sub(one, s), one));
-            S::put(self.dg.as_mut_ptr().add(i), S::mul(S::mul(dy, u), slope), n);
+            A::put::<S>(self.dg.as_mut_ptr().add(i), S::mul(S::mul(dy, u), slope), n);
         });
     }
 }
@@ -86,9 +90,13 @@ mod tests {
             for n in (0..130).chain([1023, 1025, 4100]) {
                 let g: Vec<f32> = random(n, 1).iter().map(|g: &f32| g * 20.0).collect();
                 let (u, dy): (Vec<f32>, Vec<f32>) = (random(n, 2), random(n, 3));
-                let (mut y, mut dg, mut du) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
-                glu_forward(cx, &mut y, &g, &u);
-                glu_backward(cx, &mut dg, &mut du, &dy, &g, &u);
+                let nan = || vec![f32::NAN; n];
+                let (mut y, mut saved_g, mut saved_u) = (nan(), nan(), nan());
+                let (mut dg, mut du, mut again) = (nan(), nan(), nan());
+                glu_forward(cx, &mut y, &mut saved_g, &mut saved_u, &g, &u);
+                assert!(saved_g == g && saved_u == u);
+                glu_backward(cx, &mut dg, &mut du, &mut again, &dy, &g, &u);
+                assert_eq!(y, again);
                 let per = |f: &dyn Fn(f64, f64, f64, f64) -> f64| -> Vec<f32> {
                     (0..n)
                         .map(|i| {

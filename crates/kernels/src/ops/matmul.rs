@@ -1,143 +1,208 @@
-//! Matrix products. `matmul`: `C[m,n] (+)= A[m,k] B[k,n]` with `B` packed beforehand (weights, once a step);
-//! `matmul_tn`: `C[m,n] (+)= A[k,m]^T X[k,n]` (weight gradients), which packs `X` into a scratch first.
+//! Matrix products of one [`Store`], summed in its element. `matmul`: `C[m,n] (+)= A[m,k] B[k,n]` with `B` packed
+//! beforehand (weights, once a step); `matmul_tn`: `C[m,n] (+)= A[k,m]^T X[k,n]` (weight gradients), which packs `X` first.
 //!
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): `B` in panels of
 //! `NR` columns, `A` copied in blocks of `MC x KC` that stay in L2, an `MR x NR` tile of `C` in registers. Each element of
 //! `C` is summed along `k` in order, in blocks of `KC`, whatever the tile, the number of rows or of threads: results are
-//! bit-identical for all of them.
+//! bit-identical for all of them. bf16 goes in pairs of depths, on tile registers where the ISA has them.
 
 use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::buf::Buf;
 use crate::dispatch::Op;
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::simd::Simd;
+use crate::store::Store;
 
-/// Rows of `B` in one block: a panel of 32 f32 columns is 32 KB.
+/// Groups of depths in one block: 32 f32 columns of `B` are then 32 KB.
 const KC: usize = 256;
 /// Tiles of `A` in one block.
 const TILES: usize = 8;
-/// Largest `MR` of any ISA.
+/// Largest `MR` of any ISA's vectors.
 const MAX_MR: usize = 14;
 /// Widest panel of any ISA, in columns.
 const MAX_NR: usize = 32;
+/// Packed depths are a multiple of this where groups have two: the depths of one tile register.
+const PAIRED_DEPTHS: usize = 32;
 
 thread_local! {
-    /// The block of `A` of this thread; f64 so that it is large and aligned enough for both element types.
+    /// The block of `A` of this thread, large and aligned enough for every store.
     static BLOCK: RefCell<Buf<f64>> = RefCell::new(Buf::zeros(MAX_MR * TILES * KC));
 }
 
-/// `B` in panels `[ceil(n/NR)][k][NR]`, zero beyond column `n`.
-pub struct Packed<E: Elem> {
-    data: Buf<E>,
+/// Depths in memory for `k` depths; zeros fill the rest.
+const fn padded<A: Store>(k: usize) -> usize {
+    if A::DEPTH == 1 { k } else { k.next_multiple_of(PAIRED_DEPTHS) }
+}
+
+/// `B` in panels `[ceil(n/NR)][k/DEPTH][NR][DEPTH]`, zero beyond depth `k` and column `n`.
+pub struct Packed<A: Store> {
+    data: Buf<A>,
+    k: usize,
+    n: usize,
+    /// Columns of a panel.
+    nr: usize,
+}
+
+/// Whole panels of a [`Packed`].
+#[derive(Clone, Copy)]
+pub struct Panels<'a, A> {
+    data: &'a [A],
     k: usize,
     n: usize,
 }
 
-impl<E: Elem> Packed<E> {
+impl<'a, A: Store> From<&'a Packed<A>> for Panels<'a, A> {
+    fn from(packed: &'a Packed<A>) -> Self {
+        Panels { data: &packed.data, k: packed.k, n: packed.n }
+    }
+}
+
+impl<A: Store> Packed<A> {
     /// Room for `k x n` and for every smaller matrix with as many or fewer elements in its panels.
     pub fn new(k: usize, n: usize) -> Self {
-        Packed { data: Buf::zeros(k * n.next_multiple_of(MAX_NR)), k: 0, n: 0 }
+        Packed { data: Buf::zeros(padded::<A>(k) * n.next_multiple_of(MAX_NR)), k: 0, n: 0, nr: 1 }
+    }
+
+    /// Columns of the matrix in it.
+    pub fn width(&self) -> usize {
+        self.n
+    }
+
+    /// The columns `range`, which starts at a multiple of the panel's width: 32 always is one.
+    pub fn columns(&self, range: Range<usize>) -> Panels<'_, A> {
+        assert!(range.start.is_multiple_of(self.nr) && range.start <= range.end && range.end <= self.n);
+        let depth = padded::<A>(self.k);
+        let end = range.end.next_multiple_of(self.nr) * depth;
+        Panels { data: &self.data[range.start * depth..end], k: self.k, n: range.len() }
     }
 
     /// Packs the row-major `src: [k, n]` with rows `ld` apart.
-    pub fn pack(&mut self, cx: &Exec, src: &[E], ld: usize, k: usize, n: usize) {
+    pub fn pack(&mut self, cx: &Exec, src: &[A], ld: usize, k: usize, n: usize) {
         assert!(k == 0 || src.len() >= (k - 1) * ld + n, "matrix to pack is too small");
-        self.fill(cx, src, ld, 1, k, n);
+        self.fill(cx, src, ld, false, k, n);
     }
 
     /// Packs the transpose of the row-major `src: [n, k]`.
-    pub fn pack_transposed(&mut self, cx: &Exec, src: &[E], k: usize, n: usize) {
+    pub fn pack_transposed(&mut self, cx: &Exec, src: &[A], k: usize, n: usize) {
         assert!(src.len() >= k * n, "matrix to pack is too small");
-        self.fill(cx, src, 1, k, k, n);
+        self.fill(cx, src, k, true, k, n);
     }
 
-    fn fill(&mut self, cx: &Exec, src: &[E], rs: usize, cs: usize, k: usize, n: usize) {
-        let nr = cx.op::<E, _>(PanelWidth);
-        assert!(k * n.next_multiple_of(nr) <= self.data.len(), "matrix to pack is larger than its room");
-        (self.k, self.n) = (k, n);
+    fn fill(&mut self, cx: &Exec, src: &[A], ld: usize, transposed: bool, k: usize, n: usize) {
+        let nr = cx.op::<A::E, _>(PanelWidth);
+        let depth = padded::<A>(k);
+        assert!(depth * n.next_multiple_of(nr) <= self.data.len(), "matrix to pack is larger than its room");
+        (self.k, self.n, self.nr) = (k, n, nr);
         let data = Shared::new(&mut self.data);
         cx.rows(n.div_ceil(nr), |panels| {
             for panel in panels {
                 // SAFETY: one panel is one range, and panels go to one thread each.
-                let dst = unsafe { data.range(panel * k * nr..(panel + 1) * k * nr) };
+                let dst = unsafe { data.range(panel * depth * nr..(panel + 1) * depth * nr) };
                 let first = panel * nr;
-                let cols = nr.min(n - first);
-                if cs == 1 {
-                    for (p, row) in dst.chunks_exact_mut(nr).enumerate() {
-                        row[..cols].copy_from_slice(&src[p * rs + first..][..cols]);
-                        row[cols..].fill(E::ZERO);
-                    }
-                } else {
-                    if cols < nr {
-                        dst.fill(E::ZERO);
-                    }
-                    for j in 0..cols {
-                        let column = &src[(first + j) * cs..][..k];
-                        for (p, &x) in column.iter().enumerate() {
-                            dst[p * nr + j] = x;
-                        }
-                    }
-                }
+                cx.op(Fill { dst, src, ld, transposed, k, nr, first, cols: nr.min(n - first) });
             }
         });
     }
 }
 
+/// One panel.
+struct Fill<'a, A> {
+    dst: &'a mut [A],
+    src: &'a [A],
+    ld: usize,
+    transposed: bool,
+    k: usize,
+    nr: usize,
+    first: usize,
+    cols: usize,
+}
+
+impl<A: Store> Op<A::E> for Fill<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let Fill { dst, src, ld, transposed, k, nr, first, cols } = self;
+        if cols < nr || k % A::DEPTH > 0 || dst.len() > k * nr {
+            dst.fill(A::ZERO);
+        }
+        if transposed {
+            for j in 0..cols {
+                let column = &src[(first + j) * ld..][..k];
+                for (p, group) in column.chunks(A::DEPTH).enumerate() {
+                    let at = (p * nr + j) * A::DEPTH;
+                    dst[at..at + group.len()].copy_from_slice(group);
+                }
+            }
+            return;
+        }
+        for (p, group) in dst.chunks_exact_mut(nr * A::DEPTH).enumerate().take(k.div_ceil(A::DEPTH)) {
+            let row = &src[p * A::DEPTH * ld + first..][..cols];
+            if A::DEPTH == 1 {
+                group[..cols].copy_from_slice(row);
+            } else if p * A::DEPTH + 1 < k {
+                let next = &src[(p * A::DEPTH + 1) * ld + first..][..cols];
+                for ((pair, &a), &b) in group.chunks_exact_mut(2).zip(row).zip(next) {
+                    (pair[0], pair[1]) = (a, b);
+                }
+            } else {
+                group.chunks_exact_mut(2).zip(row).for_each(|(pair, &a)| pair[0] = a);
+            }
+        }
+    }
+}
+
 /// `c[m,n] (+)= a[m,k] b`, rows of `a` `lda` apart, `c` dense; adds where `accumulate`.
-pub fn matmul<E: Elem>(cx: &Exec, c: &mut [E], a: &[E], lda: usize, b: &Packed<E>, m: usize, accumulate: bool) {
+pub fn matmul<'b, A: Store>(
+    cx: &Exec,
+    c: &mut [A::E],
+    a: &[A],
+    lda: usize,
+    b: impl Into<Panels<'b, A>>,
+    m: usize,
+    accumulate: bool,
+) {
+    let b = b.into();
     assert!(m == 0 || (c.len() >= m * b.n && a.len() >= (m - 1) * lda + b.k), "operand of a product is too small");
     product(cx, c, a, lda, false, b, m, accumulate);
 }
 
 /// `c[m,n] (+)= a[k,m]^T x[k,n]`, rows of `a` `lda` and of `x` `ldx` apart; `scratch` holds the packed `x`.
-pub fn matmul_tn<E: Elem>(
+pub fn matmul_tn<A: Store>(
     cx: &Exec,
-    c: &mut [E],
-    scratch: &mut Packed<E>,
-    a: &[E],
+    c: &mut [A::E],
+    scratch: &mut Packed<A>,
+    a: &[A],
     lda: usize,
-    x: &[E],
+    x: &[A],
     ldx: usize,
     (m, n, k): (usize, usize, usize),
     accumulate: bool,
 ) {
     assert!(c.len() >= m * n && (k == 0 || a.len() >= (k - 1) * lda + m), "operand of a product is too small");
     scratch.pack(cx, x, ldx, k, n);
-    product(cx, c, a, lda, true, scratch, m, accumulate);
+    product(cx, c, a, lda, true, (&*scratch).into(), m, accumulate);
 }
 
-fn product<E: Elem>(
+fn product<A: Store>(
     cx: &Exec,
-    c: &mut [E],
-    a: &[E],
+    c: &mut [A::E],
+    a: &[A],
     lda: usize,
     transposed: bool,
-    b: &Packed<E>,
+    b: Panels<A>,
     m: usize,
     accumulate: bool,
 ) {
-    let (mr, nr) = (cx.op::<E, _>(TileHeight), cx.op::<E, _>(PanelWidth));
+    let (mr, nr) = (cx.op::<A::E, _>(TileHeight { paired: A::DEPTH == 2 }), cx.op::<A::E, _>(PanelWidth));
     let panels = b.n.div_ceil(nr);
     let c = Shared::new(c);
     let part = |rows: Range<usize>, panels: Range<usize>| {
         // Taken out of the cell here: a closure around the body would be compiled without the ISA's features.
-        let block = BLOCK.with_borrow_mut(|block| block.as_mut_ptr().cast::<E>());
-        cx.op(Part {
-            block,
-            c: c.as_ptr(),
-            a: a.as_ptr(),
-            lda,
-            transposed,
-            b: b.data.as_ptr(),
-            k: b.k,
-            n: b.n,
-            rows,
-            panels,
-            accumulate,
-        });
+        let block = BLOCK.with_borrow_mut(|block| block.as_mut_ptr().cast::<A>());
+        let (c, a, b, k, n) = (c.as_ptr(), a.as_ptr(), b.data.as_ptr(), b.k, b.n);
+        cx.op(Part { block, c, a, lda, transposed, b, k, n, rows, panels, accumulate });
     };
     if m.div_ceil(mr) >= 2 * cx.pool().threads() {
         cx.pool().split(m, mr, |rows| part(rows, 0..panels));
@@ -147,7 +212,7 @@ fn product<E: Elem>(
 }
 
 struct PanelWidth;
-impl<E: Elem> Op<E> for PanelWidth {
+impl<E: crate::Elem> Op<E> for PanelWidth {
     type Out = usize;
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) -> usize {
@@ -155,167 +220,193 @@ impl<E: Elem> Op<E> for PanelWidth {
     }
 }
 
-struct TileHeight;
-impl<E: Elem> Op<E> for TileHeight {
+struct TileHeight {
+    paired: bool,
+}
+impl<E: crate::Elem> Op<E> for TileHeight {
     type Out = usize;
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) -> usize {
-        S::MR
+        if self.paired && S::TILES { 32 } else { S::MR }
     }
 }
 
 /// The rows and panels of one thread.
-struct Part<E> {
-    block: *mut E,
-    c: *mut E,
-    a: *const E,
-    lda: usize,
-    transposed: bool,
-    b: *const E,
-    k: usize,
-    n: usize,
-    rows: Range<usize>,
-    panels: Range<usize>,
-    accumulate: bool,
+pub(crate) struct Part<A: Store> {
+    /// Working memory of `MAX_MR * TILES * KC` f64.
+    pub block: *mut A,
+    pub c: *mut A::E,
+    pub a: *const A,
+    pub lda: usize,
+    pub transposed: bool,
+    pub b: *const A,
+    pub k: usize,
+    pub n: usize,
+    pub rows: Range<usize>,
+    pub panels: Range<usize>,
+    pub accumulate: bool,
 }
 
-impl<E: Elem> Op<E> for Part<E> {
+impl<A: Store> Op<A::E> for Part<A> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        if self.k == 0 {
+            let nr = if S::LANES == 1 { 4 } else { 2 * S::LANES };
+            for i in self.rows.clone().filter(|_| !self.accumulate) {
+                let cols = self.panels.start * nr..(self.panels.end * nr).min(self.n);
+                // SAFETY: inside this part of `c`.
+                cols.for_each(|j| unsafe { *self.c.add(i * self.n + j) = A::E::ZERO });
+            }
+            return;
+        }
         // SAFETY: sizes were checked by the callers; rows and panels of different threads are disjoint in `c`.
         unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if A::DEPTH == 2 && S::TILES {
+                return crate::isa::amx::product(self.cast());
+            }
             // Associated constants cannot size arrays; the match is folded at compile time.
             match S::MR {
                 14 => self.blocks::<S, 14, 2>(),
                 6 => self.blocks::<S, 6, 2>(),
+                8 => self.blocks::<S, 8, 2>(),
                 _ => self.blocks::<S, 4, 4>(),
             }
         }
     }
 }
 
-impl<E: Elem> Part<E> {
+impl<A: Store> Part<A> {
+    /// The same part, its store known to be `B`.
+    #[cfg(target_arch = "x86_64")]
+    fn cast<B: Store>(self) -> Part<B> {
+        debug_assert!(A::NAME == B::NAME);
+        let Part { block, c, a, lda, transposed, b, k, n, rows, panels, accumulate } = self;
+        let (block, c, a, b) = (block.cast(), c.cast(), a.cast(), b.cast());
+        Part { block, c, a, lda, transposed, b, k, n, rows, panels, accumulate }
+    }
+
     #[inline(always)]
-    unsafe fn blocks<S: Simd<E = E>, const MR: usize, const NV: usize>(&self) {
+    unsafe fn blocks<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self) {
         let nr = NV * S::LANES;
-        if self.k == 0 && !self.accumulate {
-            for i in self.rows.clone() {
-                let cols = self.panels.start * nr..(self.panels.end * nr).min(self.n);
-                // SAFETY: inside this part of `c`.
-                cols.for_each(|j| unsafe { *self.c.add(i * self.n + j) = E::ZERO });
-            }
-        }
-        let one_row = self.rows.len() == 1 && !self.transposed;
-        {
-            let block = self.block;
-            let mut i0 = self.rows.start;
-            while i0 < self.rows.end {
-                let rows = (MR * TILES).min(self.rows.end - i0);
-                let mut p0 = 0;
-                while p0 < self.k {
-                    let kc = KC.min(self.k - p0);
-                    // SAFETY: the block holds MAX_MR * TILES * KC elements; `a` covers the rows and depths named.
-                    unsafe {
-                        if !one_row {
-                            self.copy_block(block, MR, i0, rows, p0, kc);
-                        }
-                        for panel in self.panels.clone() {
-                            let b = self.b.add(panel * self.k * nr + p0 * nr);
-                            let cols = nr.min(self.n - panel * nr);
-                            let mut t = 0;
-                            while t < rows {
-                                let c = self.c.add((i0 + t) * self.n + panel * nr);
-                                let tile = Tile {
-                                    c,
-                                    ldc: self.n,
-                                    b,
-                                    k: kc,
-                                    rows: MR.min(rows - t),
-                                    cols,
-                                    add: self.accumulate || p0 > 0,
-                                };
-                                let a = block.add(t * KC);
-                                if one_row {
-                                    tile.run::<S, 1, NV, 0, 1>(self.a.add(i0 * self.lda + p0));
-                                } else if self.transposed {
-                                    tile.run_k_major::<S, MR, NV>(a);
-                                } else {
-                                    tile.run::<S, MR, NV, KC, 1>(a);
-                                }
-                                t += MR;
+        let step = KC * A::DEPTH;
+        let depth = padded::<A>(self.k);
+        // A single row is read where it lies.
+        let one_row = self.rows.len() == 1 && !self.transposed && self.k.is_multiple_of(A::DEPTH);
+        let block = self.block;
+        let mut i0 = self.rows.start;
+        while i0 < self.rows.end {
+            let rows = (MR * TILES).min(self.rows.end - i0);
+            let mut p0 = 0;
+            while p0 < self.k {
+                let kc = step.min(self.k - p0);
+                // SAFETY: the block holds MAX_MR * TILES * KC groups; `a` covers the rows and depths named.
+                unsafe {
+                    if !one_row {
+                        self.copy_block(block, MR, i0, rows, p0, kc);
+                    }
+                    for panel in self.panels.clone() {
+                        let b = self.b.add(panel * depth * nr + p0 * nr);
+                        let cols = nr.min(self.n - panel * nr);
+                        let mut t = 0;
+                        while t < rows {
+                            let c = self.c.add((i0 + t) * self.n + panel * nr);
+                            let rows = MR.min(rows - t);
+                            let add = self.accumulate || p0 > 0;
+                            let tile = Tile { c, ldc: self.n, b, groups: kc.div_ceil(A::DEPTH), rows, cols, add };
+                            let a = block.add(t * step);
+                            if one_row {
+                                tile.run::<S, 1, NV>(self.a.add(i0 * self.lda + p0), 0, A::DEPTH);
+                            } else if self.transposed {
+                                tile.run::<S, MR, NV>(a, A::DEPTH, MR * A::DEPTH);
+                            } else {
+                                tile.run::<S, MR, NV>(a, step, A::DEPTH);
                             }
+                            t += MR;
                         }
                     }
-                    p0 += kc;
                 }
-                i0 += rows;
+                p0 += kc;
             }
+            i0 += rows;
         }
     }
 
-    /// Copies rows `i0..i0+rows` and depths `p0..p0+kc` of `A`: `[tile][MR][KC]`, or `[tile][kc][MR]` from a transposed one.
+    /// Copies rows `i0..i0+rows` and depths `p0..p0+kc` of `A`: `[tile][MR][step]`, or from a transposed one
+    /// `[tile][kc/DEPTH][MR][DEPTH]`. An odd depth is filled up with zero.
     #[inline(always)]
-    unsafe fn copy_block(&self, block: *mut E, mr: usize, i0: usize, rows: usize, p0: usize, kc: usize) {
+    unsafe fn copy_block(&self, block: *mut A, mr: usize, i0: usize, rows: usize, p0: usize, kc: usize) {
+        let step = KC * A::DEPTH;
         // SAFETY: the caller's promise.
         unsafe {
-            if self.transposed {
-                for p in 0..kc {
-                    let src = self.a.add((p0 + p) * self.lda + i0);
-                    let mut t = 0;
-                    while t < rows {
-                        let dst = block.add(t * KC + p * mr);
-                        if rows - t >= mr {
-                            for i in 0..mr {
-                                *dst.add(i) = *src.add(t + i);
-                            }
-                        } else {
-                            for i in 0..mr {
-                                *dst.add(i) = if t + i < rows { *src.add(t + i) } else { E::ZERO };
-                            }
-                        }
-                        t += mr;
+            if !self.transposed {
+                for i in 0..rows {
+                    let dst = block.add(i * step);
+                    std::ptr::copy_nonoverlapping(self.a.add((i0 + i) * self.lda + p0), dst, kc);
+                    if kc % A::DEPTH > 0 {
+                        *dst.add(kc) = A::ZERO;
                     }
                 }
-            } else {
-                for i in 0..rows {
-                    std::ptr::copy_nonoverlapping(self.a.add((i0 + i) * self.lda + p0), block.add(i * KC), kc);
+                return;
+            }
+            let mut p = 0;
+            while p < kc {
+                let src = self.a.add((p0 + p) * self.lda + i0);
+                let whole = p + A::DEPTH <= kc;
+                let mut t = 0;
+                while t < rows {
+                    let dst = block.add(t * step + p * mr);
+                    if rows - t >= mr && whole {
+                        for i in 0..mr {
+                            for q in 0..A::DEPTH {
+                                *dst.add(i * A::DEPTH + q) = *src.add(q * self.lda + t + i);
+                            }
+                        }
+                    } else {
+                        for i in 0..mr {
+                            for q in 0..A::DEPTH {
+                                let inside = t + i < rows && p + q < kc;
+                                *dst.add(i * A::DEPTH + q) =
+                                    if inside { *src.add(q * self.lda + t + i) } else { A::ZERO };
+                            }
+                        }
+                    }
+                    t += mr;
                 }
+                p += A::DEPTH;
             }
         }
     }
 }
 
 /// One tile of `C`: `rows x cols` of `MR x NR`.
-struct Tile<E> {
-    c: *mut E,
+struct Tile<A: Store> {
+    c: *mut A::E,
     ldc: usize,
-    b: *const E,
-    k: usize,
+    b: *const A,
+    groups: usize,
     rows: usize,
     cols: usize,
     add: bool,
 }
 
-impl<E: Elem> Tile<E> {
-    /// `A` with element `(i, p)` at `i * RS + p * CS`.
+impl<A: Store> Tile<A> {
+    /// `A` with group `p` of row `i` at `i * rs + p * cs`.
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>, const MR: usize, const NV: usize, const RS: usize, const CS: usize>(
-        &self,
-        a: *const E,
-    ) {
-        // SAFETY: the caller's promise: `a` and `b` cover `k` depths, `c` covers `rows x cols`.
+    unsafe fn run<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self, a: *const A, rs: usize, cs: usize) {
+        // SAFETY: the caller's promise: `a` and `b` cover the groups, `c` covers `rows x cols`.
         unsafe {
-            let mut acc = [[S::splat(E::ZERO); NV]; MR];
-            for p in 0..self.k {
-                let mut b = [S::splat(E::ZERO); NV];
+            let mut acc = [[S::splat(A::E::ZERO); NV]; MR];
+            for p in 0..self.groups {
+                let mut b = [A::load::<S>(self.b.add(p * NV * S::LANES * A::DEPTH)); NV];
                 for (j, b) in b.iter_mut().enumerate() {
-                    *b = S::load(self.b.add((p * NV + j) * S::LANES));
+                    *b = A::load::<S>(self.b.add((p * NV + j) * S::LANES * A::DEPTH));
                 }
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    let x = S::splat(*a.add(i * RS + p * CS));
+                    let x = A::splat::<S>(a.add(i * rs + p * cs));
                     for j in 0..NV {
-                        acc[j] = S::fma(x, b[j], acc[j]);
+                        acc[j] = A::dot::<S>(x, b[j], acc[j]);
                     }
                 }
             }
@@ -323,21 +414,9 @@ impl<E: Elem> Tile<E> {
         }
     }
 
-    #[inline(always)]
-    unsafe fn run_k_major<S: Simd<E = E>, const MR: usize, const NV: usize>(&self, a: *const E) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match MR {
-                14 => self.run::<S, MR, NV, 1, 14>(a),
-                6 => self.run::<S, MR, NV, 1, 6>(a),
-                _ => self.run::<S, MR, NV, 1, 4>(a),
-            }
-        }
-    }
-
     /// Only constant indices into `acc`: a variable one would keep the accumulators in memory through the loop above.
     #[inline(always)]
-    unsafe fn write<S: Simd<E = E>, const MR: usize, const NV: usize>(&self, acc: &[[S::V; NV]; MR]) {
+    unsafe fn write<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self, acc: &[[S::V; NV]; MR]) {
         // SAFETY: a full tile lies in `c`; the edge buffer holds the largest tile of any ISA, its part lies in `c`.
         unsafe {
             if self.rows == MR && self.cols == NV * S::LANES {
@@ -349,7 +428,7 @@ impl<E: Elem> Tile<E> {
                 }
                 return;
             }
-            let mut edge = [E::ZERO; MAX_MR * MAX_NR];
+            let mut edge = [A::E::ZERO; MAX_MR * MAX_NR];
             for (i, acc) in acc.iter().enumerate() {
                 for (j, &v) in acc.iter().enumerate() {
                     S::store(edge.as_mut_ptr().add((i * NV + j) * S::LANES), v);
@@ -368,36 +447,41 @@ impl<E: Elem> Tile<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::Bf16;
+    use crate::elem::Elem;
     use crate::ops::testing::{all_isas, assert_close, random};
 
-    fn naive(
-        a: impl Fn(usize, usize) -> f32,
-        b: impl Fn(usize, usize) -> f32,
+    fn values<A: Store>(n: usize, seed: u64) -> Vec<A> {
+        random::<A::E>(n, seed).into_iter().map(A::narrow).collect()
+    }
+
+    fn naive<A: Store>(
+        a: impl Fn(usize, usize) -> A,
+        b: impl Fn(usize, usize) -> A,
         (m, n, k): (usize, usize, usize),
-    ) -> Vec<f32> {
-        let mut c = vec![0.0; m * n];
-        for i in 0..m {
-            for j in 0..n {
-                c[i * n + j] = (0..k).map(|p| f64::from(a(i, p)) * f64::from(b(p, j))).sum::<f64>() as f32;
-            }
-        }
-        c
+    ) -> Vec<A::E> {
+        let wide = |x: A| x.widen().to_f64();
+        let sum = |i: usize| (0..k).map(|p| wide(a(i / n, p)) * wide(b(p, i % n))).sum::<f64>();
+        (0..m * n).map(|i| A::E::from_f64(sum(i))).collect()
     }
 
     fn sizes() -> Vec<(usize, usize, usize)> {
         let mut all: Vec<_> = (1..=34).map(|i| (i, 131 - i, 7 * i + 1)).collect();
+        all.extend((35..=130).step_by(5).map(|i| (i, 1 + i * 37 % 130, 1 + i * 53 % 130)));
         all.extend([(1, 1, 1), (15, 33, 300), (130, 65, 257), (29, 31, 513), (113, 129, 64), (3, 5, 0)]);
+        all.extend([(64, 64, 64), (96, 32, 1030), (33, 31, 1023)]);
         all
     }
 
-    #[test]
-    fn equals_the_plain_loop() {
+    fn plain_loop<A: Store>() {
         all_isas(|cx| {
             for (m, n, k) in sizes() {
                 let lda = k + 3;
-                let a = random(m * lda, 1);
-                let b = random(k * n, 2);
-                let bt: Vec<f32> = (0..k * n).map(|i| b[i % k * n + i / k]).collect();
+                // What lies between the rows must not matter.
+                let mut a = values::<A>(m * lda, 1);
+                a.chunks_mut(lda).for_each(|row| row[k..].fill(A::NAN));
+                let b = values::<A>(k * n, 2);
+                let bt: Vec<A> = (0..k * n).map(|i| b[i % k * n + i / k]).collect();
                 let want = naive(|i, p| a[i * lda + p], |p, j| b[p * n + j], (m, n, k));
                 for transposed in [false, true] {
                     let mut packed = Packed::new(k, n);
@@ -406,48 +490,54 @@ mod tests {
                     } else {
                         packed.pack(cx, &b, n, k, n);
                     }
-                    let mut c = vec![f32::NAN; m * n];
+                    let what = format!("{} {:?} {m}x{n}x{k}", A::NAME, cx.isa());
+                    let mut c = vec![A::E::NAN; m * n];
                     matmul(cx, &mut c, &a, lda, &packed, m, false);
-                    assert_close(&c, &want, 1e-6, &format!("{m}x{n}x{k}"));
+                    assert_close(&c, &want, 1e-6, &what);
                     matmul(cx, &mut c, &a, lda, &packed, m, true);
-                    let twice: Vec<f32> = want.iter().map(|x| 2.0 * x).collect();
-                    assert_close(&c, &twice, 1e-6, "accumulated");
+                    let twice: Vec<A::E> = want.iter().map(|&x| x + x).collect();
+                    assert_close(&c, &twice, 1e-6, &format!("{what} accumulated"));
+                    if n > 64 {
+                        let mut c = vec![A::E::NAN; m * (n - 64)];
+                        matmul(cx, &mut c, &a, lda, packed.columns(64..n), m, false);
+                        let part: Vec<A::E> = want.chunks(n).flat_map(|row| row[64..].to_vec()).collect();
+                        assert_close(&c, &part, 1e-6, &format!("{what} last columns"));
+                    }
                 }
             }
         });
     }
 
-    #[test]
-    fn transposed_a_equals_the_plain_loop() {
+    fn transposed_a<A: Store>() {
         all_isas(|cx| {
             for (m, n, k) in sizes() {
                 let (lda, ldx) = (m + 5, n + 2);
-                let a = random(k * lda, 3);
-                let x = random(k * ldx, 4);
+                let mut a = values::<A>(k * lda, 3);
+                a.chunks_mut(lda).for_each(|row| row[m..].fill(A::NAN));
+                let x = values::<A>(k * ldx, 4);
                 let want = naive(|i, p| a[p * lda + i], |p, j| x[p * ldx + j], (m, n, k));
                 let mut scratch = Packed::new(k, n);
-                let mut c = vec![1.0; m * n];
+                let mut c = vec![A::E::ONE; m * n];
                 matmul_tn(cx, &mut c, &mut scratch, &a, lda, &x, ldx, (m, n, k), true);
-                c.iter_mut().for_each(|c| *c -= 1.0);
-                assert_close(&c, &want, 2e-6, &format!("{m}x{n}x{k}"));
+                c.iter_mut().for_each(|c| *c += -A::E::ONE);
+                assert_close(&c, &want, 2e-6, &format!("{} {:?} {m}x{n}x{k}", A::NAME, cx.isa()));
             }
         });
     }
 
-    #[test]
-    fn bits_do_not_depend_on_rows_or_threads() {
+    fn same_bits<A: Store>() {
         for isa in crate::Isa::available() {
             let (m, n, k) = (61, 97, 530);
-            let a = random(m * k, 5);
-            let b = random(k * n, 6);
+            let a = values::<A>(m * k, 5);
+            let b = values::<A>(k * n, 6);
             let mut all = Vec::new();
             for threads in [1, 2, 3, 5] {
                 let cx = &Exec::new(isa, threads);
                 let mut packed = Packed::new(k, n);
                 packed.pack(cx, &b, n, k, n);
-                let mut c = vec![0.0; m * n];
+                let mut c = vec![A::E::ZERO; m * n];
                 matmul(cx, &mut c, &a, k, &packed, m, false);
-                let mut rows = vec![0.0; m * n];
+                let mut rows = vec![A::E::ZERO; m * n];
                 for i in 0..m {
                     matmul(cx, &mut rows[i * n..], &a[i * k..], k, &packed, 1, false);
                 }
@@ -456,5 +546,23 @@ mod tests {
             }
             assert!(all.windows(2).all(|w| w[0] == w[1]), "{isa:?}");
         }
+    }
+
+    #[test]
+    fn equals_the_plain_loop() {
+        plain_loop::<f32>();
+        plain_loop::<Bf16>();
+    }
+
+    #[test]
+    fn transposed_a_equals_the_plain_loop() {
+        transposed_a::<f32>();
+        transposed_a::<Bf16>();
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_rows_or_threads() {
+        same_bits::<f32>();
+        same_bits::<Bf16>();
     }
 }

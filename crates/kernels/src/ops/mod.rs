@@ -13,11 +13,12 @@ mod softmax;
 pub(crate) mod testing;
 
 pub use adamw::{AdamW, adamw_step};
-pub use conv::{conv_gate_backward, conv_gate_forward};
+pub use conv::{conv_gate_backward, conv_gate_forward, conv_taps_backward};
 pub use embed::{embed_backward, embed_forward};
 pub use glu::{glu_backward, glu_forward};
-pub use matmul::{Packed, matmul, matmul_tn};
+pub(crate) use matmul::Part;
+pub use matmul::{Packed, Panels, matmul, matmul_tn};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
 pub use quant::{Quant, Scale, Stat, quantise};
-pub use reduce::{PARTIALS, add, copy, scale, sum_squares};
-pub use softmax::{cross_entropy, log_probs};
+pub use reduce::{add, add_parts, narrow, scale, sum_squares};
+pub use softmax::SoftmaxRows;

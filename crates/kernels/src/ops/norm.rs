@@ -1,4 +1,4 @@
-//! RMSNorm: `y = x * r * scale`, `r = 1 / sqrt(mean(x^2) + eps)`, one `r` a row (saved).
+//! RMSNorm: `y = x * r * scale`, `r = 1 / sqrt(mean(x^2) + eps)`, one `r` a row (made again in the backward pass).
 //!
 //! Backward, with `s = sum_j dy_j scale_j x_j` of the row:
 //! `dx (+)= r (dy * scale - x r^2 s / d)`, `dscale += sum over rows of dy * x * r`.
@@ -6,123 +6,114 @@
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
-use crate::ops::reduce::{PARTIALS, add_partials, partial_rows};
 use crate::simd::{Simd, each};
+use crate::store::Store;
 
-/// `y: [rows, d]`, saves `rstd: [rows]`; `x: [rows, d]`, `scale: [d]`.
-pub fn rmsnorm_forward<E: Elem>(
+/// `y: [rows, d]` from `x: [rows, d]`, `scale: [d]`.
+pub fn rmsnorm_forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(
     cx: &Exec,
-    y: &mut [E],
-    rstd: &mut [E],
-    x: &[E],
+    y: &mut [A],
+    x: &[X],
     scale: &[E],
     eps: f64,
     (rows, d): (usize, usize),
 ) {
-    assert!(y.len() >= rows * d && rstd.len() >= rows && x.len() >= rows * d && scale.len() == d);
-    let (y, rstd) = (Shared::new(y), Shared::new(rstd));
+    assert!(y.len() >= rows * d && x.len() >= rows * d && scale.len() == d);
+    let y = Shared::new(y);
     cx.rows(rows, |r| {
+        let cells = r.start * d..r.end * d;
         // SAFETY: ranges of different threads are disjoint.
-        let (y, rstd) = unsafe { (y.range(r.start * d..r.end * d), rstd.range(r.clone())) };
-        cx.op(Forward { y, rstd, x: &x[r.start * d..r.end * d], scale, eps });
+        let y = unsafe { y.range(cells.clone()) };
+        cx.op(Forward { y, x: &x[cells], scale, eps });
     });
 }
 
-struct Forward<'a, E> {
-    y: &'a mut [E],
-    rstd: &'a mut [E],
-    x: &'a [E],
+struct Forward<'a, E, A, X> {
+    y: &'a mut [A],
+    x: &'a [X],
     scale: &'a [E],
     eps: f64,
 }
 
-impl<E: Elem> Op<E> for Forward<'_, E> {
+impl<E: Elem, A: Store<E = E>, X: Store<E = E>> Op<E> for Forward<'_, E, A, X> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         let d = self.scale.len();
         let scale = self.scale.as_ptr();
-        for (row, r) in self.rstd.iter_mut().enumerate() {
-            // SAFETY: `row` and offsets are inside the slices.
+        for (y, x) in self.y.chunks_exact_mut(d).zip(self.x.chunks_exact(d)) {
+            // SAFETY: offsets are inside the rows.
             unsafe {
-                let x = self.x.as_ptr().add(row * d);
-                let y = self.y.as_mut_ptr().add(row * d);
+                let (y, x) = (y.as_mut_ptr(), x.as_ptr());
                 let mut acc = S::splat(E::ZERO);
                 each!(S, d, |i, n| {
-                    let x = S::get(x.add(i), n);
+                    let x = X::get::<S>(x.add(i), n);
                     acc = S::fma(x, x, acc);
                 });
-                *r = E::from_f64(1.0 / (S::sum(acc).to_f64() / d as f64 + self.eps).sqrt());
-                let r = S::splat(*r);
-                each!(S, d, |i, n| S::put(
-                    y.add(i),
-                    S::mul(S::mul(S::get(x.add(i), n), r), S::get(scale.add(i), n)),
-                    n
-                ));
+                let r = S::splat(rstd(S::sum(acc), d, self.eps));
+                each!(S, d, |i, n| {
+                    let x = X::get::<S>(x.add(i), n);
+                    A::put::<S>(y.add(i), S::mul(S::mul(x, r), S::get(scale.add(i), n)), n);
+                });
             }
         }
     }
 }
 
-/// `dx: [rows, d]` (added to where `accumulate`), `dscale: [d]` (always added to); `partials: [PARTIALS, d]` is scratch.
-pub fn rmsnorm_backward<E: Elem>(
+/// `1 / sqrt(sum / d + eps)`.
+#[inline(always)]
+fn rstd<E: Elem>(sum: E, d: usize, eps: f64) -> E {
+    E::from_f64(1.0 / (sum.to_f64() / d as f64 + eps).sqrt())
+}
+
+/// `dx: [rows, d]` (added to where `accumulate`), `dscale: [d]` (always added to), on the calling thread alone.
+pub fn rmsnorm_backward<E: Elem, X: Store<E = E>>(
     cx: &Exec,
     dx: &mut [E],
     dscale: &mut [E],
-    partials: &mut [E],
     dy: &[E],
-    rstd: &[E],
-    x: &[E],
+    x: &[X],
     scale: &[E],
+    eps: f64,
     (rows, d): (usize, usize),
     accumulate: bool,
 ) {
-    assert!(dx.len() >= rows * d && dy.len() >= rows * d && x.len() >= rows * d && rstd.len() >= rows);
-    assert!(scale.len() == d && dscale.len() == d && partials.len() >= PARTIALS * d);
-    let (dx, sums) = (Shared::new(dx), Shared::new(partials));
-    cx.rows(PARTIALS, |parts| {
-        for part in parts {
-            let r = partial_rows(part, rows);
-            let cells = r.start * d..r.end * d;
-            // SAFETY: each part owns its rows and its partial sum.
-            let (dx, dscale) = unsafe { (dx.range(cells.clone()), sums.range(part * d..(part + 1) * d)) };
-            dscale.fill(E::ZERO);
-            cx.op(Backward { dx, dscale, dy: &dy[cells.clone()], rstd: &rstd[r], x: &x[cells], scale, accumulate });
-        }
-    });
-    add_partials(dscale, &partials[..PARTIALS * d]);
+    let n = rows * d;
+    assert!(scale.len() == d && dscale.len() == d);
+    cx.op(Backward { dx: &mut dx[..n], dscale, dy: &dy[..n], x: &x[..n], scale, eps, accumulate });
 }
 
-struct Backward<'a, E> {
+struct Backward<'a, E, X> {
     dx: &'a mut [E],
     dscale: &'a mut [E],
     dy: &'a [E],
-    rstd: &'a [E],
-    x: &'a [E],
+    x: &'a [X],
     scale: &'a [E],
+    eps: f64,
     accumulate: bool,
 }
 
-impl<E: Elem> Op<E> for Backward<'_, E> {
+impl<E: Elem, X: Store<E = E>> Op<E> for Backward<'_, E, X> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         let d = self.scale.len();
         let (scale, dscale) = (self.scale.as_ptr(), self.dscale.as_mut_ptr());
-        for (row, &r) in self.rstd.iter().enumerate() {
-            // SAFETY: `row` and offsets are inside the slices.
+        for ((dx, dy), x) in self.dx.chunks_exact_mut(d).zip(self.dy.chunks_exact(d)).zip(self.x.chunks_exact(d)) {
+            // SAFETY: offsets are inside the rows.
             unsafe {
-                let x = self.x.as_ptr().add(row * d);
-                let dy = self.dy.as_ptr().add(row * d);
-                let dx = self.dx.as_mut_ptr().add(row * d);
-                let mut acc = S::splat(E::ZERO);
+                let (dx, dy, x) = (dx.as_mut_ptr(), dy.as_ptr(), x.as_ptr());
+                let (mut squares, mut dot) = (S::splat(E::ZERO), S::splat(E::ZERO));
                 each!(S, d, |i, n| {
-                    acc = S::fma(S::mul(S::get(dy.add(i), n), S::get(scale.add(i), n)), S::get(x.add(i), n), acc);
+                    let x = X::get::<S>(x.add(i), n);
+                    squares = S::fma(x, x, squares);
+                    dot = S::fma(S::mul(S::get(dy.add(i), n), S::get(scale.add(i), n)), x, dot);
                 });
-                let s = S::splat(E::from_f64(-S::sum(acc).to_f64() / d as f64 * r.to_f64() * r.to_f64()));
+                let r = rstd(S::sum(squares), d, self.eps);
+                let s = S::splat(E::from_f64(-S::sum(dot).to_f64() / d as f64 * r.to_f64() * r.to_f64()));
                 let r = S::splat(r);
                 each!(S, d, |i, n| {
-                    let (x, dy) = (S::get(x.add(i), n), S::get(dy.add(i), n));
+                    let (x, dy) = (X::get::<S>(x.add(i), n), S::get(dy.add(i), n));
                     let g = S::mul(r, S::fma(x, s, S::mul(dy, S::get(scale.add(i), n))));
                     let g = if self.accumulate { S::add(S::get(dx.add(i), n), g) } else { g };
                     S::put(dx.add(i), g, n);
@@ -137,6 +128,7 @@ impl<E: Elem> Op<E> for Backward<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::Bf16;
     use crate::ops::testing::{all_isas, assert_close, random};
 
     #[test]
@@ -146,11 +138,13 @@ mod tests {
                 let rows = 1 + d % 41;
                 let (x, dy, scale): (Vec<f32>, Vec<f32>, Vec<f32>) =
                     (random(rows * d, 1), random(rows * d, 2), random(d, 3));
-                let (mut y, mut rstd) = (vec![0.0; rows * d], vec![0.0; rows]);
-                rmsnorm_forward(cx, &mut y, &mut rstd, &x, &scale, 1e-6, (rows, d));
-                let (mut dx, mut dscale, mut partials) =
-                    (vec![1.0; rows * d], vec![2.0; d], vec![f32::NAN; PARTIALS * d]);
-                rmsnorm_backward(cx, &mut dx, &mut dscale, &mut partials, &dy, &rstd, &x, &scale, (rows, d), true);
+                let mut y = vec![0.0f32; rows * d];
+                rmsnorm_forward(cx, &mut y, &x, &scale, 1e-6, (rows, d));
+                let mut narrow = vec![Bf16::NAN; rows * d];
+                rmsnorm_forward(cx, &mut narrow, &x, &scale, 1e-6, (rows, d));
+                assert!(narrow.iter().zip(&y).all(|(&n, &y)| (n.widen() - y).abs() <= y.abs() / 256.0));
+                let (mut dx, mut dscale) = (vec![1.0; rows * d], vec![2.0; d]);
+                rmsnorm_backward(cx, &mut dx, &mut dscale, &dy, &x, &scale, 1e-6, (rows, d), true);
 
                 let (mut want_y, mut want_dx, mut want_dscale) = (y.clone(), dx.clone(), vec![2.0f64; d]);
                 for i in 0..rows {

@@ -10,6 +10,7 @@ use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, sum_blocks};
 use crate::simd::{Simd, each};
+use crate::store::Store;
 
 /// Which weights share one `alpha`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +42,9 @@ pub struct Quant {
 }
 
 /// Writes the ternary `wq` of `w: [rows, cols]`; `scratch`, as long as `w`, is used by the median.
-pub fn quantise<E: Elem>(
+pub fn quantise<E: Elem, A: Store<E = E>>(
     cx: &Exec,
-    wq: &mut [E],
+    wq: &mut [A],
     scratch: &mut [E],
     w: &[E],
     (rows, cols): (usize, usize),
@@ -113,13 +114,13 @@ impl<E: Elem> Op<E> for SumAbs<'_, E> {
     }
 }
 
-struct Ternary<'a, E> {
-    wq: &'a mut [E],
+struct Ternary<'a, E, A> {
+    wq: &'a mut [A],
     w: &'a [E],
     alpha: E,
 }
 
-impl<E: Elem> Op<E> for Ternary<'_, E> {
+impl<E: Elem, A: Store<E = E>> Op<E> for Ternary<'_, E, A> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
@@ -130,7 +131,8 @@ impl<E: Elem> Op<E> for Ternary<'_, E> {
             let divisor = S::add(alpha, S::splat(E::from_f64(1e-8)));
             each!(S, self.w.len(), |i, n| {
                 let q = S::round(S::div(S::get(self.w.as_ptr().add(i), n), divisor));
-                S::put(self.wq.as_mut_ptr().add(i), S::mul(S::max(minus, S::min(one, q)), alpha), n);
+                let wq = S::mul(S::max(minus, S::min(one, q)), alpha);
+                A::put::<S>(self.wq.as_mut_ptr().add(i), wq, n);
             });
         }
     }

@@ -1,14 +1,10 @@
 //! Elementwise sums and copies, and the sum of squares (in blocks of 1024, added up in f64 in order).
 
-use std::ops::Range;
-
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::simd::{Simd, each};
-
-/// Partial sums that a reduction over rows keeps: fixed, so that no result depends on the number of threads.
-pub const PARTIALS: usize = 32;
+use crate::store::Store;
 
 /// Elements of one block of a sum.
 pub(crate) const BLOCK: usize = 1024;
@@ -16,15 +12,10 @@ pub(crate) const BLOCK: usize = 1024;
 /// Most blocks summed in one region.
 const LANES: usize = 256;
 
-/// The rows of partial sum `i` of [`PARTIALS`].
-pub(crate) fn partial_rows(i: usize, rows: usize) -> Range<usize> {
-    rows * i / PARTIALS..rows * (i + 1) / PARTIALS
-}
-
-/// Adds the partial sums `[PARTIALS, d]` to `out: [d]` in order.
-pub(crate) fn add_partials<E: Elem>(out: &mut [E], partials: &[E]) {
-    for row in partials.chunks_exact(out.len()) {
-        out.iter_mut().zip(row).for_each(|(o, &p)| *o += p);
+/// Adds the sums that tiles kept, `[tiles, width]`, from element `at` on to `out`, in order.
+pub fn add_parts<E: Elem>(out: &mut [E], parts: &[E], width: usize, at: usize) {
+    for part in parts.chunks_exact(width.max(1)) {
+        out.iter_mut().zip(&part[at..]).for_each(|(o, &p)| *o += p);
     }
 }
 
@@ -54,12 +45,30 @@ impl<E: Elem> Op<E> for Add<'_, E> {
     }
 }
 
-/// `y = x`.
-pub fn copy<E: Elem>(cx: &Exec, y: &mut [E], x: &[E]) {
+/// `y = x` in the precision of `y`.
+pub fn narrow<A: Store>(cx: &Exec, y: &mut [A], x: &[A::E]) {
     assert_eq!(y.len(), x.len());
     let y = Shared::new(y);
-    // SAFETY: ranges of different threads are disjoint.
-    cx.pool().split(x.len(), BLOCK, |r| unsafe { y.range(r.clone()).copy_from_slice(&x[r]) });
+    cx.pool().split(x.len(), BLOCK, |r| {
+        // SAFETY: ranges of different threads are disjoint.
+        let y = unsafe { y.range(r.clone()) };
+        cx.op(Narrow { y, x: &x[r] });
+    });
+}
+
+struct Narrow<'a, A: Store> {
+    y: &'a mut [A],
+    x: &'a [A::E],
+}
+
+impl<A: Store> Op<A::E> for Narrow<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let (y, x) = (self.y.as_mut_ptr(), self.x.as_ptr());
+        // SAFETY: offsets are below the common length.
+        each!(S, self.x.len(), |i, n| unsafe { A::put::<S>(y.add(i), S::get(x.add(i), n), n) });
+    }
 }
 
 /// `y *= factor`.
@@ -117,6 +126,7 @@ impl<E: Elem> Op<E> for SumSquares<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::Bf16;
     use crate::ops::testing::{all_isas, assert_close, random};
 
     #[test]
@@ -130,19 +140,14 @@ mod tests {
                 let want: Vec<f32> = y.iter().zip(&x).map(|(y, x)| y + x).collect();
                 add(cx, &mut y, &x);
                 assert_eq!(y, want);
-                copy(cx, &mut y, &x);
+                narrow(cx, &mut y, &x);
                 assert_eq!(y, x);
+                let mut half = vec![Bf16::NAN; n];
+                narrow(cx, &mut half, &x);
+                assert!(half.iter().zip(&x).all(|(&h, &x)| h == Bf16::from_f32(x)), "{n}");
                 scale(cx, &mut y, 0.5);
                 assert_close(&y, &x.iter().map(|x| x * 0.5).collect::<Vec<_>>(), 0.0, "scale");
             }
         });
-    }
-
-    #[test]
-    fn partial_rows_tile_all_rows() {
-        for rows in [0, 1, 31, 32, 33, 1000] {
-            let all: Vec<usize> = (0..PARTIALS).flat_map(|i| partial_rows(i, rows)).collect();
-            assert_eq!(all, (0..rows).collect::<Vec<_>>());
-        }
     }
 }

@@ -1,175 +1,232 @@
-//! Softmax cross-entropy of rows of logits: `loss = log sum_j exp(z_j) - z_target`,
-//! `dz = (softmax(z) - onehot(target)) * scale`, written over the logits.
+//! Softmax cross-entropy of rows of logits that are made and dropped a few columns at a time ("chunks"):
+//! `loss = log sum_j exp(z_j) - z_target`, `dz = (softmax(z) - onehot(target)) * scale`.
+//!
+//! A row keeps the largest logit so far and the sum of exponentials relative to it, as online softmax does (Milakov and
+//! Gimelshein, arXiv 1805.02867). A chunk's exponentials are stored relative to the largest logit up to that chunk, which
+//! is kept as well; [`finish`](SoftmaxRows::finish) turns them into gradients once the whole sum is known.
 
 use crate::Token;
 use crate::dispatch::Op;
 use crate::elem::Elem;
-use crate::exec::{Exec, Shared};
+use crate::exec::Exec;
 use crate::simd::{Simd, each};
+use crate::store::Store;
 
-/// Writes `loss: [rows]` in nats and turns `logits: [rows, v]` into their gradients times `scale`.
-pub fn cross_entropy<E: Elem>(cx: &Exec, loss: &mut [E], logits: &mut [E], targets: &[Token], v: usize, scale: E) {
-    assert!(loss.len() == targets.len() && logits.len() >= targets.len() * v);
-    assert!(targets.iter().all(|&t| usize::from(t) < v), "target beyond the vocabulary");
-    let (loss, logits) = (Shared::new(loss), Shared::new(logits));
-    cx.rows(targets.len(), |r| {
-        for row in r {
-            // SAFETY: one row, one thread.
-            let (loss, z) = unsafe { (loss.range(row..row + 1), logits.range(row * v..(row + 1) * v)) };
-            let target = usize::from(targets[row]);
-            let own = z[target];
-            let (max, sum) = cx.op(ExpInPlace { z });
-            loss[0] = E::from_f64(max.to_f64() + sum.to_f64().ln() - own.to_f64());
-            cx.op(Scale { z, by: E::from_f64(scale.to_f64() / sum.to_f64()) });
-            z[target] += -scale;
-        }
-    });
+/// The running softmax of some rows, on the calling thread.
+pub struct SoftmaxRows<'a, E> {
+    /// `[rows]`: largest logit so far.
+    pub max: &'a mut [E],
+    /// `[rows]`: sum of `exp(z - max)`.
+    pub sum: &'a mut [E],
+    /// `[rows]`: logit of the target, once it has passed.
+    pub own: &'a mut [E],
+    /// `[rows]`: ids below the number of columns in all.
+    pub targets: &'a [Token],
 }
 
-/// Writes `log softmax(z)[target]` in nats of each row, `logits: [rows, v]` left as they are.
-pub fn log_probs<E: Elem>(cx: &Exec, out: &mut [f64], logits: &[E], targets: &[Token], v: usize) {
-    assert!(out.len() == targets.len() && logits.len() >= targets.len() * v);
-    let out = Shared::new(out);
-    cx.rows(targets.len(), |r| {
-        for row in r {
-            let z = &logits[row * v..(row + 1) * v];
-            let (max, sum) = cx.op(SumExp { z });
-            // SAFETY: one row, one thread.
-            let out = unsafe { out.range(row..row + 1) };
-            out[0] = z[usize::from(targets[row])].to_f64() - max.to_f64() - sum.to_f64().ln();
-        }
-    });
-}
+impl<E: Elem> SoftmaxRows<'_, E> {
+    /// Before any logit.
+    pub fn start(&mut self) {
+        self.max.fill(E::from_f64(f64::NEG_INFINITY));
+        self.sum.fill(E::ZERO);
+        self.own.fill(E::NAN);
+    }
 
-#[inline(always)]
-unsafe fn row_max<S: Simd>(z: &[S::E]) -> S::E {
-    // SAFETY: offsets are inside the row; a short tail is read again as part of the last full vector.
-    unsafe {
-        let p = z.as_ptr();
-        if z.len() < S::LANES {
-            let mut max = z[0];
-            for &x in z {
-                if x > max || x.partial_cmp(&x).is_none() {
-                    max = x;
+    /// Takes in `z: [rows, width]`, the logits from column `first` on. Where `kept` is given, `(e, ld, at)`, writes
+    /// `exp(z - max)` to `e`, rows `ld` apart, and the `max` it is relative to to `at: [rows]`.
+    pub fn chunk<A: Store<E = E>>(
+        &mut self,
+        cx: &Exec,
+        kept: Option<(&mut [A], usize, &mut [E])>,
+        z: &[E],
+        width: usize,
+        first: usize,
+    ) {
+        let rows = self.targets.len();
+        assert!(z.len() >= rows * width && self.max.len() == rows && self.sum.len() == rows && self.own.len() == rows);
+        if rows == 0 || width == 0 {
+            return;
+        }
+        let (e, ld, at) = match kept {
+            None => (std::ptr::null_mut(), 0, None),
+            Some((e, ld, at)) => {
+                assert!(at.len() == rows && ld >= width && e.len() >= (rows - 1) * ld + width);
+                (e.as_mut_ptr(), ld, Some(at))
+            }
+        };
+        for row in 0..rows {
+            let z = &z[row * width..][..width];
+            if let Some(own) = usize::from(self.targets[row]).checked_sub(first).and_then(|i| z.get(i)) {
+                self.own[row] = *own;
+            }
+            let before = self.max[row];
+            // SAFETY: the row lies in `e`, where there is one.
+            let e = if e.is_null() { e } else { unsafe { e.add(row * ld) } };
+            let (max, sum) = cx.op(Chunk::<A> { z, e, before });
+            let shrink = E::from_f64((before.to_f64() - max.to_f64()).exp());
+            (self.max[row], self.sum[row]) = (max, self.sum[row] * shrink + sum);
+        }
+        if let Some(at) = at {
+            at.copy_from_slice(self.max);
+        }
+    }
+
+    /// `ln p(target)` of row `row`, in nats, after all chunks.
+    pub fn log_prob(&self, row: usize) -> f64 {
+        self.own[row].to_f64() - self.max[row].to_f64() - self.sum[row].to_f64().ln()
+    }
+
+    /// Turns the kept exponentials `dz: [rows, v]`, rows `ld` apart, made in chunks of `width` columns with
+    /// `at: [chunks, rows]`, into gradients times `scale`.
+    pub fn finish<A: Store<E = E>>(
+        &self,
+        cx: &Exec,
+        dz: &mut [A],
+        ld: usize,
+        at: &[E],
+        (v, width): (usize, usize),
+        scale: E,
+    ) {
+        let rows = self.targets.len();
+        assert!(self.targets.iter().all(|&t| usize::from(t) < v), "target beyond the vocabulary");
+        assert!(ld >= v && at.len() >= rows * v.div_ceil(width));
+        for (row, dz) in dz.chunks_mut(ld).enumerate().take(rows) {
+            let whole = scale.to_f64() / self.sum[row].to_f64();
+            for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
+                let shrink = (at[chunk * rows + row].to_f64() - self.max[row].to_f64()).exp();
+                let target = usize::from(self.targets[row]).checked_sub(chunk * width).filter(|&i| i < e.len());
+                let by = E::from_f64(whole * shrink);
+                // The difference to 1 is taken before rounding.
+                let own = target.map(|i| (i, A::narrow(e[i].widen() * by - scale)));
+                cx.op(Scale { e, by });
+                if let Some((i, own)) = own {
+                    e[i] = own;
                 }
             }
-            return max;
         }
-        let mut max = S::load(p);
-        each!(S, z.len(), |i, n| max = S::max(max, S::load(p.add(i + n - S::LANES))));
-        S::hmax(max)
     }
 }
 
-struct ExpInPlace<'a, E> {
-    z: &'a mut [E],
+struct Chunk<'a, A: Store> {
+    z: &'a [A::E],
+    /// Where exponentials are kept, or null.
+    e: *mut A,
+    before: A::E,
 }
 
-impl<E: Elem> Op<E> for ExpInPlace<'_, E> {
-    type Out = (E, E);
+impl<A: Store> Op<A::E> for Chunk<'_, A> {
+    /// The largest logit so far, and the sum of `exp(z - max)` of this chunk.
+    type Out = (A::E, A::E);
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) -> (E, E) {
-        let len = self.z.len();
+    unsafe fn run<S: Simd<E = A::E>>(self) -> (A::E, A::E) {
+        let (p, len) = (self.z.as_ptr(), self.z.len());
         // SAFETY: offsets are inside the row.
         unsafe {
-            let max = row_max::<S>(self.z);
+            let mut max = S::splat(self.before);
+            each!(S, len, |i, n| {
+                let from = S::splat(self.before);
+                // Lanes beyond the end repeat the largest so far.
+                let z = if n == S::LANES { S::load(p.add(i)) } else { S::splat(largest(self.z, i, self.before)) };
+                max = S::max(max, S::max(from, z));
+            });
+            let max = S::hmax(max);
             let m = S::splat(max);
-            let z = self.z.as_mut_ptr();
-            let mut sum = S::splat(E::ZERO);
-            let full = len / S::LANES * S::LANES;
-            each!(S, full, |i, n| {
-                let e = S::exp(S::sub(S::get(z.add(i), n), m));
-                S::put(z.add(i), e, n);
+            let mut sum = S::splat(A::E::ZERO);
+            each!(S, len, |i, n| {
+                let mut e = S::exp(S::sub(S::get(p.add(i), n), m));
+                if !self.e.is_null() {
+                    A::put::<S>(self.e.add(i), e, n);
+                }
+                if n < S::LANES {
+                    let mut lanes = [A::E::ZERO; 64];
+                    S::store(lanes.as_mut_ptr(), e);
+                    e = S::load_n(lanes.as_ptr(), n);
+                }
                 sum = S::add(sum, e);
             });
-            let mut total = S::sum(sum);
-            if full < len {
-                let e = S::exp(S::sub(S::load_n(z.add(full), len - full), m));
-                S::store_n(z.add(full), e, len - full);
-                for i in full..len {
-                    total += *z.add(i);
-                }
-            }
-            (max, total)
+            (max, S::sum(sum))
         }
     }
 }
 
-struct SumExp<'a, E> {
-    z: &'a [E],
-}
-
-impl<E: Elem> Op<E> for SumExp<'_, E> {
-    type Out = (E, E);
-    #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) -> (E, E) {
-        let len = self.z.len();
-        // SAFETY: offsets are inside the row.
-        unsafe {
-            let max = row_max::<S>(self.z);
-            let m = S::splat(max);
-            let z = self.z.as_ptr();
-            let mut sum = S::splat(E::ZERO);
-            let full = len / S::LANES * S::LANES;
-            each!(S, full, |i, n| sum = S::add(sum, S::exp(S::sub(S::get(z.add(i), n), m))));
-            let mut total = S::sum(sum);
-            for &x in &self.z[full..] {
-                // One lane of the vector function, so that both forms agree.
-                total += S::sum(S::exp(S::sub(S::splat(x), m))) / E::from_f64(S::LANES as f64);
-            }
-            (max, total)
+/// The largest of `z[from..]` and `start`; NaN where one is.
+#[inline(always)]
+fn largest<E: Elem>(z: &[E], from: usize, start: E) -> E {
+    let mut max = start;
+    for &z in &z[from..] {
+        if z > max || z.partial_cmp(&z).is_none() {
+            max = z;
         }
     }
+    max
 }
 
-struct Scale<'a, E> {
-    z: &'a mut [E],
-    by: E,
+struct Scale<'a, A: Store> {
+    e: &'a mut [A],
+    by: A::E,
 }
 
-impl<E: Elem> Op<E> for Scale<'_, E> {
+impl<A: Store> Op<A::E> for Scale<'_, A> {
     type Out = ();
     #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
-        let z = self.z.as_mut_ptr();
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let e = self.e.as_mut_ptr();
         // SAFETY: offsets are inside the row.
-        each!(S, self.z.len(), |i, n| unsafe { S::put(z.add(i), S::mul(S::get(z.add(i), n), S::splat(self.by)), n) });
+        each!(S, self.e.len(), |i, n| unsafe {
+            A::put::<S>(e.add(i), S::mul(A::get::<S>(e.add(i), n), S::splat(self.by)), n)
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::bf16::Bf16;
+    use crate::ops::testing::{all_isas, random};
+
+    /// Loss and gradient of `z: [rows, v]` in chunks of `width`.
+    fn run<A: Store<E = f32>>(cx: &Exec, z: &[f32], targets: &[Token], v: usize, width: usize) -> (Vec<f64>, Vec<f32>) {
+        let rows = targets.len();
+        let (mut max, mut sum, mut own) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]);
+        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets };
+        softmax.start();
+        let (mut dz, mut at) = (vec![A::NAN; rows * v], vec![0.0; rows * v.div_ceil(width)]);
+        for (chunk, at) in at.chunks_mut(rows).enumerate() {
+            let columns = chunk * width..v.min((chunk + 1) * width);
+            let part: Vec<f32> = z.chunks(v).flat_map(|row| row[columns.clone()].to_vec()).collect();
+            softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), &part, columns.len(), columns.start);
+        }
+        softmax.finish(cx, &mut dz, v, &at, (v, width), 0.25);
+        let loss = (0..rows).map(|row| -softmax.log_prob(row)).collect();
+        (loss, dz.into_iter().map(A::widen).collect())
+    }
 
     #[test]
-    fn equals_plain_loops() {
+    fn equals_plain_loops_in_chunks_of_any_width() {
         all_isas(|cx| {
             for v in (1..=130).chain([1001]) {
                 let rows = 3;
                 let z: Vec<f32> = random(rows * v, v as u64).iter().map(|z: &f32| z * 30.0).collect();
-                let targets: Vec<Token> = (0..rows).map(|i| (i * 17 % v) as Token).collect();
-                let (mut loss, mut dz) = (vec![0.0; rows], z.clone());
-                cross_entropy(cx, &mut loss, &mut dz, &targets, v, 0.25);
-                let (mut want_loss, mut want_dz, mut want_log_probs) = (Vec::new(), Vec::new(), Vec::new());
-                let mut got_log_probs = vec![0.0; rows];
-                log_probs(cx, &mut got_log_probs, &z, &targets, v);
+                let targets: Vec<Token> = (0..rows).map(|i| (i * 7 % v) as Token).collect();
+                let (mut want_loss, mut want_dz) = (Vec::new(), Vec::new());
                 for (row, &t) in z.chunks(v).zip(&targets) {
                     let lse = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
-                    want_loss.push((lse - f64::from(row[usize::from(t)])) as f32);
-                    let p = row
-                        .iter()
-                        .enumerate()
-                        .map(|(j, &z)| (f64::from(z) - lse).exp() - f64::from(u8::from(j == usize::from(t))));
-                    want_dz.extend(p.map(|p| (0.25 * p) as f32));
-                    want_log_probs.push(f64::from(row[usize::from(t)]) - lse);
+                    want_loss.push(lse - f64::from(row[usize::from(t)]));
+                    let onehot = |j: usize| f64::from(u8::from(j == usize::from(t)));
+                    want_dz.extend(row.iter().enumerate().map(|(j, &z)| 0.25 * ((f64::from(z) - lse).exp() - onehot(j))));
                 }
-                let off = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(off(&loss, &want_loss) < 1e-5, "loss at {v}");
-                let close = got_log_probs.iter().zip(&want_log_probs).all(|(a, b)| (a - b).abs() < 1e-5);
-                assert!(close, "log_probs at {v}");
-                // The gradient of a certain target is a difference of nearly equal numbers: an absolute bound.
-                assert!(off(&dz, &want_dz) < 1e-6, "gradient at {v}");
+                for width in [v, 16, 7, 64, 1] {
+                    let off = |dz: &[f32]| {
+                        dz.iter().zip(&want_dz).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+                    };
+                    let (loss, dz) = run::<f32>(cx, &z, &targets, v, width);
+                    let close = loss.iter().zip(&want_loss).all(|(a, b)| (a - b).abs() < 1e-5);
+                    assert!(close, "loss at {v} in {width}: {loss:?} for {want_loss:?}");
+                    // The gradient of a certain target is a difference of nearly equal numbers: an absolute bound.
+                    assert!(off(&dz) < 1e-6, "gradient at {v} in {width}");
+                    let (_, dz) = run::<Bf16>(cx, &z, &targets, v, width);
+                    assert!(off(&dz) < 0.25 / 128.0, "bf16 gradient at {v} in {width}");
+                }
             }
         });
     }
@@ -180,11 +237,10 @@ mod tests {
             for at in [0, 3, 17, 39] {
                 let mut z: Vec<f32> = random(40, 1);
                 z[at] = f32::NAN;
-                let mut loss = vec![0.0];
-                cross_entropy(cx, &mut loss, &mut z, &[5], 40, 1.0);
-                assert!(loss[0].is_nan(), "NaN at {at}");
+                for width in [40, 16] {
+                    assert!(run::<f32>(cx, &z, &[5], 40, width).0[0].is_nan(), "NaN at {at}");
+                }
             }
         });
-        assert_close(&[1.0f32], &[1.0], 0.0, "identity");
     }
 }

@@ -1,32 +1,45 @@
-//! TernaryGLU: `y = W_down (silu(W_gate x) * (W_up x))`, widths `D -> F -> D`; forward adds to `y` (the residual).
+//! TernaryGLU branch: `y = h + W_down (silu(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`.
 
-use flashlm_kernels::ops::{glu_backward, glu_forward};
-use flashlm_kernels::{Buf, Elem, Exec};
+use flashlm_kernels::ops::{glu_backward, glu_forward, narrow};
+use flashlm_kernels::tile::{Parts, Rows};
+use flashlm_kernels::{Buf, Exec, Store};
 
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
 use crate::layer::linear::Linear;
+use crate::layer::norm::{Norm, branch_backward, branch_forward};
 use crate::params::Layout;
 
 /// Three matrices and the saved gate and value.
-pub struct Ffn<E: Elem> {
-    gate: Linear<E>,
-    up: Linear<E>,
-    down: Linear<E>,
+pub struct Ffn<A: Store> {
+    norm: Option<Norm>,
+    gate: Linear<A>,
+    up: Linear<A>,
+    down: Linear<A>,
+    dim: usize,
     hidden: usize,
-    g: Buf<E>,
-    u: Buf<E>,
+    g: Buf<A>,
+    u: Buf<A>,
 }
 
-impl<E: Elem> Ffn<E> {
-    /// Adds `prefix.W_gate`, `.W_up`, `.W_down` to the layout.
-    pub fn new(layout: &mut Layout, prefix: &str, config: &ModelConfig, rows: usize, training: bool) -> Self {
+impl<A: Store> Ffn<A> {
+    /// Adds `prefix.W_gate`, `.W_up`, `.W_down` to the layout; `norm` is in it already.
+    pub fn new(
+        layout: &mut Layout,
+        prefix: &str,
+        norm: Option<Norm>,
+        config: &ModelConfig,
+        rows: usize,
+        training: bool,
+    ) -> Self {
         let (d, f) = (config.dim, config.ffn_hidden);
-        let mut linear = |name, size| Linear::new(layout, &format!("{prefix}.{name}"), size, config, rows, training);
+        let mut linear = |name, size| Linear::new(layout, &format!("{prefix}.{name}"), size, config, training);
         Ffn {
+            norm,
             gate: linear("W_gate", (f, d)),
             up: linear("W_up", (f, d)),
             down: linear("W_down", (d, f)),
+            dim: d,
             hidden: f,
             g: Buf::scratch(rows * f),
             u: Buf::scratch(rows * f),
@@ -34,40 +47,83 @@ impl<E: Elem> Ffn<E> {
     }
 
     /// Quantises and packs the weights.
-    pub fn prepare(&mut self, cx: &Exec, params: &[E], s: &mut Scratch<E>) {
+    pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         for linear in [&mut self.gate, &mut self.up, &mut self.down] {
-            linear.prepare(cx, params, &mut s.linear);
+            linear.prepare(cx, params, s);
         }
     }
 
-    /// `y += GLU(x)`, `y, x: [rows, D]`.
-    pub fn forward(&mut self, cx: &Exec, y: &mut [E], x: &[E], params: &[E], s: &mut Scratch<E>, rows: usize) {
-        let n = rows * self.hidden;
-        self.gate.forward(cx, &mut self.g, x, params, &mut s.linear, rows, false);
-        self.up.forward(cx, &mut self.u, x, params, &mut s.linear, rows, false);
-        glu_forward(cx, &mut s.a[..n], &self.g[..n], &self.u[..n]);
-        self.down.forward(cx, y, &s.a, params, &mut s.linear, rows, true);
+    /// `y, h: [rows, D]`.
+    pub fn forward(&mut self, cx: &Exec, y: &mut [A::E], h: &[A::E], params: &[A::E]) {
+        let Ffn { norm, gate, up, down, dim: d, hidden: f, g, u } = self;
+        let (d, f) = (*d, *f);
+        cx.tiles(h.len() / d, (Rows(y, d), Rows(g, f), Rows(u, f)), |cx, r, (y, g, u), local| {
+            let h = &h[r.start * d..r.end * d];
+            let (x, a) = (local.take(r.len() * d), local.take(r.len() * f));
+            let (zg, zu) = (local.take(r.len() * f), local.take(r.len() * f));
+            branch_forward(cx, norm.as_ref(), x, h, params);
+            gate.forward(cx, zg, x, params, local, false);
+            up.forward(cx, zu, x, params, local, false);
+            glu_forward(cx, a, g, u, zg, zu);
+            y.copy_from_slice(h);
+            down.forward(cx, y, a, params, local, true);
+        });
     }
 
-    /// Overwrites `dx: [rows, D]`; adds to `grads`.
+    /// Turns `dh: [rows, D]` from the gradient of `y` into that of `h`; adds to `grads`.
     pub fn backward(
-        &mut self,
+        &self,
         cx: &Exec,
-        dx: &mut [E],
-        grads: &mut [E],
-        dy: &[E],
-        x: &[E],
-        params: &[E],
-        s: &mut Scratch<E>,
-        rows: usize,
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        h: &[A::E],
+        params: &[A::E],
+        s: &mut Scratch<A>,
     ) {
-        let n = rows * self.hidden;
-        let (g, u, linear) = (&self.g[..n], &self.u[..n], &mut s.linear);
-        // The product is made again rather than kept: it costs less than its memory traffic.
-        glu_forward(cx, &mut s.a[..n], g, u);
-        self.down.backward(cx, &mut s.b, grads, dy, &s.a, params, linear, rows, false);
-        glu_backward(cx, &mut s.a[..n], &mut s.c[..n], &s.b[..n], g, u);
-        self.gate.backward(cx, dx, grads, &s.a, x, params, linear, rows, false);
-        self.up.backward(cx, dx, grads, &s.c, x, params, linear, rows, true);
+        let Ffn { norm, gate, up, down, dim: d, hidden: f, g, u } = self;
+        let (d, f, rows) = (*d, *f, h.len() / self.dim);
+        let [dg, du, a] = &mut s.wide;
+        let own = norm.as_ref().map_or(0, Norm::width);
+        let (at_up, at_down) = (own + gate.part_width(), own + gate.part_width() + up.part_width());
+        let width = at_down + down.part_width();
+        let parts = &mut s.parts[..cx.tile_count(rows) * width];
+        let buffers = (
+            Rows(dh, d),
+            Rows(&mut s.dy, d),
+            Rows(&mut s.x, d),
+            Rows(dg, f),
+            Rows(du, f),
+            Rows(a, f),
+            Parts(parts, width),
+        );
+        cx.tiles(rows, buffers, |cx, r, (dh, dy, x, dg, du, a, part), local| {
+            let (h, wide) = (&h[r.start * d..r.end * d], r.start * f..r.end * f);
+            let (g, u) = (&g[wide.clone()], &u[wide]);
+            part.fill(A::E::ZERO);
+            let (part_norm, part) = part.split_at_mut(own);
+            let (part_gate, part) = part.split_at_mut(gate.part_width());
+            let (part_up, part_down) = part.split_at_mut(up.part_width());
+            let (da, dx) = (local.take(r.len() * f), local.take(r.len() * d));
+            branch_forward(cx, norm.as_ref(), x, h, params);
+            narrow(cx, dy, dh);
+            if down.has_norm() {
+                // Only a norm of its own needs the matrix's input before its output's gradient.
+                da.fill(A::E::ZERO);
+                glu_backward(cx, dg, du, a, da, g, u);
+            }
+            down.backward_input(cx, da, part_down, dy, a, params, local, false);
+            glu_backward(cx, dg, du, a, da, g, u);
+            gate.backward_input(cx, dx, part_gate, dg, x, params, local, false);
+            up.backward_input(cx, dx, part_up, du, x, params, local, true);
+            branch_backward(cx, norm.as_ref(), dh, part_norm, dx, h, params);
+        });
+        let parts = &s.parts[..cx.tile_count(rows) * width];
+        if let Some(norm) = norm {
+            norm.add_parts(grads, parts, width, 0);
+        }
+        let (w, x) = (&mut s.weights, &s.x[..rows * d]);
+        gate.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
+        up.backward_weight(cx, grads, &s.wide[1], x, params, w, (parts, width, at_up));
+        down.backward_weight(cx, grads, &s.dy, &s.wide[2][..rows * f], params, w, (parts, width, at_down));
     }
 }

@@ -1,51 +1,60 @@
-//! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`.
+//! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`.
 //!
-//! Logits are made for 256 rows at a time and turned into gradients in place, so that `[rows, V]` never exists:
-//! `dz = (softmax(z) - onehot) * scale`, `dx = dz E`, `dE += dz^T x`.
+//! Logits exist for one tile of rows and [`CHUNK`] columns at a time, in a thread's cache; `[rows, V]` is only kept as
+//! exponentials, of [`BLOCK`] tiles of rows at once, which become `dz = (softmax(z) - onehot) * scale` in place. Then
+//! `dx = dz E` within the tile, and `dE += dz^T x` for the whole block.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Packed, cross_entropy, embed_backward, embed_forward, log_probs, matmul, matmul_tn};
-use flashlm_kernels::{Buf, Elem, Exec, Token};
+use flashlm_kernels::ops::{Packed, SoftmaxRows, embed_backward, embed_forward, matmul, matmul_tn, narrow};
+use flashlm_kernels::tile::{Local, Parts, Rows};
+use flashlm_kernels::{Buf, Exec, Store, Token};
 
 use crate::config::ModelConfig;
+use crate::layer::Scratch;
+use crate::layer::norm::Norm;
 use crate::params::{Group, Init, Layout};
 
-/// Rows of logits that exist at once.
-const TILE: usize = 256;
+/// Columns of logits that exist at once.
+const CHUNK: usize = 512;
+/// Tiles of rows whose exponentials exist at once.
+const BLOCK: usize = 8;
+/// Most rows of a block on any ISA.
+const BLOCK_ROWS: usize = BLOCK * 64;
 
-/// The tied table and a tile of logits.
-pub struct Head<E: Elem> {
+/// The tied table, and a block of exponentials.
+pub struct Head<A: Store> {
     table: Range<usize>,
     d: usize,
     vocab: usize,
-    forward: Packed<E>,
-    backward: Option<Packed<E>>,
-    logits: Buf<E>,
-    packed: Packed<E>,
-    losses: Buf<E>,
+    forward: Packed<A>,
+    backward: Option<Packed<A>>,
+    dz: Buf<A>,
+    packed: Packed<A>,
+    losses: Buf<f64>,
 }
 
-impl<E: Elem> Head<E> {
+impl<A: Store> Head<A> {
     /// Adds `embedding.weight: [V, D]` to the layout.
     pub fn new(layout: &mut Layout, config: &ModelConfig, rows: usize, training: bool) -> Self {
         let (v, d) = (config.vocab_size, config.dim);
-        let tile = TILE.min(rows);
+        let block = if training { BLOCK_ROWS.min(rows) } else { 0 };
         Head {
             table: layout.add("embedding.weight".into(), &[v, d], Init::Normal(0.02), Group::Embedding),
             d,
             vocab: v,
             forward: Packed::new(d, v),
             backward: training.then(|| Packed::new(v, d)),
-            logits: Buf::scratch(tile * v),
-            packed: Packed::new(if training { tile } else { 0 }, d),
-            losses: Buf::scratch(tile),
+            dz: Buf::scratch(block * v),
+            packed: Packed::new(block, d),
+            losses: Buf::scratch(rows),
         }
     }
 
     /// Packs the table.
-    pub fn prepare(&mut self, cx: &Exec, params: &[E]) {
-        let table = &params[self.table.clone()];
+    pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
+        let table = &mut s.weight[..self.table.len()];
+        narrow(cx, table, &params[self.table.clone()]);
         self.forward.pack_transposed(cx, table, self.d, self.vocab);
         if let Some(backward) = &mut self.backward {
             backward.pack(cx, table, self.d, self.vocab, self.d);
@@ -53,57 +62,102 @@ impl<E: Elem> Head<E> {
     }
 
     /// `h: [rows, D]`.
-    pub fn embed_forward(&self, cx: &Exec, h: &mut [E], tokens: &[Token], params: &[E]) {
+    pub fn embed_forward(&self, cx: &Exec, h: &mut [A::E], tokens: &[Token], params: &[A::E]) {
         embed_forward(cx, h, tokens, &params[self.table.clone()], self.d);
     }
 
     /// Adds the embedding's gradient to `grads`.
-    pub fn embed_backward(&self, cx: &Exec, grads: &mut [E], dh: &[E], tokens: &[Token]) {
+    pub fn embed_backward(&self, cx: &Exec, grads: &mut [A::E], dh: &[A::E], tokens: &[Token]) {
         embed_backward(cx, &mut grads[self.table.clone()], dh, tokens, self.d);
     }
 
-    /// Cross-entropy over all rows: returns the sum of nats, overwrites `dx: [rows, D]` and adds to `grads`, both of
+    /// Cross-entropy over all rows: returns the sum of nats, overwrites `dh: [rows, D]` and adds to `grads`, both of
     /// `scale` times that sum.
     pub fn loss_backward(
         &mut self,
         cx: &Exec,
-        dx: &mut [E],
-        grads: &mut [E],
-        x: &[E],
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        h: &[A::E],
         targets: &[Token],
-        scale: E,
+        norm: &Norm,
+        params: &[A::E],
+        s: &mut Scratch<A>,
+        scale: A::E,
     ) -> f64 {
-        let weight = self.backward.as_ref().expect("a model built for inference has no backward pass");
-        let (d, v) = (self.d, self.vocab);
-        let dtable = &mut grads[self.table.clone()];
+        let Head { d, vocab: v, forward, backward, dz, packed, losses, .. } = self;
+        let weight = backward.as_ref().expect("a model built for inference has no backward pass");
+        let (d, v) = (*d, *v);
+        let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
-        for ((x, dx), targets) in x.chunks(TILE * d).zip(dx.chunks_mut(TILE * d)).zip(targets.chunks(TILE)) {
+        for (first, targets) in targets.chunks(block).enumerate() {
             let rows = targets.len();
-            matmul(cx, &mut self.logits, x, d, &self.forward, rows, false);
-            cross_entropy(cx, &mut self.losses[..rows], &mut self.logits, targets, v, scale);
-            nats += self.losses[..rows].iter().map(|l| l.to_f64()).sum::<f64>();
-            matmul(cx, dx, &self.logits, v, weight, rows, false);
-            matmul_tn(cx, dtable, &mut self.packed, &self.logits, v, x, d, (v, d, rows), true);
+            let cells = first * block * d..(first * block + rows) * d;
+            let (h, dh) = (&h[cells.clone()], &mut dh[cells]);
+            let parts = &mut s.parts[..cx.tile_count(rows) * d];
+            let buffers = (Rows(dh, d), Rows(&mut s.x, d), Rows(dz, v), Rows(losses, 1), Parts(parts, d));
+            cx.tiles(rows, buffers, |cx, r, (dh, x, dz, losses, part), local| {
+                let n = r.len();
+                let h = &h[r.start * d..r.end * d];
+                norm.forward(cx, x, h, params);
+                let at = local.take(n * v.div_ceil(CHUNK));
+                let softmax = &logits(cx, forward, x, &targets[r], local, |softmax, z, columns| {
+                    let at = &mut at[columns.start / CHUNK * n..][..n];
+                    softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
+                });
+                losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = -softmax.log_prob(row));
+                softmax.finish(cx, dz, v, at, (v, CHUNK), scale);
+                let dx = local.take(n * d);
+                matmul(cx, dx, dz, v, weight, n, false);
+                part.fill(A::E::ZERO);
+                norm.backward(cx, dh, part, dx, h, params, false);
+            });
+            nats += losses[..rows].iter().sum::<f64>();
+            norm.add_parts(grads, &s.parts[..cx.tile_count(rows) * d], d, 0);
+            matmul_tn(cx, &mut grads[self.table.clone()], packed, dz, v, &s.x, d, (v, d, rows), true);
         }
         nats
     }
 
-    /// Calls `f(first row, logits [rows, V])` for each tile of `x: [rows, D]`.
-    pub fn for_logits(&mut self, cx: &Exec, x: &[E], rows: usize, mut f: impl FnMut(usize, &mut [E])) {
-        for first in (0..rows).step_by(TILE) {
-            let n = TILE.min(rows - first);
-            matmul(cx, &mut self.logits, &x[first * self.d..], self.d, &self.forward, n, false);
-            f(first, &mut self.logits[..n * self.vocab]);
-        }
+    /// Writes the logits of `x: [rows, D]` to `out: [rows, V]`.
+    pub fn logits(&self, cx: &Exec, out: &mut [A::E], x: &[A]) {
+        matmul(cx, out, x, self.d, &self.forward, x.len() / self.d, false);
     }
 
-    /// Appends `ln p(target)` of each row.
-    pub fn log_probs(&mut self, cx: &Exec, out: &mut Vec<f64>, x: &[E], targets: &[Token]) {
-        let v = self.vocab;
-        self.for_logits(cx, x, targets.len(), |first, logits| {
-            let (start, rows) = (out.len(), logits.len() / v);
-            out.resize(start + rows, 0.0);
-            log_probs(cx, &mut out[start..], logits, &targets[first..first + rows], v);
+    /// Appends `ln p(target)` of each row of `x: [rows, D]`.
+    pub fn log_probs(&mut self, cx: &Exec, out: &mut Vec<f64>, x: &[A], targets: &[Token]) {
+        let Head { d, forward, losses, .. } = self;
+        let d = *d;
+        cx.tiles(targets.len(), (Rows(losses, 1),), |cx, r, (losses,), local| {
+            let x = &x[r.start * d..r.end * d];
+            let softmax = logits::<A>(cx, forward, x, &targets[r], local, |softmax, z, columns| {
+                softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
+            });
+            losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
         });
+        out.extend(&losses[..targets.len()]);
     }
+}
+
+/// Makes the logits of one tile, [`CHUNK`] columns at a time, and hands each to `f(softmax, z, columns)`.
+fn logits<'a, A: Store>(
+    cx: &Exec,
+    table: &Packed<A>,
+    x: &[A],
+    targets: &'a [Token],
+    local: &'a Local,
+    mut f: impl FnMut(&mut SoftmaxRows<'a, A::E>, &[A::E], Range<usize>),
+) -> SoftmaxRows<'a, A::E> {
+    let rows = targets.len();
+    let (max, sum, own) = (local.take(rows), local.take(rows), local.take(rows));
+    let mut softmax = SoftmaxRows { max, sum, own, targets };
+    softmax.start();
+    let z = local.take(rows * CHUNK);
+    for first in (0..table.width()).step_by(CHUNK) {
+        let columns = first..table.width().min(first + CHUNK);
+        let z = &mut z[..rows * columns.len()];
+        matmul(cx, z, x, x.len() / rows.max(1), table.columns(columns.clone()), rows, false);
+        f(&mut softmax, z, columns);
+    }
+    softmax
 }

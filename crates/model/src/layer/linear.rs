@@ -2,42 +2,42 @@
 //! [`flashlm_kernels::ops::quantise`]), optionally with an RMSNorm of its own on `x`. No bias.
 //!
 //! Backward: `dx = dy Wq`, `dW = dy^T x` straight through to `W` (arXiv 1308.3432). Weights are quantised and packed once
-//! a step by `prepare`.
+//! a step by `prepare`. Forward and input gradient run on one tile of rows, the weight gradient on all rows.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_tn, quantise};
-use flashlm_kernels::{Elem, Exec};
+use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_tn, narrow, quantise};
+use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Exec, Store};
 
 use crate::config::ModelConfig;
-use crate::layer::LinearScratch;
+use crate::layer::Scratch;
 use crate::layer::norm::Norm;
 use crate::params::{Group, Init, Layout};
 
 /// One matrix.
-pub struct Linear<E: Elem> {
+pub struct Linear<A: Store> {
     weight: Range<usize>,
-    norm: Option<Norm<E>>,
+    norm: Option<Norm>,
     inputs: usize,
     outputs: usize,
     quant: Option<Quant>,
-    forward: Packed<E>,
-    backward: Option<Packed<E>>,
+    forward: Packed<A>,
+    backward: Option<Packed<A>>,
 }
 
-impl<E: Elem> Linear<E> {
+impl<A: Store> Linear<A> {
     /// Adds `name.weight: [out, in]` and, with the config's switch, `name.norm.scale: [in]` to the layout.
     pub fn new(
         layout: &mut Layout,
         name: &str,
         (outputs, inputs): (usize, usize),
         config: &ModelConfig,
-        rows: usize,
         training: bool,
     ) -> Self {
         let init = Init::Normal((2.0 / outputs as f64).sqrt());
         let weight = layout.add(format!("{name}.weight"), &[outputs, inputs], init, Group::Matrix);
-        let norm = || Norm::new(layout, format!("{name}.norm.scale"), inputs, config.norm_eps, rows);
+        let norm = || Norm::new(layout, format!("{name}.norm.scale"), inputs, config.norm_eps);
         Linear {
             weight,
             norm: config.quant.norm.then(norm),
@@ -50,70 +50,94 @@ impl<E: Elem> Linear<E> {
     }
 
     /// Quantises and packs the weight; to be called after every change of `params`.
-    pub fn prepare(&mut self, cx: &Exec, params: &[E], s: &mut LinearScratch<E>) {
+    pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         let w = &params[self.weight.clone()];
-        let w = match self.quant {
-            None => w,
-            Some(quant) => {
-                let wq = &mut s.wq[..w.len()];
-                quantise(cx, wq, &mut s.magnitudes, w, (self.outputs, self.inputs), quant);
-                &*wq
-            }
-        };
-        self.forward.pack_transposed(cx, w, self.inputs, self.outputs);
+        let wq = &mut s.weight[..w.len()];
+        match self.quant {
+            None => narrow(cx, wq, w),
+            Some(quant) => quantise(cx, wq, &mut s.magnitudes, w, (self.outputs, self.inputs), quant),
+        }
+        self.forward.pack_transposed(cx, wq, self.inputs, self.outputs);
         if let Some(backward) = &mut self.backward {
-            backward.pack(cx, w, self.inputs, self.outputs, self.inputs);
+            backward.pack(cx, wq, self.inputs, self.outputs, self.inputs);
         }
     }
 
-    /// `y: [rows, out]`, added to where `accumulate`.
-    pub fn forward(
-        &mut self,
-        cx: &Exec,
-        y: &mut [E],
-        x: &[E],
-        params: &[E],
-        s: &mut LinearScratch<E>,
-        rows: usize,
-        accumulate: bool,
-    ) {
-        let x = match &mut self.norm {
+    /// Elements that a tile keeps for the gradient of the norm's scale.
+    pub fn part_width(&self) -> usize {
+        self.norm.as_ref().map_or(0, Norm::width)
+    }
+
+    /// Whether the input goes through a norm first.
+    pub fn has_norm(&self) -> bool {
+        self.norm.is_some()
+    }
+
+    /// One tile: `y: [rows, out]`, added to where `accumulate`.
+    pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: &[A], params: &[A::E], local: &Local, accumulate: bool) {
+        let rows = x.len() / self.inputs;
+        let x = match &self.norm {
             None => x,
             Some(norm) => {
-                norm.forward(cx, &mut s.x, x, params, rows);
-                &s.x
+                let normed = local.take(x.len());
+                norm.forward(cx, normed, x, params);
+                &*normed
             }
         };
         matmul(cx, y, x, self.inputs, &self.forward, rows, accumulate);
     }
 
-    /// `dx: [rows, in]`, added to where `accumulate`; gradients of the parameters are added to `grads`.
-    pub fn backward(
-        &mut self,
+    /// One tile: `dx: [rows, in]`, added to where `accumulate`; `part: [part_width]` is added to.
+    pub fn backward_input(
+        &self,
         cx: &Exec,
-        dx: &mut [E],
-        grads: &mut [E],
-        dy: &[E],
-        x: &[E],
-        params: &[E],
-        s: &mut LinearScratch<E>,
-        rows: usize,
+        dx: &mut [A::E],
+        part: &mut [A::E],
+        dy: &[A],
+        x: &[A],
+        params: &[A::E],
+        local: &Local,
         accumulate: bool,
     ) {
         let weight = self.backward.as_ref().expect("a model built for inference has no backward pass");
-        let size = (self.outputs, self.inputs, rows);
-        let dw = &mut grads[self.weight.clone()];
-        match &mut self.norm {
-            None => {
-                matmul_tn(cx, dw, &mut s.packed, dy, self.outputs, x, self.inputs, size, true);
-                matmul(cx, dx, dy, self.outputs, weight, rows, accumulate);
-            }
+        let rows = dy.len() / self.outputs;
+        match &self.norm {
+            None => matmul(cx, dx, dy, self.outputs, weight, rows, accumulate),
             Some(norm) => {
-                norm.forward(cx, &mut s.x, x, params, rows);
-                matmul_tn(cx, dw, &mut s.packed, dy, self.outputs, &s.x, self.inputs, size, true);
-                matmul(cx, &mut s.dx, dy, self.outputs, weight, rows, false);
-                norm.backward(cx, dx, grads, &mut s.partials, &s.dx, x, params, rows, accumulate);
+                let dnormed = local.take(rows * self.inputs);
+                matmul(cx, dnormed, dy, self.outputs, weight, rows, false);
+                norm.backward(cx, dx, part, dnormed, x, params, accumulate);
             }
         }
     }
+
+    /// All rows: adds the gradient of the weight, and of the norm's scale from `parts: [tiles, width]` at `at`.
+    pub fn backward_weight(
+        &self,
+        cx: &Exec,
+        grads: &mut [A::E],
+        dy: &[A],
+        x: &[A],
+        params: &[A::E],
+        w: &mut WeightScratch<A>,
+        (parts, width, at): (&[A::E], usize, usize),
+    ) {
+        let rows = x.len() / self.inputs;
+        let size = (self.outputs, self.inputs, rows);
+        let dw = &mut grads[self.weight.clone()];
+        let Some(norm) = &self.norm else {
+            return matmul_tn(cx, dw, &mut w.packed, dy, self.outputs, x, self.inputs, size, true);
+        };
+        norm.forward(cx, &mut w.normed[..x.len()], x, params);
+        matmul_tn(cx, dw, &mut w.packed, dy, self.outputs, &w.normed, self.inputs, size, true);
+        norm.add_parts(grads, parts, width, at);
+    }
+}
+
+/// Working memory of weight gradients.
+pub struct WeightScratch<A: Store> {
+    /// The packed input.
+    pub packed: Packed<A>,
+    /// The normalised input, where matrices have norms of their own.
+    pub normed: flashlm_kernels::Buf<A>,
 }

@@ -1,63 +1,59 @@
 //! Layers: forward and backward side by side. A layer owns what it saves between the two, sized at build time for a
 //! largest number of rows; nothing is allocated in a step.
+//!
+//! The residual stream is kept in `A::E`, everything inside a branch as `A`. A layer goes over its rows in tiles, and does
+//! for one tile all that needs no other ([`flashlm_kernels::tile`]); what is left are the gradients of weights.
 
 pub mod ffn;
 pub mod head;
 pub mod linear;
 pub mod norm;
 
-use flashlm_kernels::ops::{PARTIALS, Packed};
-use flashlm_kernels::{Buf, Elem};
+use flashlm_kernels::ops::Packed;
+use flashlm_kernels::{Buf, Store};
 
+use self::linear::WeightScratch;
 use crate::config::ModelConfig;
 
+/// Fewest rows of a tile on any ISA, which bounds the number of tiles.
+const TILE_ROWS: usize = 32;
+
 /// Working memory that all layers of a model share.
-pub struct Scratch<E: Elem> {
-    /// For products and norms.
-    pub linear: LinearScratch<E>,
-    /// Rows of `max(2D, F)`.
-    pub a: Buf<E>,
-    /// Rows of `max(2D, F)`.
-    pub b: Buf<E>,
-    /// Rows of `max(2D, F)`.
-    pub c: Buf<E>,
-}
-
-/// What a [`linear::Linear`] needs besides its inputs and outputs.
-pub struct LinearScratch<E: Elem> {
-    /// Normalised input, rows of `max(2D, F)`.
-    pub x: Buf<E>,
-    /// Its gradient.
-    pub dx: Buf<E>,
-    /// Partial sums over rows.
-    pub partials: Buf<E>,
-    /// The packed side of a weight gradient.
-    pub packed: Packed<E>,
+pub struct Scratch<A: Store> {
     /// One quantised matrix.
-    pub wq: Buf<E>,
+    pub weight: Buf<A>,
     /// Magnitudes for a median.
-    pub magnitudes: Buf<E>,
+    pub magnitudes: Buf<A::E>,
+    /// For weight gradients.
+    pub weights: WeightScratch<A>,
+    /// Sums that tiles keep.
+    pub parts: Buf<A::E>,
+    /// Rows of `D`.
+    pub x: Buf<A>,
+    /// Rows of `D`.
+    pub dy: Buf<A>,
+    /// Three times rows of `max(2D, F)`.
+    pub wide: [Buf<A>; 3],
 }
 
-impl<E: Elem> Scratch<E> {
+impl<A: Store> Scratch<A> {
     /// For models of `config` with at most `rows` rows; what only a backward pass needs is left out unless `training`.
     pub fn new(config: &ModelConfig, rows: usize, training: bool) -> Self {
-        let wide = (2 * config.dim).max(config.ffn_hidden);
-        let matrix = config.dim * wide;
-        let train = if training { rows } else { 0 };
-        let partials = PARTIALS * wide.max(config.dim * config.kernel_size);
+        let (d, wide) = (config.dim, (2 * config.dim).max(config.ffn_hidden));
+        let rows = if training { rows } else { 0 };
+        // The norm of the block and those of three matrices, or the taps.
+        let part = 2 * d + 2 * wide + d * config.kernel_size;
         Scratch {
-            linear: LinearScratch {
-                x: Buf::scratch(if config.quant.norm { rows * wide } else { 0 }),
-                dx: Buf::scratch(if config.quant.norm { train * wide } else { 0 }),
-                partials: Buf::scratch(if training { partials } else { 0 }),
-                packed: Packed::new(train, wide),
-                wq: Buf::scratch(matrix),
-                magnitudes: Buf::scratch(matrix),
+            weight: Buf::scratch(config.vocab_size.max(wide) * d),
+            magnitudes: Buf::scratch(d * wide),
+            weights: WeightScratch {
+                packed: Packed::new(rows, wide),
+                normed: Buf::scratch(if config.quant.norm { rows * wide } else { 0 }),
             },
-            a: Buf::scratch(rows * wide),
-            b: Buf::scratch(train * wide),
-            c: Buf::scratch(train * wide),
+            parts: Buf::scratch(rows.div_ceil(TILE_ROWS) * part),
+            x: Buf::scratch(rows * d),
+            dy: Buf::scratch(rows * d),
+            wide: std::array::from_fn(|_| Buf::scratch(rows * wide)),
         }
     }
 }

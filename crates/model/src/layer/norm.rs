@@ -2,45 +2,77 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{rmsnorm_backward, rmsnorm_forward};
-use flashlm_kernels::{Buf, Elem, Exec};
+use flashlm_kernels::ops::{add_parts, rmsnorm_backward, rmsnorm_forward};
+use flashlm_kernels::{Elem, Exec, Store};
 
 use crate::params::{Group, Init, Layout};
 
-/// A learned scale and the saved reciprocal roots.
-pub struct Norm<E: Elem> {
+/// A learned scale.
+#[derive(Clone)]
+pub struct Norm {
     scale: Range<usize>,
-    rstd: Buf<E>,
     eps: f64,
 }
 
-impl<E: Elem> Norm<E> {
+impl Norm {
     /// Adds `name: [d]` to the layout.
-    pub fn new(layout: &mut Layout, name: String, d: usize, eps: f64, rows: usize) -> Self {
-        Norm { scale: layout.add(name, &[d], Init::Ones, Group::Norm), rstd: Buf::scratch(rows), eps }
+    pub fn new(layout: &mut Layout, name: String, d: usize, eps: f64) -> Self {
+        Norm { scale: layout.add(name, &[d], Init::Ones, Group::Norm), eps }
     }
 
-    /// `y, x: [rows, d]`; saves what `backward` needs.
-    pub fn forward(&mut self, cx: &Exec, y: &mut [E], x: &[E], params: &[E], rows: usize) {
-        let d = self.scale.len();
-        rmsnorm_forward(cx, y, &mut self.rstd, x, &params[self.scale.clone()], self.eps, (rows, d));
+    /// `d`, which is also what one tile's gradient of the scale takes.
+    pub fn width(&self) -> usize {
+        self.scale.len()
     }
 
-    /// `dx: [rows, d]`, added to where `accumulate`; the gradient of `scale` is added to `grads`.
-    pub fn backward(
-        &mut self,
+    /// `y, x: [rows, d]`.
+    pub fn forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(&self, cx: &Exec, y: &mut [A], x: &[X], params: &[E]) {
+        let d = self.width();
+        rmsnorm_forward(cx, y, x, &params[self.scale.clone()], self.eps, (x.len() / d, d));
+    }
+
+    /// One tile: `dx: [rows, d]`, added to where `accumulate`; the gradient of `scale` is added to `part: [d]`.
+    pub fn backward<E: Elem, X: Store<E = E>>(
+        &self,
         cx: &Exec,
         dx: &mut [E],
-        grads: &mut [E],
-        partials: &mut [E],
+        part: &mut [E],
         dy: &[E],
-        x: &[E],
+        x: &[X],
         params: &[E],
-        rows: usize,
         accumulate: bool,
     ) {
-        let (scale, d) = (self.scale.clone(), self.scale.len());
-        let dscale = &mut grads[scale.clone()];
-        rmsnorm_backward(cx, dx, dscale, partials, dy, &self.rstd, x, &params[scale], (rows, d), accumulate);
+        let d = self.width();
+        let scale = &params[self.scale.clone()];
+        rmsnorm_backward(cx, dx, part, dy, x, scale, self.eps, (x.len() / d, d), accumulate);
+    }
+
+    /// Adds the tiles' gradients, `parts: [tiles, width]` from element `at` on, to `grads`.
+    pub fn add_parts<E: Elem>(&self, grads: &mut [E], parts: &[E], width: usize, at: usize) {
+        add_parts(&mut grads[self.scale.clone()], parts, width, at);
+    }
+}
+
+/// The input of a branch from the residual stream, `x, h: [rows, d]`: normalised where there is a norm.
+pub fn branch_forward<A: Store>(cx: &Exec, norm: Option<&Norm>, x: &mut [A], h: &[A::E], params: &[A::E]) {
+    match norm {
+        None => flashlm_kernels::ops::narrow(cx, x, h),
+        Some(norm) => norm.forward(cx, x, h, params),
+    }
+}
+
+/// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.
+pub fn branch_backward<E: Elem>(
+    cx: &Exec,
+    norm: Option<&Norm>,
+    dh: &mut [E],
+    part: &mut [E],
+    dx: &[E],
+    h: &[E],
+    params: &[E],
+) {
+    match norm {
+        None => flashlm_kernels::ops::add(cx, dh, dx),
+        Some(norm) => norm.backward(cx, dh, part, dx, h, params, true),
     }
 }

@@ -3,43 +3,43 @@
 
 pub mod conv;
 
-use flashlm_kernels::{Elem, Exec};
+use flashlm_kernels::{Exec, Store};
 
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
+use crate::layer::norm::Norm;
 use crate::params::Layout;
 
-/// A causal map of sequences, `x: [B*T, D]` to `y: [B*T, D]`.
-pub trait Mixer<E: Elem>: Send {
+/// A causal branch of the residual stream: `y = h + mix(norm(h))`, `h: [B*T, D]`.
+pub trait Mixer<A: Store>: Send {
     /// Quantises and packs the weights; to be called after every change of `params`.
-    fn prepare(&mut self, cx: &Exec, params: &[E], s: &mut Scratch<E>);
+    fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
 
     /// Elements of the state of one sequence; a state of zeros is the start.
     fn state_len(&self) -> usize;
 
-    /// `y += mix(x)` for sizes `(B, T)`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves
+    /// Overwrites `y` for sizes `(B, T)`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves
     /// on; without one they start.
     fn forward(
         &mut self,
         cx: &Exec,
-        y: &mut [E],
-        state: Option<&mut [E]>,
-        x: &[E],
-        params: &[E],
-        s: &mut Scratch<E>,
+        y: &mut [A::E],
+        state: Option<&mut [A::E]>,
+        h: &[A::E],
+        params: &[A::E],
         size: (usize, usize),
     );
 
-    /// Overwrites `dx` and adds to `grads`, for sequences that started with this forward pass.
+    /// Turns `dh` from the gradient of `y` into that of `h` and adds to `grads`, for sequences that started with this
+    /// forward pass.
     fn backward(
         &mut self,
         cx: &Exec,
-        dx: &mut [E],
-        grads: &mut [E],
-        dy: &[E],
-        x: &[E],
-        params: &[E],
-        s: &mut Scratch<E>,
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        h: &[A::E],
+        params: &[A::E],
+        s: &mut Scratch<A>,
         size: (usize, usize),
     );
 }
@@ -49,19 +49,20 @@ macro_rules! mixers {
         /// The names that `model.mixer` may have.
         pub const NAMES: &[&str] = &[$($name),*];
 
-        /// The mixer that the config names, with its parameters added to the layout.
+        /// The mixer that the config names, with its parameters added to the layout, where `norm` is already.
         ///
         /// # Panics
         /// If the config is not valid.
-        pub fn build<E: Elem>(
+        pub fn build<A: Store>(
             layout: &mut Layout,
             prefix: &str,
+            norm: Option<Norm>,
             config: &ModelConfig,
             rows: usize,
             training: bool,
-        ) -> Box<dyn Mixer<E>> {
+        ) -> Box<dyn Mixer<A>> {
             match config.mixer.as_str() {
-                $($name => Box::new(<$mixer>::new(layout, prefix, config, rows, training)),)*
+                $($name => Box::new(<$mixer>::new(layout, prefix, norm, config, rows, training)),)*
                 other => panic!("unknown mixer {other:?} in a validated config"),
             }
         }
@@ -69,5 +70,5 @@ macro_rules! mixers {
 }
 
 mixers! {
-    "conv" => conv::Conv<E>,
+    "conv" => conv::Conv<A>,
 }

@@ -1,0 +1,175 @@
+//! One pass over many rows in tiles that stay in the cache: a region of the pool in which each thread takes whole tiles,
+//! and runs several ops on each before it goes on to the next.
+//!
+//! The cut into tiles depends on the ISA alone, so sums over rows that are kept a tile each ([`Parts`]) and added up in
+//! order do not depend on the number of threads.
+
+use std::cell::{Cell, UnsafeCell};
+use std::ops::Range;
+
+use crate::buf::Buf;
+use crate::exec::{Exec, Shared};
+use crate::store::Store;
+
+/// A buffer of `width` elements a row, of which a tile gets its rows.
+pub struct Rows<'a, T>(pub &'a mut [T], pub usize);
+
+/// A buffer of `width` elements a tile, of which a tile gets its own.
+pub struct Parts<'a, T>(pub &'a mut [T], pub usize);
+
+/// What can be cut into the shares of tiles.
+pub trait Split {
+    /// Ready to be cut from several threads.
+    type Cut: Sync;
+    /// One tile's share.
+    type Share<'a>;
+    /// Checks the size for `rows` rows in `tiles` tiles.
+    fn cut(self, rows: usize, tiles: usize) -> Self::Cut;
+    /// The share of tile number `tile`.
+    ///
+    /// # Safety
+    /// Each tile's share is taken once, and `cut` outlives no buffer.
+    unsafe fn share<'a>(cut: &Self::Cut, tile: usize, rows: &Range<usize>) -> Self::Share<'a>;
+}
+
+macro_rules! split {
+    ($view:ident, |$width:ident, $tile:ident, $rows:ident| $range:expr, |$n_rows:ident, $n_tiles:ident| $needed:expr) => {
+        impl<'v, T: Send + 'static> Split for $view<'v, T> {
+            type Cut = (Shared<T>, usize);
+            type Share<'a> = &'a mut [T];
+            fn cut(self, $n_rows: usize, $n_tiles: usize) -> Self::Cut {
+                let $width = self.1;
+                assert!(self.0.len() >= $needed, "buffer of {} for {} tiles", self.0.len(), $n_tiles);
+                (Shared::new(self.0), self.1)
+            }
+            unsafe fn share<'a>(cut: &Self::Cut, $tile: usize, $rows: &Range<usize>) -> &'a mut [T] {
+                let $width = cut.1;
+                // SAFETY: shares of different tiles are disjoint, and each is taken once.
+                let share = unsafe { cut.0.range($range) };
+                // SAFETY: the buffer outlives the region in which the share is used.
+                unsafe { std::slice::from_raw_parts_mut(share.as_mut_ptr(), share.len()) }
+            }
+        }
+    };
+}
+
+split!(Rows, |width, _tile, rows| rows.start * width..rows.end * width, |rows, _tiles| rows * width);
+split!(Parts, |width, tile, _rows| tile * width..(tile + 1) * width, |_rows, tiles| tiles * width);
+
+macro_rules! tuple {
+    ($($name:ident),*) => {
+        #[allow(non_snake_case)]
+        impl<$($name: Split),*> Split for ($($name,)*) {
+            type Cut = ($($name::Cut,)*);
+            type Share<'a> = ($($name::Share<'a>,)*);
+            fn cut(self, rows: usize, tiles: usize) -> Self::Cut {
+                let ($($name,)*) = self;
+                ($($name.cut(rows, tiles),)*)
+            }
+            unsafe fn share<'a>(cut: &Self::Cut, tile: usize, rows: &Range<usize>) -> Self::Share<'a> {
+                let ($($name,)*) = cut;
+                // SAFETY: the caller's promise.
+                unsafe { ($($name::share($name, tile, rows),)*) }
+            }
+        }
+    };
+}
+
+tuple!(A);
+tuple!(A, B);
+tuple!(A, B, C);
+tuple!(A, B, C, D);
+tuple!(A, B, C, D, F);
+tuple!(A, B, C, D, F, G);
+tuple!(A, B, C, D, F, G, H);
+tuple!(A, B, C, D, F, G, H, I);
+
+/// Most buffers that one tile may take.
+const SLOTS: usize = 16;
+
+thread_local! {
+    /// Working memory of this thread, one buffer a slot, grown when a larger one is asked for.
+    static MEMORY: UnsafeCell<[Option<Buf<f64>>; SLOTS]> = const { UnsafeCell::new([const { None }; SLOTS]) };
+}
+
+/// Working memory of one tile.
+pub struct Local {
+    taken: Cell<usize>,
+}
+
+impl Local {
+    /// `len` elements of no promised value, for as long as the tile lasts.
+    #[allow(clippy::mut_from_ref)]
+    pub fn take<T: Store>(&self, len: usize) -> &mut [T] {
+        let slot = self.taken.replace(self.taken.get() + 1);
+        let size = (len * size_of::<T>()).div_ceil(size_of::<f64>());
+        // SAFETY: a slot is taken once a tile, so nothing refers to its buffer, and threads have their own memory, which a
+        // thread keeps for longer than any region. Every bit pattern is a value of a `Store`.
+        unsafe {
+            let buf = MEMORY.with(|memory| &mut (&mut (*memory.get()))[slot] as *mut Option<Buf<f64>>);
+            if (*buf).as_ref().is_none_or(|buf| buf.len() < size) {
+                *buf = Some(Buf::scratch(size));
+            }
+            let start = (*buf).as_mut().map_or(std::ptr::NonNull::dangling().as_ptr(), |buf| buf.as_mut_ptr());
+            std::slice::from_raw_parts_mut(start.cast::<T>(), len)
+        }
+    }
+}
+
+impl Exec {
+    /// Rows of one tile: a multiple of every product's own tile, few enough for its activations to stay in L2.
+    pub fn tile_rows(&self) -> usize {
+        match self.isa().name() {
+            "amx" => 64,
+            "avx2" => 60,
+            "scalar" | "neon" => 64,
+            _ => 56,
+        }
+    }
+
+    /// Tiles of `rows` rows.
+    pub fn tile_count(&self, rows: usize) -> usize {
+        rows.div_ceil(self.tile_rows())
+    }
+
+    /// Runs `f(serial executor, rows of the tile, its shares of the buffers, working memory)` for each tile of `0..rows`.
+    pub fn tiles<V: Split>(&self, rows: usize, buffers: V, f: impl Fn(&Exec, Range<usize>, V::Share<'_>, &Local) + Sync) {
+        let (height, tiles) = (self.tile_rows(), self.tile_count(rows));
+        let cut = buffers.cut(rows, tiles);
+        let serial = self.serial();
+        self.rows(tiles, |own| {
+            for tile in own {
+                let rows = tile * height..rows.min((tile + 1) * height);
+                // SAFETY: every tile is visited once, and `buffers` were borrowed for the whole call.
+                let share = unsafe { V::share(&cut, tile, &rows) };
+                f(serial, rows, share, &Local { taken: Cell::new(0) });
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::all_isas;
+
+    #[test]
+    fn tiles_cover_all_rows_once_with_their_own_memory() {
+        all_isas(|cx| {
+            for rows in [0, 1, 55, 56, 57, 130, 1000] {
+                let (mut a, mut b) = (vec![0u32; rows * 3], vec![0u32; cx.tile_count(rows) * 2]);
+                cx.tiles(rows, (Rows(&mut a, 3), Parts(&mut b, 2)), |cx, rows, (a, b), local| {
+                    assert_eq!((cx.pool().threads(), a.len(), b.len()), (1, rows.len() * 3, 2));
+                    let (x, y) = (local.take::<f32>(rows.len()), local.take::<f64>(7));
+                    x.fill(1.0);
+                    y.fill(2.0);
+                    assert!(x.iter().all(|&x| x == 1.0));
+                    a.iter_mut().for_each(|a| *a += 1);
+                    b[0] += rows.len() as u32;
+                });
+                assert!(a.iter().all(|&a| a == 1));
+                assert_eq!(b.iter().sum::<u32>() as usize, rows);
+            }
+        });
+    }
+}
