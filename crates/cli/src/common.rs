@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
+use flashlm_model::Precision;
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -52,6 +53,13 @@ pub fn threads(flag: Option<usize>) -> anyhow::Result<usize> {
 /// The executor for a command.
 pub fn exec(flag: Option<usize>) -> anyhow::Result<Exec> {
     Ok(Exec::new(Isa::detect().map_err(anyhow::Error::msg)?, threads(flag)?))
+}
+
+/// Reads `--precision`.
+pub fn precision(text: &str) -> Result<Precision, String> {
+    let all = [Precision::Auto, Precision::F32, Precision::Bf16];
+    let known = all.into_iter().find(|precision| precision.name() == text);
+    known.ok_or_else(|| format!("expected one of {}", all.map(Precision::name).join(", ")))
 }
 
 /// One line of status on stderr, redrawn in place on a terminal, a line now and then elsewhere.

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use flashlm_kernels::cpu::Machine;
-use flashlm_kernels::ops::{Packed, copy, matmul};
-use flashlm_kernels::{Buf, Exec, Isa, Token};
-use flashlm_model::ModelConfig;
+use flashlm_kernels::ops::{Packed, matmul, narrow};
+use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store, Token};
 use flashlm_model::rng::Rng;
+use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config;
 use flashlm_train::log::console::{bytes, thousands};
 use flashlm_train::stepper::Stepper;
@@ -60,16 +60,34 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.add("instruction set", text, json!({"chosen": isa.name(), "why": why, "available": names}));
 
     for isa in Isa::available() {
-        let one = product(&Exec::new(isa, 1));
-        let all = product(&Exec::new(isa, threads));
+        let (one, all) = (Exec::new(isa, 1), Exec::new(isa, threads));
+        let (f32, bf16) =
+            ((product::<f32>(&one), product::<f32>(&all)), (product::<Bf16>(&one), product::<Bf16>(&all)));
         let key = format!("product {}", isa.name());
-        let meaning = match all / one {
-            gain if threads > 1 && gain < 1.2 => "threads gain nothing, other programs use the processors",
-            _ => "f32 matrix products, most of a training step",
-        };
-        let text = format!("{one:.0} GFLOP/s on 1 thread, {all:.0} on {threads}: {meaning}");
-        report.add(&key, text, json!({"gflops_one_thread": one, "gflops_all_threads": all}));
+        let busy = threads > 1 && f32.1 < 1.2 * f32.0;
+        let text = format!(
+            "{:.0} GFLOP/s in f32 and {:.0} in bf16 on 1 thread, {:.0} and {:.0} on {threads}{}",
+            f32.0,
+            bf16.0,
+            f32.1,
+            bf16.1,
+            if busy { ": threads gain nothing, other programs use the processors" } else { "" }
+        );
+        let value = json!({
+            "gflops_one_thread": f32.0, "gflops_all_threads": f32.1,
+            "bf16_gflops_one_thread": bf16.0, "bf16_gflops_all_threads": bf16.1,
+        });
+        report.add(&key, text, value);
     }
+    let precision = Precision::Auto.resolve(isa);
+    let why = match (isa.name(), precision) {
+        ("amx", _) => "tile registers",
+        (_, Precision::Bf16) => "its products were timed, and are faster by more than a third",
+        ("avx512bf16", _) => "products of bf16 were timed, and are not faster by a third",
+        _ => "this instruction set has no products of bf16",
+    };
+    let text = format!("{}: {why}; --precision takes another", precision.name());
+    report.add("precision", text, json!({"chosen": precision.name(), "why": why}));
     let latency = fork_join(&cx);
     let text = match latency {
         _ if threads == 1 => "none: there is one thread".to_string(),
@@ -96,15 +114,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// GFLOP/s of a product of [`PRODUCT`]'s sizes.
-fn product(cx: &Exec) -> f64 {
+fn product<A: Store>(cx: &Exec) -> f64 {
     let (m, k, n) = PRODUCT;
-    let mut a = Buf::<f32>::zeros(m * k);
-    let mut b = Buf::<f32>::zeros(k * n);
-    a.fill(0.5);
-    b.fill(0.25);
+    let (a, b) = (Buf::<A>::zeros(m * k), Buf::<A>::zeros(k * n));
     let mut packed = Packed::new(k, n);
     packed.pack(cx, &b, n, k, n);
-    let mut c = Buf::<f32>::zeros(m * n);
+    let mut c = Buf::<A::E>::zeros(m * n);
     let seconds = fastest(PART, || matmul(cx, &mut c, &a, k, &packed, m, false));
     2.0 * (m * k * n) as f64 / seconds / 1e9
 }
@@ -130,7 +145,7 @@ fn bandwidth(cx: &Exec) -> f64 {
     let mut from = Buf::<f32>::zeros(n);
     from.fill(1.0);
     let mut to = Buf::<f32>::zeros(n);
-    COPIED as f64 / fastest(PART, || copy(cx, &mut to, &from)) / 1e9
+    COPIED as f64 / fastest(PART, || narrow(cx, &mut to, &from)) / 1e9
 }
 
 /// Tokens a second of training steps of v4-small on random tokens.
@@ -138,7 +153,8 @@ fn training(cx: &Exec) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();
     let (batch, seq) = (4, settings.seq_len);
-    let mut stepper = Stepper::new(&model, batch, seq, settings.seed)?;
+    let precision = Precision::Auto.resolve(cx.isa());
+    let mut stepper = Stepper::new(&model, precision, (batch, seq), settings.seed)?;
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
     let window = |i: usize| &tokens[i * (seq + 1)..][..seq + 1];

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use flashlm_kernels::Exec;
-use flashlm_model::Lm;
+use flashlm_model::{LanguageModel, Precision};
 use flashlm_train::data::source::{Source, SourceReport};
 use flashlm_train::eval::Stories;
 use flashlm_train::eval::bpb::{self, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Sums};
@@ -15,7 +15,7 @@ use flashlm_train::load::Model;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, exec, out, say};
+use crate::common::{Status, exec, out, precision, say};
 
 /// Most rows of one pass.
 const ROWS: usize = 2048;
@@ -41,6 +41,9 @@ pub struct Args {
     /// Threads to compute with [default: all processors].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
+    precision: Precision,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -57,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let model = Model::load(&args.model)?;
     let source = Source::parse(&args.data)?;
-    let mut lm = Lm::<f32>::new(&model.config, ROWS, false)?;
+    let mut lm = args.precision.resolve(cx.isa()).build(&model.config, ROWS, false)?;
     let from = model.path.display();
     match model.step {
         Some(step) => say!("model {from} (step {step})"),
@@ -66,11 +69,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let (mut object, bits, read, rows) = match args.protocol {
         Protocol::Full => {
-            let (report, read) = full(&cx, &mut lm, &model, &source)?;
+            let (report, read) = full(&cx, &mut *lm, &model, &source)?;
             (json!(report), report.bpb, read, full_rows(&report))
         }
         Protocol::Published => {
-            let (report, read) = published(&cx, &mut lm, &model, &source)?;
+            let (report, read) = published(&cx, &mut *lm, &model, &source)?;
             (json!(report), report.understated_bits_per_character, read, published_rows(&report))
         }
     };
@@ -140,7 +143,12 @@ fn published_rows(r: &Published) -> Rows {
 }
 
 /// Scores the source in parts.
-fn full(cx: &Exec, lm: &mut Lm<f32>, model: &Model, source: &Source) -> anyhow::Result<(Report, SourceReport)> {
+fn full(
+    cx: &Exec,
+    lm: &mut dyn LanguageModel<f32>,
+    model: &Model,
+    source: &Source,
+) -> anyhow::Result<(Report, SourceReport)> {
     let mut sums = Sums::default();
     let mut stories = Stories::default();
     let mut progress = Progress::new();
@@ -173,7 +181,12 @@ fn full(cx: &Exec, lm: &mut Lm<f32>, model: &Model, source: &Source) -> anyhow::
     Ok((sums.report(&model.tokenizer)?, read))
 }
 
-fn published(cx: &Exec, lm: &mut Lm<f32>, model: &Model, source: &Source) -> anyhow::Result<(Published, SourceReport)> {
+fn published(
+    cx: &Exec,
+    lm: &mut dyn LanguageModel<f32>,
+    model: &Model,
+    source: &Source,
+) -> anyhow::Result<(Published, SourceReport)> {
     let mut stories = Stories::default();
     let read = source.stories(&mut |text| {
         stories.push(&model.tokenizer, text);

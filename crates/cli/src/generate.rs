@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use flashlm_model::Lm;
 use flashlm_model::sample::{Settings, StopStrings};
+use flashlm_model::{LanguageModel, Lm};
 use flashlm_train::generate::{Finish, generate};
 use flashlm_train::load::Model;
 
@@ -79,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             say!("note: {unknown} of the prompt's {} tokens are not in the model's vocabulary", prompt.len());
         }
     }
-    let mut lm = Lm::new(&model.config, ROWS.min(prompt.len() + 1), false)?;
+    let mut lm = Lm::<f32>::new(&model.config, ROWS.min(prompt.len() + 1), false)?;
     lm.prepare(&cx, &model.params);
 
     write_out(format_args!("{}", args.prompt), false);

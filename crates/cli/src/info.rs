@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use flashlm_model::Lm;
 use flashlm_model::io::read_limited;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
+use flashlm_model::{LanguageModel, Lm};
 use flashlm_train::checkpoint;
 use flashlm_train::config::ternary_share;
 use flashlm_train::data::cache::{Expect, TokenCache};

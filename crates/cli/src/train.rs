@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
-use flashlm_model::ModelConfig;
 use flashlm_model::tok::Tokenizer;
+use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::{self, Checkpoint};
 use flashlm_train::config::{Layers, Settings, preset, preset_names};
 use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
@@ -24,7 +24,7 @@ use flashlm_train::log::console;
 use flashlm_train::trainer::{Event, Inputs, Outcome, TrainError, Trainer};
 use toml::Value;
 
-use crate::common::{Status, out, say, threads};
+use crate::common::{Status, out, precision, say, threads};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -80,6 +80,9 @@ pub struct Args {
     /// Seed of the start and of the order of the text
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    #[arg(long, value_name = "P", value_parser = precision)]
+    precision: Option<Precision>,
     /// Threads; results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -104,6 +107,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let resume = args.resume.as_deref().map(open_resume).transpose()?;
     let mut settings = resolve(&args, resume.as_ref(), &machine)?;
     let isa = Isa::detect().map_err(anyhow::Error::msg)?;
+    settings.train.precision = settings.train.precision.resolve(isa);
     let threads = if settings.train.threads > 0 {
         settings.train.threads
     } else {
@@ -182,13 +186,14 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let inputs = Inputs { settings: settings.clone(), tokenizer, train, valid, entropy_bound, run: run.clone() };
     let mut trainer = Trainer::new(&cx, inputs, resume.as_ref())?;
     say!(
-        "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} on {} threads",
+        "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} in {} on {} threads",
         settings.name,
         console::thousands(trainer.layout().parameters() as u64),
         console::thousands(train_stories as u64),
         console::thousands(valid_stories as u64),
         console::bytes(valid_bytes),
         isa.name(),
+        settings.train.precision.name(),
         threads
     );
     if let Some(from) = &resume {
@@ -279,6 +284,7 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         ("train.batch", whole(args.batch.map(|n| n as u64))?),
         ("train.lr", float(args.lr)),
         ("train.seed", whole(args.seed)?),
+        ("train.precision", text(&args.precision.map(|p| p.name().to_string()))),
         ("train.threads", whole(args.threads.map(|n| n as u64))?),
     ];
     for (key, value) in flags {

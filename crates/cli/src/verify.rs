@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_train::eval::verify::verify;
 use serde_json::json;
 
-use crate::common::{exec, out};
+use crate::common::{exec, out, precision};
 
 /// Run the test vectors of a file: logits, loss, gradients and a training trajectory; exit code 1 past their bounds.
 #[derive(clap::Args)]
@@ -21,13 +22,18 @@ pub struct Args {
     /// Threads to compute with [default: all processors].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// What products are computed in: f32, bf16, or auto for what this machine does fastest; bf16 has wider bounds
+    #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
+    precision: Precision,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let file = TensorFile::open(&args.file)?;
-    let outcome = verify(&cx, &file).with_context(|| format!("{}: cannot be verified", args.file.display()))?;
+    let precision = args.precision.resolve(cx.isa());
+    let outcome =
+        verify(&cx, &file, precision).with_context(|| format!("{}: cannot be verified", args.file.display()))?;
     let (checks, passed) = (outcome.checks(), outcome.passed());
     if args.json {
         let mut object = json!(outcome);
@@ -37,7 +43,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         object["pass"] = json!(passed);
         out!("{object}");
     } else {
-        out!("{}: {}, {} training steps, {}", args.file.display(), outcome.arch, outcome.steps, cx.isa().name());
+        let (file, isa, precision) = (args.file.display(), cx.isa().name(), precision.name());
+        out!("{file}: {}, {} training steps, {isa}, {precision}", outcome.arch, outcome.steps);
         for check in checks {
             let verdict = if check.pass { "pass" } else { "FAIL" };
             let worst = match check.name {

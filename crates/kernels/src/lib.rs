@@ -18,6 +18,7 @@ pub mod isa;
 pub mod map;
 pub mod ops;
 pub mod pool;
+pub mod profile;
 pub mod simd;
 mod store;
 pub mod tile;

@@ -1,8 +1,8 @@
 //! What a vector unit must offer. An op body is written over this trait once; each file of [`crate::isa`] implements it.
 //!
 //! Partial loads fill the missing lanes with zero. `sum` and `hmax` reduce in an order fixed by the ISA.
-//! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, minimax-like Taylor terms to degree 7 on `|r| <= ln2/2` (relative
-//! error below 2e-7), argument clamped to [-87.33, 88.37]; NaN stays NaN.
+//! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, `p` the polynomial of degree 6 with the least relative error on
+//! `|r| <= ln2/2` (Remez exchange; relative error below 1e-7 with rounding), argument clamped to [-87.33, 88.37]; NaN stays NaN.
 
 use crate::bf16::Bf16;
 use crate::elem::Elem;
@@ -73,13 +73,27 @@ pub unsafe trait Simd: Copy + 'static {
         unsafe { if n == Self::LANES { Self::store(p, v) } else { Self::store_n(p, v, n) } }
     }
 
+    /// `p * 2^n` for integral `n` in [-126, 127].
+    #[inline(always)]
+    unsafe fn scale(p: Self::V, n: Self::V) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { Self::mul(p, Self::pow2(n)) }
+    }
+
+    /// `1 / a` for `a >= 1`, to a relative error of 2e-7.
+    #[inline(always)]
+    unsafe fn reciprocal(a: Self::V) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { Self::div(Self::splat(Self::E::ONE), a) }
+    }
+
     /// `1 / (1 + exp(-a))`.
     #[inline(always)]
     unsafe fn sigmoid(a: Self::V) -> Self::V {
         // SAFETY: the caller's promise.
         unsafe {
-            let one = Self::splat(Self::E::ONE);
-            Self::div(one, Self::add(one, Self::exp(Self::sub(Self::splat(Self::E::ZERO), a))))
+            let e = Self::exp(Self::sub(Self::splat(Self::E::ZERO), a));
+            Self::reciprocal(Self::add(Self::splat(Self::E::ONE), e))
         }
     }
 }
@@ -118,10 +132,10 @@ pub unsafe fn exp_f32<S: Simd<E = f32>>(x: S::V) -> S::V {
         let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
         let r = S::fma(n, S::splat(-LN2_HI), x);
         let r = S::fma(n, S::splat(-LN2_LO), r);
-        let mut p = S::splat(1.0 / 5040.0);
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        let mut p = S::splat(1.383_684_6e-3);
+        for c in [8.374_816e-3, 4.166_822_5e-2, 0.166_664_2, 0.499_999_9, 1.0, 1.0] {
             p = S::fma(p, r, S::splat(c));
         }
-        S::mul(p, S::pow2(n))
+        S::scale(p, n)
     }
 }

@@ -133,7 +133,12 @@ impl Exec {
     }
 
     /// Runs `f(serial executor, rows of the tile, its shares of the buffers, working memory)` for each tile of `0..rows`.
-    pub fn tiles<V: Split>(&self, rows: usize, buffers: V, f: impl Fn(&Exec, Range<usize>, V::Share<'_>, &Local) + Sync) {
+    pub fn tiles<V: Split>(
+        &self,
+        rows: usize,
+        buffers: V,
+        f: impl Fn(&Exec, Range<usize>, V::Share<'_>, &Local) + Sync,
+    ) {
         let (height, tiles) = (self.tile_rows(), self.tile_count(rows));
         let cut = buffers.cut(rows, tiles);
         let serial = self.serial();

@@ -3,7 +3,7 @@
 use flashlm_kernels::{Exec, Isa, Token};
 
 use crate::config::{ModelConfig, QuantConfig, ScaleKind, StatKind};
-use crate::lm::Lm;
+use crate::lm::{LanguageModel, Lm};
 use crate::mixer;
 use crate::rng::Rng;
 

@@ -11,9 +11,11 @@ pub mod layer;
 pub mod lm;
 pub mod mixer;
 pub mod params;
+pub mod precision;
 pub mod rng;
 pub mod sample;
 pub mod tok;
 
 pub use config::ModelConfig;
-pub use lm::{Lm, State};
+pub use lm::{LanguageModel, Lm, State};
+pub use precision::Precision;

@@ -13,6 +13,63 @@ use crate::layer::norm::Norm;
 use crate::mixer::{self, Mixer};
 use crate::params::Layout;
 
+/// What a model can do, whatever its products are kept as.
+pub trait LanguageModel<E: Elem>: Send {
+    /// The model's sizes and switches.
+    fn config(&self) -> &ModelConfig;
+
+    /// Names, shapes and places of the parameters.
+    fn layout(&self) -> &Layout;
+
+    /// Most rows of one pass.
+    fn rows(&self) -> usize;
+
+    /// The start of `batch` sequences.
+    fn state(&self, batch: usize) -> State<E>;
+
+    /// Quantises and packs all weights.
+    fn prepare(&mut self, cx: &Exec, params: &[E]);
+
+    /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats and adds `scale` times its gradient to
+    /// `grads`.
+    fn loss_backward(
+        &mut self,
+        cx: &Exec,
+        grads: &mut [E],
+        params: &[E],
+        tokens: &[Token],
+        targets: &[Token],
+        size: (usize, usize),
+        scale: f64,
+    ) -> f64;
+
+    /// Appends `ln p(target | tokens so far)` of each row.
+    fn log_probs(
+        &mut self,
+        cx: &Exec,
+        out: &mut Vec<f64>,
+        params: &[E],
+        tokens: &[Token],
+        targets: &[Token],
+        state: Option<&mut State<E>>,
+        size: (usize, usize),
+    );
+
+    /// Writes the logits of every row: `[B*T, V]`.
+    fn logits(
+        &mut self,
+        cx: &Exec,
+        out: &mut [E],
+        params: &[E],
+        tokens: &[Token],
+        state: Option<&mut State<E>>,
+        size: (usize, usize),
+    );
+
+    /// Feeds one sequence and writes the logits after its last token: `[V]`.
+    fn next_logits(&mut self, cx: &Exec, out: &mut [E], params: &[E], tokens: &[Token], state: &mut State<E>);
+}
+
 /// A language model with its working memory; `A` is what products and saved activations are kept as.
 pub struct Lm<A: Store> {
     config: ModelConfig,
@@ -97,36 +154,6 @@ impl<A: Store> Lm<A> {
         })
     }
 
-    /// The model's sizes and switches.
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    /// Names, shapes and places of the parameters.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// Most rows of one pass.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// The start of `batch` sequences.
-    pub fn state(&self, batch: usize) -> State<A::E> {
-        State { layers: self.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect() }
-    }
-
-    /// Quantises and packs all weights.
-    pub fn prepare(&mut self, cx: &Exec, params: &[A::E]) {
-        assert_eq!(params.len(), self.layout.len(), "parameters of another model");
-        for block in &mut self.blocks {
-            block.mixer.prepare(cx, params, &mut self.scratch);
-            block.ffn.prepare(cx, params, &mut self.scratch);
-        }
-        self.head.prepare(cx, params, &mut self.scratch);
-    }
-
     /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `self.h`.
     fn forward(
         &mut self,
@@ -167,10 +194,35 @@ impl<A: Store> Lm<A> {
         self.norm.forward(cx, &mut self.x[..n], &self.h[2 * self.blocks.len()][..n], params);
         (&mut self.head, &self.x[..n])
     }
+}
 
-    /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats and adds `scale` times its gradient to
-    /// `grads`.
-    pub fn loss_backward(
+impl<A: Store> LanguageModel<A::E> for Lm<A> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn state(&self, batch: usize) -> State<A::E> {
+        State { layers: self.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect() }
+    }
+
+    fn prepare(&mut self, cx: &Exec, params: &[A::E]) {
+        assert_eq!(params.len(), self.layout.len(), "parameters of another model");
+        for block in &mut self.blocks {
+            block.mixer.prepare(cx, params, &mut self.scratch);
+            block.ffn.prepare(cx, params, &mut self.scratch);
+        }
+        self.head.prepare(cx, params, &mut self.scratch);
+    }
+
+    fn loss_backward(
         &mut self,
         cx: &Exec,
         grads: &mut [A::E],
@@ -194,8 +246,7 @@ impl<A: Store> Lm<A> {
         nats
     }
 
-    /// Appends `ln p(target | tokens so far)` of each row.
-    pub fn log_probs(
+    fn log_probs(
         &mut self,
         cx: &Exec,
         out: &mut Vec<f64>,
@@ -210,8 +261,7 @@ impl<A: Store> Lm<A> {
         head.log_probs(cx, out, x, targets);
     }
 
-    /// Writes the logits of every row: `[B*T, V]`.
-    pub fn logits(
+    fn logits(
         &mut self,
         cx: &Exec,
         out: &mut [A::E],
@@ -224,15 +274,7 @@ impl<A: Store> Lm<A> {
         head.logits(cx, out, x);
     }
 
-    /// Feeds one sequence and writes the logits after its last token: `[V]`.
-    pub fn next_logits(
-        &mut self,
-        cx: &Exec,
-        out: &mut [A::E],
-        params: &[A::E],
-        tokens: &[Token],
-        state: &mut State<A::E>,
-    ) {
+    fn next_logits(&mut self, cx: &Exec, out: &mut [A::E], params: &[A::E], tokens: &[Token], state: &mut State<A::E>) {
         let d = self.config.dim;
         for piece in tokens.chunks(self.rows) {
             let (head, x) = self.head_input(cx, params, piece, Some(state), (1, piece.len()));

@@ -2,7 +2,7 @@
 //! TOML that is printed and saved beside every checkpoint. Unknown keys are errors that name the nearest one.
 
 use flashlm_model::config::{ConfigError, QuantConfig, ScaleKind, StatKind};
-use flashlm_model::{ModelConfig, params::Layout};
+use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -48,6 +48,8 @@ pub struct DataSettings {
 #[allow(missing_docs)]
 pub struct TrainSettings {
     pub seed: u64,
+    /// What products are computed in; `auto` is what this machine does fastest.
+    pub precision: Precision,
     /// Tokens of a sequence, `T`.
     pub seq_len: usize,
     /// Sequences of a step; 0: by the hardware.
@@ -156,6 +158,7 @@ impl Default for Settings {
             data: DataSettings { source: "synthetic".into(), valid: String::new(), holdout: 0.01 },
             train: TrainSettings {
                 seed: 42,
+                precision: Precision::Auto,
                 seq_len: 256,
                 batch: 0,
                 accumulation: 1,

@@ -10,7 +10,7 @@
 //! ends the story.
 
 use flashlm_kernels::{Exec, Token};
-use flashlm_model::Lm;
+use flashlm_model::LanguageModel;
 use flashlm_model::sample::{SampleError, Sampler, Settings, StopStrings};
 use flashlm_model::tok::{StreamDecoder, Tokenizer};
 use std::ops::ControlFlow;
@@ -66,7 +66,7 @@ pub struct Generated {
 /// it by breaking. `lm` is prepared with `params`.
 pub fn generate(
     cx: &Exec,
-    lm: &mut Lm<f32>,
+    lm: &mut dyn LanguageModel<f32>,
     params: &[f32],
     tokenizer: &Tokenizer,
     prompt: &str,
@@ -147,9 +147,9 @@ impl Text {
 mod tests {
     use super::*;
     use flashlm_kernels::{Buf, Isa};
-    use flashlm_model::ModelConfig;
     use flashlm_model::config::{QuantConfig, ScaleKind, StatKind};
     use flashlm_model::rng::Rng;
+    use flashlm_model::{Lm, ModelConfig};
 
     const WORDS: &str = "The cat sat on the mat. \"Écoute,\" said the bird to the cat, \"the mat is mine!\"";
 

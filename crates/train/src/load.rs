@@ -11,7 +11,7 @@ use flashlm_model::io::safetensors::{TensorFile, TensorRef};
 use flashlm_model::io::{IoError, read_limited};
 use flashlm_model::params::Layout;
 use flashlm_model::tok::{TokError, Tokenizer};
-use flashlm_model::{Lm, ModelConfig};
+use flashlm_model::{LanguageModel, Lm, ModelConfig};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -5,7 +5,7 @@
 
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
-use flashlm_model::{Lm, ModelConfig};
+use flashlm_model::{LanguageModel, ModelConfig, Precision};
 
 use crate::config::TrainSettings;
 use crate::optim::AdamW;
@@ -16,7 +16,7 @@ pub const ROWS: usize = 2048;
 /// A model with everything that training changes.
 pub struct Stepper {
     /// The layers and their activations.
-    pub lm: Lm<f32>,
+    pub lm: Box<dyn LanguageModel<f32>>,
     /// Latent parameters, laid out by `lm.layout()`.
     pub params: Buf<f32>,
     /// The optimizer and its moments.
@@ -44,9 +44,14 @@ impl Update {
 
 impl Stepper {
     /// A model with fresh parameters from `seed`, for batches of `batch` sequences of at most `seq_len` tokens.
-    pub fn new(config: &ModelConfig, batch: usize, seq_len: usize, seed: u64) -> Result<Self, ConfigError> {
+    pub fn new(
+        config: &ModelConfig,
+        precision: Precision,
+        (batch, seq_len): (usize, usize),
+        seed: u64,
+    ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
-        let lm = Lm::new(config, rows, true)?;
+        let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(seed);
         let len = params.len();
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
@@ -92,6 +97,7 @@ impl Stepper {
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Isa;
+    use flashlm_model::Lm;
 
     use super::*;
     use crate::config::{Settings, preset};
@@ -112,7 +118,7 @@ mod tests {
         // 4,800 rows: two full passes and a short one.
         let (batch, seq_len) = (48, 100);
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
-        let mut stepper = Stepper::new(&settings.model, batch, seq_len, 1).unwrap();
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, (batch, seq_len), 1).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
         let mut whole = Lm::<f32>::new(&settings.model, batch * seq_len, true).unwrap();
         whole.prepare(&cx, &stepper.params);
@@ -136,7 +142,7 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
         let data = window(1, 21);
-        let mut stepper = Stepper::new(&settings.model, 1, 20, 1).unwrap();
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, (1, 20), 1).unwrap();
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;
         let before = stepper.params.to_vec();

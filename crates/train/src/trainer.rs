@@ -151,7 +151,7 @@ impl<'a> Trainer<'a> {
         let t = &settings.train;
         let batch = t.batch * t.accumulation;
         let plan = Plan::new(settings, train.tokens().len(), batch);
-        let mut stepper = Stepper::new(&settings.model, batch, plan.longest(), t.seed)?;
+        let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t.seed)?;
         let mut state = State::default();
         if let Some(from) = resume {
             state = restore(from, settings, &mut stepper)?;
@@ -346,7 +346,7 @@ impl<'a> Trainer<'a> {
             let Stepper { lm, params, .. } = &mut self.stepper;
             generate(
                 self.cx,
-                lm,
+                &mut **lm,
                 params,
                 &self.inputs.tokenizer,
                 prompt,
@@ -440,7 +440,7 @@ fn score(
 ) -> Result<Report, TrainError> {
     let total = stories.totals().tokens.max(1);
     let mut shown = Instant::now();
-    let report = evaluate(cx, &mut stepper.lm, &stepper.params, tokenizer, stories, &mut |done| {
+    let report = evaluate(cx, &mut *stepper.lm, &stepper.params, tokenizer, stories, &mut |done| {
         if shown.elapsed().as_secs_f64() >= 1.0 {
             shown = Instant::now();
             tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));

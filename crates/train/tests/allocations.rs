@@ -4,7 +4,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use flashlm_kernels::{Exec, Isa, Token};
-use flashlm_model::ModelConfig;
+use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::preset;
 use flashlm_train::stepper::Stepper;
 
@@ -37,12 +37,14 @@ fn an_update_allocates_nothing() {
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 2, ffn_hidden: 48, ..settings.model };
         let (batch, seq_len) = (40, 64);
         let data: Vec<Token> = (0..seq_len as Token + 1).map(|i| i * 7 % 300).collect();
-        let mut stepper = Stepper::new(&settings.model, batch, seq_len, 1).unwrap();
-        let mut step = |n| stepper.step(&cx, (batch, seq_len), |_| &data, &settings.train, 1e-3, n);
-        step(1);
-        let before = COUNT.load(SeqCst);
-        let update = step(2);
-        assert_eq!(COUNT.load(SeqCst), before, "{name}");
-        assert!(update.is_finite());
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut stepper = Stepper::new(&settings.model, precision, (batch, seq_len), 1).unwrap();
+            let mut step = |n| stepper.step(&cx, (batch, seq_len), |_| &data, &settings.train, 1e-3, n);
+            step(1);
+            let before = COUNT.load(SeqCst);
+            let update = step(2);
+            assert_eq!(COUNT.load(SeqCst), before, "{name}");
+            assert!(update.is_finite());
+        }
     }
 }

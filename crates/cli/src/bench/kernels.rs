@@ -1,8 +1,8 @@
 //! `flashlm bench kernels`: time of each op on each instruction set, at the sizes of a training pass of v4-small.
 //!
 //! Before an op is timed its result on the same operands is compared with that of the op in f64 on one scalar lane: the RMS
-//! of the difference must be at most [`BOUND`] times the RMS of the reference, for every output. No check, no figure.
-//! GB/s counts each operand once, read or written; GFLOP/s counts `2 m n k`.
+//! of the difference must be at most [`BOUND`] times the RMS of the reference ([`BOUND_BF16`] for outputs kept in bf16), for
+//! every output. No check, no figure. GB/s counts each operand once, read or written; GFLOP/s counts `2 m n k`.
 
 mod ops;
 
@@ -10,15 +10,19 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use flashlm_kernels::{Elem, Exec, Isa};
+use flashlm_kernels::{Bf16, Exec, Isa, Store};
 use serde_json::json;
 
-use self::ops::{OPS, Op, Work, make};
-use super::{median, windows};
+use flashlm_kernels::profile::Work;
+
+use self::ops::{OPS, Op, make};
+use super::{median, rate, windows};
 use crate::common::{out, say, threads};
 
 /// Largest RMS ratio of f32 to the f64 reference.
 const BOUND: f64 = 1e-5;
+/// The same where the output itself is rounded to bf16.
+const BOUND_BF16: f64 = 4e-3;
 /// Windows of the median.
 const WINDOWS: usize = 5;
 
@@ -41,17 +45,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let isas: Vec<Exec> = isas(args.isa.as_deref())?.into_iter().map(|isa| Exec::new(isa, threads)).collect();
     let scalar = Exec::new(Isa::Scalar, threads);
     if !args.json {
-        out!("{:<18} {:<17} {:<7} {:>11}  {:>14}  {:>7}", "op", "size", "isa", "us/call", "rate", "error");
+        out!("{:<18} {:<17} {:<10} {:<4} {:>11}  {:>14}  {:>7}", "op", "size", "isa", "in", "us/call", "rate", "error");
     }
     let mut rows = Vec::new();
     for &op in OPS {
         let reference = Reference::new(op, &scalar);
         for cx in &isas {
-            let row = reference.compare(make::<f32>(op, cx), cx, args.seconds);
-            if !args.json {
-                out!("{}", row.line());
+            for (kept, subject) in [(f32::NAME, make::<f32>(op, cx)), (Bf16::NAME, make::<Bf16>(op, cx))] {
+                let row = reference.compare(subject, kept, cx, args.seconds);
+                if !args.json {
+                    out!("{}", row.line());
+                }
+                rows.push(row);
             }
-            rows.push(row);
         }
     }
     let failed = rows.iter().filter(|row| row.seconds.is_none()).count();
@@ -83,19 +89,25 @@ fn isas(name: Option<&str>) -> anyhow::Result<Vec<Isa>> {
 }
 
 /// An op with its operands in place.
-trait Case<E> {
+trait Case {
     /// Runs it once.
     fn call(&mut self, cx: &Exec);
     /// What it has written.
-    fn outputs(&self) -> Vec<&[E]>;
+    fn outputs(&self) -> Vec<Output>;
+}
+
+/// Written numbers, and what they were kept as.
+struct Output {
+    values: Vec<f64>,
+    kept: &'static str,
 }
 
 /// A case and how to speak of it.
-struct Subject<E> {
+struct Subject {
     name: &'static str,
     size: String,
     work: Work,
-    case: Box<dyn Case<E>>,
+    case: Box<dyn Case>,
 }
 
 /// The right outputs of one op.
@@ -107,39 +119,43 @@ impl Reference {
     fn new(op: Op, scalar: &Exec) -> Self {
         let mut case = make::<f64>(op, scalar).case;
         case.call(scalar);
-        Reference { outputs: case.outputs().into_iter().map(<[f64]>::to_vec).collect() }
+        Reference { outputs: case.outputs().into_iter().map(|output| output.values).collect() }
     }
 
     /// Checks one call, then times more.
-    fn compare(&self, mut subject: Subject<f32>, cx: &Exec, seconds: f64) -> Row {
+    fn compare(&self, mut subject: Subject, kept: &'static str, cx: &Exec, seconds: f64) -> Row {
         let start = Instant::now();
         subject.case.call(cx);
         let first = start.elapsed().as_secs_f64();
-        let error = self.error(&subject.case.outputs());
+        let (error, ok) = self.error(&subject.case.outputs());
         let Subject { name, size, work, mut case } = subject;
         // Where a window holds few calls they are long, and fewer windows do.
         let count = if first * WINDOWS as f64 > seconds { 3 } else { WINDOWS };
-        // A NaN is no pass.
-        let ok = error <= BOUND;
         let seconds = ok.then(|| median(&windows(seconds, count, || case.call(cx))));
-        Row { name, size, isa: cx.isa().name(), work, error, seconds }
+        Row { name, size, isa: cx.isa().name(), kept, work, error, seconds }
     }
 
-    /// The largest RMS ratio of any output.
-    fn error(&self, outputs: &[&[f32]]) -> f64 {
+    /// The largest RMS ratio of any output, and whether each is within its bound. A NaN is no pass.
+    fn error(&self, outputs: &[Output]) -> (f64, bool) {
         let matches = outputs.len() == self.outputs.len();
-        let ratios = outputs.iter().zip(&self.outputs).map(|(got, want)| rms_ratio(got, want));
+        let ratio = |(got, want): (&Output, &Vec<f64>)| {
+            let bound = if got.kept == Bf16::NAME { BOUND_BF16 } else { BOUND };
+            let ratio = rms_ratio(&got.values, want);
+            (ratio, ratio <= bound)
+        };
         // A NaN stays, which `f64::max` would drop.
-        ratios.fold(if matches { 0.0 } else { f64::NAN }, |a, b| if a.is_nan() || a >= b { a } else { b })
+        let worse = |a: f64, b: f64| if a.is_nan() || a >= b { a } else { b };
+        let start = (if matches { 0.0 } else { f64::NAN }, matches);
+        outputs.iter().zip(&self.outputs).map(ratio).fold(start, |a, b| (worse(a.0, b.0), a.1 && b.1))
     }
 }
 
 /// RMS of the difference over RMS of what is wanted; NaN where the lengths differ.
-fn rms_ratio<E: Elem>(got: &[E], want: &[f64]) -> f64 {
+fn rms_ratio(got: &[f64], want: &[f64]) -> f64 {
     if got.len() != want.len() {
         return f64::NAN;
     }
-    let difference: f64 = got.iter().zip(want).map(|(g, w)| (g.to_f64() - w).powi(2)).sum();
+    let difference: f64 = got.iter().zip(want).map(|(g, w)| (g - w).powi(2)).sum();
     let norm: f64 = want.iter().map(|w| w * w).sum();
     if difference == 0.0 { 0.0 } else { (difference / norm).sqrt() }
 }
@@ -149,6 +165,7 @@ struct Row {
     name: &'static str,
     size: String,
     isa: &'static str,
+    kept: &'static str,
     work: Work,
     error: f64,
     seconds: Option<f64>,
@@ -156,45 +173,49 @@ struct Row {
 
 impl Row {
     fn line(&self) -> String {
-        let Row { name, size, isa, error, .. } = self;
+        let Row { name, size, isa, kept, error, .. } = self;
         let figures = match self.seconds {
             Some(seconds) => {
-                let (rate, unit) = self.work.rate(seconds);
+                let (rate, unit) = rate(self.work, seconds);
                 format!("{:>11.1}  {rate:>7.1} {unit:<7} ", 1e6 * seconds)
             }
             None => format!("{:>11}  {:>7} {:<7} ", "FAILED", "", ""),
         };
-        format!("{name:<18} {size:<17} {isa:<7} {figures} {error:>7.0e}")
+        format!("{name:<18} {size:<17} {isa:<10} {kept:<4} {figures} {error:>7.0e}")
     }
 
     fn json(&self) -> serde_json::Value {
-        let rate = self.seconds.map(|seconds| self.work.rate(seconds).0);
+        let rated = self.seconds.map(|seconds| rate(self.work, seconds).0);
         json!({
-            "op": self.name, "size": self.size, "isa": self.isa, "ok": self.seconds.is_some(), "error": self.error,
-            "us": self.seconds.map(|s| 1e6 * s), "rate": rate, "unit": self.work.rate(1.0).1,
+            "op": self.name, "size": self.size, "isa": self.isa, "precision": self.kept, "ok": self.seconds.is_some(), "error": self.error,
+            "us": self.seconds.map(|s| 1e6 * s), "rate": rated, "unit": rate(self.work, 1.0).1,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::ops::prepared;
+    use super::ops::case;
     use super::*;
 
-    fn subject(values: [f32; 3]) -> Subject<f32> {
-        let case = prepared([vec![0.0; 3]], move |_, [y]: [&mut [f32]; 1]| y.copy_from_slice(&values));
-        Subject { name: "test", size: "3".into(), work: Work::Bytes(12.0), case }
+    fn output(values: &[f64], kept: &'static str) -> Output {
+        Output { values: values.to_vec(), kept }
     }
 
     #[test]
     fn a_wrong_result_has_no_figure() {
         let cx = Exec::new(Isa::Scalar, 1);
         let reference = Reference { outputs: vec![vec![1.0, 2.0, 2.0]] };
-        let row = |values| reference.compare(subject(values), &cx, 0.001);
-        let good = row([1.0, 2.0, 2.0 + 1e-6]);
+        let row = |values: [f64; 3], kept| {
+            let case = case((), |_, _| (), move |()| vec![output(&values, kept)]);
+            let subject = Subject { name: "test", size: "3".into(), work: Work::Bytes(12.0), case };
+            reference.compare(subject, kept, &cx, 0.001)
+        };
+        let good = row([1.0, 2.0, 2.0 + 1e-6], "f32");
         assert!(good.seconds.is_some() && good.line().contains("GB/s"), "{}", good.line());
-        for bad in [[1.0, 2.0, 2.001], [f32::NAN, 2.0, 2.0], [f32::INFINITY, 2.0, 2.0]] {
-            let row = row(bad);
+        assert!(row([1.0, 2.0, 2.001], "bf16").seconds.is_some());
+        for bad in [[1.0, 2.0, 2.001], [f64::NAN, 2.0, 2.0], [f64::INFINITY, 2.0, 2.0]] {
+            let row = row(bad, "f32");
             assert!(row.seconds.is_none() && row.line().contains("FAILED"), "{}", row.line());
             assert_eq!(row.json()["us"], serde_json::Value::Null);
         }
@@ -203,14 +224,17 @@ mod tests {
     #[test]
     fn every_output_counts() {
         let reference = Reference { outputs: vec![vec![3.0, 4.0], vec![1.0]] };
+        let error = |a: &[f64], b: &[f64]| reference.error(&[output(a, "f32"), output(b, "f32")]);
         // 0.5 / 5 and 0.25 / 1.
-        assert_eq!(reference.error(&[&[3.0, 4.5], &[1.0]]), 0.1);
-        assert_eq!(reference.error(&[&[3.0, 4.5], &[1.25]]), 0.25);
-        assert_eq!(reference.error(&[&[3.0, 4.0], &[1.25]]), 0.25);
-        for bad in [&[&[f32::NAN, 4.0][..], &[1.25]], &[&[3.0, 4.0], &[f32::NAN]], &[&[3.0], &[1.0]]] {
-            assert!(reference.error(bad).is_nan());
+        assert_eq!(error(&[3.0, 4.5], &[1.0]), (0.1, false));
+        assert_eq!(error(&[3.0, 4.5], &[1.25]), (0.25, false));
+        assert_eq!(error(&[3.0, 4.0], &[1.25]), (0.25, false));
+        assert_eq!(error(&[3.0, 4.0], &[1.0]), (0.0, true));
+        for (a, b) in [(&[f64::NAN, 4.0][..], &[1.25]), (&[3.0, 4.0], &[f64::NAN]), (&[3.0], &[1.0])] {
+            let (error, ok) = error(a, b);
+            assert!(error.is_nan() && !ok);
         }
-        assert!(reference.error(&[&[3.0, 4.0]]).is_nan());
+        assert!(reference.error(&[output(&[3.0, 4.0], "f32")]).0.is_nan());
     }
 
     /// Every op on every instruction set of the machine, as the command itself checks them.
@@ -221,10 +245,11 @@ mod tests {
             let reference = Reference::new(op, &scalar);
             for isa in isas(None).unwrap() {
                 let cx = Exec::new(isa, 2);
-                let mut subject = make::<f32>(op, &cx);
-                subject.case.call(&cx);
-                let error = reference.error(&subject.case.outputs());
-                assert!(error <= BOUND, "{} {} on {}: {error:e}", subject.name, subject.size, isa.name());
+                for mut subject in [make::<f32>(op, &cx), make::<Bf16>(op, &cx)] {
+                    subject.case.call(&cx);
+                    let (error, ok) = reference.error(&subject.case.outputs());
+                    assert!(ok, "{} {} on {}: {error:e}", subject.name, subject.size, isa.name());
+                }
             }
         }
     }

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use flashlm_kernels::ops::{Packed, matmul};
-use flashlm_kernels::{Buf, Exec};
+use flashlm_kernels::profile::Work;
+use flashlm_kernels::{Bf16, Buf, Exec, Store};
+use flashlm_model::Precision;
 
 /// Measures the speed of training and of kernels.
 #[derive(clap::Args)]
@@ -71,22 +73,32 @@ fn windows(seconds: f64, count: usize, mut f: impl FnMut()) -> Vec<f64> {
     (0..count).map(window).collect()
 }
 
-/// How [`peak`] is measured, for the reader of the figure.
-const PEAK: &str = "best f32 product with operands in cache, same instruction set and threads, before and after";
+/// The rate of work done in so many seconds, and its unit.
+fn rate(work: Work, seconds: f64) -> (f64, &'static str) {
+    match work {
+        Work::Flops(n) => (n / seconds / 1e9, "GFLOP/s"),
+        Work::Bytes(n) => (n / seconds / 1e9, "GB/s"),
+    }
+}
 
-/// GFLOP/s of the fastest f32 product: all threads, operands that stay in L2, the best of many windows.
+/// How [`peak`] is measured, for the reader of the figure.
+const PEAK: &str = "best product with operands in cache, same precision, instruction set and threads, before and after";
+
+/// GFLOP/s of the fastest product in a precision: all threads, operands that stay in L2, the best of many windows.
 ///
-/// The product's inner loop is multiply-adds on registers, so this is nearly what the vector units can do.
-fn peak(cx: &Exec) -> f64 {
-    let (m, k) = (224 * cx.pool().threads(), 256);
-    let (mut a, mut b) = (Buf::<f32>::zeros(m * k), Buf::<f32>::zeros(k * 512));
-    a.fill(0.5);
-    b.fill(0.5);
+/// The product's inner loop is multiply-adds on registers, so this is nearly what the units can do.
+fn peak(cx: &Exec, precision: Precision) -> f64 {
+    if precision == Precision::Bf16 { peak_of::<Bf16>(cx) } else { peak_of::<f32>(cx) }
+}
+
+fn peak_of<A: Store>(cx: &Exec) -> f64 {
+    let (m, k) = (448 * cx.pool().threads(), 256);
+    let (a, b) = (Buf::<A>::zeros(m * k), Buf::<A>::zeros(k * 512));
     let mut best = 0f64;
     for n in [64, 128, 256, 512] {
         let mut packed = Packed::new(k, n);
         packed.pack(cx, &b, n, k, n);
-        let mut c = Buf::<f32>::zeros(m * n);
+        let mut c = Buf::<A::E>::zeros(m * n);
         let times = windows(0.05, 25, || matmul(cx, &mut c, &a, k, &packed, m, false));
         let fastest = times.into_iter().fold(f64::INFINITY, f64::min);
         best = best.max(2.0 * (m * n * k) as f64 / fastest / 1e9);

@@ -6,17 +6,19 @@
 //! tied head; what is computed again in the backward pass is not counted twice.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::ensure;
 use flashlm_kernels::cpu::peak_rss;
+use flashlm_kernels::profile::{Entry, profile};
 use flashlm_kernels::{Exec, Token};
-use flashlm_model::ModelConfig;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
+use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{self, TrainSettings};
 use flashlm_train::stepper::{Stepper, Update};
 
-use super::{PEAK, median, peak, windows};
+use super::{PEAK, median, peak, rate, windows};
 use crate::common::{self, out, say};
 
 /// Windows of the median.
@@ -46,6 +48,12 @@ pub struct Args {
     /// Threads [default: FLASHLM_THREADS, or all processors]
     #[arg(long)]
     threads: Option<usize>,
+    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
+    precision: Precision,
+    /// Add a table of where the time goes, op by op
+    #[arg(long)]
+    ops: bool,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -64,18 +72,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     ensure!(tokens <= MAX_TOKENS, "{batch} sequences of {seq} tokens: a step can have at most {MAX_TOKENS} tokens");
     let cx = common::exec(args.threads)?;
     let (isa, threads) = (cx.isa().name(), cx.pool().threads());
-    let mut steps = Steps::new(&model, settings.train, (batch, seq))?;
+    let precision = args.precision.resolve(cx.isa());
+    let mut steps = Steps::new(&model, precision, settings.train, (batch, seq))?;
     let parameters = steps.stepper.lm.layout().parameters();
-    say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {threads} threads", args.preset);
+    let kept = precision.name();
+    say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {threads} threads", args.preset);
 
-    let before = peak(&cx);
+    let before = peak(&cx, precision);
     steps.step(&cx)?;
     let mut failure = None;
     let times = windows(args.seconds, WINDOWS, || failure = failure.take().or(steps.step(&cx).err()));
     if let Some(error) = failure {
         return Err(error);
     }
-    let peak_gflops = before.max(peak(&cx));
+    let peak_gflops = before.max(peak(&cx, precision));
+
+    // Apart from the windows above: measuring each op takes time itself.
+    let (wall, entries) = if args.ops { profiled(&mut steps, &cx)? } else { (0.0, Vec::new()) };
+    let table = Table { entries, seconds: wall * threads as f64, threads };
 
     let seconds = median(&times);
     let speeds: Vec<f64> = times.iter().map(|t| tokens as f64 / t).collect();
@@ -84,12 +98,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let percent_of_peak = 100.0 * gflops / peak_gflops;
     let peak_rss_mb = peak_rss() as f64 / f64::from(1 << 20);
     if args.json {
-        let result = serde_json::json!({
-            "preset": args.preset, "batch": batch, "seq": seq, "threads": threads, "isa": isa,
+        let mut result = serde_json::json!({
+            "preset": args.preset, "batch": batch, "seq": seq, "threads": threads, "isa": isa, "precision": kept,
             "parameters": parameters, "tokens_per_second": tokens_per_second, "windows": speeds,
             "ms_per_step": 1e3 * seconds, "peak_rss_mb": peak_rss_mb, "gflops": gflops,
             "peak_gflops": peak_gflops, "percent_of_peak": percent_of_peak, "peak": PEAK,
         });
+        if args.ops {
+            result["ops"] = table.json();
+        }
         out!("{result}");
     } else {
         let listed: Vec<String> = speeds.iter().map(|speed| format!("{speed:.0}")).collect();
@@ -97,8 +114,61 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("ms/step    {:>10.1}", 1e3 * seconds);
         out!("GFLOP/s    {gflops:>10.1}  {percent_of_peak:.0} % of {peak_gflops:.0}, the {PEAK}");
         out!("peak MB    {peak_rss_mb:>10.0}  resident");
+        if args.ops {
+            table.print();
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Steps of a profile.
+const PROFILED: usize = 2;
+
+/// Wall time of some steps, and where it went.
+fn profiled(steps: &mut Steps, cx: &Exec) -> anyhow::Result<(f64, Vec<Entry>)> {
+    let start = Instant::now();
+    let (result, entries) = profile(|| (0..PROFILED).try_for_each(|_| steps.step(cx).map(drop)));
+    result?;
+    Ok((start.elapsed().as_secs_f64(), entries))
+}
+
+/// Ops by the time they took; what is no op (waiting for each other, moving on) is what is left of the whole.
+struct Table {
+    entries: Vec<Entry>,
+    /// Of all threads together.
+    seconds: f64,
+    threads: usize,
+}
+
+impl Table {
+    fn print(&self) {
+        out!("\n{:<20} {:>13} {:>9} {:>10} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate a thread");
+        for e in &self.entries {
+            let (rate, unit) = rate(e.work, e.seconds);
+            let size = match e.size {
+                (0, _) => String::new(),
+                (a, 0) => format!("{a}"),
+                (a, b) => format!("{a} x {b}"),
+            };
+            let calls = e.calls / PROFILED as u64;
+            let ms = 1e3 * e.seconds / (PROFILED * self.threads) as f64;
+            let share = 100.0 * e.seconds / self.seconds;
+            out!("{:<20} {size:>13} {calls:>9} {ms:>10.2} {share:>7.1} % {rate:>8.1} {unit}", e.name);
+        }
+        let rest = 100.0 * (1.0 - self.entries.iter().map(|e| e.seconds).sum::<f64>() / self.seconds);
+        out!("{:<20} {:>13} {:>9} {:>10} {rest:>7.1} %", "rest", "", "", "");
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let row = |e: &Entry| {
+            let (rate, unit) = rate(e.work, e.seconds);
+            serde_json::json!({
+                "op": e.name, "size": [e.size.0, e.size.1], "calls": e.calls, "seconds": e.seconds,
+                "share": e.seconds / self.seconds, "rate_one_thread": rate, "unit": unit,
+            })
+        };
+        self.entries.iter().map(row).collect()
+    }
 }
 
 /// Floating-point operations of one token's forward and backward pass in weights that multiply.
@@ -119,8 +189,13 @@ struct Steps {
 }
 
 impl Steps {
-    fn new(model: &ModelConfig, settings: TrainSettings, (batch, seq): (usize, usize)) -> anyhow::Result<Self> {
-        let stepper = Stepper::new(model, batch, seq, settings.seed)?;
+    fn new(
+        model: &ModelConfig,
+        precision: Precision,
+        settings: TrainSettings,
+        (batch, seq): (usize, usize),
+    ) -> anyhow::Result<Self> {
+        let stepper = Stepper::new(model, precision, (batch, seq), settings.seed)?;
         let mut rng = Rng::new(settings.seed);
         let random = |_| rng.below(model.vocab_size as u64) as Token;
         let tokens = (0..BATCHES * batch * (seq + 1)).map(random).collect();
@@ -143,7 +218,7 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Isa;
-    use flashlm_model::Lm;
+    use flashlm_model::{LanguageModel, Lm};
 
     use super::*;
 
@@ -161,7 +236,7 @@ mod tests {
         let cx = Exec::new(Isa::Scalar, 1);
         let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
         let settings = config::preset("v4-small").unwrap().train;
-        let mut steps = Steps::new(&model, settings, (3, 5)).unwrap();
+        let mut steps = Steps::new(&model, Precision::F32, settings, (3, 5)).unwrap();
         let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         assert!((losses[0] - 31f64.ln()).abs() < 0.1, "{}", losses[0]);

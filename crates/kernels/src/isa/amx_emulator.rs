@@ -84,12 +84,7 @@ pub fn install() -> bool {
 /// Sets what SIGILL does; async-signal-safe.
 fn set_action(handler: usize, flags: c_int) -> bool {
     let (mask, restorer) = ([0; 16], 0);
-    let action = SigAction {
-        handler,
-        mask,
-        flags,
-        restorer,
-    };
+    let action = SigAction { handler, mask, flags, restorer };
     // SAFETY: `action` is laid out as glibc wants it, the old action may be null, and `handler` is SIG_DFL or a
     // function of the signature that SA_SIGINFO stands for.
     unsafe { sigaction(SIGILL, &action, null_mut()) == 0 }
@@ -282,11 +277,7 @@ impl Amx {
     /// LDTILECFG: checks and takes a configuration and zeroes all tiles. Palette 0 is the state after TILERELEASE.
     fn configure(&mut self, config: [u8; 64]) -> Result<(), &'static str> {
         let mut reserved = config[2..16].iter().chain(&config[32..48]).chain(&config[56..]);
-        let colsb = config[16..32]
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&bytes| u16::from_le_bytes(bytes));
+        let colsb = config[16..32].as_chunks().0.iter().map(|&bytes| u16::from_le_bytes(bytes));
         let mut shapes = config[48..56].iter().zip(colsb);
         self.config = match config[0] {
             0 => [0; 64],
@@ -376,11 +367,7 @@ fn ftz(sum: f64) -> f32 {
     /// 2^-126 - 2^-151: what is smaller rounds to less than the least normal f32 when the exponent has no bound.
     const TINY: f64 = f64::from_bits(0x380f_ffff_f000_0000);
     let rounded = sum as f32;
-    if sum.abs() < TINY {
-        0.0f32.copysign(rounded)
-    } else {
-        rounded
-    }
+    if sum.abs() < TINY { 0.0f32.copysign(rounded) } else { rounded }
 }
 
 #[cfg(test)]
@@ -426,12 +413,7 @@ mod tests {
     impl Matrix {
         fn new(rows: usize, columns: usize, stride: usize, mut fill: impl FnMut() -> [u8; 4]) -> Matrix {
             let bytes = vec![0xee; stride * rows];
-            let mut matrix = Matrix {
-                bytes,
-                rows,
-                columns,
-                stride,
-            };
+            let mut matrix = Matrix { bytes, rows, columns, stride };
             for row in 0..rows {
                 for column in 0..columns {
                     *matrix.at(row, column) = fill();
@@ -441,9 +423,7 @@ mod tests {
         }
 
         fn at(&mut self, row: usize, column: usize) -> &mut [u8; 4] {
-            (&mut self.bytes[row * self.stride + 4 * column..][..4])
-                .try_into()
-                .unwrap()
+            (&mut self.bytes[row * self.stride + 4 * column..][..4]).try_into().unwrap()
         }
 
         fn get(&self, row: usize, column: usize) -> [u8; 4] {
@@ -509,10 +489,7 @@ mod tests {
     /// The same by plain loops, for elements in a normal range.
     fn reference_bf16(a: &Matrix, b: &Matrix, c: &mut Matrix) {
         let f32s = |pair: [u8; 4]| {
-            [
-                f32::from_le_bytes([0, 0, pair[0], pair[1]]),
-                f32::from_le_bytes([0, 0, pair[2], pair[3]]),
-            ]
+            [f32::from_le_bytes([0, 0, pair[0], pair[1]]), f32::from_le_bytes([0, 0, pair[2], pair[3]])]
         };
         for row in 0..c.rows {
             for column in 0..c.columns {
@@ -561,12 +538,8 @@ mod tests {
             let a = Matrix::new(m, k, 4 * k + gap, &mut dword);
             let b = Matrix::new(k, n, 4 * n + gap, &mut dword);
             let c = Matrix::new(m, n, 4 * n + gap, &mut dword);
-            let all: [(Multiply, bool, bool); 4] = [
-                (tdpbssd, true, true),
-                (tdpbsud, true, false),
-                (tdpbusd, false, true),
-                (tdpbuud, false, false),
-            ];
+            let all: [(Multiply, bool, bool); 4] =
+                [(tdpbssd, true, true), (tdpbsud, true, false), (tdpbusd, false, true), (tdpbuud, false, false)];
             for (multiply, signed_a, signed_b) in all {
                 let mut expected = c.clone();
                 for row in 0..m {
@@ -625,10 +598,7 @@ mod tests {
         // The products are summed before C is added, the even ones apart from the odd ones.
         assert_eq!(run(&[0x3f80 << 16 | BIG], ONE, MINUS_BIG << 16), 0);
         assert_eq!(run(&[BIG, 0x3f80], ONE, MINUS_BIG << 16), 0);
-        assert_eq!(
-            run(&[0x3f80 << 16 | BIG, 0x3f80 << 16 | MINUS_BIG], ONE, 0),
-            0x4000_0000
-        );
+        assert_eq!(run(&[0x3f80 << 16 | BIG, 0x3f80 << 16 | MINUS_BIG], ONE, 0), 0x4000_0000);
         // Denormals count as zero: in A and B (times 2^100), in C (added to 2^-126), and as a result.
         assert_eq!(run(&[0x007f_0001], 0x7180, 0), 0);
         assert_eq!(run(&[0x7180_7180], 0x0040, 0), 0);
@@ -656,17 +626,9 @@ mod tests {
                 // Products and sums about the least normal number, 2^-126.
                 1 => [scale(a, 60 + a % 8), scale(b, 60 + b % 8), scale(c, c & 31)],
                 // The same, mostly cancelling.
-                2 => [
-                    scale(a, 64) | 0x8000_0000,
-                    scale(b, 63) & 0x7fff_ffff,
-                    0x0080_0000 | c & 0xff,
-                ],
+                2 => [scale(a, 64) | 0x8000_0000, scale(b, 63) & 0x7fff_ffff, 0x0080_0000 | c & 0xff],
                 // 2^-126 less 2^-153 to 2^-148, where a sum may round up to it.
-                _ => [
-                    scale(a, 50 + a % 4) | 0x8000_0000,
-                    scale(b, 51) & 0x7fff_ffff,
-                    0x0080_0000,
-                ],
+                _ => [scale(a, 50 + a % 4) | 0x8000_0000, scale(b, 51) & 0x7fff_ffff, 0x0080_0000],
             };
             let (a, b) = (a & 0xffff_0000, b & 0xffff_0000);
             let (mut product, mut sum) = (f32::from_bits(c), f32::from_bits(c));
@@ -689,10 +651,7 @@ mod tests {
             }
             // Sums within an instruction are never denormal, unlike C.
             let emulated = ftz(daz(a) * daz(b) + daz(c));
-            assert!(
-                same(emulated, product),
-                "{a:#x} * {b:#x} + {c:#x}: {emulated:?}, hardware {product:?}"
-            );
+            assert!(same(emulated, product), "{a:#x} * {b:#x} + {c:#x}: {emulated:?}, hardware {product:?}");
             assert!(same(ftz(daz(c) + daz(a)), sum), "{c:#x} + {a:#x}: hardware {sum:?}");
         }
     }
@@ -712,11 +671,9 @@ mod tests {
             assert_eq!(decoded, Some((expected, code.len() as i64)), "{code:02x?}");
         };
         for base in 0..16u8 {
-            for (mode, bytes, disp) in [
-                (0u8, &[][..], 0),
-                (1, &[0x85], -0x7b),
-                (2, &[0x78, 0x56, 0x34, 0x92], -0x6dcb_a988),
-            ] {
+            for (mode, bytes, disp) in
+                [(0u8, &[][..], 0), (1, &[0x85], -0x7b), (2, &[0x78, 0x56, 0x34, 0x92], -0x6dcb_a988)]
+            {
                 let address = value(base).wrapping_add_signed(disp);
                 let b = if base < 8 { 0x20 } else { 0 };
                 for (index, scale) in (0..16u8).flat_map(|index| (0..4u8).map(move |scale| (index, scale))) {
@@ -867,9 +824,7 @@ mod tests {
                 assert!(stored.iter().all(|stored| *stored == source[..]), $register);
             )*};
         }
-        check!(
-            "rax", "rcx", "rdx", "rbx", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"
-        );
+        check!("rax", "rcx", "rdx", "rbx", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15");
     }
 
     /// Defines a function that has AMX instructions run amid live vector registers, flags and a strange MXCSR. It
@@ -1030,11 +985,7 @@ mod tests {
                 .unwrap();
             let printed = String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.signal(), Some(SIGILL), "mistake {number}: {printed}");
-            assert_eq!(
-                printed.contains("AMX emulator: "),
-                !message.is_empty(),
-                "mistake {number}: {printed}"
-            );
+            assert_eq!(printed.contains("AMX emulator: "), !message.is_empty(), "mistake {number}: {printed}");
             assert!(printed.contains(message), "mistake {number}: {printed}");
         }
     }

@@ -124,6 +124,18 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
         }
     }
     #[inline(always)]
+    unsafe fn scale(p: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(p, n) }
+    }
+    #[inline(always)]
+    unsafe fn reciprocal(a: __m512) -> __m512 {
+        // 14 bits from the table, doubled by one step of Newton's method.
+        unsafe {
+            let r = _mm512_rcp14_ps(a);
+            _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0)), r)
+        }
+    }
+    #[inline(always)]
     unsafe fn exp(a: __m512) -> __m512 {
         unsafe { exp_f32::<Self>(a) }
     }
@@ -155,7 +167,11 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
                 let rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x0040_0000));
                 _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded))
             };
-            if n == 16 { _mm256_storeu_si256(p.cast(), half) } else { _mm256_mask_storeu_epi16(p.cast(), mask(n), half) }
+            if n == 16 {
+                _mm256_storeu_si256(p.cast(), half)
+            } else {
+                _mm256_mask_storeu_epi16(p.cast(), mask(n), half)
+            }
         }
     }
     #[inline(always)]

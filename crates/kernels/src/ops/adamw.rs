@@ -6,6 +6,7 @@ use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::BLOCK;
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 
 /// One step's settings; `step` counts from 1.
@@ -25,6 +26,7 @@ pub struct AdamW {
 /// Updates `p`, `m` and `v` from `g`, all of one length.
 pub fn adamw_step<E: Elem>(cx: &Exec, p: &mut [E], m: &mut [E], v: &mut [E], g: &[E], settings: AdamW) {
     assert!(p.len() == g.len() && m.len() == g.len() && v.len() == g.len());
+    let _time = time(cx, "adamw", (0, 0), Work::Bytes((7 * size_of_val(g)) as f64));
     let (p, m, v) = (Shared::new(p), Shared::new(m), Shared::new(v));
     cx.pool().split(g.len(), BLOCK, |r| {
         // SAFETY: ranges of different threads are disjoint.

@@ -2,13 +2,14 @@
 //! `c[t] = sum_j w[j] * v[t - K + 1 + j]` (tap `K-1` multiplies the current row), `y = c * sigmoid(g)`.
 //!
 //! Rows before the start of a sequence come from `history: [B, K-1, D]`, or are zero. Backward, `s = sigmoid(g)`:
-//! `dc = dy * s`, `dg = dy * c * s (1 - s)`, `dv[t] = sum_j w[j] * dc[t + K - 1 - j]`, `dw[j] += sum_t dc[t] * v[t-K+1+j]`.
+//! `dc = dy * s`, `dg = dy * y (1 - s)`, `dv[t] = sum_j w[j] * dc[t + K - 1 - j]`, `dw[j] += sum_t dc[t] * v[t-K+1+j]`.
 
 use std::ops::Range;
 
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
@@ -27,6 +28,7 @@ pub fn conv_gate_forward<A: Store>(
     assert!(y.len() == rows.len() * d && u.len() >= rows.end * 2 * d && w.len() == k * d);
     assert!(history.is_none_or(|h| h.len() >= rows.end.div_ceil(t.max(1)) * (k - 1) * d));
     if !rows.is_empty() && d > 0 {
+        let _time = time(cx, "conv_gate_forward", (d, k), Work::Bytes((3 * y.len() * size_of::<A>()) as f64));
         cx.op(Forward { y, u, history, w, first: rows.start, t, d, k });
     }
 }
@@ -42,69 +44,108 @@ struct Forward<'a, A: Store> {
     k: usize,
 }
 
-/// The convolution at one row for `n` lanes from channel `i`.
-///
-/// # Safety
-/// As [`Simd`]; row and lanes are inside the slices.
-#[inline(always)]
-unsafe fn taps<S: Simd, A: Store<E = S::E>>(
-    u: &[A],
-    history: Option<&[S::E]>,
-    w: &[S::E],
-    (row, t, d, k): (usize, usize, usize, usize),
-    (i, n): (usize, usize),
-) -> S::V {
-    let now = row % t;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut acc = S::splat(S::E::ZERO);
-        for j in 0..k {
-            let back = k - 1 - j;
-            let v = if back <= now {
-                A::get::<S>(u.as_ptr().add((row - back) * 2 * d + d + i), n)
-            } else if let Some(history) = history {
-                // Row `k - 1 + now - back` of this sequence's last `k - 1` rows.
-                S::get(history.as_ptr().add((row / t * (k - 1) + k - 1 + now - back) * d + i), n)
-            } else {
-                continue;
-            };
-            acc = S::fma(S::get(w.as_ptr().add(j * d + i), n), v, acc);
-        }
-        acc
-    }
-}
+/// Taps that are kept in registers at once.
+const TAPS: usize = 8;
+/// Rows whose sums are kept while their taps pass by.
+const ROWS: usize = 32;
 
 impl<A: Store> Op<A::E> for Forward<'_, A> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         let Forward { y, u, history, w, first, t, d, k } = self;
-        for (y, row) in y.chunks_exact_mut(d).zip(first..) {
+        let rows = y.len() / d;
+        let mut done = 0;
+        while done < rows {
+            // A stretch of rows of one sequence.
+            let row = first + done;
+            let now = row % t;
+            let n_rows = ROWS.min(rows - done).min(t - now);
+            let sequence = Sequence { v: u[row / t * t * 2 * d..].as_ptr(), history, index: row / t, d, k };
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
-                let c = taps::<S, A>(u, history, w, (row, t, d, k), (i, n));
-                let g = A::get::<S>(u.as_ptr().add(row * 2 * d + i), n);
-                A::put::<S>(y.as_mut_ptr().add(i), S::mul(c, S::sigmoid(g)), n);
+                let mut sums = [S::splat(A::E::ZERO); ROWS];
+                for group in 0..k.div_ceil(TAPS) {
+                    // Taps for values `newest ..= newest + TAPS - 1` rows back, oldest first; those beyond `k` are zero.
+                    let newest = group * TAPS;
+                    let mut taps = [S::splat(A::E::ZERO); TAPS];
+                    for (j, tap) in taps.iter_mut().enumerate() {
+                        let back = newest + TAPS - 1 - j;
+                        if back < k {
+                            *tap = S::get(w.as_ptr().add((k - 1 - back) * d + i), n);
+                        }
+                    }
+                    let mut window = [S::splat(A::E::ZERO); TAPS];
+                    for (j, v) in window.iter_mut().enumerate().skip(1) {
+                        *v = sequence.value::<S>(now as isize - 1 - (newest + TAPS - 1 - j) as isize, i, n);
+                    }
+                    for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
+                        for j in 0..TAPS - 1 {
+                            window[j] = window[j + 1];
+                        }
+                        window[TAPS - 1] = sequence.value::<S>((now + r) as isize - newest as isize, i, n);
+                        for j in 0..TAPS {
+                            *sum = S::fma(taps[j], window[j], *sum);
+                        }
+                    }
+                }
+                for (r, &c) in sums.iter().enumerate().take(n_rows) {
+                    let g = A::get::<S>(u.as_ptr().add((row + r) * 2 * d + i), n);
+                    A::put::<S>(y.as_mut_ptr().add((done + r) * d + i), S::mul(c, S::sigmoid(g)), n);
+                }
             });
+            done += n_rows;
+        }
+    }
+}
+
+/// The values of one sequence and what came before it.
+struct Sequence<'a, A: Store> {
+    v: *const A,
+    history: Option<&'a [A::E]>,
+    index: usize,
+    d: usize,
+    k: usize,
+}
+
+impl<A: Store> Sequence<'_, A> {
+    /// `n` lanes from channel `i` at row `at` of the sequence, which may lie before its start.
+    #[inline(always)]
+    unsafe fn value<S: Simd<E = A::E>>(&self, at: isize, i: usize, n: usize) -> S::V {
+        let Sequence { v, history, index, d, k } = *self;
+        // SAFETY: the caller's promise: rows from 0 on are in `u`.
+        unsafe {
+            if at >= 0 {
+                return A::get::<S>(v.add(at as usize * 2 * d + d + i), n);
+            }
+            match history {
+                Some(history) if -at < k as isize => {
+                    // Row `k - 1 + at` of this sequence's last `k - 1` rows.
+                    S::get(history.as_ptr().add((index * (k - 1) + (k as isize - 1 + at) as usize) * d + i), n)
+                }
+                _ => S::splat(A::E::ZERO),
+            }
         }
     }
 }
 
 /// First half of the backward pass, for rows that later ones depend on: overwrites `dc: [rows, D]` and the gate's half of
-/// `du: [rows, 2D]` from `dy: [rows, D]`, on the calling thread.
+/// `du: [rows, 2D]` from `dy, y: [rows, D]`, on the calling thread.
 pub fn conv_gate_backward<A: Store>(
     cx: &Exec,
     du: &mut [A],
     dc: &mut [A],
     dy: &[A::E],
+    y: &[A],
     u: &[A],
-    w: &[A::E],
-    (rows, (t, d, k)): Place,
+    (rows, d): (Range<usize>, usize),
 ) {
     let n = rows.len() * d;
-    assert!(du.len() == 2 * n && dc.len() == n && dy.len() == n && u.len() >= rows.end * 2 * d && w.len() == k * d);
+    assert!(du.len() == 2 * n && dc.len() == n && dy.len() == n && y.len() == n && u.len() >= rows.end * 2 * d);
     if n > 0 {
-        cx.op(Gate { du, dc, dy, u, w, first: rows.start, t, d, k });
+        let bytes = n * (5 * size_of::<A>() + size_of::<A::E>());
+        let _time = time(cx, "conv_gate_backward", (d, 0), Work::Bytes(bytes as f64));
+        cx.op(Gate { du, dc, dy, y, u: &u[rows.start * 2 * d..], d });
     }
 }
 
@@ -112,28 +153,24 @@ struct Gate<'a, A: Store> {
     du: &'a mut [A],
     dc: &'a mut [A],
     dy: &'a [A::E],
+    y: &'a [A],
     u: &'a [A],
-    w: &'a [A::E],
-    first: usize,
-    t: usize,
     d: usize,
-    k: usize,
 }
 
 impl<A: Store> Op<A::E> for Gate<'_, A> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Gate { du, dc, dy, u, w, first, t, d, k } = self;
+        let Gate { du, dc, dy, y, u, d } = self;
         for (r, dg) in du.chunks_exact_mut(2 * d).enumerate() {
-            let row = first + r;
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
-                let c = taps::<S, A>(u, None, w, (row, t, d, k), (i, n));
-                let s = S::sigmoid(A::get::<S>(u.as_ptr().add(row * 2 * d + i), n));
-                let dc_now = S::mul(S::get(dy.as_ptr().add(r * d + i), n), s);
-                A::put::<S>(dc.as_mut_ptr().add(r * d + i), dc_now, n);
-                A::put::<S>(dg.as_mut_ptr().add(i), S::mul(S::mul(dc_now, c), S::sub(S::splat(A::E::ONE), s)), n);
+                let s = S::sigmoid(A::get::<S>(u.as_ptr().add(r * 2 * d + i), n));
+                let dy = S::get(dy.as_ptr().add(r * d + i), n);
+                let y = A::get::<S>(y.as_ptr().add(r * d + i), n);
+                A::put::<S>(dc.as_mut_ptr().add(r * d + i), S::mul(dy, s), n);
+                A::put::<S>(dg.as_mut_ptr().add(i), S::mul(S::mul(dy, y), S::sub(S::splat(A::E::ONE), s)), n);
             });
         }
     }
@@ -152,6 +189,8 @@ pub fn conv_taps_backward<A: Store>(
     assert!(du.len() == rows.len() * 2 * d && w.len() == k * d && dw.len() == k * d);
     assert!(u.len() >= rows.end * 2 * d && dc.len() >= rows.end.next_multiple_of(t.max(1)) * d);
     if !du.is_empty() {
+        let bytes = 3 * rows.len() * d * size_of::<A>();
+        let _time = time(cx, "conv_taps_backward", (d, k), Work::Bytes(bytes as f64));
         cx.op(Taps { du, dw, dc, u, w, first: rows.start, t, d, k });
     }
 }
@@ -170,29 +209,58 @@ struct Taps<'a, A: Store> {
 
 impl<A: Store> Op<A::E> for Taps<'_, A> {
     type Out = ();
+    /// Row `s` needs `dc` of the rows after it for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
+    /// `dw[j] += v[s] dc[s + K - 1 - j]`.
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         let Taps { du, dw, dc, u, w, first, t, d, k } = self;
-        for (du, row) in du.chunks_exact_mut(2 * d).zip(first..) {
+        let rows = du.len() / (2 * d);
+        let mut done = 0;
+        while done < rows {
+            let row = first + done;
             let now = row % t;
-            // SAFETY: sizes were checked by the caller; rows named are of this sequence.
+            let n_rows = ROWS.min(rows - done).min(t - now);
+            let dc = dc[row / t * t * d..].as_ptr();
+            // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
-                let mut acc = S::splat(A::E::ZERO);
-                let dc_now = A::get::<S>(dc.as_ptr().add(row * d + i), n);
-                for j in 0..k {
-                    let back = k - 1 - j;
-                    if now + back < t {
-                        let later = A::get::<S>(dc.as_ptr().add((row + back) * d + i), n);
-                        acc = S::fma(S::get(w.as_ptr().add(j * d + i), n), later, acc);
+                let mut sums = [S::splat(A::E::ZERO); ROWS];
+                for group in 0..k.div_ceil(TAPS) {
+                    // Taps for gradients `nearest ..= nearest + TAPS - 1` rows ahead; those beyond `k` are zero.
+                    let nearest = group * TAPS;
+                    let (mut taps, mut dtaps) = ([S::splat(A::E::ZERO); TAPS], [S::splat(A::E::ZERO); TAPS]);
+                    for (j, tap) in taps.iter_mut().enumerate().take(k - nearest) {
+                        *tap = S::get(w.as_ptr().add((k - 1 - nearest - j) * d + i), n);
                     }
-                    if back <= now {
-                        let v = A::get::<S>(u.as_ptr().add((row - back) * 2 * d + d + i), n);
-                        let out = dw.as_mut_ptr().add(j * d + i);
-                        S::put(out, S::fma(dc_now, v, S::get(out, n)), n);
+                    let mut window = [S::splat(A::E::ZERO); TAPS];
+                    for (j, later) in window.iter_mut().enumerate().skip(1) {
+                        // Moved down by one before the first row.
+                        if now + nearest + j - 1 < t {
+                            *later = A::get::<S>(dc.add((now + nearest + j - 1) * d + i), n);
+                        }
+                    }
+                    for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
+                        for j in 0..TAPS - 1 {
+                            window[j] = window[j + 1];
+                        }
+                        let last = now + r + nearest + TAPS - 1;
+                        window[TAPS - 1] =
+                            if last < t { A::get::<S>(dc.add(last * d + i), n) } else { S::splat(A::E::ZERO) };
+                        let v = A::get::<S>(u.as_ptr().add((row + r) * 2 * d + d + i), n);
+                        for j in 0..TAPS {
+                            *sum = S::fma(taps[j], window[j], *sum);
+                            dtaps[j] = S::fma(v, window[j], dtaps[j]);
+                        }
+                    }
+                    for (j, &dtap) in dtaps.iter().enumerate().take(k - nearest) {
+                        let out = dw.as_mut_ptr().add((k - 1 - nearest - j) * d + i);
+                        S::put(out, S::add(S::get(out, n), dtap), n);
                     }
                 }
-                A::put::<S>(du.as_mut_ptr().add(d + i), acc, n);
+                for (r, &sum) in sums.iter().enumerate().take(n_rows) {
+                    A::put::<S>(du.as_mut_ptr().add((done + r) * 2 * d + d + i), sum, n);
+                }
             });
+            done += n_rows;
         }
     }
 }
@@ -235,7 +303,7 @@ mod tests {
     fn equals_plain_loops() {
         all_isas(|cx| {
             for d in 1..=66 {
-                let (b, t, k) = (1 + d % 3, 1 + d % 29, 1 + d % 9);
+                let (b, t, k) = (1 + d % 3, 1 + d * 7 % 80, 1 + d % 19);
                 let size = (b, t, d, k);
                 let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =
                     (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
@@ -245,9 +313,10 @@ mod tests {
                 let cut = b * t / 3;
                 for rows in [0..cut, cut..b * t] {
                     let (one, two) = (rows.start * d..rows.end * d, rows.start * 2 * d..rows.end * 2 * d);
-                    let place = (rows, (t, d, k));
-                    conv_gate_forward(cx, &mut y[one.clone()], &u, None, &w, place.clone());
-                    conv_gate_backward(cx, &mut du[two], &mut dc[one.clone()], &dy[one], &u, &w, place);
+                    let place = (rows.clone(), (t, d, k));
+                    conv_gate_forward(cx, &mut y[one.clone()], &u, None, &w, place);
+                    let (dc, dy, y) = (&mut dc[one.clone()], &dy[one.clone()], &y[one]);
+                    conv_gate_backward(cx, &mut du[two], dc, dy, y, &u, (rows, d));
                 }
                 for rows in [0..cut, cut..b * t] {
                     let two = rows.start * 2 * d..rows.end * 2 * d;

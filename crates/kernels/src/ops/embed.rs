@@ -5,10 +5,12 @@
 use crate::Token;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
+use crate::profile::{Work, time};
 
 /// `y: [rows, d]` from `table: [V, d]`.
 pub fn embed_forward<E: Elem>(cx: &Exec, y: &mut [E], tokens: &[Token], table: &[E], d: usize) {
     assert!(y.len() >= tokens.len() * d && tokens.iter().all(|&t| (usize::from(t) + 1) * d <= table.len()));
+    let _time = time(cx, "embed_forward", (d, 0), Work::Bytes((2 * tokens.len() * d * size_of::<E>()) as f64));
     let y = Shared::new(y);
     cx.rows(tokens.len(), |r| {
         for row in r {
@@ -22,6 +24,7 @@ pub fn embed_forward<E: Elem>(cx: &Exec, y: &mut [E], tokens: &[Token], table: &
 /// Adds to `dtable: [V, d]` from `dy: [rows, d]`.
 pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], tokens: &[Token], d: usize) {
     assert!(dy.len() >= tokens.len() * d && tokens.iter().all(|&t| (usize::from(t) + 1) * d <= dtable.len()));
+    let _time = time(cx, "embed_backward", (d, 0), Work::Bytes((3 * tokens.len() * d * size_of::<E>()) as f64));
     let dtable = Shared::new(dtable);
     cx.pool().split(d, 16, |columns| {
         for (row, &t) in tokens.iter().enumerate() {

@@ -5,20 +5,15 @@
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
 /// `y = silu(g) * u`, all of one length; keeps `g` and `u` in `saved_g` and `saved_u`.
-pub fn glu_forward<A: Store>(
-    cx: &Exec,
-    y: &mut [A],
-    saved_g: &mut [A],
-    saved_u: &mut [A],
-    g: &[A::E],
-    u: &[A::E],
-) {
+pub fn glu_forward<A: Store>(cx: &Exec, y: &mut [A], saved_g: &mut [A], saved_u: &mut [A], g: &[A::E], u: &[A::E]) {
     let n = y.len();
     assert!(saved_g.len() == n && saved_u.len() == n && g.len() == n && u.len() == n);
+    let _time = time(cx, "glu_forward", (0, 0), Work::Bytes((n * (3 * size_of::<A>() + 2 * size_of::<A::E>())) as f64));
     cx.op(Forward { y, saved_g, saved_u, g, u });
 }
 
@@ -48,6 +43,7 @@ impl<A: Store> Op<A::E> for Forward<'_, A> {
 pub fn glu_backward<A: Store>(cx: &Exec, dg: &mut [A], du: &mut [A], y: &mut [A], dy: &[A::E], g: &[A], u: &[A]) {
     let n = y.len();
     assert!(dg.len() == n && du.len() == n && dy.len() == n && g.len() == n && u.len() == n);
+    let _time = time(cx, "glu_backward", (0, 0), Work::Bytes((n * (5 * size_of::<A>() + size_of::<A::E>())) as f64));
     cx.op(Backward { dg, du, y, dy, g, u });
 }
 

@@ -12,6 +12,7 @@ use std::ops::Range;
 use crate::buf::Buf;
 use crate::dispatch::Op;
 use crate::exec::{Exec, Shared};
+use crate::profile::{Work, time};
 use crate::simd::Simd;
 use crate::store::Store;
 
@@ -95,6 +96,7 @@ impl<A: Store> Packed<A> {
         let depth = padded::<A>(k);
         assert!(depth * n.next_multiple_of(nr) <= self.data.len(), "matrix to pack is larger than its room");
         (self.k, self.n, self.nr) = (k, n, nr);
+        let _time = time(cx, if transposed { "pack_transposed" } else { "pack" }, (k, n), bytes::<A>(2 * k * n));
         let data = Shared::new(&mut self.data);
         cx.rows(n.div_ceil(nr), |panels| {
             for panel in panels {
@@ -105,6 +107,10 @@ impl<A: Store> Packed<A> {
             }
         });
     }
+}
+
+fn bytes<A>(elements: usize) -> Work {
+    Work::Bytes((elements * size_of::<A>()) as f64)
 }
 
 /// One panel.
@@ -165,6 +171,7 @@ pub fn matmul<'b, A: Store>(
 ) {
     let b = b.into();
     assert!(m == 0 || (c.len() >= m * b.n && a.len() >= (m - 1) * lda + b.k), "operand of a product is too small");
+    let _time = time(cx, "matmul", (b.k, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
     product(cx, c, a, lda, false, b, m, accumulate);
 }
 
@@ -181,6 +188,7 @@ pub fn matmul_tn<A: Store>(
     accumulate: bool,
 ) {
     assert!(c.len() >= m * n && (k == 0 || a.len() >= (k - 1) * lda + m), "operand of a product is too small");
+    let _time = time(cx, "matmul_tn", (m, n), Work::Flops(2.0 * (m * n * k) as f64));
     scratch.pack(cx, x, ldx, k, n);
     product(cx, c, a, lda, true, (&*scratch).into(), m, accumulate);
 }
@@ -319,7 +327,7 @@ impl<A: Store> Part<A> {
                             if one_row {
                                 tile.run::<S, 1, NV>(self.a.add(i0 * self.lda + p0), 0, A::DEPTH);
                             } else if self.transposed {
-                                tile.run::<S, MR, NV>(a, A::DEPTH, MR * A::DEPTH);
+                                tile.run::<S, MR, NV>(block.add(t * A::DEPTH), A::DEPTH, MR * TILES * A::DEPTH);
                             } else {
                                 tile.run::<S, MR, NV>(a, step, A::DEPTH);
                             }
@@ -334,7 +342,7 @@ impl<A: Store> Part<A> {
     }
 
     /// Copies rows `i0..i0+rows` and depths `p0..p0+kc` of `A`: `[tile][MR][step]`, or from a transposed one
-    /// `[tile][kc/DEPTH][MR][DEPTH]`. An odd depth is filled up with zero.
+    /// `[kc/DEPTH][TILES][MR][DEPTH]`. An odd depth is filled up with zero.
     #[inline(always)]
     unsafe fn copy_block(&self, block: *mut A, mr: usize, i0: usize, rows: usize, p0: usize, kc: usize) {
         let step = KC * A::DEPTH;
@@ -350,31 +358,23 @@ impl<A: Store> Part<A> {
                 }
                 return;
             }
-            let mut p = 0;
-            while p < kc {
-                let src = self.a.add((p0 + p) * self.lda + i0);
-                let whole = p + A::DEPTH <= kc;
-                let mut t = 0;
-                while t < rows {
-                    let dst = block.add(t * step + p * mr);
-                    if rows - t >= mr && whole {
-                        for i in 0..mr {
-                            for q in 0..A::DEPTH {
-                                *dst.add(i * A::DEPTH + q) = *src.add(q * self.lda + t + i);
-                            }
-                        }
-                    } else {
-                        for i in 0..mr {
-                            for q in 0..A::DEPTH {
-                                let inside = t + i < rows && p + q < kc;
-                                *dst.add(i * A::DEPTH + q) =
-                                    if inside { *src.add(q * self.lda + t + i) } else { A::ZERO };
-                            }
-                        }
+            // What a last tile reads beyond `rows` only reaches rows of `C` that are thrown away.
+            for p in 0..kc.div_ceil(A::DEPTH) {
+                let src = self.a.add((p0 + p * A::DEPTH) * self.lda + i0);
+                let dst = block.add(p * mr * TILES * A::DEPTH);
+                if A::DEPTH == 1 {
+                    std::ptr::copy_nonoverlapping(src, dst, rows);
+                } else if p * A::DEPTH + 1 < kc {
+                    for i in 0..rows {
+                        *dst.add(2 * i) = *src.add(i);
+                        *dst.add(2 * i + 1) = *src.add(self.lda + i);
                     }
-                    t += mr;
+                } else {
+                    for i in 0..rows {
+                        *dst.add(2 * i) = *src.add(i);
+                        *dst.add(2 * i + 1) = A::ZERO;
+                    }
                 }
-                p += A::DEPTH;
             }
         }
     }

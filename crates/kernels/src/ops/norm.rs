@@ -6,6 +6,7 @@
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
@@ -19,6 +20,7 @@ pub fn rmsnorm_forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(
     (rows, d): (usize, usize),
 ) {
     assert!(y.len() >= rows * d && x.len() >= rows * d && scale.len() == d);
+    let _time = time(cx, "rmsnorm_forward", (d, 0), Work::Bytes((rows * d * (size_of::<A>() + size_of::<X>())) as f64));
     let y = Shared::new(y);
     cx.rows(rows, |r| {
         let cells = r.start * d..r.end * d;
@@ -45,12 +47,23 @@ impl<E: Elem, A: Store<E = E>, X: Store<E = E>> Op<E> for Forward<'_, E, A, X> {
             // SAFETY: offsets are inside the rows.
             unsafe {
                 let (y, x) = (y.as_mut_ptr(), x.as_ptr());
-                let mut acc = S::splat(E::ZERO);
-                each!(S, d, |i, n| {
-                    let x = X::get::<S>(x.add(i), n);
-                    acc = S::fma(x, x, acc);
+                // Four sums at once: one would wait for each addition.
+                let mut acc = [S::splat(E::ZERO); 4];
+                let wide = d - d % (4 * S::LANES);
+                let mut at = 0;
+                while at < wide {
+                    for (j, acc) in acc.iter_mut().enumerate() {
+                        let x = X::get::<S>(x.add(at + j * S::LANES), S::LANES);
+                        *acc = S::fma(x, x, *acc);
+                    }
+                    at += 4 * S::LANES;
+                }
+                each!(S, d - wide, |i, n| {
+                    let x = X::get::<S>(x.add(wide + i), n);
+                    acc[0] = S::fma(x, x, acc[0]);
                 });
-                let r = S::splat(rstd(S::sum(acc), d, self.eps));
+                let sum = S::sum(S::add(S::add(acc[0], acc[1]), S::add(acc[2], acc[3])));
+                let r = S::splat(rstd(sum, d, self.eps));
                 each!(S, d, |i, n| {
                     let x = X::get::<S>(x.add(i), n);
                     A::put::<S>(y.add(i), S::mul(S::mul(x, r), S::get(scale.add(i), n)), n);
@@ -80,6 +93,7 @@ pub fn rmsnorm_backward<E: Elem, X: Store<E = E>>(
 ) {
     let n = rows * d;
     assert!(scale.len() == d && dscale.len() == d);
+    let _time = time(cx, "rmsnorm_backward", (d, 0), Work::Bytes((n * (3 * size_of::<E>() + size_of::<X>())) as f64));
     cx.op(Backward { dx: &mut dx[..n], dscale, dy: &dy[..n], x: &x[..n], scale, eps, accumulate });
 }
 

@@ -9,6 +9,7 @@ use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, sum_blocks};
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
@@ -60,6 +61,7 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
     if unit == 0 {
         return;
     }
+    let _time = time(cx, "quantise", (rows, cols), Work::Bytes((len * (size_of::<E>() + size_of::<A>())) as f64));
     let (wq, scratch) = (Shared::new(wq), Shared::new(scratch));
     if unit == len {
         let alpha = match quant.stat {

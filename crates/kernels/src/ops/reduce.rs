@@ -3,6 +3,7 @@
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
@@ -22,6 +23,7 @@ pub fn add_parts<E: Elem>(out: &mut [E], parts: &[E], width: usize, at: usize) {
 /// `y += x`.
 pub fn add<E: Elem>(cx: &Exec, y: &mut [E], x: &[E]) {
     assert_eq!(y.len(), x.len());
+    let _time = time(cx, "add", (0, 0), Work::Bytes((3 * x.len() * size_of::<E>()) as f64));
     let y = Shared::new(y);
     cx.pool().split(x.len(), BLOCK, |r| {
         // SAFETY: ranges of different threads are disjoint.
@@ -48,6 +50,7 @@ impl<E: Elem> Op<E> for Add<'_, E> {
 /// `y = x` in the precision of `y`.
 pub fn narrow<A: Store>(cx: &Exec, y: &mut [A], x: &[A::E]) {
     assert_eq!(y.len(), x.len());
+    let _time = time(cx, "narrow", (0, 0), Work::Bytes((x.len() * (size_of::<A>() + size_of::<A::E>())) as f64));
     let y = Shared::new(y);
     cx.pool().split(x.len(), BLOCK, |r| {
         // SAFETY: ranges of different threads are disjoint.
@@ -81,6 +84,7 @@ pub fn scale<E: Elem>(cx: &Exec, y: &mut [E], factor: E) {
 
 /// `sum_i x_i^2` in f64.
 pub fn sum_squares<E: Elem>(cx: &Exec, x: &[E]) -> f64 {
+    let _time = time(cx, "sum_squares", (0, 0), Work::Bytes(size_of_val(x) as f64));
     sum_blocks(cx, x, |block| cx.op(SumSquares { x: block }).to_f64())
 }
 

@@ -9,6 +9,7 @@ use crate::Token;
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
+use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
@@ -47,6 +48,12 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         if rows == 0 || width == 0 {
             return;
         }
+        let _time = time(
+            cx,
+            "softmax_chunk",
+            (width, 0),
+            Work::Bytes((rows * width * (size_of::<E>() + size_of::<A>())) as f64),
+        );
         let (e, ld, at) = match kept {
             None => (std::ptr::null_mut(), 0, None),
             Some((e, ld, at)) => {
@@ -90,6 +97,7 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         let rows = self.targets.len();
         assert!(self.targets.iter().all(|&t| usize::from(t) < v), "target beyond the vocabulary");
         assert!(ld >= v && at.len() >= rows * v.div_ceil(width));
+        let _time = time(cx, "softmax_finish", (v, 0), Work::Bytes((2 * rows * v * size_of::<A>()) as f64));
         for (row, dz) in dz.chunks_mut(ld).enumerate().take(rows) {
             let whole = scale.to_f64() / self.sum[row].to_f64();
             for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
@@ -124,10 +132,9 @@ impl<A: Store> Op<A::E> for Chunk<'_, A> {
         unsafe {
             let mut max = S::splat(self.before);
             each!(S, len, |i, n| {
-                let from = S::splat(self.before);
                 // Lanes beyond the end repeat the largest so far.
                 let z = if n == S::LANES { S::load(p.add(i)) } else { S::splat(largest(self.z, i, self.before)) };
-                max = S::max(max, S::max(from, z));
+                max = S::max(max, z);
             });
             let max = S::hmax(max);
             let m = S::splat(max);
@@ -213,7 +220,8 @@ mod tests {
                     let lse = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
                     want_loss.push(lse - f64::from(row[usize::from(t)]));
                     let onehot = |j: usize| f64::from(u8::from(j == usize::from(t)));
-                    want_dz.extend(row.iter().enumerate().map(|(j, &z)| 0.25 * ((f64::from(z) - lse).exp() - onehot(j))));
+                    want_dz
+                        .extend(row.iter().enumerate().map(|(j, &z)| 0.25 * ((f64::from(z) - lse).exp() - onehot(j))));
                 }
                 for width in [v, 16, 7, 64, 1] {
                     let off = |dz: &[f32]| {

@@ -126,8 +126,9 @@ impl<A: Store> Mixer<A> for Conv<A> {
             let cells = r.start * d..r.end * d;
             let dm = local.take(r.len() * d);
             narrow(cx, dy, &dh[cells.clone()]);
-            down.backward_input(cx, dm, &mut part[at_down..at_taps], dy, &m[cells], params, local, false);
-            conv_gate_backward(cx, du, dc, dm, u, taps, (r, (t, d, k)));
+            let m = &m[cells];
+            down.backward_input(cx, dm, &mut part[at_down..at_taps], dy, m, params, local, false);
+            conv_gate_backward(cx, du, dc, dm, m, u, (r, d));
         });
         let parts = &mut s.parts[..cx.tile_count(rows) * width];
         let [du, dc, _] = &mut s.wide;

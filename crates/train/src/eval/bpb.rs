@@ -9,7 +9,7 @@
 
 use super::Stories;
 use flashlm_kernels::{Exec, Token};
-use flashlm_model::Lm;
+use flashlm_model::LanguageModel;
 use flashlm_model::tok::Tokenizer;
 use serde::Serialize;
 use std::f64::consts::LN_2;
@@ -140,7 +140,7 @@ impl Sums {
 /// `params` are prepared here, so `lm` may come from a training step.
 pub fn evaluate(
     cx: &Exec,
-    lm: &mut Lm<f32>,
+    lm: &mut dyn LanguageModel<f32>,
     params: &[f32],
     tokenizer: &Tokenizer,
     stories: &Stories,
@@ -154,7 +154,7 @@ pub fn evaluate(
 /// Scores all stories and adds them to `sums`; otherwise as [`evaluate`].
 pub fn score(
     cx: &Exec,
-    lm: &mut Lm<f32>,
+    lm: &mut dyn LanguageModel<f32>,
     params: &[f32],
     tokenizer: &Tokenizer,
     stories: &Stories,
@@ -170,7 +170,7 @@ pub fn score(
 /// The published protocol over the first [`PUBLISHED_STORIES`] of `stories`.
 pub fn published(
     cx: &Exec,
-    lm: &mut Lm<f32>,
+    lm: &mut dyn LanguageModel<f32>,
     params: &[f32],
     tokenizer: &Tokenizer,
     stories: &Stories,
@@ -204,7 +204,7 @@ pub fn published(
 /// Adds the nats of each slice, which starts from EOS, and counts its tokens.
 fn score_slices(
     cx: &Exec,
-    lm: &mut Lm<f32>,
+    lm: &mut dyn LanguageModel<f32>,
     params: &[f32],
     tokenizer: &Tokenizer,
     all: &[&[Token]],
@@ -256,7 +256,7 @@ struct Score {
 }
 
 /// The scores of stories that fit into one pass together, or of one story of any length.
-fn pass(cx: &Exec, lm: &mut Lm<f32>, params: &[f32], stories: &[&[Token]], eos: Token) -> Vec<Score> {
+fn pass(cx: &Exec, lm: &mut dyn LanguageModel<f32>, params: &[f32], stories: &[&[Token]], eos: Token) -> Vec<Score> {
     let (b, t) = (stories.len(), stories.iter().map(|story| story.len()).max().unwrap_or(0));
     if t == 0 {
         return vec![Score::default(); b];
@@ -291,7 +291,7 @@ mod tests {
     use super::*;
     use crate::eval::testing::exec_on_all_isas;
     use flashlm_kernels::{Buf, Isa};
-    use flashlm_model::ModelConfig;
+    use flashlm_model::{Lm, ModelConfig};
 
     const TEXTS: [&str; 6] = [
         "Once upon a time there was a little girl. She had a red ball.",

@@ -1,14 +1,17 @@
 //! The ops that are timed, with random operands at the sizes of v4-small: 2048 rows, `D` 192, `F` 512, `V` 10,000, `K` 8,
-//! and the 256 rows of logits that exist at once. The same numbers are made in f32 and in f64.
+//! and 512 logits of a row at once. The same numbers are made in f32, bf16 and f64.
 
 use flashlm_kernels::ops::{
-    self, AdamW, PARTIALS, Packed, Quant, Scale, Stat, conv_gate_backward, conv_gate_forward, cross_entropy,
-    glu_backward, glu_forward, matmul, matmul_tn, quantise, rmsnorm_backward, rmsnorm_forward, sum_squares,
+    self, AdamW, Packed, Quant, Scale, SoftmaxRows, Stat, conv_gate_backward, conv_gate_forward, conv_taps_backward,
+    embed_backward, embed_forward, glu_backward, glu_forward, matmul, matmul_tn, quantise, rmsnorm_backward,
+    rmsnorm_forward, sum_squares,
 };
-use flashlm_kernels::{Elem, Exec, Token};
+use flashlm_kernels::profile::Work;
+use flashlm_kernels::tile::{Parts, Rows};
+use flashlm_kernels::{Elem, Exec, Store, Token};
 use flashlm_model::rng::Rng;
 
-use super::{Case, Subject};
+use super::{Case, Output, Subject};
 
 /// `B`, `T` and their product.
 const B: usize = 8;
@@ -18,29 +21,12 @@ const D: usize = 192;
 const F: usize = 512;
 const V: usize = 10_000;
 const K: usize = 8;
-/// Rows of logits.
-const TILE: usize = 256;
+/// Columns of logits.
+const CHUNK: usize = 512;
+/// Rows of a weight gradient of the head.
+const BLOCK: usize = 448;
 /// Parameters of the whole model.
 const PARAMETERS: usize = 4_364_736;
-
-/// What one call does.
-#[derive(Clone, Copy)]
-pub enum Work {
-    /// Floating-point operations.
-    Flops(f64),
-    /// Bytes of all operands.
-    Bytes(f64),
-}
-
-impl Work {
-    /// The rate of a call of this many seconds, and its unit.
-    pub fn rate(self, seconds: f64) -> (f64, &'static str) {
-        match self {
-            Work::Flops(n) => (n / seconds / 1e9, "GFLOP/s"),
-            Work::Bytes(n) => (n / seconds / 1e9, "GB/s"),
-        }
-    }
-}
 
 /// An op at its size.
 #[derive(Clone, Copy)]
@@ -56,8 +42,11 @@ pub enum Op {
     GluForward,
     GluBackward,
     ConvForward,
-    ConvBackward,
-    CrossEntropy,
+    ConvGateBackward,
+    ConvTapsBackward,
+    Softmax,
+    EmbedForward,
+    EmbedBackward,
     Quantise,
     AdamW,
     SumSquares,
@@ -68,155 +57,244 @@ pub const OPS: &[Op] = &[
     Op::Output(ROWS, F, D),
     Op::Input(ROWS, D, F),
     Op::Weight(F, D, ROWS),
-    Op::Output(TILE, V, D),
-    Op::Input(TILE, D, V),
-    Op::Weight(V, D, TILE),
+    Op::Output(BLOCK, V, D),
+    Op::Input(BLOCK, D, V),
+    Op::Weight(V, D, BLOCK),
     Op::NormForward,
     Op::NormBackward,
     Op::GluForward,
     Op::GluBackward,
     Op::ConvForward,
-    Op::ConvBackward,
-    Op::CrossEntropy,
+    Op::ConvGateBackward,
+    Op::ConvTapsBackward,
+    Op::Softmax,
+    Op::EmbedForward,
+    Op::EmbedBackward,
     Op::Quantise,
     Op::AdamW,
     Op::SumSquares,
 ];
 
-/// The op with operands for `cx`, on which it must then be called.
-pub fn make<E: Elem>(op: Op, cx: &Exec) -> Subject<E> {
+/// The op with operands for `cx`, on which it must then be called. Those that train in tiles of rows run in tiles here.
+pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
+    let (kept, summed) = (size_of::<A>(), size_of::<A::E>());
+    let tiles = cx.tile_count(ROWS);
     match op {
         Op::Output(m, n, k) => {
-            let (x, w) = (random::<E>(m * k, 1), random(n * k, 2));
+            let (x, w) = (random::<A>(m * k, 1), random(n * k, 2));
             let mut packed = Packed::new(k, n);
             packed.pack_transposed(cx, &w, k, n);
-            let case = prepared([zeros(m * n)], move |cx, [y]| matmul(cx, y, &x, k, &packed, m, false));
-            product("matmul y = x W'", (m, n, k), case)
+            let call = move |cx: &Exec, y: &mut Vec<A::E>| matmul(cx, y, &x, k, &packed, m, false);
+            product("matmul y = x W'", (m, n, k), case(zeros::<A::E>(m * n), call, |y| vec![y.output()]))
         }
         Op::Input(m, n, k) => {
-            let (dy, w) = (random::<E>(m * k, 1), random(k * n, 2));
+            let (dy, w) = (random::<A>(m * k, 1), random(k * n, 2));
             let mut packed = Packed::new(k, n);
             packed.pack(cx, &w, n, k, n);
-            let case = prepared([zeros(m * n)], move |cx, [dx]| matmul(cx, dx, &dy, k, &packed, m, false));
-            product("matmul dx = dy W", (m, n, k), case)
+            let call = move |cx: &Exec, dx: &mut Vec<A::E>| matmul(cx, dx, &dy, k, &packed, m, false);
+            product("matmul dx = dy W", (m, n, k), case(zeros::<A::E>(m * n), call, |dx| vec![dx.output()]))
         }
         Op::Weight(m, n, k) => {
-            let (dy, x) = (random::<E>(k * m, 1), random(k * n, 2));
+            let (dy, x) = (random::<A>(k * m, 1), random(k * n, 2));
             let mut scratch = Packed::new(k, n);
             let size = (m, n, k);
-            let call = move |cx: &Exec, [dw]: [&mut [E]; 1]| matmul_tn(cx, dw, &mut scratch, &dy, m, &x, n, size, true);
-            product("matmul dW += dy' x", size, prepared([zeros(m * n)], call))
+            let call = move |cx: &Exec, dw: &mut Vec<A::E>| matmul_tn(cx, dw, &mut scratch, &dy, m, &x, n, size, true);
+            product("matmul dW += dy' x", size, case(zeros::<A::E>(m * n), call, |dw| vec![dw.output()]))
         }
         Op::NormForward => {
-            let (x, scale) = (random::<E>(ROWS * D, 1), random(D, 2));
-            let outputs = [zeros(ROWS * D), zeros(ROWS)];
-            let call =
-                move |cx: &Exec, [y, rstd]: [&mut [E]; 2]| rmsnorm_forward(cx, y, rstd, &x, &scale, 1e-6, (ROWS, D));
-            bytes("rmsnorm_forward", format!("{ROWS}x{D}"), 2 * ROWS * D, prepared(outputs, call))
+            let (x, scale) = (random::<A::E>(ROWS * D, 1), random(D, 2));
+            let call = move |cx: &Exec, y: &mut Vec<A>| rmsnorm_forward(cx, y, &x, &scale, 1e-6, (ROWS, D));
+            let case = case(zeros::<A>(ROWS * D), call, |y| vec![y.output()]);
+            bytes("rmsnorm_forward", format!("{ROWS}x{D}"), ROWS * D * (summed + kept), case)
         }
         Op::NormBackward => {
-            let (x, dy, scale) = (random::<E>(ROWS * D, 1), random(ROWS * D, 2), random(D, 3));
-            let (mut y, mut rstd, mut partials) = (zeros(ROWS * D), zeros(ROWS), zeros(PARTIALS * D));
-            rmsnorm_forward(cx, &mut y, &mut rstd, &x, &scale, 1e-6, (ROWS, D));
-            let case = prepared([zeros(ROWS * D), zeros(D)], move |cx, [dx, dscale]| {
-                rmsnorm_backward(cx, dx, dscale, &mut partials, &dy, &rstd, &x, &scale, (ROWS, D), false)
-            });
-            bytes("rmsnorm_backward", format!("{ROWS}x{D}"), 3 * ROWS * D, case)
+            let (x, dy, scale) = (random::<A::E>(ROWS * D, 1), random::<A::E>(ROWS * D, 2), random(D, 3));
+            let state = (zeros::<A::E>(ROWS * D), zeros::<A::E>(tiles * D), zeros::<A::E>(D));
+            let call = move |cx: &Exec, (dx, parts, dscale): &mut (Vec<A::E>, Vec<A::E>, Vec<A::E>)| {
+                cx.tiles(ROWS, (Rows(dx, D), Parts(parts, D)), |cx, r, (dx, part), _| {
+                    part.fill(A::E::ZERO);
+                    let cells = r.start * D..r.end * D;
+                    let size = (r.len(), D);
+                    rmsnorm_backward(cx, dx, part, &dy[cells.clone()], &x[cells], &scale, 1e-6, size, false);
+                });
+                dscale.fill(A::E::ZERO);
+                ops::add_parts(dscale, parts, D, 0);
+            };
+            let case = case(state, call, |(dx, _, dscale)| vec![dx.output(), dscale.output()]);
+            bytes("rmsnorm_backward", format!("{ROWS}x{D}"), 3 * ROWS * D * summed, case)
         }
         Op::GluForward => {
-            let (g, u) = (random::<E>(ROWS * F, 1), random(ROWS * F, 2));
-            let case = prepared([zeros(ROWS * F)], move |cx, [y]| glu_forward(cx, y, &g, &u));
-            bytes("glu_forward", format!("{ROWS}x{F}"), 3 * ROWS * F, case)
+            let (g, u) = (random::<A::E>(ROWS * F, 1), random::<A::E>(ROWS * F, 2));
+            let state = [zeros::<A>(ROWS * F), zeros(ROWS * F), zeros(ROWS * F)];
+            let call = move |cx: &Exec, [y, sg, su]: &mut [Vec<A>; 3]| {
+                cx.tiles(ROWS, (Rows(y, F), Rows(sg, F), Rows(su, F)), |cx, r, (y, sg, su), _| {
+                    let cells = r.start * F..r.end * F;
+                    glu_forward(cx, y, sg, su, &g[cells.clone()], &u[cells]);
+                });
+            };
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("glu_forward", format!("{ROWS}x{F}"), ROWS * F * (2 * summed + 3 * kept), case)
         }
         Op::GluBackward => {
-            let (dy, g, u) = (random::<E>(ROWS * F, 1), random(ROWS * F, 2), random(ROWS * F, 3));
-            let outputs = [zeros(ROWS * F), zeros(ROWS * F)];
-            let case = prepared(outputs, move |cx, [dg, du]| glu_backward(cx, dg, du, &dy, &g, &u));
-            bytes("glu_backward", format!("{ROWS}x{F}"), 5 * ROWS * F, case)
+            let (dy, g, u) = (random::<A::E>(ROWS * F, 1), random::<A>(ROWS * F, 2), random::<A>(ROWS * F, 3));
+            let state = [zeros::<A>(ROWS * F), zeros(ROWS * F), zeros(ROWS * F)];
+            let call = move |cx: &Exec, [dg, du, y]: &mut [Vec<A>; 3]| {
+                cx.tiles(ROWS, (Rows(dg, F), Rows(du, F), Rows(y, F)), |cx, r, (dg, du, y), _| {
+                    let cells = r.start * F..r.end * F;
+                    glu_backward(cx, dg, du, y, &dy[cells.clone()], &g[cells.clone()], &u[cells]);
+                });
+            };
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("glu_backward", format!("{ROWS}x{F}"), ROWS * F * (summed + 5 * kept), case)
         }
         Op::ConvForward => {
-            let (u, w) = (random::<E>(ROWS * 2 * D, 1), random(K * D, 2));
-            let case = prepared([zeros(ROWS * D)], move |cx, [y]| conv_gate_forward(cx, y, &u, None, &w, (B, T, D, K)));
-            bytes("conv_gate_forward", format!("{B}x{T}x{D} K {K}"), 3 * ROWS * D, case)
+            let (u, w) = (random::<A>(ROWS * 2 * D, 1), random(K * D, 2));
+            let call = move |cx: &Exec, y: &mut Vec<A>| {
+                cx.tiles(ROWS, (Rows(y, D),), |cx, r, (y,), _| conv_gate_forward(cx, y, &u, None, &w, (r, (T, D, K))));
+            };
+            let case = case(zeros::<A>(ROWS * D), call, |y| vec![y.output()]);
+            bytes("conv_gate_forward", format!("{B}x{T}x{D} K {K}"), 3 * ROWS * D * kept, case)
         }
-        Op::ConvBackward => {
-            let (dy, u, w) = (random::<E>(ROWS * D, 1), random(ROWS * 2 * D, 2), random(K * D, 3));
-            let (mut dc, mut partials) = (zeros(ROWS * D), zeros(PARTIALS * K * D));
-            let case = prepared([zeros(ROWS * 2 * D), zeros(K * D)], move |cx, [du, dw]| {
-                conv_gate_backward(cx, du, dw, &mut dc, &mut partials, &dy, &u, &w, (B, T, D, K))
-            });
-            bytes("conv_gate_backward", format!("{B}x{T}x{D} K {K}"), 5 * ROWS * D, case)
+        Op::ConvGateBackward => {
+            let (dy, y, u) = (random::<A::E>(ROWS * D, 1), random::<A>(ROWS * D, 3), random::<A>(ROWS * 2 * D, 2));
+            let state = [zeros::<A>(ROWS * 2 * D), zeros(ROWS * D)];
+            let call = move |cx: &Exec, [du, dc]: &mut [Vec<A>; 2]| {
+                cx.tiles(ROWS, (Rows(du, 2 * D), Rows(dc, D)), |cx, r, (du, dc), _| {
+                    let cells = r.start * D..r.end * D;
+                    conv_gate_backward(cx, du, dc, &dy[cells.clone()], &y[cells], &u, (r, D));
+                });
+            };
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("conv_gate_backward", format!("{ROWS}x{D}"), ROWS * D * (summed + 5 * kept), case)
         }
-        Op::CrossEntropy => {
-            let targets: Vec<Token> = (0..TILE).map(|row| (row * 37 % V) as Token).collect();
-            // Called again it finds gradients in place of logits, which take as long.
-            let outputs = [zeros(TILE), random::<E>(TILE * V, 1)];
-            let case = prepared(outputs, move |cx, [loss, z]| cross_entropy(cx, loss, z, &targets, V, E::ONE));
-            bytes("cross_entropy", format!("{TILE}x{V}"), 2 * TILE * V, case)
+        Op::ConvTapsBackward => {
+            let (dc, u, w) = (random::<A>(ROWS * D, 1), random::<A>(ROWS * 2 * D, 2), random(K * D, 3));
+            let state = (zeros::<A>(ROWS * 2 * D), zeros::<A::E>(tiles * K * D), zeros::<A::E>(K * D));
+            let call = move |cx: &Exec, (du, parts, dw): &mut (Vec<A>, Vec<A::E>, Vec<A::E>)| {
+                cx.tiles(ROWS, (Rows(du, 2 * D), Parts(parts, K * D)), |cx, r, (du, part), _| {
+                    part.fill(A::E::ZERO);
+                    conv_taps_backward(cx, du, part, &dc, &u, &w, (r, (T, D, K)));
+                });
+                dw.fill(A::E::ZERO);
+                ops::add_parts(dw, parts, K * D, 0);
+            };
+            let case = case(state, call, |(du, _, dw)| vec![du.output(), dw.output()]);
+            bytes("conv_taps_backward", format!("{B}x{T}x{D} K {K}"), 3 * ROWS * D * kept, case)
+        }
+        Op::Softmax => {
+            let z = random::<A::E>(ROWS * CHUNK, 1);
+            let targets: Vec<Token> = (0..ROWS).map(|row| (row * 37 % CHUNK) as Token).collect();
+            let state = (zeros::<A>(ROWS * CHUNK), zeros::<f64>(ROWS));
+            let call = move |cx: &Exec, (dz, losses): &mut (Vec<A>, Vec<f64>)| {
+                cx.tiles(ROWS, (Rows(dz, CHUNK), Rows(losses, 1)), |cx, r, (dz, losses), local| {
+                    let n = r.len();
+                    let (max, sum, own, at) = (local.take(n), local.take(n), local.take(n), local.take(n));
+                    let z = &z[r.start * CHUNK..r.end * CHUNK];
+                    let mut softmax = SoftmaxRows { max, sum, own, targets: &targets[r] };
+                    softmax.start();
+                    softmax.chunk(cx, Some((&mut *dz, CHUNK, &mut *at)), z, CHUNK, 0);
+                    softmax.finish(cx, dz, CHUNK, at, (CHUNK, CHUNK), A::E::ONE);
+                    losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
+                });
+            };
+            let case = case(state, call, |(dz, losses)| vec![dz.output(), losses.output()]);
+            bytes("softmax", format!("{ROWS}x{CHUNK}"), ROWS * CHUNK * (summed + 3 * kept), case)
+        }
+        Op::EmbedForward => {
+            let (table, tokens) = (random::<A::E>(V * D, 1), tokens());
+            let call = move |cx: &Exec, y: &mut Vec<A::E>| embed_forward(cx, y, &tokens, &table, D);
+            let case = case(zeros::<A::E>(ROWS * D), call, |y| vec![y.output()]);
+            bytes("embed_forward", format!("{ROWS}x{D}"), 2 * ROWS * D * summed, case)
+        }
+        Op::EmbedBackward => {
+            let (dy, tokens) = (random::<A::E>(ROWS * D, 1), tokens());
+            let call = move |cx: &Exec, dtable: &mut Vec<A::E>| embed_backward(cx, dtable, &dy, &tokens, D);
+            let case = case(zeros::<A::E>(V * D), call, |dtable| vec![dtable.output()]);
+            bytes("embed_backward", format!("{ROWS}x{D}"), 3 * ROWS * D * summed, case)
         }
         Op::Quantise => {
-            let mut w = random::<E>(F * D, 1);
+            let mut w = random::<A::E>(F * D, 1);
             // Alpha is near 1/2, so the edge between 0 and 1 is near 1/4: no weight there, as no rounding error may decide.
-            let near = |w: E| (w.to_f64().abs() - 0.25).abs() < 0.02;
+            let near = |w: A::E| (w.to_f64().abs() - 0.25).abs() < 0.02;
             w.iter_mut().filter(|w| near(**w)).for_each(|w| *w = *w + *w);
             let quant = Quant { scale: Scale::Tensor, stat: Stat::Mean };
-            let case = prepared([zeros(F * D)], move |cx, [wq]| quantise(cx, wq, &mut [], &w, (F, D), quant));
-            bytes("quantise", format!("{F}x{D}"), 2 * F * D, case)
+            let call = move |cx: &Exec, wq: &mut Vec<A>| quantise(cx, wq, &mut [], &w, (F, D), quant);
+            let case = case(zeros::<A>(F * D), call, |wq| vec![wq.output()]);
+            bytes("quantise", format!("{F}x{D}"), F * D * (summed + kept), case)
         }
         Op::AdamW => {
-            let g = random::<E>(PARAMETERS, 1);
+            let g = random::<A::E>(PARAMETERS, 1);
             let s =
                 AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.01, step: 1, grad_scale: 0.5 };
-            let outputs = [random(PARAMETERS, 2), zeros(PARAMETERS), zeros(PARAMETERS)];
-            let case = prepared(outputs, move |cx, [p, m, v]| ops::adamw_step(cx, p, m, v, &g, s));
-            bytes("adamw", format!("{PARAMETERS}"), 7 * PARAMETERS, case)
+            let state = [random::<A::E>(PARAMETERS, 2), zeros(PARAMETERS), zeros(PARAMETERS)];
+            let call = move |cx: &Exec, [p, m, v]: &mut [Vec<A::E>; 3]| ops::adamw_step(cx, p, m, v, &g, s);
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("adamw", format!("{PARAMETERS}"), 7 * PARAMETERS * summed, case)
         }
         Op::SumSquares => {
-            let x = random::<E>(PARAMETERS, 1);
-            let case = prepared([zeros(1)], move |cx, [sum]| sum[0] = E::from_f64(sum_squares(cx, &x)));
-            bytes("sum_squares", format!("{PARAMETERS}"), PARAMETERS, case)
+            let x = random::<A::E>(PARAMETERS, 1);
+            let call = move |cx: &Exec, sum: &mut Vec<f64>| sum[0] = sum_squares(cx, &x);
+            let case = case(zeros::<f64>(1), call, |sum| vec![sum.output()]);
+            bytes("sum_squares", format!("{PARAMETERS}"), PARAMETERS * summed, case)
         }
     }
 }
 
-fn product<E>(name: &'static str, (m, n, k): (usize, usize, usize), case: Box<dyn Case<E>>) -> Subject<E> {
+fn product(name: &'static str, (m, n, k): (usize, usize, usize), case: Box<dyn Case>) -> Subject {
     Subject { name, size: format!("{m}x{n}x{k}"), work: Work::Flops(2.0 * (m * n * k) as f64), case }
 }
 
-/// `elements` of f32 are read or written.
-fn bytes<E>(name: &'static str, size: String, elements: usize, case: Box<dyn Case<E>>) -> Subject<E> {
-    Subject { name, size, work: Work::Bytes(4.0 * elements as f64), case }
+/// `bytes` are read or written.
+fn bytes(name: &'static str, size: String, bytes: usize, case: Box<dyn Case>) -> Subject {
+    Subject { name, size, work: Work::Bytes(bytes as f64), case }
 }
 
-/// Outputs, as they are before the first call, and the call.
-struct Prepared<E, F, const N: usize> {
-    outputs: [Vec<E>; N],
+/// What is written, as it is before the first call, the call, and which parts of it count.
+struct Prepared<T, F, O> {
+    state: T,
     call: F,
+    outputs: O,
 }
 
-impl<E, F: FnMut(&Exec, [&mut [E]; N]), const N: usize> Case<E> for Prepared<E, F, N> {
+impl<T, F: FnMut(&Exec, &mut T), O: Fn(&T) -> Vec<Output>> Case for Prepared<T, F, O> {
     fn call(&mut self, cx: &Exec) {
-        (self.call)(cx, self.outputs.each_mut().map(Vec::as_mut_slice));
+        (self.call)(cx, &mut self.state);
     }
 
-    fn outputs(&self) -> Vec<&[E]> {
-        self.outputs.iter().map(Vec::as_slice).collect()
+    fn outputs(&self) -> Vec<Output> {
+        (self.outputs)(&self.state)
     }
 }
 
-pub(super) fn prepared<E: 'static, const N: usize>(
-    outputs: [Vec<E>; N],
-    call: impl FnMut(&Exec, [&mut [E]; N]) + 'static,
-) -> Box<dyn Case<E>> {
-    Box::new(Prepared { outputs, call })
+pub(super) fn case<T: 'static>(
+    state: T,
+    call: impl FnMut(&Exec, &mut T) + 'static,
+    outputs: impl Fn(&T) -> Vec<Output> + 'static,
+) -> Box<dyn Case> {
+    Box::new(Prepared { state, call, outputs })
 }
 
-fn zeros<E: Elem>(n: usize) -> Vec<E> {
-    vec![E::ZERO; n]
+/// Numbers widened to f64, with their precision.
+pub(super) trait AsOutput {
+    fn output(&self) -> Output;
 }
 
-/// Uniform in [-1, 1), the same f32 numbers in either type.
-fn random<E: Elem>(n: usize, seed: u64) -> Vec<E> {
+impl<A: Store> AsOutput for Vec<A> {
+    fn output(&self) -> Output {
+        Output { values: self.iter().map(|x| x.widen().to_f64()).collect(), kept: A::NAME }
+    }
+}
+
+fn zeros<A: Store>(n: usize) -> Vec<A> {
+    vec![A::ZERO; n]
+}
+
+fn tokens() -> Vec<Token> {
+    (0..ROWS).map(|row| (row * 37 % V) as Token).collect()
+}
+
+/// In [-1, 1), the same numbers in every type: multiples of 1/128, which bf16 holds exactly.
+fn random<A: Store>(n: usize, seed: u64) -> Vec<A> {
     let mut rng = Rng::new(seed);
-    (0..n).map(|_| E::from_f64(f64::from((2.0 * rng.uniform() - 1.0) as f32))).collect()
+    (0..n).map(|_| A::narrow(A::E::from_f64(rng.below(256) as f64 / 128.0 - 1.0))).collect()
 }
