@@ -148,24 +148,25 @@ class Model(nn.Module):
         return F.linear(self.final_norm(h), self.embedding.weight)
 
 
-MODES = ("eager", "bf16", "compile")
+MODES = ("eager", "bf16", "compile", "compile-fp32")
 
 
 def make_loss(model: Model, mode: str):
     """(x [B, T], y [B, T]) -> mean cross-entropy. "bf16" is autocast, "compile" is autocast and torch.compile."""
+    autocast = mode in ("bf16", "compile")
 
     def loss(x, y):
-        with torch.autocast("cpu", torch.bfloat16, enabled=mode != "eager"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = model(x)
         return F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
 
-    return torch.compile(loss) if mode == "compile" else loss
+    return torch.compile(loss) if mode.startswith("compile") else loss
 
 
 def make_optimizer(model: Model, lr: float, mode: str = "eager"):
     """AdamW with weight decay on every parameter; fused in the mode that looks for speed."""
     return torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=mode == "compile" or None
+        model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=mode.startswith("compile") or None
     )
 
 

@@ -5,6 +5,7 @@ use flashlm_kernels::{Exec, Isa, Token};
 use crate::config::{ModelConfig, QuantConfig, ScaleKind, StatKind};
 use crate::lm::{LanguageModel, Lm};
 use crate::mixer;
+use crate::precision::Precision;
 use crate::rng::Rng;
 
 /// A small model of odd sizes.
@@ -117,9 +118,14 @@ fn ternary_gradients_pass_straight_through() {
     }
 }
 
-fn f32_model(config: &ModelConfig, rows: usize) -> (Exec, Lm<f32>, Vec<f32>) {
+/// A model in each precision that works on f32.
+fn models(config: &ModelConfig, rows: usize) -> [(Exec, Box<dyn LanguageModel<f32>>, Vec<f32>); 2] {
+    [Precision::F32, Precision::Bf16].map(|precision| f32_model(config, rows, precision))
+}
+
+fn f32_model(config: &ModelConfig, rows: usize, precision: Precision) -> (Exec, Box<dyn LanguageModel<f32>>, Vec<f32>) {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
-    let mut lm = Lm::<f32>::new(config, rows, false).unwrap();
+    let mut lm = precision.build(config, rows, false).unwrap();
     let params: Vec<f32> = noisy(lm.layout().len(), 5).iter().map(|&p| p as f32).collect();
     lm.prepare(&cx, &params);
     (cx, lm, params)
@@ -130,8 +136,9 @@ fn outputs_before_a_changed_token_stay_bit_equal() {
     for &name in mixer::NAMES {
         let mut config = tiny(name);
         config.quant.scale = ScaleKind::Tensor;
-        for t in [1, 2, 37, 63, 100] {
-            let (cx, mut lm, params) = f32_model(&config, t);
+        for (t, (cx, mut lm, params)) in
+            [1, 2, 37, 63, 100].into_iter().flat_map(|t| models(&config, t).map(|m| (t, m)))
+        {
             let v = config.vocab_size;
             let mut data = tokens(t, v, 6);
             let (mut before, mut after) = (vec![0.0; t * v], vec![0.0; t * v]);
@@ -154,8 +161,9 @@ fn pieces_with_a_state_equal_the_whole_and_the_state_survives_saving() {
         let mut config = tiny(name);
         config.quant.scale = ScaleKind::Group;
         let v = config.vocab_size;
-        for t in [1, 63, 100, 500] {
-            let (cx, mut lm, params) = f32_model(&config, 2 * t);
+        for (t, (cx, mut lm, params)) in
+            [1, 63, 100, 500].into_iter().flat_map(|t| models(&config, 2 * t).map(|m| (t, m)))
+        {
             let data = tokens(2 * t, v, 6);
             let mut whole = vec![0.0; 2 * t * v];
             lm.logits(&cx, &mut whole, &params, &data, None, (2, t));
@@ -188,9 +196,9 @@ fn gradients_do_not_depend_on_threads() {
         for inner in [false, true] {
             let mut config = ModelConfig { vocab_size: 700, dim: 40, ffn_hidden: 72, ..tiny(name) };
             config.quant = QuantConfig { scale: ScaleKind::Tensor, norm: inner, ..config.quant };
-            let run = |threads| {
+            let run = |precision: Precision, threads| {
                 let cx = Exec::new(isa, threads);
-                let mut lm = Lm::<f32>::new(&config, 3 * 110, true).unwrap();
+                let mut lm = precision.build(&config, 3 * 110, true).unwrap();
                 let params = lm.layout().init::<f32>(1);
                 let data = tokens(3 * 110, 700, 2);
                 let mut grads = vec![0.0; params.len()];
@@ -198,10 +206,41 @@ fn gradients_do_not_depend_on_threads() {
                 let nats = lm.loss_backward(&cx, &mut grads, &params, &data, &data, (3, 110), 0.1);
                 (nats, grads)
             };
-            let one = run(1);
-            for threads in [2, 3, 4] {
-                assert_eq!(one, run(threads), "{name} on {threads} threads");
+            for precision in [Precision::F32, Precision::Bf16] {
+                let one = run(precision, 1);
+                for threads in [2, 3, 4] {
+                    assert_eq!(one, run(precision, threads), "{name} in {} on {threads} threads", precision.name());
+                }
             }
+        }
+    }
+}
+
+/// bf16 rounds operands to 8 bits: logits and gradients stay near those of f32.
+#[test]
+fn bf16_stays_near_f32() {
+    for &name in mixer::NAMES {
+        for (block_norm, inner) in [(true, false), (false, true)] {
+            let quant = QuantConfig { scale: ScaleKind::Tensor, norm: inner, ..tiny(name).quant };
+            let config = ModelConfig { vocab_size: 500, dim: 64, ffn_hidden: 96, block_norm, quant, ..tiny(name) };
+            let run = |precision: Precision| {
+                let cx = Exec::new(Isa::detect().unwrap(), 2);
+                let mut lm = precision.build(&config, 128, true).unwrap();
+                let params = lm.layout().init::<f32>(1);
+                let data = tokens(128, 500, 2);
+                let (mut logits, mut grads) = (vec![0.0; 128 * 500], vec![0.0; params.len()]);
+                lm.prepare(&cx, &params);
+                lm.logits(&cx, &mut logits, &params, &data, None, (2, 64));
+                lm.loss_backward(&cx, &mut grads, &params, &data, &data, (2, 64), 1.0);
+                (logits, grads)
+            };
+            let (want, got) = (run(Precision::F32), run(Precision::Bf16));
+            let ratio = |got: &[f32], want: &[f32]| {
+                let off: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
+                (off / want.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>()).sqrt()
+            };
+            assert!(ratio(&got.0, &want.0) < 1e-2, "{name}: logits off by {:.1e}", ratio(&got.0, &want.0));
+            assert!(ratio(&got.1, &want.1) < 3e-2, "{name}: gradients off by {:.1e}", ratio(&got.1, &want.1));
         }
     }
 }

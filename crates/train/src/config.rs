@@ -424,7 +424,7 @@ pub fn ternary_share(layout: &Layout) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use flashlm_model::Lm;
+    use flashlm_model::{LanguageModel, Lm};
 
     use super::*;
 

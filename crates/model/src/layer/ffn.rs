@@ -7,7 +7,7 @@ use flashlm_kernels::{Buf, Exec, Store};
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
 use crate::layer::linear::Linear;
-use crate::layer::norm::{Norm, branch_backward, branch_forward};
+use crate::layer::norm::{Input, Norm, branch_backward, branch_forward};
 use crate::params::Layout;
 
 /// Three matrices and the saved gate and value.
@@ -61,12 +61,12 @@ impl<A: Store> Ffn<A> {
             let h = &h[r.start * d..r.end * d];
             let (x, a) = (local.take(r.len() * d), local.take(r.len() * f));
             let (zg, zu) = (local.take(r.len() * f), local.take(r.len() * f));
-            branch_forward(cx, norm.as_ref(), x, h, params);
+            let x = branch_forward(cx, norm.as_ref(), x, h, params);
             gate.forward(cx, zg, x, params, local, false);
             up.forward(cx, zu, x, params, local, false);
             glu_forward(cx, a, g, u, zg, zu);
             y.copy_from_slice(h);
-            down.forward(cx, y, a, params, local, true);
+            down.forward(cx, y, Input::Kept(a), params, local, true);
         });
     }
 
@@ -104,14 +104,14 @@ impl<A: Store> Ffn<A> {
             let (part_gate, part) = part.split_at_mut(gate.part_width());
             let (part_up, part_down) = part.split_at_mut(up.part_width());
             let (da, dx) = (local.take(r.len() * f), local.take(r.len() * d));
-            branch_forward(cx, norm.as_ref(), x, h, params);
+            let x = branch_forward(cx, norm.as_ref(), x, h, params);
             narrow(cx, dy, dh);
             if down.has_norm() {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
                 da.fill(A::E::ZERO);
                 glu_backward(cx, dg, du, a, da, g, u);
             }
-            down.backward_input(cx, da, part_down, dy, a, params, local, false);
+            down.backward_input(cx, da, part_down, dy, Input::Kept(a), params, local, false);
             glu_backward(cx, dg, du, a, da, g, u);
             gate.backward_input(cx, dx, part_gate, dg, x, params, local, false);
             up.backward_input(cx, dx, part_up, du, x, params, local, true);
@@ -121,9 +121,10 @@ impl<A: Store> Ffn<A> {
         if let Some(norm) = norm {
             norm.add_parts(grads, parts, width, 0);
         }
-        let (w, x) = (&mut s.weights, &s.x[..rows * d]);
+        let x = if norm.is_some() { Input::Kept(&s.x[..rows * d]) } else { Input::Stream(h) };
+        let (w, a) = (&mut s.weights, Input::Kept(&s.wide[2][..rows * f]));
         gate.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
         up.backward_weight(cx, grads, &s.wide[1], x, params, w, (parts, width, at_up));
-        down.backward_weight(cx, grads, &s.dy, &s.wide[2][..rows * f], params, w, (parts, width, at_down));
+        down.backward_weight(cx, grads, &s.dy, a, params, w, (parts, width, at_down));
     }
 }

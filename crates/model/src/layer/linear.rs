@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_tn, narrow, quantise};
 use flashlm_kernels::tile::Local;
-use flashlm_kernels::{Exec, Store};
+use flashlm_kernels::{Buf, Exec, Store};
 
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
-use crate::layer::norm::Norm;
+use crate::layer::norm::{Input, Norm};
 use crate::params::{Group, Init, Layout};
 
 /// One matrix.
@@ -68,23 +68,33 @@ impl<A: Store> Linear<A> {
         self.norm.as_ref().map_or(0, Norm::width)
     }
 
-    /// Whether the input goes through a norm first.
+    /// Whether the input goes through a norm of the matrix's own.
     pub fn has_norm(&self) -> bool {
         self.norm.is_some()
     }
 
     /// One tile: `y: [rows, out]`, added to where `accumulate`.
-    pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: &[A], params: &[A::E], local: &Local, accumulate: bool) {
+    pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: Input<A>, params: &[A::E], local: &Local, accumulate: bool) {
         let rows = x.len() / self.inputs;
-        let x = match &self.norm {
-            None => x,
-            Some(norm) => {
-                let normed = local.take(x.len());
-                norm.forward(cx, normed, x, params);
-                &*normed
+        let x = match (&self.norm, x) {
+            (None, Input::Kept(x)) => x,
+            _ => {
+                let operand = local.take(x.len());
+                self.operand(cx, operand, x, params);
+                operand
             }
         };
         matmul(cx, y, x, self.inputs, &self.forward, rows, accumulate);
+    }
+
+    /// What the product takes of `x`: normalised where the matrix has a norm.
+    fn operand(&self, cx: &Exec, operand: &mut [A], x: Input<A>, params: &[A::E]) {
+        match (&self.norm, x) {
+            (None, Input::Kept(x)) => operand.copy_from_slice(x),
+            (None, Input::Stream(h)) => narrow(cx, operand, h),
+            (Some(norm), Input::Kept(x)) => norm.forward(cx, operand, x, params),
+            (Some(norm), Input::Stream(h)) => norm.forward(cx, operand, h, params),
+        }
     }
 
     /// One tile: `dx: [rows, in]`, added to where `accumulate`; `part: [part_width]` is added to.
@@ -94,20 +104,19 @@ impl<A: Store> Linear<A> {
         dx: &mut [A::E],
         part: &mut [A::E],
         dy: &[A],
-        x: &[A],
+        x: Input<A>,
         params: &[A::E],
         local: &Local,
         accumulate: bool,
     ) {
         let weight = self.backward.as_ref().expect("a model built for inference has no backward pass");
         let rows = dy.len() / self.outputs;
-        match &self.norm {
-            None => matmul(cx, dx, dy, self.outputs, weight, rows, accumulate),
-            Some(norm) => {
-                let dnormed = local.take(rows * self.inputs);
-                matmul(cx, dnormed, dy, self.outputs, weight, rows, false);
-                norm.backward(cx, dx, part, dnormed, x, params, accumulate);
-            }
+        let Some(norm) = &self.norm else { return matmul(cx, dx, dy, self.outputs, weight, rows, accumulate) };
+        let dnormed = local.take(rows * self.inputs);
+        matmul(cx, dnormed, dy, self.outputs, weight, rows, false);
+        match x {
+            Input::Kept(x) => norm.backward(cx, dx, part, dnormed, x, params, accumulate),
+            Input::Stream(h) => norm.backward(cx, dx, part, dnormed, h, params, accumulate),
         }
     }
 
@@ -117,20 +126,25 @@ impl<A: Store> Linear<A> {
         cx: &Exec,
         grads: &mut [A::E],
         dy: &[A],
-        x: &[A],
+        x: Input<A>,
         params: &[A::E],
         w: &mut WeightScratch<A>,
         (parts, width, at): (&[A::E], usize, usize),
     ) {
-        let rows = x.len() / self.inputs;
-        let size = (self.outputs, self.inputs, rows);
+        let size = (self.outputs, self.inputs, x.len() / self.inputs);
         let dw = &mut grads[self.weight.clone()];
-        let Some(norm) = &self.norm else {
-            return matmul_tn(cx, dw, &mut w.packed, dy, self.outputs, x, self.inputs, size, true);
+        let x = match (&self.norm, x) {
+            (None, Input::Kept(x)) => x,
+            _ => {
+                let operand = &mut w.operand[..x.len()];
+                self.operand(cx, operand, x, params);
+                operand
+            }
         };
-        norm.forward(cx, &mut w.normed[..x.len()], x, params);
-        matmul_tn(cx, dw, &mut w.packed, dy, self.outputs, &w.normed, self.inputs, size, true);
-        norm.add_parts(grads, parts, width, at);
+        matmul_tn(cx, dw, &mut w.packed, dy, self.outputs, x, self.inputs, size, true);
+        if let Some(norm) = &self.norm {
+            norm.add_parts(grads, parts, width, at);
+        }
     }
 }
 
@@ -138,6 +152,6 @@ impl<A: Store> Linear<A> {
 pub struct WeightScratch<A: Store> {
     /// The packed input.
     pub packed: Packed<A>,
-    /// The normalised input, where matrices have norms of their own.
-    pub normed: flashlm_kernels::Buf<A>,
+    /// The input as the product takes it, where no norm of the branch has made it.
+    pub operand: Buf<A>,
 }

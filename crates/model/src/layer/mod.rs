@@ -48,7 +48,7 @@ impl<A: Store> Scratch<A> {
             magnitudes: Buf::scratch(d * wide),
             weights: WeightScratch {
                 packed: Packed::new(rows, wide),
-                normed: Buf::scratch(if config.quant.norm { rows * wide } else { 0 }),
+                operand: Buf::scratch(if config.quant.norm || !config.block_norm { rows * wide } else { 0 }),
             },
             parts: Buf::scratch(rows.div_ceil(TILE_ROWS) * part),
             x: Buf::scratch(rows * d),

@@ -53,11 +53,44 @@ impl Norm {
     }
 }
 
-/// The input of a branch from the residual stream, `x, h: [rows, d]`: normalised where there is a norm.
-pub fn branch_forward<A: Store>(cx: &Exec, norm: Option<&Norm>, x: &mut [A], h: &[A::E], params: &[A::E]) {
+/// What a matrix is given.
+#[derive(Clone, Copy)]
+pub enum Input<'a, A: Store> {
+    /// Rows that are kept for products.
+    Kept(&'a [A]),
+    /// The residual stream itself, where no norm comes before the branch: a matrix's own norm takes it unrounded.
+    Stream(&'a [A::E]),
+}
+
+impl<A: Store> Input<'_, A> {
+    /// Rows times width.
+    pub fn len(&self) -> usize {
+        match self {
+            Input::Kept(x) => x.len(),
+            Input::Stream(h) => h.len(),
+        }
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The input of a branch from the residual stream, `h: [rows, d]`: normalised into `x` where there is a norm.
+pub fn branch_forward<'a, A: Store>(
+    cx: &Exec,
+    norm: Option<&Norm>,
+    x: &'a mut [A],
+    h: &'a [A::E],
+    params: &[A::E],
+) -> Input<'a, A> {
     match norm {
-        None => flashlm_kernels::ops::narrow(cx, x, h),
-        Some(norm) => norm.forward(cx, x, h, params),
+        None => Input::Stream(h),
+        Some(norm) => {
+            norm.forward(cx, x, h, params);
+            Input::Kept(x)
+        }
     }
 }
 

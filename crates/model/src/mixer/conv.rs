@@ -13,7 +13,7 @@ use flashlm_kernels::{Buf, Exec, Store};
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
 use crate::layer::linear::Linear;
-use crate::layer::norm::{Norm, branch_backward, branch_forward};
+use crate::layer::norm::{Input, Norm, branch_backward, branch_forward};
 use crate::mixer::Mixer;
 use crate::params::{Group, Init, Layout};
 
@@ -80,7 +80,7 @@ impl<A: Store> Mixer<A> for Conv<A> {
         let (d, k, rows) = (*d, *k, b * t);
         cx.tiles(rows, (Rows(u, 2 * d),), |cx, r, (u,), local| {
             let (x, z) = (local.take(r.len() * d), local.take(u.len()));
-            branch_forward(cx, norm.as_ref(), x, &h[r.start * d..r.end * d], params);
+            let x = branch_forward(cx, norm.as_ref(), x, &h[r.start * d..r.end * d], params);
             up.forward(cx, z, x, params, local, false);
             narrow(cx, u, z);
         });
@@ -88,7 +88,7 @@ impl<A: Store> Mixer<A> for Conv<A> {
         cx.tiles(rows, (Rows(y, d), Rows(m, d)), |cx, r, (y, m), local| {
             y.copy_from_slice(&h[r.start * d..r.end * d]);
             conv_gate_forward(cx, m, u, history, taps, (r, (t, d, k)));
-            down.forward(cx, y, m, params, local, true);
+            down.forward(cx, y, Input::Kept(m), params, local, true);
         });
         if let Some(state) = state {
             for (i, last) in state.chunks_exact_mut(((k - 1) * d).max(1)).take(b).enumerate() {
@@ -127,7 +127,7 @@ impl<A: Store> Mixer<A> for Conv<A> {
             let dm = local.take(r.len() * d);
             narrow(cx, dy, &dh[cells.clone()]);
             let m = &m[cells];
-            down.backward_input(cx, dm, &mut part[at_down..at_taps], dy, m, params, local, false);
+            down.backward_input(cx, dm, &mut part[at_down..at_taps], dy, Input::Kept(m), params, local, false);
             conv_gate_backward(cx, du, dc, dm, m, u, (r, d));
         });
         let parts = &mut s.parts[..cx.tile_count(rows) * width];
@@ -136,7 +136,7 @@ impl<A: Store> Mixer<A> for Conv<A> {
         cx.tiles(rows, buffers, |cx, r, (dh, x, du, part), local| {
             let h = &h[r.start * d..r.end * d];
             let dx = local.take(r.len() * d);
-            branch_forward(cx, norm.as_ref(), x, h, params);
+            let x = branch_forward(cx, norm.as_ref(), x, h, params);
             conv_taps_backward(cx, du, &mut part[at_taps..], dc, u, taps, (r, (t, d, k)));
             up.backward_input(cx, dx, &mut part[own..at_down], du, x, params, local, false);
             branch_backward(cx, norm.as_ref(), dh, &mut part[..own], dx, h, params);
@@ -146,8 +146,9 @@ impl<A: Store> Mixer<A> for Conv<A> {
             norm.add_parts(grads, parts, width, 0);
         }
         let w = &mut s.weights;
-        down.backward_weight(cx, grads, &s.dy, &m[..rows * d], params, w, (parts, width, at_down));
-        up.backward_weight(cx, grads, &s.wide[0], &s.x[..rows * d], params, w, (parts, width, own));
+        let x = if norm.is_some() { Input::Kept(&s.x[..rows * d]) } else { Input::Stream(h) };
+        down.backward_weight(cx, grads, &s.dy, Input::Kept(&m[..rows * d]), params, w, (parts, width, at_down));
+        up.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
         dtaps.fill(A::E::ZERO);
         add_parts(dtaps, parts, width, at_taps);
         for (c, dw) in grads[self.conv.clone()].chunks_exact_mut(k).enumerate() {

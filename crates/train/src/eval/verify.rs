@@ -356,7 +356,7 @@ mod tests {
     fn run(path: &Path, tight: f64) {
         let file = TensorFile::open(path).unwrap();
         exec_on_all_isas(|cx| {
-            let outcome = verify(cx, &file).unwrap();
+            let outcome = verify(cx, &file, Precision::F32).unwrap();
             let name = path.file_stem().unwrap().display();
             assert!(outcome.passed(), "{name} on {}: {outcome:?}", cx.isa().name());
             assert!(outcome.traj_loss_rel_diff_max <= tight, "{name} on {}: {outcome:?}", cx.isa().name());

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Training throughput: FlashLM and PyTorch in turns on the same cores, and the ratios of the medians.
+
+    benches/compare.py                                   # v4-small, T 256, everything, about half an hour
+    benches/compare.py --preset v4-large --seq 512 --batch 4 --rows original,best
+    benches/compare.py --rows fp32 --rounds 3 --seconds 10
+
+Each row sets one way of running FlashLM against one way of running PyTorch:
+
+    original   whatever FlashLM takes by itself     float32 eager, batch 2: as the original script trains
+    eager      "                                    float32 eager, the same batch
+    bf16       "                                    bfloat16 autocast
+    best       "                                    bfloat16 autocast, torch.compile, fused AdamW, tuned allocator
+    fp32       f32 on vector units, no tiles        float32, torch.compile, fused AdamW, tuned allocator
+    avx2       f32 held to AVX2                     the same held to AVX2
+
+A round runs every program once, so that a change of clock speed or a busy neighbour hits all of them.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Keeps what was freed: PyTorch's activations are large, and pages given back are paid for again.
+TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+OURS = {
+    "auto": (["--precision", "auto"], {}),
+    "f32": (["--precision", "f32"], {}),
+    "avx2": (["--precision", "f32"], {"FLASHLM_ISA": "avx2"}),
+}
+# row: ours, PyTorch's mode, its environment, its batch where that is not ours.
+ROWS = {
+    "original": ("auto", "eager", {}, 2),
+    "eager": ("auto", "eager", {}, None),
+    "bf16": ("auto", "bf16", {}, None),
+    "best": ("auto", "compile", TUNED, None),
+    "fp32": ("f32", "compile-fp32", TUNED, None),
+    "avx2": ("avx2", "compile-fp32", TUNED | AVX2, None),
+}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--preset", default="v4-small")
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--seq", type=int, default=256)
+    p.add_argument("--seconds", type=float, default=12, help="of each run, warm-up and compilation apart")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--rows", default=",".join(ROWS), help="comma-separated; default: %(default)s")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    args = p.parse_args()
+    rows = args.rows.split(",")
+    if unknown := [row for row in rows if row not in ROWS]:
+        p.error(f"unknown row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    flashlm = os.environ.get("FLASHLM", str(ROOT / "target/release/flashlm"))
+    python = os.environ.get("PYTHON", sys.executable)
+    if not os.access(flashlm, os.X_OK):
+        sys.exit(f"{flashlm} is not there: run 'cargo build --release', or set FLASHLM")
+    if subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
+        sys.exit(f"{python} has no torch: see benches/README.md, or set PYTHON")
+    # Both see the same cores, so neither needs to be told how many threads to start.
+    pin = ["taskset", "-c", f"0-{args.threads - 1}"] if shutil.which("taskset") else []
+
+    def size(batch):
+        figures = {"--preset": args.preset, "--batch": batch, "--seq": args.seq, "--seconds": args.seconds}
+        return [str(part) for pair in figures.items() for part in pair] + ["--threads", str(args.threads), "--json"]
+
+    commands = {}
+    for row in rows:
+        ours, mode, env, batch = ROWS[row]
+        flags, own_env = OURS[ours]
+        commands[f"flashlm {ours}"] = ([flashlm, "bench", "train", *size(args.batch), *flags], own_env)
+        bench = [python, str(ROOT / "benches/pytorch/bench.py"), *size(batch or args.batch), "--mode", mode]
+        commands[f"pytorch {row}"] = (bench, env)
+
+    results = {name: [] for name in commands}
+    for number in range(args.rounds):
+        for name, (command, env) in commands.items():
+            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
+            run = subprocess.run(pin + command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
+            if run.returncode:
+                sys.exit(f"{name} failed (exit code {run.returncode}): {' '.join(command)}")
+            results[name].append(json.loads(run.stdout))
+
+    speed = {name: statistics.median(run["tokens_per_second"] for run in runs) for name, runs in results.items()}
+    ratios = {row: speed[f"flashlm {ROWS[row][0]}"] / speed[f"pytorch {row}"] for row in rows}
+    if args.json:
+        print(json.dumps({"arguments": vars(args), "runs": results, "tokens_per_second": speed, "ratios": ratios}))
+        return
+    print(f"{args.preset}, batch {args.batch}, T {args.seq}, {args.threads} threads, {args.rounds} rounds")
+    for name, runs in results.items():
+        listed = " ".join(f"{run['tokens_per_second']:.0f}" for run in runs)
+        memory = max(run["peak_rss_mb"] for run in runs)
+        how = " ".join(filter(None, (runs[0].get("isa"), runs[0].get("precision"))))
+        print(f"  {name:18} {speed[name]:9.0f} tokens/s  ({listed})  peak {memory:.0f} MB  {how}")
+    for row in rows:
+        print(f"  {row:18} {ratios[row]:9.2f} x")
+
+
+if __name__ == "__main__":
+    main()
