@@ -21,6 +21,9 @@ pub enum Isa {
     /// The same with tile registers for products of bf16.
     #[cfg(target_arch = "x86_64")]
     Amx,
+    /// 4 f32 lanes with FMA.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// One kernel body, written over any [`Simd`].
@@ -54,6 +57,10 @@ impl Isa {
                 all.push(Isa::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            all.push(Isa::Neon);
+        }
         all.push(Isa::Scalar);
         all
     }
@@ -70,6 +77,8 @@ impl Isa {
             Isa::Avx512Bf16 => "avx512bf16",
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => "amx",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
         }
     }
 

@@ -75,5 +75,8 @@ elem!(f32, |isa, op| match isa {
     // SAFETY: as above.
     #[cfg(target_arch = "x86_64")]
     Isa::Amx => unsafe { isa::avx512::run_amx(op) },
+    // SAFETY: as above.
+    #[cfg(target_arch = "aarch64")]
+    Isa::Neon => unsafe { isa::neon::run(op) },
 });
 elem!(f64, |_isa, op| isa::scalar::run(op));

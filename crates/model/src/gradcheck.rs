@@ -118,12 +118,14 @@ fn ternary_gradients_pass_straight_through() {
     }
 }
 
+type Prepared = (Exec, Box<dyn LanguageModel<f32>>, Vec<f32>);
+
 /// A model in each precision that works on f32.
-fn models(config: &ModelConfig, rows: usize) -> [(Exec, Box<dyn LanguageModel<f32>>, Vec<f32>); 2] {
+fn models(config: &ModelConfig, rows: usize) -> [Prepared; 2] {
     [Precision::F32, Precision::Bf16].map(|precision| f32_model(config, rows, precision))
 }
 
-fn f32_model(config: &ModelConfig, rows: usize, precision: Precision) -> (Exec, Box<dyn LanguageModel<f32>>, Vec<f32>) {
+fn f32_model(config: &ModelConfig, rows: usize, precision: Precision) -> Prepared {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
     let mut lm = precision.build(config, rows, false).unwrap();
     let params: Vec<f32> = noisy(lm.layout().len(), 5).iter().map(|&p| p as f32).collect();

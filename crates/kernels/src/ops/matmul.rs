@@ -352,7 +352,7 @@ impl<A: Store> Part<A> {
                 for i in 0..rows {
                     let dst = block.add(i * step);
                     std::ptr::copy_nonoverlapping(self.a.add((i0 + i) * self.lda + p0), dst, kc);
-                    if kc % A::DEPTH > 0 {
+                    if !kc.is_multiple_of(A::DEPTH) {
                         *dst.add(kc) = A::ZERO;
                     }
                 }

@@ -109,8 +109,8 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
         }
         Op::NormBackward => {
             let (x, dy, scale) = (random::<A::E>(ROWS * D, 1), random::<A::E>(ROWS * D, 2), random(D, 3));
-            let state = (zeros::<A::E>(ROWS * D), zeros::<A::E>(tiles * D), zeros::<A::E>(D));
-            let call = move |cx: &Exec, (dx, parts, dscale): &mut (Vec<A::E>, Vec<A::E>, Vec<A::E>)| {
+            let state = [zeros::<A::E>(ROWS * D), zeros(tiles * D), zeros(D)];
+            let call = move |cx: &Exec, [dx, parts, dscale]: &mut [Vec<A::E>; 3]| {
                 cx.tiles(ROWS, (Rows(dx, D), Parts(parts, D)), |cx, r, (dx, part), _| {
                     part.fill(A::E::ZERO);
                     let cells = r.start * D..r.end * D;
@@ -120,7 +120,7 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
                 dscale.fill(A::E::ZERO);
                 ops::add_parts(dscale, parts, D, 0);
             };
-            let case = case(state, call, |(dx, _, dscale)| vec![dx.output(), dscale.output()]);
+            let case = case(state, call, |[dx, _, dscale]| vec![dx.output(), dscale.output()]);
             bytes("rmsnorm_backward", format!("{ROWS}x{D}"), 3 * ROWS * D * summed, case)
         }
         Op::GluForward => {

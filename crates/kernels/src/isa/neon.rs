@@ -1,0 +1,209 @@
+//! NEON: 4 f32 lanes, 32 registers, product tile 8 x 8.
+
+use std::arch::aarch64::*;
+
+use crate::bf16::Bf16;
+use crate::dispatch::Op;
+use crate::simd::{Simd, exp_f32};
+
+/// 4 lanes of f32.
+#[derive(Clone, Copy)]
+pub struct Neon;
+
+/// Runs an op compiled with NEON.
+///
+/// # Safety
+/// The machine has it.
+#[target_feature(enable = "neon")]
+pub unsafe fn run<O: Op<f32>>(op: O) -> O::Out {
+    // SAFETY: the features are enabled here.
+    unsafe { op.run::<Neon>() }
+}
+
+// SAFETY: called only inside `run`.
+unsafe impl Simd for Neon {
+    type E = f32;
+    type V = float32x4_t;
+    // Widened where they are loaded: a splat is then one lane of a register, which `fmla` takes as it is.
+    type P = [float32x4_t; 2];
+    const LANES: usize = 4;
+    const MR: usize = 8;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> float32x4_t {
+        unsafe { vdupq_n_f32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> float32x4_t {
+        unsafe { vld1q_f32(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: float32x4_t) {
+        unsafe { vst1q_f32(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> float32x4_t {
+        debug_assert!(n < 4);
+        unsafe {
+            let mut v = vdupq_n_f32(0.0);
+            if n > 0 {
+                v = vld1q_lane_f32::<0>(p, v);
+            }
+            if n > 1 {
+                v = vld1q_lane_f32::<1>(p.add(1), v);
+            }
+            if n > 2 {
+                v = vld1q_lane_f32::<2>(p.add(2), v);
+            }
+            v
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, v: float32x4_t, n: usize) {
+        debug_assert!(n < 4);
+        unsafe {
+            if n > 0 {
+                vst1q_lane_f32::<0>(p, v);
+            }
+            if n > 1 {
+                vst1q_lane_f32::<1>(p.add(1), v);
+            }
+            if n > 2 {
+                vst1q_lane_f32::<2>(p.add(2), v);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vaddq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vsubq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vmulq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vdivq_f32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        unsafe { vfmaq_f32(c, a, b) }
+    }
+    // `fmax` and `fmin` keep NaN of either side.
+    #[inline(always)]
+    unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: float32x4_t) -> float32x4_t {
+        unsafe { vabsq_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: float32x4_t) -> float32x4_t {
+        unsafe { vsqrtq_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: float32x4_t) -> float32x4_t {
+        unsafe { vrndnq_f32(a) }
+    }
+    #[inline(always)]
+    unsafe fn pow2(a: float32x4_t) -> float32x4_t {
+        unsafe {
+            let biased = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
+        }
+    }
+    #[inline(always)]
+    unsafe fn exp(a: float32x4_t) -> float32x4_t {
+        unsafe { exp_f32::<Self>(a) }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: float32x4_t) -> f32 {
+        unsafe {
+            let a = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+            vget_lane_f32::<0>(a) + vget_lane_f32::<1>(a)
+        }
+    }
+    #[inline(always)]
+    unsafe fn hmax(a: float32x4_t) -> f32 {
+        unsafe {
+            let a = Self::max(a, vextq_f32::<2>(a, a));
+            vgetq_lane_f32::<0>(Self::max(a, vextq_f32::<1>(a, a)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const Bf16, n: usize) -> float32x4_t {
+        let p = p.cast::<u16>();
+        unsafe {
+            let mut half = vdup_n_u16(0);
+            if n == 4 {
+                half = vld1_u16(p);
+            } else {
+                debug_assert!(n < 4);
+                if n > 0 {
+                    half = vld1_lane_u16::<0>(p, half);
+                }
+                if n > 1 {
+                    half = vld1_lane_u16::<1>(p.add(1), half);
+                }
+                if n > 2 {
+                    half = vld1_lane_u16::<2>(p.add(2), half);
+                }
+            }
+            vreinterpretq_f32_u32(vshll_n_u16::<16>(half))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(p: *mut Bf16, v: float32x4_t, n: usize) {
+        let p = p.cast::<u16>();
+        unsafe {
+            let bits = vreinterpretq_u32_f32(v);
+            let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+            let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
+            let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+            let half = vshrn_n_u32::<16>(vbslq_u32(vceqq_f32(v, v), rounded, quiet));
+            if n == 4 {
+                vst1_u16(p, half);
+            } else {
+                debug_assert!(n < 4);
+                if n > 0 {
+                    vst1_lane_u16::<0>(p, half);
+                }
+                if n > 1 {
+                    vst1_lane_u16::<1>(p.add(1), half);
+                }
+                if n > 2 {
+                    vst1_lane_u16::<2>(p.add(2), half);
+                }
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(p: *const Bf16) -> [float32x4_t; 2] {
+        unsafe {
+            let pair = vset_lane_u32::<0>(p.cast::<u32>().read_unaligned(), vdup_n_u32(0));
+            let wide = vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u32(pair)));
+            [vdupq_laneq_f32::<0>(wide), vdupq_laneq_f32::<1>(wide)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const Bf16) -> [float32x4_t; 2] {
+        unsafe {
+            let pairs = vreinterpretq_u32_u16(vld1q_u16(p.cast()));
+            let (low, high) = (vshlq_n_u32::<16>(pairs), vandq_u32(pairs, vdupq_n_u32(!0xffff)));
+            [vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(a: [float32x4_t; 2], b: [float32x4_t; 2], acc: float32x4_t) -> float32x4_t {
+        unsafe { vfmaq_f32(vfmaq_f32(acc, a[0], b[0]), a[1], b[1]) }
+    }
+}
