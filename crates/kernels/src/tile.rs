@@ -120,10 +120,9 @@ impl Exec {
     /// Rows of one tile: a multiple of every product's own tile, few enough for its activations to stay in L2.
     pub fn tile_rows(&self) -> usize {
         match self.isa().name() {
-            "amx" => 64,
-            "avx2" => 60,
-            "scalar" | "neon" => 64,
-            _ => 56,
+            "avx512" | "avx512bf16" => 112,
+            "avx2" => 96,
+            _ => 64,
         }
     }
 

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::sync::OnceLock;
 
 use crate::bf16::Bf16;
-use crate::ops::Part;
+use crate::ops::{Part, prefetch};
 
 /// Rows and columns of a block of `C`.
 const SIDE: usize = 32;
@@ -195,12 +195,14 @@ unsafe fn copy(dst: *mut Bf16, ld: usize, src: *const Bf16, lds: usize, rows: us
 /// Writes the transpose of `src: [kc, n]` to rows `KC` apart, filled up with zeros to a whole step.
 #[inline(always)]
 unsafe fn turn(dst: *mut Bf16, src: *const Bf16, lds: usize, n: usize, kc: usize) {
-    let mut i = 0;
-    while i < n {
-        let columns = (n - i).min(16);
-        let mask = ((1u32 << columns) - 1) as __mmask16;
-        let mut p = 0;
-        while p < kc {
+    let mut p = 0;
+    while p < kc {
+        for q in 0..STEP {
+            prefetch(src.wrapping_add((p + STEP + q) * lds), n);
+        }
+        let mut i = 0;
+        while i < n {
+            let mask = ((1u32 << (n - i).min(16)) - 1) as __mmask16;
             // SAFETY: the caller's promise; loads are masked to the columns there are.
             unsafe {
                 let mut pairs = [_mm512_setzero_si512(); 16];
@@ -220,9 +222,9 @@ unsafe fn turn(dst: *mut Bf16, src: *const Bf16, lds: usize, n: usize, kc: usize
                     _mm512_storeu_si512(dst.add((i + j) * KC + p).cast(), *row);
                 }
             }
-            p += STEP;
+            i += 16;
         }
-        i += 16;
+        p += STEP;
     }
 }
 

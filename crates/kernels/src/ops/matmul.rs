@@ -361,6 +361,9 @@ impl<A: Store> Part<A> {
             // What a last tile reads beyond `rows` only reaches rows of `C` that are thrown away.
             for p in 0..kc.div_ceil(A::DEPTH) {
                 let src = self.a.add((p0 + p * A::DEPTH) * self.lda + i0);
+                for q in 0..A::DEPTH {
+                    prefetch(src.wrapping_add((AHEAD + q) * self.lda), rows);
+                }
                 let dst = block.add(p * mr * TILES * A::DEPTH);
                 if A::DEPTH == 1 {
                     std::ptr::copy_nonoverlapping(src, dst, rows);
@@ -378,6 +381,26 @@ impl<A: Store> Part<A> {
             }
         }
     }
+}
+
+/// Rows that [`prefetch`] is asked for in advance. Rows of a block lie too far apart for the processor to guess the next.
+pub(crate) const AHEAD: usize = 16;
+
+/// Asks for `n` elements to be brought to the cache; an address outside of memory does no harm.
+#[inline(always)]
+pub(crate) fn prefetch<A>(p: *const A, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let mut at = 0;
+        while at < n * size_of::<A>() {
+            // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(at)) };
+            at += 64;
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (p, n);
 }
 
 /// One tile of `C`: `rows x cols` of `MR x NR`.

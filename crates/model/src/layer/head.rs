@@ -18,9 +18,9 @@ use crate::params::{Group, Init, Layout};
 /// Columns of logits that exist at once.
 const CHUNK: usize = 512;
 /// Tiles of rows whose exponentials exist at once.
-const BLOCK: usize = 8;
+const BLOCK: usize = 4;
 /// Most rows of a block on any ISA.
-const BLOCK_ROWS: usize = BLOCK * 64;
+const BLOCK_ROWS: usize = BLOCK * 112;
 
 /// The tied table, and a block of exponentials.
 pub struct Head<A: Store> {
