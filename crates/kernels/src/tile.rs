@@ -138,7 +138,18 @@ impl Exec {
         buffers: V,
         f: impl Fn(&Exec, Range<usize>, V::Share<'_>, &Local) + Sync,
     ) {
-        let (height, tiles) = (self.tile_rows(), self.tile_count(rows));
+        self.tiles_by(self.tile_rows(), rows, buffers, f);
+    }
+
+    /// The same in tiles of `height` rows.
+    pub fn tiles_by<V: Split>(
+        &self,
+        height: usize,
+        rows: usize,
+        buffers: V,
+        f: impl Fn(&Exec, Range<usize>, V::Share<'_>, &Local) + Sync,
+    ) {
+        let tiles = rows.div_ceil(height);
         let cut = buffers.cut(rows, tiles);
         let serial = self.serial();
         self.rows(tiles, |own| {

@@ -110,8 +110,7 @@ pub(crate) unsafe fn product(part: Part<Bf16>) {
 /// `A` is read where it lies; what is not a whole block of 32 rows or a whole step of 32 depths is copied and filled up.
 #[inline(always)]
 unsafe fn row_major(part: &Part<Bf16>) {
-    let Part { a, lda, b, k, ref rows, ref panels, block, .. } = *part;
-    let depth = k.next_multiple_of(STEP);
+    let Part { a, lda, b, depth, k, ref rows, ref panels, block, .. } = *part;
     let (steps, rest) = (k / STEP, k % STEP);
     let whole = rows.start + rows.len() / SIDE * SIDE;
     // SAFETY: `a` covers rows and depths, `b` its panels, and the block holds 32 rows of KC depths.
@@ -151,8 +150,7 @@ unsafe fn row_major(part: &Part<Bf16>) {
 /// `A: [k, m]`: blocks of 32 columns are turned into rows first.
 #[inline(always)]
 unsafe fn transposed(part: &Part<Bf16>) {
-    let Part { a, lda, b, k, ref rows, ref panels, block, .. } = *part;
-    let depth = k.next_multiple_of(STEP);
+    let Part { a, lda, b, depth, k, ref rows, ref panels, block, .. } = *part;
     let mut i0 = rows.start;
     while i0 < rows.end {
         let n = (SIDE * BLOCKS).min(rows.end - i0);

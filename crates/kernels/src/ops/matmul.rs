@@ -46,17 +46,19 @@ pub struct Packed<A: Store> {
     nr: usize,
 }
 
-/// Whole panels of a [`Packed`].
+/// Whole panels of a [`Packed`], or a stretch of depths of them.
 #[derive(Clone, Copy)]
 pub struct Panels<'a, A> {
     data: &'a [A],
+    /// Depths of one panel in memory.
+    depth: usize,
     k: usize,
     n: usize,
 }
 
 impl<'a, A: Store> From<&'a Packed<A>> for Panels<'a, A> {
     fn from(packed: &'a Packed<A>) -> Self {
-        Panels { data: &packed.data, k: packed.k, n: packed.n }
+        Panels { data: &packed.data, depth: padded::<A>(packed.k), k: packed.k, n: packed.n }
     }
 }
 
@@ -76,7 +78,16 @@ impl<A: Store> Packed<A> {
         assert!(range.start.is_multiple_of(self.nr) && range.start <= range.end && range.end <= self.n);
         let depth = padded::<A>(self.k);
         let end = range.end.next_multiple_of(self.nr) * depth;
-        Panels { data: &self.data[range.start * depth..end], k: self.k, n: range.len() }
+        Panels { data: &self.data[range.start * depth..end], depth, k: self.k, n: range.len() }
+    }
+
+    /// The depths `range`, which starts at a multiple of 32, of all panels.
+    pub fn depths(&self, range: Range<usize>) -> Panels<'_, A> {
+        assert!(range.start.is_multiple_of(PAIRED_DEPTHS) && range.start <= range.end && range.end <= self.k);
+        // A stretch that ends inside a group would take its neighbour in.
+        assert!(range.end.is_multiple_of(PAIRED_DEPTHS) || range.end == self.k);
+        let data = &self.data[range.start * self.nr..];
+        Panels { data, depth: padded::<A>(self.k), k: range.len(), n: self.n }
     }
 
     /// Packs the row-major `src: [k, n]` with rows `ld` apart.
@@ -193,6 +204,22 @@ pub fn matmul_tn<A: Store>(
     product(cx, c, a, lda, true, (&*scratch).into(), m, accumulate);
 }
 
+/// `c[m,n] (+)= a[k,m]^T b`, rows of `a` `lda` apart.
+pub fn matmul_transposed<'b, A: Store>(
+    cx: &Exec,
+    c: &mut [A::E],
+    a: &[A],
+    lda: usize,
+    b: impl Into<Panels<'b, A>>,
+    m: usize,
+    accumulate: bool,
+) {
+    let b = b.into();
+    assert!(c.len() >= m * b.n && (b.k == 0 || a.len() >= (b.k - 1) * lda + m), "operand of a product is too small");
+    let _time = time(cx, "matmul_transposed", (b.k, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
+    product(cx, c, a, lda, true, b, m, accumulate);
+}
+
 fn product<A: Store>(
     cx: &Exec,
     c: &mut [A::E],
@@ -209,8 +236,8 @@ fn product<A: Store>(
     let part = |rows: Range<usize>, panels: Range<usize>| {
         // Taken out of the cell here: a closure around the body would be compiled without the ISA's features.
         let block = BLOCK.with_borrow_mut(|block| block.as_mut_ptr().cast::<A>());
-        let (c, a, b, k, n) = (c.as_ptr(), a.as_ptr(), b.data.as_ptr(), b.k, b.n);
-        cx.op(Part { block, c, a, lda, transposed, b, k, n, rows, panels, accumulate });
+        let (c, a, b, depth, k, n) = (c.as_ptr(), a.as_ptr(), b.data.as_ptr(), b.depth, b.k, b.n);
+        cx.op(Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate });
     };
     if m.div_ceil(mr) >= 2 * cx.pool().threads() {
         cx.pool().split(m, mr, |rows| part(rows, 0..panels));
@@ -248,6 +275,8 @@ pub(crate) struct Part<A: Store> {
     pub lda: usize,
     pub transposed: bool,
     pub b: *const A,
+    /// Depths of one panel in memory.
+    pub depth: usize,
     pub k: usize,
     pub n: usize,
     pub rows: Range<usize>,
@@ -290,16 +319,16 @@ impl<A: Store> Part<A> {
     #[cfg(target_arch = "x86_64")]
     fn cast<B: Store>(self) -> Part<B> {
         debug_assert!(A::NAME == B::NAME);
-        let Part { block, c, a, lda, transposed, b, k, n, rows, panels, accumulate } = self;
+        let Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate } = self;
         let (block, c, a, b) = (block.cast(), c.cast(), a.cast(), b.cast());
-        Part { block, c, a, lda, transposed, b, k, n, rows, panels, accumulate }
+        Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate }
     }
 
     #[inline(always)]
     unsafe fn blocks<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self) {
         let nr = NV * S::LANES;
         let step = KC * A::DEPTH;
-        let depth = padded::<A>(self.k);
+        let depth = self.depth;
         // A single row is read where it lies.
         let one_row = self.rows.len() == 1 && !self.transposed && self.k.is_multiple_of(A::DEPTH);
         let block = self.block;
@@ -520,6 +549,11 @@ mod tests {
                     matmul(cx, &mut c, &a, lda, &packed, m, true);
                     let twice: Vec<A::E> = want.iter().map(|&x| x + x).collect();
                     assert_close(&c, &twice, 1e-6, &format!("{what} accumulated"));
+                    if k > 64 {
+                        matmul(cx, &mut c, &a, lda, packed.depths(0..64), m, false);
+                        matmul(cx, &mut c, &a[64..], lda, packed.depths(64..k), m, true);
+                        assert_close(&c, &want, 1e-6, &format!("{what} in two stretches"));
+                    }
                     if n > 64 {
                         let mut c = vec![A::E::NAN; m * (n - 64)];
                         matmul(cx, &mut c, &a, lda, packed.columns(64..n), m, false);
@@ -543,6 +577,9 @@ mod tests {
                 let mut c = vec![A::E::ONE; m * n];
                 matmul_tn(cx, &mut c, &mut scratch, &a, lda, &x, ldx, (m, n, k), true);
                 c.iter_mut().for_each(|c| *c += -A::E::ONE);
+                let mut again = vec![A::E::NAN; m * n];
+                matmul_transposed(cx, &mut again, &a, lda, &scratch, m, false);
+                assert_close(&again, &want, 2e-6, "packed before");
                 assert_close(&c, &want, 2e-6, &format!("{} {:?} {m}x{n}x{k}", A::NAME, cx.isa()));
             }
         });

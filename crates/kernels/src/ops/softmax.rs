@@ -83,6 +83,11 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         self.own[row].to_f64() - self.max[row].to_f64() - self.sum[row].to_f64().ln()
     }
 
+    /// `ln sum_j exp(z_j)` of row `row`, after all chunks.
+    pub fn log_sum(&self, row: usize) -> f64 {
+        self.max[row].to_f64() + self.sum[row].to_f64().ln()
+    }
+
     /// Turns the kept exponentials `dz: [rows, v]`, rows `ld` apart, made in chunks of `width` columns with
     /// `at: [chunks, rows]`, into gradients times `scale`.
     pub fn finish<A: Store<E = E>>(
@@ -112,6 +117,53 @@ impl<E: Elem> SoftmaxRows<'_, E> {
                 }
             }
         }
+    }
+}
+
+/// Writes `dz = (exp(z - log_sum) - onehot(target)) * scale` of `rows x width` logits from column `first` on: `z` dense, `dz`
+/// with rows `ld` apart; `log_sum, targets: [rows]`.
+pub fn softmax_backward<A: Store>(
+    cx: &Exec,
+    (dz, ld): (&mut [A], usize),
+    z: &[A::E],
+    log_sum: &[A::E],
+    targets: &[Token],
+    (width, first): (usize, usize),
+    scale: A::E,
+) {
+    let rows = targets.len();
+    assert!(log_sum.len() == rows && z.len() >= rows * width && ld >= width);
+    assert!(rows == 0 || dz.len() >= (rows - 1) * ld + width);
+    let bytes = rows * width * (size_of::<A::E>() + size_of::<A>());
+    let _time = time(cx, "softmax_backward", (width, 0), Work::Bytes(bytes as f64));
+    for (row, &target) in targets.iter().enumerate() {
+        let (dz, z) = (&mut dz[row * ld..][..width], &z[row * width..][..width]);
+        cx.op(Gradient { dz: &mut *dz, z, log_sum: log_sum[row], scale });
+        if let Some(i) = usize::from(target).checked_sub(first).filter(|&i| i < width) {
+            // The difference to 1 is taken before rounding.
+            let p = A::E::from_f64((z[i].to_f64() - log_sum[row].to_f64()).exp());
+            dz[i] = A::narrow(p * scale - scale);
+        }
+    }
+}
+
+struct Gradient<'a, A: Store> {
+    dz: &'a mut [A],
+    z: &'a [A::E],
+    log_sum: A::E,
+    scale: A::E,
+}
+
+impl<A: Store> Op<A::E> for Gradient<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let (dz, z) = (self.dz.as_mut_ptr(), self.z.as_ptr());
+        // SAFETY: offsets are inside the row.
+        each!(S, self.z.len(), |i, n| unsafe {
+            let p = S::exp(S::sub(S::get(z.add(i), n), S::splat(self.log_sum)));
+            A::put::<S>(dz.add(i), S::mul(p, S::splat(self.scale)), n);
+        });
     }
 }
 
@@ -204,6 +256,19 @@ mod tests {
             softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), &part, columns.len(), columns.start);
         }
         softmax.finish(cx, &mut dz, v, &at, (v, width), 0.25);
+        // The same gradient from logits that are made again.
+        let log_sum: Vec<f32> = (0..rows).map(|row| softmax.log_sum(row) as f32).collect();
+        let mut again = vec![A::NAN; rows * v];
+        for first in (0..v).step_by(width) {
+            let n = width.min(v - first);
+            let part: Vec<f32> = z.chunks(v).flat_map(|row| row[first..first + n].to_vec()).collect();
+            softmax_backward(cx, (&mut again[first..], v), &part, &log_sum, targets, (n, first), 0.25);
+        }
+        let bound = if A::DEPTH == 2 { 0.25 / 128.0 } else { 2e-6 };
+        for (a, b) in again.iter().zip(&dz) {
+            let close = (a.widen() - b.widen()).abs() <= bound;
+            assert!(close || a.widen().is_nan() && b.widen().is_nan(), "{a:?} for {b:?}");
+        }
         let loss = (0..rows).map(|row| -softmax.log_prob(row)).collect();
         (loss, dz.into_iter().map(A::widen).collect())
     }

@@ -1,14 +1,22 @@
 //! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`.
 //!
-//! Logits exist for one tile of rows and [`CHUNK`] columns at a time, in a thread's cache; `[rows, V]` is only kept as
-//! exponentials, of [`BLOCK`] tiles of rows at once, which become `dz = (softmax(z) - onehot) * scale` in place. Then
-//! `dx = dz E` within the tile, and `dE += dz^T x` for the whole block.
+//! Logits exist for one tile of rows and [`CHUNK`] columns at a time, in a thread's cache. Two ways lead to the gradients
+//! `dz = (softmax(z) - onehot) * scale`, `dx = dz E`, `dE += dz^T x`, and which is faster depends on what a product costs:
+//!
+//! * kept: the exponentials of [`BLOCK`] tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
+//!   `dE` for the whole block.
+//! * again: only the sums of exponentials are kept, and logits are made a second time, for [`GROUP`] columns at a time that
+//!   stay in the cache while all rows pass by: half a forward product more, a third of the memory traffic. Each group of
+//!   columns has a `dx` of its own, and these are added in order. For tile registers, which wait for memory otherwise.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Packed, SoftmaxRows, embed_backward, embed_forward, matmul, matmul_tn, narrow};
+use flashlm_kernels::ops::{
+    Packed, SoftmaxRows, add, embed_backward, embed_forward, matmul, matmul_tn, matmul_transposed, narrow,
+    softmax_backward,
+};
 use flashlm_kernels::tile::{Local, Parts, Rows};
-use flashlm_kernels::{Buf, Exec, Store, Token};
+use flashlm_kernels::{Buf, Elem, Exec, Isa, Store, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
@@ -22,32 +30,60 @@ const BLOCK: usize = 4;
 /// Most rows of a block on any ISA.
 const BLOCK_ROWS: usize = BLOCK * 112;
 
-/// The tied table, and a block of exponentials.
+/// Columns of one thread's share where logits are made again.
+const GROUP: usize = 640;
+/// Columns of a group whose part of the table and of its gradient stay in the cache.
+const PART: usize = 320;
+/// Rows that pass by a part at once.
+const PASS: usize = 256;
+
+/// The tied table, and working memory of one of the two ways.
 pub struct Head<A: Store> {
     table: Range<usize>,
     d: usize,
     vocab: usize,
     forward: Packed<A>,
     backward: Option<Packed<A>>,
-    dz: Buf<A>,
-    packed: Packed<A>,
     losses: Buf<f64>,
+    way: Way<A>,
+}
+
+/// What one way to the gradients keeps.
+enum Way<A: Store> {
+    /// Exponentials of a block, and its packed inputs.
+    Kept { dz: Buf<A>, packed: Packed<A> },
+    /// Logarithms of sums of exponentials, gradients of the groups, packed inputs.
+    Again { log_sums: Buf<A::E>, dx: Buf<A::E>, packed: Packed<A> },
+}
+
+/// Whether logits are made again by default: only bf16 has products fast enough, and only on tile registers.
+fn again<A: Store>() -> bool {
+    A::DEPTH == 2 && Isa::detect().is_ok_and(|isa| isa.name() == "amx")
 }
 
 impl<A: Store> Head<A> {
     /// Adds `embedding.weight: [V, D]` to the layout.
     pub fn new(layout: &mut Layout, config: &ModelConfig, rows: usize, training: bool) -> Self {
+        Head::of(layout, config, rows, training, again::<A>())
+    }
+
+    fn of(layout: &mut Layout, config: &ModelConfig, rows: usize, training: bool, again: bool) -> Self {
         let (v, d) = (config.vocab_size, config.dim);
-        let block = if training { BLOCK_ROWS.min(rows) } else { 0 };
+        let (block, all) = if training { (BLOCK_ROWS.min(rows), rows) } else { (0, 0) };
+        let way = if again {
+            let (log_sums, dx) = (Buf::scratch(all), Buf::scratch(v.div_ceil(GROUP) * all * d));
+            Way::Again { log_sums, dx, packed: Packed::new(all, d) }
+        } else {
+            Way::Kept { dz: Buf::scratch(block * v), packed: Packed::new(block, d) }
+        };
         Head {
             table: layout.add("embedding.weight".into(), &[v, d], Init::Normal(0.02), Group::Embedding),
             d,
             vocab: v,
             forward: Packed::new(d, v),
             backward: training.then(|| Packed::new(v, d)),
-            dz: Buf::scratch(block * v),
-            packed: Packed::new(block, d),
             losses: Buf::scratch(rows),
+            way,
         }
     }
 
@@ -85,9 +121,13 @@ impl<A: Store> Head<A> {
         s: &mut Scratch<A>,
         scale: A::E,
     ) -> f64 {
-        let Head { d, vocab: v, forward, backward, dz, packed, losses, .. } = self;
+        let Head { d, vocab: v, forward, backward, losses, way, .. } = self;
         let weight = backward.as_ref().expect("a model built for inference has no backward pass");
         let (d, v) = (*d, *v);
+        let (dz, packed) = match way {
+            Way::Kept { dz, packed } => (dz, packed),
+            Way::Again { .. } => return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, scale),
+        };
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -117,6 +157,69 @@ impl<A: Store> Head<A> {
             matmul_tn(cx, &mut grads[self.table.clone()], packed, dz, v, &s.x, d, (v, d, rows), true);
         }
         nats
+    }
+
+    /// The same, with logits made again.
+    fn loss_backward_again(
+        &mut self,
+        cx: &Exec,
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        h: &[A::E],
+        targets: &[Token],
+        norm: &Norm,
+        params: &[A::E],
+        s: &mut Scratch<A>,
+        scale: A::E,
+    ) -> f64 {
+        let Head { d, vocab: v, forward, backward: Some(weight), losses, way, .. } = self else { return f64::NAN };
+        let Way::Again { log_sums, dx, packed } = way else { return f64::NAN };
+        let (d, v, rows) = (*d, *v, targets.len());
+        let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
+        cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {
+            norm.forward(cx, x, &h[r.start * d..r.end * d], params);
+            let softmax = logits::<A>(cx, forward, x, &targets[r], local, |softmax, z, columns| {
+                softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
+            });
+            for (row, (loss, log_sum)) in losses.iter_mut().zip(log_sums).enumerate() {
+                (*loss, *log_sum) = (-softmax.log_prob(row), A::E::from_f64(softmax.log_sum(row)));
+            }
+        });
+
+        let (x, log_sums) = (&s.x[..rows * d], &log_sums[..rows]);
+        packed.pack(cx, x, d, rows, d);
+        let table = &mut grads[self.table.clone()];
+        cx.tiles_by(GROUP, v, (Rows(table, d), Parts(dx, rows * d)), |cx, group, (dtable, dx), local| {
+            let (z, dz) = (local.take(PASS * PART), local.take(PASS * PART));
+            for first in group.clone().step_by(PART) {
+                let columns = first..group.end.min(first + PART);
+                let width = columns.len();
+                let dtable = &mut dtable[(first - group.start) * d..][..width * d];
+                for pass in (0..rows).step_by(PASS) {
+                    let r = pass..rows.min(pass + PASS);
+                    let (x, dx) = (&x[r.start * d..r.end * d], &mut dx[r.start * d..r.end * d]);
+                    matmul(cx, z, x, d, forward.columns(columns.clone()), r.len(), false);
+                    let (log_sums, targets) = (&log_sums[r.clone()], &targets[r.clone()]);
+                    softmax_backward(cx, (dz, width), z, log_sums, targets, (width, first), scale);
+                    matmul(cx, dx, dz, width, weight.depths(columns.clone()), r.len(), first > group.start);
+                    matmul_transposed(cx, dtable, dz, width, packed.depths(r), width, true);
+                }
+            }
+        });
+
+        let parts = &mut s.parts[..cx.tile_count(rows) * d];
+        cx.tiles(rows, (Rows(dh, d), Parts(parts, d)), |cx, r, (dh, part), local| {
+            let cells = r.start * d..r.end * d;
+            let sum = local.take::<A::E>(cells.len());
+            sum.copy_from_slice(&dx[cells.clone()]);
+            for group in 1..v.div_ceil(GROUP) {
+                add(cx, sum, &dx[group * rows * d..][cells.clone()]);
+            }
+            part.fill(A::E::ZERO);
+            norm.backward(cx, dh, part, sum, &h[cells], params, false);
+        });
+        norm.add_parts(grads, &s.parts[..cx.tile_count(rows) * d], d, 0);
+        losses[..rows].iter().sum()
     }
 
     /// Writes the logits of `x: [rows, D]` to `out: [rows, V]`.
@@ -160,4 +263,52 @@ fn logits<'a, A: Store>(
         f(&mut softmax, z, columns);
     }
     softmax
+}
+
+#[cfg(test)]
+mod tests {
+    use flashlm_kernels::Bf16;
+
+    use super::*;
+    use crate::gradcheck::{noisy, tiny, tokens};
+
+    /// Loss, gradients and `dh` by one of the two ways.
+    fn run<A: Store>(again: bool, threads: usize) -> (f64, Vec<f64>, Vec<f64>) {
+        let cx = Exec::new(Isa::detect().unwrap(), threads);
+        let (rows, config) = (600, ModelConfig { vocab_size: 1500, dim: 40, ..tiny("conv") });
+        let mut layout = Layout::default();
+        let mut head = Head::<A>::of(&mut layout, &config, rows, true, again);
+        let norm = Norm::new(&mut layout, "norm".into(), config.dim, 1e-6);
+        let mut s = Scratch::new(&config, rows, true);
+        let values = |n, seed| noisy(n, seed).into_iter().map(A::E::from_f64).collect::<Vec<_>>();
+        let (params, h) = (values(layout.len(), 1), values(rows * config.dim, 2));
+        let (mut dh, mut grads) = (values(rows * config.dim, 3), vec![A::E::ZERO; layout.len()]);
+        let targets = tokens(rows, config.vocab_size, 4);
+        head.prepare(&cx, &params, &mut s);
+        let scale = A::E::from_f64(0.01);
+        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &h, &targets, &norm, &params, &mut s, scale);
+        let wide = |x: Vec<A::E>| x.into_iter().map(Elem::to_f64).collect();
+        (nats, wide(dh), wide(grads))
+    }
+
+    #[test]
+    fn both_ways_lead_to_the_same_gradients() {
+        let off = |a: &[f64], b: &[f64]| {
+            let square = |x: f64| x * x;
+            let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+            (off / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
+        };
+        for (one, two, bound) in [
+            (run::<f64>(true, 2), run::<f64>(false, 2), 1e-12),
+            (run::<f32>(true, 2), run::<f32>(false, 2), 1e-6),
+            (run::<Bf16>(true, 2), run::<Bf16>(false, 2), 5e-3),
+        ] {
+            assert!((one.0 - two.0).abs() <= 1e-6 * two.0, "loss {} and {}", one.0, two.0);
+            assert!(off(&one.1, &two.1) <= bound, "dh off by {:e}", off(&one.1, &two.1));
+            assert!(off(&one.2, &two.2) <= bound, "gradients off by {:e}", off(&one.2, &two.2));
+        }
+        for again in [false, true] {
+            assert_eq!(run::<Bf16>(again, 1), run::<Bf16>(again, 3));
+        }
+    }
 }
