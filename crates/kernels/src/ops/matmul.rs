@@ -108,15 +108,21 @@ impl<A: Store> Packed<A> {
         assert!(depth * n.next_multiple_of(nr) <= self.data.len(), "matrix to pack is larger than its room");
         (self.k, self.n, self.nr) = (k, n, nr);
         let _time = time(cx, if transposed { "pack_transposed" } else { "pack" }, (k, n), bytes::<A>(2 * k * n));
-        let data = Shared::new(&mut self.data);
-        cx.rows(n.div_ceil(nr), |panels| {
+        let (data, panels) = (Shared::new(&mut self.data), n.div_ceil(nr));
+        let fill = |panels: Range<usize>, depths: Range<usize>| {
             for panel in panels {
-                // SAFETY: one panel is one range, and panels go to one thread each.
-                let dst = unsafe { data.range(panel * depth * nr..(panel + 1) * depth * nr) };
+                let at = panel * depth * nr;
+                // SAFETY: a part of a panel goes to one thread.
+                let dst = unsafe { data.range(at + depths.start * nr..at + depths.end * nr) };
                 let first = panel * nr;
-                cx.op(Fill { dst, src, ld, transposed, k, nr, first, cols: nr.min(n - first) });
+                cx.op(Fill { dst, src, ld, transposed, start: depths.start, k, nr, first, cols: nr.min(n - first) });
             }
-        });
+        };
+        // Each thread reads rows of `src`: those that it wrote itself, where it made the matrix in tiles.
+        match transposed {
+            true => cx.rows(panels, |panels| fill(panels, 0..depth)),
+            false => cx.pool().split(depth, PAIRED_DEPTHS, |depths| fill(0..panels, depths)),
+        }
     }
 }
 
@@ -124,12 +130,13 @@ fn bytes<A>(elements: usize) -> Work {
     Work::Bytes((elements * size_of::<A>()) as f64)
 }
 
-/// One panel.
+/// Depths from `start` on of one panel.
 struct Fill<'a, A> {
     dst: &'a mut [A],
     src: &'a [A],
     ld: usize,
     transposed: bool,
+    start: usize,
     k: usize,
     nr: usize,
     first: usize,
@@ -140,8 +147,8 @@ impl<A: Store> Op<A::E> for Fill<'_, A> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Fill { dst, src, ld, transposed, k, nr, first, cols } = self;
-        if cols < nr || k % A::DEPTH > 0 || dst.len() > k * nr {
+        let Fill { dst, src, ld, transposed, start, k, nr, first, cols } = self;
+        if cols < nr || start * nr + dst.len() > k * nr {
             dst.fill(A::ZERO);
         }
         if transposed {
@@ -154,12 +161,12 @@ impl<A: Store> Op<A::E> for Fill<'_, A> {
             }
             return;
         }
-        for (p, group) in dst.chunks_exact_mut(nr * A::DEPTH).enumerate().take(k.div_ceil(A::DEPTH)) {
-            let row = &src[p * A::DEPTH * ld + first..][..cols];
+        for (group, p) in dst.chunks_exact_mut(nr * A::DEPTH).zip((start..k).step_by(A::DEPTH)) {
+            let row = &src[p * ld + first..][..cols];
             if A::DEPTH == 1 {
                 group[..cols].copy_from_slice(row);
-            } else if p * A::DEPTH + 1 < k {
-                let next = &src[(p * A::DEPTH + 1) * ld + first..][..cols];
+            } else if p + 1 < k {
+                let next = &src[(p + 1) * ld + first..][..cols];
                 for ((pair, &a), &b) in group.chunks_exact_mut(2).zip(row).zip(next) {
                     (pair[0], pair[1]) = (a, b);
                 }
