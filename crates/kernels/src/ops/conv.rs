@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn equals_plain_loops() {
         all_isas(|cx| {
-            for d in 1..=66 {
+            for d in 1..=130 {
                 let (b, t, k) = (1 + d % 3, 1 + d * 7 % 80, 1 + d % 19);
                 let size = (b, t, d, k);
                 let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =

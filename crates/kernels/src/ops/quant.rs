@@ -143,6 +143,7 @@ impl<E: Elem, A: Store<E = E>> Op<E> for Ternary<'_, E, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::Bf16;
     use crate::ops::testing::{all_isas, random};
 
     fn naive(w: &[f32], cols: usize, quant: Quant) -> Vec<f32> {
@@ -173,12 +174,16 @@ mod tests {
         all_isas(|cx| {
             let scales = [Scale::Tensor, Scale::Block(7), Scale::Block(256), Scale::Group(5), Scale::Group(64)];
             for (scale, stat) in scales.into_iter().flat_map(|s| [(s, Stat::Mean), (s, Stat::Median)]) {
-                for (rows, cols) in [(1, 1), (3, 5), (16, 16), (40, 56), (13, 130), (100, 90)] {
+                let odd = (1..=130).map(|cols| (1 + cols % 7, cols));
+                for (rows, cols) in odd.chain([(16, 16), (40, 56), (100, 90)]) {
                     let quant = Quant { scale, stat };
                     let w: Vec<f32> = random(rows * cols, (rows + cols) as u64);
                     let (mut wq, mut scratch) = (vec![f32::NAN; w.len()], vec![f32::NAN; w.len()]);
                     quantise(cx, &mut wq, &mut scratch, &w, (rows, cols), quant);
                     let want = naive(&w, cols, quant);
+                    let mut narrow = vec![Bf16::NAN; w.len()];
+                    quantise(cx, &mut narrow, &mut scratch, &w, (rows, cols), quant);
+                    assert!(narrow.iter().zip(&wq).all(|(&n, &q)| n == Bf16::from_f32(q)));
                     for (i, (q, want)) in wq.iter().zip(&want).enumerate() {
                         // One alpha sums up to 1024 terms in f32 before it goes on in f64.
                         assert!(
