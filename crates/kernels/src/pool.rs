@@ -135,6 +135,8 @@ fn work(shared: &Shared, id: usize) {
                 std::hint::spin_loop();
                 continue;
             }
+            #[cfg(target_arch = "x86_64")]
+            crate::isa::amx::release();
             // A swap, because emulators of other processors let a plain store be passed by the load that follows.
             shared.parked[id - 1].swap(true, SeqCst);
             // The caller moves the generation before it looks at `parked`, so one of the two sees the other.

@@ -6,6 +6,7 @@
 
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 use crate::bf16::Bf16;
@@ -95,15 +96,32 @@ static CONFIG: Config = config();
 /// As for [`Part`]; the machine has AMX and the AVX-512 that [`super::avx512::run_amx`] enables.
 #[inline(always)]
 pub(crate) unsafe fn product(part: Part<Bf16>) {
-    // SAFETY: the caller's promise; the configuration is released before the thread can wait for anything.
+    // SAFETY: the caller's promise.
     unsafe {
-        asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly));
-        if part.transposed {
-            transposed(&part);
-        } else {
-            row_major(&part);
-        }
-        asm!("tilerelease", options(nostack, nomem));
+        configure();
+        if part.transposed { transposed(&part) } else { row_major(&part) }
+    }
+}
+
+thread_local! {
+    /// Whether this thread's tiles are configured.
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Loading a configuration takes some 200 cycles, as long as a small block, so a thread keeps it.
+#[inline(always)]
+unsafe fn configure() {
+    if !CONFIGURED.replace(true) {
+        // SAFETY: the caller has AMX.
+        unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
+    }
+}
+
+/// Gives the tiles back, so that the system need not save 8 KB with a thread that waits.
+pub(crate) fn release() {
+    if CONFIGURED.replace(false) {
+        // SAFETY: only threads with AMX are ever configured.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
@@ -279,18 +297,21 @@ impl Out {
     /// `C (+)= A B` over `steps * 32` depths; `a: [32, ..]` with rows `lda` apart, `b` one panel.
     #[inline(always)]
     unsafe fn run(&self, a: *const Bf16, lda: usize, b: *const Bf16, steps: usize, add: bool) {
-        // SAFETY: the caller's promise; a block that `C` does not hold whole goes through the edge.
+        // SAFETY: the caller's promise; a block that `C` does not hold whole goes through the edge, with what is there
+        // before, so that the bits of a row do not depend on its place.
         unsafe {
             if self.rows == SIDE && self.cols == SIDE {
                 return block(self.c, self.ldc, a, lda, b, steps, add);
             }
             let mut edge = [0f32; SIDE * SIDE];
-            block(edge.as_mut_ptr(), SIDE, a, lda, b, steps, false);
-            for i in 0..self.rows {
-                for j in 0..self.cols {
-                    let (c, v) = (self.c.add(i * self.ldc + j), edge[i * SIDE + j]);
-                    *c = if add { *c + v } else { v };
+            if add {
+                for i in 0..self.rows {
+                    std::ptr::copy_nonoverlapping(self.c.add(i * self.ldc), edge.as_mut_ptr().add(i * SIDE), self.cols);
                 }
+            }
+            block(edge.as_mut_ptr(), SIDE, a, lda, b, steps, add);
+            for i in 0..self.rows {
+                std::ptr::copy_nonoverlapping(edge.as_ptr().add(i * SIDE), self.c.add(i * self.ldc), self.cols);
             }
         }
     }

@@ -18,8 +18,8 @@ use crate::store::Store;
 
 /// Groups of depths in one block: 32 f32 columns of `B` are then 32 KB.
 const KC: usize = 256;
-/// Tiles of `A` in one block.
-const TILES: usize = 8;
+/// Most rows of `A` in one block.
+const BLOCK_ROWS: usize = 112;
 /// Largest `MR` of any ISA's vectors.
 const MAX_MR: usize = 14;
 /// Widest panel of any ISA, in columns.
@@ -29,7 +29,7 @@ const PAIRED_DEPTHS: usize = 32;
 
 thread_local! {
     /// The block of `A` of this thread, large and aligned enough for every store.
-    static BLOCK: RefCell<Buf<f64>> = RefCell::new(Buf::zeros(MAX_MR * TILES * KC));
+    static BLOCK: RefCell<Buf<f64>> = RefCell::new(Buf::zeros(BLOCK_ROWS * KC));
 }
 
 /// Depths in memory for `k` depths; zeros fill the rest.
@@ -275,7 +275,7 @@ impl<E: crate::Elem> Op<E> for TileHeight {
 
 /// The rows and panels of one thread.
 pub(crate) struct Part<A: Store> {
-    /// Working memory of `MAX_MR * TILES * KC` f64.
+    /// Working memory of `BLOCK_ROWS * KC` f64.
     pub block: *mut A,
     pub c: *mut A::E,
     pub a: *const A,
@@ -341,14 +341,14 @@ impl<A: Store> Part<A> {
         let block = self.block;
         let mut i0 = self.rows.start;
         while i0 < self.rows.end {
-            let rows = (MR * TILES).min(self.rows.end - i0);
+            let rows = (BLOCK_ROWS / MR * MR).min(self.rows.end - i0);
             let mut p0 = 0;
             while p0 < self.k {
                 let kc = step.min(self.k - p0);
-                // SAFETY: the block holds MAX_MR * TILES * KC groups; `a` covers the rows and depths named.
+                // SAFETY: the block holds BLOCK_ROWS * KC groups; `a` covers the rows and depths named.
                 unsafe {
                     if !one_row {
-                        self.copy_block(block, MR, i0, rows, p0, kc);
+                        self.copy_block(block, i0, rows, p0, kc);
                     }
                     for panel in self.panels.clone() {
                         let b = self.b.add(panel * depth * nr + p0 * nr);
@@ -363,7 +363,7 @@ impl<A: Store> Part<A> {
                             if one_row {
                                 tile.run::<S, 1, NV>(self.a.add(i0 * self.lda + p0), 0, A::DEPTH);
                             } else if self.transposed {
-                                tile.run::<S, MR, NV>(block.add(t * A::DEPTH), A::DEPTH, MR * TILES * A::DEPTH);
+                                tile.run::<S, MR, NV>(block.add(t * A::DEPTH), A::DEPTH, BLOCK_ROWS * A::DEPTH);
                             } else {
                                 tile.run::<S, MR, NV>(a, step, A::DEPTH);
                             }
@@ -378,9 +378,9 @@ impl<A: Store> Part<A> {
     }
 
     /// Copies rows `i0..i0+rows` and depths `p0..p0+kc` of `A`: `[tile][MR][step]`, or from a transposed one
-    /// `[kc/DEPTH][TILES][MR][DEPTH]`. An odd depth is filled up with zero.
+    /// `[kc/DEPTH][BLOCK_ROWS][DEPTH]`. An odd depth is filled up with zero.
     #[inline(always)]
-    unsafe fn copy_block(&self, block: *mut A, mr: usize, i0: usize, rows: usize, p0: usize, kc: usize) {
+    unsafe fn copy_block(&self, block: *mut A, i0: usize, rows: usize, p0: usize, kc: usize) {
         let step = KC * A::DEPTH;
         // SAFETY: the caller's promise.
         unsafe {
@@ -400,7 +400,7 @@ impl<A: Store> Part<A> {
                 for q in 0..A::DEPTH {
                     prefetch(src.wrapping_add((AHEAD + q) * self.lda), rows);
                 }
-                let dst = block.add(p * mr * TILES * A::DEPTH);
+                let dst = block.add(p * BLOCK_ROWS * A::DEPTH);
                 if A::DEPTH == 1 {
                     std::ptr::copy_nonoverlapping(src, dst, rows);
                 } else if p * A::DEPTH + 1 < kc {
@@ -594,7 +594,7 @@ mod tests {
 
     fn same_bits<A: Store>() {
         for isa in crate::Isa::available() {
-            let (m, n, k) = (61, 97, 530);
+            let (m, n, k) = (61, 97, 1130);
             let a = values::<A>(m * k, 5);
             let b = values::<A>(k * n, 6);
             let mut all = Vec::new();
@@ -609,6 +609,11 @@ mod tests {
                     matmul(cx, &mut rows[i * n..], &a[i * k..], k, &packed, 1, false);
                 }
                 assert_eq!(c, rows, "row by row on {isa:?}");
+                matmul(cx, &mut c, &a, k, &packed, m, true);
+                for i in 0..m {
+                    matmul(cx, &mut rows[i * n..], &a[i * k..], k, &packed, 1, true);
+                }
+                assert_eq!(c, rows, "added row by row on {isa:?}");
                 all.push(c);
             }
             assert!(all.windows(2).all(|w| w[0] == w[1]), "{isa:?}");
