@@ -30,7 +30,8 @@ pub struct Source {
 #[derive(Clone, Debug)]
 enum Kind {
     Synthetic { stories: u64, seed: u64 },
-    Files { root: PathBuf, files: Vec<FileEntry> },
+    /// `given` is the file or folder that was named, `root` that folder or the one the file lies in.
+    Files { given: PathBuf, root: PathBuf, files: Vec<FileEntry> },
 }
 
 #[derive(Clone, Debug)]
@@ -88,7 +89,7 @@ impl Source {
     pub fn place(&self) -> String {
         match &self.kind {
             Kind::Synthetic { stories, seed } => format!("synthetic:{stories}:{seed}"),
-            Kind::Files { root, .. } => root.canonicalize().unwrap_or_else(|_| root.clone()).display().to_string(),
+            Kind::Files { given, .. } => given.canonicalize().unwrap_or_else(|_| given.clone()).display().to_string(),
         }
     }
 
@@ -112,7 +113,7 @@ impl Source {
                     hash.update(synthetic::story(*seed, i).as_bytes());
                 }
             }
-            Kind::Files { root, files } => {
+            Kind::Files { root, files, .. } => {
                 for FileEntry { path, .. } in files {
                     let relative = path.strip_prefix(root).unwrap_or(path);
                     for part in relative.iter() {
@@ -182,7 +183,7 @@ fn files_of(path: &Path) -> Result<Kind, DataError> {
     let meta = fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
     if !meta.is_dir() {
         let root = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        return Ok(Kind::Files { root, files: vec![entry(path.to_path_buf())?] });
+        return Ok(Kind::Files { given: path.to_path_buf(), root, files: vec![entry(path.to_path_buf())?] });
     }
     let mut files = Vec::new();
     let mut folders = vec![path.to_path_buf()];
@@ -203,7 +204,7 @@ fn files_of(path: &Path) -> Result<Kind, DataError> {
         return Err(DataError::EmptyFolder { path: path.to_path_buf() });
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Kind::Files { root: path.to_path_buf(), files })
+    Ok(Kind::Files { given: path.to_path_buf(), root: path.to_path_buf(), files })
 }
 
 fn entry(path: PathBuf) -> Result<FileEntry, DataError> {
@@ -340,6 +341,16 @@ mod tests {
         }
         assert_eq!(source(&folder.path().join("my data")).unwrap().name(), "my_data");
         assert_eq!(Source::parse("synthetic").unwrap().name(), "synthetic-100000");
+    }
+
+    #[test]
+    fn two_texts_of_one_folder_are_two_places() {
+        let folder = Folder::new();
+        let (a, b) = (folder.file("train.txt", "x"), folder.file("valid.txt", "x"));
+        let place = |path: &Path| source(path).unwrap().place();
+        assert_ne!(place(&a), place(&b));
+        assert_ne!(place(&a), place(folder.path()));
+        assert_eq!(place(&a), place(&folder.path().join(".").join("train.txt")));
     }
 
     #[test]
