@@ -3,6 +3,7 @@
 //! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
 
+use flashlm_kernels::ops::zero;
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
 use flashlm_model::{LanguageModel, ModelConfig, Precision};
@@ -68,7 +69,7 @@ impl Stepper {
         lr: f64,
         step: u64,
     ) -> Update {
-        self.grads.fill(0.0);
+        zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
         let scale = 1.0 / (batch * seq_len) as f64;
         let pass = (self.lm.rows() / seq_len).max(1);

@@ -153,10 +153,15 @@ impl<A: Store> Op<A::E> for Fill<'_, A> {
         }
         if transposed {
             for j in 0..cols {
-                let column = &src[(first + j) * ld..][..k];
-                for (p, group) in column.chunks(A::DEPTH).enumerate() {
+                let groups = src[(first + j) * ld..][..k].chunks_exact(A::DEPTH);
+                if let Some(&odd) = groups.remainder().first() {
+                    dst[(k / A::DEPTH * nr + j) * A::DEPTH] = odd;
+                }
+                for (p, group) in groups.enumerate() {
                     let at = (p * nr + j) * A::DEPTH;
-                    dst[at..at + group.len()].copy_from_slice(group);
+                    debug_assert!(at + A::DEPTH <= dst.len());
+                    // SAFETY: the panel holds `nr` groups for each depth. The size is a constant, so this is one move.
+                    unsafe { std::ptr::copy_nonoverlapping(group.as_ptr(), dst.as_mut_ptr().add(at), A::DEPTH) };
                 }
             }
             return;

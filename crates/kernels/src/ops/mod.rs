@@ -21,5 +21,5 @@ pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 pub(crate) use matmul::{Part, prefetch};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
 pub use quant::{Quant, Scale, Stat, quantise};
-pub use reduce::{add, add_parts, narrow, scale, sum_squares};
+pub use reduce::{add, add_parts, narrow, sum_squares, zero};
 pub use softmax::{SoftmaxRows, softmax_backward};

@@ -29,9 +29,16 @@ pub struct Source {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Synthetic { stories: u64, seed: u64 },
+    Synthetic {
+        stories: u64,
+        seed: u64,
+    },
     /// `given` is the file or folder that was named, `root` that folder or the one the file lies in.
-    Files { given: PathBuf, root: PathBuf, files: Vec<FileEntry> },
+    Files {
+        given: PathBuf,
+        root: PathBuf,
+        files: Vec<FileEntry>,
+    },
 }
 
 #[derive(Clone, Debug)]
