@@ -21,8 +21,6 @@ use crate::common::{Status, exec, out, precision, say};
 const ROWS: usize = 2048;
 /// Tokens that are read before they are scored; bounds the memory for any size of data.
 const PART: usize = 1 << 20;
-/// What computes the figure.
-const RUNTIME: &str = "float32 activations, ternary weights; what `flashlm generate` runs";
 
 /// Score a model on a text in bits per byte. Every byte counts; each story starts afresh and is scored whole.
 #[derive(clap::Args)]
@@ -60,7 +58,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let model = Model::load(&args.model)?;
     let source = Source::parse(&args.data)?;
-    let mut lm = args.precision.resolve(cx.isa()).build(&model.config, ROWS, false)?;
+    let precision = args.precision.resolve(cx.isa());
+    let runtime = match precision {
+        Precision::Bf16 => "products of bf16, ternary weights; `flashlm generate` runs in float32",
+        _ => "float32 activations, ternary weights; what `flashlm generate` runs",
+    };
+    let mut lm = precision.build(&model.config, ROWS, false)?;
     let from = model.path.display();
     match model.step {
         Some(step) => say!("model {from} (step {step})"),
@@ -86,7 +89,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ("step", json!(model.step)),
             ("data", json!(args.data)),
             ("repaired", json!(read.repaired)),
-            ("runtime", json!(RUNTIME)),
+            ("runtime", json!(runtime)),
+            ("precision", json!(precision)),
             ("isa", json!(cx.isa().name())),
             ("seconds", json!(start.elapsed().as_secs_f64())),
         ];
@@ -98,7 +102,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if read.repaired > 0 {
         out!("{:<22}  {} mojibake sequences in the text, before scoring", "repaired", thousands(read.repaired));
     }
-    out!("{:<22}  {RUNTIME}", "runtime");
+    out!("{:<22}  {runtime}", "runtime");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,8 +7,11 @@ use crate::elem::Elem;
 use crate::simd::Simd;
 
 /// A number in memory.
+///
+/// # Safety
+/// Every bit pattern is a value, and zero bytes are [`Store::ZERO`]. Only [`Bf16`] has a `DEPTH` of 2.
 #[allow(clippy::missing_safety_doc)]
-pub trait Store: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
+pub unsafe trait Store: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
     /// What it is computed in.
     type E: Elem;
     /// 0.
@@ -43,7 +46,8 @@ pub trait Store: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
 
 macro_rules! plain {
     ($t:ty, $name:literal) => {
-        impl Store for $t {
+        // SAFETY: a float, and not bf16.
+        unsafe impl Store for $t {
             type E = $t;
             const ZERO: Self = 0.0;
             const NAN: Self = <$t>::NAN;
@@ -85,7 +89,8 @@ macro_rules! plain {
 plain!(f32, "f32");
 plain!(f64, "f64");
 
-impl Store for Bf16 {
+// SAFETY: sixteen bits of a float.
+unsafe impl Store for Bf16 {
     type E = f32;
     const ZERO: Self = Bf16(0);
     const NAN: Self = Bf16(0x7fc0);

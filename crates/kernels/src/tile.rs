@@ -80,9 +80,7 @@ tuple!(A, B);
 tuple!(A, B, C);
 tuple!(A, B, C, D);
 tuple!(A, B, C, D, F);
-tuple!(A, B, C, D, F, G);
 tuple!(A, B, C, D, F, G, H);
-tuple!(A, B, C, D, F, G, H, I);
 
 /// Most buffers that one tile may take.
 const SLOTS: usize = 16;
@@ -92,9 +90,29 @@ thread_local! {
     static MEMORY: UnsafeCell<[Option<Buf<f64>>; SLOTS]> = const { UnsafeCell::new([const { None }; SLOTS]) };
 }
 
+thread_local! {
+    /// Whether this thread works on a tile: its memory is then given away.
+    static BUSY: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Working memory of one tile.
 pub struct Local {
     taken: Cell<usize>,
+}
+
+impl Local {
+    /// # Panics
+    /// Inside of another tile of the same thread, which would share its memory.
+    fn new() -> Self {
+        assert!(!BUSY.replace(true), "a tile cannot be cut into tiles");
+        Local { taken: Cell::new(0) }
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        BUSY.set(false);
+    }
 }
 
 impl Local {
@@ -103,8 +121,8 @@ impl Local {
     pub fn take<T: Store>(&self, len: usize) -> &mut [T] {
         let slot = self.taken.replace(self.taken.get() + 1);
         let size = (len * size_of::<T>()).div_ceil(size_of::<f64>());
-        // SAFETY: a slot is taken once a tile, so nothing refers to its buffer, and threads have their own memory, which a
-        // thread keeps for longer than any region. Every bit pattern is a value of a `Store`.
+        // SAFETY: a thread has one `Local` at a time, and a slot is taken once from it, so nothing else refers to its buffer;
+        // a thread keeps its memory for longer than any region. Every bit pattern is a value of a `Store`.
         unsafe {
             let buf = MEMORY.with(|memory| &mut (&mut (*memory.get()))[slot] as *mut Option<Buf<f64>>);
             if (*buf).as_ref().is_none_or(|buf| buf.len() < size) {
@@ -117,11 +135,12 @@ impl Local {
 }
 
 impl Exec {
-    /// Rows of one tile: a multiple of every product's own tile, few enough for its activations to stay in L2.
+    /// Rows of one tile: a multiple of the tile of the ISA's fastest product, few enough for its activations to stay in L2, and
+    /// for a pass of some thousand rows to keep eight or more threads busy.
     pub fn tile_rows(&self) -> usize {
         match self.isa().name() {
-            "avx512" | "avx512bf16" => 112,
-            "avx2" => 96,
+            "avx512" | "avx512bf16" => 56,
+            "avx2" => 48,
             _ => 64,
         }
     }
@@ -157,7 +176,7 @@ impl Exec {
                 let rows = tile * height..rows.min((tile + 1) * height);
                 // SAFETY: every tile is visited once, and `buffers` were borrowed for the whole call.
                 let share = unsafe { V::share(&cut, tile, &rows) };
-                f(serial, rows, share, &Local { taken: Cell::new(0) });
+                f(serial, rows, share, &Local::new());
             }
         });
     }
@@ -167,6 +186,13 @@ impl Exec {
 mod tests {
     use super::*;
     use crate::ops::testing::all_isas;
+
+    #[test]
+    #[should_panic(expected = "cannot be cut into tiles")]
+    fn a_tile_is_not_cut_again() {
+        let cx = Exec::new(crate::Isa::Scalar, 1);
+        cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |cx, _, _, _| cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |_, _, _, _| ()));
+    }
 
     #[test]
     fn tiles_cover_all_rows_once_with_their_own_memory() {

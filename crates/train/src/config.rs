@@ -196,6 +196,8 @@ impl Settings {
     /// Reads a resolved TOML, as saved beside a checkpoint.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, SettingsError> {
         let mut layers = Layers::defaults();
+        // Runs saved before there was a choice ran in f32.
+        layers.set("train.precision", Precision::F32.name())?;
         layers.merge_text(text, origin)?;
         layers.settings()
     }
@@ -438,6 +440,8 @@ mod tests {
             let settings = preset(name).unwrap();
             assert_eq!(settings.name, name);
             assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
+            let older = settings.to_toml().replace("precision = \"auto\"\n", "");
+            assert_eq!(Settings::from_toml(&older, "saved").unwrap().train.precision, Precision::F32);
         }
     }
 

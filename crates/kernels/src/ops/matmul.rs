@@ -54,11 +54,12 @@ pub struct Panels<'a, A> {
     depth: usize,
     k: usize,
     n: usize,
+    nr: usize,
 }
 
 impl<'a, A: Store> From<&'a Packed<A>> for Panels<'a, A> {
     fn from(packed: &'a Packed<A>) -> Self {
-        Panels { data: &packed.data, depth: padded::<A>(packed.k), k: packed.k, n: packed.n }
+        Panels { data: &packed.data, depth: padded::<A>(packed.k), k: packed.k, n: packed.n, nr: packed.nr }
     }
 }
 
@@ -78,7 +79,7 @@ impl<A: Store> Packed<A> {
         assert!(range.start.is_multiple_of(self.nr) && range.start <= range.end && range.end <= self.n);
         let depth = padded::<A>(self.k);
         let end = range.end.next_multiple_of(self.nr) * depth;
-        Panels { data: &self.data[range.start * depth..end], depth, k: self.k, n: range.len() }
+        Panels { data: &self.data[range.start * depth..end], depth, k: self.k, n: range.len(), nr: self.nr }
     }
 
     /// The depths `range`, which starts at a multiple of 32, of all panels.
@@ -87,7 +88,7 @@ impl<A: Store> Packed<A> {
         // A stretch that ends inside a group would take its neighbour in.
         assert!(range.end.is_multiple_of(PAIRED_DEPTHS) || range.end == self.k);
         let data = &self.data[range.start * self.nr..];
-        Panels { data, depth: padded::<A>(self.k), k: range.len(), n: self.n }
+        Panels { data, depth: padded::<A>(self.k), k: range.len(), n: self.n, nr: self.nr }
     }
 
     /// Packs the row-major `src: [k, n]` with rows `ld` apart.
@@ -211,8 +212,8 @@ pub fn matmul_tn<A: Store>(
     accumulate: bool,
 ) {
     assert!(c.len() >= m * n && (k == 0 || a.len() >= (k - 1) * lda + m), "operand of a product is too small");
-    let _time = time(cx, "matmul_tn", (m, n), Work::Flops(2.0 * (m * n * k) as f64));
     scratch.pack(cx, x, ldx, k, n);
+    let _time = time(cx, "matmul_tn", (m, n), Work::Flops(2.0 * (m * n * k) as f64));
     product(cx, c, a, lda, true, (&*scratch).into(), m, accumulate);
 }
 
@@ -243,6 +244,7 @@ fn product<A: Store>(
     accumulate: bool,
 ) {
     let (mr, nr) = (cx.op::<A::E, _>(TileHeight { paired: A::DEPTH == 2 }), cx.op::<A::E, _>(PanelWidth));
+    assert!(b.nr == nr || b.n * b.k == 0, "packed for another instruction set");
     let panels = b.n.div_ceil(nr);
     let c = Shared::new(c);
     let part = |rows: Range<usize>, panels: Range<usize>| {

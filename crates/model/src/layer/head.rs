@@ -5,7 +5,7 @@
 //!
 //! * kept: the exponentials of [`BLOCK`] tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
 //!   `dE` for the whole block.
-//! * again: only the sums of exponentials are kept, and logits are made a second time, for [`GROUP`] columns at a time that
+//! * again: only the sums of exponentials are kept, and logits are made a second time, for [`PART`] columns at a time that
 //!   stay in the cache while all rows pass by: half a forward product more, a third of the memory traffic. Each group of
 //!   columns has a `dx` of its own, and these are added in order. For tile registers, which wait for memory otherwise.
 
@@ -26,13 +26,13 @@ use crate::params::{Group, Init, Layout};
 /// Columns of logits that exist at once.
 const CHUNK: usize = 512;
 /// Tiles of rows whose exponentials exist at once.
-const BLOCK: usize = 4;
+const BLOCK: usize = 16;
 /// Most rows of a block on any ISA.
-const BLOCK_ROWS: usize = BLOCK * 112;
+const BLOCK_ROWS: usize = BLOCK * 64;
 
-/// Columns of one thread's share where logits are made again.
-const GROUP: usize = 640;
-/// Columns of a group whose part of the table and of its gradient stay in the cache.
+/// Most groups of columns, each with a `dx` of its own, where logits are made again.
+const GROUPS: usize = 16;
+/// Columns whose part of the table and of its gradient stay in the cache.
 const PART: usize = 320;
 /// Rows that pass by a part at once.
 const PASS: usize = 256;
@@ -56,6 +56,11 @@ enum Way<A: Store> {
     Again { log_sums: Buf<A::E>, dx: Buf<A::E>, packed: Packed<A> },
 }
 
+/// Columns of a group: whole parts.
+fn group_columns(v: usize) -> usize {
+    v.div_ceil(GROUPS).next_multiple_of(PART)
+}
+
 /// Whether logits are made again by default: only bf16 has products fast enough, and only on tile registers.
 fn again<A: Store>() -> bool {
     A::DEPTH == 2 && Isa::detect().is_ok_and(|isa| isa.name() == "amx")
@@ -71,7 +76,7 @@ impl<A: Store> Head<A> {
         let (v, d) = (config.vocab_size, config.dim);
         let (block, all) = if training { (BLOCK_ROWS.min(rows), rows) } else { (0, 0) };
         let way = if again {
-            let (log_sums, dx) = (Buf::scratch(all), Buf::scratch(v.div_ceil(GROUP) * all * d));
+            let (log_sums, dx) = (Buf::scratch(all), Buf::scratch(v.div_ceil(group_columns(v)) * all * d));
             Way::Again { log_sums, dx, packed: Packed::new(all, d) }
         } else {
             Way::Kept { dz: Buf::scratch(block * v), packed: Packed::new(block, d) }
@@ -189,7 +194,7 @@ impl<A: Store> Head<A> {
         let (x, log_sums) = (&s.x[..rows * d], &log_sums[..rows]);
         packed.pack(cx, x, d, rows, d);
         let table = &mut grads[self.table.clone()];
-        cx.tiles_by(GROUP, v, (Rows(table, d), Parts(dx, rows * d)), |cx, group, (dtable, dx), local| {
+        cx.tiles_by(group_columns(v), v, (Rows(table, d), Parts(dx, rows * d)), |cx, group, (dtable, dx), local| {
             let (z, dz) = (local.take(PASS * PART), local.take(PASS * PART));
             for first in group.clone().step_by(PART) {
                 let columns = first..group.end.min(first + PART);
@@ -212,7 +217,7 @@ impl<A: Store> Head<A> {
             let cells = r.start * d..r.end * d;
             let sum = local.take::<A::E>(cells.len());
             sum.copy_from_slice(&dx[cells.clone()]);
-            for group in 1..v.div_ceil(GROUP) {
+            for group in 1..v.div_ceil(group_columns(v)) {
                 add(cx, sum, &dx[group * rows * d..][cells.clone()]);
             }
             part.fill(A::E::ZERO);

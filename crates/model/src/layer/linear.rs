@@ -75,11 +75,11 @@ impl<A: Store> Linear<A> {
 
     /// One tile: `y: [rows, out]`, added to where `accumulate`.
     pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: Input<A>, params: &[A::E], local: &Local, accumulate: bool) {
-        let rows = x.len() / self.inputs;
+        let rows = x.size() / self.inputs;
         let x = match (&self.norm, x) {
             (None, Input::Kept(x)) => x,
             _ => {
-                let operand = local.take(x.len());
+                let operand = local.take(x.size());
                 self.operand(cx, operand, x, params);
                 operand
             }
@@ -131,12 +131,12 @@ impl<A: Store> Linear<A> {
         w: &mut WeightScratch<A>,
         (parts, width, at): (&[A::E], usize, usize),
     ) {
-        let size = (self.outputs, self.inputs, x.len() / self.inputs);
+        let size = (self.outputs, self.inputs, x.size() / self.inputs);
         let dw = &mut grads[self.weight.clone()];
         let x = match (&self.norm, x) {
             (None, Input::Kept(x)) => x,
             _ => {
-                let operand = &mut w.operand[..x.len()];
+                let operand = &mut w.operand[..x.size()];
                 self.operand(cx, operand, x, params);
                 operand
             }

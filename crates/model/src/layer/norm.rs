@@ -64,16 +64,11 @@ pub enum Input<'a, A: Store> {
 
 impl<A: Store> Input<'_, A> {
     /// Rows times width.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         match self {
             Input::Kept(x) => x.len(),
             Input::Stream(h) => h.len(),
         }
-    }
-
-    /// Whether there are no rows.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

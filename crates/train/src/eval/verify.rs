@@ -356,8 +356,10 @@ mod tests {
     fn run(path: &Path, tight: f64) {
         let file = TensorFile::open(path).unwrap();
         exec_on_all_isas(|cx| {
-            let outcome = verify(cx, &file, Precision::F32).unwrap();
             let name = path.file_stem().unwrap().display();
+            let outcome = verify(cx, &file, Precision::Bf16).unwrap();
+            assert!(outcome.passed(), "{name} in bf16 on {}: {outcome:?}", cx.isa().name());
+            let outcome = verify(cx, &file, Precision::F32).unwrap();
             assert!(outcome.passed(), "{name} on {}: {outcome:?}", cx.isa().name());
             assert!(outcome.traj_loss_rel_diff_max <= tight, "{name} on {}: {outcome:?}", cx.isa().name());
         });

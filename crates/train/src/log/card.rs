@@ -82,7 +82,12 @@ impl Card {
         out += &self.results();
         out += "![Training and validation curves](curve.svg)\n\n";
         out += "## Use\n\nWith this folder as `RUN`:\n\n";
-        out += &fenced("sh", "flashlm generate RUN -p \"Once upon a time\"\nflashlm eval RUN --data FILE");
+        // Validation ran in the precision of training.
+        let eval = match self.settings.lines().any(|line| line == "precision = \"bf16\"") {
+            true => "flashlm eval RUN --precision bf16 --data FILE",
+            false => "flashlm eval RUN --data FILE",
+        };
+        out += &fenced("sh", &format!("flashlm generate RUN -p \"Once upon a time\"\n{eval}"));
         if !self.samples.is_empty() {
             out += "## Samples\n\n";
             for sample in &self.samples {
