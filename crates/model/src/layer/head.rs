@@ -1,11 +1,11 @@
 //! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`.
 //!
-//! Logits exist for one tile of rows and [`CHUNK`] columns at a time, in a thread's cache. Two ways lead to the gradients
+//! Logits exist for one tile of rows and `CHUNK` columns at a time, in a thread's cache. Two ways lead to the gradients
 //! `dz = (softmax(z) - onehot) * scale`, `dx = dz E`, `dE += dz^T x`, and which is faster depends on what a product costs:
 //!
-//! * kept: the exponentials of [`BLOCK`] tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
+//! * kept: the exponentials of `BLOCK` tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
 //!   `dE` for the whole block.
-//! * again: only the sums of exponentials are kept, and logits are made a second time, for [`PART`] columns at a time that
+//! * again: only the sums of exponentials are kept, and logits are made a second time, for `PART` columns at a time that
 //!   stay in the cache while all rows pass by: half a forward product more, a third of the memory traffic. Each group of
 //!   columns has a `dx` of its own, and these are added in order. For tile registers, which wait for memory otherwise.
 
