@@ -101,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let text =
         format!("{bandwidth:.1} GB/s read and written by a large copy: what the optimizer and large models wait for");
     report.add("memory speed", text, bandwidth);
-    let speed = training(&cx)?;
+    let speed = training(&cx, precision)?;
     let text = format!(
         "about {} tokens/s of v4-small, from a few steps; `flashlm bench train` takes the time to measure it",
         thousands(rounded(speed))
@@ -149,11 +149,10 @@ fn bandwidth(cx: &Exec) -> f64 {
 }
 
 /// Tokens a second of training steps of v4-small on random tokens.
-fn training(cx: &Exec) -> anyhow::Result<f64> {
+fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();
     let (batch, seq) = (4, settings.seq_len);
-    let precision = Precision::Auto.resolve(cx.isa());
     let mut stepper = Stepper::new(&model, precision, (batch, seq), settings.seed)?;
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();

@@ -5,11 +5,14 @@
 //! order do not depend on the number of threads.
 
 use std::cell::{Cell, UnsafeCell};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use crate::buf::Buf;
 use crate::exec::{Exec, Shared};
 use crate::store::Store;
+
+/// Rows of a tile on any ISA: bounds for memory that is laid out before the ISA is known.
+pub const TILE_ROWS: RangeInclusive<usize> = 48..=64;
 
 /// A buffer of `width` elements a row, of which a tile gets its rows.
 pub struct Rows<'a, T>(pub &'a mut [T], pub usize);
@@ -199,6 +202,7 @@ mod tests {
         all_isas(|cx| {
             for rows in [0, 1, 55, 56, 57, 130, 1000] {
                 let (mut a, mut b) = (vec![0u32; rows * 3], vec![0u32; cx.tile_count(rows) * 2]);
+                assert!(TILE_ROWS.contains(&cx.tile_rows()));
                 cx.tiles(rows, (Rows(&mut a, 3), Parts(&mut b, 2)), |cx, rows, (a, b), local| {
                     assert_eq!((cx.pool().threads(), a.len(), b.len()), (1, rows.len() * 3, 2));
                     let (x, y) = (local.take::<f32>(rows.len()), local.take::<f64>(7));

@@ -421,6 +421,7 @@ impl<'a> Trainer<'a> {
             tokens: self.state.tokens,
             seconds: self.state.elapsed,
             machine: format!("{}, {} threads, {}", machine.name, self.cx.pool().threads(), self.cx.isa().name()),
+            precision: settings.train.precision,
             settings: settings.to_toml(),
             scores: Some(Scores { loss: report.loss_per_token, bpb: report.bpb, bpb_with_eos: report.bpb_with_eos }),
             entropy_bound: self.inputs.entropy_bound,

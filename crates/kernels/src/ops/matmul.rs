@@ -211,10 +211,8 @@ pub fn matmul_tn<A: Store>(
     (m, n, k): (usize, usize, usize),
     accumulate: bool,
 ) {
-    assert!(c.len() >= m * n && (k == 0 || a.len() >= (k - 1) * lda + m), "operand of a product is too small");
     scratch.pack(cx, x, ldx, k, n);
-    let _time = time(cx, "matmul_tn", (m, n), Work::Flops(2.0 * (m * n * k) as f64));
-    product(cx, c, a, lda, true, (&*scratch).into(), m, accumulate);
+    matmul_transposed(cx, c, a, lda, &*scratch, m, accumulate);
 }
 
 /// `c[m,n] (+)= a[k,m]^T b`, rows of `a` `lda` apart.
@@ -229,7 +227,7 @@ pub fn matmul_transposed<'b, A: Store>(
 ) {
     let b = b.into();
     assert!(c.len() >= m * b.n && (b.k == 0 || a.len() >= (b.k - 1) * lda + m), "operand of a product is too small");
-    let _time = time(cx, "matmul_transposed", (b.k, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
+    let _time = time(cx, "matmul_tn", (m, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
     product(cx, c, a, lda, true, b, m, accumulate);
 }
 
@@ -265,8 +263,14 @@ impl<E: crate::Elem> Op<E> for PanelWidth {
     type Out = usize;
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) -> usize {
-        if S::LANES == 1 { 4 } else { 2 * S::LANES }
+        panel_width::<S>()
     }
+}
+
+/// Columns of a panel.
+#[inline(always)]
+const fn panel_width<S: Simd>() -> usize {
+    if S::LANES == 1 { 4 } else { 2 * S::LANES }
 }
 
 struct TileHeight {
@@ -303,7 +307,7 @@ impl<A: Store> Op<A::E> for Part<A> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         if self.k == 0 {
-            let nr = if S::LANES == 1 { 4 } else { 2 * S::LANES };
+            let nr = panel_width::<S>();
             for i in self.rows.clone().filter(|_| !self.accumulate) {
                 let cols = self.panels.start * nr..(self.panels.end * nr).min(self.n);
                 // SAFETY: inside this part of `c`.

@@ -7,7 +7,7 @@ use flashlm_kernels::{Buf, Exec, Store};
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
 use crate::layer::linear::Linear;
-use crate::layer::norm::{Input, Norm, branch_backward, branch_forward};
+use crate::layer::norm::{Input, Norm, branch_backward, branch_forward, branch_input};
 use crate::params::Layout;
 
 /// Three matrices and the saved gate and value.
@@ -121,7 +121,7 @@ impl<A: Store> Ffn<A> {
         if let Some(norm) = norm {
             norm.add_parts(grads, parts, width, 0);
         }
-        let x = if norm.is_some() { Input::Kept(&s.x[..rows * d]) } else { Input::Stream(h) };
+        let x = branch_input(norm.as_ref(), &s.x[..rows * d], h);
         let (w, a) = (&mut s.weights, Input::Kept(&s.wide[2][..rows * f]));
         gate.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
         up.backward_weight(cx, grads, &s.wide[1], x, params, w, (parts, width, at_up));

@@ -15,20 +15,18 @@ use flashlm_kernels::ops::{
     Packed, SoftmaxRows, add, embed_backward, embed_forward, matmul, matmul_tn, matmul_transposed, narrow,
     softmax_backward,
 };
-use flashlm_kernels::tile::{Local, Parts, Rows};
+use flashlm_kernels::tile::{Local, Parts, Rows, TILE_ROWS};
 use flashlm_kernels::{Buf, Elem, Exec, Isa, Store, Token};
 
 use crate::config::ModelConfig;
-use crate::layer::Scratch;
 use crate::layer::norm::Norm;
+use crate::layer::{NO_BACKWARD, Scratch};
 use crate::params::{Group, Init, Layout};
 
 /// Columns of logits that exist at once.
 const CHUNK: usize = 512;
 /// Tiles of rows whose exponentials exist at once.
 const BLOCK: usize = 16;
-/// Most rows of a block on any ISA.
-const BLOCK_ROWS: usize = BLOCK * 64;
 
 /// Most groups of columns, each with a `dx` of its own, where logits are made again.
 const GROUPS: usize = 16;
@@ -74,7 +72,7 @@ impl<A: Store> Head<A> {
 
     fn of(layout: &mut Layout, config: &ModelConfig, rows: usize, training: bool, again: bool) -> Self {
         let (v, d) = (config.vocab_size, config.dim);
-        let (block, all) = if training { (BLOCK_ROWS.min(rows), rows) } else { (0, 0) };
+        let (block, all) = if training { (rows.min(BLOCK * TILE_ROWS.end()), rows) } else { (0, 0) };
         let way = if again {
             let (log_sums, dx) = (Buf::scratch(all), Buf::scratch(v.div_ceil(group_columns(v)) * all * d));
             Way::Again { log_sums, dx, packed: Packed::new(all, d) }
@@ -127,12 +125,11 @@ impl<A: Store> Head<A> {
         scale: A::E,
     ) -> f64 {
         let Head { d, vocab: v, forward, backward, losses, way, .. } = self;
-        let weight = backward.as_ref().expect("a model built for inference has no backward pass");
-        let (d, v) = (*d, *v);
-        let (dz, packed) = match way {
-            Way::Kept { dz, packed } => (dz, packed),
-            Way::Again { .. } => return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, scale),
+        let Way::Kept { dz, packed } = way else {
+            return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, scale);
         };
+        let weight = backward.as_ref().expect(NO_BACKWARD);
+        let (d, v) = (*d, *v);
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -177,8 +174,9 @@ impl<A: Store> Head<A> {
         s: &mut Scratch<A>,
         scale: A::E,
     ) -> f64 {
-        let Head { d, vocab: v, forward, backward: Some(weight), losses, way, .. } = self else { return f64::NAN };
-        let Way::Again { log_sums, dx, packed } = way else { return f64::NAN };
+        let Head { d, vocab: v, forward, backward, losses, way, .. } = self;
+        let Way::Again { log_sums, dx, packed } = way else { unreachable!("the caller has looked") };
+        let weight = backward.as_ref().expect(NO_BACKWARD);
         let (d, v, rows) = (*d, *v, targets.len());
         let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
         cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {

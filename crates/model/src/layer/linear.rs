@@ -11,8 +11,8 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec, Store};
 
 use crate::config::ModelConfig;
-use crate::layer::Scratch;
 use crate::layer::norm::{Input, Norm};
+use crate::layer::{NO_BACKWARD, Scratch};
 use crate::params::{Group, Init, Layout};
 
 /// One matrix.
@@ -109,7 +109,7 @@ impl<A: Store> Linear<A> {
         local: &Local,
         accumulate: bool,
     ) {
-        let weight = self.backward.as_ref().expect("a model built for inference has no backward pass");
+        let weight = self.backward.as_ref().expect(NO_BACKWARD);
         let rows = dy.len() / self.outputs;
         let Some(norm) = &self.norm else { return matmul(cx, dx, dy, self.outputs, weight, rows, accumulate) };
         let dnormed = local.take(rows * self.inputs);

@@ -10,13 +10,14 @@ pub mod linear;
 pub mod norm;
 
 use flashlm_kernels::ops::Packed;
+use flashlm_kernels::tile::TILE_ROWS;
 use flashlm_kernels::{Buf, Store};
 
 use self::linear::WeightScratch;
 use crate::config::ModelConfig;
 
-/// Fewest rows of a tile on any ISA, which bounds the number of tiles.
-const TILE_ROWS: usize = 32;
+/// What a backward pass says without the weights for it.
+const NO_BACKWARD: &str = "a model built for inference has no backward pass";
 
 /// Working memory that all layers of a model share.
 pub struct Scratch<A: Store> {
@@ -50,7 +51,7 @@ impl<A: Store> Scratch<A> {
                 packed: Packed::new(rows, wide),
                 operand: Buf::scratch(if config.quant.norm || !config.block_norm { rows * wide } else { 0 }),
             },
-            parts: Buf::scratch(rows.div_ceil(TILE_ROWS) * part),
+            parts: Buf::scratch(rows.div_ceil(*TILE_ROWS.start()) * part),
             x: Buf::scratch(rows * d),
             dy: Buf::scratch(rows * d),
             wide: std::array::from_fn(|_| Buf::scratch(rows * wide)),

@@ -80,13 +80,15 @@ pub fn branch_forward<'a, A: Store>(
     h: &'a [A::E],
     params: &[A::E],
 ) -> Input<'a, A> {
-    match norm {
-        None => Input::Stream(h),
-        Some(norm) => {
-            norm.forward(cx, x, h, params);
-            Input::Kept(x)
-        }
+    if let Some(norm) = norm {
+        norm.forward(cx, x, h, params);
     }
+    branch_input(norm, x, h)
+}
+
+/// What [`branch_forward`] has returned for these.
+pub fn branch_input<'a, A: Store>(norm: Option<&Norm>, x: &'a [A], h: &'a [A::E]) -> Input<'a, A> {
+    if norm.is_some() { Input::Kept(x) } else { Input::Stream(h) }
 }
 
 /// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.

@@ -13,7 +13,7 @@ use flashlm_kernels::{Buf, Exec, Store};
 use crate::config::ModelConfig;
 use crate::layer::Scratch;
 use crate::layer::linear::Linear;
-use crate::layer::norm::{Input, Norm, branch_backward, branch_forward};
+use crate::layer::norm::{Input, Norm, branch_backward, branch_forward, branch_input};
 use crate::mixer::Mixer;
 use crate::params::{Group, Init, Layout};
 
@@ -146,7 +146,7 @@ impl<A: Store> Mixer<A> for Conv<A> {
             norm.add_parts(grads, parts, width, 0);
         }
         let w = &mut s.weights;
-        let x = if norm.is_some() { Input::Kept(&s.x[..rows * d]) } else { Input::Stream(h) };
+        let x = branch_input(norm.as_ref(), &s.x[..rows * d], h);
         down.backward_weight(cx, grads, &s.dy, Input::Kept(&m[..rows * d]), params, w, (parts, width, at_down));
         up.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
         dtaps.fill(A::E::ZERO);

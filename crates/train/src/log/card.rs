@@ -3,6 +3,8 @@
 //! A pure function of [`Card`]. Text from outside goes escaped into the page: names as inline text, settings and samples
 //! into fences longer than any fence within. The license is for the owner to choose, so none is named.
 
+use flashlm_model::Precision;
+
 use super::SampleRow;
 use super::console::{count, duration, thousands};
 
@@ -38,6 +40,8 @@ pub struct Card {
     pub seconds: f64,
     /// The machine, in words.
     pub machine: String,
+    /// What products were computed in.
+    pub precision: Precision,
     /// The resolved settings, as TOML.
     pub settings: String,
     /// The final scores, if there was a validation set.
@@ -83,9 +87,9 @@ impl Card {
         out += "![Training and validation curves](curve.svg)\n\n";
         out += "## Use\n\nWith this folder as `RUN`:\n\n";
         // Validation ran in the precision of training.
-        let eval = match self.settings.lines().any(|line| line == "precision = \"bf16\"") {
-            true => "flashlm eval RUN --precision bf16 --data FILE",
-            false => "flashlm eval RUN --data FILE",
+        let eval = match self.precision {
+            Precision::Bf16 => "flashlm eval RUN --precision bf16 --data FILE",
+            _ => "flashlm eval RUN --data FILE",
         };
         out += &fenced("sh", &format!("flashlm generate RUN -p \"Once upon a time\"\n{eval}"));
         if !self.samples.is_empty() {
@@ -170,6 +174,7 @@ mod tests {
             tokens: 10_600_000,
             seconds: 7200.0,
             machine: "2 cores, AVX-512".into(),
+            precision: Precision::F32,
             settings: "[model]\nwidth = 192\n".into(),
             scores: Some(Scores { loss: 2.1, bpb: 0.74, bpb_with_eos: 0.7412 }),
             entropy_bound: None,
@@ -236,6 +241,8 @@ width = 192
 ```
 "#;
         assert_eq!(card().markdown(), expected);
+        let bf16 = Card { precision: Precision::Bf16, ..card() }.markdown();
+        assert_eq!(bf16, expected.replace("eval RUN", "eval RUN --precision bf16"));
     }
 
     #[test]
