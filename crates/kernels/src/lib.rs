@@ -20,6 +20,7 @@ pub mod ops;
 pub mod pool;
 pub mod profile;
 pub mod simd;
+pub mod span;
 mod store;
 pub mod tile;
 
@@ -28,6 +29,7 @@ pub use buf::Buf;
 pub use dispatch::{Isa, Op};
 pub use elem::Elem;
 pub use exec::Exec;
+pub use span::Span;
 pub use store::Store;
 
 /// A token id. Vocabularies hold at most 65,535 tokens.

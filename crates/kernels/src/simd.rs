@@ -3,6 +3,8 @@
 //! Partial loads fill the missing lanes with zero. `sum` and `hmax` reduce in an order fixed by the ISA.
 //! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, `p` the polynomial of degree 6 with the least relative error on
 //! `|r| <= ln2/2` (Remez exchange; relative error below 1e-7 with rounding), argument clamped to [-87.33, 88.37]; NaN stays NaN.
+//! `tanh` in f32: `e / (e + 2)`, `e = exp(2x) - 1 = 2^n (p(r) - 1) + (2^n - 1)`, so that small arguments keep their relative
+//! accuracy (error below 3e-7).
 
 use crate::bf16::Bf16;
 use crate::elem::Elem;
@@ -47,6 +49,7 @@ pub unsafe trait Simd: Copy + 'static {
     /// `2^a` for integral `a` in [-126, 127].
     unsafe fn pow2(a: Self::V) -> Self::V;
     unsafe fn exp(a: Self::V) -> Self::V;
+    unsafe fn tanh(a: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> Self::E;
     unsafe fn hmax(a: Self::V) -> Self::E;
     /// `n` bf16 values, widened.
@@ -118,24 +121,52 @@ macro_rules! each {
 
 pub(crate) use each;
 
+/// `(q, r, n)` of `x` clamped to `[low, high]`: `exp(x) = 2^n (1 + r q)`.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+unsafe fn exp_parts<S: Simd<E = f32>>(x: S::V, low: f32, high: f32) -> (S::V, S::V, S::V) {
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = S::max(S::splat(low), S::min(S::splat(high), x));
+        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
+        let r = S::fma(n, S::splat(-LN2_HI), x);
+        let r = S::fma(n, S::splat(-LN2_LO), r);
+        let mut q = S::splat(1.383_684_6e-3);
+        for c in [8.374_816e-3, 4.166_822_5e-2, 0.166_664_2, 0.499_999_9, 1.0] {
+            q = S::fma(q, r, S::splat(c));
+        }
+        (q, r, n)
+    }
+}
+
 /// `exp` in f32 from the other operations.
 ///
 /// # Safety
 /// As [`Simd`].
 #[inline(always)]
 pub unsafe fn exp_f32<S: Simd<E = f32>>(x: S::V) -> S::V {
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
     // SAFETY: the caller's promise.
     unsafe {
-        let x = S::max(S::splat(-87.33), S::min(S::splat(88.37), x));
-        let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
-        let r = S::fma(n, S::splat(-LN2_HI), x);
-        let r = S::fma(n, S::splat(-LN2_LO), r);
-        let mut p = S::splat(1.383_684_6e-3);
-        for c in [8.374_816e-3, 4.166_822_5e-2, 0.166_664_2, 0.499_999_9, 1.0, 1.0] {
-            p = S::fma(p, r, S::splat(c));
-        }
-        S::scale(p, n)
+        let (q, r, n) = exp_parts::<S>(x, -87.33, 88.37);
+        S::scale(S::fma(q, r, S::splat(1.0)), n)
+    }
+}
+
+/// `tanh` in f32 from the other operations; beyond 10 it is 1 in f32.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn tanh_f32<S: Simd<E = f32>>(x: S::V) -> S::V {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (q, r, n) = exp_parts::<S>(S::add(x, x), -20.0, 20.0);
+        let whole = S::pow2(n);
+        let e = S::fma(whole, S::mul(q, r), S::sub(whole, S::splat(1.0)));
+        S::div(e, S::add(e, S::splat(2.0)))
     }
 }

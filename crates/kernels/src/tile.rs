@@ -5,10 +5,13 @@
 //! order do not depend on the number of threads.
 
 use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
 use std::ops::{Range, RangeInclusive};
 
 use crate::buf::Buf;
+use crate::dispatch::Op;
 use crate::exec::{Exec, Shared};
+use crate::simd::{Simd, each};
 use crate::store::Store;
 
 /// Rows of a tile on any ISA: bounds for memory that is laid out before the ISA is known.
@@ -59,6 +62,110 @@ macro_rules! split {
 split!(Rows, |width, _tile, rows| rows.start * width..rows.end * width, |rows, _tiles| rows * width);
 split!(Parts, |width, tile, _rows| tile * width..(tile + 1) * width, |_rows, tiles| tiles * width);
 
+/// Sequences of `T` rows of `heads * width` elements, of which a tile of one unit gets the columns of one head of one sequence:
+/// `(buffer, T, heads, width)`. Units are numbered `sequence * heads + head`.
+pub struct Heads<'a, T>(pub &'a mut [T], pub usize, pub usize, pub usize);
+
+/// The columns of one head in the `T` rows of a sequence.
+pub struct Block<'a, T> {
+    start: *mut T,
+    rows: usize,
+    ld: usize,
+    width: usize,
+    marker: PhantomData<&'a mut [T]>,
+}
+
+impl<T> Block<'_, T> {
+    /// Row `at`: `[width]`.
+    pub fn row(&mut self, at: usize) -> &mut [T] {
+        assert!(at < self.rows);
+        // SAFETY: the row is inside the buffer, its columns belong to this block alone, and `self` is borrowed.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at * self.ld), self.width) }
+    }
+}
+
+impl<A: Store> Block<'_, A> {
+    /// `y: [rows, width]` from the rows `rows` here.
+    pub fn load(&mut self, cx: &Exec, y: &mut [A::E], rows: Range<usize>) {
+        assert!(y.len() == rows.len() * self.width && rows.end <= self.rows);
+        if y.is_empty() {
+            return;
+        }
+        // SAFETY: the rows are inside the buffer.
+        cx.op(Load { y, x: unsafe { self.start.add(rows.start * self.ld) }, ld: self.ld, width: self.width });
+    }
+
+    /// Rows from `first` on from `x: [rows, width]`.
+    pub fn store(&mut self, cx: &Exec, x: &[A::E], first: usize) {
+        let rows = x.len() / self.width.max(1);
+        assert!(first <= self.rows && rows <= self.rows - first);
+        if rows == 0 {
+            return;
+        }
+        // SAFETY: the rows are inside the buffer.
+        cx.op(Keep { y: unsafe { self.start.add(first * self.ld) }, x, ld: self.ld, width: self.width });
+    }
+}
+
+struct Load<'a, A: Store> {
+    y: &'a mut [A::E],
+    x: *const A,
+    ld: usize,
+    width: usize,
+}
+
+impl<A: Store> Op<A::E> for Load<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        for (i, y) in self.y.chunks_exact_mut(self.width).enumerate() {
+            // SAFETY: the caller has checked the rows.
+            each!(S, self.width, |j, n| unsafe {
+                S::put(y.as_mut_ptr().add(j), A::get::<S>(self.x.add(i * self.ld + j), n), n);
+            });
+        }
+    }
+}
+
+struct Keep<'a, A: Store> {
+    y: *mut A,
+    x: &'a [A::E],
+    ld: usize,
+    width: usize,
+}
+
+impl<A: Store> Op<A::E> for Keep<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        for (i, x) in self.x.chunks_exact(self.width).enumerate() {
+            // SAFETY: the caller has checked the rows.
+            each!(S, self.width, |j, n| unsafe {
+                A::put::<S>(self.y.add(i * self.ld + j), S::get(x.as_ptr().add(j), n), n);
+            });
+        }
+    }
+}
+
+impl<'v, T: Send + 'static> Split for Heads<'v, T> {
+    type Cut = (Shared<T>, usize, usize, usize);
+    type Share<'a> = Block<'a, T>;
+    fn cut(self, rows: usize, tiles: usize) -> Self::Cut {
+        let Heads(buffer, len, heads, width) = self;
+        assert!(rows == tiles && rows.is_multiple_of(heads), "heads are shared a unit each");
+        let needed = rows.checked_mul(len).and_then(|cells| cells.checked_mul(width));
+        assert!(needed.is_some_and(|needed| buffer.len() >= needed), "buffer of {} for {tiles} heads", buffer.len());
+        (Shared::new(buffer), len, heads, width)
+    }
+    unsafe fn share<'a>(cut: &Self::Cut, tile: usize, _: &Range<usize>) -> Block<'a, T> {
+        let (buffer, rows, heads, width) = (&cut.0, cut.1, cut.2, cut.3);
+        let ld = heads * width;
+        let at = if rows == 0 { 0 } else { tile / heads * rows * ld + tile % heads * width };
+        // SAFETY: `cut` has checked that the last row of every unit is inside the buffer.
+        Block { start: unsafe { buffer.as_ptr().add(at) }, rows, ld, width, marker: PhantomData }
+    }
+}
+
 macro_rules! tuple {
     ($($name:ident),*) => {
         #[allow(non_snake_case)]
@@ -83,7 +190,9 @@ tuple!(A, B);
 tuple!(A, B, C);
 tuple!(A, B, C, D);
 tuple!(A, B, C, D, F);
+tuple!(A, B, C, D, F, G);
 tuple!(A, B, C, D, F, G, H);
+tuple!(A, B, C, D, F, G, H, I);
 
 /// Most buffers that one tile may take.
 const SLOTS: usize = 16;
@@ -195,6 +304,28 @@ mod tests {
     fn a_tile_is_not_cut_again() {
         let cx = Exec::new(crate::Isa::Scalar, 1);
         cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |cx, _, _, _| cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |_, _, _, _| ()));
+    }
+
+    #[test]
+    fn heads_are_columns_of_their_sequence() {
+        all_isas(|cx| {
+            for (b, t, h, d) in [(1, 1, 1, 1), (2, 5, 3, 7), (3, 17, 4, 36), (2, 0, 3, 5)] {
+                let mut x = vec![crate::Bf16::NAN; b * t * h * d];
+                let value = |unit: usize, row: usize, j: usize| ((unit * 31 + row * 7 + j) % 251) as f32;
+                cx.tiles_by(1, b * h, (Heads(&mut x, t, h, d),), |cx, unit, (mut block,), _| {
+                    let own: Vec<f32> = (0..t * d).map(|at| value(unit.start, at / d, at % d)).collect();
+                    block.store(cx, &own, 0);
+                    let mut back = vec![0.0; t.saturating_sub(1) * d];
+                    block.load(cx, &mut back, 1.min(t)..t);
+                    assert!(t == 0 || back == own[d..]);
+                    (0..t).for_each(|row| assert_eq!(block.row(row)[0].to_f32(), own[row * d]));
+                });
+                for (at, x) in x.iter().enumerate() {
+                    let (row, column) = (at / (h * d), at % (h * d));
+                    assert_eq!(x.to_f32(), value(row / t * h + column / d, row % t, column % d));
+                }
+            }
+        });
     }
 
     #[test]

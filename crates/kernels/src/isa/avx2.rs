@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
-use crate::simd::{Simd, exp_f32};
+use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// 8 lanes of f32.
 #[derive(Clone, Copy)]
@@ -115,6 +115,10 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn exp(a: __m256) -> __m256 {
         unsafe { exp_f32::<Self>(a) }
+    }
+    #[inline(always)]
+    unsafe fn tanh(a: __m256) -> __m256 {
+        unsafe { tanh_f32::<Self>(a) }
     }
     #[inline(always)]
     unsafe fn sum(a: __m256) -> f32 {

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
-use crate::simd::{Simd, exp_f32};
+use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
 #[derive(Clone, Copy)]
@@ -138,6 +138,10 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     #[inline(always)]
     unsafe fn exp(a: __m512) -> __m512 {
         unsafe { exp_f32::<Self>(a) }
+    }
+    #[inline(always)]
+    unsafe fn tanh(a: __m512) -> __m512 {
+        unsafe { tanh_f32::<Self>(a) }
     }
     #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {

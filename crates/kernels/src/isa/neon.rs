@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
-use crate::simd::{Simd, exp_f32};
+use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// 4 lanes of f32.
 #[derive(Clone, Copy)]
@@ -124,6 +124,10 @@ unsafe impl Simd for Neon {
     #[inline(always)]
     unsafe fn exp(a: float32x4_t) -> float32x4_t {
         unsafe { exp_f32::<Self>(a) }
+    }
+    #[inline(always)]
+    unsafe fn tanh(a: float32x4_t) -> float32x4_t {
+        unsafe { tanh_f32::<Self>(a) }
     }
     #[inline(always)]
     unsafe fn sum(a: float32x4_t) -> f32 {

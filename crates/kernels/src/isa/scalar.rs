@@ -4,7 +4,7 @@
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
 use crate::elem::Elem;
-use crate::simd::{Simd, exp_f32};
+use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// One lane of `E`.
 #[derive(Clone, Copy)]
@@ -20,7 +20,7 @@ where
 }
 
 macro_rules! scalar {
-    ($t:ty, |$n:ident| $pow2:expr, |$x:ident| $exp:expr) => {
+    ($t:ty, |$n:ident| $pow2:expr, |$x:ident| $exp:expr, |$y:ident| $tanh:expr) => {
         // SAFETY: no ISA feature is used.
         unsafe impl Simd for Scalar<$t> {
             type E = $t;
@@ -104,6 +104,10 @@ macro_rules! scalar {
                 $exp
             }
             #[inline(always)]
+            unsafe fn tanh($y: $t) -> $t {
+                $tanh
+            }
+            #[inline(always)]
             unsafe fn sum(a: $t) -> $t {
                 a
             }
@@ -141,6 +145,8 @@ macro_rules! scalar {
     };
 }
 
-// SAFETY: `exp_f32` only calls the operations above.
-scalar!(f32, |n| f32::from_bits(((n as i32 + 127) as u32) << 23), |x| unsafe { exp_f32::<Self>(x) });
-scalar!(f64, |n| n.exp2(), |x| x.exp());
+// SAFETY: `exp_f32` and `tanh_f32` only call the operations above.
+scalar!(f32, |n| f32::from_bits(((n as i32 + 127) as u32) << 23), |x| unsafe { exp_f32::<Self>(x) }, |x| unsafe {
+    tanh_f32::<Self>(x)
+});
+scalar!(f64, |n| n.exp2(), |x| x.exp(), |x| x.tanh());

@@ -1,7 +1,8 @@
-//! Gated causal depthwise convolution over time. With `u = [g, v]` of width `2D` and taps `w: [K, D]`:
-//! `c[t] = sum_j w[j] * v[t - K + 1 + j]` (tap `K-1` multiplies the current row), `y = c * sigmoid(g)`.
+//! Causal depthwise convolution over time, with taps `w: [K, D]`: `c[t] = sum_j w[j] * v[t - K + 1 + j]` (tap `K-1` multiplies
+//! the current row). Gated, with `u = [g, v]` of width `2D`: `y = c * sigmoid(g)`.
 //!
-//! Rows before the start of a sequence come from `history: [B, K-1, D]`, or are zero. Backward, `s = sigmoid(g)`:
+//! Rows before the start of a story are zero; those of a story that began before the pass come from `history: [B, K-1, D]`.
+//! Backward, `s = sigmoid(g)`:
 //! `dc = dy * s`, `dg = dy * y (1 - s)`, `dv[t] = sum_j w[j] * dc[t + K - 1 - j]`, `dw[j] += sum_t dc[t] * v[t-K+1+j]`.
 
 use std::ops::Range;
@@ -11,10 +12,14 @@ use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
+use crate::span::Span;
 use crate::store::Store;
 
-/// Which rows of which sequences: rows `rows` of `[B*T]`, and `(T, D, K)`.
-pub type Place = (Range<usize>, (usize, usize, usize));
+/// Rows `.0` of the sequences `.1`, and `(D, K)`.
+pub type Place<'a> = (Range<usize>, &'a Span<'a>, (usize, usize));
+
+/// Columns from `.2` on of rows that lie `.1` apart.
+pub type Columns<'a, T> = (&'a [T], usize, usize);
 
 /// `y: [rows, D]` from `u: [B*T, 2D]`, `w: [K, D]`, on the calling thread; `history: [B, K-1, D]`.
 pub fn conv_gate_forward<A: Store>(
@@ -23,78 +28,134 @@ pub fn conv_gate_forward<A: Store>(
     u: &[A],
     history: Option<&[A::E]>,
     w: &[A::E],
-    (rows, (t, d, k)): Place,
+    (rows, span, (d, k)): Place,
 ) {
-    assert!(y.len() == rows.len() * d && u.len() >= rows.end * 2 * d && w.len() == k * d);
-    assert!(history.is_none_or(|h| h.len() >= rows.end.div_ceil(t.max(1)) * (k - 1) * d));
-    if !rows.is_empty() && d > 0 {
-        let _time = time(cx, "conv_gate_forward", (d, k), Work::Bytes((3 * y.len() * size_of::<A>()) as f64));
-        cx.op(Forward { y, u, history, w, first: rows.start, t, d, k });
+    let (v, w) = ((u, 2 * d, d), (w, d, 0));
+    forward(cx, "conv_gate_forward", y, Some(u), v, history, w, (rows, span, (d, k)));
+}
+
+/// The sums alone: `c: [rows, D]` from columns of `v` and of the taps, on the calling thread; `history: [B, K-1, D]`.
+pub fn conv_forward<A: Store>(
+    cx: &Exec,
+    c: &mut [A::E],
+    v: Columns<A>,
+    history: Option<&[A::E]>,
+    w: Columns<A::E>,
+    place: Place,
+) {
+    forward(cx, "conv_forward", c, None, v, history, w, place);
+}
+
+fn forward<A: Store, Y: Store<E = A::E>>(
+    cx: &Exec,
+    name: &'static str,
+    y: &mut [Y],
+    gate: Option<&[A]>,
+    v: Columns<A>,
+    history: Option<&[A::E]>,
+    w: Columns<A::E>,
+    (rows, span, (d, k)): Place,
+) {
+    assert!(y.len() == rows.len() * d && rows.end <= span.rows() && span.past.len() >= rows.end);
+    assert!(rows.is_empty() || (v.0.len() >= (rows.end - 1) * v.1 + v.2 + d && v.1 >= v.2 + d));
+    assert!(w.0.len() >= (k - 1) * w.1 + w.2 + d && gate.is_none_or(|gate| gate.len() >= rows.end * 2 * d));
+    assert!(history.is_none_or(|h| h.len() >= rows.end.div_ceil(span.len.max(1)) * (k - 1) * d));
+    if rows.is_empty() || d == 0 {
+        return;
+    }
+    let _time = time(cx, name, (d, k), Work::Bytes((3 * y.len() * size_of::<A>()) as f64));
+    // Taps that are kept in registers at once.
+    match k {
+        ..=4 => cx.op(Forward::<_, _, 4> { y, gate, v, history, w, rows, span, d, k }),
+        _ => cx.op(Forward::<_, _, 8> { y, gate, v, history, w, rows, span, d, k }),
     }
 }
 
-struct Forward<'a, A: Store> {
-    y: &'a mut [A],
-    u: &'a [A],
+struct Forward<'a, A: Store, Y, const TAPS: usize> {
+    y: &'a mut [Y],
+    gate: Option<&'a [A]>,
+    v: Columns<'a, A>,
     history: Option<&'a [A::E]>,
-    w: &'a [A::E],
-    first: usize,
-    t: usize,
+    w: Columns<'a, A::E>,
+    rows: Range<usize>,
+    span: &'a Span<'a>,
     d: usize,
     k: usize,
 }
 
-/// Taps that are kept in registers at once.
-const TAPS: usize = 8;
 /// Rows whose sums are kept while their taps pass by.
 const ROWS: usize = 32;
 
-impl<A: Store> Op<A::E> for Forward<'_, A> {
+impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A, Y, TAPS> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Forward { y, u, history, w, first, t, d, k } = self;
-        let rows = y.len() / d;
-        let mut done = 0;
-        while done < rows {
-            // A stretch of rows of one sequence.
-            let row = first + done;
-            let now = row % t;
-            let n_rows = ROWS.min(rows - done).min(t - now);
-            let sequence = Sequence { v: u[row / t * t * 2 * d..].as_ptr(), history, index: row / t, d, k };
+        let Forward { y, gate, v, history, w, rows, span, d, k } = self;
+        let t = span.len;
+        let mut at = rows.start;
+        while at < rows.end {
+            // Rows of one story.
+            let run = span.run(at..rows.end.min((at / t + 1) * t), ROWS);
+            let (now, n_rows, done) = (at % t, run.len(), at - rows.start);
+            let start = now as isize - span.past[at] as isize;
+            let first = v.0[at / t * t * v.1 + v.2..].as_ptr();
+            let sequence = Sequence { v: first, ld: v.1, history, index: at / t, start, d, k };
+            // Few taps, and all that they reach is here.
+            let inside = k == TAPS && gate.is_none() && now as isize - start >= k as isize - 1 && now >= k - 1;
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
-                let mut sums = [S::splat(A::E::ZERO); ROWS];
-                for group in 0..k.div_ceil(TAPS) {
-                    // Taps for values `newest ..= newest + TAPS - 1` rows back, oldest first; those beyond `k` are zero.
-                    let newest = group * TAPS;
+                if inside {
                     let mut taps = [S::splat(A::E::ZERO); TAPS];
                     for (j, tap) in taps.iter_mut().enumerate() {
-                        let back = newest + TAPS - 1 - j;
-                        if back < k {
-                            *tap = S::get(w.as_ptr().add((k - 1 - back) * d + i), n);
+                        *tap = S::get(w.0.as_ptr().add(j * w.1 + w.2 + i), n);
+                    }
+                    for r in 0..n_rows {
+                        let oldest = first.add((now + r + 1 - k) * v.1 + i);
+                        let mut sum = S::splat(A::E::ZERO);
+                        for (j, &tap) in taps.iter().enumerate() {
+                            sum = S::fma(tap, A::get::<S>(oldest.add(j * v.1), n), sum);
+                        }
+                        Y::put::<S>(y.as_mut_ptr().add((done + r) * d + i), sum, n);
+                    }
+                } else {
+                    let mut sums = [S::splat(A::E::ZERO); ROWS];
+                    for group in 0..k.div_ceil(TAPS) {
+                        // Taps for values `newest ..= newest + TAPS - 1` rows back, oldest first; those beyond `k` are zero.
+                        let newest = group * TAPS;
+                        let mut taps = [S::splat(A::E::ZERO); TAPS];
+                        for (j, tap) in taps.iter_mut().enumerate() {
+                            let back = newest + TAPS - 1 - j;
+                            if back < k {
+                                *tap = S::get(w.0.as_ptr().add((k - 1 - back) * w.1 + w.2 + i), n);
+                            }
+                        }
+                        let mut window = [S::splat(A::E::ZERO); TAPS];
+                        for (j, v) in window.iter_mut().enumerate().skip(1) {
+                            *v = sequence.value::<S>(now as isize - 1 - (newest + TAPS - 1 - j) as isize, i, n);
+                        }
+                        for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
+                            for j in 0..TAPS - 1 {
+                                window[j] = window[j + 1];
+                            }
+                            window[TAPS - 1] = sequence.value::<S>((now + r) as isize - newest as isize, i, n);
+                            for j in 0..TAPS {
+                                *sum = S::fma(taps[j], window[j], *sum);
+                            }
                         }
                     }
-                    let mut window = [S::splat(A::E::ZERO); TAPS];
-                    for (j, v) in window.iter_mut().enumerate().skip(1) {
-                        *v = sequence.value::<S>(now as isize - 1 - (newest + TAPS - 1 - j) as isize, i, n);
-                    }
-                    for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
-                        for j in 0..TAPS - 1 {
-                            window[j] = window[j + 1];
-                        }
-                        window[TAPS - 1] = sequence.value::<S>((now + r) as isize - newest as isize, i, n);
-                        for j in 0..TAPS {
-                            *sum = S::fma(taps[j], window[j], *sum);
+                    for (r, &c) in sums.iter().enumerate().take(n_rows) {
+                        let y = y.as_mut_ptr().add((done + r) * d + i);
+                        match gate {
+                            None => Y::put::<S>(y, c, n),
+                            Some(gate) => {
+                                let g = A::get::<S>(gate.as_ptr().add((at + r) * 2 * d + i), n);
+                                Y::put::<S>(y, S::mul(c, S::sigmoid(g)), n);
+                            }
                         }
                     }
-                }
-                for (r, &c) in sums.iter().enumerate().take(n_rows) {
-                    let g = A::get::<S>(u.as_ptr().add((row + r) * 2 * d + i), n);
-                    A::put::<S>(y.as_mut_ptr().add((done + r) * d + i), S::mul(c, S::sigmoid(g)), n);
                 }
             });
-            done += n_rows;
+            at = run.end;
         }
     }
 }
@@ -102,21 +163,27 @@ impl<A: Store> Op<A::E> for Forward<'_, A> {
 /// The values of one sequence and what came before it.
 struct Sequence<'a, A: Store> {
     v: *const A,
+    ld: usize,
     history: Option<&'a [A::E]>,
     index: usize,
+    /// The row at which the story starts; negative: before the pass.
+    start: isize,
     d: usize,
     k: usize,
 }
 
 impl<A: Store> Sequence<'_, A> {
-    /// `n` lanes from channel `i` at row `at` of the sequence, which may lie before its start.
+    /// `n` lanes from channel `i` at row `at` of the sequence, which may lie before the start of its story.
     #[inline(always)]
     unsafe fn value<S: Simd<E = A::E>>(&self, at: isize, i: usize, n: usize) -> S::V {
-        let Sequence { v, history, index, d, k } = *self;
-        // SAFETY: the caller's promise: rows from 0 on are in `u`.
+        let Sequence { v, ld, history, index, start, d, k } = *self;
+        // SAFETY: the caller's promise: rows from 0 on are in `v`.
         unsafe {
+            if at < start {
+                return S::splat(A::E::ZERO);
+            }
             if at >= 0 {
-                return A::get::<S>(v.add(at as usize * 2 * d + d + i), n);
+                return A::get::<S>(v.add(at as usize * ld + i), n);
             }
             match history {
                 Some(history) if -at < k as isize => {
@@ -176,51 +243,59 @@ impl<A: Store> Op<A::E> for Gate<'_, A> {
     }
 }
 
-/// Second half: overwrites the value's half of `du: [rows, 2D]` and adds to `dw: [K, D]`, from `dc: [B*T, D]` of all rows.
+/// Second half: overwrites the columns `.2..` of `du`, its rows `.1` apart, and adds to `dw: [K, D]`, from `dc: [B*T, D]` of all
+/// rows and columns of `v`.
 pub fn conv_taps_backward<A: Store>(
     cx: &Exec,
-    du: &mut [A],
+    du: (&mut [A], usize, usize),
     dw: &mut [A::E],
     dc: &[A],
-    u: &[A],
+    v: Columns<A>,
     w: &[A::E],
-    (rows, (t, d, k)): Place,
+    (rows, span, (d, k)): Place,
 ) {
-    assert!(du.len() == rows.len() * 2 * d && w.len() == k * d && dw.len() == k * d);
-    assert!(u.len() >= rows.end * 2 * d && dc.len() >= rows.end.next_multiple_of(t.max(1)) * d);
-    if !du.is_empty() {
-        let bytes = 3 * rows.len() * d * size_of::<A>();
-        let _time = time(cx, "conv_taps_backward", (d, k), Work::Bytes(bytes as f64));
-        cx.op(Taps { du, dw, dc, u, w, first: rows.start, t, d, k });
+    assert!(du.0.len() == rows.len() * du.1 && du.1 >= du.2 + d && w.len() == k * d && dw.len() == k * d);
+    assert!(v.0.len() >= rows.end * v.1 && v.1 >= v.2 + d && rows.end <= span.rows());
+    assert!(dc.len() >= span.rows() * d && span.past.len() >= span.rows());
+    if rows.is_empty() {
+        return;
+    }
+    let bytes = 3 * rows.len() * d * size_of::<A>();
+    let _time = time(cx, "conv_taps_backward", (d, k), Work::Bytes(bytes as f64));
+    match k {
+        ..=4 => cx.op(Taps::<_, 4> { du, dw, dc, v, w, rows, span, d, k }),
+        _ => cx.op(Taps::<_, 8> { du, dw, dc, v, w, rows, span, d, k }),
     }
 }
 
-struct Taps<'a, A: Store> {
-    du: &'a mut [A],
+struct Taps<'a, A: Store, const TAPS: usize> {
+    du: (&'a mut [A], usize, usize),
     dw: &'a mut [A::E],
     dc: &'a [A],
-    u: &'a [A],
+    v: Columns<'a, A>,
     w: &'a [A::E],
-    first: usize,
-    t: usize,
+    rows: Range<usize>,
+    span: &'a Span<'a>,
     d: usize,
     k: usize,
 }
 
-impl<A: Store> Op<A::E> for Taps<'_, A> {
+impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
     type Out = ();
-    /// Row `s` needs `dc` of the rows after it for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
+    /// Row `s` needs `dc` of the rows after it in its story for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
     /// `dw[j] += v[s] dc[s + K - 1 - j]`.
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Taps { du, dw, dc, u, w, first, t, d, k } = self;
-        let rows = du.len() / (2 * d);
-        let mut done = 0;
-        while done < rows {
-            let row = first + done;
-            let now = row % t;
-            let n_rows = ROWS.min(rows - done).min(t - now);
-            let dc = dc[row / t * t * d..].as_ptr();
+        let Taps { du, dw, dc, v, w, rows, span, d, k } = self;
+        let t = span.len;
+        let mut at = rows.start;
+        while at < rows.end {
+            let sequence = at / t * t;
+            let run = span.run(at..rows.end.min(sequence + t), ROWS);
+            let (now, n_rows, done) = (at - sequence, run.len(), at - rows.start);
+            // The story ends here, as far as its last row here can see.
+            let end = span.run(run.end - 1..sequence + t, k).end - sequence;
+            let dc = dc[sequence * d..].as_ptr();
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
                 let mut sums = [S::splat(A::E::ZERO); ROWS];
@@ -234,7 +309,7 @@ impl<A: Store> Op<A::E> for Taps<'_, A> {
                     let mut window = [S::splat(A::E::ZERO); TAPS];
                     for (j, later) in window.iter_mut().enumerate().skip(1) {
                         // Moved down by one before the first row.
-                        if now + nearest + j - 1 < t {
+                        if now + nearest + j - 1 < end {
                             *later = A::get::<S>(dc.add((now + nearest + j - 1) * d + i), n);
                         }
                     }
@@ -244,8 +319,8 @@ impl<A: Store> Op<A::E> for Taps<'_, A> {
                         }
                         let last = now + r + nearest + TAPS - 1;
                         window[TAPS - 1] =
-                            if last < t { A::get::<S>(dc.add(last * d + i), n) } else { S::splat(A::E::ZERO) };
-                        let v = A::get::<S>(u.as_ptr().add((row + r) * 2 * d + d + i), n);
+                            if last < end { A::get::<S>(dc.add(last * d + i), n) } else { S::splat(A::E::ZERO) };
+                        let v = A::get::<S>(v.0.as_ptr().add((at + r) * v.1 + v.2 + i), n);
                         for j in 0..TAPS {
                             *sum = S::fma(taps[j], window[j], *sum);
                             dtaps[j] = S::fma(v, window[j], dtaps[j]);
@@ -257,10 +332,10 @@ impl<A: Store> Op<A::E> for Taps<'_, A> {
                     }
                 }
                 for (r, &sum) in sums.iter().enumerate().take(n_rows) {
-                    A::put::<S>(du.as_mut_ptr().add((done + r) * 2 * d + d + i), sum, n);
+                    A::put::<S>(du.0.as_mut_ptr().add((done + r) * du.1 + du.2 + i), sum, n);
                 }
             });
-            done += n_rows;
+            at = run.end;
         }
     }
 }
@@ -269,6 +344,7 @@ impl<A: Store> Op<A::E> for Taps<'_, A> {
 mod tests {
     use super::*;
     use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::span::whole;
 
     /// The formulas of the header over plain indices, in f64.
     #[allow(clippy::type_complexity)]
@@ -276,6 +352,7 @@ mod tests {
         u: &[f32],
         w: &[f32],
         dy: &[f32],
+        past: &[u32],
         (b, t, d, k): (usize, usize, usize, usize),
     ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![0.0f64; b * t * 2 * d], vec![0.0f64; k * d]);
@@ -283,7 +360,8 @@ mod tests {
             let g = |t_: usize| f64::from(u[(bi * t + t_) * 2 * d + i]);
             let v = |t_: usize| f64::from(u[(bi * t + t_) * 2 * d + d + i]);
             for now in 0..t {
-                let reach = (0..k).filter(|j| now + 1 + j >= k).map(|j| (j, now + 1 + j - k));
+                let seen = past[bi * t + now] as usize;
+                let reach = (0..k).filter(|j| k - 1 - j <= seen).map(|j| (j, now + 1 + j - k));
                 let c: f64 = reach.clone().map(|(j, from)| f64::from(w[j * d + i]) * v(from)).sum();
                 let s = 1.0 / (1.0 + (-g(now)).exp());
                 let out = f64::from(dy[(bi * t + now) * d + i]);
@@ -309,21 +387,28 @@ mod tests {
                     (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
                 let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![f32::NAN; b * t * 2 * d], vec![1.0; k * d]);
                 let mut dc = vec![f32::NAN; b * t * d];
+                let mut past = whole(b, t);
+                // A story that starts on the way.
+                if d % 2 == 0 && t > 4 {
+                    past.chunks_mut(t).for_each(|past| (t / 3..t).for_each(|at| past[at] = (at - t / 3) as u32));
+                }
+                let span = &Span { batch: b, len: t, past: &past };
                 // In two parts, cut anywhere.
                 let cut = b * t / 3;
                 for rows in [0..cut, cut..b * t] {
                     let (one, two) = (rows.start * d..rows.end * d, rows.start * 2 * d..rows.end * 2 * d);
-                    let place = (rows.clone(), (t, d, k));
+                    let place = (rows.clone(), span, (d, k));
                     conv_gate_forward(cx, &mut y[one.clone()], &u, None, &w, place);
                     let (dc, dy, y) = (&mut dc[one.clone()], &dy[one.clone()], &y[one]);
                     conv_gate_backward(cx, &mut du[two], dc, dy, y, &u, (rows, d));
                 }
                 for rows in [0..cut, cut..b * t] {
                     let two = rows.start * 2 * d..rows.end * 2 * d;
-                    conv_taps_backward(cx, &mut du[two], &mut dw, &dc, &u, &w, (rows, (t, d, k)));
+                    let v = (&u[..], 2 * d, d);
+                    conv_taps_backward(cx, (&mut du[two], 2 * d, d), &mut dw, &dc, v, &w, (rows, span, (d, k)));
                 }
                 dw.iter_mut().for_each(|x| *x -= 1.0);
-                let (want_y, want_du, want_dw) = naive(&u, &w, &dy, size);
+                let (want_y, want_du, want_dw) = naive(&u, &w, &dy, &past, size);
                 assert_close(&y, &want_y, 1e-6, &format!("y {size:?}"));
                 assert_close(&du, &want_du, 1e-6, &format!("du {size:?}"));
                 assert_close(&dw, &want_dw, 5e-6, &format!("dw {size:?}"));
@@ -337,14 +422,23 @@ mod tests {
             let (t, d, k) = (23, 19, 8);
             let (u, w): (Vec<f32>, Vec<f32>) = (random(t * 2 * d, 1), random(k * d, 2));
             let mut whole = vec![0.0; t * d];
-            conv_gate_forward(cx, &mut whole, &u, None, &w, (0..t, (t, d, k)));
+            let past: Vec<u32> = (0..t as u32).collect();
+            let span = &Span { batch: 1, len: t, past: &past };
+            conv_gate_forward(cx, &mut whole, &u, None, &w, (0..t, span, (d, k)));
+            let mut sums = vec![0.0; t * d];
+            conv_forward(cx, &mut sums, (&u, 2 * d, d), None, (&w, d, 0), (0..t, span, (d, k)));
+            for ((sum, y), u) in sums.chunks(d).zip(whole.chunks(d)).zip(u.chunks(2 * d)) {
+                let gated: Vec<f32> = sum.iter().zip(u).map(|(c, g)| c / (1.0 + (-g).exp())).collect();
+                assert_close(y, &gated, 1e-6, "gated sums");
+            }
             for piece in [1, 2, 5, 9, 22] {
                 let mut history = vec![0.0; (k - 1) * d];
                 let mut out = Vec::new();
-                for part in u.chunks(piece * 2 * d) {
+                for (i, part) in u.chunks(piece * 2 * d).enumerate() {
                     let rows = part.len() / (2 * d);
                     let mut y = vec![0.0; rows * d];
-                    conv_gate_forward(cx, &mut y, part, Some(&history), &w, (0..rows, (rows, d, k)));
+                    let span = &Span { batch: 1, len: rows, past: &past[i * piece..][..rows] };
+                    conv_gate_forward(cx, &mut y, part, Some(&history), &w, (0..rows, span, (d, k)));
                     out.extend(y);
                     part.chunks(2 * d).for_each(|row| history.extend(&row[d..]));
                     history.drain(..history.len() - (k - 1) * d);

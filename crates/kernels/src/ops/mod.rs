@@ -1,25 +1,42 @@
 //! One op, one file: formula, body written once over [`crate::simd::Simd`], reference loop, tests.
 
 mod adamw;
+mod attention;
 mod conv;
+mod delta;
 mod embed;
+mod gate;
 mod glu;
 mod matmul;
+mod muon;
 mod norm;
 mod quant;
 mod reduce;
+mod rope;
+mod rows;
+mod small;
+mod softcap;
 mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;
+mod unit;
 
 pub use adamw::{AdamW, adamw_step};
-pub use conv::{conv_gate_backward, conv_gate_forward, conv_taps_backward};
+pub use attention::{attention_backward, attention_forward, attention_work};
+pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};
+pub use delta::{Rule, delta_backward, delta_forward, delta_steps, delta_work};
 pub use embed::{embed_backward, embed_forward};
-pub use glu::{glu_backward, glu_forward};
+pub use gate::{Act, gate_backward, gate_forward};
+pub use glu::{Activation, glu_again, glu_backward, glu_forward};
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matmul::{Part, prefetch};
+pub use muon::{Momentum, momentum_step, rows_normalise, scale, scale_add};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
 pub use quant::{Quant, Scale, Stat, quantise};
 pub use reduce::{add, add_parts, narrow, sum_squares, zero};
-pub use softmax::{SoftmaxRows, softmax_backward};
+pub use rope::rope;
+pub use small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
+pub use softcap::softcap;
+pub use softmax::{Objective, SoftmaxRows, softmax_backward};
+pub use unit::{silu_unit_backward, silu_unit_forward};

@@ -108,8 +108,8 @@ pub(crate) fn sum_blocks<E: Elem>(cx: &Exec, x: &[E], f: impl Fn(&[E]) -> f64 + 
     total
 }
 
-struct SumSquares<'a, E> {
-    x: &'a [E],
+pub(crate) struct SumSquares<'a, E> {
+    pub x: &'a [E],
 }
 
 impl<E: Elem> Op<E> for SumSquares<'_, E> {

@@ -1,17 +1,40 @@
 //! Softmax cross-entropy of rows of logits that are made and dropped a few columns at a time ("chunks"):
-//! `loss = log sum_j exp(z_j) - z_target`, `dz = (softmax(z) - onehot(target)) * scale`.
+//! `loss = log_sum - z_target`, `log_sum = log sum_j exp(z_j)`, and the gradient of `scale * (loss + w log_sum^2)`:
+//! `dz = (p (1 + 2 w log_sum) - onehot(target)) * scale`, `p = softmax(z)`. The second term, z-loss, keeps logits from
+//! drifting away together (PaLM, arXiv 2204.02311).
 //!
 //! A row keeps the largest logit so far and the sum of exponentials relative to it, as online softmax does (Milakov and
 //! Gimelshein, arXiv 1805.02867). A chunk's exponentials are stored relative to the largest logit up to that chunk, which
 //! is kept as well; [`finish`](SoftmaxRows::finish) turns them into gradients once the whole sum is known.
+//!
+//! Where logits have been through a soft cap ([`super::softcap`]), `dz` is the gradient before the cap: times its slope
+//! `1 - (z / c)^2`. The slope goes into an exponential as it is kept, when the logit is still there in full: from a kept
+//! bf16 it could not be had again. The sum is of the plain exponentials; the target's one takes the slope of its own logit.
 
 use crate::Token;
 use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
+use crate::ops::softcap::{slope, slope_at};
 use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
+
+/// What a gradient is of: `scale * sum over rows of (loss + z_loss * log_sum^2)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// Weight of each row.
+    pub scale: f64,
+    /// Weight of the squared logarithm of a row's sum of exponentials.
+    pub z_loss: f64,
+}
+
+impl Objective {
+    /// What a probability of a row with this `log_sum` is multiplied by, besides `scale`; exactly 1 without z-loss.
+    fn factor(&self, log_sum: f64) -> f64 {
+        1.0 + 2.0 * self.z_loss * log_sum
+    }
+}
 
 /// The running softmax of some rows, on the calling thread.
 pub struct SoftmaxRows<'a, E> {
@@ -23,6 +46,8 @@ pub struct SoftmaxRows<'a, E> {
     pub own: &'a mut [E],
     /// `[rows]`: ids below the number of columns in all.
     pub targets: &'a [Token],
+    /// The soft cap that the logits have been through.
+    pub cap: Option<E>,
 }
 
 impl<E: Elem> SoftmaxRows<'_, E> {
@@ -34,7 +59,7 @@ impl<E: Elem> SoftmaxRows<'_, E> {
     }
 
     /// Takes in `z: [rows, width]`, the logits from column `first` on. Where `kept` is given, `(e, ld, at)`, writes
-    /// `exp(z - max)` to `e`, rows `ld` apart, and the `max` it is relative to to `at: [rows]`.
+    /// `exp(z - max)`, times the slope of the cap, to `e`, rows `ld` apart, and the `max` it is relative to to `at: [rows]`.
     pub fn chunk<A: Store<E = E>>(
         &mut self,
         cx: &Exec,
@@ -69,7 +94,10 @@ impl<E: Elem> SoftmaxRows<'_, E> {
             let before = self.max[row];
             // SAFETY: the row lies in `e`, where there is one.
             let e = if e.is_null() { e } else { unsafe { e.add(row * ld) } };
-            let (max, sum) = cx.op(Chunk::<A> { z, e, before });
+            let (max, sum) = match self.cap {
+                None => cx.op(Chunk::<A, false> { z, e, before, inverse: E::ONE }),
+                Some(cap) => cx.op(Chunk::<A, true> { z, e, before, inverse: E::ONE / cap }),
+            };
             let shrink = E::from_f64((before.to_f64() - max.to_f64()).exp());
             (self.max[row], self.sum[row]) = (max, self.sum[row] * shrink + sum);
         }
@@ -89,7 +117,7 @@ impl<E: Elem> SoftmaxRows<'_, E> {
     }
 
     /// Turns the kept exponentials `dz: [rows, v]`, rows `ld` apart, made in chunks of `width` columns with
-    /// `at: [chunks, rows]`, into gradients times `scale`.
+    /// `at: [chunks, rows]`, into gradients of `objective`.
     pub fn finish<A: Store<E = E>>(
         &self,
         cx: &Exec,
@@ -97,20 +125,22 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         ld: usize,
         at: &[E],
         (v, width): (usize, usize),
-        scale: E,
+        objective: Objective,
     ) {
+        let scale = E::from_f64(objective.scale);
         let rows = self.targets.len();
         assert!(self.targets.iter().all(|&t| usize::from(t) < v), "target beyond the vocabulary");
         assert!(ld >= v && at.len() >= rows * v.div_ceil(width));
         let _time = time(cx, "softmax_finish", (v, 0), Work::Bytes((2 * rows * v * size_of::<A>()) as f64));
         for (row, dz) in dz.chunks_mut(ld).enumerate().take(rows) {
-            let whole = scale.to_f64() / self.sum[row].to_f64();
+            let whole = scale.to_f64() * objective.factor(self.log_sum(row)) / self.sum[row].to_f64();
+            let one = scale * slope_at(self.own[row], self.cap);
             for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
                 let shrink = (at[chunk * rows + row].to_f64() - self.max[row].to_f64()).exp();
                 let target = usize::from(self.targets[row]).checked_sub(chunk * width).filter(|&i| i < e.len());
                 let by = E::from_f64(whole * shrink);
                 // The difference to 1 is taken before rounding.
-                let own = target.map(|i| (i, A::narrow(e[i].widen() * by - scale)));
+                let own = target.map(|i| (i, A::narrow(e[i].widen() * by - one)));
                 cx.op(Scale { e, by });
                 if let Some((i, own)) = own {
                     e[i] = own;
@@ -120,8 +150,8 @@ impl<E: Elem> SoftmaxRows<'_, E> {
     }
 }
 
-/// Writes `dz = (exp(z - log_sum) - onehot(target)) * scale` of `rows x width` logits from column `first` on: `z` dense, `dz`
-/// with rows `ld` apart; `log_sum, targets: [rows]`.
+/// Writes the gradient of `objective`, from logits `z` as they left the `cap`, of `rows x width` logits from column `first`
+/// on: `z` dense, `dz` with rows `ld` apart; `log_sum, targets: [rows]`.
 pub fn softmax_backward<A: Store>(
     cx: &Exec,
     (dz, ld): (&mut [A], usize),
@@ -129,8 +159,10 @@ pub fn softmax_backward<A: Store>(
     log_sum: &[A::E],
     targets: &[Token],
     (width, first): (usize, usize),
-    scale: A::E,
+    cap: Option<A::E>,
+    objective: Objective,
 ) {
+    let scale = A::E::from_f64(objective.scale);
     let rows = targets.len();
     assert!(log_sum.len() == rows && z.len() >= rows * width && ld >= width);
     assert!(rows == 0 || dz.len() >= (rows - 1) * ld + width);
@@ -138,43 +170,57 @@ pub fn softmax_backward<A: Store>(
     let _time = time(cx, "softmax_backward", (width, 0), Work::Bytes(bytes as f64));
     for (row, &target) in targets.iter().enumerate() {
         let (dz, z) = (&mut dz[row * ld..][..width], &z[row * width..][..width]);
-        cx.op(Gradient { dz: &mut *dz, z, log_sum: log_sum[row], scale });
+        let log_sum = log_sum[row];
+        let by = A::E::from_f64(scale.to_f64() * objective.factor(log_sum.to_f64()));
+        match cap {
+            None => cx.op(Gradient::<A, false> { dz: &mut *dz, z, log_sum, by, inverse: A::E::ONE }),
+            Some(cap) => cx.op(Gradient::<A, true> { dz: &mut *dz, z, log_sum, by, inverse: A::E::ONE / cap }),
+        }
         if let Some(i) = usize::from(target).checked_sub(first).filter(|&i| i < width) {
             // The difference to 1 is taken before rounding.
-            let p = A::E::from_f64((z[i].to_f64() - log_sum[row].to_f64()).exp());
-            dz[i] = A::narrow(p * scale - scale);
+            let p = A::E::from_f64((z[i].to_f64() - log_sum.to_f64()).exp());
+            dz[i] = A::narrow((p * by - scale) * slope_at(z[i], cap));
         }
     }
 }
 
-struct Gradient<'a, A: Store> {
+struct Gradient<'a, A: Store, const CAP: bool> {
     dz: &'a mut [A],
     z: &'a [A::E],
     log_sum: A::E,
-    scale: A::E,
+    by: A::E,
+    /// One over the cap, where there is one.
+    inverse: A::E,
 }
 
-impl<A: Store> Op<A::E> for Gradient<'_, A> {
+impl<A: Store, const CAP: bool> Op<A::E> for Gradient<'_, A, CAP> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         let (dz, z) = (self.dz.as_mut_ptr(), self.z.as_ptr());
         // SAFETY: offsets are inside the row.
         each!(S, self.z.len(), |i, n| unsafe {
-            let p = S::exp(S::sub(S::get(z.add(i), n), S::splat(self.log_sum)));
-            A::put::<S>(dz.add(i), S::mul(p, S::splat(self.scale)), n);
+            let z = S::get(z.add(i), n);
+            let p = S::exp(S::sub(z, S::splat(self.log_sum)));
+            let mut g = S::mul(p, S::splat(self.by));
+            if CAP {
+                g = S::mul(g, slope::<S>(z, S::splat(self.inverse)));
+            }
+            A::put::<S>(dz.add(i), g, n);
         });
     }
 }
 
-struct Chunk<'a, A: Store> {
+struct Chunk<'a, A: Store, const CAP: bool> {
     z: &'a [A::E],
     /// Where exponentials are kept, or null.
     e: *mut A,
     before: A::E,
+    /// One over the cap, where there is one.
+    inverse: A::E,
 }
 
-impl<A: Store> Op<A::E> for Chunk<'_, A> {
+impl<A: Store, const CAP: bool> Op<A::E> for Chunk<'_, A, CAP> {
     /// The largest logit so far, and the sum of `exp(z - max)` of this chunk.
     type Out = (A::E, A::E);
     #[inline(always)]
@@ -192,9 +238,11 @@ impl<A: Store> Op<A::E> for Chunk<'_, A> {
             let m = S::splat(max);
             let mut sum = S::splat(A::E::ZERO);
             each!(S, len, |i, n| {
-                let mut e = S::exp(S::sub(S::get(p.add(i), n), m));
+                let z = S::get(p.add(i), n);
+                let mut e = S::exp(S::sub(z, m));
                 if !self.e.is_null() {
-                    A::put::<S>(self.e.add(i), e, n);
+                    let kept = if CAP { S::mul(e, slope::<S>(z, S::splat(self.inverse))) } else { e };
+                    A::put::<S>(self.e.add(i), kept, n);
                 }
                 if n < S::LANES {
                     let mut lanes = [A::E::ZERO; 64];
@@ -243,11 +291,21 @@ mod tests {
     use crate::bf16::Bf16;
     use crate::ops::testing::{all_isas, random};
 
-    /// Loss and gradient of `z: [rows, v]` in chunks of `width`.
-    fn run<A: Store<E = f32>>(cx: &Exec, z: &[f32], targets: &[Token], v: usize, width: usize) -> (Vec<f64>, Vec<f32>) {
+    /// With and without each switch; both together.
+    const SWITCHES: [(Option<f32>, f64); 4] = [(None, 0.0), (Some(9.0), 0.0), (None, 0.03), (Some(30.0), 0.1)];
+
+    /// Loss and gradient of `z: [rows, v]`, which have been through the cap, in chunks of `width`.
+    fn run<A: Store<E = f32>>(
+        cx: &Exec,
+        z: &[f32],
+        targets: &[Token],
+        (v, width): (usize, usize),
+        (cap, z_loss): (Option<f32>, f64),
+    ) -> (Vec<f64>, Vec<f32>) {
+        let objective = Objective { scale: 0.25, z_loss };
         let rows = targets.len();
         let (mut max, mut sum, mut own) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]);
-        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets };
+        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap };
         softmax.start();
         let (mut dz, mut at) = (vec![A::NAN; rows * v], vec![0.0; rows * v.div_ceil(width)]);
         for (chunk, at) in at.chunks_mut(rows).enumerate() {
@@ -255,16 +313,17 @@ mod tests {
             let part: Vec<f32> = z.chunks(v).flat_map(|row| row[columns.clone()].to_vec()).collect();
             softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), &part, columns.len(), columns.start);
         }
-        softmax.finish(cx, &mut dz, v, &at, (v, width), 0.25);
+        softmax.finish(cx, &mut dz, v, &at, (v, width), objective);
         // The same gradient from logits that are made again.
         let log_sum: Vec<f32> = (0..rows).map(|row| softmax.log_sum(row) as f32).collect();
         let mut again = vec![A::NAN; rows * v];
         for first in (0..v).step_by(width) {
             let n = width.min(v - first);
             let part: Vec<f32> = z.chunks(v).flat_map(|row| row[first..first + n].to_vec()).collect();
-            softmax_backward(cx, (&mut again[first..], v), &part, &log_sum, targets, (n, first), 0.25);
+            softmax_backward(cx, (&mut again[first..], v), &part, &log_sum, targets, (n, first), cap, objective);
         }
-        let bound = if A::DEPTH == 2 { 0.25 / 128.0 } else { 2e-6 };
+        let largest = log_sum.iter().fold(0.0f32, |most, l| most.max(l.abs()));
+        let bound = (1.0 + 2.0 * z_loss as f32 * largest) * if A::DEPTH == 2 { 0.25 / 128.0 } else { 2e-6 };
         for (a, b) in again.iter().zip(&dz) {
             let close = (a.widen() - b.widen()).abs() <= bound;
             assert!(close || a.widen().is_nan() && b.widen().is_nan(), "{a:?} for {b:?}");
@@ -276,30 +335,51 @@ mod tests {
     #[test]
     fn equals_plain_loops_in_chunks_of_any_width() {
         all_isas(|cx| {
-            for v in (1..=130).chain([1001]) {
-                let rows = 3;
-                let z: Vec<f32> = random(rows * v, v as u64).iter().map(|z: &f32| z * 30.0).collect();
+            for (v, switches) in (1..=130).chain([1001]).flat_map(|v| SWITCHES.map(|switches| (v, switches))) {
+                let (rows, (cap, w)) = (3, switches);
+                let spread = cap.unwrap_or(30.0);
+                let z: Vec<f32> = random(rows * v, v as u64).iter().map(|z: &f32| z * spread).collect();
                 let targets: Vec<Token> = (0..rows).map(|i| (i * 7 % v) as Token).collect();
                 let (mut want_loss, mut want_dz) = (Vec::new(), Vec::new());
+                let mut most = 1.0f64;
                 for (row, &t) in z.chunks(v).zip(&targets) {
                     let lse = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
                     want_loss.push(lse - f64::from(row[usize::from(t)]));
-                    let onehot = |j: usize| f64::from(u8::from(j == usize::from(t)));
-                    want_dz
-                        .extend(row.iter().enumerate().map(|(j, &z)| 0.25 * ((f64::from(z) - lse).exp() - onehot(j))));
+                    let factor = 1.0 + 2.0 * w * lse;
+                    most = most.max(factor.abs());
+                    want_dz.extend(row.iter().enumerate().map(|(j, &z)| {
+                        let (z, onehot) = (f64::from(z), f64::from(u8::from(j == usize::from(t))));
+                        let slope = cap.map_or(1.0, |cap| 1.0 - (z / f64::from(cap)).powi(2));
+                        0.25 * ((z - lse).exp() * factor - onehot) * slope
+                    }));
                 }
                 for width in [v, 16, 7, 64, 1] {
                     let off = |dz: &[f32]| {
                         dz.iter().zip(&want_dz).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
                     };
-                    let (loss, dz) = run::<f32>(cx, &z, &targets, v, width);
+                    let (loss, dz) = run::<f32>(cx, &z, &targets, (v, width), switches);
                     let close = loss.iter().zip(&want_loss).all(|(a, b)| (a - b).abs() < 1e-5);
                     assert!(close, "loss at {v} in {width}: {loss:?} for {want_loss:?}");
                     // The gradient of a certain target is a difference of nearly equal numbers: an absolute bound.
-                    assert!(off(&dz) < 1e-6, "gradient at {v} in {width}");
-                    let (_, dz) = run::<Bf16>(cx, &z, &targets, v, width);
-                    assert!(off(&dz) < 0.25 / 128.0, "bf16 gradient at {v} in {width}");
+                    assert!(off(&dz) < 1e-6 * most, "gradient at {v} in {width}: {switches:?}, {:e}", off(&dz));
+                    let (_, dz) = run::<Bf16>(cx, &z, &targets, (v, width), switches);
+                    assert!(off(&dz) < 0.25 / 128.0 * most, "bf16 gradient at {v} in {width}: {switches:?}");
                 }
+            }
+        });
+    }
+
+    /// A slope near 0 multiplies what is kept before it is rounded: what bf16 loses stays relative to the gradient itself.
+    #[test]
+    fn small_slopes_survive_bf16() {
+        all_isas(|cx| {
+            let (v, cap) = (300, 10.0f32);
+            let z: Vec<f32> = (0..v).map(|j| cap - 1e-3 * (j + 1) as f32).collect();
+            let switches = (Some(cap), 0.0);
+            let (exact, kept) =
+                (run::<f32>(cx, &z, &[7], (v, 64), switches), run::<Bf16>(cx, &z, &[7], (v, 64), switches));
+            for (j, (a, b)) in kept.1.iter().zip(&exact.1).enumerate() {
+                assert!(j == 7 || (a - b).abs() <= b.abs() / 100.0, "{a:e} for {b:e} at {j}");
             }
         });
     }
@@ -311,7 +391,7 @@ mod tests {
                 let mut z: Vec<f32> = random(40, 1);
                 z[at] = f32::NAN;
                 for width in [40, 16] {
-                    assert!(run::<f32>(cx, &z, &[5], 40, width).0[0].is_nan(), "NaN at {at}");
+                    assert!(run::<f32>(cx, &z, &[5], (40, width), (None, 0.0)).0[0].is_nan(), "NaN at {at}");
                 }
             }
         });

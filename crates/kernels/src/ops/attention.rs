@@ -1,0 +1,336 @@
+//! Causal attention of one head over a sliding window, a block of queries at a time, on the calling thread. `n` queries `Q`, and
+//! `l` keys `K` with values `V` in the order of time, the last `n` of them the queries' own. Query `i` has key `own = l - n + i`
+//! and sees the keys `c` with `own - window < c <= own`:
+//!
+//! ```text
+//! S = Q K^T     L_i = ln sum_c exp(S_ic)     P = exp(S - L)     O = P V
+//! ```
+//!
+//! The backward pass makes `P` again from `L`, [`KEYS`] keys at a time (FlashAttention, arXiv 2205.14135):
+//!
+//! ```text
+//! dV += P^T dO     dS = P (dO V^T - rowsum(dO O))     dQ = dS K     dK += dS^T Q
+//! ```
+//!
+//! Scores are kept turned, `S^T: [l, n]`. A row's numbers depend on the list of its own visible keys alone: the largest score is
+//! exact, and what is summed over keys is summed one by one in their order, where a key that is not seen adds an exact zero.
+
+use crate::dispatch::Op;
+use crate::elem::Elem;
+use crate::exec::Exec;
+use crate::ops::rows::{RowDots, Scale, Transpose};
+use crate::ops::small::{Triangle, product};
+use crate::profile::{Work, time};
+use crate::simd::{Simd, each};
+
+/// Keys that the backward pass takes at once.
+const KEYS: usize = 64;
+
+/// Elements of working memory for `n` queries of width `d` and `l` keys, in either direction.
+pub fn attention_work((n, d): (usize, usize), l: usize) -> usize {
+    n * (2 * d + 2 + l.max(2 * KEYS))
+}
+
+/// `o: [n, d]` and `log_sum: [n]` from scaled queries `q: [n, d]`, and keys and values in pieces `(k, v): [_, d]`, of which those
+/// before the first query's window may be left out.
+pub fn attention_forward<E: Elem>(
+    cx: &Exec,
+    o: &mut [E],
+    log_sum: &mut [E],
+    q: &[E],
+    pieces: &[(&[E], &[E])],
+    work: &mut [E],
+    (n, d, window): (usize, usize, usize),
+) {
+    let l = pieces.iter().map(|(k, _)| k.len()).sum::<usize>() / d;
+    assert!(o.len() == n * d && log_sum.len() == n && q.len() == n * d && l >= n && window > 0);
+    assert!(pieces.iter().all(|(k, v)| k.len() == v.len() && k.len().is_multiple_of(d)));
+    let _time = time(cx, "attention_forward", (d, window), Work::Flops((4 * n * l * d) as f64));
+    let (turned, rest) = work.split_at_mut(n * d);
+    let (max, rest) = rest.split_at_mut(n);
+    let (sum, rest) = rest.split_at_mut(n);
+    let s = &mut rest[..l * n];
+    cx.op(Transpose { y: turned, x: q, rows: n, columns: d });
+    let mut at = 0;
+    for (k, _) in pieces {
+        let m = k.len() / d;
+        product(cx, (&mut s[at * n..], n), (k, d, 1), (turned, n), (m, n, d), Triangle::None, false);
+        at += m;
+    }
+    cx.op(Softmax { s, max, sum, seen: Seen { first: 0, own: l - n, window, n } });
+    let mut at = 0;
+    for (i, (_, v)) in pieces.iter().enumerate() {
+        let m = v.len() / d;
+        product(cx, (o, d), (&s[at * n..], 1, n), (v, d), (n, d, m), Triangle::None, i > 0);
+        at += m;
+    }
+    for (i, o) in o.chunks_exact_mut(d).enumerate() {
+        cx.op(Scale { y: o, by: E::ONE / sum[i] });
+        log_sum[i] = E::from_f64(max[i].to_f64() + sum[i].to_f64().ln());
+    }
+}
+
+/// Overwrites `dq: [n, d]` and adds to `dk, dv: [l, d]`, from what [`attention_forward`] was given, in one piece, and has given.
+pub fn attention_backward<E: Elem>(
+    cx: &Exec,
+    (dq, dk, dv): (&mut [E], &mut [E], &mut [E]),
+    d_o: &[E],
+    (o, log_sum): (&[E], &[E]),
+    (q, k, v): (&[E], &[E], &[E]),
+    work: &mut [E],
+    (n, d, window): (usize, usize, usize),
+) {
+    let l = k.len() / d;
+    assert!(dq.len() == n * d && q.len() == n * d && o.len() == n * d && d_o.len() == n * d && log_sum.len() == n);
+    assert!(dk.len() == l * d && dv.len() == l * d && k.len() == l * d && v.len() == l * d && l >= n && window > 0);
+    let _time = time(cx, "attention_backward", (d, window), Work::Flops((10 * n * l * d) as f64));
+    let (q_turned, rest) = work.split_at_mut(n * d);
+    let (do_turned, rest) = rest.split_at_mut(n * d);
+    let (dots, rest) = rest.split_at_mut(n);
+    let (p, ds) = rest.split_at_mut(KEYS * n);
+    cx.op(Transpose { y: q_turned, x: q, rows: n, columns: d });
+    cx.op(Transpose { y: do_turned, x: d_o, rows: n, columns: d });
+    cx.op(RowDots { out: dots, x: d_o, y: o, d });
+    for first in (0..l).step_by(KEYS) {
+        let m = KEYS.min(l - first);
+        let cells = first * d..(first + m) * d;
+        let (k, v) = (&k[cells.clone()], &v[cells.clone()]);
+        let (p, ds) = (&mut p[..m * n], &mut ds[..m * n]);
+        product(cx, (p, n), (k, d, 1), (q_turned, n), (m, n, d), Triangle::None, false);
+        product(cx, (ds, n), (v, d, 1), (do_turned, n), (m, n, d), Triangle::None, false);
+        let seen = Seen { first, own: l - n, window, n };
+        cx.op(Gradient { p, ds, log_sum, dots, seen });
+        product(cx, (&mut dv[cells.clone()], d), (p, n, 1), (d_o, d), (m, d, n), Triangle::None, true);
+        product(cx, (&mut dk[cells], d), (ds, n, 1), (q, d), (m, d, n), Triangle::None, true);
+        product(cx, (dq, d), (ds, 1, n), (k, d), (n, d, m), Triangle::None, first > 0);
+    }
+}
+
+/// Which queries see a key: those in front of its window's end and not before itself.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// The key of row 0.
+    first: usize,
+    /// The key of query 0.
+    own: usize,
+    window: usize,
+    n: usize,
+}
+
+impl Seen {
+    /// Sets the scores of `s: [_, n]` that no query sees.
+    #[inline(always)]
+    fn hide<E: Elem>(self, s: &mut [E], value: E) {
+        for (key, row) in (self.first..).zip(s.chunks_exact_mut(self.n)) {
+            let end = (key + self.window).saturating_sub(self.own).min(self.n);
+            row[..key.saturating_sub(self.own).min(self.n)].fill(value);
+            row[end..].fill(value);
+        }
+    }
+}
+
+/// `s <- exp(s - max)` where seen, else 0; the largest of each column, and the sums in order of rows.
+struct Softmax<'a, E> {
+    s: &'a mut [E],
+    max: &'a mut [E],
+    sum: &'a mut [E],
+    seen: Seen,
+}
+
+impl<E: Elem> Op<E> for Softmax<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        let Softmax { s, max, sum, seen } = self;
+        let (n, cells) = (max.len(), s.len());
+        seen.hide(s, E::from_f64(f64::NEG_INFINITY));
+        let p = s.as_mut_ptr();
+        // SAFETY: offsets are inside the rows of `n`, here and below.
+        each!(S, n, |i, lanes| unsafe {
+            let mut top = S::get(p.add(i), lanes);
+            for row in (n..cells).step_by(n) {
+                top = S::max(top, S::get(p.add(row + i), lanes));
+            }
+            S::put(max.as_mut_ptr().add(i), top, lanes);
+            for row in (0..cells).step_by(n) {
+                let p = p.add(row + i);
+                S::put(p, S::exp(S::sub(S::get(p, lanes), top)), lanes);
+            }
+        });
+        seen.hide(s, E::ZERO);
+        let p = s.as_ptr();
+        each!(S, n, |i, lanes| unsafe {
+            let mut total = S::splat(E::ZERO);
+            for row in (0..cells).step_by(n) {
+                total = S::add(total, S::get(p.add(row + i), lanes));
+            }
+            S::put(sum.as_mut_ptr().add(i), total, lanes);
+        });
+    }
+}
+
+/// `p <- exp(p - log_sum)` where seen, else 0; `ds <- p (ds - dots)`.
+struct Gradient<'a, E> {
+    p: &'a mut [E],
+    ds: &'a mut [E],
+    log_sum: &'a [E],
+    dots: &'a [E],
+    seen: Seen,
+}
+
+impl<E: Elem> Op<E> for Gradient<'_, E> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        let Gradient { p, ds, log_sum, dots, seen } = self;
+        let n = log_sum.len();
+        for p in p.chunks_exact_mut(n) {
+            let p = p.as_mut_ptr();
+            // SAFETY: offsets are inside the rows of `n`, here and below.
+            each!(S, n, |i, lanes| unsafe {
+                let at = S::get(log_sum.as_ptr().add(i), lanes);
+                S::put(p.add(i), S::exp(S::sub(S::get(p.add(i), lanes), at)), lanes);
+            });
+        }
+        seen.hide(p, E::ZERO);
+        for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
+            each!(S, n, |i, lanes| unsafe {
+                let to = ds.as_mut_ptr().add(i);
+                let d = S::sub(S::get(to, lanes), S::get(dots.as_ptr().add(i), lanes));
+                S::put(to, S::mul(S::get(p.as_ptr().add(i), lanes), d), lanes);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{all_isas, assert_close, random};
+
+    /// `(n, l, d, window)`: one key, all seen, windows that end inside and outside of the block, several pieces of keys.
+    const SIZES: [(usize, usize, usize, usize); 9] = [
+        (1, 1, 1, 1),
+        (1, 9, 6, 9),
+        (5, 5, 3, 64),
+        (7, 12, 8, 1),
+        (32, 40, 17, 9),
+        (33, 130, 56, 98),
+        (48, 303, 64, 256),
+        (17, 64, 33, 40),
+        (50, 65, 4, 16),
+    ];
+
+    /// Output and the logarithms of the sums as the header has them, in f64, from all queries and keys of a sequence.
+    fn plain(q: &[f64], k: &[f64], v: &[f64], (n, d, window): (usize, usize, usize)) -> (Vec<f64>, Vec<f64>) {
+        let (l, mut o, mut log_sums) = (k.len() / d, vec![0.0; n * d], Vec::new());
+        for i in 0..n {
+            let own = l - n + i;
+            let seen = (own + 1).saturating_sub(window)..=own;
+            let score = |c: usize| (0..d).map(|j| q[i * d + j] * k[c * d + j]).sum::<f64>();
+            let p: Vec<f64> = seen.clone().map(|c| score(c).exp()).collect();
+            let sum: f64 = p.iter().sum();
+            for (c, p) in seen.zip(p) {
+                (0..d).for_each(|j| o[i * d + j] += p / sum * v[c * d + j]);
+            }
+            log_sums.push(sum.ln());
+        }
+        (o, log_sums)
+    }
+
+    fn inputs((n, l, d): (usize, usize, usize)) -> [Vec<f64>; 4] {
+        // Values that f32 holds, scores of several units.
+        let of = |len, seed| random::<f32>(len, seed).iter().map(|&x| 1.5 * f64::from(x)).collect();
+        [of(n * d, 1), of(l * d, 2), of(l * d, 3), of(n * d, 4)]
+    }
+
+    fn f32s(x: &[f64]) -> Vec<f32> {
+        x.iter().map(|&x| x as f32).collect()
+    }
+
+    #[test]
+    fn equals_plain_loops_forward() {
+        all_isas(|cx| {
+            for (n, l, d, window) in SIZES {
+                let [q, k, v, _] = inputs((n, l, d));
+                let (want, want_sums) = plain(&q, &k, &v, (n, d, window));
+                let [q, k, v] = [q, k, v].map(|x| f32s(&x));
+                for cut in [0, l / 3, l] {
+                    let pieces = [(&k[..cut * d], &v[..cut * d]), (&k[cut * d..], &v[cut * d..])];
+                    let (mut o, mut sums) = (vec![f32::NAN; n * d], vec![f32::NAN; n]);
+                    let mut work = vec![f32::NAN; attention_work((n, d), l)];
+                    attention_forward(cx, &mut o, &mut sums, &q, &pieces, &mut work, (n, d, window));
+                    assert_close(&o, &f32s(&want), 2e-6, &format!("{n} of {l}, {d} wide, window {window}"));
+                    assert_close(&sums, &f32s(&want_sums), 2e-6, "log of sums");
+                }
+            }
+        });
+    }
+
+    /// To the bit: queries one by one or in blocks, keys from any point before the window and in any pieces.
+    #[test]
+    fn a_row_depends_on_the_keys_it_sees_alone() {
+        all_isas(|cx| {
+            for (d, window, t) in [(8, 9, 40), (56, 32, 100), (17, 64, 50)] {
+                let [q, k, v, _] = inputs((t, t, d)).map(|x| f32s(&x));
+                let run = |first: usize, n: usize, from: usize, cut: usize| {
+                    let (mut o, mut sums) = (vec![f32::NAN; n * d], vec![f32::NAN; n]);
+                    let (q, keys) = (&q[first * d..(first + n) * d], from * d..(first + n) * d);
+                    let (k, v) = (&k[keys.clone()], &v[keys]);
+                    let cut = cut.min(k.len() / d) * d;
+                    let pieces = [(&k[..cut], &v[..cut]), (&k[cut..], &v[cut..])];
+                    let mut work = vec![f32::NAN; attention_work((n, d), first + n - from)];
+                    attention_forward(cx, &mut o, &mut sums, q, &pieces, &mut work, (n, d, window));
+                    o.extend(sums);
+                    o
+                };
+                let whole = run(0, t, 0, 0);
+                for n in [1, 3, 33] {
+                    for first in (0..t).step_by(n) {
+                        let n = n.min(t - first);
+                        let least = (first + 1).saturating_sub(window);
+                        for (from, cut) in [(least, 0), (least, 5), (least / 2, 7), (0, t)] {
+                            let got = run(first, n, from, cut);
+                            assert_eq!(got[..n * d], whole[first * d..(first + n) * d]);
+                            assert_eq!(got[n * d..], whole[t * d + first..t * d + first + n]);
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn gradients_equal_finite_differences() {
+        all_isas(|cx| {
+            for (n, l, d, window) in SIZES {
+                let [q, k, v, d_o] = inputs((n, l, d));
+                let loss = |q: &[f64], k: &[f64], v: &[f64]| -> f64 {
+                    plain(q, k, v, (n, d, window)).0.iter().zip(&d_o).map(|(o, g)| o * g).sum()
+                };
+                let (o, log_sum) = plain(&q, &k, &v, (n, d, window));
+                let (o, log_sum) = (f32s(&o), f32s(&log_sum));
+                let [fq, fk, fv, fd] = [&q, &k, &v, &d_o].map(|x| f32s(x));
+                let (mut dq, mut dk, mut dv) = (vec![f32::NAN; n * d], vec![1.0; l * d], vec![-2.0; l * d]);
+                let mut work = vec![f32::NAN; attention_work((n, d), l)];
+                let out = (&mut dq[..], &mut dk[..], &mut dv[..]);
+                let sizes = (n, d, window);
+                attention_backward(cx, out, &fd, (&o, &log_sum), (&fq, &fk, &fv), &mut work, sizes);
+                // Some twenty elements of each, and a 1: who sees one key alone has no gradient but rounding.
+                for (which, (got, base)) in [(dq, 0.0), (dk, 1.0), (dv, -2.0)].into_iter().enumerate() {
+                    let (mut some, mut want) = (vec![1.0], vec![1.0]);
+                    for at in (0..got.len()).step_by(got.len().div_ceil(20)) {
+                        let at_step = |by: f64| {
+                            let mut moved = [q.clone(), k.clone(), v.clone()];
+                            moved[which][at] += by;
+                            loss(&moved[0], &moved[1], &moved[2])
+                        };
+                        some.push(got[at]);
+                        want.push((base + (at_step(1e-5) - at_step(-1e-5)) / 2e-5) as f32);
+                    }
+                    assert_close(&some, &want, 1e-5, &format!("gradient {which} of {n}, {l}, {d}, {window}"));
+                }
+            }
+        });
+    }
+}
