@@ -1,6 +1,6 @@
 //! What a model is: sizes and switches, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
 
-use flashlm_kernels::ops::{Quant, Scale, Stat};
+use flashlm_kernels::ops::{Activation, Quant, Scale, Stat};
 use serde::{Deserialize, Serialize};
 
 use crate::mixer;
@@ -19,14 +19,121 @@ pub struct ModelConfig {
     pub ffn_hidden: usize,
     /// Token mixer, by its name in `mixers!`.
     pub mixer: String,
+    /// The mixers of the blocks in turn, repeated; empty: `mixer` in each.
+    #[serde(default)]
+    pub pattern: Vec<String>,
+    /// Whether mixers start anew where a story does, at each `eos`.
+    #[serde(default)]
+    pub reset: bool,
+    /// The token between stories; a run takes it from its tokenizer.
+    #[serde(default)]
+    pub eos: usize,
     /// `K`: taps of the causal convolution.
     pub kernel_size: usize,
     /// RMSNorm before each mixer and GLU.
     pub block_norm: bool,
     /// Epsilon of every RMSNorm.
     pub norm_eps: f64,
+    /// What the gate of the GLU goes through.
+    #[serde(default)]
+    pub activation: ActivationKind,
+    /// RMSNorm before the output projection of each mixer and GLU (sub-LN, arXiv 2210.06423).
+    #[serde(default)]
+    pub sub_norm: bool,
+    /// Output projections start at zero, so that each branch starts as nothing.
+    #[serde(default)]
+    pub zero_init: bool,
+    /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
+    #[serde(default)]
+    pub logit_softcap: f64,
     /// The ternary quantiser.
     pub quant: QuantConfig,
+    /// Settings of the mixer `delta`.
+    #[serde(default)]
+    pub delta: DeltaConfig,
+    /// Settings of the mixer `attention`.
+    #[serde(default)]
+    pub attention: AttentionConfig,
+}
+
+/// The gated delta rule: see [`crate::mixer::delta`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeltaConfig {
+    /// The layer around the rule.
+    pub form: DeltaForm,
+    /// What a new value is compared with.
+    pub rule: DeltaRule,
+    /// `H`: heads, each with a state of its own.
+    pub heads: usize,
+    /// Width of all keys over `D`.
+    pub expand_k: f64,
+    /// Width of all values over `D`.
+    pub expand_v: f64,
+    /// Taps of the convolutions of queries, keys and values.
+    pub conv: usize,
+    /// Write strengths up to 2 instead of 1, so that eigenvalues reach below 0 (arXiv 2411.12537).
+    pub negative_eigenvalues: bool,
+}
+
+/// The layer around the gated delta rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeltaForm {
+    /// As in arXiv 2412.06464: float gates, scaled queries, a norm of each head's output, SiLU output gate.
+    Published,
+    /// As in the first ternary models of it: ternary gates, no scale, no norm, sigmoid output gate.
+    Original,
+}
+
+/// What a new value is compared with: see [`flashlm_kernels::ops::Rule`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeltaRule {
+    /// The decayed state.
+    Canonical,
+    /// The state before it decays.
+    Undecayed,
+}
+
+impl Default for DeltaConfig {
+    fn default() -> Self {
+        DeltaConfig {
+            form: DeltaForm::Published,
+            rule: DeltaRule::Canonical,
+            heads: 4,
+            expand_k: 0.75,
+            expand_v: 1.5,
+            conv: 4,
+            negative_eigenvalues: false,
+        }
+    }
+}
+
+impl DeltaConfig {
+    /// Widths of one head's key and value, for model width `d`.
+    pub fn widths(&self, d: usize) -> (usize, usize) {
+        let of = |expand: f64| (expand * d as f64).round() as usize / self.heads.max(1);
+        (of(self.expand_k), of(self.expand_v))
+    }
+}
+
+/// Causal attention: see [`crate::mixer::attention`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttentionConfig {
+    /// `H`: heads of width `D / H`.
+    pub heads: usize,
+    /// Tokens that a token sees, itself included.
+    pub window: usize,
+    /// Longest wavelength of the rotation, over 2 pi tokens.
+    pub rope_base: f64,
+}
+
+impl Default for AttentionConfig {
+    fn default() -> Self {
+        AttentionConfig { heads: 4, window: 256, rope_base: 10_000.0 }
+    }
 }
 
 /// The quantiser of every BitLinear.
@@ -67,6 +174,27 @@ pub enum StatKind {
     Median,
 }
 
+/// What the gate of the GLU goes through; models saved before there was a choice have SiLU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActivationKind {
+    /// `g sigmoid(g)`.
+    #[default]
+    Silu,
+    /// `max(g, 0)^2`.
+    Relu2,
+}
+
+impl ActivationKind {
+    /// The kernel's setting.
+    pub fn activation(self) -> Activation {
+        match self {
+            ActivationKind::Silu => Activation::Silu,
+            ActivationKind::Relu2 => Activation::Relu2,
+        }
+    }
+}
+
 impl QuantConfig {
     /// The kernel's settings; `None` where weights stay float.
     pub fn quant(&self) -> Option<Quant> {
@@ -105,10 +233,27 @@ impl ModelConfig {
             blocks: 6,
             ffn_hidden: 512,
             mixer: "conv".into(),
+            pattern: Vec::new(),
+            reset: false,
+            eos: 0,
             kernel_size: 8,
             block_norm: true,
             norm_eps: 1e-6,
+            activation: ActivationKind::Silu,
+            sub_norm: false,
+            zero_init: false,
+            logit_softcap: 0.0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
+            delta: DeltaConfig::default(),
+            attention: AttentionConfig::default(),
+        }
+    }
+
+    /// The mixer of block `i`.
+    pub fn mixer_of(&self, i: usize) -> &str {
+        match self.pattern.as_slice() {
+            [] => &self.mixer,
+            pattern => &pattern[i % pattern.len()],
         }
     }
 
@@ -130,10 +275,90 @@ impl ModelConfig {
             let expected = "above 0 and below 1".into();
             return Err(ConfigError { key: "norm_eps", found: self.norm_eps.to_string(), expected });
         }
-        if !mixer::NAMES.contains(&self.mixer.as_str()) {
-            let expected = format!("one of {}", mixer::NAMES.join(", "));
-            return Err(ConfigError { key: "mixer", found: format!("{:?}", self.mixer), expected });
+        if !(self.logit_softcap == 0.0 || (1.0..=1000.0).contains(&self.logit_softcap)) {
+            let expected = "0 (no cap), or between 1 and 1000".into();
+            return Err(ConfigError { key: "logit_softcap", found: self.logit_softcap.to_string(), expected });
+        }
+        range("pattern's length", self.pattern.len(), 0, 128)?;
+        for (key, name) in [("mixer", &self.mixer)].into_iter().chain(self.pattern.iter().map(|name| ("pattern", name)))
+        {
+            if !mixer::NAMES.contains(&name.as_str()) {
+                let expected = format!("one of {}", mixer::NAMES.join(", "));
+                return Err(ConfigError { key, found: format!("{name:?}"), expected });
+            }
+        }
+        if self.reset && self.eos >= self.vocab_size {
+            let expected = format!("a token below vocab_size = {}", self.vocab_size);
+            return Err(ConfigError { key: "eos", found: self.eos.to_string(), expected });
+        }
+        let uses = |name| (0..self.blocks).any(|i| self.mixer_of(i) == name);
+        let divides = |key, width: f64, parts: usize| {
+            let found = width.round();
+            if (width - found).abs() < 1e-6 && found >= 1.0 && (found as usize).is_multiple_of(parts) {
+                return Ok(());
+            }
+            let expected = format!("such that the width of all heads, now {width}, is a multiple of {parts} heads");
+            Err(ConfigError { key, found: (width / self.dim as f64).to_string(), expected })
+        };
+        let c = &self.delta;
+        range("delta.heads", c.heads, 1, 1024)?;
+        range("delta.conv", c.conv, 1, 64)?;
+        for (key, expand) in [("delta.expand_k", c.expand_k), ("delta.expand_v", c.expand_v)] {
+            if !(expand > 0.0 && expand <= 8.0) {
+                let expected = "above 0 and at most 8".into();
+                return Err(ConfigError { key, found: expand.to_string(), expected });
+            }
+            if uses("delta") {
+                divides(key, expand * self.dim as f64, c.heads)?;
+            }
+        }
+        let c = &self.attention;
+        range("attention.heads", c.heads, 1, 1024)?;
+        range("attention.window", c.window, 1, 1 << 14)?;
+        if !(c.rope_base >= 1.0 && c.rope_base <= 1e9) {
+            let expected = "between 1 and 1e9".into();
+            return Err(ConfigError { key: "attention.rope_base", found: c.rope_base.to_string(), expected });
+        }
+        if uses("attention") && !self.dim.is_multiple_of(2 * c.heads) {
+            let expected = format!("such that each head of dim = {} has an even width", self.dim);
+            return Err(ConfigError { key: "attention.heads", found: c.heads.to_string(), expected });
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_saved_before_there_were_switches_has_them_off() {
+        let older = r#"{"vocab_size":10000,"dim":192,"blocks":6,"ffn_hidden":512,"mixer":"conv","kernel_size":8,
+            "block_norm":true,"norm_eps":1e-6,"quant":{"scale":"tensor","size":256,"stat":"mean","norm":false}}"#;
+        assert_eq!(serde_json::from_str::<ModelConfig>(older).unwrap(), ModelConfig::v4_small());
+        let all = ModelConfig {
+            activation: ActivationKind::Relu2,
+            sub_norm: true,
+            zero_init: true,
+            logit_softcap: 15.0,
+            ..ModelConfig::v4_small()
+        };
+        let json = serde_json::to_string(&all).unwrap();
+        assert!(
+            json.contains(r#""activation":"relu2","sub_norm":true,"zero_init":true,"logit_softcap":15.0"#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), all);
+    }
+
+    #[test]
+    fn the_soft_cap_has_bounds() {
+        for (cap, ok) in [(0.0, true), (1.0, true), (1000.0, true), (0.5, false), (-15.0, false), (1e4, false)] {
+            let config = ModelConfig { logit_softcap: cap, ..ModelConfig::v4_small() };
+            assert_eq!(config.validate().is_ok(), ok, "{cap}");
+        }
+        let config = ModelConfig { logit_softcap: f64::NAN, ..ModelConfig::v4_small() };
+        let error = config.validate().unwrap_err().to_string();
+        assert_eq!(error, "model.logit_softcap = NaN: must be 0 (no cap), or between 1 and 1000");
     }
 }

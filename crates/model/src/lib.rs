@@ -17,5 +17,6 @@ pub mod sample;
 pub mod tok;
 
 pub use config::ModelConfig;
+pub use flashlm_kernels::ops::Objective;
 pub use lm::{LanguageModel, Lm, State};
 pub use precision::Precision;

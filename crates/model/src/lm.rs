@@ -3,13 +3,14 @@
 //! One [`Lm`] holds the layers and all their activations for at most `rows` rows. `prepare` once after each change of the
 //! parameters, then any number of passes. Parameters and gradients are flat slices in the order of [`Lm::layout`].
 
-use flashlm_kernels::{Buf, Elem, Exec, Store, Token};
+use flashlm_kernels::ops::Objective;
+use flashlm_kernels::{Buf, Elem, Exec, Span, Store, Token};
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::layer::Scratch;
 use crate::layer::ffn::Ffn;
 use crate::layer::head::Head;
 use crate::layer::norm::Norm;
+use crate::layer::{Need, Scratch};
 use crate::mixer::{self, Mixer};
 use crate::params::Layout;
 
@@ -30,8 +31,8 @@ pub trait LanguageModel<E: Elem>: Send {
     /// Quantises and packs all weights.
     fn prepare(&mut self, cx: &Exec, params: &[E]);
 
-    /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats and adds `scale` times its gradient to
-    /// `grads`.
+    /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats, without z-loss, and adds the gradient of
+    /// the objective to `grads`.
     fn loss_backward(
         &mut self,
         cx: &Exec,
@@ -40,7 +41,7 @@ pub trait LanguageModel<E: Elem>: Send {
         tokens: &[Token],
         targets: &[Token],
         size: (usize, usize),
-        scale: f64,
+        objective: Objective,
     ) -> f64;
 
     /// Appends `ln p(target | tokens so far)` of each row.
@@ -83,6 +84,8 @@ pub struct Lm<A: Store> {
     /// The input of the head.
     x: Buf<A>,
     dh: Buf<A::E>,
+    /// [`Span::past`] of a pass.
+    past: Vec<u32>,
     rows: usize,
 }
 
@@ -91,33 +94,47 @@ struct Block<A: Store> {
     ffn: Ffn<A>,
 }
 
-/// The state of `B` sequences: for each block `[B, state_len]`.
+/// The state of `B` sequences: for each block `[B, state_len]`, and of each sequence the rows of its story so far.
 #[derive(Clone)]
 pub struct State<E: Elem> {
     layers: Vec<Buf<E>>,
+    past: Vec<u32>,
 }
 
 impl<E: Elem> State<E> {
     /// Back to the start of all sequences.
     pub fn reset(&mut self) {
         self.layers.iter_mut().for_each(|layer| layer.fill(E::ZERO));
+        self.past.fill(0);
     }
 
-    /// Every element in order, for saving.
+    /// Every element in order, for saving. Counts of rows come last, in halves of 16 bits, which any element holds exactly.
     pub fn values(&self) -> impl Iterator<Item = E> + '_ {
-        self.layers.iter().flat_map(|layer| layer.iter().copied())
+        let halves = self.past.iter().flat_map(|past| [past >> 16, past & 0xffff]);
+        self.layers.iter().flat_map(|layer| layer.iter().copied()).chain(halves.map(|half| E::from_f64(half.into())))
     }
 
-    /// Sets every element from what [`State::values`] gave; `false` where there are too few or too many.
+    /// Sets every element from what [`State::values`] gave; `false`, and nothing set, where there are too few or too many, or a
+    /// count is none.
     pub fn restore(&mut self, values: &[E]) -> bool {
         let len: usize = self.layers.iter().map(|layer| layer.len()).sum();
-        let mut rest = values;
+        if values.len() != len + 2 * self.past.len() {
+            return false;
+        }
+        let (mut rest, halves) = values.split_at(len);
+        let whole = |half: &E| (0.0..=65_535.0).contains(&half.to_f64()) && half.to_f64().fract() == 0.0;
+        if !halves.iter().all(whole) {
+            return false;
+        }
         for layer in &mut self.layers {
-            let Some((own, left)) = rest.split_at_checked(layer.len()) else { return false };
+            let (own, left) = rest.split_at(layer.len());
             layer.copy_from_slice(own);
             rest = left;
         }
-        len == values.len()
+        for (past, halves) in self.past.iter_mut().zip(halves.chunks_exact(2)) {
+            *past = (halves[0].to_f64() as u32) << 16 | halves[1].to_f64() as u32;
+        }
+        true
     }
 }
 
@@ -129,29 +146,54 @@ impl<A: Store> Lm<A> {
         let mut layout = Layout::default();
         let head = Head::new(&mut layout, config, rows, training);
         let eps = config.norm_eps;
-        let blocks = (0..config.blocks)
+        let blocks: Vec<Block<A>> = (0..config.blocks)
             .map(|i| {
                 let name = |part| format!("blocks.{i}.{part}");
                 let norm = |layout: &mut _, part| config.block_norm.then(|| Norm::new(layout, name(part), d, eps));
                 let norm1 = norm(&mut layout, "norm1.scale");
-                let mixer = mixer::build(&mut layout, &name("mixer"), norm1, config, rows, training);
+                let mixer =
+                    mixer::build(config.mixer_of(i), &mut layout, &name("mixer"), norm1, config, rows, training);
                 let norm2 = norm(&mut layout, "norm2.scale");
                 Block { mixer, ffn: Ffn::new(&mut layout, &name("ffn"), norm2, config, rows, training) }
             })
             .collect();
         let norm = Norm::new(&mut layout, "final_norm.scale".into(), d, eps);
+        let need =
+            blocks.iter().fold(Need::default(), |need, block| need.max(block.mixer.need()).max(block.ffn.need()));
         Ok(Lm {
             config: config.clone(),
             layout,
             head,
             blocks,
             norm,
-            scratch: Scratch::new(config, rows, training),
+            scratch: Scratch::new(config, need, rows, training),
             h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
             x: Buf::scratch(rows * d),
             dh: Buf::scratch(if training { rows * d } else { 0 }),
+            past: Vec::with_capacity(rows),
             rows,
         })
+    }
+
+    /// Looks up how far each row may look back, and moves the counts of a state on.
+    fn look_back(&mut self, tokens: &[Token], counts: Option<&mut [u32]>, t: usize) {
+        let start = if self.config.reset { Token::try_from(self.config.eos).ok() } else { None };
+        self.past.clear();
+        let mut counts = counts.into_iter().flatten();
+        for sequence in tokens.chunks(t.max(1)) {
+            let count = counts.next();
+            let mut past = count.as_deref().copied().unwrap_or(0);
+            for &token in sequence {
+                if Some(token) == start {
+                    past = 0;
+                }
+                self.past.push(past);
+                past = past.saturating_add(1);
+            }
+            if let Some(count) = count {
+                *count = past;
+            }
+        }
     }
 
     /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `self.h`.
@@ -171,11 +213,13 @@ impl<A: Store> Lm<A> {
             self.rows
         );
         let n = rows * self.config.dim;
+        self.look_back(tokens, state.as_deref_mut().map(|state| &mut state.past[..]), size.1);
+        let span = &Span { batch: size.0, len: size.1, past: &self.past };
         self.head.embed_forward(cx, &mut self.h[0], tokens, params);
         for (i, block) in self.blocks.iter_mut().enumerate() {
             let [h0, h1, h2] = &mut self.h[2 * i..2 * i + 3] else { unreachable!("three buffers a block") };
             let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
-            block.mixer.forward(cx, &mut h1[..n], layer, &h0[..n], params, size);
+            block.mixer.forward(cx, &mut h1[..n], layer, &h0[..n], params, span);
             block.ffn.forward(cx, &mut h2[..n], &h1[..n], params);
         }
     }
@@ -210,7 +254,8 @@ impl<A: Store> LanguageModel<A::E> for Lm<A> {
     }
 
     fn state(&self, batch: usize) -> State<A::E> {
-        State { layers: self.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect() }
+        let layers = self.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
+        State { layers, past: vec![0; batch] }
     }
 
     fn prepare(&mut self, cx: &Exec, params: &[A::E]) {
@@ -230,17 +275,17 @@ impl<A: Store> LanguageModel<A::E> for Lm<A> {
         tokens: &[Token],
         targets: &[Token],
         size: (usize, usize),
-        scale: f64,
+        objective: Objective,
     ) -> f64 {
         let n = size.0 * size.1 * self.config.dim;
         self.forward(cx, params, tokens, None, size);
-        let Lm { head, norm, dh, scratch, h, .. } = self;
+        let Lm { head, norm, dh, scratch, h, past, .. } = self;
+        let span = &Span { batch: size.0, len: size.1, past };
         let (dh, last) = (&mut dh[..n], &h[2 * self.blocks.len()][..n]);
-        let scale = A::E::from_f64(scale);
-        let nats = head.loss_backward(cx, dh, grads, last, targets, norm, params, scratch, scale);
+        let nats = head.loss_backward(cx, dh, grads, last, targets, norm, params, scratch, objective);
         for (i, block) in self.blocks.iter_mut().enumerate().rev() {
             block.ffn.backward(cx, dh, grads, &h[2 * i + 1][..n], params, scratch);
-            block.mixer.backward(cx, dh, grads, &h[2 * i][..n], params, scratch, size);
+            block.mixer.backward(cx, dh, grads, &h[2 * i][..n], params, scratch, span);
         }
         head.embed_backward(cx, grads, dh, tokens);
         nats

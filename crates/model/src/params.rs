@@ -10,10 +10,16 @@ use crate::rng::Rng;
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
+    /// All zeros.
+    Zeros,
     /// All ones.
     Ones,
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
+    /// Logarithm of what is uniform between these.
+    LnUniform(f64, f64),
+    /// What softplus turns into a value whose logarithm is uniform between those of these.
+    InverseSoftplus(f64, f64),
 }
 
 /// What a parameter is to an optimizer.
@@ -27,6 +33,10 @@ pub enum Group {
     Norm,
     /// Taps of a convolution.
     Conv,
+    /// A small float matrix that makes gates.
+    Gate,
+    /// One number a head; weight decay has no business with it.
+    Scalar,
 }
 
 /// One parameter.
@@ -93,8 +103,14 @@ impl Layout {
         for spec in &self.specs {
             for p in &mut params[spec.range.clone()] {
                 *p = match spec.init {
+                    Init::Zeros => E::ZERO,
                     Init::Ones => E::ONE,
                     Init::Normal(std) => E::from_f64(rng.normal() * std),
+                    Init::LnUniform(low, high) => E::from_f64((low + (high - low) * rng.uniform()).ln()),
+                    Init::InverseSoftplus(low, high) => {
+                        let x = (low.ln() + (high.ln() - low.ln()) * rng.uniform()).exp();
+                        E::from_f64(x + (-(-x).exp_m1()).ln())
+                    }
                 };
             }
         }

@@ -1,13 +1,14 @@
-//! TernaryGLU branch: `y = h + W_down (silu(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`.
+//! TernaryGLU branch: `y = h + W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`; `act` is
+//! SiLU or squared ReLU.
 
-use flashlm_kernels::ops::{glu_backward, glu_forward, narrow};
+use flashlm_kernels::ops::{Activation, glu_again, glu_backward, glu_forward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
 use crate::config::ModelConfig;
-use crate::layer::Scratch;
 use crate::layer::linear::Linear;
 use crate::layer::norm::{Input, Norm, branch_backward, branch_forward, branch_input};
+use crate::layer::{Need, Scratch};
 use crate::params::Layout;
 
 /// Three matrices and the saved gate and value.
@@ -16,6 +17,7 @@ pub struct Ffn<A: Store> {
     gate: Linear<A>,
     up: Linear<A>,
     down: Linear<A>,
+    activation: Activation,
     dim: usize,
     hidden: usize,
     g: Buf<A>,
@@ -33,17 +35,24 @@ impl<A: Store> Ffn<A> {
         training: bool,
     ) -> Self {
         let (d, f) = (config.dim, config.ffn_hidden);
-        let mut linear = |name, size| Linear::new(layout, &format!("{prefix}.{name}"), size, config, training);
+        let name = |part| format!("{prefix}.{part}");
         Ffn {
             norm,
-            gate: linear("W_gate", (f, d)),
-            up: linear("W_up", (f, d)),
-            down: linear("W_down", (d, f)),
+            gate: Linear::new(layout, &name("W_gate"), (f, d), config, training),
+            up: Linear::new(layout, &name("W_up"), (f, d), config, training),
+            down: Linear::output(layout, &name("W_down"), (d, f), config, training),
+            activation: config.activation.activation(),
             dim: d,
             hidden: f,
             g: Buf::scratch(rows * f),
             u: Buf::scratch(rows * f),
         }
+    }
+
+    /// What it takes of the scratch.
+    pub fn need(&self) -> Need {
+        let (d, f) = (self.dim, self.hidden);
+        Need { matrix: d * f, input: d.max(f), part: 3 * d + f, wide: [f, f, f, 0, 0] }
     }
 
     /// Quantises and packs the weights.
@@ -55,7 +64,7 @@ impl<A: Store> Ffn<A> {
 
     /// `y, h: [rows, D]`.
     pub fn forward(&mut self, cx: &Exec, y: &mut [A::E], h: &[A::E], params: &[A::E]) {
-        let Ffn { norm, gate, up, down, dim: d, hidden: f, g, u } = self;
+        let Ffn { norm, gate, up, down, activation, dim: d, hidden: f, g, u } = self;
         let (d, f) = (*d, *f);
         cx.tiles(h.len() / d, (Rows(y, d), Rows(g, f), Rows(u, f)), |cx, r, (y, g, u), local| {
             let h = &h[r.start * d..r.end * d];
@@ -64,7 +73,7 @@ impl<A: Store> Ffn<A> {
             let x = branch_forward(cx, norm.as_ref(), x, h, params);
             gate.forward(cx, zg, x, params, local, false);
             up.forward(cx, zu, x, params, local, false);
-            glu_forward(cx, a, g, u, zg, zu);
+            glu_forward(cx, a, g, u, zg, zu, *activation);
             y.copy_from_slice(h);
             down.forward(cx, y, Input::Kept(a), params, local, true);
         });
@@ -80,9 +89,9 @@ impl<A: Store> Ffn<A> {
         params: &[A::E],
         s: &mut Scratch<A>,
     ) {
-        let Ffn { norm, gate, up, down, dim: d, hidden: f, g, u } = self;
+        let Ffn { norm, gate, up, down, activation, dim: d, hidden: f, g, u } = self;
         let (d, f, rows) = (*d, *f, h.len() / self.dim);
-        let [dg, du, a] = &mut s.wide;
+        let [dg, du, a, ..] = &mut s.wide;
         let own = norm.as_ref().map_or(0, Norm::width);
         let (at_up, at_down) = (own + gate.part_width(), own + gate.part_width() + up.part_width());
         let width = at_down + down.part_width();
@@ -108,11 +117,10 @@ impl<A: Store> Ffn<A> {
             narrow(cx, dy, dh);
             if down.has_norm() {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
-                da.fill(A::E::ZERO);
-                glu_backward(cx, dg, du, a, da, g, u);
+                glu_again(cx, a, g, u, *activation);
             }
             down.backward_input(cx, da, part_down, dy, Input::Kept(a), params, local, false);
-            glu_backward(cx, dg, du, a, da, g, u);
+            glu_backward(cx, dg, du, a, da, g, u, *activation);
             gate.backward_input(cx, dx, part_gate, dg, x, params, local, false);
             up.backward_input(cx, dx, part_up, du, x, params, local, true);
             branch_backward(cx, norm.as_ref(), dh, part_norm, dx, h, params);
@@ -123,8 +131,8 @@ impl<A: Store> Ffn<A> {
         }
         let x = branch_input(norm.as_ref(), &s.x[..rows * d], h);
         let (w, a) = (&mut s.weights, Input::Kept(&s.wide[2][..rows * f]));
-        gate.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
-        up.backward_weight(cx, grads, &s.wide[1], x, params, w, (parts, width, at_up));
-        down.backward_weight(cx, grads, &s.dy, a, params, w, (parts, width, at_down));
+        let inputs = [(gate, &s.wide[0][..rows * f], own), (up, &s.wide[1][..rows * f], at_up)];
+        Linear::backward_weights(cx, grads, &inputs, x, params, w, (parts, width));
+        Linear::backward_weights(cx, grads, &[(down, &s.dy[..rows * d], at_down)], a, params, w, (parts, width));
     }
 }

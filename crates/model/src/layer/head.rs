@@ -1,7 +1,9 @@
-//! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`.
+//! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`, or `c tanh(x E^T / c)`
+//! with a soft cap.
 //!
 //! Logits exist for one tile of rows and `CHUNK` columns at a time, in a thread's cache. Two ways lead to the gradients
-//! `dz = (softmax(z) - onehot) * scale`, `dx = dz E`, `dE += dz^T x`, and which is faster depends on what a product costs:
+//! `dz = (softmax(z) - onehot) * scale` (soft cap and z-loss: [`flashlm_kernels::ops::SoftmaxRows`]), `dx = dz E`,
+//! `dE += dz^T x`, and which is faster depends on what a product costs:
 //!
 //! * kept: the exponentials of `BLOCK` tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
 //!   `dE` for the whole block.
@@ -12,8 +14,8 @@
 use std::ops::Range;
 
 use flashlm_kernels::ops::{
-    Packed, SoftmaxRows, add, embed_backward, embed_forward, matmul, matmul_tn, matmul_transposed, narrow,
-    softmax_backward,
+    Objective, Packed, SoftmaxRows, add, embed_backward, embed_forward, matmul, matmul_tn, matmul_transposed, narrow,
+    softcap, softmax_backward,
 };
 use flashlm_kernels::tile::{Local, Parts, Rows, TILE_ROWS};
 use flashlm_kernels::{Buf, Elem, Exec, Isa, Store, Token};
@@ -40,6 +42,7 @@ pub struct Head<A: Store> {
     table: Range<usize>,
     d: usize,
     vocab: usize,
+    cap: Option<A::E>,
     forward: Packed<A>,
     backward: Option<Packed<A>>,
     losses: Buf<f64>,
@@ -83,6 +86,7 @@ impl<A: Store> Head<A> {
             table: layout.add("embedding.weight".into(), &[v, d], Init::Normal(0.02), Group::Embedding),
             d,
             vocab: v,
+            cap: (config.logit_softcap > 0.0).then(|| A::E::from_f64(config.logit_softcap)),
             forward: Packed::new(d, v),
             backward: training.then(|| Packed::new(v, d)),
             losses: Buf::scratch(rows),
@@ -110,8 +114,8 @@ impl<A: Store> Head<A> {
         embed_backward(cx, &mut grads[self.table.clone()], dh, tokens, self.d);
     }
 
-    /// Cross-entropy over all rows: returns the sum of nats, overwrites `dh: [rows, D]` and adds to `grads`, both of
-    /// `scale` times that sum.
+    /// Cross-entropy over all rows: returns the sum of nats, overwrites `dh: [rows, D]` and adds to `grads`, both of the
+    /// objective.
     pub fn loss_backward(
         &mut self,
         cx: &Exec,
@@ -122,14 +126,14 @@ impl<A: Store> Head<A> {
         norm: &Norm,
         params: &[A::E],
         s: &mut Scratch<A>,
-        scale: A::E,
+        objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, forward, backward, losses, way, .. } = self;
+        let Head { d, vocab: v, cap, forward, backward, losses, way, .. } = self;
         let Way::Kept { dz, packed } = way else {
-            return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, scale);
+            return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, objective);
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v) = (*d, *v);
+        let (d, v, cap) = (*d, *v, *cap);
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -143,12 +147,12 @@ impl<A: Store> Head<A> {
                 let h = &h[r.start * d..r.end * d];
                 norm.forward(cx, x, h, params);
                 let at = local.take(n * v.div_ceil(CHUNK));
-                let softmax = &logits(cx, forward, x, &targets[r], local, |softmax, z, columns| {
+                let softmax = &logits(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                     let at = &mut at[columns.start / CHUNK * n..][..n];
                     softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
                 });
                 losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = -softmax.log_prob(row));
-                softmax.finish(cx, dz, v, at, (v, CHUNK), scale);
+                softmax.finish(cx, dz, v, at, (v, CHUNK), objective);
                 let dx = local.take(n * d);
                 matmul(cx, dx, dz, v, weight, n, false);
                 part.fill(A::E::ZERO);
@@ -172,16 +176,16 @@ impl<A: Store> Head<A> {
         norm: &Norm,
         params: &[A::E],
         s: &mut Scratch<A>,
-        scale: A::E,
+        objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, forward, backward, losses, way, .. } = self;
+        let Head { d, vocab: v, cap, forward, backward, losses, way, .. } = self;
         let Way::Again { log_sums, dx, packed } = way else { unreachable!("the caller has looked") };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, rows) = (*d, *v, targets.len());
+        let (d, v, cap, rows) = (*d, *v, *cap, targets.len());
         let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
         cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {
             norm.forward(cx, x, &h[r.start * d..r.end * d], params);
-            let softmax = logits::<A>(cx, forward, x, &targets[r], local, |softmax, z, columns| {
+            let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             for (row, (loss, log_sum)) in losses.iter_mut().zip(log_sums).enumerate() {
@@ -202,8 +206,11 @@ impl<A: Store> Head<A> {
                     let r = pass..rows.min(pass + PASS);
                     let (x, dx) = (&x[r.start * d..r.end * d], &mut dx[r.start * d..r.end * d]);
                     matmul(cx, z, x, d, forward.columns(columns.clone()), r.len(), false);
+                    if let Some(cap) = cap {
+                        softcap(cx, &mut z[..r.len() * width], cap);
+                    }
                     let (log_sums, targets) = (&log_sums[r.clone()], &targets[r.clone()]);
-                    softmax_backward(cx, (dz, width), z, log_sums, targets, (width, first), scale);
+                    softmax_backward(cx, (dz, width), z, log_sums, targets, (width, first), cap, objective);
                     matmul(cx, dx, dz, width, weight.depths(columns.clone()), r.len(), first > group.start);
                     matmul_transposed(cx, dtable, dz, width, packed.depths(r), width, true);
                 }
@@ -227,16 +234,20 @@ impl<A: Store> Head<A> {
 
     /// Writes the logits of `x: [rows, D]` to `out: [rows, V]`.
     pub fn logits(&self, cx: &Exec, out: &mut [A::E], x: &[A]) {
-        matmul(cx, out, x, self.d, &self.forward, x.len() / self.d, false);
+        let rows = x.len() / self.d;
+        matmul(cx, out, x, self.d, &self.forward, rows, false);
+        if let Some(cap) = self.cap {
+            softcap(cx, &mut out[..rows * self.vocab], cap);
+        }
     }
 
     /// Appends `ln p(target)` of each row of `x: [rows, D]`.
     pub fn log_probs(&mut self, cx: &Exec, out: &mut Vec<f64>, x: &[A], targets: &[Token]) {
-        let Head { d, forward, losses, .. } = self;
-        let d = *d;
+        let Head { d, cap, forward, losses, .. } = self;
+        let (d, cap) = (*d, *cap);
         cx.tiles(targets.len(), (Rows(losses, 1),), |cx, r, (losses,), local| {
             let x = &x[r.start * d..r.end * d];
-            let softmax = logits::<A>(cx, forward, x, &targets[r], local, |softmax, z, columns| {
+            let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
@@ -249,6 +260,7 @@ impl<A: Store> Head<A> {
 fn logits<'a, A: Store>(
     cx: &Exec,
     table: &Packed<A>,
+    cap: Option<A::E>,
     x: &[A],
     targets: &'a [Token],
     local: &'a Local,
@@ -256,13 +268,16 @@ fn logits<'a, A: Store>(
 ) -> SoftmaxRows<'a, A::E> {
     let rows = targets.len();
     let (max, sum, own) = (local.take(rows), local.take(rows), local.take(rows));
-    let mut softmax = SoftmaxRows { max, sum, own, targets };
+    let mut softmax = SoftmaxRows { max, sum, own, targets, cap };
     softmax.start();
     let z = local.take(rows * CHUNK);
     for first in (0..table.width()).step_by(CHUNK) {
         let columns = first..table.width().min(first + CHUNK);
         let z = &mut z[..rows * columns.len()];
         matmul(cx, z, x, x.len() / rows.max(1), table.columns(columns.clone()), rows, false);
+        if let Some(cap) = cap {
+            softcap(cx, z, cap);
+        }
         f(&mut softmax, z, columns);
     }
     softmax
@@ -274,22 +289,26 @@ mod tests {
 
     use super::*;
     use crate::gradcheck::{noisy, tiny, tokens};
+    use crate::layer::Need;
+
+    /// Without switches, and with both: soft cap and weight of the z-loss.
+    const SWITCHES: [(f64, f64); 2] = [(0.0, 0.0), (1.5, 0.02)];
 
     /// Loss, gradients and `dh` by one of the two ways.
-    fn run<A: Store>(again: bool, threads: usize) -> (f64, Vec<f64>, Vec<f64>) {
+    fn run<A: Store>(again: bool, threads: usize, (cap, z_loss): (f64, f64)) -> (f64, Vec<f64>, Vec<f64>) {
         let cx = Exec::new(Isa::detect().unwrap(), threads);
-        let (rows, config) = (600, ModelConfig { vocab_size: 1500, dim: 40, ..tiny("conv") });
+        let (rows, config) = (600, ModelConfig { vocab_size: 1500, dim: 40, logit_softcap: cap, ..tiny("conv") });
         let mut layout = Layout::default();
         let mut head = Head::<A>::of(&mut layout, &config, rows, true, again);
         let norm = Norm::new(&mut layout, "norm".into(), config.dim, 1e-6);
-        let mut s = Scratch::new(&config, rows, true);
+        let mut s = Scratch::new(&config, Need::default(), rows, true);
         let values = |n, seed| noisy(n, seed).into_iter().map(A::E::from_f64).collect::<Vec<_>>();
         let (params, h) = (values(layout.len(), 1), values(rows * config.dim, 2));
         let (mut dh, mut grads) = (values(rows * config.dim, 3), vec![A::E::ZERO; layout.len()]);
         let targets = tokens(rows, config.vocab_size, 4);
         head.prepare(&cx, &params, &mut s);
-        let scale = A::E::from_f64(0.01);
-        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &h, &targets, &norm, &params, &mut s, scale);
+        let objective = Objective { scale: 0.01, z_loss };
+        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &h, &targets, &norm, &params, &mut s, objective);
         let wide = |x: Vec<A::E>| x.into_iter().map(Elem::to_f64).collect();
         (nats, wide(dh), wide(grads))
     }
@@ -301,17 +320,19 @@ mod tests {
             let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
             (off / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
         };
-        for (one, two, bound) in [
-            (run::<f64>(true, 2), run::<f64>(false, 2), 1e-12),
-            (run::<f32>(true, 2), run::<f32>(false, 2), 1e-6),
-            (run::<Bf16>(true, 2), run::<Bf16>(false, 2), 5e-3),
-        ] {
-            assert!((one.0 - two.0).abs() <= 1e-6 * two.0, "loss {} and {}", one.0, two.0);
-            assert!(off(&one.1, &two.1) <= bound, "dh off by {:e}", off(&one.1, &two.1));
-            assert!(off(&one.2, &two.2) <= bound, "gradients off by {:e}", off(&one.2, &two.2));
-        }
-        for again in [false, true] {
-            assert_eq!(run::<Bf16>(again, 1), run::<Bf16>(again, 3));
+        for switches in SWITCHES {
+            for (one, two, bound) in [
+                (run::<f64>(true, 2, switches), run::<f64>(false, 2, switches), 1e-12),
+                (run::<f32>(true, 2, switches), run::<f32>(false, 2, switches), 1e-6),
+                (run::<Bf16>(true, 2, switches), run::<Bf16>(false, 2, switches), 5e-3),
+            ] {
+                assert!((one.0 - two.0).abs() <= 1e-6 * two.0, "loss {} and {}", one.0, two.0);
+                assert!(off(&one.1, &two.1) <= bound, "dh off by {:e}", off(&one.1, &two.1));
+                assert!(off(&one.2, &two.2) <= bound, "gradients off by {:e}", off(&one.2, &two.2));
+            }
+            for again in [false, true] {
+                assert_eq!(run::<Bf16>(again, 1, switches), run::<Bf16>(again, 3, switches));
+            }
         }
     }
 }

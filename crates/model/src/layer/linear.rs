@@ -3,10 +3,13 @@
 //!
 //! Backward: `dx = dy Wq`, `dW = dy^T x` straight through to `W` (arXiv 1308.3432). Weights are quantised and packed once
 //! a step by `prepare`. Forward and input gradient run on one tile of rows, the weight gradient on all rows.
+//!
+//! The matrix that leads back to the residual stream is the branch's output projection. It has switches of its own: the
+//! norm alone (sub-LN, arXiv 2210.06423), and a start at zero, where the straight-through gradient moves it first.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_tn, narrow, quantise};
+use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_transposed, narrow, quantise};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec, Store};
 
@@ -28,25 +31,47 @@ pub struct Linear<A: Store> {
 
 impl<A: Store> Linear<A> {
     /// Adds `name.weight: [out, in]` and, with the config's switch, `name.norm.scale: [in]` to the layout.
-    pub fn new(
+    pub fn new(layout: &mut Layout, name: &str, size: (usize, usize), config: &ModelConfig, training: bool) -> Self {
+        let init = Init::Normal((2.0 / size.0 as f64).sqrt());
+        Linear::with(layout, name, size, config, training, (config.quant.norm, init))
+    }
+
+    /// The same for the output projection of a branch.
+    pub fn output(layout: &mut Layout, name: &str, size: (usize, usize), config: &ModelConfig, training: bool) -> Self {
+        let init = if config.zero_init { Init::Zeros } else { Init::Normal((2.0 / size.0 as f64).sqrt()) };
+        Linear::with(layout, name, size, config, training, (config.quant.norm || config.sub_norm, init))
+    }
+
+    fn with(
         layout: &mut Layout,
         name: &str,
         (outputs, inputs): (usize, usize),
         config: &ModelConfig,
         training: bool,
+        (has_norm, init): (bool, Init),
     ) -> Self {
-        let init = Init::Normal((2.0 / outputs as f64).sqrt());
         let weight = layout.add(format!("{name}.weight"), &[outputs, inputs], init, Group::Matrix);
         let norm = || Norm::new(layout, format!("{name}.norm.scale"), inputs, config.norm_eps);
-        Linear {
-            weight,
-            norm: config.quant.norm.then(norm),
-            inputs,
-            outputs,
-            quant: config.quant.quant(),
-            forward: Packed::new(inputs, outputs),
-            backward: training.then(|| Packed::new(outputs, inputs)),
-        }
+        let norm = has_norm.then(norm);
+        Self::of(weight, norm, config.quant.quant(), (outputs, inputs), training)
+    }
+
+    /// A small matrix that stays float: `name.weight: [out, in]`.
+    pub fn float(layout: &mut Layout, name: &str, (outputs, inputs): (usize, usize), training: bool) -> Self {
+        let init = Init::Normal((1.0 / (3 * inputs) as f64).sqrt());
+        let weight = layout.add(format!("{name}.weight"), &[outputs, inputs], init, Group::Gate);
+        Self::of(weight, None, None, (outputs, inputs), training)
+    }
+
+    fn of(
+        weight: Range<usize>,
+        norm: Option<Norm>,
+        quant: Option<Quant>,
+        (outputs, inputs): (usize, usize),
+        training: bool,
+    ) -> Self {
+        let (forward, backward) = (Packed::new(inputs, outputs), training.then(|| Packed::new(outputs, inputs)));
+        Linear { weight, norm, inputs, outputs, quant, forward, backward }
     }
 
     /// Quantises and packs the weight; to be called after every change of `params`.
@@ -120,30 +145,38 @@ impl<A: Store> Linear<A> {
         }
     }
 
-    /// All rows: adds the gradient of the weight, and of the norm's scale from `parts: [tiles, width]` at `at`.
-    pub fn backward_weight(
-        &self,
+    /// All rows: adds the gradients of the weights of matrices with the same input `x`, given as `(matrix, dy, at)`, and of their
+    /// norms' scales from `parts: [tiles, width]` at `at`.
+    pub fn backward_weights(
         cx: &Exec,
         grads: &mut [A::E],
-        dy: &[A],
+        matrices: &[(&Self, &[A], usize)],
         x: Input<A>,
         params: &[A::E],
         w: &mut WeightScratch<A>,
-        (parts, width, at): (&[A::E], usize, usize),
+        (parts, width): (&[A::E], usize),
     ) {
-        let size = (self.outputs, self.inputs, x.size() / self.inputs);
-        let dw = &mut grads[self.weight.clone()];
-        let x = match (&self.norm, x) {
-            (None, Input::Kept(x)) => x,
-            _ => {
-                let operand = &mut w.operand[..x.size()];
-                self.operand(cx, operand, x, params);
-                operand
+        // Whether the packed input is that of a matrix without a norm: the next such one takes it as it is.
+        let mut shared = false;
+        for &(linear, dy, at) in matrices {
+            let rows = x.size() / linear.inputs;
+            if linear.norm.is_some() || !shared {
+                let x = match (&linear.norm, x) {
+                    (None, Input::Kept(x)) => x,
+                    _ => {
+                        let operand = &mut w.operand[..x.size()];
+                        linear.operand(cx, operand, x, params);
+                        operand
+                    }
+                };
+                w.packed.pack(cx, x, linear.inputs, rows, linear.inputs);
+                shared = linear.norm.is_none();
             }
-        };
-        matmul_tn(cx, dw, &mut w.packed, dy, self.outputs, x, self.inputs, size, true);
-        if let Some(norm) = &self.norm {
-            norm.add_parts(grads, parts, width, at);
+            let dw = &mut grads[linear.weight.clone()];
+            matmul_transposed(cx, dw, dy, linear.outputs, &w.packed, linear.outputs, true);
+            if let Some(norm) = &linear.norm {
+                norm.add_parts(grads, parts, width, at);
+            }
         }
     }
 }

@@ -19,6 +19,31 @@ use crate::config::ModelConfig;
 /// What a backward pass says without the weights for it.
 const NO_BACKWARD: &str = "a model built for inference has no backward pass";
 
+/// What a layer takes of the [`Scratch`].
+#[derive(Clone, Copy, Default)]
+pub struct Need {
+    /// Elements of its largest matrix.
+    pub matrix: usize,
+    /// Width of the widest input of a matrix.
+    pub input: usize,
+    /// Elements of the sums that one tile keeps.
+    pub part: usize,
+    /// Widths of [`Scratch::wide`].
+    pub wide: [usize; 5],
+}
+
+impl Need {
+    /// Enough for either.
+    pub fn max(self, other: Need) -> Need {
+        Need {
+            matrix: self.matrix.max(other.matrix),
+            input: self.input.max(other.input),
+            part: self.part.max(other.part),
+            wide: std::array::from_fn(|i| self.wide[i].max(other.wide[i])),
+        }
+    }
+}
+
 /// Working memory that all layers of a model share.
 pub struct Scratch<A: Store> {
     /// One quantised matrix.
@@ -33,28 +58,27 @@ pub struct Scratch<A: Store> {
     pub x: Buf<A>,
     /// Rows of `D`.
     pub dy: Buf<A>,
-    /// Three times rows of `max(2D, F)`.
-    pub wide: [Buf<A>; 3],
+    /// Rows of the widths that layers ask for.
+    pub wide: [Buf<A>; 5],
 }
 
 impl<A: Store> Scratch<A> {
     /// For models of `config` with at most `rows` rows; what only a backward pass needs is left out unless `training`.
-    pub fn new(config: &ModelConfig, rows: usize, training: bool) -> Self {
-        let (d, wide) = (config.dim, (2 * config.dim).max(config.ffn_hidden));
+    pub fn new(config: &ModelConfig, need: Need, rows: usize, training: bool) -> Self {
+        let d = config.dim;
         let rows = if training { rows } else { 0 };
-        // The norm of the block and those of three matrices, or the taps.
-        let part = 2 * d + 2 * wide + d * config.kernel_size;
+        let own_norm = config.quant.norm || config.sub_norm;
         Scratch {
-            weight: Buf::scratch(config.vocab_size.max(wide) * d),
-            magnitudes: Buf::scratch(d * wide),
+            weight: Buf::scratch(need.matrix.max(config.vocab_size * d)),
+            magnitudes: Buf::scratch(need.matrix),
             weights: WeightScratch {
-                packed: Packed::new(rows, wide),
-                operand: Buf::scratch(if config.quant.norm || !config.block_norm { rows * wide } else { 0 }),
+                packed: Packed::new(rows, need.input.max(d)),
+                operand: Buf::scratch(if own_norm || !config.block_norm { rows * need.input } else { 0 }),
             },
-            parts: Buf::scratch(rows.div_ceil(*TILE_ROWS.start()) * part),
+            parts: Buf::scratch(rows.div_ceil(*TILE_ROWS.start()) * need.part.max(d)),
             x: Buf::scratch(rows * d),
             dy: Buf::scratch(rows * d),
-            wide: std::array::from_fn(|_| Buf::scratch(rows * wide)),
+            wide: need.wide.map(|width| Buf::scratch(rows * width)),
         }
     }
 }

@@ -8,12 +8,12 @@ use std::ops::Range;
 
 use flashlm_kernels::ops::{add_parts, conv_gate_backward, conv_gate_forward, conv_taps_backward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
-use flashlm_kernels::{Buf, Exec, Store};
+use flashlm_kernels::{Buf, Elem, Exec, Span, Store};
 
 use crate::config::ModelConfig;
-use crate::layer::Scratch;
 use crate::layer::linear::Linear;
 use crate::layer::norm::{Input, Norm, branch_backward, branch_forward, branch_input};
+use crate::layer::{Need, Scratch};
 use crate::mixer::Mixer;
 use crate::params::{Group, Init, Layout};
 
@@ -46,7 +46,7 @@ impl<A: Store> Conv<A> {
         let up = Linear::new(layout, &format!("{prefix}.up"), (2 * d, d), config, training);
         let init = Init::Normal((2.0 / (d * k) as f64).sqrt());
         let conv = layout.add(format!("{prefix}.conv.weight"), &[d, 1, k], init, Group::Conv);
-        let down = Linear::new(layout, &format!("{prefix}.down"), (d, d), config, training);
+        let down = Linear::output(layout, &format!("{prefix}.down"), (d, d), config, training);
         let (taps, dtaps) = (Buf::scratch(k * d), Buf::scratch(k * d));
         Conv { norm, up, conv, down, d, k, taps, dtaps, u: Buf::scratch(rows * 2 * d), m: Buf::scratch(rows * d) }
     }
@@ -56,11 +56,12 @@ impl<A: Store> Mixer<A> for Conv<A> {
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         self.up.prepare(cx, params, s);
         self.down.prepare(cx, params, s);
-        for (c, taps) in params[self.conv.clone()].chunks_exact(self.k).enumerate() {
-            for (j, &w) in taps.iter().enumerate() {
-                self.taps[j * self.d + c] = w;
-            }
-        }
+        taps_by_row(&mut self.taps, &params[self.conv.clone()], self.k);
+    }
+
+    fn need(&self) -> Need {
+        let (d, k) = (self.d, self.k);
+        Need { matrix: 2 * d * d, input: d, part: 3 * d + k * d, wide: [2 * d, d, 0, 0, 0] }
     }
 
     fn state_len(&self) -> usize {
@@ -74,10 +75,10 @@ impl<A: Store> Mixer<A> for Conv<A> {
         state: Option<&mut [A::E]>,
         h: &[A::E],
         params: &[A::E],
-        (b, t): (usize, usize),
+        span: &Span,
     ) {
         let Conv { norm, up, down, d, k, taps, u, m, .. } = self;
-        let (d, k, rows) = (*d, *k, b * t);
+        let (d, k, rows) = (*d, *k, span.rows());
         cx.tiles(rows, (Rows(u, 2 * d),), |cx, r, (u,), local| {
             let (x, z) = (local.take(r.len() * d), local.take(u.len()));
             let x = branch_forward(cx, norm.as_ref(), x, &h[r.start * d..r.end * d], params);
@@ -87,18 +88,12 @@ impl<A: Store> Mixer<A> for Conv<A> {
         let history = state.as_deref();
         cx.tiles(rows, (Rows(y, d), Rows(m, d)), |cx, r, (y, m), local| {
             y.copy_from_slice(&h[r.start * d..r.end * d]);
-            conv_gate_forward(cx, m, u, history, taps, (r, (t, d, k)));
+            conv_gate_forward(cx, m, u, history, taps, (r, span, (d, k)));
             down.forward(cx, y, Input::Kept(m), params, local, true);
         });
         if let Some(state) = state {
-            for (i, last) in state.chunks_exact_mut(((k - 1) * d).max(1)).take(b).enumerate() {
-                let kept = (k - 1).saturating_sub(t);
-                last.copy_within((k - 1 - kept) * d.., 0);
-                for (j, row) in last.chunks_exact_mut(d).enumerate().skip(kept) {
-                    let from = i * t + (t + j + 1 - k);
-                    let v = &u[from * 2 * d + d..(from + 1) * 2 * d];
-                    row.iter_mut().zip(v).for_each(|(row, v)| *row = v.widen());
-                }
+            for (i, last) in state.chunks_exact_mut(((k - 1) * d).max(1)).take(span.batch).enumerate() {
+                remember(last, (&u[i * span.len * 2 * d..], 2 * d, d), span.len, d);
             }
         }
     }
@@ -111,15 +106,15 @@ impl<A: Store> Mixer<A> for Conv<A> {
         h: &[A::E],
         params: &[A::E],
         s: &mut Scratch<A>,
-        (b, t): (usize, usize),
+        span: &Span,
     ) {
         let Conv { norm, up, down, d, k, taps, dtaps, u, m, .. } = self;
-        let (d, k, rows) = (*d, *k, b * t);
+        let (d, k, rows) = (*d, *k, span.rows());
         let own = norm.as_ref().map_or(0, Norm::width);
         let (at_down, at_taps) = (own + up.part_width(), own + up.part_width() + down.part_width());
         let width = at_taps + k * d;
         let parts = &mut s.parts[..cx.tile_count(rows) * width];
-        let [du, dc, _] = &mut s.wide;
+        let [du, dc, ..] = &mut s.wide;
         let buffers = (Rows(&mut s.dy, d), Rows(du, 2 * d), Rows(dc, d), Parts(parts, width));
         cx.tiles(rows, buffers, |cx, r, (dy, du, dc, part), local| {
             part.fill(A::E::ZERO);
@@ -131,13 +126,14 @@ impl<A: Store> Mixer<A> for Conv<A> {
             conv_gate_backward(cx, du, dc, dm, m, u, (r, d));
         });
         let parts = &mut s.parts[..cx.tile_count(rows) * width];
-        let [du, dc, _] = &mut s.wide;
+        let [du, dc, ..] = &mut s.wide;
         let buffers = (Rows(dh, d), Rows(&mut s.x, d), Rows(du, 2 * d), Parts(parts, width));
         cx.tiles(rows, buffers, |cx, r, (dh, x, du, part), local| {
             let h = &h[r.start * d..r.end * d];
             let dx = local.take(r.len() * d);
             let x = branch_forward(cx, norm.as_ref(), x, h, params);
-            conv_taps_backward(cx, du, &mut part[at_taps..], dc, u, taps, (r, (t, d, k)));
+            let v = (&u[..], 2 * d, d);
+            conv_taps_backward(cx, (&mut *du, 2 * d, d), &mut part[at_taps..], dc, v, taps, (r, span, (d, k)));
             up.backward_input(cx, dx, &mut part[own..at_down], du, x, params, local, false);
             branch_backward(cx, norm.as_ref(), dh, &mut part[..own], dx, h, params);
         });
@@ -147,14 +143,38 @@ impl<A: Store> Mixer<A> for Conv<A> {
         }
         let w = &mut s.weights;
         let x = branch_input(norm.as_ref(), &s.x[..rows * d], h);
-        down.backward_weight(cx, grads, &s.dy, Input::Kept(&m[..rows * d]), params, w, (parts, width, at_down));
-        up.backward_weight(cx, grads, &s.wide[0], x, params, w, (parts, width, own));
+        let (m, parts_of) = (Input::Kept(&m[..rows * d]), (parts, width));
+        Linear::backward_weights(cx, grads, &[(down, &s.dy[..rows * d], at_down)], m, params, w, parts_of);
+        Linear::backward_weights(cx, grads, &[(up, &s.wide[0][..rows * 2 * d], own)], x, params, w, parts_of);
         dtaps.fill(A::E::ZERO);
         add_parts(dtaps, parts, width, at_taps);
-        for (c, dw) in grads[self.conv.clone()].chunks_exact_mut(k).enumerate() {
-            for (j, dw) in dw.iter_mut().enumerate() {
-                *dw += dtaps[j * d + c];
-            }
-        }
+        add_taps(&mut grads[self.conv.clone()], dtaps, k);
+    }
+}
+
+/// Taps as `[K, C]` from the parameter, `[C, 1, K]`.
+pub(super) fn taps_by_row<E: Elem>(taps: &mut [E], params: &[E], k: usize) {
+    let channels = params.len() / k;
+    for (c, own) in params.chunks_exact(k).enumerate() {
+        own.iter().enumerate().for_each(|(j, &w)| taps[j * channels + c] = w);
+    }
+}
+
+/// Adds gradients of taps, `[K, C]`, to those of the parameter, `[C, 1, K]`.
+pub(super) fn add_taps<E: Elem>(grads: &mut [E], dtaps: &[E], k: usize) {
+    let channels = grads.len() / k;
+    for (c, own) in grads.chunks_exact_mut(k).enumerate() {
+        own.iter_mut().enumerate().for_each(|(j, dw)| *dw += dtaps[j * channels + c]);
+    }
+}
+
+/// Moves `last: [K-1, d]`, the last rows of a sequence, on by `t` rows: columns from `.2` on of rows `.1` apart.
+pub(super) fn remember<A: Store>(last: &mut [A::E], (rows, ld, at): (&[A], usize, usize), t: usize, d: usize) {
+    let held = last.len() / d;
+    let kept = held.saturating_sub(t);
+    last.copy_within((held - kept) * d.., 0);
+    for (j, row) in last.chunks_exact_mut(d).enumerate().skip(kept) {
+        let from = (t + j - held) * ld + at;
+        row.iter_mut().zip(&rows[from..from + d]).for_each(|(row, v)| *row = v.widen());
     }
 }

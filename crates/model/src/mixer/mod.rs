@@ -1,13 +1,15 @@
 //! Token mixers: what lets a row see the rows before it. One mixer is one file and one line in `mixers!`; the gradient
-//! check, causality, odd lengths, pieces against the whole and the state's round trip then run by themselves (`lm.rs`).
+//! check, causality, odd lengths, pieces against the whole and the state's round trip then run by themselves (`gradcheck.rs`).
 
+pub mod attention;
 pub mod conv;
+pub mod delta;
 
-use flashlm_kernels::{Exec, Store};
+use flashlm_kernels::{Exec, Span, Store};
 
 use crate::config::ModelConfig;
-use crate::layer::Scratch;
 use crate::layer::norm::Norm;
+use crate::layer::{Need, Scratch};
 use crate::params::Layout;
 
 /// A causal branch of the residual stream: `y = h + mix(norm(h))`, `h: [B*T, D]`.
@@ -15,11 +17,14 @@ pub trait Mixer<A: Store>: Send {
     /// Quantises and packs the weights; to be called after every change of `params`.
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
 
+    /// What it takes of the scratch.
+    fn need(&self) -> Need;
+
     /// Elements of the state of one sequence; a state of zeros is the start.
     fn state_len(&self) -> usize;
 
-    /// Overwrites `y` for sizes `(B, T)`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves
-    /// on; without one they start.
+    /// Overwrites `y`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves on; without one they
+    /// start. No row sees one before its story, as [`Span::past`] has it.
     fn forward(
         &mut self,
         cx: &Exec,
@@ -27,7 +32,7 @@ pub trait Mixer<A: Store>: Send {
         state: Option<&mut [A::E]>,
         h: &[A::E],
         params: &[A::E],
-        size: (usize, usize),
+        span: &Span,
     );
 
     /// Turns `dh` from the gradient of `y` into that of `h` and adds to `grads`, for sequences that started with this
@@ -40,7 +45,7 @@ pub trait Mixer<A: Store>: Send {
         h: &[A::E],
         params: &[A::E],
         s: &mut Scratch<A>,
-        size: (usize, usize),
+        span: &Span,
     );
 }
 
@@ -49,11 +54,12 @@ macro_rules! mixers {
         /// The names that `model.mixer` may have.
         pub const NAMES: &[&str] = &[$($name),*];
 
-        /// The mixer that the config names, with its parameters added to the layout, where `norm` is already.
+        /// The mixer of that name, with its parameters added to the layout, where `norm` is already.
         ///
         /// # Panics
         /// If the config is not valid.
         pub fn build<A: Store>(
+            name: &str,
             layout: &mut Layout,
             prefix: &str,
             norm: Option<Norm>,
@@ -61,7 +67,7 @@ macro_rules! mixers {
             rows: usize,
             training: bool,
         ) -> Box<dyn Mixer<A>> {
-            match config.mixer.as_str() {
+            match name {
                 $($name => Box::new(<$mixer>::new(layout, prefix, norm, config, rows, training)),)*
                 other => panic!("unknown mixer {other:?} in a validated config"),
             }
@@ -71,4 +77,6 @@ macro_rules! mixers {
 
 mixers! {
     "conv" => conv::Conv<A>,
+    "delta" => delta::Delta<A>,
+    "attention" => attention::Attention<A>,
 }
