@@ -6,6 +6,7 @@ use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::optim;
 use crate::schedule::Shape;
 
 /// A whole run.
@@ -77,6 +78,18 @@ pub struct TrainSettings {
     pub weight_decay: f64,
     /// Largest global norm of a gradient.
     pub clip: f64,
+    /// What updates the latent matrices, by its name in `optimizers!`; the rest is AdamW's.
+    pub optimizer: String,
+    /// Peak learning rate of the matrices under Muon and NorMuon; it falls as `lr` does.
+    pub matrix_lr: f64,
+    /// Share of the past in Muon's and NorMuon's running mean of gradients.
+    pub momentum: f64,
+    /// Share of the past in NorMuon's running mean square of a row.
+    pub matrix_beta2: f64,
+    /// Weight decay of the matrices under Muon and NorMuon.
+    pub matrix_weight_decay: f64,
+    /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
+    pub z_loss: f64,
     /// Progressive sequence length; empty: `seq_len` throughout.
     pub stages: Vec<Stage>,
     /// Updates between validations; 0: none but the last.
@@ -124,6 +137,8 @@ pub enum SettingsError {
     Syntax { origin: String, message: String },
     #[error("{key} = {found}: must be {expected}")]
     Value { key: &'static str, found: String, expected: &'static str },
+    #[error("train.optimizer = {0:?}: must be one of {names}", names = optim::NAMES.join(", "))]
+    Optimizer(String),
     #[error(transparent)]
     Model(#[from] ConfigError),
 }
@@ -136,6 +151,9 @@ const PRESETS: &[(&str, &str)] = &[
     ("v4-large", include_str!("../../../configs/v4-large.toml")),
     ("v4-blockwise-small", include_str!("../../../configs/v4-blockwise-small.toml")),
     ("v4-blockwise-large", include_str!("../../../configs/v4-blockwise-large.toml")),
+    ("gdn-small", include_str!("../../../configs/gdn-small.toml")),
+    ("gdn-large", include_str!("../../../configs/gdn-large.toml")),
+    ("hybrid-small", include_str!("../../../configs/hybrid-small.toml")),
 ];
 
 /// The names that `--preset` takes.
@@ -175,6 +193,12 @@ impl Default for Settings {
                 eps: 1e-8,
                 weight_decay: 0.01,
                 clip: 1.0,
+                optimizer: optim::ADAMW.into(),
+                matrix_lr: 0.02,
+                momentum: 0.95,
+                matrix_beta2: 0.999,
+                matrix_weight_decay: 0.0,
+                z_loss: 0.0,
                 stages: Vec::new(),
                 eval_every: 1000,
                 eval_tokens: 40_000,
@@ -196,8 +220,9 @@ impl Settings {
     /// Reads a resolved TOML, as saved beside a checkpoint.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, SettingsError> {
         let mut layers = Layers::defaults();
-        // Runs saved before there was a choice ran in f32.
+        // Runs saved before there was a choice ran in f32, with AdamW.
         layers.set("train.precision", Precision::F32.name())?;
+        layers.set("train.optimizer", optim::ADAMW)?;
         layers.merge_text(text, origin)?;
         layers.settings()
     }
@@ -228,12 +253,26 @@ impl Settings {
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;
         check(within(t.minutes, 0.0, 1e6), "train.minutes", t.minutes.to_string(), "between 0 and 1000000")?;
         check(within(t.decay_share, 0.0, 1.0), "train.decay_share", t.decay_share.to_string(), "between 0 and 1")?;
-        for (key, beta) in [("train.beta1", t.beta1), ("train.beta2", t.beta2)] {
+        if !optim::NAMES.contains(&t.optimizer.as_str()) {
+            return Err(SettingsError::Optimizer(t.optimizer.clone()));
+        }
+        let expected = "above 0 with this train.optimizer, whose train.matrix_lr falls as train.lr does";
+        check(t.optimizer == optim::ADAMW || t.lr > 0.0, "train.lr", t.lr.to_string(), expected)?;
+        check(within(t.matrix_lr, 0.0, 10.0), "train.matrix_lr", t.matrix_lr.to_string(), "between 0 and 10")?;
+        let decay = t.matrix_weight_decay;
+        check(within(decay, 0.0, 1.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 1")?;
+        for (key, beta) in [
+            ("train.beta1", t.beta1),
+            ("train.beta2", t.beta2),
+            ("train.momentum", t.momentum),
+            ("train.matrix_beta2", t.matrix_beta2),
+        ] {
             check((0.0..1.0).contains(&beta), key, beta.to_string(), "at least 0 and below 1")?;
         }
         check(within(t.eps, 1e-30, 1.0), "train.eps", t.eps.to_string(), "above 0 and at most 1")?;
         check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
+        check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
         check(
             within(t.checkpoint_seconds, 0.0, 1e9),
             "train.checkpoint_seconds",
@@ -432,7 +471,7 @@ mod tests {
 
     #[test]
     fn presets_have_the_published_sizes() {
-        for (name, parameters) in [("v4-small", 4_364_736), ("v4-large", 16_847_232)] {
+        for (name, parameters) in [("v4-small", 4_364_736), ("v4-large", 16_847_232), ("gdn-small", 5_042_112)] {
             let model = preset(name).unwrap().model;
             assert_eq!(Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters(), parameters, "{name}");
         }
@@ -440,9 +479,31 @@ mod tests {
             let settings = preset(name).unwrap();
             assert_eq!(settings.name, name);
             assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
-            let older = settings.to_toml().replace("precision = \"auto\"\n", "");
-            assert_eq!(Settings::from_toml(&older, "saved").unwrap().train.precision, Precision::F32);
+            let new = ["precision", "optimizer", "matrix_", "momentum"];
+            let text = settings.to_toml();
+            let older = text.split_inclusive('\n').filter(|line| !new.iter().any(|key| line.starts_with(key)));
+            let older = Settings::from_toml(&older.collect::<String>(), "saved").unwrap().train;
+            assert_eq!((older.precision, older.optimizer.as_str()), (Precision::F32, "adamw"));
         }
+    }
+
+    #[test]
+    fn runs_saved_before_there_were_switches_have_them_off() {
+        let settings = preset("v4-small").unwrap();
+        let keys = ["activation", "sub_norm", "zero_init", "logit_softcap", "z_loss"];
+        let saved = settings.to_toml();
+        let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
+        assert_eq!(older.len() + keys.len(), saved.lines().count());
+        assert_eq!(Settings::from_toml(&older.join("\n"), "saved").unwrap(), settings);
+        let mut layers = Layers::preset("v4-small").unwrap();
+        for (key, value) in [("model.activation", "relu2"), ("model.logit_softcap", "15"), ("train.z_loss", "1e-4")] {
+            layers.set(key, value).unwrap();
+        }
+        let set = layers.settings().unwrap();
+        assert_eq!((set.model.logit_softcap, set.train.z_loss), (15.0, 1e-4));
+        assert!(settings.conflict(&set).unwrap().contains("model.activation"));
+        layers.set("train.z_loss", "-1").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("train.z_loss = -1: must be between 0 and 1"));
     }
 
     #[test]
@@ -469,6 +530,11 @@ mod tests {
         assert_eq!((settings.train.lr, settings.train.batch, settings.model.dim), (1.0, 9, 384));
         assert_eq!(settings.data.source, "my file.txt");
         assert!(layers.set("train.batch", "many").is_err());
+        layers.set("train.optimizer", "lion").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("must be one of adamw, muon, normuon"));
+        layers.set("train.optimizer", "muon").unwrap();
+        layers.set("train.lr", "0").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
         layers.set("train.lr", "nan").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
     }

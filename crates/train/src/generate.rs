@@ -147,9 +147,9 @@ impl Text {
 mod tests {
     use super::*;
     use flashlm_kernels::{Buf, Isa};
-    use flashlm_model::config::{QuantConfig, ScaleKind, StatKind};
+    use flashlm_model::config::{AttentionConfig, DeltaConfig, QuantConfig, ScaleKind, StatKind};
     use flashlm_model::rng::Rng;
-    use flashlm_model::{Lm, ModelConfig};
+    use flashlm_model::{Lm, ModelConfig, mixer};
 
     const WORDS: &str = "The cat sat on the mat. \"Écoute,\" said the bird to the cat, \"the mat is mine!\"";
 
@@ -163,12 +163,19 @@ mod tests {
 
     impl Noise {
         fn new(tokenizer: Tokenizer, spare: usize) -> Noise {
+            Noise::of("conv", tokenizer, spare)
+        }
+
+        fn of(mixer: &str, tokenizer: Tokenizer, spare: usize) -> Noise {
             let config = ModelConfig {
                 vocab_size: tokenizer.vocab_size() + spare,
                 dim: 24,
                 blocks: 2,
                 ffn_hidden: 40,
+                mixer: mixer.into(),
                 kernel_size: 4,
+                delta: DeltaConfig { heads: 3, ..DeltaConfig::default() },
+                attention: AttentionConfig { heads: 3, window: 20, ..AttentionConfig::default() },
                 quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
                 ..ModelConfig::v4_small()
             };
@@ -250,6 +257,29 @@ mod tests {
             let (text, done) = model.run(rows, "Hi there", &greedy(), 60, &[]);
             assert_eq!(text, model.text(&expected), "{rows} rows");
             assert_eq!((done.prompt_tokens, done.tokens, done.finish), (9, 60, Finish::Length));
+        }
+    }
+
+    /// However many rows a pass has room for, every mixer gives the same bits after a prompt and after each token of it.
+    #[test]
+    fn a_prompt_at_once_is_a_prompt_token_by_token() {
+        for &mixer in mixer::NAMES {
+            let model = Noise::of(mixer, Tokenizer::bytes(), 0);
+            let v = model.config.vocab_size;
+            let tokens: Vec<Token> = WORDS.bytes().map(Token::from).collect();
+            let run = |rows: usize, piece: usize| {
+                let mut lm = model.lm(rows);
+                let (mut state, mut logits) = (lm.state(1), vec![f32::NAN; v]);
+                for piece in tokens.chunks(piece) {
+                    lm.next_logits(&model.cx, &mut logits, &model.params, piece, &mut state);
+                }
+                (logits, state.values().collect::<Vec<f32>>())
+            };
+            let whole = run(100, tokens.len());
+            assert!(whole.0.iter().all(|z| z.is_finite()));
+            for (rows, piece) in [(1, 1), (64, tokens.len()), (7, 33), (100, 1)] {
+                assert_eq!(run(rows, piece), whole, "{mixer}: {piece} tokens at a time, room for {rows}");
+            }
         }
     }
 

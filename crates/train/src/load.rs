@@ -6,6 +6,7 @@
 //! really there before a model is built.
 
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::optim::Tensor;
 use flashlm_kernels::Buf;
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
 use flashlm_model::io::{IoError, read_limited};
@@ -224,6 +225,10 @@ impl Model {
             let (expected, found) = (config.vocab_size, tokenizer.vocab_size());
             return Err(LoadError::Vocabulary { path: beside.to_owned(), expected, found });
         }
+        if config.reset && config.eos != usize::from(tokenizer.eos()) {
+            let (expected, found) = ("the token that ends a story in tokenizer.json", format!("eos {}", config.eos));
+            return Err(within(LoadError::Metadata { key: "config", expected, found }));
+        }
         Ok(Model { config, params, tokenizer, path, step, settings })
     }
 }
@@ -261,8 +266,18 @@ pub(crate) fn layout_for(file: &TensorFile, config: &ModelConfig, prefix: &str) 
         found += file.shape(name)?.iter().product::<usize>();
     }
     let (d, f) = (config.dim, config.ffn_hidden);
-    // The table, and of each block the GLU and one square matrix: every mixer has at least that.
-    let least = config.vocab_size * d + config.blocks * (3 * d * f + d * d);
+    // The table, and of each block the GLU and what every mixer has at least.
+    let widths = config.delta.widths(d);
+    let heads = config.delta.heads.max(1);
+    let mixer = |i| match config.mixer_of(i) {
+        "delta" => 2 * d * heads * (widths.0 + widths.1),
+        "attention" => 4 * d * d,
+        "conv" => 3 * d * d,
+        // Others may be of any size.
+        _ => 0,
+    };
+    let mixers = (0..config.blocks).map(mixer).fold(0usize, usize::saturating_add);
+    let least = (config.vocab_size * d + config.blocks * 3 * d * f).saturating_add(mixers);
     if found < least {
         return Err(LoadError::Tensor {
             name: format!("{prefix}*"),
@@ -286,19 +301,9 @@ pub fn read_params(file: &TensorFile, layout: &Layout) -> Result<Buf<f32>, LoadE
 
 /// The same of the tensors named `prefix` + name; others are left alone.
 pub(crate) fn read_prefixed(file: &TensorFile, layout: &Layout, prefix: &str) -> Result<Buf<f32>, LoadError> {
-    let wrong = |name: &str, expected: String, found: String| LoadError::Tensor { name: name.into(), expected, found };
     let mut params = Buf::zeros(layout.len());
     for spec in layout.specs() {
-        let name = format!("{prefix}{}", spec.name);
-        let shape = file.shape(&name)?;
-        if shape != spec.shape {
-            return Err(wrong(&name, format!("shape {:?}", spec.shape), format!("{shape:?}")));
-        }
-        let values = file.f32(&name)?;
-        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            return Err(LoadError::NotFinite { name, found: values[at], at });
-        }
-        params[spec.range.clone()].copy_from_slice(&values);
+        read_tensor(file, &format!("{prefix}{}", spec.name), &spec.shape, &mut params[spec.range.clone()])?;
     }
     for name in &file.names() {
         let Some(own) = name.strip_prefix(prefix) else { continue };
@@ -314,6 +319,35 @@ pub(crate) fn read_prefixed(file: &TensorFile, layout: &Layout, prefix: &str) ->
         }
     }
     Ok(params)
+}
+
+/// Fills the state of optimizers from a file, which must hold exactly these tensors, all of their elements finite.
+pub(crate) fn read_state(file: &TensorFile, tensors: &mut [Tensor]) -> Result<(), LoadError> {
+    for t in &mut *tensors {
+        read_tensor(file, &t.name, &t.shape, t.data)?;
+    }
+    match file.names().iter().find(|&name| tensors.iter().all(|t| t.name != *name)) {
+        Some(name) => Err(wrong(name, "no such tensor".into(), format!("shape {:?}", file.shape(name)?))),
+        None => Ok(()),
+    }
+}
+
+/// Fills `out` from a tensor of this shape.
+fn read_tensor(file: &TensorFile, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), LoadError> {
+    let found = file.shape(name)?;
+    if found != shape {
+        return Err(wrong(name, format!("shape {shape:?}"), format!("{found:?}")));
+    }
+    let values = file.f32(name)?;
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        return Err(LoadError::NotFinite { name: name.into(), found: values[at], at });
+    }
+    out.copy_from_slice(&values);
+    Ok(())
+}
+
+fn wrong(name: &str, expected: String, found: String) -> LoadError {
+    LoadError::Tensor { name: name.into(), expected, found }
 }
 
 /// The tensors and the metadata of a model file.
@@ -472,7 +506,7 @@ mod tests {
         has("expected a tensor `blocks.0.mixer.up.norm.scale`");
         // Taking memory for this one would end the program.
         other(|c| (c.dim, c.blocks, c.ffn_hidden, c.vocab_size) = (8192, 128, 32_768, 65_535));
-        has("expected at least 112");
+        has("expected at least 129");
         other(|c| c.norm_eps = 2.0);
         has("model.norm_eps = 2: must be above 0 and below 1");
         // A switch without tensors of its own is not seen in them.

@@ -6,10 +6,10 @@
 use flashlm_kernels::ops::zero;
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
-use flashlm_model::{LanguageModel, ModelConfig, Precision};
+use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision};
 
 use crate::config::TrainSettings;
-use crate::optim::AdamW;
+use crate::optim::Optimizers;
 
 /// Rows of one pass, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
@@ -20,8 +20,8 @@ pub struct Stepper {
     pub lm: Box<dyn LanguageModel<f32>>,
     /// Latent parameters, laid out by `lm.layout()`.
     pub params: Buf<f32>,
-    /// The optimizer and its moments.
-    pub optimizer: AdamW,
+    /// What turns gradients into updates, and its state.
+    pub optimizers: Optimizers,
     grads: Buf<f32>,
     inputs: Vec<Token>,
     targets: Vec<Token>,
@@ -30,7 +30,7 @@ pub struct Stepper {
 /// What one update showed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
-    /// Mean nats a token.
+    /// Mean nats a token: cross-entropy alone.
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -44,19 +44,21 @@ impl Update {
 }
 
 impl Stepper {
-    /// A model with fresh parameters from `seed`, for batches of `batch` sequences of at most `seq_len` tokens.
+    /// A model with fresh parameters from the settings' seed and their optimizer, for batches of `batch` sequences of at
+    /// most `seq_len` tokens.
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
         (batch, seq_len): (usize, usize),
-        seed: u64,
+        settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
         let lm = precision.build(config, rows, true)?;
-        let params: Buf<f32> = lm.layout().init(seed);
-        let len = params.len();
+        let params: Buf<f32> = lm.layout().init(settings.seed);
+        let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        Ok(Stepper { lm, params, optimizer: AdamW::new(len), grads: Buf::zeros(len), inputs, targets })
+        let grads = Buf::zeros(params.len());
+        Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
     }
 
     /// One update, number `step` from 1, on `batch` windows of `seq_len + 1` tokens.
@@ -72,6 +74,7 @@ impl Stepper {
         zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
         let scale = 1.0 / (batch * seq_len) as f64;
+        let objective = Objective { scale, z_loss: settings.z_loss };
         let pass = (self.lm.rows() / seq_len).max(1);
         let mut nats = 0.0;
         for first in (0..batch).step_by(pass) {
@@ -84,13 +87,14 @@ impl Stepper {
                 self.targets.extend_from_slice(&tokens[1..]);
             }
             let size = (n, seq_len);
-            nats += self.lm.loss_backward(cx, &mut self.grads, &self.params, &self.inputs, &self.targets, size, scale);
+            let (inputs, targets) = (&self.inputs, &self.targets);
+            nats += self.lm.loss_backward(cx, &mut self.grads, &self.params, inputs, targets, size, objective);
         }
         let loss = nats * scale;
         if !loss.is_finite() {
             return Update { loss, grad_norm: f64::NAN };
         }
-        let grad_norm = self.optimizer.step(cx, &mut self.params, &self.grads, settings, lr, step);
+        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, settings, lr, step);
         Update { loss, grad_norm }
     }
 }
@@ -119,7 +123,7 @@ mod tests {
         // 4,800 rows: two full passes and a short one.
         let (batch, seq_len) = (48, 100);
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
-        let mut stepper = Stepper::new(&settings.model, Precision::F32, (batch, seq_len), 1).unwrap();
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, (batch, seq_len), &settings.train).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
         let mut whole = Lm::<f32>::new(&settings.model, batch * seq_len, true).unwrap();
         whole.prepare(&cx, &stepper.params);
@@ -128,7 +132,8 @@ mod tests {
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
         let size = (batch, seq_len);
-        let nats = whole.loss_backward(&cx, &mut grads, &stepper.params, &inputs, &targets, size, scale);
+        let objective = Objective { scale, z_loss: settings.train.z_loss };
+        let nats = whole.loss_backward(&cx, &mut grads, &stepper.params, &inputs, &targets, size, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
         let update = stepper.step(&cx, size, |i| &data[i], &settings.train, 1e-3, 1);
@@ -143,7 +148,7 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
         let data = window(1, 21);
-        let mut stepper = Stepper::new(&settings.model, Precision::F32, (1, 20), 1).unwrap();
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, (1, 20), &settings.train).unwrap();
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;
         let before = stepper.params.to_vec();

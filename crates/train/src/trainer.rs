@@ -1,7 +1,7 @@
 //! The trainer: windows of tokens in, updates, validations, samples and checkpoints out, until the run's end, an early stop or
 //! a request to stop.
 //!
-//! Everything that the next update depends on is in [`State`], the parameters and the moments; a checkpoint holds all of
+//! Everything that the next update depends on is in [`State`], the parameters and the optimizers' state; a checkpoint holds all of
 //! it, so a run by updates that is stopped and resumed gives the same bits as one that never stopped.
 
 use std::io;
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use flashlm_kernels::Exec;
 use flashlm_kernels::cpu::Machine;
-use flashlm_kernels::{Buf, Exec};
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorRef;
@@ -28,7 +28,7 @@ use crate::data::window::Windows;
 use crate::eval::Stories;
 use crate::eval::bpb::{EvalError, Report, evaluate};
 use crate::generate::{GenerateError, generate};
-use crate::load::{LoadError, read_prefixed, save_params};
+use crate::load::{LoadError, read_params, read_state, save_params};
 use crate::lock::RunLock;
 use crate::log::card::{Card, Scores};
 use crate::log::console::{self, Limits};
@@ -136,9 +136,6 @@ struct Saved {
     at: Instant,
 }
 
-/// The checkpoint's moments are named by the parameter after these.
-const MOMENTS: [&str; 2] = ["m.", "v."];
-
 impl<'a> Trainer<'a> {
     /// A new run in `inputs.run`, or one that goes on from `resume`.
     pub fn new(cx: &'a Exec, inputs: Inputs, resume: Option<&Checkpoint>) -> Result<Self, TrainError> {
@@ -151,7 +148,7 @@ impl<'a> Trainer<'a> {
         let t = &settings.train;
         let batch = t.batch * t.accumulation;
         let plan = Plan::new(settings, train.tokens().len(), batch);
-        let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t.seed)?;
+        let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t)?;
         let mut state = State::default();
         if let Some(from) = resume {
             state = restore(from, settings, &mut stepper)?;
@@ -372,20 +369,16 @@ impl<'a> Trainer<'a> {
             self.saved.at = Instant::now();
             return Ok(());
         }
-        let (layout, optimizer) = (self.stepper.lm.layout(), &self.stepper.optimizer);
-        let (tensors, metadata) = save_params(layout, &self.stepper.params, &self.inputs.settings.model);
-        let names: Vec<String> =
-            MOMENTS.iter().flat_map(|p| layout.specs().iter().map(move |s| format!("{p}{}", s.name))).collect();
-        let places =
-            [&optimizer.m, &optimizer.v].into_iter().flat_map(|buf| layout.specs().iter().map(move |s| (buf, s)));
-        let moments = names.iter().zip(places);
-        let moments = moments.map(|(name, (buf, s))| TensorRef { name, shape: &s.shape, data: &buf[s.range.clone()] });
+        let Stepper { lm, params, optimizers, .. } = &mut self.stepper;
+        let (tensors, metadata) = save_params(lm.layout(), params, &self.inputs.settings.model);
+        let kept = optimizers.state();
+        let kept = kept.iter().map(|t| TensorRef { name: &t.name, shape: &t.shape, data: t.data });
         let state = serde_json::to_vec_pretty(&self.state).map_err(io::Error::from);
         let state = state.map_err(|e| AtomicError::new(Path::new("state.json"), "writing", 0, e))?;
         let (toml, tokenizer) = (self.inputs.settings.to_toml(), self.inputs.tokenizer.to_json());
         let parts = [
             Part::Tensors { file: "model.safetensors", tensors, metadata },
-            Part::Tensors { file: "optimizer.safetensors", tensors: moments.collect(), metadata: Default::default() },
+            Part::Tensors { file: "optimizer.safetensors", tensors: kept.collect(), metadata: Default::default() },
             Part::Bytes { file: "state.json", data: &state },
             Part::Bytes { file: "config.toml", data: toml.as_bytes() },
             Part::Bytes { file: "tokenizer.json", data: &tokenizer },
@@ -463,17 +456,16 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
 fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Stepper) -> Result<State, TrainError> {
     let bad = |file: &str, what: String| TrainError::State { path: from.path().join(file), what };
     let text = String::from_utf8(from.bytes("config.toml")?).map_err(|e| bad("config.toml", e.to_string()))?;
-    let saved = Settings::from_toml(&text, "the checkpoint's config.toml")?;
+    let mut saved = Settings::from_toml(&text, "the checkpoint's config.toml")?;
+    // Runs saved before there was a reset do not tell the token; the tokenizer is the checkpoint's own.
+    if !saved.model.reset {
+        saved.model.eos = settings.model.eos;
+    }
     if let Some(conflict) = saved.conflict(settings) {
         return Err(TrainError::Conflict(conflict));
     }
-    let layout = stepper.lm.layout().clone();
-    let read = |file: &str, prefix: &str| -> Result<Buf<f32>, TrainError> {
-        Ok(read_prefixed(&from.tensors(file)?, &layout, prefix)?)
-    };
-    stepper.params = read("model.safetensors", "")?;
-    stepper.optimizer.m = read("optimizer.safetensors", MOMENTS[0])?;
-    stepper.optimizer.v = read("optimizer.safetensors", MOMENTS[1])?;
+    stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.layout())?;
+    read_state(&from.tensors("optimizer.safetensors")?, &mut stepper.optimizers.state())?;
     let state: State =
         serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad("state.json", e.to_string()))?;
     let stages = settings.stages().len();

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::preset;
+use flashlm_train::optim::{ADAMW, NAMES};
 use flashlm_train::stepper::Stepper;
 
 struct Counting;
@@ -32,18 +33,20 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn an_update_allocates_nothing() {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
-    for name in ["v4-small", "v4-blockwise-small", "flash-small"] {
+    let all = ["v4-small", "v4-blockwise-small", "flash-small", "hybrid-small"].map(|name| (name, ADAMW));
+    for (name, optimizer) in all.into_iter().chain(NAMES.iter().map(|&optimizer| ("flash-small", optimizer))) {
         let mut settings = preset(name).unwrap();
-        settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 2, ffn_hidden: 48, ..settings.model };
+        settings.train.optimizer = optimizer.into();
+        settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
         let (batch, seq_len) = (40, 64);
         let data: Vec<Token> = (0..seq_len as Token + 1).map(|i| i * 7 % 300).collect();
         for precision in [Precision::F32, Precision::Bf16] {
-            let mut stepper = Stepper::new(&settings.model, precision, (batch, seq_len), 1).unwrap();
+            let mut stepper = Stepper::new(&settings.model, precision, (batch, seq_len), &settings.train).unwrap();
             let mut step = |n| stepper.step(&cx, (batch, seq_len), |_| &data, &settings.train, 1e-3, n);
             step(1);
             let before = COUNT.load(SeqCst);
             let update = step(2);
-            assert_eq!(COUNT.load(SeqCst), before, "{name}");
+            assert_eq!(COUNT.load(SeqCst), before, "{name} with {optimizer}");
             assert!(update.is_finite());
         }
     }

@@ -122,8 +122,16 @@ impl Stories {
 }
 
 #[cfg(test)]
-mod testing {
+pub(crate) mod testing {
+    use std::path::{Path, PathBuf};
+
     use flashlm_kernels::{Exec, Isa};
+
+    /// A file of `tests/reference`.
+    pub fn reference(name: &str) -> PathBuf {
+        let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("tests/reference"));
+        folders.into_iter().find(|folder| folder.is_dir()).expect("tests/reference").join(name)
+    }
 
     /// Every ISA of the machine with two threads; `FLASHLM_ISA` narrows it to one.
     pub fn exec_on_all_isas(check: impl Fn(&Exec)) {

@@ -1,24 +1,24 @@
 //! Runs the test vectors of a file and measures how far this program is from them.
 //!
 //! A file holds `param.*`, `x`, `y`: `[B, T]`, `logits: [B, T, V]`, `loss` (mean nats) and `grad.*` of one forward and
-//! backward pass, and a trajectory from the same parameters: `traj.batches: [n, B, T+1]` used in turn, `traj.losses:
+//! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]` used in turn, `traj.losses:
 //! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
-//! The trajectory is AdamW with decay on every parameter, gradients times `min(1, clip / (norm + 1e-6))`, and a constant
-//! learning rate.
+//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the latent matrices.
 
+use crate::config::{self, TrainSettings};
 use crate::load::{LoadError, layout_for, read_prefixed};
-use flashlm_kernels::ops::{AdamW, adamw_step, sum_squares};
+use crate::optim::{self, Optimizers};
 use flashlm_kernels::{Buf, Exec, Token};
-use flashlm_model::config::{QuantConfig, ScaleKind, StatKind};
+use flashlm_model::config::{ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind};
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_model::params::Layout;
-use flashlm_model::{LanguageModel, ModelConfig, Precision};
+use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision};
 use serde::{Deserialize, Serialize};
 
 /// The architectures whose vectors can be run.
-const ARCHS: [&str; 2] = ["v4", "v4-blockwise"];
-/// Epsilon of RMSNorm in both.
+const ARCHS: [&str; 3] = ["v4", "v4-blockwise", "gdn"];
+/// Epsilon of RMSNorm in all.
 const NORM_EPS: f64 = 1e-6;
 /// Most activations a file may ask for, 1 GiB.
 const MAX_ACTIVATIONS: usize = 1 << 28;
@@ -69,18 +69,41 @@ struct Settings {
     vocab: usize,
     blocks: usize,
     hidden: usize,
-    kernel: usize,
+    kernel: Option<usize>,
+    rule: Option<DeltaRule>,
+    heads: Option<usize>,
+    expand_k: Option<f64>,
+    expand_v: Option<f64>,
+    conv: Option<usize>,
+    form: Option<DeltaForm>,
+    negative_eigenvalues: Option<bool>,
     scale: Option<ScaleKind>,
     stat: Option<StatKind>,
     block_size: Option<usize>,
     bitlinear_norm: Option<bool>,
     block_norms: Option<bool>,
+    #[serde(default)]
+    activation: ActivationKind,
+    #[serde(default)]
+    sub_norm: bool,
+    #[serde(default)]
+    zero_init: bool,
+    #[serde(default)]
+    logit_softcap: f64,
+    #[serde(default)]
+    z_loss: f64,
     steps: usize,
     lr: f64,
     betas: [f64; 2],
     eps: f64,
     weight_decay: f64,
     clip: f64,
+    /// Of the latent matrices; none: AdamW.
+    optimizer: Option<String>,
+    matrix_lr: Option<f64>,
+    momentum: Option<f64>,
+    matrix_beta2: Option<f64>,
+    matrix_weight_decay: Option<f64>,
     schedule: String,
     /// Shapes say these better: the trajectory's `T` may be another.
     #[serde(rename = "batch")]
@@ -108,27 +131,71 @@ impl Settings {
         if settings.schedule != "constant" {
             return Err(bad(format!("schedule {:?}, expected \"constant\"", settings.schedule)));
         }
+        if let Some(other) = settings.optimizer.as_ref().filter(|name| !optim::NAMES.contains(&name.as_str())) {
+            return Err(bad(format!("optimizer {other:?}, expected one of {}", optim::NAMES.join(", "))));
+        }
         Ok(settings)
+    }
+
+    fn train(&self) -> TrainSettings {
+        let default = config::Settings::default().train;
+        TrainSettings {
+            lr: self.lr,
+            beta1: self.betas[0],
+            beta2: self.betas[1],
+            eps: self.eps,
+            weight_decay: self.weight_decay,
+            clip: self.clip,
+            optimizer: self.optimizer.clone().unwrap_or(optim::ADAMW.into()),
+            matrix_lr: self.matrix_lr.unwrap_or(default.matrix_lr),
+            momentum: self.momentum.unwrap_or(default.momentum),
+            matrix_beta2: self.matrix_beta2.unwrap_or(default.matrix_beta2),
+            matrix_weight_decay: self.matrix_weight_decay.unwrap_or(default.matrix_weight_decay),
+            ..default
+        }
     }
 
     fn model(&self) -> Result<ModelConfig, VerifyError> {
         let blockwise = self.arch == "v4-blockwise";
         let scale = if blockwise { ScaleKind::Block } else { ScaleKind::Tensor };
+        let gdn = self.arch == "gdn";
+        let missing = |key: &str| VerifyError::Config { reason: format!("no {key} for {}", self.arch) };
+        let kernel_size = match self.kernel {
+            Some(kernel) => kernel,
+            None if gdn => 1,
+            None => return Err(missing("`kernel`")),
+        };
+        let delta = DeltaConfig::default();
+        let delta = DeltaConfig {
+            form: self.form.unwrap_or(DeltaForm::Original),
+            rule: self.rule.unwrap_or(DeltaRule::Undecayed),
+            heads: self.heads.unwrap_or(delta.heads),
+            expand_k: self.expand_k.unwrap_or(delta.expand_k),
+            expand_v: self.expand_v.unwrap_or(delta.expand_v),
+            conv: self.conv.unwrap_or(delta.conv),
+            negative_eigenvalues: self.negative_eigenvalues.unwrap_or(false),
+        };
         let config = ModelConfig {
             vocab_size: self.vocab,
             dim: self.dim,
             blocks: self.blocks,
             ffn_hidden: self.hidden,
-            mixer: "conv".into(),
-            kernel_size: self.kernel,
+            mixer: if gdn { "delta" } else { "conv" }.into(),
+            kernel_size,
+            delta,
             block_norm: self.block_norms.unwrap_or(!blockwise),
             norm_eps: NORM_EPS,
+            activation: self.activation,
+            sub_norm: self.sub_norm,
+            zero_init: self.zero_init,
+            logit_softcap: self.logit_softcap,
             quant: QuantConfig {
                 scale: self.scale.unwrap_or(scale),
                 size: self.block_size.unwrap_or(256),
                 stat: self.stat.unwrap_or(StatKind::Mean),
                 norm: self.bitlinear_norm.unwrap_or(blockwise),
             },
+            ..ModelConfig::v4_small()
         };
         config.validate().map_err(|e| VerifyError::Config { reason: e.to_string() })?;
         Ok(config)
@@ -226,7 +293,11 @@ pub fn verify(cx: &Exec, file: &TensorFile, precision: Precision) -> Result<Outc
         ));
     }
     let rows = (b * t).max(tb * tt);
-    let row = (8 * config.blocks + 8).saturating_mul((2 * config.dim).max(config.ffn_hidden));
+    let (dk, dv) = if config.mixer == "delta" { config.delta.widths(config.dim) } else { (0, 0) };
+    let (heads, widest) = (config.delta.heads, (2 * config.dim).max(config.ffn_hidden));
+    // The last: states that are kept for the backward pass, at most one for 64 rows.
+    let row = (8 * config.blocks + 8).saturating_mul(widest.max(2 * heads * dk.max(dv)))
+        + (config.blocks * heads * dk * dv).div_ceil(64);
     if b * t == 0 || tb == 0 || rows.saturating_mul(row) > MAX_ACTIVATIONS {
         let most = MAX_ACTIVATIONS / row;
         return Err(misfit("x", format!("batches of 1 to {most} tokens for a model of this size"), rows.to_string()));
@@ -239,7 +310,8 @@ pub fn verify(cx: &Exec, file: &TensorFile, precision: Precision) -> Result<Outc
     lm.logits(cx, &mut logits, &params, &x, None, (b, t));
     let mut grads = Buf::zeros(layout.len());
     let mean = 1.0 / (b * t) as f64;
-    let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), mean);
+    let objective = Objective { scale: mean, z_loss: settings.z_loss };
+    let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), objective);
     let ratios = layout.specs().iter().map(|spec| {
         let range = spec.range.clone();
         (rms_ratio(&grads[range.clone()], &want_grads[range]), &spec.name)
@@ -272,26 +344,19 @@ fn trajectory(
     batches: &[Token],
     (n, b, t): (usize, usize, usize),
 ) -> Vec<f64> {
-    let [mut m, mut v, mut grads] = [(); 3].map(|()| Buf::<f32>::zeros(layout.len()));
+    let train = s.train();
+    let mut optimizers = Optimizers::new(layout, &train.optimizer);
+    let mut grads = Buf::<f32>::zeros(layout.len());
     let mean = 1.0 / (b * t) as f64;
+    let objective = Objective { scale: mean, z_loss: s.z_loss };
     let step = |i: usize| {
         let windows = batches[i % n * b * (t + 1)..][..b * (t + 1)].chunks_exact(t + 1);
         let x: Vec<Token> = windows.clone().flat_map(|window| &window[..t]).copied().collect();
         let y: Vec<Token> = windows.flat_map(|window| &window[1..]).copied().collect();
         lm.prepare(cx, &params);
         grads.fill(0.0);
-        let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), mean);
-        let norm = sum_squares(cx, &grads).sqrt();
-        let adamw = AdamW {
-            lr: s.lr,
-            beta1: s.betas[0],
-            beta2: s.betas[1],
-            eps: s.eps,
-            weight_decay: s.weight_decay,
-            step: i as u64 + 1,
-            grad_scale: (s.clip / (norm + 1e-6)).min(1.0),
-        };
-        adamw_step(cx, &mut params, &mut m, &mut v, &grads, adamw);
+        let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), objective);
+        optimizers.step(cx, &mut params, &grads, &train, s.lr, i as u64 + 1);
         loss
     };
     (0..s.steps).map(step).collect()
@@ -340,25 +405,28 @@ fn largest(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::data::testing::shared;
-    use crate::eval::testing::exec_on_all_isas;
+    use crate::eval::testing::{exec_on_all_isas, reference};
     use serde_json::{Value, json};
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     /// Bound for trajectories that keep away from rounding edges.
     const TIGHT: f64 = 2e-6;
 
-    fn reference(name: &str) -> PathBuf {
-        let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("tests/reference"));
-        folders.into_iter().find(|folder| folder.is_dir()).expect("tests/reference").join(name)
-    }
-
     /// `tight` bounds the whole trajectory.
     fn run(path: &Path, tight: f64) {
         let file = TensorFile::open(path).unwrap();
+        let name = path.file_stem().unwrap().display();
         exec_on_all_isas(|cx| {
-            let name = path.file_stem().unwrap().display();
             let outcome = verify(cx, &file, Precision::Bf16).unwrap();
             assert!(outcome.passed(), "{name} in bf16 on {}: {outcome:?}", cx.isa().name());
+        });
+        run_f32(path, tight);
+    }
+
+    fn run_f32(path: &Path, tight: f64) {
+        let file = TensorFile::open(path).unwrap();
+        let name = path.file_stem().unwrap().display();
+        exec_on_all_isas(|cx| {
             let outcome = verify(cx, &file, Precision::F32).unwrap();
             assert!(outcome.passed(), "{name} on {}: {outcome:?}", cx.isa().name());
             assert!(outcome.traj_loss_rel_diff_max <= tight, "{name} on {}: {outcome:?}", cx.isa().name());
@@ -374,22 +442,37 @@ mod tests {
             "group24_median_both_norms",
             "block1024_mean_kernel3",
             "block96_median_outer_norms",
+            "delta_original",
+            "model_muon",
+            "model_normuon",
+            "relu2_subnorm",
+            "relu2_subnorm_zero_init",
+            "softcap_zloss",
         ] {
             run(&reference(&format!("{name}.safetensors")), TIGHT);
+        }
+    }
+
+    /// Heads whose outputs are near 0 in the first tokens: their norm magnifies rounding, float32 PyTorch's too, and more so that
+    /// of bf16.
+    #[test]
+    fn the_published_delta_rule_equals_pytorch() {
+        for name in ["delta_published", "delta_negative"] {
+            run_f32(&reference(&format!("{name}.safetensors")), 1e-5);
         }
     }
 
     #[test]
     fn given_vectors_of_the_original_equal_pytorch() {
         let Some(shared) = shared() else { return };
-        for name in ["v4_tiny", "v4_small_2blocks", "blockwise_tiny"] {
+        for name in ["v4_tiny", "v4_small_2blocks", "blockwise_tiny", "gdn_tiny", "gdn_small_1block"] {
             run(&shared.join(format!("fixtures/{name}.safetensors")), 1e-2);
         }
     }
 
     /// A reference file with its header and data changed.
-    fn edited(edit: impl FnOnce(&mut Value, &mut [u8])) -> TensorFile {
-        let bytes = std::fs::read(reference("group24_median_both_norms.safetensors")).unwrap();
+    fn edited_file(name: &str, edit: impl FnOnce(&mut Value, &mut [u8])) -> TensorFile {
+        let bytes = std::fs::read(reference(&format!("{name}.safetensors"))).unwrap();
         let (length, rest) = bytes.split_first_chunk().unwrap();
         let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
         let (mut header, mut data) = (serde_json::from_slice(header).unwrap(), data.to_vec());
@@ -397,6 +480,10 @@ mod tests {
         let header = serde_json::to_vec(&header).unwrap();
         let length = (header.len() as u64).to_le_bytes();
         TensorFile::from_bytes([&length, &header[..], &data].concat(), "edited").unwrap()
+    }
+
+    fn edited(edit: impl FnOnce(&mut Value, &mut [u8])) -> TensorFile {
+        edited_file("group24_median_both_norms", edit)
     }
 
     fn start(header: &Value, name: &str) -> usize {
@@ -408,14 +495,21 @@ mod tests {
         edited(|header, data| data[start(header, name) + at * N..][..N].copy_from_slice(&value))
     }
 
+    /// Changes the settings in a header.
+    fn settings_of(header: &mut Value, edit: impl FnOnce(&mut Value)) {
+        let text = &mut header["__metadata__"]["config"];
+        let mut settings: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+        edit(&mut settings);
+        *text = settings.to_string().into();
+    }
+
     /// With settings changed.
     fn with_settings(edit: impl FnOnce(&mut Value)) -> TensorFile {
-        edited(|header, _| {
-            let text = &mut header["__metadata__"]["config"];
-            let mut settings: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
-            edit(&mut settings);
-            *text = settings.to_string().into();
-        })
+        with_settings_of("group24_median_both_norms", edit)
+    }
+
+    fn with_settings_of(name: &str, edit: impl FnOnce(&mut Value)) -> TensorFile {
+        edited_file(name, |header, _| settings_of(header, edit))
     }
 
     fn failing(file: &TensorFile) -> Vec<&'static str> {
@@ -446,11 +540,44 @@ mod tests {
     }
 
     #[test]
+    fn every_switch_of_the_model_shows_in_its_vectors() {
+        let [logits, loss, grads] = ["logits_rms_ratio", "loss_abs_diff", "grad_rms_ratio_max"];
+        for (name, key, value, figures) in [
+            ("relu2_subnorm", "activation", json!("silu"), [logits, loss, grads].as_slice()),
+            ("relu2_subnorm_zero_init", "activation", json!("silu"), &[grads]),
+            ("softcap_zloss", "logit_softcap", json!(0.0), &[logits, loss, grads]),
+            ("softcap_zloss", "logit_softcap", json!(2.1), &[logits, loss, grads]),
+            // Not in the loss that is told.
+            ("softcap_zloss", "z_loss", json!(0.0), &[grads]),
+            ("softcap_zloss", "z_loss", json!(0.04), &[grads]),
+        ] {
+            let failed = failing(&edited_file(name, |header, _| settings_of(header, |s| s[key] = value)));
+            let (first, trajectory): (Vec<&str>, Vec<&str>) = failed.iter().partition(|name| !name.starts_with("traj"));
+            assert_eq!(first, figures, "{name}, {key}");
+            assert!(!trajectory.is_empty(), "{name}, {key}");
+        }
+        let file = edited_file("relu2_subnorm", |header, _| settings_of(header, |s| s["sub_norm"] = json!(false)));
+        let error = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file, Precision::F32).unwrap_err().to_string();
+        assert!(error.contains("expected no such tensor"), "{error}");
+    }
+
+    #[test]
     fn every_setting_of_the_optimizer_shows_in_the_trajectory() {
-        let others =
-            [("clip", json!(1e3)), ("betas", json!([0.9, 0.9])), ("weight_decay", json!(0.0)), ("lr", json!(4e-4))];
-        for (key, value) in others {
-            let file = with_settings(|s| s[key] = value);
+        let (adamw, muon, normuon) = ("group24_median_both_norms", "model_muon", "model_normuon");
+        let others = [
+            (adamw, "clip", json!(1e3)),
+            (adamw, "betas", json!([0.9, 0.9])),
+            (adamw, "weight_decay", json!(0.0)),
+            (adamw, "lr", json!(4e-4)),
+            (muon, "optimizer", json!("adamw")),
+            (muon, "optimizer", json!("normuon")),
+            (muon, "matrix_lr", json!(0.01)),
+            (muon, "momentum", json!(0.9)),
+            (muon, "matrix_weight_decay", json!(0.0)),
+            (normuon, "matrix_beta2", json!(0.9)),
+        ];
+        for (name, key, value) in others {
+            let file = with_settings_of(name, |s| s[key] = value);
             let off = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file, Precision::F32)
                 .unwrap()
                 .traj_loss_rel_diff_max;
@@ -466,10 +593,11 @@ mod tests {
         };
         let settings = |key: &str, value: Value| error(&with_settings(|s| s[key] = value));
         let has = |text: String, part: &str| assert!(text.contains(part), "{text}");
-        has(settings("arch", "gdn".into()), "\"gdn\" is not known to this version; it knows: v4, v4-blockwise");
+        has(settings("arch", "v9".into()), "\"v9\" is not known to this version; it knows: v4, v4-blockwise, gdn");
         has(settings("arch", json!(4)), "no text under `arch`");
-        has(settings("heads", json!(4)), "unknown field `heads`");
+        has(settings("depth", json!(4)), "unknown field `depth`");
         has(settings("schedule", "cosine".into()), "expected \"constant\"");
+        has(settings("optimizer", "lion".into()), "expected one of adamw, muon, normuon");
         has(settings("kernel", json!(-1)), "invalid value");
         has(settings("dim", json!(1u64 << 40)), "must be between 1 and 8192");
         has(settings("steps", json!(13)), "expected 13 losses (`steps`), found 12");
@@ -497,7 +625,7 @@ mod tests {
             }
         });
         let error = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file, Precision::F32).unwrap_err().to_string();
-        assert!(error.contains("at least 112"), "{error}");
+        assert!(error.contains("at least 129"), "{error}");
     }
 
     #[test]

@@ -1,40 +1,82 @@
-//! AdamW over all parameters, with clipping by global norm: `coef = min(1, clip / (norm + 1e-6))`, as PyTorch does it.
-//! The formula of the update is in [`flashlm_kernels::ops::adamw_step`].
+//! AdamW. The formula of the update is in [`flashlm_kernels::ops::adamw_step`].
+
+use std::ops::Range;
 
 use flashlm_kernels::{Buf, Exec, ops};
+use flashlm_model::params::{Group, Layout, Spec};
 
-use crate::config::TrainSettings;
+use super::{Optimizer, Owns, Step, Tensor};
 
-/// First and second moments.
+/// Whether weight decay acts on a group.
+fn decays(group: Group) -> bool {
+    match group {
+        Group::Matrix | Group::Embedding | Group::Norm | Group::Conv | Group::Gate => true,
+        Group::Scalar => false,
+    }
+}
+
+/// AdamW over runs of neighbours that are treated alike.
 pub struct AdamW {
+    runs: Vec<Run>,
+}
+
+/// Parameters that follow each other, gaps included.
+struct Run {
+    specs: Vec<Spec>,
+    range: Range<usize>,
+    decays: bool,
     /// Running mean of gradients.
-    pub m: Buf<f32>,
+    m: Buf<f32>,
     /// Running mean of squared gradients.
-    pub v: Buf<f32>,
+    v: Buf<f32>,
 }
 
 impl AdamW {
-    /// Zero moments for `len` parameters.
-    pub fn new(len: usize) -> Self {
-        AdamW { m: Buf::zeros(len), v: Buf::zeros(len) }
+    /// Zero moments.
+    pub fn new(layout: &Layout, owns: Owns) -> Self {
+        let treated = |spec: &Spec| owns(spec.group).then(|| decays(spec.group));
+        let run = |specs: &[Spec]| {
+            let decays = treated(&specs[0])?;
+            let range = specs[0].range.start..specs[specs.len() - 1].range.end;
+            let [m, v] = [(); 2].map(|()| Buf::zeros(range.len()));
+            Some(Run { specs: specs.to_vec(), range, decays, m, v })
+        };
+        AdamW { runs: layout.specs().chunk_by(|a, b| treated(a) == treated(b)).filter_map(run).collect() }
+    }
+}
+
+impl Optimizer for AdamW {
+    fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step) {
+        let t = step.train;
+        for run in &mut self.runs {
+            let settings = ops::AdamW {
+                lr: step.lr,
+                beta1: t.beta1,
+                beta2: t.beta2,
+                eps: t.eps,
+                weight_decay: if run.decays { t.weight_decay } else { 0.0 },
+                step: step.number,
+                grad_scale: step.grad_scale,
+            };
+            let (params, grads) = (&mut params[run.range.clone()], &grads[run.range.clone()]);
+            ops::adamw_step(cx, params, &mut run.m, &mut run.v, grads, settings);
+        }
     }
 
-    /// Update number `step` (from 1) of `params`; returns the gradient's global norm before clipping.
-    pub fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], t: &TrainSettings, lr: f64, step: u64) -> f64 {
-        let norm = ops::sum_squares(cx, grads).sqrt();
-        if !norm.is_finite() {
-            return norm;
+    fn state(&mut self) -> Vec<Tensor<'_>> {
+        let mut all = Vec::new();
+        for Run { specs, range, m, v, .. } in &mut self.runs {
+            for (kind, buf) in [("m", m), ("v", v)] {
+                let mut rest = &mut buf[..];
+                let mut at = range.start;
+                for spec in &*specs {
+                    let (_, from) = rest.split_at_mut(spec.range.start - at);
+                    let (data, after) = from.split_at_mut(spec.range.len());
+                    (rest, at) = (after, spec.range.end);
+                    all.push(Tensor { name: format!("{kind}.{}", spec.name), shape: spec.shape.clone(), data });
+                }
+            }
         }
-        let settings = ops::AdamW {
-            lr,
-            beta1: t.beta1,
-            beta2: t.beta2,
-            eps: t.eps,
-            weight_decay: t.weight_decay,
-            step,
-            grad_scale: (t.clip / (norm + 1e-6)).min(1.0),
-        };
-        ops::adamw_step(cx, params, &mut self.m, &mut self.v, grads, settings);
-        norm
+        all
     }
 }

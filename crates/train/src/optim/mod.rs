@@ -1,5 +1,298 @@
-//! Optimizers: one optimizer, one file, its state in flat buffers laid out like the parameters.
+//! Optimizers: one optimizer is one file and one line in `optimizers!`, its state in buffers of its own. The test against
+//! PyTorch's vectors, threads, and stopping and resuming then run by themselves.
+//!
+//! `train.optimizer` names the one that gets the latent matrices ([`Group::Matrix`]); all other parameters are AdamW's.
+//! Gradients are clipped by the global norm of all of them, whoever gets them: `g *= min(1, clip / (norm + 1e-6))`, as
+//! PyTorch does it. Muon's update does not depend on the length of its gradient, but through the clip one wild
+//! gradient does not take over its momentum.
 
 mod adamw;
+mod muon;
+mod newton_schulz;
+mod normuon;
 
-pub use adamw::AdamW;
+use flashlm_kernels::{Exec, ops};
+use flashlm_model::params::{Group, Layout, Spec};
+
+use crate::config::TrainSettings;
+
+/// What one update is told besides parameters and gradients.
+struct Step<'a> {
+    /// The run's settings.
+    train: &'a TrainSettings,
+    /// Learning rate of AdamW; that of the matrices falls with it.
+    lr: f64,
+    /// Number of the update, from 1.
+    number: u64,
+    /// The clip's factor for every gradient.
+    grad_scale: f64,
+}
+
+impl Step<'_> {
+    /// Learning rate of the latent matrices: `matrix_lr` at the peak of the schedule.
+    fn matrix_lr(&self) -> f64 {
+        self.train.matrix_lr * self.lr / self.train.lr
+    }
+}
+
+/// One tensor of an optimizer's state, as a checkpoint names it.
+pub struct Tensor<'a> {
+    /// Kind of state and name of the parameter, such as `m.final_norm.scale`.
+    pub name: String,
+    /// Shape, row-major.
+    pub shape: Vec<usize>,
+    /// The values.
+    pub data: &'a mut [f32],
+}
+
+/// Whether an optimizer gets the parameters of a group.
+type Owns = fn(Group) -> bool;
+
+/// What changes some of the parameters, by their gradients.
+trait Optimizer: Send {
+    /// One update of those of `params` that it owns. Nothing is allocated.
+    fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step);
+
+    /// All that the next update depends on, besides parameters and gradients.
+    fn state(&mut self) -> Vec<Tensor<'_>>;
+}
+
+/// Rows and columns of a matrix.
+fn sizes(spec: &Spec) -> (usize, usize) {
+    (spec.shape[0], spec.range.len() / spec.shape[0])
+}
+
+macro_rules! optimizers {
+    ($($name:literal => $optimizer:ty),* $(,)?) => {
+        /// The names that `train.optimizer` may have.
+        pub const NAMES: &[&str] = &[$($name),*];
+
+        /// The optimizer of that name for the parameters that it `owns`, with its state at the start.
+        fn build(name: &str, layout: &Layout, owns: Owns) -> Box<dyn Optimizer> {
+            match name {
+                $($name => Box::new(<$optimizer>::new(layout, owns)),)*
+                other => panic!("unknown optimizer {other:?} in validated settings"),
+            }
+        }
+    };
+}
+
+optimizers! {
+    "adamw" => adamw::AdamW,
+    "muon" => muon::Muon,
+    "normuon" => normuon::NorMuon,
+}
+
+/// The name of the one that gets what is no matrix.
+pub const ADAMW: &str = NAMES[0];
+
+/// The optimizers of a run, which share its parameters between them.
+pub struct Optimizers {
+    parts: Vec<Box<dyn Optimizer>>,
+}
+
+impl Optimizers {
+    /// Those that `train.optimizer` asks for.
+    ///
+    /// # Panics
+    /// If there is none of that name, which [`crate::config::Settings::validate`] rules out.
+    pub fn new(layout: &Layout, name: &str) -> Self {
+        let parts = match name {
+            ADAMW => vec![build(ADAMW, layout, |_| true)],
+            name => vec![
+                build(name, layout, |group| group == Group::Matrix),
+                build(ADAMW, layout, |group| group != Group::Matrix),
+            ],
+        };
+        Optimizers { parts }
+    }
+
+    /// Update `number` (from 1) of `params` with AdamW's learning rate `lr`; returns the gradient's global norm before
+    /// clipping. If that is not finite, nothing changes.
+    pub fn step(
+        &mut self,
+        cx: &Exec,
+        params: &mut [f32],
+        grads: &[f32],
+        train: &TrainSettings,
+        lr: f64,
+        number: u64,
+    ) -> f64 {
+        let norm = ops::sum_squares(cx, grads).sqrt();
+        if !norm.is_finite() {
+            return norm;
+        }
+        let step = Step { train, lr, number, grad_scale: (train.clip / (norm + 1e-6)).min(1.0) };
+        self.parts.iter_mut().for_each(|part| part.step(cx, params, grads, &step));
+        norm
+    }
+
+    /// The state of all of them, for a checkpoint to save or to fill.
+    pub fn state(&mut self) -> Vec<Tensor<'_>> {
+        self.parts.iter_mut().flat_map(|part| part.state()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flashlm_kernels::{Buf, Isa, Token};
+    use flashlm_model::io::safetensors::{TensorFile, TensorRef, write_tensors};
+    use flashlm_model::params::Init;
+    use flashlm_model::{ModelConfig, Precision};
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::config::{Settings, preset};
+    use crate::eval::testing::{exec_on_all_isas, reference};
+    use crate::load::read_state;
+    use crate::stepper::Stepper;
+
+    /// RMS ratio to what the steps changed. PyTorch's float32 is 1.3e-6 or less from its float64 (`optimizers.py`).
+    const BOUND: f64 = 5e-6;
+
+    /// The settings of `tests/reference/optimizers.py`.
+    #[derive(Deserialize)]
+    struct Vectors {
+        lr: f64,
+        betas: [f64; 2],
+        eps: f64,
+        weight_decay: f64,
+        clip: f64,
+        matrix_lr: f64,
+        momentum: f64,
+        matrix_beta2: f64,
+        matrix_weight_decay: f64,
+        steps: usize,
+        middle: usize,
+        rates: Vec<f64>,
+    }
+
+    #[test]
+    fn every_optimizer_equals_pytorch() {
+        for name in NAMES {
+            let file = TensorFile::open(&reference(&format!("{name}.safetensors"))).unwrap();
+            let s: Vectors = serde_json::from_str(file.metadata("config").unwrap()).unwrap();
+            let train = TrainSettings {
+                lr: s.lr,
+                beta1: s.betas[0],
+                beta2: s.betas[1],
+                eps: s.eps,
+                weight_decay: s.weight_decay,
+                clip: s.clip,
+                matrix_lr: s.matrix_lr,
+                momentum: s.momentum,
+                matrix_beta2: s.matrix_beta2,
+                matrix_weight_decay: s.matrix_weight_decay,
+                ..Settings::default().train
+            };
+            let mut layout = Layout::default();
+            for name in file.names().iter().filter_map(|name| name.strip_prefix("param.")) {
+                let shape = file.shape(&format!("param.{name}")).unwrap();
+                let group = if shape.len() == 2 { Group::Matrix } else { Group::Norm };
+                layout.add(name.into(), shape, Init::Ones, group);
+            }
+            assert_eq!(layout.specs().len(), 6);
+            let read = |kind: &str, at: usize| {
+                let mut all = Buf::<f32>::zeros(layout.len());
+                for spec in layout.specs() {
+                    let values = file.f32(&format!("{kind}.{}", spec.name)).unwrap();
+                    all[spec.range.clone()].copy_from_slice(&values[at * spec.range.len()..][..spec.range.len()]);
+                }
+                all
+            };
+            exec_on_all_isas(|cx| {
+                let start = read("param", 0);
+                let (mut params, mut optimizers) = (start.clone(), Optimizers::new(&layout, name));
+                for step in 0..s.steps {
+                    let (grads, lr) = (read("grads", step), s.lr * s.rates[step]);
+                    optimizers.step(cx, &mut params, &grads, &train, lr, step as u64 + 1);
+                    if ![s.middle, s.steps].contains(&(step + 1)) {
+                        continue;
+                    }
+                    let want = read(&format!("after{}", step + 1), 0);
+                    for spec in layout.specs() {
+                        let sum =
+                            |f: &dyn Fn(usize) -> f32| spec.range.clone().map(|i| f64::from(f(i)).powi(2)).sum::<f64>();
+                        let (off, moved) = (sum(&|i| params[i] - want[i]), sum(&|i| want[i] - start[i]));
+                        let ratio = (off / moved).sqrt();
+                        let (step, of, isa) = (step + 1, &spec.name, cx.isa().name());
+                        assert!(ratio <= BOUND, "{name}, {of} after step {step} on {isa}: {ratio:.1e}");
+                    }
+                }
+            });
+        }
+    }
+
+    fn stepper(optimizer: &str) -> (Stepper, TrainSettings) {
+        let settings = preset("flash-small").unwrap();
+        let model = ModelConfig { vocab_size: 50, dim: 40, blocks: 2, ffn_hidden: 72, ..settings.model };
+        let train = TrainSettings { optimizer: optimizer.into(), ..settings.train };
+        (Stepper::new(&model, Precision::F32, (3, 20), &train).unwrap(), train)
+    }
+
+    /// Updates `from` to `to` on windows that follow from their numbers.
+    fn train(cx: &Exec, (stepper, train): &mut (Stepper, TrainSettings), from: u64, to: u64) {
+        for step in from..=to {
+            let token = |i: usize, j: usize| ((i * 31 + j * j * 7 + step as usize * 11) % 50) as Token;
+            let data: Vec<Vec<Token>> = (0..3).map(|i| (0..21).map(|j| token(i, j)).collect()).collect();
+            assert!(stepper.step(cx, (3, 20), |i| &data[i], train, train.lr, step).is_finite());
+        }
+    }
+
+    fn state(stepper: &mut Stepper) -> Vec<(String, Vec<f32>)> {
+        let mut all: Vec<_> = stepper.optimizers.state().into_iter().map(|t| (t.name, t.data.to_vec())).collect();
+        all.push(("params".into(), stepper.params.to_vec()));
+        all
+    }
+
+    #[test]
+    fn threads_change_nothing() {
+        for name in NAMES {
+            let of = |threads| {
+                let mut at = stepper(name);
+                train(&Exec::new(Isa::detect().unwrap(), threads), &mut at, 1, 5);
+                state(&mut at.0)
+            };
+            let one = of(1);
+            assert!(one == of(2) && one == of(3) && one == of(7), "{name}");
+        }
+    }
+
+    #[test]
+    fn state_through_a_file_goes_on_with_the_same_bits() {
+        let cx = Exec::new(Isa::detect().unwrap(), 2);
+        for name in NAMES {
+            let mut never = stepper(name);
+            train(&cx, &mut never, 1, 3);
+            let mut bytes = Vec::new();
+            let kept = never.0.optimizers.state();
+            let tensors: Vec<_> =
+                kept.iter().map(|t| TensorRef { name: &t.name, shape: &t.shape, data: t.data }).collect();
+            write_tensors(&mut bytes, &tensors, &Default::default()).unwrap();
+            let file = TensorFile::from_bytes(bytes, "state").unwrap();
+            let mut resumed = stepper(name);
+            read_state(&file, &mut resumed.0.optimizers.state()).unwrap();
+            resumed.0.params = never.0.params.clone();
+            train(&cx, &mut never, 4, 6);
+            train(&cx, &mut resumed, 4, 6);
+            assert!(state(&mut never.0) == state(&mut resumed.0), "{name}");
+            for other in NAMES.iter().filter(|other| *other != name) {
+                let error = read_state(&file, &mut stepper(other).0.optimizers.state()).unwrap_err().to_string();
+                assert!(error.contains("expected"), "{name} as {other}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_parameter_has_one_owner_and_matrices_that_of_the_settings() {
+        for name in NAMES {
+            let (mut stepper, _) = stepper(name);
+            let names: Vec<String> = stepper.optimizers.state().into_iter().map(|t| t.name).collect();
+            for spec in stepper.lm.layout().specs() {
+                let count = |kind: &str| names.iter().filter(|name| **name == format!("{kind}.{}", spec.name)).count();
+                let squares = usize::from(spec.group != Group::Matrix || *name != "muon");
+                assert_eq!((count("m"), count("v")), (1, squares), "{name}: {}", spec.name);
+            }
+        }
+    }
+}
