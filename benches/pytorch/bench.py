@@ -13,30 +13,32 @@ import time
 
 import torch
 
+import gdn
 from v4 import MODES, PRESETS, Model, make_loss, make_optimizer, train_step
 
-WINDOWS, WARMUP, BATCHES = 3, 3, 8
+WINDOWS, BATCHES = 3, 8
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--preset", choices=PRESETS, default="v4-small")
+    p.add_argument("--preset", choices=PRESETS | gdn.PRESETS, default="v4-small")
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--seq", type=int, default=256)
     p.add_argument("--seconds", type=float, default=15, help="of all windows together")
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--warmup", type=int, default=3, help="steps before the clock starts")
     p.add_argument("--mode", choices=MODES, default="eager")
     p.add_argument("--json", action="store_true")
     args = p.parse_args()
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(42)
-    model = Model(PRESETS[args.preset])
+    model = gdn.gdn_model(gdn.PRESETS[args.preset]) if args.preset in gdn.PRESETS else Model(PRESETS[args.preset])
     loss_fn, optimizer = make_loss(model, args.mode), make_optimizer(model, 1e-3, args.mode)
     tokens = torch.randint(0, model.cfg.vocab, (BATCHES, args.batch, args.seq + 1))
     xs, ys = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
 
-    for step in range(WARMUP):
+    for step in range(args.warmup):
         train_step(model, loss_fn, optimizer, xs[step % BATCHES], ys[step % BATCHES])
     times, step = [], 0
     for _ in range(WINDOWS):

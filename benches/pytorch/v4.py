@@ -26,6 +26,11 @@ class Config:
     block_size: int = 256  # elements of a block or a group
     bitlinear_norm: bool = False  # RMSNorm on the input of every BitLinear
     block_norms: bool = True  # RMSNorm before the mixer and before the GLU
+    activation: str = "silu"  # the gate of the GLU goes through "silu" or "relu2", max(g, 0)^2
+    sub_norm: bool = False  # RMSNorm on the input of the output projections, mixer.down and W_down
+    zero_init: bool = False  # output projections start at zero
+    logit_softcap: float = 0.0  # c of c tanh(z / c), 0: none
+    z_loss: float = 0.0  # weight of logsumexp(logits)^2 in what is minimised
 
 
 _SMALL = Config(vocab=10000, dim=192, blocks=6, hidden=512)
@@ -71,25 +76,29 @@ def quantise(w: torch.Tensor, cfg: Config) -> torch.Tensor:
 
 
 class RMSNorm(nn.Module):
+    eps = 1e-6
+
     def __init__(self, dim: int):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.scale
 
 
 class BitLinear(nn.Module):
-    def __init__(self, inputs: int, outputs: int, cfg: Config):
+    """`output` marks the output projection of a branch."""
+
+    def __init__(self, inputs: int, outputs: int, cfg: Config, output: bool = False):
         super().__init__()
         self.cfg = cfg
         self.weight = nn.Parameter(torch.randn(outputs, inputs) * (2 / outputs) ** 0.5)
-        if cfg.bitlinear_norm:
-            self.norm = RMSNorm(inputs)
+        if output and cfg.zero_init:
+            nn.init.zeros_(self.weight)
+        self.norm = RMSNorm(inputs) if cfg.bitlinear_norm or (output and cfg.sub_norm) else nn.Identity()
 
     def forward(self, x):
-        if self.cfg.bitlinear_norm:
-            x = self.norm(x)
+        x = self.norm(x)
         return F.linear(x, quantise(self.weight, self.cfg))
 
 
@@ -99,7 +108,7 @@ class GatedConvMixer(nn.Module):
         self.up = BitLinear(cfg.dim, 2 * cfg.dim, cfg)
         self.conv = nn.Conv1d(cfg.dim, cfg.dim, cfg.kernel, groups=cfg.dim, bias=False)
         nn.init.normal_(self.conv.weight, std=(2 / (cfg.dim * cfg.kernel)) ** 0.5)
-        self.down = BitLinear(cfg.dim, cfg.dim, cfg)
+        self.down = BitLinear(cfg.dim, cfg.dim, cfg, output=True)
 
     def forward(self, x):
         gate, value = self.up(x).chunk(2, dim=-1)
@@ -113,10 +122,11 @@ class TernaryGLU(nn.Module):
         super().__init__()
         self.W_gate = BitLinear(cfg.dim, cfg.hidden, cfg)
         self.W_up = BitLinear(cfg.dim, cfg.hidden, cfg)
-        self.W_down = BitLinear(cfg.hidden, cfg.dim, cfg)
+        self.W_down = BitLinear(cfg.hidden, cfg.dim, cfg, output=True)
+        self.act = F.silu if cfg.activation == "silu" else lambda g: F.relu(g).square()
 
     def forward(self, x):
-        return self.W_down(F.silu(self.W_gate(x)) * self.W_up(x))
+        return self.W_down(self.act(self.W_gate(x)) * self.W_up(x))
 
 
 class Block(nn.Module):
@@ -145,36 +155,47 @@ class Model(nn.Module):
         h = self.embedding(tokens)
         for block in self.blocks:
             h = block(h)
-        return F.linear(self.final_norm(h), self.embedding.weight)
+        logits = F.linear(self.final_norm(h), self.embedding.weight)
+        c = self.cfg.logit_softcap
+        return c * torch.tanh(logits / c) if c else logits
+
+
+def objective(logits: torch.Tensor, targets: torch.Tensor, cfg: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what is minimised, the cross-entropy in it), means over logits [N, V] and targets [N]."""
+    loss = F.cross_entropy(logits, targets)
+    return (loss + cfg.z_loss * logits.logsumexp(-1).square().mean() if cfg.z_loss else loss), loss
 
 
 MODES = ("eager", "bf16", "compile", "compile-fp32")
 
 
 def make_loss(model: Model, mode: str):
-    """(x [B, T], y [B, T]) -> mean cross-entropy. "bf16" is autocast, "compile" is autocast and torch.compile."""
+    """(x [B, T], y [B, T]) -> `objective`. "bf16" is autocast, "compile" is autocast and torch.compile."""
     autocast = mode in ("bf16", "compile")
 
     def loss(x, y):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = model(x)
-        return F.cross_entropy(logits.flatten(0, 1).float(), y.flatten())
+        return objective(logits.flatten(0, 1).float(), y.flatten(), model.cfg)
 
     return torch.compile(loss) if mode.startswith("compile") else loss
 
 
 def make_optimizer(model: Model, lr: float, mode: str = "eager"):
-    """AdamW with weight decay on every parameter; fused in the mode that looks for speed."""
+    """AdamW with weight decay on every parameter but numbers of heads; fused in the mode that looks for speed."""
+    scalars = [p for name, p in model.named_parameters() if name.endswith(("A_log", "dt_bias"))]
+    others = [p for name, p in model.named_parameters() if not name.endswith(("A_log", "dt_bias"))]
+    groups = [{"params": others}] + ([{"params": scalars, "weight_decay": 0.0}] if scalars else [])
     return torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=mode.startswith("compile") or None
+        groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.01, fused=mode.startswith("compile") or None
     )
 
 
 def train_step(model: Model, loss_fn, optimizer, x, y) -> tuple[torch.Tensor, torch.Tensor]:
-    """One whole step with clipping at 1.0: (loss, gradient norm before clipping)."""
+    """One whole step with clipping at 1.0: (cross-entropy, gradient norm before clipping)."""
     optimizer.zero_grad(set_to_none=True)
-    loss = loss_fn(x, y)
-    loss.backward()
+    minimised, loss = loss_fn(x, y)
+    minimised.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.detach(), norm

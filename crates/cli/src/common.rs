@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
+use flashlm_train::config::Layers;
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -53,6 +54,17 @@ pub fn threads(flag: Option<usize>) -> anyhow::Result<usize> {
 /// The executor for a command.
 pub fn exec(flag: Option<usize>) -> anyhow::Result<Exec> {
     Ok(Exec::new(Isa::detect().map_err(anyhow::Error::msg)?, threads(flag)?))
+}
+
+/// Lays every `--set KEY=VALUE` over the settings.
+pub fn set_all(layers: &mut Layers, settings: &[String]) -> anyhow::Result<()> {
+    for setting in settings {
+        let Some((key, value)) = setting.split_once('=') else {
+            bail!("--set {setting}: must be KEY=VALUE, such as --set train.lr=3e-3");
+        };
+        layers.set(key.trim(), value.trim())?;
+    }
+    Ok(())
 }
 
 /// Reads `--precision`.

@@ -153,7 +153,7 @@ fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();
     let (batch, seq) = (4, settings.seq_len);
-    let mut stepper = Stepper::new(&model, precision, (batch, seq), settings.seed)?;
+    let mut stepper = Stepper::new(&model, precision, (batch, seq), &settings)?;
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
     let window = |i: usize| &tokens[i * (seq + 1)..][..seq + 1];

@@ -192,13 +192,13 @@ fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
         size if ["block", "group"].map(Some).contains(&quant["scale"].as_str()) => format!(" of {size}"),
         _ => String::new(),
     };
+    let mixers: Vec<&str> = (0..c.blocks.min(c.pattern.len().max(1))).map(|i| c.mixer_of(i)).collect();
+    let mixers = mixers.join(", ");
     report.add(
         "architecture",
         format!(
-            "{} blocks of {} mixer (kernel {}) and GLU, width {}, hidden {}, vocabulary {}\n{ternary}{of}",
+            "{} blocks of mixer ({mixers}) and GLU, width {}, hidden {}, vocabulary {}\n{ternary}{of}",
             c.blocks,
-            c.mixer,
-            c.kernel_size,
             c.dim,
             c.ffn_hidden,
             thousands(c.vocab_size as u64)
@@ -219,6 +219,8 @@ fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {
             Group::Embedding => "embedding",
             Group::Norm => "norms",
             Group::Conv => "convolutions",
+            Group::Gate => "gates",
+            Group::Scalar => "scalars",
         };
         *groups.entry(name).or_insert(0) += spec.range.len() as u64;
     }

@@ -24,7 +24,7 @@ use flashlm_train::log::console;
 use flashlm_train::trainer::{Event, Inputs, Outcome, TrainError, Trainer};
 use toml::Value;
 
-use crate::common::{Status, out, precision, say, threads};
+use crate::common::{Status, out, precision, say, set_all, threads};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -32,7 +32,8 @@ const VALID_TOKENS: usize = 1_000_000;
 /// Train a model.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to train: flash-tiny, flash-small, flash-large, v4-small, v4-large, v4-blockwise-small, v4-blockwise-large
+    /// What to train: flash-tiny, flash-small, flash-large, v4-small, v4-large, v4-blockwise-small, v4-blockwise-large,
+    /// gdn-small, gdn-large, hybrid-small
     #[arg(long, value_name = "NAME", conflicts_with_all = ["small", "large"])]
     preset: Option<String>,
     /// The preset v4-small
@@ -153,7 +154,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
             })?
         }
     };
-    settings.model.vocab_size = tokenizer.vocab_size();
+    (settings.model.vocab_size, settings.model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
     let path = cache_path(&default_dir(), &source, &tokenizer, train_side);
     let (train, stale) = TokenCache::open_or_build(&path, &source, &tokenizer, train_side, threads, &mut |p| {
         progress(&mut status, "tokens", p)
@@ -243,7 +244,8 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
             let saved = Settings::from_toml(&text, "the checkpoint's config.toml")?;
             if let Some(name) = named {
                 let mut wanted = saved.clone();
-                wanted.model = ModelConfig { vocab_size: saved.model.vocab_size, ..preset(name)?.model };
+                let ModelConfig { vocab_size, eos, .. } = saved.model;
+                wanted.model = ModelConfig { vocab_size, eos, ..preset(name)?.model };
                 if let Some(conflict) = saved.conflict(&wanted) {
                     return Err(TrainError::Conflict(conflict).into());
                 }
@@ -262,12 +264,7 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         layers.merge_text(&text, &path.display().to_string())?;
     }
-    for setting in &args.set {
-        let Some((key, value)) = setting.split_once('=') else {
-            bail!("--set {setting}: must be KEY=VALUE, such as --set train.lr=3e-3");
-        };
-        layers.set(key.trim(), value.trim())?;
-    }
+    set_all(&mut layers, &args.set)?;
     let text = |value: &Option<String>| value.clone().map(Value::String);
     let float = |value: Option<f64>| value.map(Value::Float);
     let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {

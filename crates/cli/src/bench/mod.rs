@@ -1,8 +1,9 @@
-//! `flashlm bench`: how fast this machine trains, and how fast each kernel is.
+//! `flashlm bench`: how fast this machine trains, with each token mixer, and how fast each kernel is.
 //!
 //! What both share is here: the timer and the peak that products are compared with.
 
 mod kernels;
+mod mixers;
 mod train;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ pub struct Args {
 enum What {
     /// Tokens per second of whole training steps, on random tokens
     Train(train::Args),
+    /// Tokens per second of whole training steps with each token mixer, at several sequence lengths
+    Mixers(mixers::Args),
     /// Time of each kernel on each instruction set, after checking its result
     Kernels(kernels::Args),
 }
@@ -32,6 +35,7 @@ enum What {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Train(args) => train::run(args),
+        What::Mixers(args) => mixers::run(args),
         What::Kernels(args) => kernels::run(args),
     }
 }

@@ -1,7 +1,7 @@
 //! `flashlm bench train`: tokens per second of whole training steps on random tokens.
 //!
 //! A step is the trainer's own ([`Stepper`]): quantise and pack the weights, forward and backward in micro-batches, global
-//! norm, clip, AdamW. The figure is the median of three windows after one step of warm-up.
+//! norm, clip, optimizer. The figure is the median of three windows after one step of warm-up.
 //! `GFLOP/s` counts 6 operations a token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
 //! tied head; what is computed again in the backward pass is not counted twice.
 
@@ -15,7 +15,7 @@ use flashlm_kernels::{Exec, Token};
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
-use flashlm_train::config::{self, TrainSettings};
+use flashlm_train::config::{Layers, TrainSettings};
 use flashlm_train::stepper::{Stepper, Update};
 
 use super::{PEAK, median, peak, rate, windows};
@@ -36,6 +36,9 @@ pub struct Args {
     /// Preset whose model is trained
     #[arg(long, default_value = "v4-small")]
     preset: String,
+    /// One setting, such as train.optimizer=muon; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Sequences of a step [default: the preset's, or 32]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: Option<u32>,
@@ -60,7 +63,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let settings = config::preset(&args.preset)?;
+    let mut layers = Layers::preset(&args.preset)?;
+    common::set_all(&mut layers, &args.set)?;
+    let settings = layers.settings()?;
     let model = ModelConfig { vocab_size: settings.tokenizer.vocab, ..settings.model.clone() };
     let batch = match (args.batch, settings.train.batch) {
         (Some(batch), _) => batch as usize,
@@ -173,14 +178,14 @@ impl Table {
 
 /// Floating-point operations of one token's forward and backward pass in weights that multiply.
 fn flops_per_token(layout: &Layout) -> f64 {
-    let multiply = |group| matches!(group, Group::Matrix | Group::Embedding | Group::Conv);
+    let multiply = |group| matches!(group, Group::Matrix | Group::Gate | Group::Embedding | Group::Conv);
     let weights: usize = layout.specs().iter().filter(|s| multiply(s.group)).map(|s| s.range.len()).sum();
     6.0 * weights as f64
 }
 
 /// A model in training, and the batches it is given.
-struct Steps {
-    stepper: Stepper,
+pub(super) struct Steps {
+    pub(super) stepper: Stepper,
     settings: TrainSettings,
     size: (usize, usize),
     /// `[BATCHES, B, T + 1]`.
@@ -189,13 +194,13 @@ struct Steps {
 }
 
 impl Steps {
-    fn new(
+    pub(super) fn new(
         model: &ModelConfig,
         precision: Precision,
         settings: TrainSettings,
         (batch, seq): (usize, usize),
     ) -> anyhow::Result<Self> {
-        let stepper = Stepper::new(model, precision, (batch, seq), settings.seed)?;
+        let stepper = Stepper::new(model, precision, (batch, seq), &settings)?;
         let mut rng = Rng::new(settings.seed);
         let random = |_| rng.below(model.vocab_size as u64) as Token;
         let tokens = (0..BATCHES * batch * (seq + 1)).map(random).collect();
@@ -203,7 +208,7 @@ impl Steps {
     }
 
     /// One whole step.
-    fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
+    pub(super) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
         let (batch, seq) = self.size;
         let first = self.step as usize % BATCHES * batch;
         let window = |i: usize| &self.tokens[(first + i) * (seq + 1)..][..seq + 1];
@@ -219,6 +224,7 @@ impl Steps {
 mod tests {
     use flashlm_kernels::Isa;
     use flashlm_model::{LanguageModel, Lm};
+    use flashlm_train::config::preset;
 
     use super::*;
 
@@ -235,7 +241,7 @@ mod tests {
     fn the_steps_train() {
         let cx = Exec::new(Isa::Scalar, 1);
         let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
-        let settings = config::preset("v4-small").unwrap().train;
+        let settings = preset("v4-small").unwrap().train;
         let mut steps = Steps::new(&model, Precision::F32, settings, (3, 5)).unwrap();
         let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;

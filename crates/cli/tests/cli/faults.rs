@@ -88,6 +88,10 @@ fn damaged_checkpoints() {
         &["checkpoint of another config", "model.dim is 24 there and 32 here"],
     );
     place.fails("train --resume run --batch 9", &["checkpoint of another config", "train.batch"]);
+    place.fails(
+        "train --resume run --set train.optimizer=muon",
+        &["checkpoint of another config", "train.optimizer is \"adamw\" there and \"muon\" here"],
+    );
     place.fails(&format!("train {TINY} --steps 1 --save-dir run"), &["--resume"]);
     place.fails("train --resume run --large", &["checkpoint of another config", "model."]);
     place.fails("train --resume cache", &["no checkpoint"]);

@@ -1,5 +1,7 @@
 //! A run that is stopped and resumed gives the bits of one that was not, for any number of threads.
 
+use flashlm_train::optim::{ADAMW, NAMES};
+
 use crate::common::{Place, TINY, checkpoint_bytes, text};
 
 const EVERY: &str = "--set train.checkpoint_every=7 --set train.eval_every=10 --set train.sample_every=9 \
@@ -13,7 +15,11 @@ fn last(place: &Place, run: &str, step: u64) -> Vec<(String, Vec<u8>)> {
 fn resumed_equals_never_stopped() {
     let place = Place::new();
     let stages = "--set train.stages=[{seq_len=8,share=0.3},{seq_len=16,share=0.3},{seq_len=32,share=0.4}]";
-    for (name, extra) in [("plain", ""), ("staged", stages), ("accumulated", "--set train.accumulation=2")] {
+    let mut runs = vec![("plain", ""), ("staged", stages), ("accumulated", "--set train.accumulation=2")];
+    let other: Vec<(&str, String)> =
+        NAMES.iter().map(|name| (*name, format!("--set train.optimizer={name}"))).collect();
+    runs.extend(other.iter().map(|(name, extra)| (*name, &**extra)).filter(|(name, _)| *name != ADAMW));
+    for (name, extra) in runs {
         let flags = format!("{TINY} {EVERY} {extra} --steps 40");
         place.ok(&format!("train {flags} --save-dir {name} --threads 2"));
         // From each checkpoint of the first third on, once at a stage's border, with other numbers of threads.

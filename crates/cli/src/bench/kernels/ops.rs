@@ -2,13 +2,14 @@
 //! and 512 logits of a row at once. The same numbers are made in f32, bf16 and f64.
 
 use flashlm_kernels::ops::{
-    self, AdamW, Packed, Quant, Scale, SoftmaxRows, Stat, conv_gate_backward, conv_gate_forward, conv_taps_backward,
-    embed_backward, embed_forward, glu_backward, glu_forward, matmul, matmul_tn, quantise, rmsnorm_backward,
-    rmsnorm_forward, sum_squares,
+    self, Activation, AdamW, Objective, Packed, Quant, Scale, SoftmaxRows, Stat, conv_gate_backward, conv_gate_forward,
+    conv_taps_backward, embed_backward, embed_forward, glu_backward, glu_forward, matmul, matmul_tn, quantise,
+    rmsnorm_backward, rmsnorm_forward, softcap, sum_squares,
 };
 use flashlm_kernels::profile::Work;
+use flashlm_kernels::span::whole;
 use flashlm_kernels::tile::{Parts, Rows};
-use flashlm_kernels::{Elem, Exec, Store, Token};
+use flashlm_kernels::{Elem, Exec, Span, Store, Token};
 use flashlm_model::rng::Rng;
 
 use super::{Case, Output, Subject};
@@ -45,10 +46,13 @@ pub enum Op {
     ConvGateBackward,
     ConvTapsBackward,
     Softmax,
+    Softcap,
     EmbedForward,
     EmbedBackward,
     Quantise,
     AdamW,
+    Momentum,
+    RowsNormalise,
     SumSquares,
 }
 
@@ -68,10 +72,13 @@ pub const OPS: &[Op] = &[
     Op::ConvGateBackward,
     Op::ConvTapsBackward,
     Op::Softmax,
+    Op::Softcap,
     Op::EmbedForward,
     Op::EmbedBackward,
     Op::Quantise,
     Op::AdamW,
+    Op::Momentum,
+    Op::RowsNormalise,
     Op::SumSquares,
 ];
 
@@ -129,7 +136,7 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
             let call = move |cx: &Exec, [y, sg, su]: &mut [Vec<A>; 3]| {
                 cx.tiles(ROWS, (Rows(y, F), Rows(sg, F), Rows(su, F)), |cx, r, (y, sg, su), _| {
                     let cells = r.start * F..r.end * F;
-                    glu_forward(cx, y, sg, su, &g[cells.clone()], &u[cells]);
+                    glu_forward(cx, y, sg, su, &g[cells.clone()], &u[cells], Activation::Silu);
                 });
             };
             let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
@@ -141,16 +148,20 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
             let call = move |cx: &Exec, [dg, du, y]: &mut [Vec<A>; 3]| {
                 cx.tiles(ROWS, (Rows(dg, F), Rows(du, F), Rows(y, F)), |cx, r, (dg, du, y), _| {
                     let cells = r.start * F..r.end * F;
-                    glu_backward(cx, dg, du, y, &dy[cells.clone()], &g[cells.clone()], &u[cells]);
+                    let (dy, g, u) = (&dy[cells.clone()], &g[cells.clone()], &u[cells]);
+                    glu_backward(cx, dg, du, y, dy, g, u, Activation::Silu);
                 });
             };
             let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
             bytes("glu_backward", format!("{ROWS}x{F}"), ROWS * F * (summed + 5 * kept), case)
         }
         Op::ConvForward => {
-            let (u, w) = (random::<A>(ROWS * 2 * D, 1), random(K * D, 2));
+            let (u, w, past) = (random::<A>(ROWS * 2 * D, 1), random(K * D, 2), whole(B, T));
             let call = move |cx: &Exec, y: &mut Vec<A>| {
-                cx.tiles(ROWS, (Rows(y, D),), |cx, r, (y,), _| conv_gate_forward(cx, y, &u, None, &w, (r, (T, D, K))));
+                let span = &Span { batch: B, len: T, past: &past };
+                cx.tiles(ROWS, (Rows(y, D),), |cx, r, (y,), _| {
+                    conv_gate_forward(cx, y, &u, None, &w, (r, span, (D, K)));
+                });
             };
             let case = case(zeros::<A>(ROWS * D), call, |y| vec![y.output()]);
             bytes("conv_gate_forward", format!("{B}x{T}x{D} K {K}"), 3 * ROWS * D * kept, case)
@@ -169,11 +180,14 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
         }
         Op::ConvTapsBackward => {
             let (dc, u, w) = (random::<A>(ROWS * D, 1), random::<A>(ROWS * 2 * D, 2), random(K * D, 3));
+            let past = whole(B, T);
             let state = (zeros::<A>(ROWS * 2 * D), zeros::<A::E>(tiles * K * D), zeros::<A::E>(K * D));
             let call = move |cx: &Exec, (du, parts, dw): &mut (Vec<A>, Vec<A::E>, Vec<A::E>)| {
+                let span = &Span { batch: B, len: T, past: &past };
                 cx.tiles(ROWS, (Rows(du, 2 * D), Parts(parts, K * D)), |cx, r, (du, part), _| {
                     part.fill(A::E::ZERO);
-                    conv_taps_backward(cx, du, part, &dc, &u, &w, (r, (T, D, K)));
+                    let (du, v) = ((du, 2 * D, D), (&u[..], 2 * D, D));
+                    conv_taps_backward(cx, du, part, &dc, v, &w, (r, span, (D, K)));
                 });
                 dw.fill(A::E::ZERO);
                 ops::add_parts(dw, parts, K * D, 0);
@@ -190,15 +204,24 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
                     let n = r.len();
                     let (max, sum, own, at) = (local.take(n), local.take(n), local.take(n), local.take(n));
                     let z = &z[r.start * CHUNK..r.end * CHUNK];
-                    let mut softmax = SoftmaxRows { max, sum, own, targets: &targets[r] };
+                    let mut softmax = SoftmaxRows { max, sum, own, targets: &targets[r], cap: None };
                     softmax.start();
                     softmax.chunk(cx, Some((&mut *dz, CHUNK, &mut *at)), z, CHUNK, 0);
-                    softmax.finish(cx, dz, CHUNK, at, (CHUNK, CHUNK), A::E::ONE);
+                    softmax.finish(cx, dz, CHUNK, at, (CHUNK, CHUNK), Objective { scale: 1.0, z_loss: 0.0 });
                     losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
                 });
             };
             let case = case(state, call, |(dz, losses)| vec![dz.output(), losses.output()]);
             bytes("softmax", format!("{ROWS}x{CHUNK}"), ROWS * CHUNK * (summed + 3 * kept), case)
+        }
+        Op::Softcap => {
+            let z = random::<A::E>(ROWS * CHUNK, 1);
+            let call = move |cx: &Exec, y: &mut Vec<A::E>| {
+                y.copy_from_slice(&z);
+                softcap(cx, y, A::E::from_f64(15.0));
+            };
+            let case = case(zeros::<A::E>(ROWS * CHUNK), call, |y| vec![y.output()]);
+            bytes("softcap", format!("{ROWS}x{CHUNK}"), 4 * ROWS * CHUNK * summed, case)
         }
         Op::EmbedForward => {
             let (table, tokens) = (random::<A::E>(V * D, 1), tokens());
@@ -230,6 +253,20 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
             let call = move |cx: &Exec, [p, m, v]: &mut [Vec<A::E>; 3]| ops::adamw_step(cx, p, m, v, &g, s);
             let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
             bytes("adamw", format!("{PARAMETERS}"), 7 * PARAMETERS * summed, case)
+        }
+        Op::Momentum => {
+            let g = random::<A::E>(PARAMETERS, 1);
+            let s = ops::Momentum { mu: 0.95, blend: 0.95, grad_scale: 0.5 };
+            let state = [zeros(PARAMETERS), random::<A::E>(PARAMETERS, 2)];
+            let call = move |cx: &Exec, [u, m]: &mut [Vec<A::E>; 2]| ops::momentum_step(cx, u, m, &g, s);
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("momentum", format!("{PARAMETERS}"), 4 * PARAMETERS * summed, case)
+        }
+        Op::RowsNormalise => {
+            let state = (random::<A::E>(F * D, 1), random::<A::E>(F, 2).iter().map(|v| v.abs()).collect());
+            let call = |cx: &Exec, (x, v): &mut (Vec<A::E>, Vec<A::E>)| ops::rows_normalise(cx, x, v, 0.999, 1e-8);
+            let case = case(state, call, |(x, v)| vec![x.output(), v.output()]);
+            bytes("rows_normalise", format!("{F}x{D}"), 3 * F * D * summed, case)
         }
         Op::SumSquares => {
             let x = random::<A::E>(PARAMETERS, 1);

@@ -1,0 +1,97 @@
+//! `flashlm bench mixers`: tokens per second of whole training steps of v4-small with each token mixer in all of its blocks, at
+//! several sequence lengths, 4,096 tokens a step, on random tokens. Rounds go over all of them in turns; the figure is the median.
+
+use std::process::ExitCode;
+
+use flashlm_model::{ModelConfig, Precision, mixer};
+use flashlm_train::config;
+
+use super::train::Steps;
+use super::{median, windows};
+use crate::common::{self, out, say};
+
+/// Tokens of a step.
+const TOKENS: usize = 4096;
+/// Tokens of a sequence.
+const LENGTHS: [usize; 3] = [256, 512, 4096];
+/// Times that each is measured.
+const ROUNDS: usize = 3;
+
+/// Measures whole training steps with each token mixer at several sequence lengths.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Time of all measurements together
+    #[arg(long, default_value = "45", value_parser = super::seconds)]
+    seconds: f64,
+    /// Threads [default: FLASHLM_THREADS, or all processors]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
+    precision: Precision,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+struct Row {
+    mixer: &'static str,
+    len: usize,
+    parameters: usize,
+    /// Tokens per second of each round.
+    speeds: Vec<f64>,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let cx = common::exec(args.threads)?;
+    let precision = args.precision.resolve(cx.isa());
+    let settings = config::preset("v4-small")?.train;
+    let of = |&mixer: &&'static str| LENGTHS.map(|len| Row { mixer, len, parameters: 0, speeds: Vec::new() });
+    let mut rows: Vec<Row> = mixer::NAMES.iter().flat_map(of).collect();
+    let seconds = args.seconds / (ROUNDS * rows.len()) as f64;
+    for round in 0..ROUNDS {
+        say!("round {} of {ROUNDS}", round + 1);
+        for row in &mut rows {
+            let model = ModelConfig { mixer: row.mixer.into(), ..ModelConfig::v4_small() };
+            let mut steps = Steps::new(&model, precision, settings.clone(), (TOKENS / row.len, row.len))?;
+            row.parameters = steps.stepper.lm.layout().parameters();
+            // Memory is touched for the first time before it counts.
+            steps.step(&cx)?;
+            let mut failure = None;
+            let times = windows(seconds, 1, || failure = failure.take().or(steps.step(&cx).err()));
+            if let Some(error) = failure {
+                return Err(error);
+            }
+            row.speeds.push(TOKENS as f64 / times[0]);
+        }
+    }
+    let (isa, kept, threads) = (cx.isa().name(), precision.name(), cx.pool().threads());
+    let first = median(&rows[0].speeds);
+    if args.json {
+        let row = |row: &Row| {
+            let speed = median(&row.speeds);
+            serde_json::json!({
+                "mixer": row.mixer, "seq": row.len, "parameters": row.parameters,
+                "tokens_per_second": speed, "rounds": row.speeds, "ratio": speed / first,
+            })
+        };
+        let rows: Vec<_> = rows.iter().map(row).collect();
+        out!("{}", serde_json::json!({"isa": isa, "precision": kept, "threads": threads, "rows": rows}));
+        return Ok(ExitCode::SUCCESS);
+    }
+    out!("v4-small with each mixer, {TOKENS} tokens a step, {isa}, {kept}, {threads} threads");
+    out!(
+        "{:<12} {:>6} {:>12} {:>10}  of {} at T {}",
+        "mixer",
+        "T",
+        "parameters",
+        "tokens/s",
+        rows[0].mixer,
+        LENGTHS[0]
+    );
+    for row in &rows {
+        let (speed, parameters) = (median(&row.speeds), row.parameters);
+        out!("{:<12} {:>6} {parameters:>12} {speed:>10.0}  {:.2}", row.mixer, row.len, speed / first);
+    }
+    Ok(ExitCode::SUCCESS)
+}
