@@ -5,6 +5,7 @@ mod attention;
 mod conv;
 mod delta;
 mod embed;
+pub(crate) mod exact;
 mod gate;
 mod glu;
 mod matmul;

@@ -1,0 +1,127 @@
+//! Float arithmetic whose bits are the same on every ISA, for the packed runtime: plain Rust that each ISA compiles for
+//! itself inside an [`crate::Op`].
+//!
+//! Products and sums are rounded one by one (Rust never contracts them to a fused multiply-add). A sum over a row goes in
+//! 16 lanes, lane `i` taking the elements `i, i + 16, ..` in order, and then in halves: lane `i` plus lane `i + 8`, and so on.
+//! Nothing calls the platform's mathematics.
+
+/// 16 lanes: one register of AVX-512, two of AVX2, four of NEON or SSE2.
+pub(crate) type Lanes = [f32; 16];
+
+/// `1.5 * 2^23`: adding it rounds a small number to an integer, halves to even, and leaves that integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+/// The nearest integer of `|x| < 2^22`, halves to even.
+#[inline(always)]
+pub(crate) fn nearest(x: f32) -> i32 {
+    (x + ROUND).to_bits() as i32 - ROUND.to_bits() as i32
+}
+
+/// `exp(x)`: `2^n p(r)`, `x = n ln 2 + r`, with the polynomial of [`crate::simd::exp_f32`] (relative error below 2e-7); the
+/// argument is clamped to [-87.33, 88.37], NaN stays NaN.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = if x > 88.37 { 88.37 } else { x };
+    let x = if x < -87.33 { -87.33 } else { x };
+    let t = x * std::f32::consts::LOG2_E + ROUND;
+    let n = t - ROUND;
+    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
+    let mut p = 1.383_684_6e-3;
+    p = p * r + 8.374_816e-3;
+    p = p * r + 4.166_822_5e-2;
+    p = p * r + 0.166_664_2;
+    p = p * r + 0.499_999_9;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    let bits = (t.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32).wrapping_add(127) << 23;
+    p * f32::from_bits(bits as u32)
+}
+
+/// `1 / (1 + exp(-x))`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The sum of the lanes, in halves.
+#[inline(always)]
+pub(crate) fn sum(mut lanes: Lanes) -> f32 {
+    let mut half = 8;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `sum_i x_i y_i`.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut acc: Lanes = [0.0; 16];
+    let (xs, ys) = (x.chunks_exact(16), y.chunks_exact(16));
+    let (x_rest, y_rest) = (xs.remainder(), ys.remainder());
+    for (x, y) in xs.zip(ys) {
+        for i in 0..16 {
+            acc[i] += x[i] * y[i];
+        }
+    }
+    for (acc, (x, y)) in acc.iter_mut().zip(x_rest.iter().zip(y_rest)) {
+        *acc += x * y;
+    }
+    sum(acc)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::{Isa, Op};
+    use crate::elem::Elem;
+    use crate::ops::testing::random;
+    use crate::simd::Simd;
+
+    struct All<'a>(&'a [f32]);
+
+    impl Op<f32> for All<'_> {
+        type Out = Vec<u32>;
+        #[inline(always)]
+        unsafe fn run<S: Simd<E = f32>>(self) -> Vec<u32> {
+            let mut out: Vec<f32> = self.0.iter().map(|&x| exp(x)).collect();
+            out.extend(self.0.iter().map(|&x| sigmoid(x)));
+            out.extend((0..self.0.len()).map(|n| dot(&self.0[..n], &self.0[self.0.len() - n..])));
+            out.into_iter().map(f32::to_bits).collect()
+        }
+    }
+
+    #[test]
+    fn every_isa_has_the_same_bits() {
+        let mut x: Vec<f32> = random(4000, 7);
+        x.iter_mut().enumerate().for_each(|(i, x)| *x *= (i % 97) as f32);
+        x.extend([f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-40, 88.4, -87.4, 1e30]);
+        let want = f32::dispatch(Isa::Scalar, All(&x));
+        for isa in Isa::available() {
+            assert!(f32::dispatch(isa, All(&x)) == want, "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn exp_is_near_that_of_f64() {
+        let mut worst = 0.0f64;
+        for i in -87_000..88_000 {
+            let x = i as f32 * 1e-3;
+            let want = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) - want).abs() / want);
+        }
+        assert!(worst < 2e-7, "{worst}");
+        assert!(exp(f32::NAN).is_nan() && exp(f32::NEG_INFINITY) < 1.3e-38 && exp(100.0).is_finite());
+    }
+
+    #[test]
+    fn nearest_takes_halves_to_even() {
+        for i in -10_000..10_000 {
+            let x = i as f32 * 0.25;
+            assert_eq!(nearest(x), x.round_ties_even() as i32, "{x}");
+        }
+    }
+}
