@@ -12,6 +12,9 @@ pub enum Isa {
     /// 8 f32 lanes with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// The same with `vpdpbusd` for sums of integers.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     /// 16 f32 lanes with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -54,6 +57,9 @@ impl Isa {
                 all.push(Isa::Avx512);
             }
             if has!("avx2") && has!("fma") {
+                if has!("avxvnni") {
+                    all.push(Isa::AvxVnni);
+                }
                 all.push(Isa::Avx2);
             }
         }
@@ -71,6 +77,8 @@ impl Isa {
             Isa::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]

@@ -65,7 +65,7 @@ elem!(f32, |isa, op| match isa {
     Isa::Scalar => isa::scalar::run(op),
     // SAFETY: `Isa` values of a vector ISA are only made after its features were detected.
     #[cfg(target_arch = "x86_64")]
-    Isa::Avx2 => unsafe { isa::avx2::run(op) },
+    Isa::Avx2 | Isa::AvxVnni => unsafe { isa::avx2::run(op) },
     // SAFETY: as above.
     #[cfg(target_arch = "x86_64")]
     Isa::Avx512 => unsafe { isa::avx512::run(op) },

@@ -12,6 +12,7 @@ mod bf16;
 mod buf;
 pub mod cpu;
 mod dispatch;
+mod dot;
 mod elem;
 mod exec;
 pub mod isa;

@@ -252,7 +252,7 @@ impl Exec {
     pub fn tile_rows(&self) -> usize {
         match self.isa().name() {
             "avx512" | "avx512bf16" => 56,
-            "avx2" => 48,
+            "avx2" | "avxvnni" => 48,
             _ => 64,
         }
     }

@@ -1,9 +1,12 @@
-//! AVX2 with FMA: 8 f32 lanes, 16 registers, product tile 6 x 16.
+//! AVX2 with FMA: 8 f32 lanes, 16 registers, product tile 6 x 16; sums of bytes by `vpmaddubsw`, or by `vpdpbusd` where the
+//! machine has AVX-VNNI.
 
 use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
+use crate::dot::Dot;
+use crate::ops::Product;
 use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// 8 lanes of f32.
@@ -184,5 +187,151 @@ unsafe impl Simd for Avx2 {
             let acc = _mm256_fmadd_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(low_b), acc);
             _mm256_fmadd_ps(_mm256_castsi256_ps(high), _mm256_castsi256_ps(high_b), acc)
         }
+    }
+}
+
+/// Runs a packed product with AVX2.
+///
+/// # Safety
+/// The machine has AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(crate) unsafe fn packed(product: Product<'_>) {
+    // SAFETY: the features are enabled here.
+    unsafe { product.run::<Avx2Dot>() }
+}
+
+/// Runs a packed product with AVX-VNNI.
+///
+/// # Safety
+/// The machine has AVX2, FMA and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,avxvnni")]
+pub(crate) unsafe fn packed_vnni(product: Product<'_>) {
+    // SAFETY: the features are enabled here.
+    unsafe { product.run::<AvxVnniDot>() }
+}
+
+/// 8 lanes of integers by `vpmaddubsw`, whose 16-bit sums saturate: ternary codes stay at their 0 to 2, of which eight
+/// products fit, and byte weights are signed as the activations, whose magnitude is then the unsigned side.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2Dot;
+
+// SAFETY: called only inside `packed`.
+unsafe impl Dot for Avx2Dot {
+    type V = __m256i;
+    const LANES: usize = 8;
+    const ROWS: usize = 2;
+    const BYTE_BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn ternary(cell: *const u8) -> [__m256i; 4] {
+        unsafe {
+            let (v, low) = (_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(3));
+            [
+                _mm256_and_si256(v, low),
+                _mm256_and_si256(_mm256_srli_epi16::<2>(v), low),
+                _mm256_and_si256(_mm256_srli_epi16::<4>(v), low),
+                _mm256_and_si256(_mm256_srli_epi16::<6>(v), low),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(cell: *const u8) -> __m256i {
+        unsafe { _mm256_xor_si256(_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_ternary(acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
+        unsafe {
+            let x = x.cast::<i32>();
+            let part = |j: usize| _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()));
+            // At most 8 * 2 * 127.
+            let sum = _mm256_add_epi16(_mm256_add_epi16(part(0), part(1)), _mm256_add_epi16(part(2), part(3)));
+            let sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
+            [_mm256_add_epi32(acc[0], sum), acc[1], acc[2], acc[3]]
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            // At most 2 * 127 * 127.
+            let sum = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn ternary_total(acc: [__m256i; 4]) -> __m256i {
+        acc[0]
+    }
+    #[inline(always)]
+    unsafe fn total(acc: [__m256i; 4]) -> __m256i {
+        unsafe { _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3])) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: __m256i) {
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+}
+
+/// 8 lanes of integers by `vpdpbusd`. Ternary codes stay where their bits are, at 1, 4, 16 or 64 times their value: masking
+/// is then all the unpacking there is, and the four sums are shifted back once, exactly.
+#[derive(Clone, Copy)]
+pub(crate) struct AvxVnniDot;
+
+// SAFETY: called only inside `packed_vnni`.
+unsafe impl Dot for AvxVnniDot {
+    type V = __m256i;
+    const LANES: usize = 8;
+    const ROWS: usize = 2;
+    const BYTE_BIAS: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn ternary(cell: *const u8) -> [__m256i; 4] {
+        unsafe {
+            let v = _mm256_loadu_si256(cell.cast());
+            [
+                _mm256_and_si256(v, _mm256_set1_epi8(0x03)),
+                _mm256_and_si256(v, _mm256_set1_epi8(0x0c)),
+                _mm256_and_si256(v, _mm256_set1_epi8(0x30)),
+                _mm256_and_si256(v, _mm256_set1_epi8(0xc0u8 as i8)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(cell: *const u8) -> __m256i {
+        unsafe { _mm256_loadu_si256(cell.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_ternary(mut acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
+        for j in 0..4 {
+            acc[j] = unsafe { Self::dot_bytes(acc[j], w[j], x.add(4 * j)) };
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
+        unsafe { _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn ternary_total(acc: [__m256i; 4]) -> __m256i {
+        unsafe {
+            let [a, b, c, d] = acc;
+            Self::total([a, _mm256_srai_epi32::<2>(b), _mm256_srai_epi32::<4>(c), _mm256_srai_epi32::<6>(d)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn total(acc: [__m256i; 4]) -> __m256i {
+        unsafe { _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3])) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: __m256i) {
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
 }

@@ -1,10 +1,12 @@
 //! AVX-512 F/BW/DQ/VL: 16 f32 lanes, 32 registers, product tile 14 x 32; bf16 pairs by `vdpbf16ps` where the machine has
-//! it, and by two multiply-adds where not.
+//! it, and by two multiply-adds where not. Sums of bytes by `vpdpbusd`.
 
 use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
+use crate::dot::Dot;
+use crate::ops::Product;
 use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
@@ -199,5 +201,84 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
             let acc = _mm512_fmadd_ps(_mm512_castsi512_ps(a0), _mm512_castsi512_ps(b0), acc);
             _mm512_fmadd_ps(_mm512_castsi512_ps(a1), _mm512_castsi512_ps(b1), acc)
         }
+    }
+}
+
+/// Runs a packed product with AVX-512 VNNI.
+///
+/// # Safety
+/// The machine has F, BW, DQ, VL and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) unsafe fn packed(product: Product<'_>) {
+    // SAFETY: the features are enabled here.
+    unsafe { product.run::<Avx512Dot>() }
+}
+
+/// The same, with tiles for many rows.
+///
+/// # Safety
+/// The machine has F, BW, DQ, VL and VNNI, and [`super::amx::has_int8`] said yes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+pub(crate) unsafe fn packed_amx(product: Product<'_>) {
+    // SAFETY: the features are enabled here.
+    unsafe { product.run_tiles::<Avx512Dot>() }
+}
+
+/// 16 lanes of integers by `vpdpbusd`; ternary codes as in [`super::avx2::AvxVnniDot`].
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Dot;
+
+// SAFETY: called only inside `packed` and `packed_amx`.
+unsafe impl Dot for Avx512Dot {
+    type V = __m512i;
+    const LANES: usize = 16;
+    const ROWS: usize = 4;
+    const BYTE_BIAS: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn ternary(cell: *const u8) -> [__m512i; 4] {
+        unsafe {
+            let v = _mm512_loadu_si512(cell.cast());
+            [
+                _mm512_and_si512(v, _mm512_set1_epi8(0x03)),
+                _mm512_and_si512(v, _mm512_set1_epi8(0x0c)),
+                _mm512_and_si512(v, _mm512_set1_epi8(0x30)),
+                _mm512_and_si512(v, _mm512_set1_epi8(0xc0u8 as i8)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(cell: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(cell.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_ternary(mut acc: [__m512i; 4], w: &[__m512i; 4], x: *const i8) -> [__m512i; 4] {
+        for j in 0..4 {
+            acc[j] = unsafe { Self::dot_bytes(acc[j], w[j], x.add(4 * j)) };
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
+    }
+    #[inline(always)]
+    unsafe fn ternary_total(acc: [__m512i; 4]) -> __m512i {
+        unsafe {
+            let [a, b, c, d] = acc;
+            Self::total([a, _mm512_srai_epi32::<2>(b), _mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)])
+        }
+    }
+    #[inline(always)]
+    unsafe fn total(acc: [__m512i; 4]) -> __m512i {
+        unsafe { _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3])) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
 }

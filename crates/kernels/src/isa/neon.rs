@@ -4,6 +4,8 @@ use std::arch::aarch64::*;
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
+use crate::dot::Dot;
+use crate::ops::Product;
 use crate::simd::{Simd, exp_f32, tanh_f32};
 
 /// 4 lanes of f32.
@@ -209,5 +211,78 @@ unsafe impl Simd for Neon {
     #[inline(always)]
     unsafe fn dot_pairs(a: [float32x4_t; 2], b: [float32x4_t; 2], acc: float32x4_t) -> float32x4_t {
         unsafe { vfmaq_f32(vfmaq_f32(acc, a[0], b[0]), a[1], b[1]) }
+    }
+}
+
+/// Runs a packed product with `sdot`.
+///
+/// # Safety
+/// The machine has NEON with the dot product.
+#[target_feature(enable = "neon,dotprod")]
+pub(crate) unsafe fn packed(product: Product<'_>) {
+    // SAFETY: the features are enabled here.
+    unsafe { product.run::<NeonDot>() }
+}
+
+/// 4 lanes of integers by `sdot`, both sides signed. The intrinsic is not stable, the instruction is.
+#[derive(Clone, Copy)]
+pub(crate) struct NeonDot;
+
+// SAFETY: called only inside `packed`.
+unsafe impl Dot for NeonDot {
+    type V = int32x4_t;
+    const LANES: usize = 4;
+    const ROWS: usize = 4;
+    const BYTE_BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn zero() -> int32x4_t {
+        unsafe { vdupq_n_s32(0) }
+    }
+    #[inline(always)]
+    unsafe fn ternary(cell: *const u8) -> [int32x4_t; 4] {
+        unsafe {
+            let (v, low) = (vld1q_u8(cell), vdupq_n_u8(3));
+            [
+                vreinterpretq_s32_u8(vandq_u8(v, low)),
+                vreinterpretq_s32_u8(vandq_u8(vshrq_n_u8::<2>(v), low)),
+                vreinterpretq_s32_u8(vandq_u8(vshrq_n_u8::<4>(v), low)),
+                vreinterpretq_s32_u8(vshrq_n_u8::<6>(v)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(cell: *const u8) -> int32x4_t {
+        unsafe { vreinterpretq_s32_u8(veorq_u8(vld1q_u8(cell), vdupq_n_u8(128))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_ternary(mut acc: [int32x4_t; 4], w: &[int32x4_t; 4], x: *const i8) -> [int32x4_t; 4] {
+        for j in 0..4 {
+            acc[j] = unsafe { Self::dot_bytes(acc[j], w[j], x.add(4 * j)) };
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(mut acc: int32x4_t, w: int32x4_t, x: *const i8) -> int32x4_t {
+        unsafe {
+            let x = vdupq_n_s32(x.cast::<i32>().read_unaligned());
+            std::arch::asm!(
+                "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
+                inlateout(vreg) acc, in(vreg) w, in(vreg) x, options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t {
+        unsafe { Self::total(acc) }
+    }
+    #[inline(always)]
+    unsafe fn total(acc: [int32x4_t; 4]) -> int32x4_t {
+        unsafe { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: int32x4_t) {
+        unsafe { vst1q_s32(p, v) }
     }
 }

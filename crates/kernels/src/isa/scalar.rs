@@ -3,6 +3,7 @@
 
 use crate::bf16::Bf16;
 use crate::dispatch::Op;
+use crate::dot::Dot;
 use crate::elem::Elem;
 use crate::simd::{Simd, exp_f32, tanh_f32};
 
@@ -150,3 +151,68 @@ scalar!(f32, |n| f32::from_bits(((n as i32 + 127) as u32) << 23), |x| unsafe { e
     tanh_f32::<Self>(x)
 });
 scalar!(f64, |n| n.exp2(), |x| x.exp(), |x| x.tanh());
+
+/// One lane of integers. A ternary product is additions alone: `w x = code x - x`, where the code 1 adds `x` and 2 adds it
+/// twice.
+#[derive(Clone, Copy)]
+pub(crate) struct ScalarDot;
+
+// SAFETY: no ISA feature is used.
+unsafe impl Dot for ScalarDot {
+    type V = i32;
+    const LANES: usize = 1;
+    const ROWS: usize = 1;
+    const BYTE_BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn zero() -> i32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn ternary(cell: *const u8) -> [i32; 4] {
+        // SAFETY: the caller's promise.
+        [unsafe { Self::bytes(cell) }; 4]
+    }
+    #[inline(always)]
+    unsafe fn bytes(cell: *const u8) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { cell.cast::<i32>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn dot_ternary(mut acc: [i32; 4], w: &[i32; 4], x: *const i8) -> [i32; 4] {
+        for (b, code) in w[0].to_ne_bytes().into_iter().enumerate() {
+            let code = i32::from(code);
+            for (j, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller's promise: 16 bytes.
+                let x = i32::from(unsafe { *x.add(4 * j + b) });
+                // All ones where the bit is set.
+                let once = -(code >> (2 * j) & 1);
+                let twice = -(code >> (2 * j + 1) & 1);
+                *acc += (x & once) + ((x + x) & twice);
+            }
+        }
+        acc
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(acc: i32, w: i32, x: *const i8) -> i32 {
+        let mut sum = acc;
+        for (b, code) in w.to_ne_bytes().into_iter().enumerate() {
+            // SAFETY: the caller's promise: 4 bytes.
+            sum += (i32::from(code) - 128) * i32::from(unsafe { *x.add(b) });
+        }
+        sum
+    }
+    #[inline(always)]
+    unsafe fn ternary_total(acc: [i32; 4]) -> i32 {
+        acc[0] + acc[1] + acc[2] + acc[3]
+    }
+    #[inline(always)]
+    unsafe fn total(acc: [i32; 4]) -> i32 {
+        acc[0] + acc[1] + acc[2] + acc[3]
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut i32, v: i32) {
+        // SAFETY: the caller's promise.
+        unsafe { *p = v }
+    }
+}

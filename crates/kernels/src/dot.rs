@@ -1,0 +1,87 @@
+//! What an integer unit must offer: sums of products of unsigned weight codes with signed bytes, four at a time. The packed
+//! product is written over this trait once ([`crate::ops::packed_matmul`]); each file of [`crate::isa`] implements it.
+//!
+//! Weights lie in cells of 16 outputs. A ternary cell is 16 columns in 64 bytes: byte `b` of lane `r` holds, in bits `2j` and
+//! `2j + 1`, the code `w + 1` of column `4 j + b` of output `r`. A byte cell is 4 columns in 64 bytes: byte `b` of lane `r` is
+//! `w + 128` of column `b` of output `r`.
+
+use crate::dispatch::Isa;
+
+/// Outputs of a cell.
+pub(crate) const CELL: usize = 16;
+
+/// Columns of a group: one ternary cell, or four byte cells.
+pub(crate) const GROUP: usize = 16;
+
+/// A vector of `LANES` sums, and of as many quads of bytes.
+///
+/// # Safety
+/// Functions may only be called where the machine has been found to support the unit; pointers must be valid for what is
+/// said to lie there.
+pub(crate) unsafe trait Dot: Copy {
+    type V: Copy;
+    const LANES: usize;
+    /// Most rows of activations at once.
+    const ROWS: usize;
+    /// What the unit's byte codes are above their weights.
+    const BYTE_BIAS: i32;
+
+    unsafe fn zero() -> Self::V;
+    /// The four quads of `LANES` lanes of a ternary cell, as [`Dot::ternary_total`] expects them.
+    unsafe fn ternary(cell: *const u8) -> [Self::V; 4];
+    /// `LANES` lanes of a byte cell.
+    unsafe fn bytes(cell: *const u8) -> Self::V;
+    /// `acc_j + sum_b w_jb x_{4j+b}` in each lane, `x` of 16 bytes.
+    unsafe fn dot_ternary(acc: [Self::V; 4], w: &[Self::V; 4], x: *const i8) -> [Self::V; 4];
+    /// `acc + sum_b w_b x_b` in each lane, `x` of 4 bytes.
+    unsafe fn dot_bytes(acc: Self::V, w: Self::V, x: *const i8) -> Self::V;
+    /// The sum of the four, each at the place of its bits.
+    unsafe fn ternary_total(acc: [Self::V; 4]) -> Self::V;
+    /// The sum of the four.
+    unsafe fn total(acc: [Self::V; 4]) -> Self::V;
+    unsafe fn store(p: *mut i32, v: Self::V);
+}
+
+/// Which integer unit runs on an ISA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// Tiles for many rows, AVX-512 VNNI for few.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Unit {
+    /// That of the ISA on this machine.
+    pub(crate) fn of(isa: Isa) -> Unit {
+        match isa {
+            Isa::Scalar => Unit::Scalar,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Unit::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Unit::AvxVnni,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
+                if !std::arch::is_x86_feature_detected!("avx512vnni") {
+                    Unit::Avx2
+                } else if isa == Isa::Amx && crate::isa::amx::has_int8() {
+                    Unit::Amx
+                } else {
+                    Unit::Avx512Vnni
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Unit::Neon,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Unit::Scalar,
+        }
+    }
+}
