@@ -300,12 +300,19 @@ fn largest(x: &[f32]) -> f32 {
     m
 }
 
-/// `y: [rows, outputs] (+)= x w^T` on the calling thread.
-pub fn packed_matmul(cx: &Exec, y: &mut [f32], x: &mut Int8Rows, w: &PackedMatrix, add: bool) {
-    assert!(x.columns == w.columns && y.len() == x.rows * w.outputs, "rows quantised for another matrix");
+/// `y (+)= x w^T` on the calling thread, `y` the columns from `at` on of `[rows, ld]`.
+pub fn packed_matmul(
+    cx: &Exec,
+    (y, ld, at): (&mut [f32], usize, usize),
+    x: &mut Int8Rows,
+    w: &PackedMatrix,
+    add: bool,
+) {
+    assert!(x.columns == w.columns, "rows quantised for another matrix");
+    assert!(y.len() == x.rows * ld && at + w.outputs <= ld);
     let flops = 2 * x.rows * w.outputs * w.columns.inputs;
     let _time = time(cx, "packed_matmul", (w.columns.inputs, w.outputs), Work::Flops(flops as f64));
-    let product = Product { y, x, w, add };
+    let product = Product { y, ld, at, x, w, add };
     match Unit::of(cx.isa()) {
         // SAFETY: plain arithmetic runs anywhere.
         Unit::Scalar => unsafe { product.run::<isa::scalar::ScalarDot>() },
@@ -330,6 +337,8 @@ pub fn packed_matmul(cx: &Exec, y: &mut [f32], x: &mut Int8Rows, w: &PackedMatri
 /// One product, ready to run on a unit.
 pub(crate) struct Product<'a> {
     y: &'a mut [f32],
+    ld: usize,
+    at: usize,
     x: &'a mut Int8Rows,
     w: &'a PackedMatrix,
     add: bool,
@@ -437,7 +446,7 @@ impl Product<'_> {
     fn finish(&mut self, y: &[f32; CELL], block: usize, row: usize) {
         let by = self.x.scales[row];
         let n = CELL.min(self.w.outputs - block * CELL);
-        let at = row * self.w.outputs + block * CELL;
+        let at = row * self.ld + self.at + block * CELL;
         let out = &mut self.y[at..at + n];
         if n == CELL && self.add {
             for i in 0..CELL {
@@ -615,7 +624,7 @@ mod tests {
                     q.quantise(cx, &other, columns);
                     q.quantise(cx, &x, w.columns());
                     let mut y = start.clone();
-                    packed_matmul(cx, &mut y, &mut q, w, add);
+                    packed_matmul(cx, (&mut y, outputs, 0), &mut q, w, add);
                     y
                 };
                 let scalar = Exec::new(crate::Isa::Scalar, 1);
@@ -652,9 +661,9 @@ mod tests {
                 let mut q = Int8Rows::new([columns].into_iter(), 1);
                 q.quantise(cx, &x, columns);
                 let mut y = [0.0];
-                packed_matmul(cx, &mut y, &mut q, &ternary, false);
+                packed_matmul(cx, (&mut y, 1, 0), &mut q, &ternary, false);
                 assert_eq!(y[0], sign * f32::from(w.signum()) * k as f32, "{:?}", cx.isa());
-                packed_matmul(cx, &mut y, &mut q, &bytes, false);
+                packed_matmul(cx, (&mut y, 1, 0), &mut q, &bytes, false);
                 assert_eq!(y[0], sign * f32::from(w) * k as f32, "{:?}", cx.isa());
             });
         }
@@ -672,7 +681,7 @@ mod tests {
             x[60] = f32::NAN;
             q.quantise(cx, &x, columns);
             let mut y = vec![1.0; 16];
-            packed_matmul(cx, &mut y, &mut q, &w, false);
+            packed_matmul(cx, (&mut y, 4, 0), &mut q, &w, false);
             assert!(y[..8].iter().all(|y| y.abs() < 1e-30), "{y:?}");
             assert!(y[8..].iter().all(|y| !y.is_finite()), "{y:?}");
         });

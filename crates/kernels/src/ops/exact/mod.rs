@@ -5,6 +5,11 @@
 //! 16 lanes, lane `i` taking the elements `i, i + 16, ..` in order, and then in halves: lane `i` plus lane `i + 8`, and so on.
 //! Nothing calls the platform's mathematics.
 
+pub mod attention;
+pub mod conv;
+pub mod delta;
+pub mod rows;
+
 /// 16 lanes: one register of AVX-512, two of AVX2, four of NEON or SSE2.
 pub(crate) type Lanes = [f32; 16];
 

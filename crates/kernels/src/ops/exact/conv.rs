@@ -1,0 +1,106 @@
+//! Causal depthwise convolution of one sequence that goes on: `y_t = sum_j taps_j v_{t-K+1+j}`, over the rows of its story alone.
+
+use crate::dispatch::Op;
+use crate::exec::Exec;
+use crate::profile::{Work, time};
+use crate::simd::Simd;
+
+/// `y: [n, d]` of rows `v`, columns `at .. at + d` of `u: [n, ld]`. `history: [K-1, d]` are the rows before them and moves on;
+/// `taps: [K, d]`, `past: [n]` the rows of its story before each row.
+pub fn exact_conv(
+    cx: &Exec,
+    y: &mut [f32],
+    history: &mut [f32],
+    (u, ld, at): (&[f32], usize, usize),
+    taps: &[f32],
+    past: &[u32],
+) {
+    let n = past.len();
+    let d = y.len() / n.max(1);
+    assert!(n > 0 && y.len() == n * d && u.len() >= (n - 1) * ld + at + d && taps.len().is_multiple_of(d));
+    assert!(taps.len() == history.len() + d);
+    let _time = time(cx, "exact_conv", (d, taps.len() / d), Work::Flops((2 * n * taps.len()) as f64));
+    cx.op(Conv { y, history: &*history, u, ld, at, taps, past, d });
+    let held = history.len() / d;
+    let kept = held.saturating_sub(n);
+    history.copy_within((held - kept) * d.., 0);
+    for (row, last) in history.chunks_exact_mut(d).enumerate().skip(kept) {
+        let from = (n + row - held) * ld + at;
+        last.copy_from_slice(&u[from..from + d]);
+    }
+}
+
+struct Conv<'a> {
+    y: &'a mut [f32],
+    history: &'a [f32],
+    u: &'a [f32],
+    ld: usize,
+    at: usize,
+    taps: &'a [f32],
+    past: &'a [u32],
+    d: usize,
+}
+
+impl Op<f32> for Conv<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) {
+        let Conv { y, history, u, ld, at, taps, past, d } = self;
+        let held = history.len() / d;
+        for (t, y) in y.chunks_exact_mut(d).enumerate() {
+            y.fill(0.0);
+            let back = held.min(past[t] as usize);
+            for (j, taps) in taps.chunks_exact(d).enumerate().skip(held - back) {
+                let row = t + j;
+                let v = match row.checked_sub(held) {
+                    Some(row) => &u[row * ld + at..][..d],
+                    None => &history[row * d..][..d],
+                };
+                for ((y, w), v) in y.iter_mut().zip(taps).zip(v) {
+                    *y += w * v;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{all_isas, assert_close, random};
+
+    #[test]
+    fn pieces_of_any_size_equal_the_definition() {
+        for (k, d) in [(1, 3), (4, 16), (8, 37)] {
+            let (n, ld, at) = (23, d + 5, 2);
+            let (u, taps): (Vec<f32>, Vec<f32>) = (random(n * ld, 1), random(k * d, 2));
+            // A story starts at row 10.
+            let past: Vec<u32> = (0..10).chain(0..13).collect();
+            let mut want = vec![0.0; n * d];
+            for t in 0..n {
+                for j in 0..k {
+                    let back = k - 1 - j;
+                    if back <= past[t] as usize {
+                        (0..d).for_each(|c| want[t * d + c] += taps[j * d + c] * u[(t - back) * ld + at + c]);
+                    }
+                }
+            }
+            all_isas(|cx| {
+                let run = |piece: usize| {
+                    let (mut y, mut history) = (vec![f32::NAN; n * d], vec![0.0; (k - 1) * d]);
+                    for from in (0..n).step_by(piece) {
+                        let to = n.min(from + piece);
+                        let rows = (&u[from * ld..], ld, at);
+                        exact_conv(cx, &mut y[from * d..to * d], &mut history, rows, &taps, &past[from..to]);
+                    }
+                    (y, history)
+                };
+                let whole = run(n);
+                assert_close(&whole.0, &want, 1e-6, "conv");
+                for piece in [1, 2, 3, 5, 7, 22] {
+                    assert!(run(piece) == whole, "{piece} rows at a time");
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Row by row: RMSNorm `y = x r scale`, `r = 1 / sqrt(mean(x^2) + eps)`; SiLU with a unit norm, `y = silu(x) r`,
+//! `r = scale / sqrt(sum silu(x)^2 + eps)`; gates `y = act(g) u`; soft cap `c tanh(z / c)`.
+
+use super::{dot, exp, sigmoid};
+use crate::dispatch::Op;
+use crate::exec::Exec;
+use crate::profile::{Work, time};
+use crate::simd::Simd;
+
+/// What a gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `1 / (1 + exp(-g))`.
+    Sigmoid,
+    /// `g sigmoid(g)`.
+    Silu,
+    /// `max(g, 0)^2`.
+    Relu2,
+}
+
+/// `y, x: [rows, d]`, `scale: [d]`.
+pub fn exact_rmsnorm(cx: &Exec, y: &mut [f32], x: &[f32], scale: &[f32], eps: f64) {
+    let d = scale.len();
+    assert!(y.len() == x.len() && x.len().is_multiple_of(d));
+    let _time = time(cx, "exact_rmsnorm", (d, 0), Work::Bytes((8 * x.len()) as f64));
+    cx.op(Norm { y, x, scale, eps: eps as f32 });
+}
+
+struct Norm<'a> {
+    y: &'a mut [f32],
+    x: &'a [f32],
+    scale: &'a [f32],
+    eps: f32,
+}
+
+impl Op<f32> for Norm<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) {
+        let d = self.scale.len();
+        for (y, x) in self.y.chunks_exact_mut(d).zip(self.x.chunks_exact(d)) {
+            let r = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+            for ((y, x), scale) in y.iter_mut().zip(x).zip(self.scale) {
+                *y = x * r * scale;
+            }
+        }
+    }
+}
+
+/// SiLU of `x: [rows, d]` in place; with `norm = (eps, scale)` each row then has length `scale`.
+pub fn exact_silu_unit(cx: &Exec, x: &mut [f32], norm: Option<(f64, f64)>, d: usize) {
+    assert!(x.len().is_multiple_of(d));
+    let _time = time(cx, "exact_silu_unit", (d, 0), Work::Bytes((8 * x.len()) as f64));
+    cx.op(Unit { x, norm, d });
+}
+
+struct Unit<'a> {
+    x: &'a mut [f32],
+    norm: Option<(f64, f64)>,
+    d: usize,
+}
+
+impl Op<f32> for Unit<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) {
+        for x in self.x.iter_mut() {
+            *x *= sigmoid(*x);
+        }
+        if let Some((eps, scale)) = self.norm {
+            for x in self.x.chunks_exact_mut(self.d) {
+                let r = scale as f32 / (dot(x, x) + eps as f32).sqrt();
+                for x in x {
+                    *x *= r;
+                }
+            }
+        }
+    }
+}
+
+/// `y = act(g) u`, all of one length.
+pub fn exact_gate(cx: &Exec, y: &mut [f32], g: &[f32], u: &[f32], act: Gate) {
+    assert!(g.len() == y.len() && u.len() == y.len());
+    let _time = time(cx, "exact_gate", (0, 0), Work::Bytes((12 * y.len()) as f64));
+    cx.op(Gated { y, g, u, act });
+}
+
+struct Gated<'a> {
+    y: &'a mut [f32],
+    g: &'a [f32],
+    u: &'a [f32],
+    act: Gate,
+}
+
+impl Op<f32> for Gated<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) {
+        let all = self.y.iter_mut().zip(self.g).zip(self.u);
+        match self.act {
+            Gate::Sigmoid => {
+                for ((y, &g), u) in all {
+                    *y = sigmoid(g) * u;
+                }
+            }
+            Gate::Silu => {
+                for ((y, &g), u) in all {
+                    *y = g * sigmoid(g) * u;
+                }
+            }
+            Gate::Relu2 => {
+                for ((y, &g), u) in all {
+                    // The form that keeps NaN.
+                    let g = if g < 0.0 { 0.0 } else { g };
+                    *y = g * g * u;
+                }
+            }
+        }
+    }
+}
+
+/// `z = c tanh(z / c)`, to an absolute error of some `1e-7 c`.
+pub fn exact_softcap(cx: &Exec, z: &mut [f32], cap: f64) {
+    cx.op(Cap { z, cap: cap as f32 });
+}
+
+struct Cap<'a> {
+    z: &'a mut [f32],
+    cap: f32,
+}
+
+impl Op<f32> for Cap<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) {
+        for z in self.z.iter_mut() {
+            // 1 - 2 / (exp(2 x) + 1); beyond the clamp of `exp` both ends are 1 already.
+            *z = self.cap * (1.0 - 2.0 / (exp(2.0 * (*z / self.cap)) + 1.0));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{all_isas, assert_close, random};
+
+    #[test]
+    fn equal_the_formulas_in_f64_and_have_the_same_bits_everywhere() {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        for d in [1, 7, 16, 36, 192, 511] {
+            let x: Vec<f32> = random::<f32>(5 * d, d as u64).iter().map(|x| 6.0 * x).collect();
+            let (g, scale): (Vec<f32>, Vec<f32>) = (random(5 * d, 2), random(d, 3));
+            let wide: Vec<f64> = x.iter().map(|&x| x.into()).collect();
+            let rows =
+                |f: &dyn Fn(&[f64]) -> Vec<f64>| -> Vec<f32> { wide.chunks(d).flat_map(f).map(|y| y as f32).collect() };
+            let length = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+            let norm = rows(&|x| {
+                let r = 1.0 / (length(x) / d as f64 + 1e-6).sqrt();
+                x.iter().zip(&scale).map(|(x, &s)| x * r * f64::from(s)).collect()
+            });
+            let unit = rows(&|x| {
+                let y: Vec<f64> = x.iter().map(|x| x * sigmoid(*x)).collect();
+                let r = 0.25 / (length(&y) + 1e-6).sqrt();
+                y.iter().map(|y| y * r).collect()
+            });
+            let cap = rows(&|x| x.iter().map(|x| 3.0 * (x / 3.0).tanh()).collect());
+            let act = |act: Gate| -> Vec<f32> {
+                let of = |x: f64| match act {
+                    Gate::Sigmoid => sigmoid(x),
+                    Gate::Silu => x * sigmoid(x),
+                    Gate::Relu2 => x.max(0.0).powi(2),
+                };
+                wide.iter().zip(&g).map(|(&x, &g)| (of(x) * f64::from(g)) as f32).collect()
+            };
+            let run = |cx: &Exec| {
+                let mut all = vec![vec![f32::NAN; 5 * d], x.clone(), x.clone()];
+                exact_rmsnorm(cx, &mut all[0], &x, &scale, 1e-6);
+                exact_silu_unit(cx, &mut all[1], Some((1e-6, 0.25)), d);
+                exact_softcap(cx, &mut all[2], 3.0);
+                for act in [Gate::Sigmoid, Gate::Silu, Gate::Relu2] {
+                    let mut y = vec![f32::NAN; 5 * d];
+                    exact_gate(cx, &mut y, &x, &g, act);
+                    all.push(y);
+                }
+                all
+            };
+            let first = run(&Exec::new(crate::Isa::Scalar, 1));
+            let want = [norm, unit, cap, act(Gate::Sigmoid), act(Gate::Silu), act(Gate::Relu2)];
+            for (got, want) in first.iter().zip(&want) {
+                assert_close(got, want, 1e-6, "exact rows");
+            }
+            all_isas(|cx| assert!(run(cx) == first, "{:?}", cx.isa()));
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_none_stay_so() {
+        all_isas(|cx| {
+            for act in [Gate::Sigmoid, Gate::Silu, Gate::Relu2] {
+                let mut y = [0.0; 2];
+                exact_gate(cx, &mut y, &[f32::NAN, 1.0], &[1.0, f32::NAN], act);
+                assert!(y[0].is_nan() && y[1].is_nan());
+            }
+            let mut y = [0.0; 3];
+            exact_rmsnorm(cx, &mut y, &[1.0, f32::NAN, 2.0], &[1.0; 3], 1e-6);
+            assert!(y.iter().all(|y| y.is_nan()));
+        });
+    }
+}
