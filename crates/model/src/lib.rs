@@ -6,10 +6,12 @@
 pub mod config;
 #[cfg(test)]
 mod gradcheck;
+pub mod infer;
 pub mod io;
 pub mod layer;
 pub mod lm;
 pub mod mixer;
+pub mod pack;
 pub mod params;
 pub mod precision;
 pub mod rng;
@@ -18,5 +20,6 @@ pub mod tok;
 
 pub use config::ModelConfig;
 pub use flashlm_kernels::ops::Objective;
+pub use infer::{Engine, PackedModel, Stream};
 pub use lm::{LanguageModel, Lm, State};
 pub use precision::Precision;

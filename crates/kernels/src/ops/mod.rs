@@ -31,7 +31,9 @@ pub use embed::{embed_backward, embed_forward};
 pub use exact::attention::{exact_attention, exact_rope};
 pub use exact::conv::exact_conv;
 pub use exact::delta::{exact_delta_step, exact_delta_width, exact_sigmoid, exact_softplus};
-pub use exact::rows::{Gate, exact_gate, exact_rmsnorm, exact_silu_unit, exact_softcap};
+pub use exact::rows::{
+    Gate, exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap,
+};
 pub use gate::{Act, gate_backward, gate_forward};
 pub use glu::{Activation, glu_again, glu_backward, glu_forward};
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};

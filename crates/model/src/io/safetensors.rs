@@ -7,7 +7,7 @@
 //!
 //! Offsets count from the end of the header, tensors follow each other without a gap, and `n` is a multiple of 8.
 //! Written here: f32 only, sorted by name, the same bytes that Python writes for the same tensors.
-//! Read here: F32, F64 and I32, never converted. Source: github.com/huggingface/safetensors, whose `Metadata`
+//! Read here: F32, F64, I32, U8 and I8, never converted. Source: github.com/huggingface/safetensors, whose `Metadata`
 //! does the checked arithmetic on shapes and offsets.
 
 use super::{IoError, read_limited};
@@ -71,6 +71,16 @@ impl TensorFile {
         Ok(Self { label: file(), data_start: PREFIX + declared as usize, header, bytes })
     }
 
+    /// What errors call the file.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The data of all tensors, in the order of the file.
+    pub fn data(&self) -> &[u8] {
+        &self.bytes[self.data_start..]
+    }
+
     /// The names of all tensors, in the order of the file.
     pub fn names(&self) -> Vec<String> {
         self.header.offset_keys()
@@ -101,6 +111,16 @@ impl TensorFile {
         self.elements(name, Dtype::I32, i32::from_le_bytes)
     }
 
+    /// The elements of a U8 tensor, row-major.
+    pub fn u8(&self, name: &str) -> Result<&[u8], IoError> {
+        self.raw(name, Dtype::U8)
+    }
+
+    /// The elements of an I8 tensor, row-major.
+    pub fn i8(&self, name: &str) -> Result<Vec<i8>, IoError> {
+        Ok(self.raw(name, Dtype::I8)?.iter().map(|&byte| byte as i8).collect())
+    }
+
     fn info(&self, name: &str) -> Result<&TensorInfo, IoError> {
         self.header.info(name).ok_or_else(|| {
             let names = self.names();
@@ -114,6 +134,11 @@ impl TensorFile {
     }
 
     fn elements<const N: usize, T>(&self, name: &str, dtype: Dtype, from: fn([u8; N]) -> T) -> Result<Vec<T>, IoError> {
+        Ok(self.raw(name, dtype)?.as_chunks().0.iter().map(|e| from(*e)).collect())
+    }
+
+    /// The bytes of a tensor of this type.
+    fn raw(&self, name: &str, dtype: Dtype) -> Result<&[u8], IoError> {
         let info = self.info(name)?;
         if info.dtype != dtype {
             return Err(IoError::ElementType {
@@ -125,8 +150,7 @@ impl TensorFile {
         }
         // In range: `from_bytes` compared the end of the last tensor with the length of the data.
         let (start, end) = info.data_offsets;
-        let data = &self.bytes[self.data_start..][start..end];
-        Ok(data.as_chunks().0.iter().map(|e| from(*e)).collect())
+        Ok(&self.data()[start..end])
     }
 }
 

@@ -26,7 +26,7 @@ use crate::params::Layout;
 /// Most queries of a block.
 const BLOCK: usize = 48;
 /// Epsilon of the norms of queries and keys.
-const NORM_EPS: f64 = 1e-6;
+pub(crate) const NORM_EPS: f64 = 1e-6;
 
 /// Four matrices, two norms, and what the forward pass saves.
 pub struct Attention<A: Store> {
@@ -334,7 +334,7 @@ impl<A: Store> Mixer<A> for Attention<A> {
 }
 
 /// Cosines and sines of a row's angles.
-struct Turns<E: Elem> {
+pub(crate) struct Turns<E: Elem> {
     /// `base^(-2i/dh)`: `[dh / 2]`.
     rates: Vec<f64>,
     /// Of the first positions, which training takes: `[rows, dh]`.
@@ -342,7 +342,7 @@ struct Turns<E: Elem> {
 }
 
 impl<E: Elem> Turns<E> {
-    fn new(width: usize, base: f64, rows: usize) -> Self {
+    pub(crate) fn new(width: usize, base: f64, rows: usize) -> Self {
         let rates: Vec<f64> = (0..width / 2).map(|i| base.powf(-2.0 * i as f64 / width as f64)).collect();
         let mut table = Buf::zeros(rows * width);
         for (position, turns) in table.chunks_exact_mut(width).enumerate() {
@@ -352,7 +352,7 @@ impl<E: Elem> Turns<E> {
     }
 
     /// `[rows, dh]`, a row the cosines and then the sines, for the rows of these positions.
-    fn fill(&self, out: &mut [E], positions: &[u32]) {
+    pub(crate) fn fill(&self, out: &mut [E], positions: &[u32]) {
         let width = 2 * self.rates.len();
         for (out, &position) in out.chunks_exact_mut(width).zip(positions) {
             match self.table.get(position as usize * width..(position as usize + 1) * width) {

@@ -153,7 +153,7 @@ impl<A: Store> Mixer<A> for Conv<A> {
 }
 
 /// Taps as `[K, C]` from the parameter, `[C, 1, K]`.
-pub(super) fn taps_by_row<E: Elem>(taps: &mut [E], params: &[E], k: usize) {
+pub(crate) fn taps_by_row<E: Elem>(taps: &mut [E], params: &[E], k: usize) {
     let channels = params.len() / k;
     for (c, own) in params.chunks_exact(k).enumerate() {
         own.iter().enumerate().for_each(|(j, &w)| taps[j * channels + c] = w);

@@ -37,7 +37,7 @@ use crate::params::{Group, Init, Layout};
 /// Most rows of a chunk.
 const CHUNK: usize = 64;
 /// Epsilon of the norm of a head's output.
-const NORM_EPS: f64 = 1e-5;
+pub(crate) const NORM_EPS: f64 = 1e-5;
 
 /// The layer, and what its forward pass saves.
 pub struct Delta<A: Store> {
@@ -130,7 +130,7 @@ impl<A: Store> Delta<A> {
                 DeltaRule::Undecayed => Rule::Undecayed,
             },
             strength: if c.negative_eigenvalues { 2.0 } else { 1.0 },
-            units: if published { [(1e-6, (dk as f64).powf(-0.5)), (1e-6, 1.0)] } else { [(1e-24, 1.0); 2] },
+            units: units(c.form, dk),
             d,
             heads,
             dk,
@@ -149,6 +149,14 @@ impl<A: Store> Delta<A> {
             o: Buf::scratch(rows * values),
             states: Buf::scratch(saved / CHUNK * heads * dk * dv),
         }
+    }
+}
+
+/// Epsilon and scale of the norms of queries and keys of width `dk`.
+pub(crate) fn units(form: DeltaForm, dk: usize) -> [(f64, f64); 2] {
+    match form {
+        DeltaForm::Published => [(1e-6, (dk as f64).powf(-0.5)), (1e-6, 1.0)],
+        DeltaForm::Original => [(1e-24, 1.0); 2],
     }
 }
 

@@ -8,8 +8,10 @@ pub mod delta;
 use flashlm_kernels::{Exec, Span, Store};
 
 use crate::config::ModelConfig;
+use crate::infer::{self, PackedMixer};
 use crate::layer::norm::Norm;
 use crate::layer::{Need, Scratch};
+use crate::pack::{PackError, Reader};
 use crate::params::Layout;
 
 /// A causal branch of the residual stream: `y = h + mix(norm(h))`, `h: [B*T, D]`.
@@ -50,7 +52,7 @@ pub trait Mixer<A: Store>: Send {
 }
 
 macro_rules! mixers {
-    ($($name:literal => $mixer:ty),* $(,)?) => {
+    ($($name:literal => $mixer:ty, $packed:ty);* $(;)?) => {
         /// The names that `model.mixer` may have.
         pub const NAMES: &[&str] = &[$($name),*];
 
@@ -72,11 +74,19 @@ macro_rules! mixers {
                 other => panic!("unknown mixer {other:?} in a validated config"),
             }
         }
+
+        /// The same in the packed runtime, its tensors read.
+        pub(crate) fn read(name: &str, from: &Reader, prefix: &str) -> Result<Box<dyn PackedMixer>, PackError> {
+            match name {
+                $($name => Ok(Box::new(<$packed>::read(from, prefix)?)),)*
+                other => panic!("unknown mixer {other:?} in a validated config"),
+            }
+        }
     };
 }
 
 mixers! {
-    "conv" => conv::Conv<A>,
-    "delta" => delta::Delta<A>,
-    "attention" => attention::Attention<A>,
+    "conv" => conv::Conv<A>, infer::conv::Conv;
+    "delta" => delta::Delta<A>, infer::delta::Delta;
+    "attention" => attention::Attention<A>, infer::attention::Attention;
 }

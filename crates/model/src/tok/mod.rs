@@ -187,6 +187,15 @@ impl Tokenizer {
         }
     }
 
+    /// TEMP
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.to_json()
+    }
+    /// TEMP
+    pub fn from_bytes(b: &[u8]) -> Result<Self, TokError> {
+        Self::from_json(b)
+    }
+
     /// `"frequency"`, `"bpe"` or `"bytes"`.
     pub fn kind(&self) -> &'static str {
         match &self.0 {

@@ -1,7 +1,7 @@
 //! Row by row: RMSNorm `y = x r scale`, `r = 1 / sqrt(mean(x^2) + eps)`; SiLU with a unit norm, `y = silu(x) r`,
 //! `r = scale / sqrt(sum silu(x)^2 + eps)`; gates `y = act(g) u`; soft cap `c tanh(z / c)`.
 
-use super::{dot, exp, sigmoid};
+use super::{Lanes, dot, exp, sigmoid, sum};
 use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
@@ -116,6 +116,71 @@ impl Op<f32> for Gated<'_> {
                 }
             }
         }
+    }
+}
+
+/// `y_o = sum_i w_oi x_i`, `w: [y.len(), x.len()]`.
+pub fn exact_matvec(cx: &Exec, y: &mut [f32], w: &[f32], x: &[f32]) {
+    assert!(w.len() == y.len() * x.len());
+    cx.op(Matvec { y, w, x });
+}
+
+struct Matvec<'a> {
+    y: &'a mut [f32],
+    w: &'a [f32],
+    x: &'a [f32],
+}
+
+impl Op<f32> for Matvec<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) {
+        for (y, w) in self.y.iter_mut().zip(self.w.chunks_exact(self.x.len())) {
+            *y = dot(w, self.x);
+        }
+    }
+}
+
+/// `ln sum_i exp(z_i)`; the logarithm is the platform's, in f64.
+pub fn exact_log_sum_exp(cx: &Exec, z: &[f32]) -> f64 {
+    let (max, sum) = cx.op(SumExp { z });
+    f64::from(max) + f64::from(sum).ln()
+}
+
+struct SumExp<'a> {
+    z: &'a [f32],
+}
+
+impl Op<f32> for SumExp<'_> {
+    /// The largest, and the sum of `exp(z - max)`.
+    type Out = (f32, f32);
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = f32>>(self) -> (f32, f32) {
+        let chunks = self.z.chunks_exact(16);
+        let rest = chunks.remainder();
+        let mut tops: Lanes = [f32::NEG_INFINITY; 16];
+        for (top, &z) in tops.iter_mut().zip(rest) {
+            *top = z;
+        }
+        for z in chunks.clone() {
+            for i in 0..16 {
+                tops[i] = if z[i] > tops[i] || z[i].is_nan() { z[i] } else { tops[i] };
+            }
+        }
+        let mut max = f32::NEG_INFINITY;
+        for top in tops {
+            max = if top > max || top.is_nan() { top } else { max };
+        }
+        let mut acc: Lanes = [0.0; 16];
+        for z in chunks {
+            for i in 0..16 {
+                acc[i] += exp(z[i] - max);
+            }
+        }
+        for (acc, z) in acc.iter_mut().zip(rest) {
+            *acc += exp(z - max);
+        }
+        (max, sum(acc))
     }
 }
 

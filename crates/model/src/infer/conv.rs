@@ -1,0 +1,67 @@
+//! The mixer `conv` in the packed runtime: see [`crate::mixer::conv`].
+
+use flashlm_kernels::Exec;
+use flashlm_kernels::ops::{Gate, exact_conv, exact_gate};
+use flashlm_kernels::tile::Local;
+
+use super::linear::{Input, Linear, Work};
+use super::{PackedMixer, taps};
+use crate::pack::{PackError, Reader};
+
+/// `u` of a row is `[g, v]`; mixing leaves the gated `m` in the place of `g`.
+pub(crate) struct Conv {
+    up: Linear,
+    /// `[K, D]`.
+    taps: Vec<f32>,
+    down: Linear,
+    d: usize,
+}
+
+impl Conv {
+    pub(crate) fn read(from: &Reader, prefix: &str) -> Result<Self, PackError> {
+        let (d, k) = (from.config().dim, from.config().kernel_size);
+        Ok(Conv {
+            up: Linear::read(from, &format!("{prefix}.up"), (2 * d, d))?,
+            taps: taps(from, &format!("{prefix}.conv.weight"), d, k)?,
+            down: Linear::output(from, &format!("{prefix}.down"), (d, d))?,
+            d,
+        })
+    }
+}
+
+impl PackedMixer for Conv {
+    fn linears(&self) -> Vec<&Linear> {
+        vec![&self.up, &self.down]
+    }
+
+    fn width(&self) -> usize {
+        2 * self.d
+    }
+
+    fn state_len(&self) -> usize {
+        self.taps.len() - self.d
+    }
+
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+        self.up.forward(cx, (u, 2 * self.d, 0), &mut Input::new(x), work, false);
+    }
+
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
+        let d = self.d;
+        let (y, m) = (local.take::<f32>(past.len() * d), local.take::<f32>(d));
+        exact_conv(cx, y, state, (u, 2 * d, d), &self.taps, past);
+        for (u, y) in u.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)) {
+            exact_gate(cx, m, &u[..d], y, Gate::Sigmoid);
+            u[..d].copy_from_slice(m);
+        }
+    }
+
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+        let d = self.d;
+        let m = local.take::<f32>(h.len());
+        for (m, u) in m.chunks_exact_mut(d).zip(u.chunks_exact(2 * d)) {
+            m.copy_from_slice(&u[..d]);
+        }
+        self.down.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
+    }
+}

@@ -1,0 +1,204 @@
+//! The mixer `delta` in the packed runtime: see [`crate::mixer::delta`].
+
+use flashlm_kernels::Exec;
+use flashlm_kernels::ops::{
+    Gate, Rule, exact_conv, exact_delta_step, exact_delta_width, exact_gate, exact_matvec, exact_sigmoid,
+    exact_silu_unit, exact_softplus,
+};
+use flashlm_kernels::tile::Local;
+
+use super::linear::{Input, Linear, Norm, Work};
+use super::{PackedMixer, taps};
+use crate::config::{DeltaForm, DeltaRule};
+use crate::mixer::delta::NORM_EPS;
+use crate::pack::{PackError, Reader};
+
+/// `u` of a row is `[q, k, v, gate, a, b]`; mixing leaves the rule's output in the place of `v`.
+///
+/// The state is the history of the convolutions of `q`, `k` and `v` of all heads, then `S` of each head.
+pub(crate) struct Delta {
+    /// Of queries, keys, values, the output gate.
+    inputs: [Linear; 4],
+    gates: Gates,
+    /// `[K, C]` of queries, keys, values.
+    taps: [Vec<f32>; 3],
+    head_norm: Option<Norm>,
+    output: Linear,
+    act: Gate,
+    rule: Rule,
+    strength: f32,
+    /// Epsilon and scale of queries' and keys' norms.
+    units: [(f64, f64); 2],
+    heads: usize,
+    dk: usize,
+    dv: usize,
+}
+
+/// What decay and write strength are made of.
+enum Gates {
+    /// Two ternary matrices: the original form.
+    Ternary(Box<[Linear; 2]>),
+    /// Two float matrices `[H, D]`, `exp(A_log)` and `dt_bias`: the published form.
+    Float { a: Vec<f32>, b: Vec<f32>, rate: Vec<f32>, bias: Vec<f32> },
+}
+
+impl Delta {
+    pub(crate) fn read(from: &Reader, prefix: &str) -> Result<Self, PackError> {
+        let (d, c) = (from.config().dim, &from.config().delta);
+        let (heads, k, (dk, dv)) = (c.heads, c.conv, c.widths(d));
+        let (keys, values) = (heads * dk, heads * dv);
+        let published = c.form == DeltaForm::Published;
+        let name = |part: &str| format!("{prefix}.{part}");
+        let linear = |part: &str, width| Linear::read(from, &name(part), (width, d));
+        let floats = |part: &str, shape: &[usize]| from.floats(&name(part), shape);
+        Ok(Delta {
+            inputs: [
+                linear("q_proj", keys)?,
+                linear("k_proj", keys)?,
+                linear("v_proj", values)?,
+                linear("g_proj", values)?,
+            ],
+            gates: if published {
+                Gates::Float {
+                    a: floats("a_proj.weight", &[heads, d])?,
+                    b: floats("b_proj.weight", &[heads, d])?,
+                    // Once a model, in f64 and rounded: no platform's `exp` is off by as much as matters then.
+                    rate: floats("A_log", &[heads])?.iter().map(|&x| f64::from(x).exp() as f32).collect(),
+                    bias: floats("dt_bias", &[heads])?,
+                }
+            } else {
+                Gates::Ternary(Box::new([linear("gk_proj", heads)?, linear("beta_proj", heads)?]))
+            },
+            taps: [
+                taps(from, &name("q_conv.weight"), keys, k)?,
+                taps(from, &name("k_conv.weight"), keys, k)?,
+                taps(from, &name("v_conv.weight"), values, k)?,
+            ],
+            head_norm: match published {
+                true => Some(Norm::read(from, &name("o_norm.scale"), dv, NORM_EPS)?),
+                false => None,
+            },
+            output: Linear::output(from, &name("o_proj"), (d, values))?,
+            act: if published { Gate::Silu } else { Gate::Sigmoid },
+            rule: match c.rule {
+                DeltaRule::Canonical => Rule::Canonical,
+                DeltaRule::Undecayed => Rule::Undecayed,
+            },
+            strength: if c.negative_eigenvalues { 2.0 } else { 1.0 },
+            units: crate::mixer::delta::units(c.form, dk),
+            heads,
+            dk,
+            dv,
+        })
+    }
+
+    /// Where `q, k, v, gate, a, b` begin in a row of `u`, and its end.
+    fn places(&self) -> [usize; 7] {
+        let (keys, values) = (self.heads * self.dk, self.heads * self.dv);
+        let mut at = [0; 7];
+        for (i, width) in [keys, keys, values, values, self.heads, self.heads].into_iter().enumerate() {
+            at[i + 1] = at[i] + width;
+        }
+        at
+    }
+}
+
+impl PackedMixer for Delta {
+    fn linears(&self) -> Vec<&Linear> {
+        let gates: &[Linear] = match &self.gates {
+            Gates::Ternary(gates) => &gates[..],
+            Gates::Float { .. } => &[],
+        };
+        self.inputs.iter().chain(gates).chain([&self.output]).collect()
+    }
+
+    fn width(&self) -> usize {
+        self.places()[6]
+    }
+
+    fn state_len(&self) -> usize {
+        let k = self.taps[0].len() / (self.heads * self.dk);
+        (k - 1) * self.places()[3] + self.heads * self.dk * exact_delta_width(self.dv)
+    }
+
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+        let (at, heads) = (self.places(), self.heads);
+        let mut input = Input::new(x);
+        for (i, linear) in self.inputs.iter().enumerate() {
+            linear.forward(cx, (u, at[6], at[i]), &mut input, work, false);
+        }
+        let softplus = exact_softplus;
+        match &self.gates {
+            Gates::Ternary(gates) => {
+                for (i, linear) in gates.iter().enumerate() {
+                    linear.forward(cx, (u, at[6], at[4 + i]), &mut input, work, false);
+                }
+                for u in u.chunks_exact_mut(at[6]) {
+                    u[at[4]..at[5]].iter_mut().for_each(|a| *a = -softplus(-*a) / 16.0);
+                }
+            }
+            Gates::Float { a, b, rate, bias } => {
+                let d = x.len() / (u.len() / at[6]);
+                for (u, x) in u.chunks_exact_mut(at[6]).zip(x.chunks_exact(d)) {
+                    exact_matvec(cx, &mut u[at[4]..at[5]], a, x);
+                    exact_matvec(cx, &mut u[at[5]..at[6]], b, x);
+                    for (head, a) in u[at[4]..at[5]].iter_mut().enumerate() {
+                        *a = -rate[head] * softplus(*a + bias[head]);
+                    }
+                }
+            }
+        }
+        for u in u.chunks_exact_mut(at[6]) {
+            u[at[6] - heads..].iter_mut().for_each(|b| *b = self.strength * exact_sigmoid(*b));
+        }
+    }
+
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
+        let (at, heads, dk, dv) = (self.places(), self.heads, self.dk, self.dv);
+        let n = past.len();
+        let ld = at[6];
+        let mut rest = state;
+        let (q, k, v) =
+            (local.take::<f32>(n * heads * dk), local.take::<f32>(n * heads * dk), local.take::<f32>(n * heads * dv));
+        let norms = [Some(self.units[0]), Some(self.units[1]), None];
+        for (i, (y, width)) in [(&mut *q, dk), (&mut *k, dk), (&mut *v, dv)].into_iter().enumerate() {
+            let (history, left) = rest.split_at_mut(self.taps[i].len() - heads * width);
+            rest = left;
+            exact_conv(cx, y, history, (u, ld, at[i]), &self.taps[i], past);
+            exact_silu_unit(cx, y, norms[i], width);
+        }
+        let each = dk * exact_delta_width(dv);
+        for (t, (u, past)) in u.chunks_exact_mut(ld).zip(past).enumerate() {
+            if *past == 0 {
+                rest.fill(0.0);
+            }
+            for (head, s) in rest.chunks_exact_mut(each).enumerate() {
+                let row = t * heads + head;
+                let keys = row * dk..(row + 1) * dk;
+                let inputs = (&q[keys.clone()], &k[keys], &v[row * dv..(row + 1) * dv]);
+                let gates = (u[at[4] + head], u[at[5] + head]);
+                let o = &mut u[at[2] + head * dv..at[2] + (head + 1) * dv];
+                exact_delta_step(cx, o, s, inputs, gates, self.rule);
+            }
+        }
+    }
+
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+        let at = self.places();
+        let (ld, values) = (at[6], at[3] - at[2]);
+        let rows = u.len() / ld;
+        let (m, normed) = (local.take::<f32>(rows * values), local.take::<f32>(values));
+        for (m, u) in m.chunks_exact_mut(values).zip(u.chunks_exact(ld)) {
+            let (o, gate) = (&u[at[2]..at[3]], &u[at[3]..at[4]]);
+            match &self.head_norm {
+                Some(norm) => {
+                    norm.forward(cx, normed, o);
+                    exact_gate(cx, m, gate, normed, self.act);
+                }
+                None => exact_gate(cx, m, gate, o, self.act),
+            }
+        }
+        let d = h.len() / rows;
+        self.output.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
+    }
+}

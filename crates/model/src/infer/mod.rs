@@ -1,0 +1,387 @@
+//! The packed runtime: integer products, no allocation a token, and the same bits whatever ISA, threads, batch or cut of the text.
+//!
+//! ```text
+//! h = E[token];  for each block: h += mixer(norm(h)), h += GLU(norm(h));  logits = norm(h) E^T     matrices take int8 rows
+//! ```
+//!
+//! A [`PackedModel`] is the weights, shared by any number of engines. An [`Engine`] is the working memory of one caller. A
+//! [`Stream`] is one text on its way: a state of constant size, so that each token costs the same. [`Engine::prefill`] takes many
+//! tokens of one stream at once, [`Engine::step`] one token of each of many streams; who takes part in a step is the caller's to
+//! say each time, so streams join and leave at will.
+
+pub(crate) mod attention;
+pub(crate) mod conv;
+pub(crate) mod delta;
+mod ffn;
+pub(crate) mod linear;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use flashlm_kernels::ops::{Columns, INT8_ROWS, PackedMatrix, exact_log_sum_exp, exact_softcap, packed_matmul};
+use flashlm_kernels::tile::{Local, Parts, Rows};
+use flashlm_kernels::{Exec, Token};
+
+use crate::config::ModelConfig;
+use crate::io::read_limited;
+use crate::mixer;
+use crate::pack::{PackError, Reader};
+use crate::tok::Tokenizer;
+use ffn::Ffn;
+use linear::{Linear, Norm, Work};
+
+/// Longest packed model accepted.
+const MAX_FILE: u64 = 4 << 30;
+
+/// A mixer of the packed runtime; `u: [rows, width]` is what it makes of its input, and mixes.
+pub(crate) trait PackedMixer: Send + Sync {
+    /// All its matrices.
+    fn linears(&self) -> Vec<&Linear>;
+
+    /// Elements of a row of `u`.
+    fn width(&self) -> usize;
+
+    /// Elements of the state of one stream; a state of zeros is the start.
+    fn state_len(&self) -> usize;
+
+    /// `u` of one tile from its normed rows `x: [rows, D]`.
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work);
+
+    /// Mixes the rows `u` of one stream, whose state moves on; `past` counts the rows of the story before each.
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
+
+    /// Adds the branch to `h: [rows, D]` of one tile.
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+}
+
+/// Taps as `[K, C]` from the tensor `[C, 1, K]`.
+fn taps(from: &Reader, name: &str, channels: usize, k: usize) -> Result<Vec<f32>, PackError> {
+    let own = from.floats(name, &[channels, 1, k])?;
+    let mut taps = vec![0.0; own.len()];
+    crate::mixer::conv::taps_by_row(&mut taps, &own, k);
+    Ok(taps)
+}
+
+struct Block {
+    norm: Option<Norm>,
+    mixer: Box<dyn PackedMixer>,
+    ffn: Ffn,
+}
+
+/// The weights of a packed model in the layout of the integer units, and its tokenizer.
+pub struct PackedModel {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    embedding: PackedMatrix,
+    blocks: Vec<Block>,
+    norm: Norm,
+    file_bytes: usize,
+}
+
+impl PackedModel {
+    /// Reads a file that `flashlm pack` wrote.
+    pub fn open(path: &Path) -> Result<Self, PackError> {
+        Self::from_bytes(read_limited(path, MAX_FILE)?, &path.display().to_string())
+    }
+
+    /// The same from memory; `label` names it in errors.
+    pub fn from_bytes(bytes: Vec<u8>, label: &str) -> Result<Self, PackError> {
+        let file_bytes = bytes.len();
+        let from = Reader::new(bytes, label)?;
+        let config = from.config().clone();
+        let (d, eps) = (config.dim, config.norm_eps);
+        let tokenizer = from.tokenizer()?;
+        let embedding = from.bytes("embedding.weight", config.vocab_size, d)?;
+        let block = |i: usize| {
+            let name = |part| format!("blocks.{i}.{part}");
+            let norm = |part| match config.block_norm {
+                true => Norm::read(&from, &name(part), d, eps).map(Some),
+                false => Ok(None),
+            };
+            Ok(Block {
+                norm: norm("norm1.scale")?,
+                mixer: mixer::read(config.mixer_of(i), &from, &name("mixer"))?,
+                ffn: Ffn::read(&from, &name("ffn"), norm("norm2.scale")?)?,
+            })
+        };
+        let blocks = (0..config.blocks).map(block).collect::<Result<_, PackError>>()?;
+        let norm = Norm::read(&from, "final_norm.scale", d, eps)?;
+        from.finish()?;
+        Ok(PackedModel { config, tokenizer, embedding, blocks, norm, file_bytes })
+    }
+
+    /// The model's sizes and switches.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The vocabulary it was trained with.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> usize {
+        self.file_bytes
+    }
+
+    /// Bytes of the matrices in memory.
+    pub fn memory(&self) -> usize {
+        let linears = self.blocks.iter().flat_map(|block| block.mixer.linears().into_iter().chain(block.ffn.linears()));
+        self.embedding.memory() + linears.map(Linear::memory).sum::<usize>()
+    }
+
+    /// A stream at the start of a text.
+    pub fn stream(&self) -> Stream {
+        let len = self.blocks.iter().map(|block| block.mixer.state_len()).sum();
+        Stream { state: vec![0.0; len], past: 0 }
+    }
+
+    /// A stream that goes on where [`Stream::save`] was called; `None` where the bytes are of another model or damaged.
+    pub fn restore(&self, bytes: &[u8]) -> Option<Stream> {
+        let mut stream = self.stream();
+        let (past, state) = bytes.split_first_chunk()?;
+        if state.len() != 4 * stream.state.len() {
+            return None;
+        }
+        stream.past = u32::from_le_bytes(*past);
+        for (value, bytes) in stream.state.iter_mut().zip(state.as_chunks().0) {
+            *value = f32::from_le_bytes(*bytes);
+            if !value.is_finite() {
+                return None;
+            }
+        }
+        Some(stream)
+    }
+}
+
+/// One text on its way: what the blocks remember of it.
+#[derive(Clone)]
+pub struct Stream {
+    state: Vec<f32>,
+    /// Rows of the story so far.
+    past: u32,
+}
+
+impl Stream {
+    /// Back to the start of a text.
+    pub fn reset(&mut self) {
+        self.state.fill(0.0);
+        self.past = 0;
+    }
+
+    /// All there is to know of it, as bytes.
+    pub fn save(&self) -> Vec<u8> {
+        let state = self.state.iter().flat_map(|x| x.to_le_bytes());
+        self.past.to_le_bytes().into_iter().chain(state).collect()
+    }
+
+    /// The count before the next row `token`, which moves on.
+    fn advance(&mut self, token: Token, start: Option<Token>) -> u32 {
+        if Some(token) == start {
+            self.past = 0;
+        }
+        let past = self.past;
+        self.past = past.saturating_add(1);
+        past
+    }
+}
+
+/// The working memory of one caller, on the threads of its executor.
+pub struct Engine {
+    model: Arc<PackedModel>,
+    cx: Exec,
+    /// Rows of a pass: `[rows, D]`, `[rows, width]`.
+    h: Vec<f32>,
+    u: Vec<f32>,
+    past: Vec<u32>,
+    work: Vec<Work>,
+    logits: Vec<f32>,
+}
+
+impl Engine {
+    /// An engine for passes of at most `rows` rows a thread, 1 to 64: streams that step together, or tokens of a prompt at once.
+    pub fn new(model: Arc<PackedModel>, cx: Exec, rows: usize) -> Self {
+        let each = rows.clamp(1, INT8_ROWS);
+        let threads = cx.pool().threads();
+        let all = each * threads;
+        let widest = model.blocks.iter().map(|block| block.mixer.width()).max().unwrap_or(0);
+        let mut columns = vec![model.embedding.columns()];
+        for block in &model.blocks {
+            columns.extend(block.mixer.linears().iter().map(|linear| linear.columns()));
+            columns.extend(block.ffn.columns());
+        }
+        columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
+        columns.dedup();
+        Engine {
+            h: vec![0.0; all * model.config.dim],
+            u: vec![0.0; all * widest],
+            past: vec![0; all],
+            work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
+            logits: Vec::new(),
+            model,
+            cx,
+        }
+    }
+
+    /// The weights.
+    pub fn model(&self) -> &Arc<PackedModel> {
+        &self.model
+    }
+
+    /// Where it runs.
+    pub fn exec(&self) -> &Exec {
+        &self.cx
+    }
+
+    /// Most rows of one pass.
+    pub fn rows(&self) -> usize {
+        self.past.len()
+    }
+
+    /// Tells `stream` the next tokens of its text and gives the logits after the last: `[V]`, the caller's until the next call.
+    ///
+    /// # Panics
+    /// Without a token, or with one beyond the vocabulary.
+    pub fn prefill(&mut self, stream: &mut Stream, tokens: &[Token]) -> &mut [f32] {
+        assert!(!tokens.is_empty(), "a prompt has at least one token");
+        self.room(1);
+        let d = self.model.config.dim;
+        for piece in tokens.chunks(self.rows()) {
+            let n = piece.len();
+            self.pass(std::slice::from_mut(stream), piece, n);
+            self.h.copy_within((n - 1) * d..n * d, 0);
+        }
+        self.head(1);
+        &mut self.logits[..self.model.config.vocab_size]
+    }
+
+    /// Tells each stream its next token and gives the logits after them: `[streams, V]`, the caller's until the next call.
+    ///
+    /// # Panics
+    /// With as many tokens as streams missing, or one beyond the vocabulary.
+    pub fn step(&mut self, streams: &mut [Stream], tokens: &[Token]) -> &mut [f32] {
+        assert_eq!(streams.len(), tokens.len(), "a token for each stream");
+        self.room(streams.len());
+        let (rows, v) = (self.rows(), self.model.config.vocab_size);
+        for (i, (streams, tokens)) in streams.chunks_mut(rows).zip(tokens.chunks(rows)).enumerate() {
+            self.pass(streams, tokens, 1);
+            self.head_into(streams.len(), i * rows * v);
+        }
+        &mut self.logits[..streams.len() * v]
+    }
+
+    /// Tells `stream` the tokens and appends `ln p(target)` after each.
+    ///
+    /// # Panics
+    /// As [`Engine::prefill`], and with as many targets missing.
+    pub fn log_probs(&mut self, stream: &mut Stream, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
+        assert_eq!(tokens.len(), targets.len(), "a target for each token");
+        let (rows, v) = (self.rows(), self.model.config.vocab_size);
+        self.room(rows);
+        for (tokens, targets) in tokens.chunks(rows).zip(targets.chunks(rows)) {
+            let n = tokens.len();
+            self.pass(std::slice::from_mut(stream), tokens, n);
+            self.head(n);
+            for (z, &target) in self.logits[..n * v].chunks_exact(v).zip(targets) {
+                out.push(f64::from(z[usize::from(target)]) - exact_log_sum_exp(&self.cx, z));
+            }
+        }
+    }
+
+    /// Memory for the logits of `n` rows.
+    fn room(&mut self, n: usize) {
+        let len = n * self.model.config.vocab_size;
+        if self.logits.len() < len {
+            self.logits.resize(len, 0.0);
+        }
+    }
+
+    /// Rows of a tile: whole tiles of the integer units, one tile a thread.
+    fn height(&self, rows: usize) -> usize {
+        rows.div_ceil(self.work.len()).next_multiple_of(16).min(INT8_ROWS)
+    }
+
+    /// The blocks, over `n` rows of each stream.
+    fn pass(&mut self, streams: &mut [Stream], tokens: &[Token], n: usize) {
+        let height = self.height(tokens.len());
+        let Engine { model, cx, h, u, past, work, .. } = self;
+        let (d, rows) = (model.config.dim, tokens.len());
+        let start = if model.config.reset { Token::try_from(model.config.eos).ok() } else { None };
+        for ((past, &token), i) in past.iter_mut().zip(tokens).zip(0..) {
+            *past = streams[i / n].advance(token, start);
+        }
+        let past = &past[..rows];
+        let first = &model.blocks[0];
+        let width = first.mixer.width();
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
+            for (h, &token) in h.chunks_exact_mut(d).zip(&tokens[r]) {
+                model.embedding.row(h, token.into());
+            }
+            project(cx, first, u, h, &mut work[0], local);
+        });
+        let mut at = 0;
+        for (i, block) in model.blocks.iter().enumerate() {
+            let (len, width) = (block.mixer.state_len(), block.mixer.width());
+            cx.tiles_by(1, streams.len(), (Rows(streams, 1), Rows(u, n * width)), |cx, r, (stream, u), local| {
+                let state = &mut stream[0].state[at..at + len];
+                block.mixer.mix(cx, u, state, &past[r.start * n..r.end * n], local);
+            });
+            at += len;
+            let next = model.blocks.get(i + 1);
+            // Of other widths next: its rows must not lie where another tile still reads.
+            let same = next.is_none_or(|next| next.mixer.width() == width);
+            let fused = next.filter(|_| same);
+            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, _, (h, u, work), local| {
+                block.mixer.output(cx, h, u, &mut work[0], local);
+                block.ffn.forward(cx, h, d, &mut work[0], local);
+                if let Some(next) = fused {
+                    project(cx, next, u, h, &mut work[0], local);
+                }
+            });
+            if let Some(next) = next.filter(|_| !same) {
+                let width = next.mixer.width();
+                cx.tiles_by(
+                    height,
+                    rows,
+                    (Rows(h, d), Rows(u, width), Parts(work, 1)),
+                    |cx, _, (h, u, work), local| {
+                        project(cx, next, u, h, &mut work[0], local);
+                    },
+                );
+            }
+        }
+    }
+
+    fn head(&mut self, rows: usize) {
+        self.head_into(rows, 0);
+    }
+
+    /// Logits of the first `rows` rows.
+    fn head_into(&mut self, rows: usize, at: usize) {
+        let height = self.height(rows);
+        let Engine { model, cx, h, work, logits, .. } = self;
+        let (d, v) = (model.config.dim, model.config.vocab_size);
+        let logits = &mut logits[at..at + rows * v];
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, _, (h, z, work), local| {
+            let x = local.take::<f32>(h.len());
+            model.norm.forward(cx, x, h);
+            work[0].q.quantise(cx, x, Columns::whole(d));
+            packed_matmul(cx, (&mut *z, v, 0), &mut work[0].q, &model.embedding, false);
+            if model.config.logit_softcap > 0.0 {
+                exact_softcap(cx, z, model.config.logit_softcap);
+            }
+        });
+    }
+}
+
+fn project(cx: &Exec, block: &Block, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local) {
+    match &block.norm {
+        Some(norm) => {
+            let x = local.take::<f32>(h.len());
+            norm.forward(cx, x, h);
+            block.mixer.project(cx, u, x, work);
+        }
+        None => block.mixer.project(cx, u, h, work),
+    }
+}

@@ -1,0 +1,420 @@
+//! The packed model: one safetensors file that holds all a runtime needs, weights as the integers that they are.
+//!
+//! ```text
+//! x.weight of a BitLinear  U8 [out, ceil(in / n)]   n = 4: codes w + 1 of 2 bits, column 4 i + j in bits 2 j
+//!                                                   n = 5: codes as digits of base 3, column 5 i + j times 3^j
+//! x.weight.scale           F32 [1], or one for each unit of the quantiser in the order of its rows
+//! embedding.weight         I8 [V, D], row r times embedding.weight.scale [V]; likewise matrices that stay float in training
+//! tokenizer                U8 [bytes]
+//! all else                 F32 as in training: norms, taps, gates
+//! metadata                 format "flashlm-packed", version "1", config (JSON), per_byte "4" or "5", xxh3
+//! ```
+//!
+//! `xxh3` is XXH3-64 of the config's bytes and then of all the data; a file whose numbers were damaged is refused. Writing
+//! starts from latent parameters, reading gives the cells of [`PackedMatrix`].
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use ::safetensors::tensor::{Dtype, TensorView};
+use flashlm_kernels::Exec;
+use flashlm_kernels::ops::{Columns, PackedMatrix, Quant, Scale, quantise};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::config::{ConfigError, ModelConfig};
+use crate::io::IoError;
+use crate::io::safetensors::TensorFile;
+use crate::params::{Group, Layout};
+use crate::tok::{TokError, Tokenizer};
+
+const FORMAT: &str = "flashlm-packed";
+const VERSION: &str = "1";
+const TOKENIZER: &str = "tokenizer";
+/// Fewest columns that may share a scale where blocks and rows do not line up: a bound on memory.
+const LEAST_SEGMENT: usize = 8;
+
+/// How many ternary weights a byte holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Density {
+    /// Four, of 2 bits each.
+    #[default]
+    Four,
+    /// Five, as digits of base 3: 1.6 bits each.
+    Five,
+}
+
+impl Density {
+    fn per_byte(self) -> usize {
+        match self {
+            Density::Four => 4,
+            Density::Five => 5,
+        }
+    }
+}
+
+/// Why a packed model was not made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PackError {
+    /// The file is no safetensors file, or a tensor is missing or of another type.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// It is one, and no packed model of this version.
+    #[error("{file}: metadata `{key}`: expected {expected}, found {found}; {mend}")]
+    Metadata {
+        /// The file.
+        file: String,
+        /// The key.
+        key: &'static str,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// A tensor is not what the config asks for.
+    #[error("{file}: tensor `{name}`: expected {expected}, found {found}; pack the run again with `flashlm pack`")]
+    Tensor {
+        /// The file.
+        file: String,
+        /// The tensor.
+        name: String,
+        /// What the config asks for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The config is none that a model can have.
+    #[error("{file}: {source}")]
+    Config {
+        /// The file.
+        file: String,
+        /// Why.
+        source: ConfigError,
+    },
+    /// The tokenizer inside is none, or of another model.
+    #[error("{file}: its tokenizer: {source}")]
+    Tokenizer {
+        /// The file.
+        file: String,
+        /// Why.
+        source: TokError,
+    },
+}
+
+/// The bytes of the packed model. `params` in the order of `layout`, the layout of `config`.
+///
+/// # Panics
+/// If they do not fit each other.
+pub fn pack(
+    cx: &Exec,
+    config: &ModelConfig,
+    layout: &Layout,
+    params: &[f32],
+    tokenizer: &Tokenizer,
+    density: Density,
+) -> Vec<u8> {
+    assert_eq!(params.len(), layout.len(), "parameters of another model");
+    let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    for spec in layout.specs() {
+        let (name, w) = (&spec.name, &params[spec.range.clone()]);
+        let ternary = config.quant.quant().filter(|_| spec.group == Group::Matrix);
+        let scales = match (ternary, spec.group) {
+            (Some(quant), _) => {
+                let (outputs, inputs) = (spec.shape[0], spec.shape[1]);
+                let (codes, scales) = ternary_codes(cx, w, (outputs, inputs), quant);
+                let rows = codes.chunks(inputs).flat_map(|row| row.chunks(density.per_byte()));
+                let bytes = rows.map(|codes| to_byte(codes, density)).collect();
+                tensors.push((name.clone(), Dtype::U8, vec![outputs, inputs.div_ceil(density.per_byte())], bytes));
+                scales
+            }
+            (None, Group::Embedding | Group::Matrix) => {
+                let (codes, scales) = byte_rows(w, spec.shape[1]);
+                tensors.push((name.clone(), Dtype::I8, spec.shape.clone(), codes));
+                scales
+            }
+            _ => {
+                tensors.push((name.clone(), Dtype::F32, spec.shape.clone(), floats(w)));
+                continue;
+            }
+        };
+        tensors.push((format!("{name}.scale"), Dtype::F32, vec![scales.len()], floats(&scales)));
+    }
+    let tokenizer = tokenizer.to_bytes();
+    tensors.push((TOKENIZER.into(), Dtype::U8, vec![tokenizer.len()], tokenizer));
+    let views: BTreeMap<&str, TensorView> = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).expect("a shape that fits its data"))
+        })
+        .collect();
+    let config = serde_json::to_string(config).expect("a config is plain data");
+    // The digest is that of the data in its final order, which only the finished file has: it is written twice.
+    let write = |xxh3: String| {
+        let metadata = [
+            ("format", FORMAT.to_owned()),
+            ("version", VERSION.to_owned()),
+            ("config", config.clone()),
+            ("per_byte", density.per_byte().to_string()),
+            ("xxh3", xxh3),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        ::safetensors::serialize(views.iter().map(|(&name, view)| (name, view)), Some(metadata))
+            .expect("tensors in memory")
+    };
+    let draft = write(format!("{:016x}", 0));
+    let file = TensorFile::from_bytes(draft, "draft").expect("what was just written");
+    write(digest(&config, file.data()))
+}
+
+fn digest(config: &str, data: &[u8]) -> String {
+    let mut hash = Xxh3::new();
+    hash.update(config.as_bytes());
+    hash.update(data);
+    format!("{:016x}", hash.digest())
+}
+
+/// Codes -1, 0, 1 of a matrix, and the scale of each unit of the quantiser.
+fn ternary_codes(cx: &Exec, w: &[f32], size: (usize, usize), quant: Quant) -> (Vec<i8>, Vec<f32>) {
+    let mut wq = vec![0.0f32; w.len()];
+    quantise(cx, &mut wq, &mut vec![0.0; w.len()], w, size, quant);
+    let units: Vec<&[f32]> = match unit(quant, size) {
+        Unit::Tensor => vec![&wq],
+        Unit::Flat(n) => wq.chunks(n).collect(),
+        Unit::Row(n) => wq.chunks(size.1).flat_map(|row| row.chunks(n)).collect(),
+    };
+    // A unit of zeros may have any scale.
+    let scales = units.iter().map(|unit| unit.iter().fold(0.0, |scale: f32, w| scale.max(w.abs())));
+    let sign = |w: &f32| if *w == 0.0 { 0 } else { w.signum() as i8 };
+    (wq.iter().map(sign).collect(), scales.collect())
+}
+
+/// Which weights of a matrix share a scale.
+enum Unit {
+    Tensor,
+    /// So many consecutive elements of the flattened matrix.
+    Flat(usize),
+    /// So many of a row.
+    Row(usize),
+}
+
+fn unit(quant: Quant, (outputs, inputs): (usize, usize)) -> Unit {
+    match quant.scale {
+        Scale::Block(n) if n < outputs * inputs => Unit::Flat(n),
+        Scale::Tensor | Scale::Block(_) => Unit::Tensor,
+        Scale::Group(n) => Unit::Row(n.min(inputs)),
+    }
+}
+
+/// Rows as bytes of -127 to 127, and the scale of each.
+fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
+    let (mut codes, mut scales) = (Vec::with_capacity(w.len()), Vec::new());
+    for row in w.chunks(inputs) {
+        let m = row.iter().fold(0f32, |m, w| m.max(w.abs()));
+        let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
+        codes.extend(row.iter().map(|w| (w * by).round_ties_even() as i8 as u8));
+        scales.push(m / 127.0);
+    }
+    (codes, scales)
+}
+
+fn to_byte(codes: &[i8], density: Density) -> u8 {
+    let base = if density == Density::Four { 4 } else { 3 };
+    codes.iter().rev().fold(0, |byte, code| byte * base + (code + 1) as u8)
+}
+
+fn from_byte(byte: u8, j: usize, density: Density) -> i8 {
+    let digit = match density {
+        Density::Four => byte >> (2 * j) & 3,
+        Density::Five => byte / [1, 3, 9, 27, 81][j] % 3,
+    };
+    digit as i8 - 1
+}
+
+/// A packed model being read: every tensor is asked for once, with the size that the config gives it.
+pub(crate) struct Reader {
+    file: TensorFile,
+    density: Density,
+    config: ModelConfig,
+    taken: RefCell<BTreeSet<String>>,
+}
+
+impl Reader {
+    /// Checks all but the tensors' sizes.
+    pub(crate) fn new(bytes: Vec<u8>, label: &str) -> Result<Self, PackError> {
+        let file = TensorFile::from_bytes(bytes, label)?;
+        let again = "pack the run again with `flashlm pack`";
+        let metadata = |key: &'static str, mend| {
+            file.metadata(key).ok_or_else(|| PackError::Metadata {
+                file: label.into(),
+                key,
+                expected: "a text".into(),
+                found: "none".into(),
+                mend,
+            })
+        };
+        let expect = |key, expected: &str, mend| {
+            let found = metadata(key, mend)?;
+            if found == expected {
+                return Ok(());
+            }
+            Err(PackError::Metadata { file: label.into(), key, expected: expected.into(), found: shown(found), mend })
+        };
+        expect("format", FORMAT, "is it a packed model? `flashlm pack` makes one of a run")?;
+        expect("version", VERSION, "it was made by another version of this program: use that, or pack the run again")?;
+        let config = metadata("config", again)?;
+        expect("xxh3", &digest(config, file.data()), "the file was damaged: copy it again from where it came")?;
+        let refused = |key, expected: &str, found: String| PackError::Metadata {
+            file: label.into(),
+            key,
+            expected: expected.into(),
+            found: shown(&found),
+            mend: again,
+        };
+        let density = match metadata("per_byte", again)? {
+            "4" => Density::Four,
+            "5" => Density::Five,
+            other => return Err(refused("per_byte", "4 or 5", other.into())),
+        };
+        let config: ModelConfig =
+            serde_json::from_str(config).map_err(|e| refused("config", "the settings of a model", e.to_string()))?;
+        config.validate().map_err(|source| PackError::Config { file: label.into(), source })?;
+        Ok(Reader { file, density, config, taken: RefCell::default() })
+    }
+
+    pub(crate) fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn wrong(&self, name: &str, expected: impl Into<String>, found: impl Into<String>) -> PackError {
+        let (expected, found) = (expected.into(), found.into());
+        PackError::Tensor { file: self.file.label().into(), name: name.into(), expected, found }
+    }
+
+    fn take(&self, name: &str, expected: &[usize]) -> Result<(), PackError> {
+        let shape = self.file.shape(name)?;
+        if shape != expected {
+            return Err(self.wrong(name, format!("the shape {expected:?}"), format!("{shape:?}")));
+        }
+        self.taken.borrow_mut().insert(name.to_owned());
+        Ok(())
+    }
+
+    /// A float tensor, every element a number.
+    pub(crate) fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, PackError> {
+        self.take(name, shape)?;
+        let values = self.file.f32(name)?;
+        match values.iter().find(|x| !x.is_finite()) {
+            Some(bad) => Err(self.wrong(name, "finite numbers", bad.to_string())),
+            None => Ok(values),
+        }
+    }
+
+    /// A matrix of a BitLinear: ternary, or of bytes where the config has no quantiser.
+    pub(crate) fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<PackedMatrix, PackError> {
+        let Some(quant) = self.config.quant.quant() else { return self.bytes(name, outputs, inputs) };
+        let (columns, scales) = self.scales(&format!("{name}.scale"), quant, (outputs, inputs))?;
+        let each = self.density.per_byte();
+        let width = inputs.div_ceil(each);
+        self.take(name, &[outputs, width])?;
+        let bytes = self.file.u8(name)?;
+        // What no code stands for: the value 3 of two bits, and bytes above five digits.
+        let bad = match self.density {
+            Density::Four => bytes.iter().find(|&&byte| byte & byte >> 1 & 0x55 != 0),
+            Density::Five => bytes.iter().find(|&&byte| byte > 242),
+        };
+        if let Some(bad) = bad {
+            return Err(self.wrong(name, "ternary codes", format!("a byte of {bad}")));
+        }
+        let weights = (0..outputs).flat_map(|output| {
+            let row = &bytes[output * width..(output + 1) * width];
+            (0..inputs).map(move |i| from_byte(row[i / each], i % each, self.density))
+        });
+        Ok(PackedMatrix::ternary(weights, &scales, outputs, columns))
+    }
+
+    /// How the columns share scales, and the scales `[outputs, segments]`.
+    fn scales(&self, name: &str, quant: Quant, size: (usize, usize)) -> Result<(Columns, Vec<f32>), PackError> {
+        let (outputs, inputs) = size;
+        Ok(match unit(quant, size) {
+            Unit::Tensor => (Columns::whole(inputs), vec![self.floats(name, &[1])?[0]; outputs]),
+            Unit::Row(n) => {
+                let columns = Columns { inputs, segment: n };
+                (columns, self.floats(name, &[outputs * columns.segments()])?)
+            }
+            Unit::Flat(n) => {
+                // Units begin anywhere in a row, but always at a multiple of the greatest common divisor.
+                let columns = Columns { inputs, segment: divisor(n, inputs) };
+                if columns.segment < LEAST_SEGMENT {
+                    let expected =
+                        format!("blocks that have a divisor of {LEAST_SEGMENT} or more with rows of {inputs}");
+                    return Err(self.wrong(name, expected, format!("blocks of {n}")));
+                }
+                let units = self.floats(name, &[(outputs * inputs).div_ceil(n)])?;
+                let starts = (0..outputs * inputs).step_by(columns.segment);
+                (columns, starts.map(|at| units[at / n]).collect())
+            }
+        })
+    }
+
+    /// A matrix of bytes.
+    pub(crate) fn bytes(&self, name: &str, outputs: usize, inputs: usize) -> Result<PackedMatrix, PackError> {
+        let scales = self.floats(&format!("{name}.scale"), &[outputs])?;
+        self.take(name, &[outputs, inputs])?;
+        let bytes = self.file.i8(name)?;
+        if bytes.contains(&i8::MIN) {
+            return Err(self.wrong(name, "weights of -127 to 127", "-128"));
+        }
+        Ok(PackedMatrix::bytes(bytes.iter().copied(), &scales, outputs, inputs))
+    }
+
+    /// The tokenizer, of as many tokens as the model has.
+    pub(crate) fn tokenizer(&self) -> Result<Tokenizer, PackError> {
+        let bytes = self.file.u8(TOKENIZER)?;
+        let file = || self.file.label().to_owned();
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|source| PackError::Tokenizer { file: file(), source })?;
+        self.taken.borrow_mut().insert(TOKENIZER.into());
+        if tokenizer.vocab_size() != self.config.vocab_size {
+            let expected = format!("a tokenizer of {} tokens", self.config.vocab_size);
+            return Err(self.wrong(TOKENIZER, expected, format!("{} tokens", tokenizer.vocab_size())));
+        }
+        if self.config.reset && self.config.eos != usize::from(tokenizer.eos()) {
+            let expected = format!("the token {} at the end of a story", self.config.eos);
+            return Err(self.wrong(TOKENIZER, expected, tokenizer.eos().to_string()));
+        }
+        Ok(tokenizer)
+    }
+
+    /// That nothing is left.
+    pub(crate) fn finish(self) -> Result<(), PackError> {
+        let taken = self.taken.borrow();
+        match self.file.names().iter().find(|name| !taken.contains(*name)) {
+            Some(name) => Err(self.wrong(name, "no such tensor in a model of its config", "one")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A text from outside, cut to what fits a message.
+fn shown(text: &str) -> String {
+    let cut: Cow<str> = match text.char_indices().nth(80) {
+        Some((at, _)) => format!("{}..", &text[..at]).into(),
+        None => text.into(),
+    };
+    format!("{cut:?}")
+}
+
+fn divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { divisor(b, a % b) }
+}
+
+/// Whether the file says that it is a packed model; false too where it cannot be read.
+pub fn is_packed(path: &Path) -> bool {
+    use std::io::Read;
+    let mut start = Vec::new();
+    let read = std::fs::File::open(path).map(|file| file.take(1 << 16).read_to_end(&mut start));
+    read.is_ok() && start.windows(FORMAT.len()).any(|part| part == FORMAT.as_bytes())
+}
