@@ -1,14 +1,16 @@
 //! `flashlm generate`: text from a model, streamed to stdout as it is written.
 
-use std::ops::ControlFlow;
+use std::io::BufRead;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
+use flashlm_kernels::Token;
 use flashlm_model::sample::{Settings, StopStrings};
-use flashlm_model::{LanguageModel, Lm};
-use flashlm_train::generate::{Finish, generate};
-use flashlm_train::load::Model;
+use flashlm_model::{Engine, Finish, PackedModel, Writer};
+use flashlm_train::load::load_packed;
 
 use crate::common::{exec, out, say, write_out};
 
@@ -18,17 +20,20 @@ const ROWS: usize = 64;
 /// Let a model write
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run folder, checkpoint folder, or .safetensors file with its tokenizer.json beside it
+    /// Packed model, run folder, checkpoint folder, or .safetensors file with its tokenizer.json beside it
     model: PathBuf,
     /// What the text begins with; none starts a story
     #[arg(short, long, default_value = "", hide_default_value = true)]
     prompt: String,
-    /// Most tokens to write; the model may end its story before
+    /// Most tokens to write (with --interactive, in a turn); the model may end its story before
     #[arg(short = 'n', long, default_value_t = 200)]
     tokens: usize,
     /// 0 takes the likeliest token; 1 draws from the model's own distribution; above 1 is wilder
     #[arg(short, long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f32,
+    /// Always take the likeliest token: the same as -t 0
+    #[arg(long, conflicts_with = "temperature")]
+    greedy: bool,
     /// Draw from the K likeliest tokens only; 0 is all
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
@@ -41,12 +46,24 @@ pub struct Args {
     /// Weaken the tokens of the last 64; 1 leaves them alone
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     repeat_penalty: f32,
-    /// The same seed gives the same text on the same machine
+    /// Taken from the logits of the tokens of the last 64, -2 to 2
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Taken from them once for each time they came, -2 to 2
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Add to a token's logit, -100 to 100: `1234=-100` by its number, ` cat=3` by its text; can be given several times
+    #[arg(long, value_name = "TOKEN=BIAS")]
+    logit_bias: Vec<String>,
+    /// The same seed gives the same text on any machine
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// End before this text; can be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Write in turns: after each, a line from you goes on with the story; an empty line lets the model go on
+    #[arg(short, long)]
+    interactive: bool,
     /// Threads [default: FLASHLM_THREADS, or 1: a token of a small model is too little work to share]
     #[arg(long)]
     threads: Option<usize>,
@@ -54,12 +71,14 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let settings = Settings {
-        temperature: args.temperature,
+    let mut settings = Settings {
+        temperature: if args.greedy { 0.0 } else { args.temperature },
         top_k: args.top_k,
         top_p: args.top_p,
         min_p: args.min_p,
         repeat_penalty: args.repeat_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
         seed: args.seed,
         ..Settings::default()
     };
@@ -70,39 +89,63 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, None) => exec(Some(1))?,
         (flag, _) => exec(flag)?,
     };
-    let model = Model::load(&args.model)?;
-    let mut prompt = Vec::new();
-    model.tokenizer.encode(&args.prompt, &mut prompt);
-    if let Some(unk) = model.tokenizer.unk() {
-        let unknown = prompt.iter().filter(|id| **id == unk).count();
-        if unknown > 0 {
-            say!("note: {unknown} of the prompt's {} tokens are not in the model's vocabulary", prompt.len());
+    let model = Arc::new(load_packed(&cx, &args.model)?);
+    settings.logit_bias = args.logit_bias.iter().map(|text| bias(&model, text)).collect::<Result<_, _>>()?;
+    let mut engine = Engine::new(model.clone(), cx, ROWS);
+    let mut writer = Writer::new(&model, settings, args.tokens, &args.stop)?;
+    let mut turn = |writer: &mut Writer, text: &str| {
+        note_unknown(&model, text);
+        let prompt = writer.read(text);
+        let (start, before) = (Instant::now(), writer.tokens());
+        let finish = engine.write(writer, |piece| write_out(format_args!("{piece}"), false));
+        out!("");
+        let finish = finish.with_context(|| format!("{}", args.model.display()))?;
+        let (tokens, seconds) = (writer.tokens() - before, start.elapsed().as_secs_f64());
+        let end = match finish {
+            Finish::Eos => "the story ended",
+            Finish::Length => "as many as asked for (-n)",
+            Finish::Stop => "at a stop string",
+        };
+        let speed = (tokens + prompt) as f64 / seconds.max(1e-9);
+        say!("{tokens} tokens after {prompt} of text in {seconds:.3} s, {speed:.0} tokens/s; {end}");
+        anyhow::Ok(())
+    };
+    write_out(format_args!("{}", args.prompt), false);
+    turn(&mut writer, &args.prompt)?;
+    if args.interactive {
+        for line in std::io::stdin().lock().lines() {
+            let line = line.context("cannot read a line from standard input; it must be UTF-8 text")?;
+            writer.go_on(args.tokens);
+            // A word of its own, as if the story had gone on to say it.
+            let text = if line.is_empty() { line } else { format!(" {}", line.trim()) };
+            turn(&mut writer, &text)?;
         }
     }
-    let mut lm = Lm::<f32>::new(&model.config, ROWS.min(prompt.len() + 1), false)?;
-    lm.prepare(&cx, &model.params);
-
-    write_out(format_args!("{}", args.prompt), false);
-    let mut emit = |piece: &str| {
-        write_out(format_args!("{piece}"), false);
-        ControlFlow::Continue(())
-    };
-    let Args { prompt, tokens, stop, .. } = &args;
-    let done = generate(&cx, &mut lm, &model.params, &model.tokenizer, prompt, settings, *tokens, stop, &mut emit);
-    out!("");
-    let done = done.with_context(|| format!("{}", model.path.display()))?;
-    let end = match done.finish {
-        Finish::Eos => "the story ended",
-        Finish::Length => "as many as asked for (-n)",
-        Finish::Stop | Finish::Stopped => "at a stop string",
-    };
-    say!(
-        "{} tokens in {:.2} s, {:.0} tokens/s; prompt of {} in {:.2} s; {end}",
-        done.tokens,
-        done.seconds,
-        done.tokens as f64 / done.seconds.max(1e-9),
-        done.prompt_tokens,
-        done.prompt_seconds
-    );
     Ok(ExitCode::SUCCESS)
+}
+
+/// A token and what to add to its logit.
+fn bias(model: &PackedModel, text: &str) -> anyhow::Result<(Token, f32)> {
+    let wrong = || anyhow!("--logit-bias {text}: expected TOKEN=BIAS, such as 1234=-100 or ' cat=3'");
+    let (token, value) = text.rsplit_once('=').ok_or_else(wrong)?;
+    let value = value.parse().map_err(|_| wrong())?;
+    if let Ok(id) = token.parse() {
+        return Ok((id, value));
+    }
+    let mut ids = Vec::new();
+    model.tokenizer().encode(token, &mut ids);
+    match ids[..] {
+        [id] if Some(id) != model.tokenizer().unk() => Ok((id, value)),
+        _ => bail!("--logit-bias {text}: {token:?} is {} tokens of this vocabulary; give one, or its number", ids.len()),
+    }
+}
+
+fn note_unknown(model: &PackedModel, text: &str) {
+    let Some(unk) = model.tokenizer().unk() else { return };
+    let mut ids = Vec::new();
+    model.tokenizer().encode(text, &mut ids);
+    let unknown = ids.iter().filter(|id| **id == unk).count();
+    if unknown > 0 {
+        say!("note: {unknown} of the text's {} tokens are not in the model's vocabulary", ids.len());
+    }
 }

@@ -10,6 +10,7 @@ mod doctor;
 mod eval;
 mod generate;
 mod info;
+mod pack;
 mod plot;
 mod report;
 mod train;
@@ -35,6 +36,8 @@ enum Command {
     Eval(eval::Args),
     /// Let a model write
     Generate(generate::Args),
+    /// Put a model into one small file
+    Pack(pack::Args),
     /// Prepare text: tokenizer and token cache
     Data(data::Args),
     /// Compare this build with test vectors
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Pack(args) => pack::run(args),
         Command::Data(args) => data::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Info(args) => info::run(args),

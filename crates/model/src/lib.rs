@@ -20,6 +20,6 @@ pub mod tok;
 
 pub use config::ModelConfig;
 pub use flashlm_kernels::ops::Objective;
-pub use infer::{Engine, PackedModel, Stream};
+pub use infer::{Engine, Finish, PackedModel, Stream, Writer};
 pub use lm::{LanguageModel, Lm, State};
 pub use precision::Precision;

@@ -54,6 +54,13 @@ impl Density {
     }
 }
 
+/// How small a packed model is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Of ternary matrices.
+    pub density: Density,
+}
+
 /// Why a packed model was not made or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
@@ -114,8 +121,9 @@ pub fn pack(
     layout: &Layout,
     params: &[f32],
     tokenizer: &Tokenizer,
-    density: Density,
+    options: Options,
 ) -> Vec<u8> {
+    let density = options.density;
     assert_eq!(params.len(), layout.len(), "parameters of another model");
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
@@ -143,7 +151,7 @@ pub fn pack(
         };
         tensors.push((format!("{name}.scale"), Dtype::F32, vec![scales.len()], floats(&scales)));
     }
-    let tokenizer = tokenizer.to_bytes();
+    let tokenizer = tokenizer.to_compact();
     tensors.push((TOKENIZER.into(), Dtype::U8, vec![tokenizer.len()], tokenizer));
     let views: BTreeMap<&str, TensorView> = tensors
         .iter()
@@ -375,7 +383,7 @@ impl Reader {
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, PackError> {
         let bytes = self.file.u8(TOKENIZER)?;
         let file = || self.file.label().to_owned();
-        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|source| PackError::Tokenizer { file: file(), source })?;
+        let tokenizer = Tokenizer::from_compact(bytes).map_err(|source| PackError::Tokenizer { file: file(), source })?;
         self.taken.borrow_mut().insert(TOKENIZER.into());
         if tokenizer.vocab_size() != self.config.vocab_size {
             let expected = format!("a tokenizer of {} tokens", self.config.vocab_size);

@@ -1,17 +1,26 @@
 //! Choosing the next token from logits, and stopping at stop strings.
 //!
 //! ```text
-//! bans -> repetition penalty -> temperature -> top_k -> top_p -> min_p -> one draw of the seeded generator
-//! penalty r: x / r where x > 0, x * r elsewhere, once for each token of the last `repeat_window`
+//! bias, bans -> penalties -> temperature -> top_k -> top_p -> min_p -> one draw of the seeded generator
+//! penalties, for a token that came n > 0 times among the last `repeat_window`:
+//!   repetition r: x / r where x > 0, x * r elsewhere;  then x - presence - n * frequency
 //! p = softmax(x / temperature); top_k keeps the k largest; top_p the fewest that hold `top_p` of what is left;
 //! min_p those with p >= min_p * max p. Equal logits: the lower id goes first. Temperature 0: the largest logit.
 //! ```
 //!
-//! Nothing is allocated after construction. Sources: penalty arXiv 1909.05858 (section 4.1; multiplying negative
-//! logits is what later implementations made of it), top_p arXiv 1904.09751, min_p arXiv 2407.01082.
+//! Tokens with less than `e^-25` of the likeliest's probability are never drawn. Nothing is allocated after construction, and
+//! the same logits and seed give the same token on every ISA. Sources: repetition arXiv 1909.05858 (section 4.1; multiplying
+//! negative logits is what later implementations made of it), presence and frequency as in OpenAI's API, top_p
+//! arXiv 1904.09751, min_p arXiv 2407.01082.
+
+use flashlm_kernels::Exec;
+use flashlm_kernels::ops::{exact_max, exact_weights};
+use std::cmp::Ordering;
 
 use crate::rng::Rng;
-use std::cmp::Ordering;
+
+/// Least weight of a token that may be drawn, the likeliest weighing 1: `e^-25`.
+const LEAST: f32 = 1.388_794_4e-11;
 
 /// Why no token could be chosen.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -62,15 +71,32 @@ pub struct Settings {
     pub min_p: f32,
     /// Weakens tokens seen lately, at least 1; 1 leaves them alone.
     pub repeat_penalty: f32,
+    /// Taken from the logit of a token seen lately, -2 to 2; 0 leaves it alone.
+    pub presence_penalty: f32,
+    /// Taken from it once for each time it was seen lately, -2 to 2; 0 leaves it alone.
+    pub frequency_penalty: f32,
     /// How many of the last tokens count as seen lately.
     pub repeat_window: usize,
+    /// Added to the logits of these tokens, -100 to 100; -100 bans in practice.
+    pub logit_bias: Vec<(u16, f32)>,
     /// Seed of the draws.
     pub seed: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_window: 64, seed: 0 }
+        Self {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repeat_window: 64,
+            logit_bias: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -78,11 +104,16 @@ impl Settings {
     /// Checks every range.
     pub fn check(&self) -> Result<(), SampleError> {
         let finite = |x: f32, from: f32| x.is_finite() && x >= from;
+        let within = |x: f32, most: f32| (-most..=most).contains(&x);
+        let bias = self.logit_bias.iter().map(|(_, bias)| *bias).find(|&bias| !within(bias, 100.0)).unwrap_or(0.0);
         let checks = [
             ("temperature", self.temperature, "a number of at least 0", finite(self.temperature, 0.0)),
             ("top_p", self.top_p, "a number in (0, 1]", self.top_p > 0.0 && self.top_p <= 1.0),
             ("min_p", self.min_p, "a number in [0, 1]", (0.0..=1.0).contains(&self.min_p)),
             ("repeat_penalty", self.repeat_penalty, "a number of at least 1", finite(self.repeat_penalty, 1.0)),
+            ("presence_penalty", self.presence_penalty, "a number in [-2, 2]", within(self.presence_penalty, 2.0)),
+            ("frequency_penalty", self.frequency_penalty, "a number in [-2, 2]", within(self.frequency_penalty, 2.0)),
+            ("logit_bias", bias, "numbers in [-100, 100]", within(bias, 100.0)),
         ];
         match checks.into_iter().find(|check| !check.3) {
             None => Ok(()),
@@ -95,7 +126,7 @@ impl Settings {
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     id: u16,
-    /// The logit; later its exponential, 1 for the likeliest.
+    /// 1 for the likeliest.
     weight: f32,
 }
 
@@ -111,8 +142,9 @@ pub struct Sampler {
     settings: Settings,
     bans: Vec<u16>,
     rng: Rng,
-    /// One flag a token of the vocabulary, all false between calls.
-    seen: Vec<bool>,
+    /// How often each token was seen lately, all 0 between calls.
+    seen: Vec<u32>,
+    weights: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
@@ -124,103 +156,110 @@ impl Sampler {
         if vocab == 0 || vocab > 1 << 16 {
             return Err(setting("vocabulary", "1 to 65536 tokens", vocab));
         }
-        if let Some(&id) = bans.iter().find(|&&id| usize::from(id) >= vocab) {
-            return Err(setting("ban", "a token of the vocabulary", id.into()));
+        let biased = settings.logit_bias.iter().map(|(id, _)| id);
+        if let Some(&id) = bans.iter().chain(biased).find(|&&id| usize::from(id) >= vocab) {
+            return Err(setting("token", "one of the vocabulary", id.into()));
         }
         Ok(Self {
             rng: Rng::new(settings.seed),
             settings,
             bans: bans.to_vec(),
-            seen: vec![false; vocab],
+            seen: vec![0; vocab],
+            weights: vec![0.0; vocab],
             candidates: Vec::with_capacity(vocab),
         })
     }
 
     /// The next token. `recent` are the tokens so far, newest last; ids beyond the vocabulary are ignored.
-    /// Leaves bans and penalties in `logits`.
-    pub fn sample(&mut self, logits: &mut [f32], recent: &[u16]) -> Result<u16, SampleError> {
+    /// Leaves bias, bans and penalties in `logits`.
+    pub fn sample(&mut self, cx: &Exec, logits: &mut [f32], recent: &[u16]) -> Result<u16, SampleError> {
         if logits.len() != self.seen.len() {
             return Err(SampleError::Length { expected: self.seen.len(), found: logits.len() });
         }
-        let bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
-        if let Some(id) = logits.iter().position(bad) {
-            let value = logits[id];
+        let max = exact_max(cx, logits);
+        if max.is_nan() || max == f32::INFINITY {
+            let bad = logits.iter().zip(0..).find(|(x, _)| x.is_nan() || **x == f32::INFINITY);
+            let (&value, id) = bad.unwrap_or((&max, 0));
             return Err(SampleError::NotFinite { id, value });
+        }
+        for &(id, bias) in &self.settings.logit_bias {
+            logits[usize::from(id)] += bias;
         }
         for &id in &self.bans {
             logits[usize::from(id)] = f32::NEG_INFINITY;
         }
         self.penalise(logits, recent);
-        self.candidates.clear();
-        let all = logits.iter().zip(0u16..=u16::MAX);
-        let possible = all.filter(|(logit, _)| **logit > f32::NEG_INFINITY);
-        self.candidates.extend(possible.map(|(&weight, id)| Candidate { id, weight }));
-        if self.settings.temperature == 0.0 {
-            let first = self.candidates.iter().min_by(|a, b| heavier(a, b));
-            return first.map(|c| c.id).ok_or(SampleError::NothingLeft);
+        let max = exact_max(cx, logits);
+        if max == f32::NEG_INFINITY {
+            return Err(SampleError::NothingLeft);
         }
-        self.keep_top_k();
-        self.exponentiate()?;
-        self.keep_top_p();
+        if self.settings.temperature == 0.0 {
+            let first = logits.iter().zip(0..).find(|(x, _)| **x == max);
+            return first.map(|(_, id)| id).ok_or(SampleError::NothingLeft);
+        }
+        // Of a temperature near 0 the inverse is infinite, and infinity times the likeliest's 0 no number.
+        let by = (1.0 / self.settings.temperature).min(f32::MAX);
+        let total = exact_weights(cx, &mut self.weights, logits, max, by);
+        let (top_k, top_p) = (self.settings.top_k, self.settings.top_p);
+        // The rest of what top_p drops could not reach into what it keeps: little is left to sort.
+        let tail = if top_k == 0 { (1.0 - top_p) * total / logits.len() as f32 } else { 0.0 };
+        let least = if top_k == 0 { LEAST.max(tail) } else { LEAST };
+        self.gather(least);
+        if top_k > 0 && top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(top_k - 1, heavier);
+            self.candidates.truncate(top_k);
+            // The order of equals must not hang on how the selection is implemented.
+            self.candidates.sort_unstable_by(heavier);
+        }
+        if top_p < 1.0 {
+            self.keep_top_p(if top_k == 0 { total.into() } else { weigh(&self.candidates) });
+        }
         // The likeliest weighs 1, and top_p never drops it: the comparison is with the maximum.
         let min_p = self.settings.min_p;
         self.candidates.retain(|c| c.weight >= min_p);
         self.draw()
     }
 
-    fn penalise(&mut self, logits: &mut [f32], recent: &[u16]) {
-        let penalty = self.settings.repeat_penalty;
-        let window = self.settings.repeat_window.min(recent.len());
-        let recent = &recent[recent.len() - window..];
-        for id in recent.iter().map(|&id| usize::from(id)) {
-            if let (Some(seen @ false), Some(x)) = (self.seen.get_mut(id), logits.get_mut(id)) {
-                *seen = true;
-                *x = if *x > 0.0 { *x / penalty } else { *x * penalty };
+    /// The tokens of at least this weight, by id.
+    fn gather(&mut self, least: f32) {
+        self.candidates.clear();
+        for (i, weights) in self.weights.chunks(16).enumerate() {
+            // Most runs of tokens have none, which a vector compares at once.
+            if weights.iter().fold(false, |any, &w| any | (w >= least)) {
+                for (&weight, id) in weights.iter().zip((16 * i) as u16..=u16::MAX) {
+                    if weight >= least {
+                        self.candidates.push(Candidate { id, weight });
+                    }
+                }
             }
         }
+    }
+
+    fn penalise(&mut self, logits: &mut [f32], recent: &[u16]) {
+        let Settings { repeat_penalty, presence_penalty, frequency_penalty, repeat_window, .. } = self.settings;
+        let recent = &recent[recent.len().saturating_sub(repeat_window)..];
         for &id in recent {
             if let Some(seen) = self.seen.get_mut(usize::from(id)) {
-                *seen = false;
+                *seen += 1;
+            }
+        }
+        for id in recent.iter().map(|&id| usize::from(id)) {
+            // A token's second turn finds nothing left.
+            let times = self.seen.get_mut(id).map_or(0, std::mem::take);
+            if let (Some(x), 1..) = (logits.get_mut(id), times) {
+                *x = if *x > 0.0 { *x / repeat_penalty } else { *x * repeat_penalty };
+                *x -= presence_penalty + times as f32 * frequency_penalty;
             }
         }
     }
 
-    fn keep_top_k(&mut self) {
-        let k = self.settings.top_k;
-        if k > 0 && k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(k - 1, heavier);
-            self.candidates.truncate(k);
-            // The order of equals must not hang on how the selection is implemented.
-            self.candidates.sort_unstable_by(heavier);
-        }
-    }
-
-    /// Logits to `exp((x - max) / temperature)`; what underflows is dropped.
-    fn exponentiate(&mut self) -> Result<(), SampleError> {
-        let logits = self.candidates.iter().map(|c| c.weight);
-        let max = logits.reduce(f32::max).ok_or(SampleError::NothingLeft)?;
-        for c in &mut self.candidates {
-            c.weight = ((c.weight - max) / self.settings.temperature).exp();
-        }
-        self.candidates.retain(|c| c.weight > 0.0);
-        Ok(())
-    }
-
-    fn keep_top_p(&mut self) {
-        let top_p = f64::from(self.settings.top_p);
-        if top_p == 1.0 {
-            return;
-        }
-        let total = total(&self.candidates);
-        // Tokens under their equal share of the tail 1 - top_p cannot reach into the head even together:
-        // dropping them first leaves little to sort.
-        let share = (1.0 - top_p) * total / self.candidates.len() as f64;
-        self.candidates.retain(|c| f64::from(c.weight) >= share);
+    /// `total` is the weight of all tokens that could be kept.
+    fn keep_top_p(&mut self, total: f64) {
         self.candidates.sort_unstable_by(heavier);
         let mut sum = 0.0;
         let head = self.candidates.iter().position(|c| {
             sum += f64::from(c.weight);
-            sum >= top_p * total
+            sum >= f64::from(self.settings.top_p) * total
         });
         if let Some(last) = head {
             self.candidates.truncate(last + 1);
@@ -228,7 +267,7 @@ impl Sampler {
     }
 
     fn draw(&mut self) -> Result<u16, SampleError> {
-        let mut left = self.rng.uniform() * total(&self.candidates);
+        let mut left = self.rng.uniform() * weigh(&self.candidates);
         for c in &self.candidates {
             left -= f64::from(c.weight);
             if left < 0.0 {
@@ -241,7 +280,7 @@ impl Sampler {
     }
 }
 
-fn total(candidates: &[Candidate]) -> f64 {
+fn weigh(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
 }
 
@@ -275,24 +314,30 @@ impl StopStrings {
         Ok(Self { stops, held: String::new(), complete: false })
     }
 
-    /// Takes the next piece and returns the text that can be shown: never a part of a stop string, and nothing
+    /// Takes the next piece and appends the text that can be shown: never a part of a stop string, and nothing
     /// once one is complete.
-    pub fn push(&mut self, piece: &str) -> String {
+    pub fn push(&mut self, piece: &str, shown: &mut String) {
         if self.complete {
-            return String::new();
+            return;
         }
         for c in piece.chars() {
             self.held.push(c);
             let ended = self.stops.iter().filter(|stop| self.held.ends_with(*stop));
             if let Some(length) = ended.map(String::len).max() {
                 self.complete = true;
-                self.held.truncate(self.held.len() - length);
-                return std::mem::take(&mut self.held);
+                shown.push_str(&self.held[..self.held.len() - length]);
+                self.held.clear();
+                return;
             }
         }
         let begun = self.stops.iter().map(|stop| begun(&self.held, stop)).max();
-        let held = self.held.split_off(self.held.len() - begun.unwrap_or(0));
-        std::mem::replace(&mut self.held, held)
+        let certain = self.held.len() - begun.unwrap_or(0);
+        shown.extend(self.held.drain(..certain));
+    }
+
+    /// Watches for the next stop string.
+    pub fn restart(&mut self) {
+        self.complete = false;
     }
 
     /// Whether a stop string was complete: generation is over.
@@ -300,9 +345,10 @@ impl StopStrings {
         self.complete
     }
 
-    /// The text still held back, to be shown when the generation ends without a stop string.
-    pub fn finish(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    /// Appends the text still held back, to be shown when the generation ends without a stop string.
+    pub fn finish(&mut self, shown: &mut String) {
+        shown.push_str(&self.held);
+        self.held.clear();
     }
 }
 
@@ -324,13 +370,20 @@ mod tests {
             x[usize::from(id)] = f64::NEG_INFINITY;
         }
         let from = recent.len().saturating_sub(s.repeat_window);
+        for (id, bias) in &s.logit_bias {
+            x[usize::from(*id)] += f64::from(*bias);
+        }
         for (id, x) in x.iter_mut().enumerate() {
-            if recent[from..].iter().any(|&r| usize::from(r) == id) {
+            let times = recent[from..].iter().filter(|&&r| usize::from(r) == id).count();
+            if times > 0 {
                 let r = f64::from(s.repeat_penalty);
                 *x = if *x > 0.0 { *x / r } else { *x * r };
+                *x -= f64::from(s.presence_penalty) + times as f64 * f64::from(s.frequency_penalty);
             }
         }
-        let ids: Vec<usize> = (0..x.len()).filter(|&i| x[i].is_finite()).collect();
+        let top = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let likely = |i: &usize| (x[*i] - top) / f64::from(s.temperature) >= -25.0;
+        let ids: Vec<usize> = (0..x.len()).filter(likely).collect();
         let before = |j: usize, i: usize| x[j] > x[i] || (x[j] == x[i] && j < i);
         let rank = |i: usize| ids.iter().filter(|&&j| before(j, i)).count();
         let in_k = |i: &usize| s.top_k == 0 || rank(*i) < s.top_k;
@@ -355,6 +408,10 @@ mod tests {
         p.collect()
     }
 
+    fn exec() -> Exec {
+        Exec::new(flashlm_kernels::Isa::detect().unwrap(), 1)
+    }
+
     fn logits(rng: &mut Rng, n: usize) -> Vec<f32> {
         (0..n).map(|_| rng.normal() as f32 * 3.0).collect()
     }
@@ -371,7 +428,10 @@ mod tests {
                 top_p: [1.0, 0.999, 0.9, 0.5, 0.05][rng.below(5) as usize],
                 min_p: [0.0, 0.01, 0.2, 1.0][rng.below(4) as usize],
                 repeat_penalty: [1.0, 1.3, 5.0][rng.below(3) as usize],
+                presence_penalty: [0.0, 0.7, -2.0][rng.below(3) as usize],
+                frequency_penalty: [0.0, 0.3, -1.0][rng.below(3) as usize],
                 repeat_window: rng.below(12) as usize,
+                logit_bias: if n > 5 { vec![(5, 1.5), (1, -100.0)] } else { vec![] },
                 seed: round,
             };
             let mut x = logits(&mut rng, n);
@@ -390,7 +450,7 @@ mod tests {
                 sum
             });
             let edges: Vec<f64> = edges.collect();
-            let id = sampler.sample(&mut x, &recent).unwrap();
+            let id = sampler.sample(&exec(), &mut x, &recent).unwrap();
             if edges.iter().all(|edge| (edge - u).abs() > 1e-5) {
                 let at = edges.iter().position(|edge| *edge > u).unwrap();
                 assert_eq!(id, expected[at].0, "{:?}", sampler.settings);
@@ -414,7 +474,7 @@ mod tests {
             let mut sampler = Sampler::new(settings, 8, &[6]).unwrap();
             let (mut counts, draws) = ([0.0; 8], 50_000);
             for _ in 0..draws {
-                counts[usize::from(sampler.sample(&mut x.clone(), &[1, 1]).unwrap())] += 1.0;
+                counts[usize::from(sampler.sample(&exec(), &mut x.clone(), &[1, 1]).unwrap())] += 1.0;
             }
             let mut chi2 = 0.0;
             for (id, p) in &expected {
@@ -449,7 +509,7 @@ mod tests {
             let first = x.iter().position(|&x| x == max).unwrap() as u16;
             for settings in narrow.iter().chain([&greedy]) {
                 let mut sampler = Sampler::new(settings.clone(), 50, &[]).unwrap();
-                assert_eq!(sampler.sample(&mut x.clone(), &[]).unwrap(), first);
+                assert_eq!(sampler.sample(&exec(), &mut x.clone(), &[]).unwrap(), first);
             }
         }
     }
@@ -463,7 +523,7 @@ mod tests {
             let room = (sampler.candidates.capacity(), sampler.candidates.as_ptr());
             let (mut rng, mut ids) = (Rng::new(9), Vec::new());
             for _ in 0..100 {
-                ids.push(sampler.sample(&mut logits(&mut rng, 300), &ids).unwrap());
+                ids.push(sampler.sample(&exec(), &mut logits(&mut rng, 300), &ids).unwrap());
             }
             let after = (sampler.candidates.capacity(), sampler.candidates.as_ptr());
             assert_eq!(room, after);
@@ -476,7 +536,7 @@ mod tests {
     #[test]
     fn bad_logits_are_errors() {
         let mut sampler = Sampler::new(Settings::default(), 3, &[1]).unwrap();
-        let mut error = |x: &mut [f32]| sampler.sample(x, &[]).unwrap_err();
+        let mut error = |x: &mut [f32]| sampler.sample(&exec(), x, &[]).unwrap_err();
         let text = error(&mut [0.0, 1.0, f32::NAN]).to_string();
         assert!(text.starts_with("the logit of token 2 is NaN"), "{text}");
         let text = error(&mut [f32::INFINITY, 1.0, 0.0]).to_string();
@@ -487,11 +547,11 @@ mod tests {
         assert_eq!(error(&mut [0.0; 2]), SampleError::Length { expected, found });
         let greedy = Settings { temperature: 0.0, ..Settings::default() };
         let mut greedy = Sampler::new(greedy, 3, &[1]).unwrap();
-        let left = greedy.sample(&mut none.clone(), &[]);
+        let left = greedy.sample(&exec(), &mut none.clone(), &[]);
         assert_eq!(left, Err(SampleError::NothingLeft));
         // The largest numbers there are do no harm.
         let mut x = [f32::MAX, 0.0, f32::MIN];
-        assert_eq!(sampler.sample(&mut x, &[2, 900]), Ok(0));
+        assert_eq!(sampler.sample(&exec(), &mut x, &[2, 900]), Ok(0));
     }
 
     #[test]
@@ -510,6 +570,11 @@ mod tests {
         refused("top_p", |s, v| s.top_p = v, &[nan, 0.0, -1.0, 1.1]);
         refused("min_p", |s, v| s.min_p = v, &[nan, -0.1, 1.1]);
         refused("repeat_penalty", |s, v| s.repeat_penalty = v, &[nan, inf, 0.9]);
+        refused("presence_penalty", |s, v| s.presence_penalty = v, &[nan, inf, 2.1, -2.1]);
+        refused("frequency_penalty", |s, v| s.frequency_penalty = v, &[nan, inf, 2.1, -2.1]);
+        refused("logit_bias", |s, v| s.logit_bias = vec![(1, 0.0), (2, v)], &[nan, inf, 101.0, -101.0]);
+        let foreign = Settings { logit_bias: vec![(9, 1.0)], ..Settings::default() };
+        assert!(Sampler::new(foreign, 9, &[]).is_err());
         assert!(Sampler::new(Settings::default(), 0, &[]).is_err());
         assert!(Sampler::new(Settings::default(), 1 << 16, &[u16::MAX]).is_ok());
         assert!(Sampler::new(Settings::default(), 65_535, &[u16::MAX]).is_err());
@@ -522,9 +587,9 @@ mod tests {
         let chars: Vec<char> = text.chars().collect();
         let mut shown = String::new();
         for piece in chars.chunks(size) {
-            shown += &watch.push(&piece.iter().collect::<String>());
+            watch.push(&piece.iter().collect::<String>(), &mut shown);
         }
-        shown += &watch.finish();
+        watch.finish(&mut shown);
         (shown, watch.is_complete())
     }
 
@@ -561,13 +626,16 @@ mod tests {
     #[test]
     fn only_what_may_become_a_stop_string_is_held_back() {
         let mut watch = StopStrings::new(vec!["\n\nThe".into(), "###".into()]).unwrap();
-        assert_eq!(watch.push("once.\n"), "once.");
-        assert_eq!(watch.push("\nT"), "");
-        assert_eq!(watch.push("wo ##"), "\n\nTwo ");
-        assert_eq!(watch.push(" x #"), "## x ");
-        assert_eq!(watch.push("##"), "");
+        for (piece, shown) in [("once.\n", "once."), ("\nT", ""), ("wo ##", "\n\nTwo "), (" x #", "## x "), ("##", "")] {
+            let mut text = String::new();
+            watch.push(piece, &mut text);
+            assert_eq!(text, shown, "after {piece:?}");
+        }
         assert!(watch.is_complete());
-        assert_eq!(watch.push("more") + &watch.finish(), "");
+        let mut text = String::new();
+        watch.push("more", &mut text);
+        watch.finish(&mut text);
+        assert_eq!(text, "");
         assert!(StopStrings::new(vec![String::new()]).is_err());
         assert!(StopStrings::new(vec!["a".repeat(257)]).is_err());
         assert!(StopStrings::new(vec!["a".into(); 17]).is_err());

@@ -6,7 +6,6 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod eval;
-pub mod generate;
 pub mod load;
 pub mod lock;
 pub mod log;

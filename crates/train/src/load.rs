@@ -7,12 +7,13 @@
 
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::optim::Tensor;
-use flashlm_kernels::Buf;
+use flashlm_kernels::{Buf, Exec};
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
 use flashlm_model::io::{IoError, read_limited};
+use flashlm_model::pack::{self, PackError};
 use flashlm_model::params::Layout;
 use flashlm_model::tok::{TokError, Tokenizer};
-use flashlm_model::{LanguageModel, Lm, ModelConfig};
+use flashlm_model::{LanguageModel, Lm, ModelConfig, PackedModel};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -113,6 +114,14 @@ pub enum LoadError {
     /// The file could not be read.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// No packed model could be made or read.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+}
+
+/// A model for the packed runtime: of a file that `flashlm pack` wrote, or of whatever [`Model::load`] takes, packed in memory.
+pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
+    if pack::is_packed(path) { Ok(PackedModel::open(path)?) } else { Model::load(path)?.packed(cx) }
 }
 
 /// A model ready to run: parameters in the order of the layout that its config gives.
@@ -167,6 +176,28 @@ impl Model {
                 mend: "let the run reach its first checkpoint",
             }),
         }
+    }
+
+    /// Number of its parameters.
+    pub fn parameters(&self) -> usize {
+        Lm::<f32>::new(&self.config, 1, false).map_or(self.params.len(), |lm| lm.layout().parameters())
+    }
+
+    /// The bytes of the packed model.
+    pub fn pack(&self, cx: &Exec, options: pack::Options) -> Result<Vec<u8>, LoadError> {
+        // Built once to check that config and parameters fit.
+        let lm = Lm::<f32>::new(&self.config, 1, false).map_err(|e| LoadError::Metadata {
+            key: "config",
+            expected: "a model's sizes and switches as JSON",
+            found: e.to_string(),
+        })?;
+        Ok(pack::pack(cx, &self.config, lm.layout(), &self.params, &self.tokenizer, options))
+    }
+
+    /// The packed model as `flashlm pack` makes it.
+    pub fn packed(&self, cx: &Exec) -> Result<PackedModel, LoadError> {
+        let bytes = self.pack(cx, pack::Options::default())?;
+        Ok(PackedModel::from_bytes(bytes, &self.path.display().to_string())?)
     }
 
     fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {

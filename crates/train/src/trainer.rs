@@ -7,6 +7,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -16,8 +17,10 @@ use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorRef;
 use flashlm_model::params::Layout;
-use flashlm_model::sample;
+use flashlm_model::pack::{self, PackError, pack};
+use flashlm_model::sample::{self, SampleError};
 use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Engine, PackedModel, Writer};
 
 use crate::atomic::{self, AtomicError};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Part};
@@ -27,7 +30,6 @@ use crate::data::cache::TokenCache;
 use crate::data::window::Windows;
 use crate::eval::Stories;
 use crate::eval::bpb::{EvalError, Report, evaluate};
-use crate::generate::{GenerateError, generate};
 use crate::load::{LoadError, read_params, read_state, save_params};
 use crate::lock::RunLock;
 use crate::log::card::{Card, Scores};
@@ -39,6 +41,9 @@ use crate::log::{EvalRow, LogError, Row, SampleRow, TrainRow};
 use crate::progress::{Best, Plan, State};
 use crate::schedule::learning_rate;
 use crate::stepper::Stepper;
+
+/// Tokens of a sample's prompt that are read at once.
+const SAMPLE_ROWS: usize = 16;
 
 /// Why training cannot go on. Whatever was saved before is left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +68,9 @@ pub enum TrainError {
     #[error(transparent)]
     Eval(#[from] EvalError),
     #[error(transparent)]
-    Generate(#[from] GenerateError),
+    Sample(#[from] SampleError),
+    #[error(transparent)]
+    Pack(#[from] PackError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
@@ -331,7 +338,10 @@ impl<'a> Trainer<'a> {
     /// Lets the model go on from each prompt.
     fn sample(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let t = self.inputs.settings.train.clone();
-        self.stepper.lm.prepare(self.cx, &self.stepper.params);
+        let Stepper { lm, params, .. } = &self.stepper;
+        let bytes = pack(self.cx, lm.config(), lm.layout(), params, &self.inputs.tokenizer, pack::Options::default());
+        let model = Arc::new(PackedModel::from_bytes(bytes, "the model being trained")?);
+        let mut engine = Engine::new(model.clone(), Exec::new(self.cx.isa(), 1), SAMPLE_ROWS);
         for (i, prompt) in t.prompts.iter().enumerate() {
             let settings = sample::Settings {
                 temperature: 0.8,
@@ -339,22 +349,10 @@ impl<'a> Trainer<'a> {
                 seed: t.seed ^ (self.state.step << 8 | i as u64),
                 ..sample::Settings::default()
             };
+            let mut writer = Writer::new(&model, settings, t.sample_tokens, &[])?;
+            writer.read(prompt);
             let mut text = String::new();
-            let Stepper { lm, params, .. } = &mut self.stepper;
-            generate(
-                self.cx,
-                &mut **lm,
-                params,
-                &self.inputs.tokenizer,
-                prompt,
-                settings,
-                t.sample_tokens,
-                &[],
-                &mut |piece| {
-                    text.push_str(piece);
-                    ControlFlow::Continue(())
-                },
-            )?;
+            engine.write(&mut writer, |piece| text.push_str(piece))?;
             let row = SampleRow { step: self.state.step, prompt: prompt.clone(), text };
             tell(Event::Sample(&row));
             self.log(&Row::Sample(row.clone()))?;

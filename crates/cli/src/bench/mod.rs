@@ -1,7 +1,8 @@
-//! `flashlm bench`: how fast this machine trains, with each token mixer, and how fast each kernel is.
+//! `flashlm bench`: how fast this machine trains, with each token mixer, writes, and how fast each kernel is.
 //!
 //! What both share is here: the timer and the peak that products are compared with.
 
+mod decode;
 mod kernels;
 mod mixers;
 mod train;
@@ -27,6 +28,8 @@ enum What {
     Train(train::Args),
     /// Tokens per second of whole training steps with each token mixer, at several sequence lengths
     Mixers(mixers::Args),
+    /// Tokens per second of the packed runtime
+    Decode(decode::Args),
     /// Time of each kernel on each instruction set, after checking its result
     Kernels(kernels::Args),
 }
@@ -36,6 +39,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.what {
         What::Train(args) => train::run(args),
         What::Mixers(args) => mixers::run(args),
+        What::Decode(args) => decode::run(args),
         What::Kernels(args) => kernels::run(args),
     }
 }

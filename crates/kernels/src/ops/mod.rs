@@ -29,6 +29,7 @@ pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_ba
 pub use delta::{Rule, delta_backward, delta_forward, delta_steps, delta_work};
 pub use embed::{embed_backward, embed_forward};
 pub use exact::attention::{exact_attention, exact_rope};
+pub use exact::choose::{exact_max, exact_weights};
 pub use exact::conv::exact_conv;
 pub use exact::delta::{exact_delta_step, exact_delta_width, exact_sigmoid, exact_softplus};
 pub use exact::rows::{

@@ -14,6 +14,7 @@ pub(crate) mod conv;
 pub(crate) mod delta;
 mod ffn;
 pub(crate) mod linear;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use crate::pack::{PackError, Reader};
 use crate::tok::Tokenizer;
 use ffn::Ffn;
 use linear::{Linear, Norm, Work};
+pub use write::{Finish, Writer};
 
 /// Longest packed model accepted.
 const MAX_FILE: u64 = 4 << 30;
@@ -187,6 +189,12 @@ impl Stream {
     }
 }
 
+impl AsMut<Stream> for Stream {
+    fn as_mut(&mut self) -> &mut Stream {
+        self
+    }
+}
+
 /// The working memory of one caller, on the threads of its executor.
 pub struct Engine {
     model: Arc<PackedModel>,
@@ -197,6 +205,8 @@ pub struct Engine {
     past: Vec<u32>,
     work: Vec<Work>,
     logits: Vec<f32>,
+    /// One of each writer.
+    tokens: Vec<Token>,
 }
 
 impl Engine {
@@ -219,6 +229,7 @@ impl Engine {
             past: vec![0; all],
             work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
             logits: Vec::new(),
+            tokens: Vec::new(),
             model,
             cx,
         }
@@ -239,6 +250,16 @@ impl Engine {
         self.past.len()
     }
 
+    /// Tells `stream` the next tokens of its text.
+    ///
+    /// # Panics
+    /// With a token beyond the vocabulary.
+    pub fn feed(&mut self, stream: &mut Stream, tokens: &[Token]) {
+        for piece in tokens.chunks(self.rows()) {
+            self.pass(std::slice::from_mut(stream), piece, piece.len());
+        }
+    }
+
     /// Tells `stream` the next tokens of its text and gives the logits after the last: `[V]`, the caller's until the next call.
     ///
     /// # Panics
@@ -246,13 +267,10 @@ impl Engine {
     pub fn prefill(&mut self, stream: &mut Stream, tokens: &[Token]) -> &mut [f32] {
         assert!(!tokens.is_empty(), "a prompt has at least one token");
         self.room(1);
-        let d = self.model.config.dim;
-        for piece in tokens.chunks(self.rows()) {
-            let n = piece.len();
-            self.pass(std::slice::from_mut(stream), piece, n);
-            self.h.copy_within((n - 1) * d..n * d, 0);
-        }
-        self.head(1);
+        self.feed(stream, tokens);
+        let (d, last) = (self.model.config.dim, (tokens.len() - 1) % self.rows());
+        self.h.copy_within(last * d..(last + 1) * d, 0);
+        self.head(1, 0);
         &mut self.logits[..self.model.config.vocab_size]
     }
 
@@ -260,13 +278,13 @@ impl Engine {
     ///
     /// # Panics
     /// With as many tokens as streams missing, or one beyond the vocabulary.
-    pub fn step(&mut self, streams: &mut [Stream], tokens: &[Token]) -> &mut [f32] {
+    pub fn step<S: AsMut<Stream> + Send + 'static>(&mut self, streams: &mut [S], tokens: &[Token]) -> &mut [f32] {
         assert_eq!(streams.len(), tokens.len(), "a token for each stream");
         self.room(streams.len());
         let (rows, v) = (self.rows(), self.model.config.vocab_size);
         for (i, (streams, tokens)) in streams.chunks_mut(rows).zip(tokens.chunks(rows)).enumerate() {
             self.pass(streams, tokens, 1);
-            self.head_into(streams.len(), i * rows * v);
+            self.head(streams.len(), i * rows * v);
         }
         &mut self.logits[..streams.len() * v]
     }
@@ -282,7 +300,7 @@ impl Engine {
         for (tokens, targets) in tokens.chunks(rows).zip(targets.chunks(rows)) {
             let n = tokens.len();
             self.pass(std::slice::from_mut(stream), tokens, n);
-            self.head(n);
+            self.head(n, 0);
             for (z, &target) in self.logits[..n * v].chunks_exact(v).zip(targets) {
                 out.push(f64::from(z[usize::from(target)]) - exact_log_sum_exp(&self.cx, z));
             }
@@ -303,13 +321,13 @@ impl Engine {
     }
 
     /// The blocks, over `n` rows of each stream.
-    fn pass(&mut self, streams: &mut [Stream], tokens: &[Token], n: usize) {
+    fn pass<S: AsMut<Stream> + Send + 'static>(&mut self, streams: &mut [S], tokens: &[Token], n: usize) {
         let height = self.height(tokens.len());
         let Engine { model, cx, h, u, past, work, .. } = self;
         let (d, rows) = (model.config.dim, tokens.len());
         let start = if model.config.reset { Token::try_from(model.config.eos).ok() } else { None };
         for ((past, &token), i) in past.iter_mut().zip(tokens).zip(0..) {
-            *past = streams[i / n].advance(token, start);
+            *past = streams[i / n].as_mut().advance(token, start);
         }
         let past = &past[..rows];
         let first = &model.blocks[0];
@@ -324,7 +342,7 @@ impl Engine {
         for (i, block) in model.blocks.iter().enumerate() {
             let (len, width) = (block.mixer.state_len(), block.mixer.width());
             cx.tiles_by(1, streams.len(), (Rows(streams, 1), Rows(u, n * width)), |cx, r, (stream, u), local| {
-                let state = &mut stream[0].state[at..at + len];
+                let state = &mut stream[0].as_mut().state[at..at + len];
                 block.mixer.mix(cx, u, state, &past[r.start * n..r.end * n], local);
             });
             at += len;
@@ -353,12 +371,8 @@ impl Engine {
         }
     }
 
-    fn head(&mut self, rows: usize) {
-        self.head_into(rows, 0);
-    }
-
-    /// Logits of the first `rows` rows.
-    fn head_into(&mut self, rows: usize, at: usize) {
+    /// Logits of the first `rows` rows, from `at` on.
+    fn head(&mut self, rows: usize, at: usize) {
         let height = self.height(rows);
         let Engine { model, cx, h, work, logits, .. } = self;
         let (d, v) = (model.config.dim, model.config.vocab_size);

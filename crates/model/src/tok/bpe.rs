@@ -19,6 +19,8 @@ use std::{
 const KIND: &str = "bpe";
 const EOS: &str = "<|endoftext|>";
 const NONE: usize = usize::MAX;
+/// Longest token that a list of merges may make.
+const MAX_TOKEN: usize = 1 << 10;
 
 // ---- Bytes as printable characters ----------------------------------------------------------------------------------
 
@@ -71,7 +73,7 @@ struct Part {
     use_regex: Option<bool>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Model {
     r#type: Option<String>,
     dropout: Option<f64>,
@@ -322,6 +324,37 @@ impl Bpe {
             "]}}",
         ];
         json.concat().into_bytes()
+    }
+
+    /// The merges, where they alone tell the vocabulary: [`Bpe::from_merges`] gives the same.
+    pub(super) fn own_merges(&self) -> Option<Vec<[u16; 2]>> {
+        let merges: Vec<[u16; 2]> = self.merges.iter().map(|&(l, r)| [l, r]).collect();
+        let again = Self::from_merges(&merges).ok()?;
+        let same = again.tokens == self.tokens && again.merges == self.merges && again.specials == self.specials;
+        same.then_some(merges)
+    }
+
+    /// EOS 0, the bytes 1 to 256, then the result of each merge, as training numbers them.
+    pub(super) fn from_merges(merges: &[[u16; 2]]) -> Result<Self, TokError> {
+        let mut bytes: Vec<char> = (0..=255).map(char_of).collect();
+        bytes.sort_unstable();
+        let mut tokens: Vec<String> = [EOS.into()].into_iter().chain(bytes.into_iter().map(String::from)).collect();
+        let mut pairs = Vec::with_capacity(merges.len());
+        for (rank, ids) in merges.iter().enumerate() {
+            let [Some(left), Some(right)] = ids.map(|id| tokens.get(usize::from(id)).filter(|_| id > 0)) else {
+                let what = format!("merge {rank} is not of two tokens before it: {ids:?}");
+                return Err(invalid(what));
+            };
+            if left.len() + right.len() > MAX_TOKEN {
+                return Err(invalid(format!("merge {rank} makes a token longer than {MAX_TOKEN} bytes")));
+            }
+            let both = format!("{left}{right}");
+            pairs.push(Merge::Pair(left.clone(), right.clone()));
+            tokens.push(both);
+        }
+        let vocab = Pairs(tokens.into_iter().zip(0..).collect());
+        let model = Model { vocab, merges: pairs, ..Model::default() };
+        Self::new(model, BTreeMap::from([(0, EOS.into())]))
     }
 
     pub(super) fn vocab_size(&self) -> usize {

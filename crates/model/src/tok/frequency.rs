@@ -105,7 +105,10 @@ impl Frequency {
     }
 
     pub(super) fn from_json(json: &[u8]) -> Result<Self, TokError> {
-        let file: File = super::parse(KIND, json)?;
+        Self::from_file(super::parse(KIND, json)?)
+    }
+
+    fn from_file(file: File) -> Result<Self, TokError> {
         let n = file.id_to_base.0.len();
         if n == 0 {
             return Err(invalid("id_to_base has no entries".into()));
@@ -154,6 +157,21 @@ impl Frequency {
             }
         }
         Ok(new)
+    }
+
+    /// The size asked for, and the base id of id 4, 5, ...
+    pub(super) fn parts(&self) -> (u32, &[u16]) {
+        (self.declared as u32, &self.bases)
+    }
+
+    pub(super) fn from_parts(declared: u32, bases: Vec<u16>) -> Result<Self, TokError> {
+        let with_ids = || (SPECIALS as u64..).zip(&bases);
+        let file = File {
+            vocab_size: declared.into(),
+            id_to_base: Pairs(with_ids().map(|(id, base)| (id.to_string(), u64::from(*base))).collect()),
+            base_to_id: Pairs(with_ids().map(|(id, base)| (base.to_string(), id)).collect()),
+        };
+        Self::from_file(file)
     }
 
     pub(super) fn to_json(&self) -> Vec<u8> {

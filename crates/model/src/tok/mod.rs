@@ -7,6 +7,7 @@
 
 mod bpe;
 mod bytes;
+mod compact;
 mod frequency;
 mod split;
 mod stream;
@@ -187,15 +188,6 @@ impl Tokenizer {
         }
     }
 
-    /// TEMP
-    pub fn to_bytes(&self) -> Vec<u8> {
-        self.to_json()
-    }
-    /// TEMP
-    pub fn from_bytes(b: &[u8]) -> Result<Self, TokError> {
-        Self::from_json(b)
-    }
-
     /// `"frequency"`, `"bpe"` or `"bytes"`.
     pub fn kind(&self) -> &'static str {
         match &self.0 {
@@ -281,6 +273,7 @@ fn parse<'a, T: Deserialize<'a>>(kind: &'static str, json: &'a [u8]) -> Result<T
 }
 
 /// A JSON object of integers in file order, doubled keys kept, so that they can be refused; no longer than a vocabulary.
+#[derive(Default)]
 struct Pairs(Vec<(String, u64)>);
 
 impl<'de> Deserialize<'de> for Pairs {

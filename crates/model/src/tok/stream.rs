@@ -16,10 +16,9 @@ impl StreamDecoder {
         Self::default()
     }
 
-    /// Takes the bytes of the next token or tokens; returns the text that is certain by now, which may be empty.
-    pub fn push(&mut self, bytes: &[u8]) -> String {
+    /// Takes the bytes of the next token or tokens; appends the text that is certain by now, which may be none.
+    pub fn push(&mut self, bytes: &[u8], text: &mut String) {
         self.pending.extend_from_slice(bytes);
-        let mut text = String::with_capacity(self.pending.len());
         let mut unfinished = 0;
         let mut chunks = self.pending.utf8_chunks().peekable();
         while let Some(chunk) = chunks.next() {
@@ -35,14 +34,12 @@ impl StreamDecoder {
             }
         }
         self.pending.drain(..self.pending.len() - unfinished);
-        text
     }
 
     /// Ends the text: an unfinished character becomes U+FFFD. The decoder is empty again afterwards.
-    pub fn finish(&mut self) -> String {
-        let rest = String::from_utf8_lossy(&self.pending).into_owned();
+    pub fn finish(&mut self, text: &mut String) {
+        text.push_str(&String::from_utf8_lossy(&self.pending));
         self.pending.clear();
-        rest
     }
 }
 
@@ -51,21 +48,33 @@ mod tests {
     use super::*;
     use crate::tok::testing::Random;
 
+    fn pushed(d: &mut StreamDecoder, bytes: &[u8]) -> String {
+        let mut text = String::new();
+        d.push(bytes, &mut text);
+        text
+    }
+
+    fn finished(d: &mut StreamDecoder) -> String {
+        let mut text = String::new();
+        d.finish(&mut text);
+        text
+    }
+
     #[test]
     fn a_character_waits_until_it_is_whole() {
         let mut d = StreamDecoder::new();
-        assert_eq!(d.push(b"a\xf0\x9f"), "a");
-        assert_eq!(d.push(b"\x98"), "");
-        assert_eq!(d.push(b"\x80b"), "\u{1f600}b");
-        assert_eq!(d.finish(), "");
+        assert_eq!(pushed(&mut d, b"a\xf0\x9f"), "a");
+        assert_eq!(pushed(&mut d, b"\x98"), "");
+        assert_eq!(pushed(&mut d, b"\x80b"), "\u{1f600}b");
+        assert_eq!(finished(&mut d), "");
     }
 
     #[test]
     fn unfinished_end_is_replaced_once_and_the_decoder_can_be_used_again() {
         let mut d = StreamDecoder::new();
-        assert_eq!(d.push(b"\xe4\xbd"), "");
-        assert_eq!(d.finish(), "\u{fffd}");
-        assert_eq!(d.push(b"ok"), "ok");
+        assert_eq!(pushed(&mut d, b"\xe4\xbd"), "");
+        assert_eq!(finished(&mut d), "\u{fffd}");
+        assert_eq!(pushed(&mut d, b"ok"), "ok");
     }
 
     #[test]
@@ -80,11 +89,11 @@ mod tests {
             let mut rest = &bytes[..];
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(1 + r.below(rest.len()));
-                text += &d.push(now);
+                d.push(now, &mut text);
                 assert!(d.pending.len() <= 3);
                 rest = later;
             }
-            text += &d.finish();
+            d.finish(&mut text);
             assert_eq!(text, String::from_utf8_lossy(&bytes), "{bytes:x?}");
         }
     }

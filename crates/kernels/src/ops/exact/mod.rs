@@ -6,6 +6,7 @@
 //! Nothing calls the platform's mathematics.
 
 pub mod attention;
+pub mod choose;
 pub mod conv;
 pub mod delta;
 pub mod rows;

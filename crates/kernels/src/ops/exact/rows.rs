@@ -1,6 +1,7 @@
 //! Row by row: RMSNorm `y = x r scale`, `r = 1 / sqrt(mean(x^2) + eps)`; SiLU with a unit norm, `y = silu(x) r`,
 //! `r = scale / sqrt(sum silu(x)^2 + eps)`; gates `y = act(g) u`; soft cap `c tanh(z / c)`.
 
+use super::choose::max;
 use super::{Lanes, dot, exp, sigmoid, sum};
 use crate::dispatch::Op;
 use crate::exec::Exec;
@@ -156,21 +157,9 @@ impl Op<f32> for SumExp<'_> {
     type Out = (f32, f32);
     #[inline(always)]
     unsafe fn run<S: Simd<E = f32>>(self) -> (f32, f32) {
+        let max = max(self.z);
         let chunks = self.z.chunks_exact(16);
         let rest = chunks.remainder();
-        let mut tops: Lanes = [f32::NEG_INFINITY; 16];
-        for (top, &z) in tops.iter_mut().zip(rest) {
-            *top = z;
-        }
-        for z in chunks.clone() {
-            for i in 0..16 {
-                tops[i] = if z[i] > tops[i] || z[i].is_nan() { z[i] } else { tops[i] };
-            }
-        }
-        let mut max = f32::NEG_INFINITY;
-        for top in tops {
-            max = if top > max || top.is_nan() { top } else { max };
-        }
         let mut acc: Lanes = [0.0; 16];
         for z in chunks {
             for i in 0..16 {

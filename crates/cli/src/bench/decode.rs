@@ -1,0 +1,182 @@
+//! `flashlm bench decode`: tokens per second of the packed runtime, on a packed model or on a preset with random weights.
+//!
+//! Greedy decoding from the prompt on, a token of every stream at a time; the figure is the median of the windows. Speed
+//! does not depend on what the weights say.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::ensure;
+use flashlm_kernels::cpu::peak_rss;
+use flashlm_kernels::ops::INT8_ROWS;
+use flashlm_kernels::profile::profile;
+use flashlm_kernels::{Exec, Token};
+use flashlm_model::pack::{self, pack};
+use flashlm_model::params::Layout;
+use flashlm_model::rng::Rng;
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Stream};
+use flashlm_train::config::Layers;
+use flashlm_train::load::load_packed;
+
+use super::{median, rate, windows};
+use crate::common::{exec, out, say};
+
+/// Windows of the median.
+const WINDOWS: usize = 5;
+
+/// Measures the packed runtime: tokens per second of decoding and of reading a prompt, time to the first token, memory.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Packed model or run; without it, --preset with random weights
+    #[arg(conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// Preset whose model is measured
+    #[arg(long, default_value = "v4-small")]
+    preset: String,
+    /// Texts that are written at once
+    #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    streams: u32,
+    /// Tokens of the prompt
+    #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    prompt: u32,
+    /// Time of all windows of one figure together
+    #[arg(long, default_value = "5", value_parser = super::seconds)]
+    seconds: f64,
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Add a table of where the time of decoding goes, op by op
+    #[arg(long)]
+    ops: bool,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let cx = exec(Some(args.threads))?;
+    let (isa, streams) = (cx.isa().name(), args.streams as usize);
+    let (model, what) = match &args.model {
+        Some(path) => (load_packed(&cx, path)?, path.display().to_string()),
+        None => (random_model(&cx, &args.preset)?, args.preset.clone()),
+    };
+    let model = Arc::new(model);
+    let v = model.config().vocab_size;
+    say!("{what}: {} bytes, {streams} streams, {isa}, {} threads", model.file_bytes(), args.threads);
+    let mut rng = Rng::new(7);
+    let prompt: Vec<Token> = (0..args.prompt).map(|_| rng.below(v as u64) as Token).collect();
+    let rows = INT8_ROWS.min((args.prompt as usize).max(streams.div_ceil(args.threads)));
+    let mut engine = Engine::new(model.clone(), cx, rows);
+
+    let mut stream = model.stream();
+    let prefill = windows(args.seconds, WINDOWS, || {
+        stream.reset();
+        engine.prefill(&mut stream, &prompt);
+    });
+    let first = windows(args.seconds / 5.0, WINDOWS, || {
+        stream.reset();
+        engine.prefill(&mut stream, &prompt[..1]);
+    });
+    let mut decode = Decode::new(&mut engine, &prompt, streams);
+    let mut step = || decode.step(&mut engine);
+    let steps = windows(args.seconds, WINDOWS, &mut step);
+    let (wall, entries) = if args.ops {
+        let calls = (0.5 / median(&steps)) as usize + 1;
+        let start = Instant::now();
+        let ((), entries) = profile(|| (0..calls).for_each(|_| step()));
+        (start.elapsed().as_secs_f64(), entries)
+    } else {
+        (0.0, Vec::new())
+    };
+
+    let tokens_per_second = streams as f64 / median(&steps);
+    let prefill_tokens_per_second = prompt.len() as f64 / median(&prefill);
+    let first_token_us = 1e6 * median(&first);
+    let peak_rss_mb = peak_rss() as f64 / f64::from(1 << 20);
+    if args.json {
+        let listed: Vec<f64> = steps.iter().map(|s| streams as f64 / s).collect();
+        let result = serde_json::json!({
+            "model": what, "threads": args.threads, "isa": isa, "streams": streams, "prompt": prompt.len(),
+            "tokens_per_second": tokens_per_second, "windows": listed,
+            "prefill_tokens_per_second": prefill_tokens_per_second, "first_token_us": first_token_us,
+            "peak_rss_mb": peak_rss_mb, "file_bytes": model.file_bytes(), "memory_bytes": model.memory(),
+        });
+        out!("{result}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    out!("tokens/s          {tokens_per_second:>10.0}  all streams together");
+    out!("prefill tokens/s  {prefill_tokens_per_second:>10.0}  a prompt of {}", prompt.len());
+    out!("first token us    {first_token_us:>10.1}  after a prompt of one token");
+    out!("peak MB           {peak_rss_mb:>10.1}  resident");
+    out!("file bytes        {:>10}", model.file_bytes());
+    if args.ops {
+        out!("\n{:<20} {:>13} {:>9} {:>16}", "op", "size", "share", "rate a thread");
+        for e in &entries {
+            let (rate, unit) = rate(e.work, e.seconds);
+            let share = 100.0 * e.seconds / (wall * args.threads as f64);
+            out!("{:<20} {:>13} {share:>7.1} % {rate:>8.1} {unit}", e.name, format!("{} x {}", e.size.0, e.size.1));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Streams that write greedily.
+struct Decode {
+    streams: Vec<Stream>,
+    tokens: Vec<Token>,
+}
+
+impl Decode {
+    fn new(engine: &mut Engine, prompt: &[Token], streams: usize) -> Self {
+        let mut stream = engine.model().stream();
+        engine.feed(&mut stream, prompt);
+        // Different streams, or their states would be the same memory twice.
+        Decode { streams: vec![stream; streams], tokens: (0..streams).map(|i| prompt[i % prompt.len()]).collect() }
+    }
+
+    fn step(&mut self, engine: &mut Engine) {
+        let v = engine.model().config().vocab_size;
+        let logits = engine.step(&mut self.streams, &self.tokens);
+        for (token, z) in self.tokens.iter_mut().zip(logits.chunks_exact(v)) {
+            let best = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            *token = z.iter().position(|z| *z == best).unwrap_or(0) as Token;
+        }
+    }
+}
+
+/// A preset's model as it starts its training.
+fn random_model(cx: &Exec, preset: &str) -> anyhow::Result<PackedModel> {
+    let settings = Layers::preset(preset)?.settings()?;
+    let tokenizer = vocabulary(&settings.tokenizer.kind, settings.tokenizer.vocab)?;
+    let model = settings.model.clone();
+    let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..model };
+    let lm = Lm::<f32>::new(&config, 1, false)?;
+    let layout: &Layout = lm.layout();
+    let params = layout.init::<f32>(1);
+    let bytes = pack(cx, &config, layout, &params, &tokenizer, pack::Options::default());
+    Ok(PackedModel::from_bytes(bytes, preset)?)
+}
+
+/// A vocabulary of this kind and size, of whatever tokens.
+fn vocabulary(kind: &str, size: usize) -> anyhow::Result<Tokenizer> {
+    let mut bytes = Vec::new();
+    match kind {
+        "frequency" => {
+            bytes.push(b'F');
+            bytes.extend((size as u32).to_le_bytes());
+            (0..size.saturating_sub(4) as u16).for_each(|base| bytes.extend(base.to_le_bytes()));
+        }
+        "bpe" => {
+            bytes.push(b'B');
+            for i in 0..size.saturating_sub(257) as u16 {
+                [1 + i / 256, 1 + i % 256].iter().for_each(|id| bytes.extend(id.to_le_bytes()));
+            }
+        }
+        _ => return Ok(Tokenizer::bytes()),
+    }
+    ensure!(size <= 50_000, "a vocabulary of {size} tokens is too large to make up");
+    Ok(Tokenizer::from_compact(&bytes)?)
+}

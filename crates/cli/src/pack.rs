@@ -1,0 +1,71 @@
+//! `flashlm pack`: a run as one small file that holds all a runtime needs.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use flashlm_model::PackedModel;
+use flashlm_model::pack::{Density, Options};
+use flashlm_train::atomic::write_file;
+use flashlm_train::load::Model;
+use flashlm_train::log::console::{bytes, thousands};
+
+use crate::common::exec;
+use crate::report::Report;
+
+/// Put a model into one small file
+#[derive(clap::Args)]
+pub struct Args {
+    /// Run folder (its best checkpoint is taken), checkpoint folder, or .safetensors file with its tokenizer.json
+    run: PathBuf,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE", default_value = "model.safetensors")]
+    output: PathBuf,
+    /// Bits of a ternary weight in the file; in memory it takes two
+    #[arg(long, value_enum, default_value_t = Ternary::Two)]
+    ternary_bits: Ternary,
+    /// Replace a file that is there
+    #[arg(short, long)]
+    force: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Ternary {
+    /// Four weights a byte
+    #[value(name = "2")]
+    Two,
+    /// Five weights a byte
+    #[value(name = "1.6")]
+    Less,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.output.exists() && !args.force {
+        bail!("{} is there already; name another file with -o, or replace it with --force", args.output.display());
+    }
+    let cx = exec(Some(1))?;
+    let model = Model::load(&args.run)?;
+    let density = match args.ternary_bits {
+        Ternary::Two => Density::Four,
+        Ternary::Less => Density::Five,
+    };
+    let packed = model.pack(&cx, Options { density })?;
+    write_file(&args.output, |w| w.write_all(&packed))?;
+    // What was written is what can be read.
+    let read = PackedModel::open(&args.output)?;
+    let parameters = model.parameters();
+    let bits = 8.0 * packed.len() as f64 / parameters as f64;
+    let mut report = Report::default();
+    report.add("file", args.output.display(), args.output.display().to_string());
+    report.add("from", model.path.display(), model.path.display().to_string());
+    report.add("parameters", thousands(parameters as u64), parameters);
+    report.add("file size", format!("{}, {bits:.2} bits a parameter", bytes(packed.len() as u64)), packed.len());
+    report.add("in memory", bytes(read.memory() as u64), read.memory());
+    report.print(args.json);
+    Ok(ExitCode::SUCCESS)
+}
