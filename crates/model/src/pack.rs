@@ -383,7 +383,8 @@ impl Reader {
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, PackError> {
         let bytes = self.file.u8(TOKENIZER)?;
         let file = || self.file.label().to_owned();
-        let tokenizer = Tokenizer::from_compact(bytes).map_err(|source| PackError::Tokenizer { file: file(), source })?;
+        let tokenizer =
+            Tokenizer::from_compact(bytes).map_err(|source| PackError::Tokenizer { file: file(), source })?;
         self.taken.borrow_mut().insert(TOKENIZER.into());
         if tokenizer.vocab_size() != self.config.vocab_size {
             let expected = format!("a tokenizer of {} tokens", self.config.vocab_size);

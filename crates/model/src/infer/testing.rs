@@ -99,7 +99,8 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             quant: quant(ScaleKind::Group, 32, StatKind::Mean, true),
             ..plain.clone()
         };
-        let bytes = ModelConfig { block_norm: false, quant: quant(ScaleKind::None, 1, StatKind::Mean, false), ..tiny(name) };
+        let bytes =
+            ModelConfig { block_norm: false, quant: quant(ScaleKind::None, 1, StatKind::Mean, false), ..tiny(name) };
         for (shape, config) in
             [("plain", plain), ("recipe", recipe), ("blocks", blocks), ("wide", wide), ("bytes", bytes)]
         {
@@ -112,7 +113,10 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
         ModelConfig { delta: DeltaConfig { form, rule, negative_eigenvalues, ..base.delta.clone() }, quant, ..base }
     };
     all.push(("delta original".into(), delta(DeltaForm::Original, DeltaRule::Undecayed, false)));
-    all.push(("delta original, reset".into(), ModelConfig { reset: true, ..delta(DeltaForm::Original, DeltaRule::Canonical, true) }));
+    all.push((
+        "delta original, reset".into(),
+        ModelConfig { reset: true, ..delta(DeltaForm::Original, DeltaRule::Canonical, true) },
+    ));
     all.push(("delta undecayed".into(), delta(DeltaForm::Published, DeltaRule::Undecayed, true)));
     let pattern = ["delta", "delta", "attention", "conv"].map(String::from).to_vec();
     let mixed = delta(DeltaForm::Published, DeltaRule::Canonical, true);

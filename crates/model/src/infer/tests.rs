@@ -28,7 +28,11 @@ fn a_text_at_once_is_a_text_token_by_token_everywhere() {
                 for piece in tokens.chunks(piece) {
                     at += piece.len();
                     engine.feed(&mut stream, &[]);
-                    assert!(engine.prefill(&mut stream, piece) == want[at - 1], "{here}: {} tokens to {at}", piece.len());
+                    assert!(
+                        engine.prefill(&mut stream, piece) == want[at - 1],
+                        "{here}: {} tokens to {at}",
+                        piece.len()
+                    );
                 }
                 assert!(stream.save() == last.save(), "{here}: the state after pieces of {piece}");
             }
@@ -56,7 +60,8 @@ fn log_probabilities_are_those_of_the_logits() {
             .collect();
         let mut first = Vec::new();
         for (isa, threads, rows) in places() {
-            let (mut engine, mut stream, mut got) = (noise.engine(isa, threads, rows), noise.model.stream(), Vec::new());
+            let (mut engine, mut stream, mut got) =
+                (noise.engine(isa, threads, rows), noise.model.stream(), Vec::new());
             engine.log_probs(&mut stream, &[], &[], &mut got);
             engine.log_probs(&mut stream, &tokens[..9], &targets[..9], &mut got);
             engine.log_probs(&mut stream, &tokens[9..], &targets[9..], &mut got);
@@ -85,36 +90,34 @@ impl AsMut<Stream> for Text {
 
 #[test]
 fn neighbours_change_nothing_and_come_and_go() {
-    const LENGTH: usize = 12;
+    const LENGTH: usize = 9;
     let mut rng = Rng::new(1);
-    for (name, config) in shapes() {
+    for (shape, (name, config)) in shapes().into_iter().enumerate() {
         let noise = Noise::new(config);
         let v = noise.config.vocab_size;
         let tokens: Vec<Vec<Token>> = (0..100).map(|seed| stories(LENGTH, 100 + seed)).collect();
         let want: Vec<Vec<Vec<f32>>> = tokens.iter().map(|tokens| noise.in_turn(tokens).0).collect();
         let all = places();
         for (i, most) in [1, 2, 3, 17, 64, 100].into_iter().enumerate() {
-            // Every place sees every size over the shapes; a shape sees each size in two.
-            for (isa, threads, rows) in [all[(i + 5) % all.len()], all[rng.below(all.len() as u64) as usize]] {
-                let mut engine = noise.engine(isa, threads, rows);
-                let mut waiting: Vec<Text> =
-                    (0..most).map(|id| Text { stream: noise.model.stream(), id, at: 0 }).collect();
-                let mut going = Vec::new();
-                while !(waiting.is_empty() && going.is_empty()) {
-                    going.extend(waiting.drain(rng.below(waiting.len() as u64 + 1) as usize..));
-                    if going.is_empty() {
-                        continue;
-                    }
-                    let next: Vec<Token> = going.iter().map(|text: &Text| tokens[text.id][text.at]).collect();
-                    let logits = engine.step(&mut going, &next);
-                    for (text, z) in going.iter_mut().zip(logits.chunks_exact(v)) {
-                        assert!(z == want[text.id][text.at], "{name}: token {} of stream {} of {most}", text.at, text.id);
-                        text.at += 1;
-                    }
-                    going.retain(|text| text.at < LENGTH);
-                    if rng.below(3) == 0 && !going.is_empty() {
-                        waiting.push(going.swap_remove(rng.below(going.len() as u64) as usize));
-                    }
+            // Over the shapes, sizes meet all places.
+            let (isa, threads, rows) = all[(i + 7 * shape) % all.len()];
+            let mut engine = noise.engine(isa, threads, rows);
+            let mut waiting: Vec<Text> = (0..most).map(|id| Text { stream: noise.model.stream(), id, at: 0 }).collect();
+            let mut going = Vec::new();
+            while !(waiting.is_empty() && going.is_empty()) {
+                going.extend(waiting.drain(rng.below(waiting.len() as u64 + 1) as usize..));
+                if going.is_empty() {
+                    continue;
+                }
+                let next: Vec<Token> = going.iter().map(|text: &Text| tokens[text.id][text.at]).collect();
+                let logits = engine.step(&mut going, &next);
+                for (text, z) in going.iter_mut().zip(logits.chunks_exact(v)) {
+                    assert!(z == want[text.id][text.at], "{name}: token {} of stream {} of {most}", text.at, text.id);
+                    text.at += 1;
+                }
+                going.retain(|text| text.at < LENGTH);
+                if rng.below(3) == 0 && !going.is_empty() {
+                    waiting.push(going.swap_remove(rng.below(going.len() as u64) as usize));
                 }
             }
         }
@@ -150,7 +153,9 @@ fn bytes_that_are_no_stream_of_the_model_are_none() {
         engine.feed(&mut stream, &stories(20, 1));
         let saved = stream.save();
         for cut in [0, 1, 3, 4, 5, saved.len() / 2, saved.len() - 4, saved.len() - 1] {
-            assert!(cut == saved.len() || noise.model.restore(&saved[..cut]).is_none(), "{name}: cut to {cut}");
+            // A mixer without a memory has a state of the count alone.
+            let cut = cut.min(saved.len() - 1);
+            assert!(noise.model.restore(&saved[..cut]).is_none(), "{name}: cut to {cut}");
         }
         assert!(noise.model.restore(&[&saved[..], &[0]].concat()).is_none());
         assert!(noise.model.restore(&[&saved[..], &[0; 4]].concat()).is_none());
@@ -182,12 +187,12 @@ fn bytes_that_are_no_stream_of_the_model_are_none() {
 fn stories_see_each_other_where_the_model_does() {
     for (name, config) in shapes() {
         let (reset, noise) = (config.reset, Noise::new(config));
-        let (before, story) = (stories(40, 6), [&[EOS], &stories(25, 7)[..]].concat());
-        let (alone, _) = noise.in_turn(&story);
+        let (alone, _) = noise.in_turn(&[EOS, 9]);
         let mut engine = noise.engine(isas()[0], 2, 16);
         let mut stream = noise.model.stream();
-        let after = engine.prefill(&mut stream, &[before, story].concat()).to_vec();
-        assert_eq!(after == alone[25], reset, "{name}");
+        let remembers = stream.save().len() > 4;
+        let after = engine.prefill(&mut stream, &[&stories(40, 6)[..], &[EOS, 9]].concat()).to_vec();
+        assert_eq!(after == alone[1], reset || !remembers, "{name}");
     }
 }
 
