@@ -136,7 +136,9 @@ fn bias(model: &PackedModel, text: &str) -> anyhow::Result<(Token, f32)> {
     model.tokenizer().encode(token, &mut ids);
     match ids[..] {
         [id] if Some(id) != model.tokenizer().unk() => Ok((id, value)),
-        _ => bail!("--logit-bias {text}: {token:?} is {} tokens of this vocabulary; give one, or its number", ids.len()),
+        _ => {
+            bail!("--logit-bias {text}: {token:?} is {} tokens of this vocabulary; give one, or its number", ids.len())
+        }
     }
 }
 

@@ -626,7 +626,8 @@ mod tests {
     #[test]
     fn only_what_may_become_a_stop_string_is_held_back() {
         let mut watch = StopStrings::new(vec!["\n\nThe".into(), "###".into()]).unwrap();
-        for (piece, shown) in [("once.\n", "once."), ("\nT", ""), ("wo ##", "\n\nTwo "), (" x #", "## x "), ("##", "")] {
+        for (piece, shown) in [("once.\n", "once."), ("\nT", ""), ("wo ##", "\n\nTwo "), (" x #", "## x "), ("##", "")]
+        {
             let mut text = String::new();
             watch.push(piece, &mut text);
             assert_eq!(text, shown, "after {piece:?}");
