@@ -3,29 +3,36 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use flashlm_kernels::Exec;
-use flashlm_model::{LanguageModel, Precision};
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Engine, PackedModel, Precision, pack};
 use flashlm_train::data::source::{Source, SourceReport};
 use flashlm_train::eval::Stories;
-use flashlm_train::eval::bpb::{self, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Sums};
+use flashlm_train::eval::bpb::{
+    self, EvalError, Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums,
+};
 use flashlm_train::load::Model;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
 use crate::common::{Status, exec, out, precision, say};
 
-/// Most rows of one pass.
+/// Most rows of one pass over latent weights.
 const ROWS: usize = 2048;
+/// Most rows of one pass of the packed runtime, a thread.
+const PACKED_ROWS: usize = 64;
+/// How far the packed model may be from its latent weights without a word.
+const APART: f64 = 0.005;
 /// Tokens that are read before they are scored; bounds the memory for any size of data.
 const PART: usize = 1 << 20;
 
 /// Score a model on a text in bits per byte. Every byte counts; each story starts afresh and is scored whole.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
+    /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
     model: PathBuf,
     /// A text, .jsonl or .zst file, a folder of those, or `synthetic:N`.
     #[arg(long, value_name = "SOURCE")]
@@ -39,7 +46,7 @@ pub struct Args {
     /// Threads to compute with [default: all processors].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    /// What products of the latent weights are computed in: f32, bf16, or auto for what this machine does fastest
     #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
     precision: Precision,
 }
@@ -56,37 +63,63 @@ enum Protocol {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
-    let model = Model::load(&args.model)?;
     let source = Source::parse(&args.data)?;
     let precision = args.precision.resolve(cx.isa());
-    let runtime = match precision {
-        Precision::Bf16 => "products of bf16, ternary weights; `flashlm generate` runs in float32",
-        _ => "float32 activations, ternary weights; what `flashlm generate` runs",
-    };
-    let mut lm = precision.build(&model.config, ROWS, false)?;
-    let from = model.path.display();
-    match model.step {
+    let latent = if pack::is_packed(&args.model) { None } else { Some(Model::load(&args.model)?) };
+    let packed = Arc::new(match &latent {
+        Some(model) => model.packed(&cx)?,
+        None => PackedModel::open(&args.model)?,
+    });
+    let step = latent.as_ref().and_then(|model| model.step);
+    let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
+    match step {
         Some(step) => say!("model {from} (step {step})"),
         None => say!("model {from}"),
     }
+    let mut lm = latent.as_ref().map(|model| precision.build(&model.config, ROWS, false)).transpose()?;
+    let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
+    let mut float = match (&latent, &mut lm) {
+        (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
+        _ => None,
+    };
+    let mut scorers: Vec<&mut dyn Scorer> = vec![&mut engine];
+    scorers.extend(float.as_mut().map(|float| float as &mut dyn Scorer));
+    let tokenizer = packed.tokenizer();
     let start = Instant::now();
-    let (mut object, bits, read, rows) = match args.protocol {
+    // Of the packed model first.
+    let (mut objects, bits, read, mut rows) = match args.protocol {
         Protocol::Full => {
-            let (report, read) = full(&cx, &mut *lm, &model, &source)?;
-            (json!(report), report.bpb, read, full_rows(&report))
+            let (reports, read) = full(scorers, tokenizer, &source)?;
+            let bits: Vec<f64> = reports.iter().map(|report| report.bpb).collect();
+            (reports.iter().map(|report| json!(report)).collect::<Vec<_>>(), bits, read, full_rows(&reports[0]))
         }
         Protocol::Published => {
-            let (report, read) = published(&cx, &mut *lm, &model, &source)?;
-            (json!(report), report.understated_bits_per_character, read, published_rows(&report))
+            let (reports, read) = published(scorers, tokenizer, &source)?;
+            let bits: Vec<f64> = reports.iter().map(|report| report.understated_bits_per_character).collect();
+            (reports.iter().map(|report| json!(report)).collect(), bits, read, published_rows(&reports[0]))
         }
     };
-    if !bits.is_finite() {
+    if bits.iter().any(|bits| !bits.is_finite()) {
         bail!("{from}: the model's output is not a number; its training diverged: use an earlier checkpoint");
     }
+    let apart = bits.get(1).map(|latent| bits[0] / latent - 1.0);
+    if let (Some(apart), Some(latent)) = (apart, bits.get(1)) {
+        let why = if apart.abs() <= APART { "" } else { WHY };
+        let kept = precision.name();
+        rows.insert(
+            1,
+            ("  of latent weights", format!("{latent:.4} in {kept}; packed is {:+.2} %{why}", 100.0 * apart)),
+        );
+    }
+    let runtime = "packed: ternary weights, int8 activations, int8 table; what `flashlm generate` runs";
     if args.json {
+        let latent = objects.get(1).cloned();
+        let object = &mut objects[0];
         let own = [
+            ("latent", json!(latent)),
+            ("packed_over_latent", json!(apart.map(|apart| 1.0 + apart))),
             ("model", json!(from.to_string())),
-            ("step", json!(model.step)),
+            ("step", json!(step)),
             ("data", json!(args.data)),
             ("repaired", json!(read.repaired)),
             ("runtime", json!(runtime)),
@@ -105,6 +138,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     out!("{:<22}  {runtime}", "runtime");
     Ok(ExitCode::SUCCESS)
 }
+
+/// Said where the two are far apart.
+const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; train.activation_bits=8 \
+                   trains for them";
 
 type Rows = Vec<(&'static str, String)>;
 
@@ -146,27 +183,28 @@ fn published_rows(r: &Published) -> Rows {
     ]
 }
 
-/// Scores the source in parts.
+/// Scores the source in parts, with each of `scorers`.
 fn full(
-    cx: &Exec,
-    lm: &mut dyn LanguageModel<f32>,
-    model: &Model,
+    mut scorers: Vec<&mut dyn Scorer>,
+    tokenizer: &Tokenizer,
     source: &Source,
-) -> anyhow::Result<(Report, SourceReport)> {
-    let mut sums = Sums::default();
+) -> anyhow::Result<(Vec<Report>, SourceReport)> {
+    let mut sums = vec![Sums::default(); scorers.len()];
     let mut stories = Stories::default();
-    let mut progress = Progress::new();
+    let mut progress = Progress::new(scorers.len());
     let mut score = |stories: &mut Stories, read: f64| {
         let part = stories.totals().tokens;
-        let done = &mut |tokens| progress.show(tokens, part, read);
-        let scored = bpb::score(cx, lm, &model.params, &model.tokenizer, stories, &mut sums, done);
+        for (i, (scorer, sums)) in scorers.iter_mut().zip(&mut sums).enumerate() {
+            let done = &mut |tokens| progress.show(i * part + tokens, part, read);
+            bpb::score(&mut **scorer, tokenizer, stories, sums, done)?;
+        }
         progress.end_part(part, read);
         stories.clear();
-        scored
+        Ok(())
     };
     let mut failed = None;
     let read = source.stories_at(&mut |text, read| {
-        stories.push(&model.tokenizer, text);
+        stories.push(tokenizer, text);
         if stories.totals().tokens < PART {
             return ControlFlow::Continue(());
         }
@@ -178,49 +216,54 @@ fn full(
             }
         }
     })?;
-    if let Some(error) = failed {
-        return Err(error.into());
+    match failed {
+        Some(error) => return Err(error),
+        None => score(&mut stories, 1.0)?,
     }
-    score(&mut stories, 1.0)?;
-    Ok((sums.report(&model.tokenizer)?, read))
+    let reports = sums.iter().map(|sums| sums.report(tokenizer)).collect::<Result<_, EvalError>>()?;
+    Ok((reports, read))
 }
 
 fn published(
-    cx: &Exec,
-    lm: &mut dyn LanguageModel<f32>,
-    model: &Model,
+    scorers: Vec<&mut dyn Scorer>,
+    tokenizer: &Tokenizer,
     source: &Source,
-) -> anyhow::Result<(Published, SourceReport)> {
+) -> anyhow::Result<(Vec<Published>, SourceReport)> {
     let mut stories = Stories::default();
     let read = source.stories(&mut |text| {
-        stories.push(&model.tokenizer, text);
+        stories.push(tokenizer, text);
         if stories.len() < PUBLISHED_STORIES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     let all = (0..stories.len()).map(|i| PUBLISHED_TOKENS.min(stories.story(i).len() - 1)).sum();
-    let mut progress = Progress::new();
-    let done = &mut |tokens| progress.show(tokens, all, 1.0);
-    let report = bpb::published(cx, lm, &model.params, &model.tokenizer, &stories, done);
+    let mut progress = Progress::new(scorers.len());
+    let mut reports = Vec::new();
+    for (i, scorer) in scorers.into_iter().enumerate() {
+        let done = &mut |tokens| progress.show(i * all + tokens, all, 1.0);
+        reports.push(bpb::published(scorer, tokenizer, &stories, done)?);
+    }
     progress.end_part(all, 1.0);
-    Ok((report?, read))
+    Ok((reports, read))
 }
 
 /// The status line: share, speed, time to go.
 struct Progress {
     status: Status,
     start: Instant,
+    /// How often each token is scored.
+    times: usize,
     /// Tokens of the parts that are done, and the share of the source that they are.
     before: (usize, f64),
 }
 
 impl Progress {
-    fn new() -> Self {
-        Progress { status: Status::new(), start: Instant::now(), before: (0, 0.0) }
+    fn new(times: usize) -> Self {
+        Progress { status: Status::new(), start: Instant::now(), times, before: (0, 0.0) }
     }
 
-    /// `tokens` of `part` are scored; the part reaches to the share `read` of the source.
+    /// `tokens` of `times * part` are scored; the part reaches to the share `read` of the source.
     fn show(&mut self, tokens: usize, part: usize, read: f64) -> ControlFlow<()> {
         let seconds = self.start.elapsed().as_secs_f64();
-        let done = self.before.1 + (read - self.before.1) * tokens as f64 / part.max(1) as f64;
+        let done = self.before.1 + (read - self.before.1) * tokens as f64 / (self.times * part.max(1)) as f64;
         let all = self.before.0 + tokens;
         self.status.show(&format!(
             "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
@@ -234,7 +277,7 @@ impl Progress {
     }
 
     fn end_part(&mut self, part: usize, read: f64) {
-        self.before = (self.before.0 + part, read);
+        self.before = (self.before.0 + self.times * part, read);
         self.status.clear();
     }
 }

@@ -5,9 +5,11 @@
 //!                                                   n = 5: codes as digits of base 3, column 5 i + j times 3^j
 //! x.weight.scale           F32 [1], or one for each unit of the quantiser in the order of its rows
 //! embedding.weight         I8 [V, D], row r times embedding.weight.scale [V]; likewise matrices that stay float in training
+//!   or, table_bits "4"     U8 [V, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row share one of
+//!                          embedding.weight.scale, BF16 [V, ceil(D / 16)]
 //! tokenizer                U8 [bytes]
 //! all else                 F32 as in training: norms, taps, gates
-//! metadata                 format "flashlm-packed", version "1", config (JSON), per_byte "4" or "5", xxh3
+//! metadata                 format "flashlm-packed", version "1", config (JSON), per_byte "4" or "5", table_bits "8" or "4", xxh3
 //! ```
 //!
 //! `xxh3` is XXH3-64 of the config's bytes and then of all the data; a file whose numbers were damaged is refused. Writing
@@ -32,6 +34,9 @@ use crate::tok::{TokError, Tokenizer};
 const FORMAT: &str = "flashlm-packed";
 const VERSION: &str = "1";
 const TOKENIZER: &str = "tokenizer";
+const TABLE: &str = "embedding.weight";
+/// Columns that share a scale in a table of 4 bits.
+const NIBBLES: usize = 16;
 /// Fewest columns that may share a scale where blocks and rows do not line up: a bound on memory.
 const LEAST_SEGMENT: usize = 8;
 
@@ -54,11 +59,32 @@ impl Density {
     }
 }
 
+/// Bits of a number of the table, which is embedding and head.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TableBits {
+    /// A scale a row.
+    #[default]
+    Eight,
+    /// A scale for 16 columns of a row.
+    Four,
+}
+
+impl TableBits {
+    fn name(self) -> &'static str {
+        match self {
+            TableBits::Eight => "8",
+            TableBits::Four => "4",
+        }
+    }
+}
+
 /// How small a packed model is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
     /// Of ternary matrices.
     pub density: Density,
+    /// Of embedding and head.
+    pub table: TableBits,
 }
 
 /// Why a packed model was not made or read.
@@ -139,6 +165,15 @@ pub fn pack(
                 tensors.push((name.clone(), Dtype::U8, vec![outputs, inputs.div_ceil(density.per_byte())], bytes));
                 scales
             }
+            (None, Group::Embedding) if options.table == TableBits::Four => {
+                let (outputs, inputs) = (spec.shape[0], spec.shape[1]);
+                let (codes, scales) = nibble_rows(w, inputs);
+                tensors.push((name.clone(), Dtype::U8, vec![outputs, inputs.div_ceil(2)], codes));
+                let shape = vec![outputs, inputs.div_ceil(NIBBLES)];
+                let scales = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+                tensors.push((format!("{name}.scale"), Dtype::BF16, shape, scales));
+                continue;
+            }
             (None, Group::Embedding | Group::Matrix) => {
                 let (codes, scales) = byte_rows(w, spec.shape[1]);
                 tensors.push((name.clone(), Dtype::I8, spec.shape.clone(), codes));
@@ -167,6 +202,7 @@ pub fn pack(
             ("version", VERSION.to_owned()),
             ("config", config.clone()),
             ("per_byte", density.per_byte().to_string()),
+            ("table_bits", options.table.name().to_owned()),
             ("xxh3", xxh3),
         ];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
@@ -229,6 +265,26 @@ fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
     (codes, scales)
 }
 
+/// Rows as codes of -7 to 7, two a byte, and as bf16 the scale of each [`NIBBLES`] columns.
+fn nibble_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<u16>) {
+    let (mut bytes, mut scales) = (Vec::with_capacity(w.len() / 2), Vec::new());
+    let mut codes = Vec::with_capacity(inputs + 1);
+    for row in w.chunks(inputs) {
+        codes.clear();
+        for part in row.chunks(NIBBLES) {
+            let m = part.iter().fold(0f32, |m, w| m.max(w.abs()));
+            // Rounded up, so that no code is beyond 7.
+            let scale = ((m / 7.0).to_bits() + 0xffff) >> 16;
+            let by = if m > 1e-30 { 1.0 / f32::from_bits(scale << 16) } else { 0.0 };
+            codes.extend(part.iter().map(|w| ((w * by).round_ties_even() + 8.0) as u8));
+            scales.push(scale as u16);
+        }
+        codes.resize(inputs.next_multiple_of(2), 8);
+        bytes.extend(codes.chunks(2).map(|two| two[0] | two[1] << 4));
+    }
+    (bytes, scales)
+}
+
 fn to_byte(codes: &[i8], density: Density) -> u8 {
     let base = if density == Density::Four { 4 } else { 3 };
     codes.iter().rev().fold(0, |byte, code| byte * base + (code + 1) as u8)
@@ -246,6 +302,7 @@ fn from_byte(byte: u8, j: usize, density: Density) -> i8 {
 pub(crate) struct Reader {
     file: TensorFile,
     density: Density,
+    table: TableBits,
     config: ModelConfig,
     taken: RefCell<BTreeSet<String>>,
 }
@@ -287,10 +344,15 @@ impl Reader {
             "5" => Density::Five,
             other => return Err(refused("per_byte", "4 or 5", other.into())),
         };
+        let table = match metadata("table_bits", again)? {
+            "8" => TableBits::Eight,
+            "4" => TableBits::Four,
+            other => return Err(refused("table_bits", "8 or 4", other.into())),
+        };
         let config: ModelConfig =
             serde_json::from_str(config).map_err(|e| refused("config", "the settings of a model", e.to_string()))?;
         config.validate().map_err(|source| PackError::Config { file: label.into(), source })?;
-        Ok(Reader { file, density, config, taken: RefCell::default() })
+        Ok(Reader { file, density, table, config, taken: RefCell::default() })
     }
 
     pub(crate) fn config(&self) -> &ModelConfig {
@@ -377,6 +439,34 @@ impl Reader {
             return Err(self.wrong(name, "weights of -127 to 127", "-128"));
         }
         Ok(PackedMatrix::bytes(bytes.iter().copied(), &scales, outputs, inputs))
+    }
+
+    /// Embedding and head.
+    pub(crate) fn table(&self) -> Result<PackedMatrix, PackError> {
+        let (outputs, inputs) = (self.config.vocab_size, self.config.dim);
+        if self.table == TableBits::Eight {
+            return self.bytes(TABLE, outputs, inputs);
+        }
+        let (width, groups) = (inputs.div_ceil(2), inputs.div_ceil(NIBBLES));
+        let name = format!("{TABLE}.scale");
+        self.take(&name, &[outputs, groups])?;
+        let scales = self.file.bf16(&name)?;
+        if let Some(bad) = scales.iter().find(|scale| !scale.is_finite()) {
+            return Err(self.wrong(&name, "finite numbers", bad.to_string()));
+        }
+        self.take(TABLE, &[outputs, width])?;
+        let bytes = self.file.u8(TABLE)?;
+        if let Some(bad) = bytes.iter().find(|&&byte| byte & 15 == 0 || byte >> 4 == 0) {
+            return Err(self.wrong(TABLE, "codes of 1 to 15", format!("a byte of {bad}")));
+        }
+        // In memory every number has 8 bits and a row one scale.
+        let row = |(bytes, scales): (&[u8], &[f32])| {
+            let code = |i: usize| f32::from(bytes[i / 2] >> (i % 2 * 4) & 15) - 8.0;
+            (0..inputs).map(|i| code(i) * scales[i / NIBBLES]).collect::<Vec<f32>>()
+        };
+        let rows: Vec<f32> = bytes.chunks(width).zip(scales.chunks(groups)).flat_map(row).collect();
+        let (codes, scales) = byte_rows(&rows, inputs);
+        Ok(PackedMatrix::bytes(codes.iter().map(|&code| code as i8), &scales, outputs, inputs))
     }
 
     /// The tokenizer, of as many tokens as the model has.

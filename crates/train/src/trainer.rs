@@ -29,7 +29,7 @@ use crate::data::DataError;
 use crate::data::cache::TokenCache;
 use crate::data::window::Windows;
 use crate::eval::Stories;
-use crate::eval::bpb::{EvalError, Report, evaluate};
+use crate::eval::bpb::{EvalError, Latent, Report, evaluate};
 use crate::load::{LoadError, read_params, read_state, save_params};
 use crate::lock::RunLock;
 use crate::log::card::{Card, Scores};
@@ -432,7 +432,7 @@ fn score(
 ) -> Result<Report, TrainError> {
     let total = stories.totals().tokens.max(1);
     let mut shown = Instant::now();
-    let report = evaluate(cx, &mut *stepper.lm, &stepper.params, tokenizer, stories, &mut |done| {
+    let report = evaluate(&mut Latent::new(cx, &mut *stepper.lm, &stepper.params), tokenizer, stories, &mut |done| {
         if shown.elapsed().as_secs_f64() >= 1.0 {
             shown = Instant::now();
             tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));

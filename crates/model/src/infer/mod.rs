@@ -99,7 +99,7 @@ impl PackedModel {
         let config = from.config().clone();
         let (d, eps) = (config.dim, config.norm_eps);
         let tokenizer = from.tokenizer()?;
-        let embedding = from.bytes("embedding.weight", config.vocab_size, d)?;
+        let embedding = from.table()?;
         let block = |i: usize| {
             let name = |part| format!("blocks.{i}.{part}");
             let norm = |part| match config.block_norm {
@@ -213,6 +213,8 @@ pub struct Engine {
     logits: Vec<f32>,
     /// One of each writer.
     tokens: Vec<Token>,
+    /// `ln sum exp` of the logits of a row.
+    sums: Vec<f64>,
 }
 
 impl Engine {
@@ -236,6 +238,7 @@ impl Engine {
             work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
+            sums: Vec::new(),
             model,
             cx,
         }
@@ -307,9 +310,13 @@ impl Engine {
             let n = tokens.len();
             self.pass(std::slice::from_mut(stream), tokens, n);
             self.head(n, 0);
-            for (z, &target) in self.logits[..n * v].chunks_exact(v).zip(targets) {
-                out.push(f64::from(z[usize::from(target)]) - exact_log_sum_exp(&self.cx, z));
-            }
+            let Engine { cx, logits, sums, .. } = self;
+            sums.resize(rows, 0.0);
+            cx.tiles_by(1, n, (Rows(logits, v), Rows(sums, 1)), |cx, _, (z, sum), _| {
+                sum[0] = exact_log_sum_exp(cx, z);
+            });
+            let own = logits.chunks_exact(v).zip(targets).zip(&*sums);
+            out.extend(own.map(|((z, &target), sum)| f64::from(z[usize::from(target)]) - sum));
         }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! Offsets count from the end of the header, tensors follow each other without a gap, and `n` is a multiple of 8.
 //! Written here: f32 only, sorted by name, the same bytes that Python writes for the same tensors.
-//! Read here: F32, F64, I32, U8 and I8, never converted. Source: github.com/huggingface/safetensors, whose `Metadata`
+//! Read here: F32, F64, I32, U8, I8 and BF16. Source: github.com/huggingface/safetensors, whose `Metadata`
 //! does the checked arithmetic on shapes and offsets.
 
 use super::{IoError, read_limited};
@@ -119,6 +119,11 @@ impl TensorFile {
     /// The elements of an I8 tensor, row-major.
     pub fn i8(&self, name: &str) -> Result<Vec<i8>, IoError> {
         Ok(self.raw(name, Dtype::I8)?.iter().map(|&byte| byte as i8).collect())
+    }
+
+    /// The elements of a BF16 tensor, row-major, as the same numbers in f32.
+    pub fn bf16(&self, name: &str) -> Result<Vec<f32>, IoError> {
+        self.elements(name, Dtype::BF16, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16))
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo, IoError> {

@@ -9,8 +9,8 @@
 
 use super::Stories;
 use flashlm_kernels::{Exec, Token};
-use flashlm_model::LanguageModel;
 use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Engine, LanguageModel};
 use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::ops::ControlFlow;
@@ -136,42 +136,118 @@ impl Sums {
     }
 }
 
+/// A model in one of the forms it can run in.
+pub trait Scorer {
+    /// Tokens of its vocabulary.
+    fn vocab_size(&self) -> usize;
+
+    /// Tokens of several stories that it likes to take at once.
+    fn rows(&self) -> usize;
+
+    /// `ln p` of each token of each story, which starts from EOS. At most [`Scorer::rows`] tokens, or one story of any length.
+    fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>>;
+}
+
+/// Latent weights and float activations, as in training.
+pub struct Latent<'a> {
+    cx: &'a Exec,
+    lm: &'a mut dyn LanguageModel<f32>,
+    params: &'a [f32],
+}
+
+impl<'a> Latent<'a> {
+    /// Prepares `lm`, which may come from a training step.
+    pub fn new(cx: &'a Exec, lm: &'a mut dyn LanguageModel<f32>, params: &'a [f32]) -> Self {
+        lm.prepare(cx, params);
+        Latent { cx, lm, params }
+    }
+}
+
+impl Scorer for Latent<'_> {
+    fn vocab_size(&self) -> usize {
+        self.lm.config().vocab_size
+    }
+
+    fn rows(&self) -> usize {
+        self.lm.rows()
+    }
+
+    fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
+        let (b, t) = (stories.len(), stories.iter().map(|story| story.len()).max().unwrap_or(0));
+        if t == 0 {
+            return vec![Vec::new(); b];
+        }
+        let mut inputs = vec![eos; b * t];
+        let mut targets = vec![eos; b * t];
+        for (i, story) in stories.iter().enumerate().filter(|(_, story)| !story.is_empty()) {
+            inputs[i * t + 1..i * t + story.len()].copy_from_slice(&story[..story.len() - 1]);
+            targets[i * t..i * t + story.len()].copy_from_slice(story);
+        }
+        let Latent { cx, lm, params } = self;
+        let mut log_probs = Vec::with_capacity(b * t);
+        if b * t <= lm.rows() {
+            lm.log_probs(cx, &mut log_probs, params, &inputs, &targets, None, (b, t));
+        } else {
+            let mut state = lm.state(1);
+            for (inputs, targets) in inputs.chunks(lm.rows()).zip(targets.chunks(lm.rows())) {
+                lm.log_probs(cx, &mut log_probs, params, inputs, targets, Some(&mut state), (1, inputs.len()));
+            }
+        }
+        stories.iter().zip(log_probs.chunks(t)).map(|(story, own)| own[..story.len()].to_vec()).collect()
+    }
+}
+
+/// Packed weights and int8 activations: the model that a user runs.
+impl Scorer for Engine {
+    fn vocab_size(&self) -> usize {
+        self.model().config().vocab_size
+    }
+
+    fn rows(&self) -> usize {
+        1
+    }
+
+    fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
+        let score = |story: &&[Token]| {
+            let (mut stream, mut out) = (self.model().stream(), Vec::with_capacity(story.len()));
+            if let Some((_, before)) = story.split_last() {
+                Engine::log_probs(self, &mut stream, &[&[eos], before].concat(), story, &mut out);
+            }
+            out
+        };
+        stories.iter().map(score).collect()
+    }
+}
+
 /// Scores all stories. The callback is given the number of tokens scored so far, of `stories.totals().tokens`, and may stop.
-/// `params` are prepared here, so `lm` may come from a training step.
 pub fn evaluate(
-    cx: &Exec,
-    lm: &mut dyn LanguageModel<f32>,
-    params: &[f32],
+    scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
     stories: &Stories,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Report, EvalError> {
     let mut sums = Sums::default();
-    score(cx, lm, params, tokenizer, stories, &mut sums, progress)?;
+    score(scorer, tokenizer, stories, &mut sums, progress)?;
     sums.report(tokenizer)
 }
 
 /// Scores all stories and adds them to `sums`; otherwise as [`evaluate`].
 pub fn score(
-    cx: &Exec,
-    lm: &mut dyn LanguageModel<f32>,
-    params: &[f32],
+    scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
     stories: &Stories,
     sums: &mut Sums,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<(), EvalError> {
     let all: Vec<&[Token]> = (0..stories.len()).map(|i| stories.story(i)).collect();
-    score_slices(cx, lm, params, tokenizer, &all, sums, progress)?;
+    score_slices(scorer, tokenizer, &all, sums, progress)?;
     sums.bytes += stories.totals().bytes;
     Ok(())
 }
 
 /// The published protocol over the first [`PUBLISHED_STORIES`] of `stories`.
 pub fn published(
-    cx: &Exec,
-    lm: &mut dyn LanguageModel<f32>,
-    params: &[f32],
+    scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
     stories: &Stories,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
@@ -182,7 +258,7 @@ pub fn published(
     };
     let all: Vec<&[Token]> = (0..stories.len().min(PUBLISHED_STORIES)).map(start).collect();
     let mut sums = Sums::default();
-    score_slices(cx, lm, params, tokenizer, &all, &mut sums, progress)?;
+    score_slices(scorer, tokenizer, &all, &mut sums, progress)?;
     if sums.tokens == 0 {
         return Err(EvalError::Empty);
     }
@@ -203,20 +279,17 @@ pub fn published(
 
 /// Adds the nats of each slice, which starts from EOS, and counts its tokens.
 fn score_slices(
-    cx: &Exec,
-    lm: &mut dyn LanguageModel<f32>,
-    params: &[f32],
+    scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
     all: &[&[Token]],
     sums: &mut Sums,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<(), EvalError> {
-    let (expected, found) = (lm.config().vocab_size, tokenizer.vocab_size());
+    let (expected, found) = (scorer.vocab_size(), tokenizer.vocab_size());
     let largest = all.iter().flat_map(|story| story.iter()).max();
     if expected != found || largest.is_some_and(|&t| usize::from(t) >= expected) {
         return Err(EvalError::Vocabulary { expected, found });
     }
-    lm.prepare(cx, params);
     let eos = tokenizer.eos();
     // Neighbours in this order are of similar length, so little is spent on padding.
     let mut order: Vec<usize> = (0..all.len()).collect();
@@ -225,12 +298,14 @@ fn score_slices(
     let mut rest = &order[..];
     let mut done = 0;
     while !rest.is_empty() {
-        let fits = |n: usize| n * all[rest[n - 1]].len() <= lm.rows();
+        let fits = |n: usize| n * all[rest[n - 1]].len() <= scorer.rows();
         let n = (2..=rest.len()).take_while(|&n| fits(n)).last().unwrap_or(1);
         let (group, after) = rest.split_at(n);
         let stories: Vec<&[Token]> = group.iter().map(|&i| all[i]).collect();
-        for (&i, score) in group.iter().zip(pass(cx, lm, params, &stories, eos)) {
-            scores[i] = score;
+        for (&i, log_probs) in group.iter().zip(scorer.log_probs(&stories, eos)) {
+            for (&token, log_prob) in all[i].iter().zip(log_probs) {
+                *(if token == eos { &mut scores[i].eos_nats } else { &mut scores[i].nats }) -= log_prob;
+            }
         }
         rest = after;
         done += stories.iter().map(|story| story.len()).sum::<usize>();
@@ -253,37 +328,6 @@ fn score_slices(
 struct Score {
     nats: f64,
     eos_nats: f64,
-}
-
-/// The scores of stories that fit into one pass together, or of one story of any length.
-fn pass(cx: &Exec, lm: &mut dyn LanguageModel<f32>, params: &[f32], stories: &[&[Token]], eos: Token) -> Vec<Score> {
-    let (b, t) = (stories.len(), stories.iter().map(|story| story.len()).max().unwrap_or(0));
-    if t == 0 {
-        return vec![Score::default(); b];
-    }
-    let mut inputs = vec![eos; b * t];
-    let mut targets = vec![eos; b * t];
-    for (i, story) in stories.iter().enumerate().filter(|(_, story)| !story.is_empty()) {
-        inputs[i * t + 1..i * t + story.len()].copy_from_slice(&story[..story.len() - 1]);
-        targets[i * t..i * t + story.len()].copy_from_slice(story);
-    }
-    let mut log_probs = Vec::with_capacity(b * t);
-    if b * t <= lm.rows() {
-        lm.log_probs(cx, &mut log_probs, params, &inputs, &targets, None, (b, t));
-    } else {
-        let mut state = lm.state(1);
-        for (inputs, targets) in inputs.chunks(lm.rows()).zip(targets.chunks(lm.rows())) {
-            lm.log_probs(cx, &mut log_probs, params, inputs, targets, Some(&mut state), (1, inputs.len()));
-        }
-    }
-    let own = |(i, story): (usize, &&[Token])| {
-        let mut score = Score::default();
-        for (&token, log_prob) in story.iter().zip(&log_probs[i * t..]) {
-            *(if token == eos { &mut score.eos_nats } else { &mut score.nats }) -= log_prob;
-        }
-        score
-    };
-    stories.iter().enumerate().map(own).collect()
 }
 
 #[cfg(test)]
@@ -335,7 +379,7 @@ mod tests {
 
     fn run(cx: &Exec, tokenizer: &Tokenizer, rows: usize, texts: &[&str]) -> Report {
         let (mut lm, params) = model(tokenizer, rows);
-        evaluate(cx, &mut lm, &params, tokenizer, &all(tokenizer, texts), &mut on).unwrap()
+        evaluate(&mut Latent::new(cx, &mut lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
     }
 
     #[test]
@@ -395,7 +439,8 @@ mod tests {
             let (mut lm, params) = model(&tokenizer, 64);
             let mut sums = Sums::default();
             for part in TEXTS.chunks(4) {
-                score(cx, &mut lm, &params, &tokenizer, &all(&tokenizer, part), &mut sums, &mut on).unwrap();
+                score(&mut Latent::new(cx, &mut lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
+                    .unwrap();
             }
             assert_eq!(sums.report(&tokenizer).unwrap(), whole);
         });
@@ -407,7 +452,9 @@ mod tests {
         for tokenizer in [Tokenizer::bytes(), lossy()] {
             let (mut lm, mut params) = model(&tokenizer, 100);
             params.fill(0.0);
-            let report = evaluate(&cx, &mut lm, &params, &tokenizer, &all(&tokenizer, &TEXTS), &mut on).unwrap();
+            let report =
+                evaluate(&mut Latent::new(&cx, &mut lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
+                    .unwrap();
             let (v, n) = (tokenizer.vocab_size() as f64, report.tokens as f64);
             let bytes = TEXTS.iter().map(|text| text.len()).sum::<usize>() as f64;
             let charge = report.unk as f64 * (tokenizer.unk_bases().max(1) as f64).log2();
@@ -429,7 +476,7 @@ mod tests {
         texts.insert(1, &long);
         texts.push("not scored any more");
         let stories = all(&tokenizer, &texts);
-        let report = published(&cx, &mut lm, &params, &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Latent::new(&cx, &mut lm, &params), &tokenizer, &stories, &mut on).unwrap();
         // 256 of the 600 tokens of the long story over all of its 300 characters.
         let (tokens, characters) = (4 * 499 + 256, 4 * 499 + 300);
         assert_eq!((report.tokens, report.characters, report.stories), (tokens, characters, 500));
@@ -438,7 +485,7 @@ mod tests {
         // With short stories and a real model nothing is cut: the same loss as the full protocol's.
         let (mut lm, params) = model(&tokenizer, 100);
         let stories = all(&tokenizer, &TEXTS);
-        let report = published(&cx, &mut lm, &params, &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Latent::new(&cx, &mut lm, &params), &tokenizer, &stories, &mut on).unwrap();
         let full = run(&cx, &tokenizer, 100, &TEXTS);
         assert_eq!((report.loss_per_token, report.perplexity), (full.loss_per_token, full.perplexity));
     }
@@ -450,8 +497,11 @@ mod tests {
         let (mut lm, params) = model(&tokenizer, 100);
         let mut run = |tokenizer: &Tokenizer, texts: &[&str], progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
             let stories = all(tokenizer, texts);
-            let figure = evaluate(&cx, &mut lm, &params, tokenizer, &stories, progress);
-            assert_eq!(published(&cx, &mut lm, &params, tokenizer, &stories, progress).is_err(), figure.is_err());
+            let figure = evaluate(&mut Latent::new(&cx, &mut lm, &params), tokenizer, &stories, progress);
+            assert_eq!(
+                published(&mut Latent::new(&cx, &mut lm, &params), tokenizer, &stories, progress).is_err(),
+                figure.is_err()
+            );
             figure.map(|report| panic!("{report:?}")).unwrap_err()
         };
         for nothing in [&[][..], &[""], &["", ""]] {
@@ -478,7 +528,8 @@ mod tests {
             seen.push(done);
             ControlFlow::Continue(())
         };
-        evaluate(&Exec::new(Isa::Scalar, 1), &mut lm, &params, &tokenizer, &stories, progress).unwrap();
+        evaluate(&mut Latent::new(&Exec::new(Isa::Scalar, 1), &mut lm, &params), &tokenizer, &stories, progress)
+            .unwrap();
         assert!(seen.is_sorted() && seen.len() > 2);
         assert_eq!(seen.last(), Some(&stories.totals().tokens));
     }
