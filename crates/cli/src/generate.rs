@@ -105,6 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Finish::Eos => "the story ended",
             Finish::Length => "as many as asked for (-n)",
             Finish::Stop => "at a stop string",
+            Finish::Failed => "no token to choose",
         };
         let speed = (tokens + prompt) as f64 / seconds.max(1e-9);
         say!("{tokens} tokens after {prompt} of text in {seconds:.3} s, {speed:.0} tokens/s; {end}");

@@ -18,6 +18,7 @@ use flashlm_kernels::ops::{exact_max, exact_weights};
 use std::cmp::Ordering;
 
 use crate::rng::Rng;
+use crate::tok::MAX_TOKEN;
 
 /// Least weight of a token that may be drawn, the likeliest weighing 1: `e^-25`.
 const LEAST: f32 = 1.388_794_4e-11;
@@ -288,6 +289,8 @@ fn weigh(candidates: &[Candidate]) -> f64 {
 const MAX_STOPS: usize = 16;
 /// Longest stop string in bytes.
 const MAX_STOP: usize = 256;
+/// Longest text of one token, for which there is room without an allocation: any byte may become U+FFFD, of three bytes.
+pub(crate) const MAX_PIECE: usize = 3 * (MAX_TOKEN + 3);
 
 /// Watches streamed text for stop strings. The string that is complete first wins; of two that end together the
 /// longer. The result does not depend on how the text is cut into pieces.
@@ -311,7 +314,7 @@ impl StopStrings {
         if let Some(bad) = stops.iter().find(|stop| !good.contains(&stop.len())) {
             return Err(setting("strings of 1 to 256 bytes", bad.len()));
         }
-        Ok(Self { stops, held: String::new(), complete: false })
+        Ok(Self { stops, held: String::with_capacity(MAX_PIECE + MAX_STOP), complete: false })
     }
 
     /// Takes the next piece and appends the text that can be shown: never a part of a stop string, and nothing

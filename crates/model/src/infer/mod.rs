@@ -14,6 +14,12 @@ pub(crate) mod conv;
 pub(crate) mod delta;
 mod ffn;
 pub(crate) mod linear;
+#[cfg(test)]
+mod reference;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod write;
 
 use std::path::Path;
@@ -322,9 +328,10 @@ impl Engine {
         }
     }
 
-    /// Rows of a tile: whole tiles of the integer units, one tile a thread.
+    /// Rows of a tile: whole tiles of the integer units where there is room, one tile a thread.
     fn height(&self, rows: usize) -> usize {
-        rows.div_ceil(self.work.len()).next_multiple_of(16).min(INT8_ROWS)
+        let threads = self.work.len();
+        rows.div_ceil(threads).next_multiple_of(16).min(self.rows() / threads)
     }
 
     /// The blocks, over `n` rows of each stream.

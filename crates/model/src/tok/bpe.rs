@@ -9,7 +9,7 @@
 //! `<|endoftext|>` inside a text into id 0, we spell it as plain text, as Python does with `encode_special_tokens = True`.
 
 use super::split::split;
-use super::{MAX_VOCAB, Pairs, TokError};
+use super::{MAX_TOKEN, MAX_VOCAB, Pairs, TokError};
 use serde::{Deserialize, de::IgnoredAny};
 use std::{
     cmp::Reverse,
@@ -19,8 +19,6 @@ use std::{
 const KIND: &str = "bpe";
 const EOS: &str = "<|endoftext|>";
 const NONE: usize = usize::MAX;
-/// Longest token that a list of merges may make.
-const MAX_TOKEN: usize = 1 << 10;
 
 // ---- Bytes as printable characters ----------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ use std::{
 const MAX_FILE: usize = 64 << 20;
 /// Ids are u16 and 65535 stays free.
 const MAX_VOCAB: usize = 65_535;
+/// Longest token that a list of merges may make; no GPT-2 token is longer either.
+pub(crate) const MAX_TOKEN: usize = 1 << 10;
 
 /// What can be wrong with a tokenizer file or a request to train one.
 #[derive(Debug, thiserror::Error)]

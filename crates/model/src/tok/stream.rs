@@ -4,10 +4,19 @@
 //! that can no longer become a character give U+FFFD, as `String::from_utf8_lossy` does: the pieces of any split, joined,
 //! equal the lossy text of the whole.
 
+use super::MAX_TOKEN;
+
 /// Feeds on token bytes, gives whole UTF-8 only.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct StreamDecoder {
     pending: Vec<u8>,
+}
+
+impl Default for StreamDecoder {
+    /// With room for the longest token: pushes of one at a time allocate nothing.
+    fn default() -> Self {
+        StreamDecoder { pending: Vec::with_capacity(MAX_TOKEN + 3) }
+    }
 }
 
 impl StreamDecoder {

@@ -1,0 +1,125 @@
+//! What the tests of the packed runtime share: small models of noise, in every shape that a config can give them.
+
+use std::sync::Arc;
+
+use flashlm_kernels::{Exec, Isa, Token};
+
+use super::{Engine, PackedModel, Stream};
+use crate::config::{ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind};
+use crate::gradcheck::{noisy, tiny};
+use crate::pack::{Options, pack};
+use crate::params::Layout;
+use crate::rng::Rng;
+use crate::tok::Tokenizer;
+use crate::{LanguageModel, Lm, ModelConfig, mixer};
+
+/// EOS of the vocabulary of bytes.
+pub(crate) const EOS: Token = 256;
+
+/// A model whose weights are noise: every token it writes hangs on all those before.
+pub(crate) struct Noise {
+    pub(crate) config: ModelConfig,
+    pub(crate) layout: Layout,
+    pub(crate) params: Vec<f32>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) model: Arc<PackedModel>,
+}
+
+impl Noise {
+    pub(crate) fn new(config: ModelConfig) -> Self {
+        Self::with(config, &Tokenizer::bytes(), |_, _| {})
+    }
+
+    /// With the vocabulary of `tokenizer`; `change` is given each parameter by its name.
+    pub(crate) fn with(config: ModelConfig, tokenizer: &Tokenizer, change: impl Fn(&str, &mut [f32])) -> Self {
+        let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..config };
+        let layout = Lm::<f32>::new(&config, 1, false).unwrap().layout().clone();
+        let mut params: Vec<f32> = noisy(layout.len(), 11).iter().map(|&p| p as f32).collect();
+        layout.specs().iter().for_each(|spec| change(&spec.name, &mut params[spec.range.clone()]));
+        let bytes = pack(&Exec::new(Isa::Scalar, 1), &config, &layout, &params, tokenizer, Options::default());
+        let model = Arc::new(PackedModel::from_bytes(bytes.clone(), "noise").unwrap());
+        Noise { config, layout, params, bytes, model }
+    }
+
+    /// On one ISA, threads, rows of a pass.
+    pub(crate) fn engine(&self, isa: Isa, threads: usize, rows: usize) -> Engine {
+        Engine::new(self.model.clone(), Exec::new(isa, threads), rows)
+    }
+
+    /// The logits after each token and the stream after the last, a token at a time on the portable ISA.
+    pub(crate) fn in_turn(&self, tokens: &[Token]) -> (Vec<Vec<f32>>, Stream) {
+        let (mut engine, mut stream) = (self.engine(Isa::Scalar, 1, 1), self.model.stream());
+        let logits = tokens.iter().map(|&token| engine.prefill(&mut stream, &[token]).to_vec()).collect();
+        (logits, stream)
+    }
+}
+
+/// All ISAs of the machine; `FLASHLM_ISA` narrows them to one.
+pub(crate) fn isas() -> Vec<Isa> {
+    match std::env::var_os("FLASHLM_ISA") {
+        Some(_) => vec![Isa::detect().unwrap()],
+        None => Isa::available(),
+    }
+}
+
+/// Tokens of which some end a story.
+pub(crate) fn stories(n: usize, seed: u64) -> Vec<Token> {
+    let mut rng = Rng::new(seed);
+    (0..n).map(|_| if rng.below(23) == 0 { EOS } else { rng.below(256) as Token }).collect()
+}
+
+/// A name for each shape of model, and its config.
+pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
+    let quant = |scale, size, stat, norm| QuantConfig { scale, size, stat, norm };
+    let mut all = Vec::new();
+    for &name in mixer::NAMES {
+        let tensor = quant(ScaleKind::Tensor, 16, StatKind::Mean, false);
+        let plain = ModelConfig { quant: tensor.clone(), norm_eps: 1e-2, ..tiny(name) };
+        let recipe = ModelConfig {
+            activation: ActivationKind::Relu2,
+            sub_norm: true,
+            logit_softcap: 3.0,
+            reset: true,
+            quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
+            ..plain.clone()
+        };
+        let blocks = ModelConfig {
+            ffn_hidden: 40,
+            delta: DeltaConfig { expand_v: 1.0, ..plain.delta.clone() },
+            quant: quant(ScaleKind::Block, 32, StatKind::Median, true),
+            ..plain.clone()
+        };
+        // Wider than a group of columns, a cell of outputs and a line of the cache, and a multiple of none.
+        let delta = DeltaConfig { conv: 1, ..plain.delta.clone() };
+        let wide = ModelConfig {
+            dim: 72,
+            ffn_hidden: 90,
+            kernel_size: 1,
+            delta,
+            quant: quant(ScaleKind::Group, 32, StatKind::Mean, true),
+            ..plain.clone()
+        };
+        let bytes =
+            ModelConfig { block_norm: false, quant: quant(ScaleKind::None, 1, StatKind::Mean, false), ..tiny(name) };
+        for (shape, config) in
+            [("plain", plain), ("recipe", recipe), ("blocks", blocks), ("wide", wide), ("bytes", bytes)]
+        {
+            all.push((format!("{name} {shape}"), config));
+        }
+    }
+    let delta = |form, rule, negative_eigenvalues| {
+        let base = tiny("delta");
+        let quant = quant(ScaleKind::Tensor, 16, StatKind::Mean, false);
+        ModelConfig { delta: DeltaConfig { form, rule, negative_eigenvalues, ..base.delta.clone() }, quant, ..base }
+    };
+    all.push(("delta original".into(), delta(DeltaForm::Original, DeltaRule::Undecayed, false)));
+    all.push((
+        "delta original, reset".into(),
+        ModelConfig { reset: true, ..delta(DeltaForm::Original, DeltaRule::Canonical, true) },
+    ));
+    all.push(("delta undecayed".into(), delta(DeltaForm::Published, DeltaRule::Undecayed, true)));
+    let pattern = ["delta", "delta", "attention", "conv"].map(String::from).to_vec();
+    let mixed = delta(DeltaForm::Published, DeltaRule::Canonical, true);
+    all.push(("pattern".into(), ModelConfig { pattern, blocks: 6, reset: true, ..mixed }));
+    all
+}
