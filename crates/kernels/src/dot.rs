@@ -6,6 +6,7 @@
 //! `w + 128` of column `b` of output `r`.
 
 use crate::dispatch::Isa;
+use crate::simd::Simd;
 
 /// Outputs of a cell.
 pub(crate) const CELL: usize = 16;
@@ -20,6 +21,8 @@ pub(crate) const GROUP: usize = 16;
 /// said to lie there.
 pub(crate) unsafe trait Dot: Copy {
     type V: Copy;
+    /// As many floats.
+    type S: Simd<E = f32>;
     const LANES: usize;
     /// Most rows of activations at once.
     const ROWS: usize;
@@ -39,7 +42,10 @@ pub(crate) unsafe trait Dot: Copy {
     unsafe fn ternary_total(acc: [Self::V; 4]) -> Self::V;
     /// The sum of the four.
     unsafe fn total(acc: [Self::V; 4]) -> Self::V;
-    unsafe fn store(p: *mut i32, v: Self::V);
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load(p: *const i32) -> Self::V;
+    /// `v - shift` as floats.
+    unsafe fn floats(v: Self::V, shift: i32) -> <Self::S as Simd>::V;
 }
 
 /// Which integer unit runs on an ISA.

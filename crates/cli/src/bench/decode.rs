@@ -16,6 +16,7 @@ use flashlm_kernels::{Exec, Token};
 use flashlm_model::pack::{self, pack};
 use flashlm_model::params::Layout;
 use flashlm_model::rng::Rng;
+use flashlm_model::sample::{SampleError, Sampler, Settings};
 use flashlm_model::tok::Tokenizer;
 use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Stream};
 use flashlm_train::config::Layers;
@@ -80,8 +81,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         stream.reset();
         engine.prefill(&mut stream, &prompt[..1]);
     });
-    let mut decode = Decode::new(&mut engine, &prompt, streams);
-    let mut step = || decode.step(&mut engine);
+    let mut decode = Decode::new(&mut engine, &prompt, streams)?;
+    let mut failure = None;
+    let mut step = || failure = failure.take().or(decode.step(&mut engine).err());
     let steps = windows(args.seconds, WINDOWS, &mut step);
     let (wall, entries) = if args.ops {
         let calls = (0.5 / median(&steps)) as usize + 1;
@@ -91,6 +93,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         (0.0, Vec::new())
     };
+
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
 
     let tokens_per_second = streams as f64 / median(&steps);
     let prefill_tokens_per_second = prompt.len() as f64 / median(&prefill);
@@ -125,25 +131,33 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Streams that write greedily.
 struct Decode {
+    cx: Exec,
     streams: Vec<Stream>,
+    samplers: Vec<Sampler>,
     tokens: Vec<Token>,
 }
 
 impl Decode {
-    fn new(engine: &mut Engine, prompt: &[Token], streams: usize) -> Self {
+    fn new(engine: &mut Engine, prompt: &[Token], streams: usize) -> Result<Self, SampleError> {
         let mut stream = engine.model().stream();
         engine.feed(&mut stream, prompt);
-        // Different streams, or their states would be the same memory twice.
-        Decode { streams: vec![stream; streams], tokens: (0..streams).map(|i| prompt[i % prompt.len()]).collect() }
+        let greedy = Settings { temperature: 0.0, ..Settings::default() };
+        let sampler = Sampler::new(greedy, engine.model().config().vocab_size, &[])?;
+        Ok(Decode {
+            cx: Exec::new(engine.exec().isa(), 1),
+            streams: vec![stream; streams],
+            samplers: vec![sampler; streams],
+            tokens: (0..streams).map(|i| prompt[i % prompt.len()]).collect(),
+        })
     }
 
-    fn step(&mut self, engine: &mut Engine) {
+    fn step(&mut self, engine: &mut Engine) -> Result<(), SampleError> {
         let v = engine.model().config().vocab_size;
         let logits = engine.step(&mut self.streams, &self.tokens);
-        for (token, z) in self.tokens.iter_mut().zip(logits.chunks_exact(v)) {
-            let best = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            *token = z.iter().position(|z| *z == best).unwrap_or(0) as Token;
+        for ((sampler, token), z) in self.samplers.iter_mut().zip(&mut self.tokens).zip(logits.chunks_exact_mut(v)) {
+            *token = sampler.sample(&self.cx, z, &[])?;
         }
+        Ok(())
     }
 }
 

@@ -218,6 +218,7 @@ pub(crate) struct Avx2Dot;
 // SAFETY: called only inside `packed`.
 unsafe impl Dot for Avx2Dot {
     type V = __m256i;
+    type S = Avx2;
     const LANES: usize = 8;
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 0;
@@ -271,8 +272,12 @@ unsafe impl Dot for Avx2Dot {
         unsafe { _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3])) }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut i32, v: __m256i) {
-        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    unsafe fn load(p: *const i32) -> __m256i {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn floats(v: __m256i, shift: i32) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift))) }
     }
 }
 
@@ -284,6 +289,7 @@ pub(crate) struct AvxVnniDot;
 // SAFETY: called only inside `packed_vnni`.
 unsafe impl Dot for AvxVnniDot {
     type V = __m256i;
+    type S = Avx2;
     const LANES: usize = 8;
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 128;
@@ -331,7 +337,11 @@ unsafe impl Dot for AvxVnniDot {
         unsafe { _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3])) }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut i32, v: __m256i) {
-        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    unsafe fn load(p: *const i32) -> __m256i {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn floats(v: __m256i, shift: i32) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift))) }
     }
 }

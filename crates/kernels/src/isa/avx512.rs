@@ -231,6 +231,7 @@ pub(crate) struct Avx512Dot;
 // SAFETY: called only inside `packed` and `packed_amx`.
 unsafe impl Dot for Avx512Dot {
     type V = __m512i;
+    type S = Avx512<false, false>;
     const LANES: usize = 16;
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 128;
@@ -278,7 +279,11 @@ unsafe impl Dot for Avx512Dot {
         unsafe { _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3])) }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut i32, v: __m512i) {
-        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    unsafe fn load(p: *const i32) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn floats(v: __m512i, shift: i32) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_set1_epi32(shift))) }
     }
 }

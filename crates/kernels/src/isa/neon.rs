@@ -231,6 +231,7 @@ pub(crate) struct NeonDot;
 // SAFETY: called only inside `packed`.
 unsafe impl Dot for NeonDot {
     type V = int32x4_t;
+    type S = Neon;
     const LANES: usize = 4;
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 0;
@@ -282,7 +283,7 @@ unsafe impl Dot for NeonDot {
         unsafe { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
     }
     #[inline(always)]
-    unsafe fn store(p: *mut i32, v: int32x4_t) {
-        unsafe { vst1q_s32(p, v) }
+    unsafe fn floats(v: int32x4_t, shift: i32) -> float32x4_t {
+        unsafe { vcvtq_f32_s32(vsubq_s32(v, vdupq_n_s32(shift))) }
     }
 }

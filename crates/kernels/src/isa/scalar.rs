@@ -160,6 +160,7 @@ pub(crate) struct ScalarDot;
 // SAFETY: no ISA feature is used.
 unsafe impl Dot for ScalarDot {
     type V = i32;
+    type S = Scalar<f32>;
     const LANES: usize = 1;
     const ROWS: usize = 1;
     const BYTE_BIAS: i32 = 0;
@@ -210,9 +211,14 @@ unsafe impl Dot for ScalarDot {
     unsafe fn total(acc: [i32; 4]) -> i32 {
         acc[0] + acc[1] + acc[2] + acc[3]
     }
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn store(p: *mut i32, v: i32) {
+    unsafe fn load(p: *const i32) -> i32 {
         // SAFETY: the caller's promise.
-        unsafe { *p = v }
+        unsafe { *p }
+    }
+    #[inline(always)]
+    unsafe fn floats(v: i32, shift: i32) -> f32 {
+        (v - shift) as f32
     }
 }

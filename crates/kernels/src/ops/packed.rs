@@ -184,7 +184,7 @@ pub struct Int8Rows {
     q: Vec<Line>,
     /// `m / 127` of each row.
     scales: Vec<f32>,
-    /// Sums of `q` before each group, and of all: `[INT8_ROWS, groups + 1]`.
+    /// Sums of `q` in each segment: `[INT8_ROWS, segments]`.
     sums: Vec<i32>,
     /// Ternary weights of two blocks as bytes, for tiles.
     panel: Vec<Line>,
@@ -196,10 +196,10 @@ impl Int8Rows {
     /// # Panics
     /// If there is none, or more than [`INT8_ROWS`] rows.
     pub fn new(columns: impl Iterator<Item = Columns>, rows: usize) -> Self {
-        let (mut lines, mut groups, mut first) = (0, 0, None);
+        let (mut lines, mut segments, mut first) = (0, 0, None);
         for c in columns {
             lines = lines.max(c.stride() / 64);
-            groups = groups.max(c.all_groups());
+            segments = segments.max(c.segments());
             first = first.or(Some(c));
         }
         let columns = first.expect("the columns of a matrix");
@@ -211,7 +211,7 @@ impl Int8Rows {
             rows: 0,
             q: vec![Line([0; 64]); held * lines],
             scales: vec![0.0; rows],
-            sums: vec![0; rows * (groups + 1)],
+            sums: vec![0; rows * segments],
             panel: vec![Line([0; 64]); if rows == 1 { 0 } else { 2 * lines * 16 }],
         }
     }
@@ -245,36 +245,38 @@ impl Op<f32> for Quantise<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = f32>>(self) {
         let Int8Rows { columns, q, scales, sums, .. } = self.rows;
-        let (groups, lines) = (columns.all_groups(), columns.stride() / 64);
+        let (segments, lines) = (columns.segments(), columns.stride() / 64);
         for (i, x) in self.x.chunks_exact(columns.inputs).enumerate() {
             let m = largest(x);
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             scales[i] = m / 127.0;
-            let (q, sums) = (&mut q[i * lines..(i + 1) * lines], &mut sums[i * (groups + 1)..(i + 1) * (groups + 1)]);
-            let (mut sum, mut group) = (0, 0);
-            for x in x.chunks(columns.segment) {
-                for x in x.chunks(GROUP) {
-                    let q = &mut q[group / 4].0[group % 4 * GROUP..(group % 4 + 1) * GROUP];
-                    let mut own = 0;
-                    if x.len() == GROUP {
-                        for i in 0..GROUP {
-                            let code = exact::nearest(x[i] * by);
-                            own += code;
-                            q[i] = code as u8;
-                        }
-                    } else {
-                        for (q, x) in q.iter_mut().zip(x) {
-                            let code = exact::nearest(x * by);
-                            own += code;
-                            *q = code as u8;
-                        }
+            let q = &mut q[i * lines..(i + 1) * lines];
+            let mut group = 0;
+            for (sum, x) in sums[i * segments..].iter_mut().zip(x.chunks(columns.segment)) {
+                let mut lanes = [0i32; GROUP];
+                let (whole, rest) = x.as_chunks::<GROUP>();
+                for x in whole {
+                    let mut codes = [0i32; GROUP];
+                    for i in 0..GROUP {
+                        codes[i] = exact::nearest(x[i] * by);
                     }
-                    sums[group] = sum;
-                    sum += own;
+                    for i in 0..GROUP {
+                        lanes[i] += codes[i];
+                    }
+                    q[group / 4].0.as_chunks_mut::<GROUP>().0[group % 4] = codes.map(|code| code as u8);
                     group += 1;
                 }
+                if !rest.is_empty() {
+                    let q = &mut q[group / 4].0[group % 4 * GROUP..(group % 4 + 1) * GROUP];
+                    for ((q, lane), x) in q.iter_mut().zip(&mut lanes).zip(rest) {
+                        let code = exact::nearest(x * by);
+                        *lane += code;
+                        *q = code as u8;
+                    }
+                    group += 1;
+                }
+                *sum = lanes.iter().sum();
             }
-            sums[group] = sum;
         }
     }
 }
@@ -283,21 +285,26 @@ impl Op<f32> for Quantise<'_> {
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
     let mut lanes: exact::Lanes = [0.0; 16];
-    let chunks = x.chunks_exact(16);
-    for (lane, x) in lanes.iter_mut().zip(chunks.remainder()) {
+    let (chunks, rest) = x.as_chunks::<16>();
+    for (lane, x) in lanes.iter_mut().zip(rest) {
         *lane = x.abs();
     }
     for x in chunks {
         for i in 0..16 {
             let a = x[i].abs();
-            lanes[i] = if a > lanes[i] || a.is_nan() { a } else { lanes[i] };
+            // False for a NaN on either side, which then stays.
+            lanes[i] = if a <= lanes[i] || lanes[i].is_nan() { lanes[i] } else { a };
         }
     }
-    let mut m = 0.0;
-    for lane in lanes {
-        m = if lane > m || lane.is_nan() { lane } else { m };
+    let mut half = 8;
+    while half > 0 {
+        for i in 0..half {
+            let a = lanes[i + half];
+            lanes[i] = if a <= lanes[i] || lanes[i].is_nan() { lanes[i] } else { a };
+        }
+        half /= 2;
     }
-    m
+    lanes[0]
 }
 
 /// `y (+)= x w^T` on the calling thread, `y` the columns from `at` on of `[rows, ld]`.
@@ -376,21 +383,21 @@ impl Product<'_> {
     /// The machine supports the unit; there are rows `row .. row + M`.
     #[inline(always)]
     unsafe fn block<D: Dot, const M: usize>(&mut self, block: usize, row: usize) {
-        let (x, w) = (&*self.x, self.w);
+        let w = self.w;
         let (all, stride) = (w.columns.all_groups(), w.columns.stride());
-        let q = x.q.as_ptr().cast::<i8>();
-        let mut y = [[0f32; CELL]; M];
-        for segment in 0..w.columns.segments() {
-            let groups = w.columns.groups(segment);
-            let mut sums = [[0i32; CELL]; M];
-            for lane in (0..CELL).step_by(D::LANES) {
-                // SAFETY: cells hold all groups of the block, and rows all their columns.
-                unsafe {
+        let q = self.x.q.as_ptr().cast::<i8>();
+        let bias = if w.kind == Kind::Ternary { 1 } else { D::BYTE_BIAS };
+        for lane in (0..CELL).step_by(D::LANES) {
+            // SAFETY: cells hold all groups of the block, and rows all their columns.
+            unsafe {
+                let mut y = [D::S::splat(0.0); M];
+                for segment in 0..w.columns.segments() {
+                    let groups = w.columns.groups(segment);
                     let mut acc = [[D::zero(); 4]; M];
                     match w.kind {
                         Kind::Ternary => {
                             let cells = w.cells.as_ptr().add(block * all).cast::<u8>().add(lane * 4);
-                            for group in groups.clone() {
+                            for group in groups {
                                 let codes = D::ternary(cells.add(group * 64));
                                 for m in 0..M {
                                     let x = q.add((row + m) * stride + group * GROUP);
@@ -400,7 +407,7 @@ impl Product<'_> {
                         }
                         Kind::Bytes => {
                             let cells = w.cells.as_ptr().add(block * all * 4).cast::<u8>().add(lane * 4);
-                            for group in groups.clone() {
+                            for group in groups {
                                 for j in 0..4 {
                                     let codes = D::bytes(cells.add((group * 4 + j) * 64));
                                     for m in 0..M {
@@ -411,28 +418,23 @@ impl Product<'_> {
                             }
                         }
                     }
+                    let scales = D::S::load(self.scales(block, segment).as_ptr().add(lane));
                     for m in 0..M {
                         let total = if w.kind == Kind::Ternary { D::ternary_total(acc[m]) } else { D::total(acc[m]) };
-                        D::store(sums[m].as_mut_ptr().add(lane), total);
+                        y[m] = scale::<D>(y[m], total, self.shift(row + m, segment, bias), scales);
                     }
                 }
+                for m in 0..M {
+                    self.finish::<D>(y[m], block, lane, row + m);
+                }
             }
-            let bias = if w.kind == Kind::Ternary { 1 } else { D::BYTE_BIAS };
-            for m in 0..M {
-                scale(&mut y[m], &sums[m], self.shift(row + m, segment, bias), self.scales(block, segment));
-            }
-        }
-        for (m, y) in y.iter().enumerate() {
-            self.finish(y, block, row + m);
         }
     }
 
     /// What codes `bias` above their weights add to a sum.
     #[inline(always)]
     fn shift(&self, row: usize, segment: usize, bias: i32) -> i32 {
-        let groups = self.w.columns.groups(segment);
-        let sums = &self.x.sums[row * (self.w.columns.all_groups() + 1)..];
-        bias * (sums[groups.end] - sums[groups.start])
+        bias * self.x.sums[row * self.w.columns.segments() + segment]
     }
 
     #[inline(always)]
@@ -441,35 +443,41 @@ impl Product<'_> {
         self.w.scales[at..at + CELL].first_chunk().expect("16 scales a block and segment")
     }
 
-    /// Puts the outputs of one block in their place.
+    /// Puts outputs of one block from `lane` on in their place.
+    ///
+    /// # Safety
+    /// The machine supports the unit.
     #[inline(always)]
-    fn finish(&mut self, y: &[f32; CELL], block: usize, row: usize) {
-        let by = self.x.scales[row];
-        let n = CELL.min(self.w.outputs - block * CELL);
-        let at = row * self.ld + self.at + block * CELL;
-        let out = &mut self.y[at..at + n];
-        if n == CELL && self.add {
-            for i in 0..CELL {
-                out[i] += y[i] * by;
-            }
-        } else if n == CELL {
-            for i in 0..CELL {
-                out[i] = y[i] * by;
-            }
-        } else {
-            for (out, y) in out.iter_mut().zip(y) {
-                *out = if self.add { *out + y * by } else { y * by };
-            }
+    unsafe fn finish<D: Dot>(&mut self, y: <D::S as Simd>::V, block: usize, lane: usize, row: usize) {
+        let first = block * CELL + lane;
+        if first >= self.w.outputs {
+            return;
+        }
+        let n = D::LANES.min(self.w.outputs - first);
+        let at = row * self.ld + self.at + first;
+        let out = self.y[at..at + n].as_mut_ptr();
+        // SAFETY: `n` elements are there.
+        unsafe {
+            let y = D::S::mul(y, D::S::splat(self.x.scales[row]));
+            let y = if self.add { D::S::add(D::S::get(out, n), y) } else { y };
+            D::S::put(out, y, n);
         }
     }
 }
 
-/// `y += (sums - shift) scales`.
+/// `y + (sums - shift) scales`.
+///
+/// # Safety
+/// The machine supports the unit.
 #[inline(always)]
-fn scale(y: &mut [f32; CELL], sums: &[i32; CELL], shift: i32, scales: &[f32; CELL]) {
-    for i in 0..CELL {
-        y[i] += (sums[i] - shift) as f32 * scales[i];
-    }
+unsafe fn scale<D: Dot>(
+    y: <D::S as Simd>::V,
+    sums: D::V,
+    shift: i32,
+    scales: <D::S as Simd>::V,
+) -> <D::S as Simd>::V {
+    // SAFETY: the caller's promise.
+    unsafe { D::S::add(y, D::S::mul(D::floats(sums, shift), scales)) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -486,7 +494,7 @@ mod tiles {
         /// Tiles for many rows, `D` for few.
         ///
         /// # Safety
-        /// The machine has AMX for int8, and supports `D`.
+        /// The machine has AMX for int8, and supports `D`, whose lanes are a cell.
         #[inline(always)]
         pub(crate) unsafe fn run_tiles<D: Dot>(mut self) {
             if self.x.rows <= FEW {
@@ -498,7 +506,8 @@ mod tiles {
             let blocks = w.outputs.div_ceil(CELL);
             for first in (0..blocks).step_by(2) {
                 let own = 2.min(blocks - first);
-                let mut y = [[[0f32; CELL]; 2]; INT8_ROWS];
+                // SAFETY: the caller's promise.
+                let mut y = unsafe { [[D::S::splat(0.0); 2]; INT8_ROWS] };
                 for segment in 0..w.columns.segments() {
                     let groups = w.columns.groups(segment);
                     let steps = groups.len().div_ceil(4);
@@ -527,14 +536,20 @@ mod tiles {
                         for r in 0..rows {
                             let shift = self.shift(row + r, segment, bias);
                             for i in 0..own {
-                                scale(&mut y[row + r][i], &sums[r][i], shift, self.scales(first + i, segment));
+                                let scales = self.scales(first + i, segment).as_ptr();
+                                // SAFETY: 16 sums and scales, as many as lanes.
+                                unsafe {
+                                    let sums = D::load(sums[r][i].as_ptr());
+                                    y[row + r][i] = scale::<D>(y[row + r][i], sums, shift, D::S::load(scales));
+                                }
                             }
                         }
                     }
                 }
                 for row in 0..self.x.rows {
                     for i in 0..own {
-                        self.finish(&y[row][i], first + i, row);
+                        // SAFETY: the caller's promise.
+                        unsafe { self.finish::<D>(y[row][i], first + i, 0, row) };
                     }
                 }
             }
