@@ -25,6 +25,7 @@ fn models() -> &'static [Vec<u8>] {
             let mut config = ModelConfig { dim: 24, blocks: 1, ffn_hidden: 8, vocab_size: 257, ..ModelConfig::v4_small() };
             config.mixer = mixer::NAMES[i % mixer::NAMES.len()].into();
             (config.attention.window, config.kernel_size, config.delta.conv) = (3, 3, 2);
+            (config.attention.heads, config.delta.heads, config.delta.expand_v) = (3, 3, 1.0);
             (config.quant.norm, config.quant.size) = (i % 2 == 0, 8);
             config.quant.scale = serde_json::from_str(["\"tensor\"", "\"block\"", "\"group\"", "\"none\""][i % 4])
                 .expect("a kind of scale");

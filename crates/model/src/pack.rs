@@ -195,23 +195,26 @@ pub fn pack(
         })
         .collect();
     let config = serde_json::to_string(config).expect("a config is plain data");
-    // The digest is that of the data in its final order, which only the finished file has: it is written twice.
-    let write = |xxh3: String| {
-        let metadata = [
-            ("format", FORMAT.to_owned()),
-            ("version", VERSION.to_owned()),
-            ("config", config.clone()),
-            ("per_byte", density.per_byte().to_string()),
-            ("table_bits", options.table.name().to_owned()),
-            ("xxh3", xxh3),
-        ];
-        let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-        ::safetensors::serialize(views.iter().map(|(&name, view)| (name, view)), Some(metadata))
-            .expect("tensors in memory")
-    };
-    let draft = write(format!("{:016x}", 0));
-    let file = TensorFile::from_bytes(draft, "draft").expect("what was just written");
-    write(digest(&config, file.data()))
+    let plain =
+        ::safetensors::serialize(views.iter().map(|(&name, view)| (name, view)), None).expect("tensors in memory");
+    let (n, rest) = plain.split_first_chunk().expect("a header's length");
+    let (header, data) = rest.split_at(u64::from_le_bytes(*n) as usize);
+    // The library gives metadata in any order; here the same model is the same bytes. The digest needs the order of the data.
+    let metadata: BTreeMap<&str, String> = [
+        ("format", FORMAT.to_owned()),
+        ("version", VERSION.to_owned()),
+        ("xxh3", digest(&config, data)),
+        ("config", config),
+        ("per_byte", density.per_byte().to_string()),
+        ("table_bits", options.table.name().to_owned()),
+    ]
+    .into();
+    let mut header: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(header).expect("what was just written");
+    header.insert("__metadata__".into(), serde_json::to_value(metadata).expect("texts"));
+    let mut header = serde_json::to_string(&header).expect("what was just read");
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
 }
 
 fn digest(config: &str, data: &[u8]) -> String {
