@@ -1,5 +1,22 @@
 //! Models of FlashLM: architecture with forward and backward by hand, tokenizers, file formats, sampling.
 //!
+//! A packed model (`flashlm pack`) that writes, piece by piece:
+//!
+//! ```
+//! use flashlm_model::{Engine, Exec, Isa, PackedModel, Writer, sample::Settings};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = std::sync::Arc::new(PackedModel::open("../../tests/golden/conv.safetensors".as_ref())?);
+//! let mut engine = Engine::new(model.clone(), Exec::new(Isa::detect()?, 1), 64);
+//! let settings = Settings { temperature: 0.8, top_p: 0.95, seed: 42, ..Settings::default() };
+//! let mut writer = Writer::new(&model, settings, 200, &[])?;
+//! let tokens = writer.read("Once upon a time");
+//! let finish = engine.write(&mut writer, |piece| print!("{piece}"))?;
+//! println!("\n{} tokens after {tokens} of the prompt: {finish:?}", writer.tokens());
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Axes are those of [`flashlm_kernels`]. Nothing here opens a network or starts a thread of its own.
 #![forbid(unsafe_code)]
 
@@ -20,6 +37,7 @@ pub mod tok;
 
 pub use config::ModelConfig;
 pub use flashlm_kernels::ops::Objective;
+pub use flashlm_kernels::{Exec, Isa, Token};
 pub use infer::{Engine, Finish, PackedModel, Stream, Writer};
 pub use lm::{LanguageModel, Lm, State};
 pub use precision::Precision;

@@ -465,6 +465,9 @@ impl Reader {
             (0..inputs).map(|i| code(i) * scales[i / NIBBLES]).collect::<Vec<f32>>()
         };
         let rows: Vec<f32> = bytes.chunks(width).zip(scales.chunks(groups)).flat_map(row).collect();
+        if let Some(bad) = rows.iter().find(|w| !w.is_finite()) {
+            return Err(self.wrong(&name, "scales of finite numbers", bad.to_string()));
+        }
         let (codes, scales) = byte_rows(&rows, inputs);
         Ok(PackedMatrix::bytes(codes.iter().map(|&code| code as i8), &scales, outputs, inputs))
     }
@@ -517,3 +520,6 @@ pub fn is_packed(path: &Path) -> bool {
     let read = std::fs::File::open(path).map(|file| file.take(1 << 16).read_to_end(&mut start));
     read.is_ok() && start.windows(FORMAT.len()).any(|part| part == FORMAT.as_bytes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -251,6 +251,13 @@ impl Op<f32> for Quantise<'_> {
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             scales[i] = m / 127.0;
             let q = &mut q[i * lines..(i + 1) * lines];
+            if !m.is_finite() {
+                // No number that comes of the row is one; codes would be whatever NaN rounds to.
+                scales[i] = f32::NAN;
+                q.fill(Line([0; 64]));
+                sums[i * segments..(i + 1) * segments].fill(0);
+                continue;
+            }
             let mut group = 0;
             for (sum, x) in sums[i * segments..].iter_mut().zip(x.chunks(columns.segment)) {
                 let mut lanes = [0i32; GROUP];
@@ -692,8 +699,8 @@ mod tests {
             let mut q = Int8Rows::new([columns].into_iter(), 4);
             let mut x = vec![0.0; 80];
             x[20] = f32::MIN_POSITIVE / 4.0;
-            x[40] = f32::INFINITY;
-            x[60] = f32::NAN;
+            x[40..60].fill(f32::INFINITY);
+            x[60..80].fill(f32::NAN);
             q.quantise(cx, &x, columns);
             let mut y = vec![1.0; 16];
             packed_matmul(cx, (&mut y, 4, 0), &mut q, &w, false);

@@ -13,6 +13,8 @@ pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod delta;
 mod ffn;
+#[cfg(test)]
+mod golden;
 pub(crate) mod linear;
 #[cfg(test)]
 mod reference;

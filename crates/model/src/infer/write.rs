@@ -465,12 +465,12 @@ mod tests {
         let dim = good.config.dim;
         let noise = Noise::with(good.config.clone(), good.model.tokenizer(), |name, w| {
             if name == "embedding.weight" {
-                w[7 * dim..8 * dim].iter_mut().for_each(|w| *w = w.signum() * 3e38);
+                w[7 * dim..8 * dim].iter_mut().zip([3e38, -3e38].iter().cycle()).for_each(|(w, huge)| *w = *huge);
             }
         });
         let settings = Settings { seed: 5, ..Settings::default() };
-        let prompts: Vec<String> = ('a'..'q').map(String::from).collect();
-        let make = || prompts.iter().map(|prompt| writer(&noise, prompt, &settings, 3, &[])).collect::<Vec<Writer>>();
+        let prompts: Vec<String> = ('!'..'a').map(String::from).collect();
+        let make = || prompts.iter().map(|prompt| writer(&noise, prompt, &settings, 2, &[])).collect::<Vec<Writer>>();
         let mut engine = engine(&noise);
         let alone = make().into_iter().map(|mut writer| {
             let mut text = String::new();
@@ -484,11 +484,11 @@ mod tests {
             assert!(alone.iter().any(|alone| alone.1 == Some(finish)), "{finish:?}");
         }
         let (mut together, mut texts, mut errors) = (make(), vec![String::new(); prompts.len()], 0);
-        for _ in 0..4 {
+        for _ in 0..3 {
             errors += usize::from(engine.advance(&mut together).is_err());
             texts.iter_mut().zip(&together).for_each(|(text, writer)| *text += writer.text());
         }
-        assert!((1..=3).contains(&errors), "{errors}");
+        assert!((1..=2).contains(&errors), "{errors}");
         for ((text, writer), alone) in texts.into_iter().zip(&mut together).zip(alone) {
             assert_eq!((text, writer.finish(), writer.tokens()), alone);
             writer.go_on(3);

@@ -1,0 +1,364 @@
+//! Packed files written, read, and damaged in every way; no damage is a panic, and each error names the file.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::ScaleKind;
+use crate::infer::testing::{EOS, Noise, shapes, stories};
+use crate::infer::{Engine, PackedModel};
+use crate::rng::Rng;
+use flashlm_kernels::Isa;
+
+/// A packed file taken apart.
+#[derive(Clone)]
+struct File {
+    metadata: BTreeMap<String, String>,
+    /// Name, type, shape, bytes, in the order of the data.
+    tensors: Vec<(String, String, Vec<usize>, Vec<u8>)>,
+}
+
+impl File {
+    fn of(bytes: &[u8]) -> File {
+        let n = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        let header: BTreeMap<String, Value> = serde_json::from_slice(&bytes[8..8 + n]).unwrap();
+        let mut tensors = Vec::new();
+        for (name, value) in header.iter().filter(|(name, _)| *name != "__metadata__") {
+            let numbers = |key: &str| -> Vec<usize> { serde_json::from_value(value[key].clone()).unwrap() };
+            let at = numbers("data_offsets");
+            let data = bytes[8 + n + at[0]..8 + n + at[1]].to_vec();
+            tensors.push((at[0], (name.clone(), value["dtype"].as_str().unwrap().into(), numbers("shape"), data)));
+        }
+        tensors.sort();
+        File {
+            metadata: serde_json::from_value(header["__metadata__"].clone()).unwrap(),
+            tensors: tensors.into_iter().map(|(_, tensor)| tensor).collect(),
+        }
+    }
+
+    /// Put together again, with the checksum of what is there now.
+    fn bytes(&self) -> Vec<u8> {
+        let data: Vec<u8> = self.tensors.iter().flat_map(|tensor| tensor.3.iter().copied()).collect();
+        let mut metadata = self.metadata.clone();
+        if let (Some(config), true) = (metadata.get("config").cloned(), metadata.contains_key("xxh3")) {
+            metadata.insert("xxh3".into(), digest(&config, &data));
+        }
+        let mut header = json!({ "__metadata__": metadata });
+        let mut start = 0;
+        for (name, dtype, shape, bytes) in &self.tensors {
+            let end = start + bytes.len();
+            header[name] = json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, end] });
+            start = end;
+        }
+        let mut header = header.to_string();
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+    }
+
+    fn tensor(&mut self, name: &str) -> &mut (String, String, Vec<usize>, Vec<u8>) {
+        self.tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap()
+    }
+
+    fn config(&mut self, change: impl Fn(&mut Value)) -> Vec<u8> {
+        let mut config = serde_json::from_str(&self.metadata["config"]).unwrap();
+        change(&mut config);
+        self.metadata.insert("config".into(), config.to_string());
+        self.bytes()
+    }
+}
+
+/// What is said of bytes that are no packed model.
+fn error(bytes: Vec<u8>) -> String {
+    let text = PackedModel::from_bytes(bytes, "m.safetensors").map(|_| ()).unwrap_err().to_string();
+    assert!(text.starts_with("m.safetensors: "), "{text}");
+    text
+}
+
+fn refused(bytes: Vec<u8>, says: &[&str]) {
+    let text = error(bytes);
+    assert!(says.iter().all(|part| text.contains(part)), "{text:?} says nothing of {says:?}");
+}
+
+fn repacked(noise: &Noise, density: Density, table: TableBits) -> Vec<u8> {
+    let cx = Exec::new(Isa::Scalar, 1);
+    let options = Options { density, table };
+    pack(&cx, &noise.config, &noise.layout, &noise.params, noise.model.tokenizer(), options)
+}
+
+/// The logits after a text.
+fn logits(bytes: Vec<u8>) -> Vec<f32> {
+    let model = std::sync::Arc::new(PackedModel::from_bytes(bytes, "m.safetensors").unwrap());
+    let mut stream = model.stream();
+    Engine::new(model, Exec::new(Isa::Scalar, 1), 64).prefill(&mut stream, &stories(30, 1)).to_vec()
+}
+
+/// One model of each kind of file.
+fn kinds() -> Vec<Noise> {
+    let mut all = shapes();
+    all.retain(|(name, _)| {
+        ["conv recipe", "attention bytes", "delta blocks", "delta original"].contains(&name.as_str())
+    });
+    assert_eq!(all.len(), 4);
+    all.into_iter().map(|(_, config)| Noise::new(config)).collect()
+}
+
+#[test]
+fn four_and_five_a_byte_are_the_same_model() {
+    for (name, config) in shapes() {
+        let noise = Noise::new(config);
+        let want = logits(noise.bytes.clone());
+        let five = repacked(&noise, Density::Five, TableBits::Eight);
+        assert!(logits(five.clone()) == want, "{name}");
+        let ternary = noise.config.quant.scale != ScaleKind::None;
+        assert_eq!(five.len() < noise.bytes.len(), ternary, "{name}");
+        // Put together from its parts it is the same, too.
+        assert!(logits(File::of(&five).bytes()) == want, "{name}");
+        let packed = repacked(&noise, Density::Four, TableBits::Eight);
+        assert_eq!(File::of(&packed).tensors, File::of(&noise.bytes).tensors, "{name}");
+    }
+}
+
+#[test]
+fn a_table_of_four_bits_is_near() {
+    let noise = Noise::new(shapes().remove(0).1);
+    let (got, want) = (logits(repacked(&noise, Density::Four, TableBits::Four)), logits(noise.bytes.clone()));
+    let square = |x: f32| f64::from(x).powi(2);
+    let off: f64 = got.iter().zip(&want).map(|(g, w)| square(g - w)).sum();
+    let ratio = (off / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
+    // Half a step of a seventh of the largest of 16, which is twice the usual weight: some 8 %, more once through the blocks.
+    assert!((0.02..0.3).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn cut_files_are_errors_at_every_boundary() {
+    let noise = &kinds()[0];
+    let whole = &noise.bytes;
+    let n = 8 + u64::from_le_bytes(*whole.first_chunk().unwrap()) as usize;
+    let mut cuts = vec![0, 1, 7, 8, 9, 8 + n / 2, n - 1, n];
+    let mut end = n;
+    for tensor in File::of(whole).tensors {
+        end += tensor.3.len();
+        cuts.extend([end - 1, end, end + 1]);
+    }
+    assert_eq!(end, whole.len());
+    for cut in cuts.into_iter().filter(|cut| *cut < whole.len()) {
+        refused(whole[..cut].to_vec(), &["expected", &format!("found {cut}")]);
+    }
+    refused([&whole[..], &[0]].concat(), &["expected"]);
+    // Without a tensor at its end, and a header that knows nothing of it.
+    for i in 0..File::of(whole).tensors.len() {
+        let mut file = File::of(whole);
+        let name = file.tensors.remove(i).0;
+        refused(file.bytes(), &["no tensor", &name]);
+    }
+}
+
+#[test]
+fn every_key_of_the_metadata_counts() {
+    for noise in kinds() {
+        for (key, mend) in [
+            ("format", "`flashlm pack` makes one of a run"),
+            ("version", "pack the run again"),
+            ("config", "pack the run again"),
+            ("per_byte", "pack the run again"),
+            ("table_bits", "pack the run again"),
+            ("xxh3", "copy it again"),
+        ] {
+            let mut file = File::of(&noise.bytes);
+            let own = file.metadata.remove(key).unwrap();
+            refused(file.bytes(), &[&format!("`{key}`"), "none", mend]);
+            for bad in ["", "2", "null", "{}", "\u{1f600}", &"x".repeat(100_000)] {
+                if key == "xxh3" {
+                    continue;
+                }
+                file.metadata.insert(key.into(), bad.into());
+                let text = error(file.bytes());
+                assert!(text.contains(&format!("`{key}`")) && text.contains(mend) && text.len() < 600, "{text}");
+            }
+            file.metadata.insert(key.into(), own);
+            assert!(logits(file.bytes()) == logits(noise.bytes.clone()));
+        }
+    }
+    let noise = &kinds()[0];
+    let mut data = noise.bytes.clone();
+    *data.last_mut().unwrap() ^= 1;
+    refused(data, &["`xxh3`", "the file was damaged: copy it again"]);
+    refused(b"GIF89a, a picture and no tensors".to_vec(), &["a header"]);
+    refused(u64::MAX.to_le_bytes().to_vec(), &["a header"]);
+    refused([&(1u64 << 40).to_le_bytes(), &noise.bytes[8..]].concat(), &["a header"]);
+}
+
+#[test]
+fn every_tensor_has_one_type_and_shape() {
+    for noise in kinds() {
+        let whole = File::of(&noise.bytes);
+        for (i, (name, dtype, shape, _)) in whole.tensors.iter().enumerate() {
+            let mut file = whole.clone();
+            file.tensors[i].1 = match dtype.as_str() {
+                "U8" => "I8",
+                "I8" => "U8",
+                _ => "I32",
+            }
+            .into();
+            refused(file.bytes(), &[name, "type"]);
+            let mut file = whole.clone();
+            file.tensors[i].2.insert(0, 1);
+            if name != "tokenizer" {
+                refused(file.bytes(), &[name, &format!("{shape:?}"), "pack the run again"]);
+            }
+            // A row less.
+            let mut file = whole.clone();
+            let row = file.tensors[i].3.len() / shape[0];
+            file.tensors[i].2[0] -= 1;
+            file.tensors[i].3.truncate(row * (shape[0] - 1));
+            let text = error(file.bytes());
+            assert!(text.contains(name.as_str()), "{text}");
+        }
+        let mut file = whole.clone();
+        file.tensors.push(("extra".into(), "U8".into(), vec![3], vec![0; 3]));
+        refused(file.bytes(), &["extra", "no such tensor"]);
+    }
+}
+
+#[test]
+fn numbers_that_no_model_has_are_refused() {
+    for noise in kinds() {
+        let whole = File::of(&noise.bytes);
+        for (i, (name, dtype, _, bytes)) in whole.tensors.iter().enumerate() {
+            let change = |at: usize, with: &[u8], says: &[&str]| {
+                let mut file = whole.clone();
+                file.tensors[i].3[at..at + with.len()].copy_from_slice(with);
+                refused(file.bytes(), &[&[name.as_str()], says].concat());
+            };
+            match dtype.as_str() {
+                "F32" => {
+                    change(0, &f32::NAN.to_le_bytes(), &["finite numbers", "NaN"]);
+                    change(bytes.len() - 4, &f32::NEG_INFINITY.to_le_bytes(), &["finite numbers", "-inf"]);
+                }
+                "I8" => change(bytes.len() - 1, &[128], &["-128"]),
+                _ if name == "tokenizer" => {}
+                _ => [3, 12, 48, 192, 255]
+                    .into_iter()
+                    .for_each(|bad| change(bytes.len() / 2, &[bad], &["ternary codes"])),
+            }
+        }
+    }
+    let noise = &kinds()[0];
+    let mut five = File::of(&repacked(noise, Density::Five, TableBits::Four));
+    five.tensor("blocks.0.ffn.W_up.weight").3[0] = 243;
+    refused(five.bytes(), &["W_up", "ternary codes", "243"]);
+    let four = File::of(&repacked(noise, Density::Five, TableBits::Four));
+    for bad in [0x80, 0x08, 0] {
+        let mut file = four.clone();
+        file.tensor("embedding.weight").3[5] = bad;
+        refused(file.bytes(), &["embedding.weight", "codes of 1 to 15"]);
+    }
+    // bf16: infinity, NaN, and a finite scale whose product with its code is not.
+    for bad in [0x7f80u16, 0x7fc0, 0x7f7f] {
+        let mut file = four.clone();
+        file.tensor("embedding.weight.scale").3[..2].copy_from_slice(&bad.to_le_bytes());
+        refused(file.bytes(), &["embedding.weight.scale", "finite numbers"]);
+    }
+}
+
+#[test]
+fn a_config_that_does_not_fit_its_tensors_is_refused_unallocated() {
+    let start = Instant::now();
+    for noise in kinds() {
+        let whole = File::of(&noise.bytes);
+        let change = |key: &str, value: usize| whole.clone().config(|config| config[key] = json!(value));
+        refused(change("vocab_size", 65_535), &["tokenizer", "65535 tokens", "257 tokens"]);
+        refused(change("vocab_size", 256), &["tokenizer"]);
+        refused(change("vocab_size", 1 << 40), &["vocab_size", "between"]);
+        refused(change("dim", 8184), &["expected"]);
+        refused(change("ffn_hidden", 32_768), &["expected"]);
+        refused(change("blocks", 128), &["no tensor", "blocks.2."]);
+        refused(change("blocks", 1), &["blocks.1.", "no such tensor"]);
+        refused(change("unknown", 1), &["`config`", "unknown"]);
+        // 128 blocks of 8192: a hundred thousand million parameters.
+        let all = whole.clone().config(|config| {
+            (config["dim"], config["ffn_hidden"], config["blocks"]) = (json!(8184), json!(32_768), json!(128));
+        });
+        refused(all, &["expected"]);
+    }
+    assert!(start.elapsed().as_secs() < 20);
+}
+
+#[test]
+fn another_tokenizer_is_refused() {
+    let noise = kinds().into_iter().find(|noise| noise.config.reset).unwrap();
+    let whole = File::of(&noise.bytes);
+    let with = |bytes: Vec<u8>| {
+        let mut file = whole.clone();
+        let tensor = file.tensor("tokenizer");
+        (tensor.2, tensor.3) = (vec![bytes.len()], bytes);
+        file.bytes()
+    };
+    let bpe = Tokenizer::train_bpe(["the cat and the cat and the hat"].into_iter(), 262).unwrap();
+    refused(with(bpe.to_compact()), &["tokenizer", "257 tokens"]);
+    refused(with(b"nothing".to_vec()), &["its tokenizer", "JSON"]);
+    refused(with(Vec::new()), &["its tokenizer"]);
+    // As many tokens, and another one at the end of a story.
+    let same = Tokenizer::train_bpe(["x"].into_iter(), 257).unwrap();
+    assert_ne!(same.eos(), EOS);
+    refused(with(same.to_compact()), &["tokenizer", "end of a story"]);
+}
+
+/// Reads a file and, where it is a model, lets it write.
+fn survives(bytes: Vec<u8>) -> bool {
+    let Ok(model) = PackedModel::from_bytes(bytes, "m.safetensors") else { return false };
+    let model = std::sync::Arc::new(model);
+    let mut stream = model.stream();
+    let last = (model.config().vocab_size - 1) as u16;
+    let mut engine = Engine::new(model, Exec::new(Isa::Scalar, 1), 4);
+    engine.prefill(&mut stream, &[0, last, 1, 2, last]);
+    true
+}
+
+#[test]
+fn no_flipped_bit_is_a_panic_or_goes_unnoticed() {
+    let mut rng = Rng::new(9);
+    for noise in kinds() {
+        let n = 8 + u64::from_le_bytes(*noise.bytes.first_chunk().unwrap()) as usize;
+        for i in 0..100 {
+            let mut bytes = noise.bytes.clone();
+            // Half of them in the header, which is short.
+            let at = rng.below(if i % 2 == 0 { n } else { bytes.len() } as u64) as usize;
+            bytes[at] ^= 1 << rng.below(8);
+            error(bytes);
+        }
+        // Behind the checksum.
+        let (whole, mut read) = (File::of(&noise.bytes), 0);
+        for i in 0..100 {
+            let mut file = whole.clone();
+            if i % 4 == 0 {
+                let config = &mut file.metadata.get_mut("config").unwrap();
+                let at = rng.below(config.len() as u64) as usize;
+                config.replace_range(at..at + 1, ["0", "9", "-", "e", "\"", ",", "t"][rng.below(7) as usize]);
+            } else {
+                let tensor = rng.below(file.tensors.len() as u64) as usize;
+                let data = &mut file.tensors[tensor].3;
+                let at = rng.below(data.len() as u64) as usize;
+                data[at] ^= 1 << rng.below(8);
+            }
+            read += usize::from(survives(file.bytes()));
+        }
+        assert!(read > 10, "only {read} changed files were models");
+    }
+}
+
+#[test]
+fn packed_files_are_told_from_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.safetensors");
+    assert!(!is_packed(&path) && !is_packed(dir.path()));
+    std::fs::write(&path, &kinds()[0].bytes).unwrap();
+    assert!(is_packed(&path));
+    assert!(PackedModel::open(&path).is_ok());
+    std::fs::write(&path, &kinds()[0].bytes[..500]).unwrap();
+    let text = PackedModel::open(&path).map(|_| ()).unwrap_err().to_string();
+    assert!(text.starts_with(&path.display().to_string()), "{text}");
+    std::fs::write(&path, "no model").unwrap();
+    assert!(!is_packed(&path));
+}

@@ -1,0 +1,98 @@
+//! A token allocates nothing: a counting allocator sees none once the prompt is read.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use flashlm_model::config::{AttentionConfig, DeltaConfig, DeltaForm, QuantConfig, ScaleKind};
+use flashlm_model::pack::{Options, pack};
+use flashlm_model::sample::Settings;
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Engine, Exec, Isa, LanguageModel, Lm, ModelConfig, PackedModel, Writer, mixer};
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.fetch_add(1, SeqCst);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn models() -> Vec<(String, Arc<PackedModel>)> {
+    let tokenizer = Tokenizer::bytes();
+    let base = ModelConfig {
+        vocab_size: tokenizer.vocab_size(),
+        dim: 24,
+        blocks: 4,
+        ffn_hidden: 40,
+        delta: DeltaConfig { heads: 3, ..DeltaConfig::default() },
+        attention: AttentionConfig { heads: 3, window: 50, ..AttentionConfig::default() },
+        ..ModelConfig::v4_small()
+    };
+    let mut all: Vec<(String, ModelConfig)> = mixer::NAMES
+        .iter()
+        .map(|&name| (name.to_owned(), ModelConfig { mixer: name.into(), ..base.clone() }))
+        .collect();
+    let delta = DeltaConfig { form: DeltaForm::Original, ..base.delta.clone() };
+    all.push(("original delta".into(), ModelConfig { mixer: "delta".into(), delta, ..base.clone() }));
+    let quant = QuantConfig { scale: ScaleKind::Group, size: 10, norm: true, ..base.quant.clone() };
+    let pattern = mixer::NAMES.iter().map(|name| name.to_string()).collect();
+    all.push(("pattern".into(), ModelConfig { pattern, quant, logit_softcap: 5.0, ..base }));
+    let cx = Exec::new(Isa::Scalar, 1);
+    let model = |(name, config): (String, ModelConfig)| {
+        let layout = Lm::<f32>::new(&config, 1, false).unwrap().layout().clone();
+        let bytes = pack(&cx, &config, &layout, &layout.init::<f32>(1), &tokenizer, Options::default());
+        (name, Arc::new(PackedModel::from_bytes(bytes, "random").unwrap()))
+    };
+    all.into_iter().map(model).collect()
+}
+
+#[test]
+fn a_token_allocates_nothing() {
+    // Without an end, so that all go on.
+    let open = Settings { logit_bias: vec![(256, -100.0)], ..Settings::default() };
+    let greedy = Settings { temperature: 0.0, ..open.clone() };
+    let penalised = Settings {
+        top_p: 0.9,
+        min_p: 0.01,
+        repeat_penalty: 1.2,
+        presence_penalty: 0.3,
+        frequency_penalty: 0.3,
+        ..open.clone()
+    };
+    let top_k = Settings { top_k: 20, ..open };
+    let stops = ["Never.".to_owned(), "\u{fffd}\u{fffd}, no".to_owned()];
+    for (name, model) in models() {
+        for (threads, streams) in [(1, 1), (1, 6), (2, 1), (2, 6)] {
+            let mut engine = Engine::new(model.clone(), Exec::new(Isa::detect().unwrap(), threads), 16);
+            let all = [&greedy, &penalised, &top_k];
+            let mut writers: Vec<Writer> = (0..streams)
+                .map(|i| {
+                    let mut writer = Writer::new(&model, all[i % 3].clone(), usize::MAX, &stops[..i % 3]).unwrap();
+                    writer.read(["Once upon a time", "", "É"][i / 2]);
+                    writer
+                })
+                .collect();
+            engine.advance(&mut writers).unwrap();
+            let before = COUNT.load(SeqCst);
+            for _ in 0..500 {
+                engine.advance(&mut writers).unwrap();
+            }
+            assert_eq!(COUNT.load(SeqCst), before, "{name}: {streams} streams on {threads} threads");
+            assert!(writers.iter().all(|writer| writer.tokens() == 501 && writer.finish().is_none()));
+        }
+    }
+}
