@@ -2,5 +2,7 @@
 
 mod common;
 mod faults;
+mod hub;
+mod hub_server;
 mod resume;
 mod story;

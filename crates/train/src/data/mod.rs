@@ -5,6 +5,7 @@
 
 mod build;
 pub mod cache;
+pub mod hub;
 pub mod mojibake;
 mod reader;
 pub mod source;
@@ -40,7 +41,9 @@ pub enum DataError {
         hint: String,
     },
     /// The data specification is none of the known forms.
-    #[error("data `{spec}`: {reason}; expected a text, .jsonl or .zst file, a folder of those, or `synthetic:N`")]
+    #[error(
+        "data `{spec}`: {reason}; expected a text, .jsonl or .zst file, a folder of those, a dataset (tinystories, hf:OWNER/NAME), or `synthetic:N`"
+    )]
     Spec {
         /// The specification as given.
         spec: String,
@@ -141,6 +144,15 @@ pub enum DataError {
     /// The cache file could not be written.
     #[error(transparent)]
     Write(#[from] AtomicError),
+    /// A dataset of the hub could not be had.
+    #[error(transparent)]
+    Hub(#[from] hub::HubError),
+    /// A dataset of the hub was used before [`source::Source::fetch`].
+    #[error("{name}: the dataset has not been fetched")]
+    NotFetched {
+        /// Name of the source.
+        name: String,
+    },
     /// The progress callback asked to stop.
     #[error("stopped before the token cache was complete; nothing was written")]
     Stopped,
