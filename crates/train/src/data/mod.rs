@@ -167,6 +167,15 @@ impl DataError {
             _ => DataError::Io { action, path, cause },
         }
     }
+
+    /// The same, with a hint where what is missing is named like a dataset.
+    fn or_dataset(mut self, spec: &str) -> DataError {
+        let alike = |name: &&&str| edit_distance(name, &spec.to_lowercase()) <= 3;
+        if let (DataError::Missing { hint, .. }, Some(name)) = (&mut self, hub::NAMES.iter().find(alike)) {
+            *hint = format!("; did you mean the dataset {name}?");
+        }
+        self
+    }
 }
 
 /// How far `path` exists, and the most similar name at the point where it ends.

@@ -87,7 +87,7 @@ impl Source {
                 let dataset = dataset.map_err(bad)?;
                 (dataset.name(), Kind::Hub(dataset))
             }
-            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec))?),
+            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec)).map_err(|e| e.or_dataset(spec))?),
         };
         Ok(Source { name, kind, validation: None, limit: MAX_STORY })
     }
@@ -371,7 +371,9 @@ mod tests {
         assert!(error(&empty).contains("empty"));
         assert!(error(&folder.path().join("empty")).contains("zero.txt"));
         assert!(error(&folder.path().join("none")).contains("no .txt, .jsonl or .zst"));
-        for spec in ["", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
+        let error = Source::parse("TinyStory").unwrap_err().to_string();
+        assert!(error.contains("did you mean the dataset tinystories?"), "{error}");
+        for spec in ["", "hf:stories", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
             assert!(matches!(Source::parse(spec), Err(DataError::Spec { .. })), "{spec}");
         }
         assert!(matches!(Source::parse("synthetic_but_a_file"), Err(DataError::Missing { .. })));
