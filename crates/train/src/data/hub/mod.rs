@@ -306,7 +306,7 @@ impl Client {
         let revision: Revision =
             serde_json::from_slice(&text).map_err(|e| bad(format!("this is not the hub's list of files ({e})")))?;
         if !cache::is_hex(&revision.sha, 40) {
-            return Err(bad(format!("{:?} is not a commit", revision.sha)));
+            return Err(bad(format!("{:?} is not a commit", short(&revision.sha))));
         }
         if revision.siblings.len() > MAX_FILES {
             return Err(bad(format!("a list of {} files, more than {MAX_FILES}", revision.siblings.len())));
@@ -314,8 +314,9 @@ impl Client {
         let mut files = Files::new();
         for Sibling { rfilename, size, blob_id, lfs } in revision.siblings {
             if !cache::is_safe(&rfilename) {
+                let name = short(&rfilename);
                 return Err(bad(format!(
-                    "the list has a file {rfilename:?}, a path that leads elsewhere; nothing is fetched"
+                    "the list has a file {name:?}, a path that leads elsewhere; nothing is fetched"
                 )));
             }
             let (lfs_sha256, lfs_size) = lfs.map(|lfs| (lfs.sha256, lfs.size)).unzip();
@@ -495,6 +496,11 @@ impl Retry<'_> {
         let message = if head.message.is_empty() { String::new() } else { format!(" ({})", head.message) };
         HubError::Refused { repo: repo.to_string(), url: url.to_string(), status: head.status, message, why }
     }
+}
+
+/// The start of a text of unknown length.
+fn short(text: &str) -> String {
+    text.chars().take(100).collect()
 }
 
 fn describe(head: &Head) -> String {
