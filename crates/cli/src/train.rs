@@ -149,7 +149,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
         None => {
             let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
-            tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &source, train_side, &mut |p| {
+            let wanted = &settings.tokenizer;
+            tokenizer(&default_dir(), &choice, wanted.vocab, wanted.stories, &source, train_side, &mut |p| {
                 progress(&mut status, "vocabulary", p)
             })?
         }

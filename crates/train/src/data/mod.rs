@@ -10,6 +10,7 @@ pub mod mojibake;
 mod reader;
 pub mod source;
 pub mod split;
+pub mod stats;
 pub mod synthetic;
 pub mod vocab;
 pub mod window;
@@ -178,6 +179,9 @@ pub enum DataError {
     /// The cache file could not be written.
     #[error(transparent)]
     Write(#[from] AtomicError),
+    /// The progress callback asked to stop.
+    #[error("stopped before the source was read to its end")]
+    Interrupted,
     /// The progress callback asked to stop.
     #[error("stopped before the token cache was complete; nothing was written")]
     Stopped,
