@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]],
-    /// a file (text, .jsonl with a `text` field, either also .zst), a folder, or synthetic[:N]
+    /// a file (text, .jsonl or .parquet with `text`), a folder, or synthetic[:N]
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
     /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out
@@ -158,7 +158,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
         None => {
             let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
-            tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &source, train_side, &mut |p| {
+            let wanted = &settings.tokenizer;
+            tokenizer(&default_dir(), &choice, wanted.vocab, wanted.stories, &source, train_side, &mut |p| {
                 progress(&mut status, "vocabulary", p)
             })?
         }
