@@ -189,6 +189,8 @@ fn without_a_network_it_says_what_to_do_at_once() {
     let began = Instant::now();
     for (hub, extra, words) in [
         ("http://127.0.0.1:1", "", ["cannot reach http://127.0.0.1:1", "--data synthetic", "--data PATH"]),
+        ("http://hub.invalid", "", ["cannot reach http://hub.invalid", "--data synthetic", "--data PATH"]),
+        ("hub.invalid", "", ["hub.invalid", "bad address", "HF_ENDPOINT"]),
         ("http://127.0.0.1:1", " --offline", ["offline", "--data synthetic", "--data PATH"]),
     ] {
         let output = command(&place, hub, &(train("a") + extra)).output().unwrap();
@@ -196,7 +198,7 @@ fn without_a_network_it_says_what_to_do_at_once() {
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         assert!(words.iter().all(|word| stderr.contains(word)) && !stderr.contains("panicked"), "{stderr}");
     }
-    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    assert!(began.elapsed().as_secs() < 15, "{:?}", began.elapsed());
     let hub = tinystories(1000);
     let output = command(&place, &hub.endpoint, &train("a")).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert!(text(&output.stderr).contains("offline") && hub.log().is_empty());

@@ -125,9 +125,9 @@ impl Answer {
 }
 
 fn work(agent: &Agent, request: &Request, parts: &SyncSender<Result<Part, Fault>>) -> Result<(), Fault> {
-    let bad = |e: &dyn std::fmt::Display| Fault::Refused(format!("a bad address: {e}"));
-    let mut at: Uri = request.url.parse().map_err(|e| bad(&e))?;
-    let home = origin(&at).ok_or_else(|| bad(&"HF_ENDPOINT must begin with https:// or http://"))?;
+    let bad = || Fault::Refused("a bad address; HF_ENDPOINT must begin with https:// or http://".to_string());
+    let mut at: Uri = request.url.parse().map_err(|_| bad())?;
+    let home = origin(&at).ok_or_else(bad)?;
     let mut at_home = true;
     let mut head = Head::default();
     for _ in 0..=REDIRECTS {
@@ -193,20 +193,20 @@ fn bare(etag: &str) -> String {
     etag.trim_start_matches("W/").trim_matches('"').to_string()
 }
 
+/// A name that is not found has no kind of its own among errors of the system: all are of a connection that did not come
+/// about but those that a connection can break with.
 fn fault(error: &ureq::Error) -> Fault {
-    use std::io::ErrorKind::*;
-    let connected = match error {
-        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_) | ureq::Error::Rustls(_) => {
-            false
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+    let broke = match error {
+        ureq::Error::Io(e) => {
+            [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock].contains(&e.kind())
         }
         ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => false,
-        ureq::Error::Io(e) => !matches!(
-            e.kind(),
-            ConnectionRefused | NetworkUnreachable | HostUnreachable | AddrNotAvailable | NetworkDown
-        ),
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => false,
+        ureq::Error::Tls(_) | ureq::Error::Rustls(_) => false,
         _ => true,
     };
-    if connected { Fault::Broken(error.to_string()) } else { Fault::Unreachable(error.to_string()) }
+    if broke { Fault::Broken(error.to_string()) } else { Fault::Unreachable(error.to_string()) }
 }
 
 /// Scheme, host and port.
