@@ -47,8 +47,8 @@ pub struct Args {
     /// One setting, such as train.lr=3e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]],
-    /// a file (text, .jsonl or .parquet with `text`), a folder, or synthetic[:N]
+    /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`,
+    /// a file (text, .jsonl or .parquet with `text`), a folder, `synthetic` or `synthetic:N`
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
     /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out

@@ -261,7 +261,7 @@ fn send(mut stream: TcpStream, head: &str, mut body: Vec<u8>, act: Act, method: 
     }
     if let Act::Stall(_) = act {
         // Until the other side has gone.
-        stream.read(&mut [0])?;
+        let _ = stream.read(&mut [0])?;
     }
     Ok(())
 }
