@@ -18,7 +18,7 @@ use flashlm_train::load::Model;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, exec, out, precision, say};
+use crate::common::{Status, exec, open_source, out, precision, say};
 
 /// Most rows of one pass over latent weights.
 const ROWS: usize = 2048;
@@ -34,9 +34,12 @@ const PART: usize = 1 << 20;
 pub struct Args {
     /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
     model: PathBuf,
-    /// A text, .jsonl or .zst file, a folder of those, or `synthetic:N`.
+    /// A text, .jsonl or .zst file, a folder of those, a dataset (hf:OWNER/DATASET::validation; see `train`), or `synthetic:N`.
     #[arg(long, value_name = "SOURCE")]
     data: String,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    offline: bool,
     /// What is counted.
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
@@ -63,13 +66,13 @@ enum Protocol {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
-    let source = Source::parse(&args.data)?;
     let precision = args.precision.resolve(cx.isa());
     let latent = if pack::is_packed(&args.model) { None } else { Some(Model::load(&args.model)?) };
     let packed = Arc::new(match &latent {
         Some(model) => model.packed(&cx)?,
         None => PackedModel::open(&args.model)?,
     });
+    let source = open_source(&args.data, 0, args.offline, &|| false)?;
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
     match step {

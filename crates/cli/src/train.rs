@@ -14,7 +14,6 @@ use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::{self, Checkpoint};
 use flashlm_train::config::{Layers, Settings, preset, preset_names};
 use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
-use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::data::{DataError, synthetic};
@@ -24,7 +23,7 @@ use flashlm_train::log::console;
 use flashlm_train::trainer::{Event, Inputs, Outcome, TrainError, Trainer};
 use toml::Value;
 
-use crate::common::{Status, out, precision, say, set_all, threads};
+use crate::common::{Status, open_source, out, precision, say, set_all, threads};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -48,12 +47,16 @@ pub struct Args {
     /// One setting, such as train.lr=3e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Text: a file, a folder, .zst, .jsonl with a `text` field, or `synthetic` (the default)
+    /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`,
+    /// a file (text, .jsonl or .parquet with `text`), a folder, `synthetic` or `synthetic:N`
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
-    /// Text for validation; without it one story in a hundred is held out
+    /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
     /// frequency, bpe, bytes, or a tokenizer file
     #[arg(long, value_name = "KIND|FILE")]
     tokenizer: Option<String>,
@@ -132,14 +135,20 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", console::duration(eta)));
         if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let source = open_source(&settings.data.source, settings.train.seed)?;
+    let stopped = || stop.load(SeqCst);
+    let source = open_source(&settings.data.source, settings.train.seed, args.offline, &stopped)?;
+    if let (true, Some(own)) = (settings.data.valid.is_empty(), source.validation()) {
+        settings.data.valid = own.to_string();
+        say!("validation: the dataset's own, {own}; --valid names another");
+    }
     let (train_side, valid_source, valid_side) = if settings.data.valid.is_empty() {
         let share = settings.data.holdout;
         say!("validation: {} % of the stories, chosen by a hash of each, are held out", share * 100.0);
         (Split::Train(share), source.clone(), Split::Valid(share))
     } else {
         // Another seed, so that two synthetic sources do not tell the same stories.
-        let valid = open_source(&settings.data.valid, settings.train.seed.wrapping_add(1))?;
+        let seed = settings.train.seed.wrapping_add(1);
+        let valid = open_source(&settings.data.valid, seed, args.offline, &stopped)?;
         if valid.place() == source.place() {
             bail!("--valid is the training text itself; name another text, or leave it out to hold out a share");
         }
@@ -149,7 +158,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
         None => {
             let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
-            tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &source, train_side, &mut |p| {
+            let wanted = &settings.tokenizer;
+            tokenizer(&default_dir(), &choice, wanted.vocab, wanted.stories, &source, train_side, &mut |p| {
                 progress(&mut status, "vocabulary", p)
             })?
         }
@@ -294,7 +304,7 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
-        say!("no --data given: training on our own synthetic stories; --data FILE takes a text of yours");
+        say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
     }
     let mut settings = layers.settings()?;
     if settings.train.batch == 0 {
@@ -315,10 +325,6 @@ pub(crate) fn size_for(machine: &Machine, minutes: Option<f64>) -> (&'static str
         _ if cores >= 8 && gib >= 32 => ("flash-large", format!("{cores} cores and {gib} GiB of memory")),
         _ => ("flash-small", format!("{cores} cores and {gib} GiB of memory; flash-large wants 8 cores and 32 GiB")),
     }
-}
-
-fn open_source(spec: &str, seed: u64) -> anyhow::Result<Source> {
-    Ok(Source::parse(spec)?.with_seed(seed))
 }
 
 /// The checkpoint that `--resume PATH` means: one folder, or the latest good one of a run.

@@ -6,6 +6,7 @@ use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::data::vocab;
 use crate::optim;
 use crate::schedule::Shape;
 
@@ -31,14 +32,16 @@ pub struct TokenizerSettings {
     pub kind: String,
     /// Tokens to aim for.
     pub vocab: usize,
+    /// Stories from the first on that a frequency vocabulary counts.
+    pub stories: usize,
 }
 
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSettings {
-    /// A text file, folder, `.zst`, `.jsonl`, or `synthetic`.
+    /// A text file, folder, `.zst`, `.jsonl`, dataset of the hub, or `synthetic`.
     pub source: String,
-    /// The same for validation; empty: hold out a share of `source`.
+    /// The same for validation; empty: the dataset's own, else hold out a share of `source`.
     pub valid: String,
     /// Share of the stories held out, chosen by a hash of each story.
     pub holdout: f64,
@@ -172,8 +175,8 @@ impl Default for Settings {
         Settings {
             name: "custom".into(),
             model: ModelConfig { quant, ..ModelConfig::v4_small() },
-            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096 },
-            data: DataSettings { source: "synthetic".into(), valid: String::new(), holdout: 0.01 },
+            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096, stories: vocab::STORIES },
+            data: DataSettings { source: "tinystories".into(), valid: String::new(), holdout: 0.01 },
             train: TrainSettings {
                 seed: 42,
                 precision: Precision::Auto,
@@ -248,6 +251,8 @@ impl Settings {
             t.accumulation.to_string(),
             "between 1 and 4096",
         )?;
+        let stories = self.tokenizer.stories;
+        check(stories >= 1, "tokenizer.stories", stories.to_string(), "at least 1")?;
         check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
         check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;

@@ -1,6 +1,9 @@
 //! The binary as a person uses it.
 
 mod common;
+mod data;
 mod faults;
+mod hub;
+mod hub_server;
 mod resume;
 mod story;

@@ -477,12 +477,7 @@ impl Product<'_> {
 /// # Safety
 /// The machine supports the unit.
 #[inline(always)]
-unsafe fn scale<D: Dot>(
-    y: <D::S as Simd>::V,
-    sums: D::V,
-    shift: i32,
-    scales: <D::S as Simd>::V,
-) -> <D::S as Simd>::V {
+unsafe fn scale<D: Dot>(y: <D::S as Simd>::V, sums: D::V, shift: i32, scales: <D::S as Simd>::V) -> <D::S as Simd>::V {
     // SAFETY: the caller's promise.
     unsafe { D::S::add(y, D::S::mul(D::floats(sums, shift), scales)) }
 }

@@ -1,8 +1,8 @@
 //! The vocabulary for a source: one of the three kinds trained on it, or one from a file.
 //!
-//! Training sees the stories of one side of the split, in order, up to 50,000 stories or 64 MB (BPE: 64 MB), so memory is
-//! bounded by that and one story. A trained vocabulary is kept beside the token caches, and used again for the same
-//! source, side, kind and size:
+//! Training sees the stories of one side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
+//! the original) or 64 MB, BPE up to 64 MB, so memory is bounded by that and one story. A trained vocabulary is kept beside
+//! the token caches, and used again for the same source, side, kind, size and number of stories:
 //!
 //! ```text
 //! <source>-<fingerprint>.vocab: the XXH3-64 of what follows as 16 hex digits, `\n`, the JSON of the tokenizer
@@ -24,8 +24,8 @@ use std::str::FromStr;
 use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Stories that a frequency vocabulary counts.
-const STORIES: usize = 50_000;
+/// Stories that a frequency vocabulary counts if no other number is asked for.
+pub const STORIES: usize = 50_000;
 /// Text that training sees, in bytes.
 const SAMPLE: usize = 64 << 20;
 /// Text between two calls of the progress callback, in bytes.
@@ -76,12 +76,13 @@ impl fmt::Display for TokenizerChoice {
     }
 }
 
-/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `source`, with `vocab_size` tokens to aim for, and
-/// kept in the folder `dir`. The callback hears of the text being read (its tokens stay 0) and may stop it by breaking.
+/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `source`, with `vocab_size` tokens to aim for,
+/// the former on the first `stories`, and kept in the folder `dir`. The callback hears of the text being read (its tokens stay 0) and may stop it by breaking.
 pub fn tokenizer(
     dir: &Path,
     choice: &TokenizerChoice,
     vocab_size: usize,
+    stories: usize,
     source: &Source,
     split: Split,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
@@ -89,10 +90,10 @@ pub fn tokenizer(
     let (kind, max_stories) = match choice {
         TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
         TokenizerChoice::File(path) => return Ok(Tokenizer::load(path)?),
-        TokenizerChoice::Frequency => ("frequency", STORIES),
+        TokenizerChoice::Frequency => ("frequency", stories.max(1)),
         TokenizerChoice::Bpe => ("bpe", usize::MAX),
     };
-    let path = vocab_path(dir, kind, vocab_size, source, split)?;
+    let path = vocab_path(dir, kind, vocab_size, max_stories, source, split)?;
     if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
         return Ok(kept);
     }
@@ -105,11 +106,18 @@ pub fn tokenizer(
     Ok(trained)
 }
 
-fn vocab_path(dir: &Path, kind: &str, size: usize, source: &Source, split: Split) -> Result<PathBuf, DataError> {
+fn vocab_path(
+    dir: &Path,
+    kind: &str,
+    size: usize,
+    stories: usize,
+    source: &Source,
+    split: Split,
+) -> Result<PathBuf, DataError> {
     let mut hash = Xxh3::new();
     hash.update(VERSION);
     hash.update(kind.as_bytes());
-    for word in [size as u64, source.fingerprint()?, u64::from(split.id()), split.share().to_bits()] {
+    for word in [size as u64, stories as u64, source.fingerprint()?, u64::from(split.id()), split.share().to_bits()] {
         hash.update(&word.to_le_bytes());
     }
     Ok(dir.join(format!("{}-{:016x}.vocab", source.name(), hash.digest())))
@@ -192,7 +200,7 @@ mod tests {
     use std::time::SystemTime;
 
     fn trained(folder: &Path, choice: &TokenizerChoice, size: usize, source: &Source, split: Split) -> Tokenizer {
-        tokenizer(folder, choice, size, source, split, &mut keep_on).unwrap()
+        tokenizer(folder, choice, size, STORIES, source, split, &mut keep_on).unwrap()
     }
 
     /// The only file in a folder.
@@ -247,6 +255,19 @@ mod tests {
     }
 
     #[test]
+    fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
+        let folder = Folder::new();
+        let text = source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]);
+        let of = |stories| {
+            let choice = TokenizerChoice::Frequency;
+            tokenizer(folder.path(), &choice, 100, stories, &text, Split::All, &mut keep_on).unwrap().to_json()
+        };
+        let first_two = Tokenizer::train_frequency(["a a", "c c"].into_iter(), 100).unwrap().to_json();
+        assert_eq!(of(2), first_two);
+        assert_ne!(of(3), first_two);
+    }
+
+    #[test]
     fn a_second_run_reads_what_the_first_kept() {
         let folder = Folder::new();
         let text = source(&folder, "a.txt", &["the cat and the hat", "the bat and the rat"]);
@@ -256,7 +277,7 @@ mod tests {
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second = tokenizer(&dir, &choice, size, &text, Split::All, &mut silent).unwrap();
+            let second = tokenizer(&dir, &choice, size, STORIES, &text, Split::All, &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
@@ -321,7 +342,7 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let mut stop = |_: &Progress| ControlFlow::Break(());
-        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, &large(), Split::All, &mut stop);
+        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, STORIES, &large(), Split::All, &mut stop);
         assert!(matches!(stopped, Err(DataError::Stopped)));
         assert!(!dir.exists());
     }
@@ -336,10 +357,11 @@ mod tests {
         assert_eq!(trained(&dir, &TokenizerChoice::Bytes, 1, &text, Split::All).kind(), "bytes");
         assert!(!dir.exists());
         let missing = TokenizerChoice::File(folder.path().join("none.json"));
-        let error = tokenizer(&dir, &missing, 1, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error = tokenizer(&dir, &missing, 1, STORIES, &text, Split::All, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("none.json"), "{error}");
-        let error =
-            tokenizer(&dir, &TokenizerChoice::Bpe, 100, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, STORIES, &text, Split::All, &mut keep_on)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("choose 257 to 65535"), "{error}");
     }
 }
