@@ -91,7 +91,7 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
-    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, &train.0, train.1, &mut told)?;
+    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, &[(train.0.clone(), 1.0)], train.1, &mut told)?;
     status.clear();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
     write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;

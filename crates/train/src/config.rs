@@ -42,6 +42,31 @@ pub struct DataSettings {
     pub valid: String,
     /// Share of the stories held out, chosen by a hash of each story.
     pub holdout: f64,
+    /// What becomes of the ends of stories; `model.reset` follows from it, and it from that: the later setting rules.
+    pub boundaries: Boundaries,
+}
+
+/// How stories lie in the windows of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundaries {
+    /// One after the other; mixers start anew at each (`model.reset`).
+    Reset,
+    /// One after the other; mixers see the stories before.
+    Packed,
+    /// One story a window, cut after `T` tokens; where it is shorter, what is missing is not scored.
+    Padded,
+}
+
+impl Boundaries {
+    /// As in a TOML file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Boundaries::Reset => "reset",
+            Boundaries::Packed => "packed",
+            Boundaries::Padded => "padded",
+        }
+    }
 }
 
 /// `[train]`
@@ -90,7 +115,7 @@ pub struct TrainSettings {
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
-    /// Progressive sequence length; empty: `seq_len` throughout.
+    /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
     /// Updates between validations; 0: none but the last.
     pub eval_every: u64,
@@ -115,14 +140,44 @@ pub struct TrainSettings {
     pub threads: usize,
 }
 
-/// One stage of progressive sequence length.
+/// One stage of a curriculum: a part of the run with a sequence length and texts of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Tokens of a sequence in this stage.
     pub seq_len: usize,
-    /// Share of the run.
+    /// Share of the run: of its tokens, or of its time where that limits it.
     pub share: f64,
+    /// Texts, mixed; empty: `data.source`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<StageSource>,
+}
+
+/// One text of a stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageSource {
+    /// As `data.source`.
+    pub source: String,
+    /// Its part of the stage's windows, relative to the other texts of the stage.
+    #[serde(default = "one")]
+    pub weight: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+impl StageSource {
+    /// A text that is alone in its stage.
+    pub fn new(source: &str) -> Self {
+        StageSource { source: source.into(), weight: 1.0 }
+    }
+
+    /// Whether both are of one text, whatever their weights.
+    pub fn is_same(&self, other: &StageSource) -> bool {
+        StageSource { weight: other.weight, ..self.clone() } == *other
+    }
 }
 
 /// What is wrong with settings.
@@ -137,6 +192,10 @@ pub enum SettingsError {
     Syntax { origin: String, message: String },
     #[error("{key} = {found}: must be {expected}")]
     Value { key: &'static str, found: String, expected: &'static str },
+    #[error(
+        "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: leave one of them out, and it follows from the other"
+    )]
+    Boundaries { boundaries: &'static str, reset: bool },
     #[error("train.optimizer = {0:?}: must be one of {names}", names = optim::NAMES.join(", "))]
     Optimizer(String),
     #[error(transparent)]
@@ -154,6 +213,7 @@ const PRESETS: &[(&str, &str)] = &[
     ("gdn-small", include_str!("../../../configs/gdn-small.toml")),
     ("gdn-large", include_str!("../../../configs/gdn-large.toml")),
     ("hybrid-small", include_str!("../../../configs/hybrid-small.toml")),
+    ("curriculum-small", include_str!("../../../configs/curriculum-small.toml")),
 ];
 
 /// The names that `--preset` takes.
@@ -173,7 +233,12 @@ impl Default for Settings {
             name: "custom".into(),
             model: ModelConfig { quant, ..ModelConfig::v4_small() },
             tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096 },
-            data: DataSettings { source: "synthetic".into(), valid: String::new(), holdout: 0.01 },
+            data: DataSettings {
+                source: "synthetic".into(),
+                valid: String::new(),
+                holdout: 0.01,
+                boundaries: Boundaries::Packed,
+            },
             train: TrainSettings {
                 seed: 42,
                 precision: Precision::Auto,
@@ -285,6 +350,10 @@ impl Settings {
         check(t.sample_tokens <= 100_000, "train.sample_tokens", t.sample_tokens.to_string(), "at most 100000")?;
         let holdout = self.data.holdout;
         check(within(holdout, 1e-6, 0.9), "data.holdout", holdout.to_string(), "above 0 and at most 0.9")?;
+        let (boundaries, reset) = (self.data.boundaries, self.model.reset);
+        if boundaries != Boundaries::Padded && reset != (boundaries == Boundaries::Reset) {
+            return Err(SettingsError::Boundaries { boundaries: boundaries.name(), reset });
+        }
         if !t.stages.is_empty() {
             let sum: f64 = t.stages.iter().map(|s| s.share).sum();
             let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
@@ -294,15 +363,50 @@ impl Settings {
             let expected = "the seq_len of the last stage, at which validation runs";
             check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;
         }
+        for sources in t.stages.iter().map(|stage| &stage.sources) {
+            for (i, source) in sources.iter().enumerate() {
+                let (name, weight) = (&source.source, source.weight);
+                check(!name.is_empty(), "train.stages.sources.source", "\"\"".into(), "a text, as data.source")?;
+                let found = format!("{weight} of {name}");
+                check(within(weight, 1e-6, 1e6), "train.stages.sources.weight", found, "between 0.000001 and 1000000")?;
+                let once = !sources[..i].iter().any(|other| other.is_same(source));
+                check(
+                    once,
+                    "train.stages.sources",
+                    format!("{name}, twice"),
+                    "texts that differ, each with its weight",
+                )?;
+            }
+        }
         Ok(())
     }
 
-    /// Sequence lengths and shares, also where no stages are given.
+    /// The stages of the run with the texts of each, also where the settings leave them out.
     pub fn stages(&self) -> Vec<Stage> {
-        match self.train.stages.as_slice() {
-            [] => vec![Stage { seq_len: self.train.seq_len, share: 1.0 }],
-            stages => stages.to_vec(),
+        let mut stages = self.train.stages.clone();
+        if stages.is_empty() {
+            stages.push(Stage { seq_len: self.train.seq_len, share: 1.0, sources: Vec::new() });
         }
+        for stage in stages.iter_mut().filter(|stage| stage.sources.is_empty()) {
+            stage.sources.push(StageSource::new(&self.data.source));
+        }
+        stages
+    }
+
+    /// Every text of the run once, in the order of the stages; the weight is its part of the whole run.
+    pub fn texts(&self) -> Vec<StageSource> {
+        let mut texts: Vec<StageSource> = Vec::new();
+        for stage in self.stages() {
+            let sum: f64 = stage.sources.iter().map(|source| source.weight).sum();
+            for source in stage.sources {
+                let weight = stage.share * source.weight / sum;
+                match texts.iter_mut().find(|text| text.is_same(&source)) {
+                    Some(text) => text.weight += weight,
+                    None => texts.push(StageSource { weight, ..source }),
+                }
+            }
+        }
+        texts
     }
 
     /// The first key in which a resumed run may not differ from its checkpoint, with both values.
@@ -357,7 +461,26 @@ impl Layers {
     pub fn merge_text(&mut self, text: &str, origin: &str) -> Result<(), SettingsError> {
         let syntax = |message: String| SettingsError::Syntax { origin: origin.into(), message };
         let table: Table = text.parse().map_err(|e: toml::de::Error| syntax(e.to_string()))?;
-        merge(&mut self.table, &table, "", origin)
+        self.lay(&table, origin)
+    }
+
+    /// One layer; of `data.boundaries` and `model.reset`, one that it leaves out follows from the other.
+    fn lay(&mut self, layer: &Table, origin: &str) -> Result<(), SettingsError> {
+        merge(&mut self.table, layer, "", origin)?;
+        let given = |section: &str, key: &str| layer.get(section).and_then(|section| section.get(key));
+        let (boundaries, reset) = (given("data", "boundaries"), given("model", "reset"));
+        let padded = Boundaries::Padded.name();
+        match (boundaries.and_then(Value::as_str), reset.and_then(Value::as_bool)) {
+            (Some(name), None) if name != padded => {
+                self.table["model"]["reset"] = Value::Boolean(name == Boundaries::Reset.name());
+            }
+            (None, Some(reset)) if self.table["data"]["boundaries"].as_str() != Some(padded) => {
+                let name = if reset { Boundaries::Reset } else { Boundaries::Packed }.name();
+                self.table["data"]["boundaries"] = Value::String(name.into());
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Sets one dotted key; the value is TOML, or else a plain string.
@@ -377,7 +500,7 @@ impl Layers {
         for part in parts {
             layer = Table::from_iter([(part.to_string(), Value::Table(layer))]);
         }
-        merge(&mut self.table, &layer, "", &format!("setting {key}"))
+        self.lay(&layer, &format!("setting {key}"))
     }
 
     /// Settings of what is there, checked.
@@ -412,10 +535,10 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
     for (key, value) in over {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         if !base.contains_key(key) {
-            let known = flatten("", &table_of(&Settings::default()));
-            let names = known.iter().map(|(name, _)| name.as_str());
-            let nearest = nearest(&path, names).unwrap_or_default().to_string();
-            return Err(SettingsError::UnknownKey { origin: origin.into(), key: path, nearest });
+            return Err(unknown(path, &table_of(&Settings::default()), origin));
+        }
+        if path == "train.stages" {
+            check_keys(value, &stages_template(), &path, origin)?;
         }
         match (&mut base[key], value) {
             (Value::Table(base), Value::Table(over)) => merge(base, over, &path, origin)?,
@@ -428,6 +551,40 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
         }
     }
     Ok(())
+}
+
+fn unknown(key: String, known: &Table, origin: &str) -> SettingsError {
+    let known = flatten("", known);
+    let nearest = nearest(&key, known.iter().map(|(name, _)| name.as_str())).unwrap_or_default().to_string();
+    SettingsError::UnknownKey { origin: origin.into(), key, nearest }
+}
+
+/// Stages with every key there is.
+fn stages_template() -> Value {
+    let sources = vec![StageSource::new("text")];
+    Value::try_from([Stage { seq_len: 1, share: 1.0, sources }]).unwrap_or(Value::Array(Vec::new()))
+}
+
+/// Looks for keys that the template does not have, in tables and in lists of tables.
+fn check_keys(value: &Value, template: &Value, path: &str, origin: &str) -> Result<(), SettingsError> {
+    match (value, template) {
+        (Value::Array(values), Value::Array(template)) => {
+            let template = template.first().into_iter().cycle();
+            values.iter().zip(template).try_for_each(|(value, template)| check_keys(value, template, path, origin))
+        }
+        (Value::Table(table), Value::Table(known)) => table.iter().try_for_each(|(key, value)| {
+            let path = format!("{path}.{key}");
+            match known.get(key) {
+                Some(template) => check_keys(value, template, &path, origin),
+                None => {
+                    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+                    let known = known.iter().map(|(key, value)| (format!("{section}.{key}"), value.clone())).collect();
+                    Err(unknown(path, &known, origin))
+                }
+            }
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The candidate with the smallest edit distance; a match of the last part of a dotted key counts as near, of the first
@@ -537,6 +694,57 @@ mod tests {
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
         layers.set("train.lr", "nan").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
+    }
+
+    #[test]
+    fn story_boundaries_and_the_reset_of_the_model_are_one_switch() {
+        let of = |settings: &[(&str, &str)]| {
+            let mut layers = Layers::preset("v4-small").unwrap();
+            settings.iter().for_each(|(key, value)| layers.set(key, value).unwrap());
+            let settings = layers.settings().unwrap();
+            (settings.data.boundaries, settings.model.reset)
+        };
+        use Boundaries::{Packed, Padded, Reset};
+        assert_eq!(of(&[]), (Packed, false));
+        assert_eq!(of(&[("model.reset", "true")]), (Reset, true));
+        assert_eq!(of(&[("data.boundaries", "reset")]), (Reset, true));
+        assert_eq!(of(&[("data.boundaries", "reset"), ("model.reset", "false")]), (Packed, false));
+        assert_eq!(of(&[("model.reset", "true"), ("data.boundaries", "packed")]), (Packed, false));
+        assert_eq!(of(&[("data.boundaries", "padded")]), (Padded, false));
+        assert_eq!(of(&[("data.boundaries", "padded"), ("model.reset", "true")]), (Padded, true));
+        assert_eq!(of(&[("data.boundaries", "padded"), ("data.boundaries", "reset")]), (Reset, true));
+        let both = "[data]\nboundaries = \"reset\"\n[model]\nreset = false";
+        let mut layers = Layers::defaults();
+        layers.merge_text(both, "file").unwrap();
+        let error = layers.settings().unwrap_err().to_string();
+        assert!(error.contains("contradicts model.reset = false: leave one of them out"), "{error}");
+        layers.set("data.boundaries", "reset").unwrap();
+        assert!(layers.settings().unwrap().model.reset, "a later layer mends it");
+        // Saved before there was the switch.
+        let saved = preset("flash-tiny").unwrap().to_toml();
+        let older = saved.replace("boundaries = \"reset\"\n", "");
+        assert_ne!(older, saved);
+        assert_eq!(Settings::from_toml(&older, "saved").unwrap().to_toml(), saved);
+        assert!(Layers::defaults().set("data.boundaries", "1").is_err());
+        layers.set("data.boundaries", "none").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("packed"), "the values are told");
+    }
+
+    #[test]
+    fn stages_are_saved_and_read_back() {
+        let settings = preset("curriculum-small").unwrap();
+        let names = |stage: &Stage| stage.sources.iter().map(|s| s.source.clone()).collect::<Vec<_>>().join("+");
+        let stages: Vec<_> = settings.stages().iter().map(|stage| (stage.seq_len, names(stage))).collect();
+        let wanted = [(128, "tinystories"), (256, "simplestories"), (512, "fineweb-edu+simplestories")];
+        assert_eq!(stages, wanted.map(|(seq_len, names)| (seq_len, names.to_string())));
+        // 0.3 + 0.4 * 0.2 of the run are SimpleStories.
+        let texts: Vec<_> = settings.texts().iter().map(|t| (t.source.clone(), (t.weight * 100.0).round())).collect();
+        let wanted = [("tinystories", 30.0), ("simplestories", 38.0), ("fineweb-edu", 32.0)];
+        assert_eq!(texts, wanted.map(|(name, weight)| (name.to_string(), weight)));
+        assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
+        let mut other = settings.clone();
+        other.train.stages[2].sources[0].weight = 0.7;
+        assert!(settings.conflict(&other).unwrap().contains("train.stages"));
     }
 
     #[test]

@@ -299,6 +299,17 @@ impl TokenCache {
         &self.tokens()[self.offset(i)..self.offset(i + 1)]
     }
 
+    /// Tokens of story `i`, EOS included. Panics if there are not that many.
+    pub fn story_len(&self, i: usize) -> usize {
+        assert!(i < self.stories(), "story {i} of {}", self.stories());
+        self.offset(i + 1) - self.offset(i)
+    }
+
+    /// The token that ends every story.
+    pub fn eos(&self) -> u16 {
+        self.header.eos
+    }
+
     /// Number of stories.
     pub fn stories(&self) -> usize {
         self.offsets.len() / 8 - 1

@@ -35,21 +35,28 @@ pub struct Series {
 }
 
 impl Series {
-    /// A run with a mark at each change of its sequence length.
+    /// A run with a mark at each of its stages.
     pub fn new(name: String, rows: Vec<Row>) -> Self {
         let stages = stages(&rows);
         Series { name, rows, stages }
     }
 }
 
+/// Where the stage, its texts or its sequence length become others; also the start, where texts change on the way.
 fn stages(rows: &[Row]) -> Vec<Stage> {
-    let lengths = rows.iter().filter_map(|row| match row {
-        Row::Train(row) => Some((row.step, row.seq_len)),
+    let train = rows.iter().filter_map(|row| match row {
+        Row::Train(row) => Some(row),
         _ => None,
     });
-    let lengths: Vec<(u64, usize)> = lengths.collect();
-    let changes = lengths.windows(2).filter(|pair| pair[0].1 != pair[1].1);
-    changes.map(|pair| Stage { step: pair[1].0, label: format!("T {}", pair[1].1) }).collect()
+    let rows: Vec<&TrainRow> = train.collect();
+    let mixed = rows.windows(2).any(|pair| pair[0].sources.keys().ne(pair[1].sources.keys()));
+    let changed = |pair: &&[&TrainRow]| (pair[0].stage, pair[0].seq_len) != (pair[1].stage, pair[1].seq_len);
+    let starts = rows.first().filter(|_| mixed).into_iter().chain(rows.windows(2).filter(changed).map(|pair| &pair[1]));
+    let label = |row: &TrainRow| match (mixed, row.sources.keys().map(String::as_str).collect::<Vec<_>>().join(" + ")) {
+        (true, texts) => format!("{texts}, T {}", row.seq_len),
+        (false, _) => format!("T {}", row.seq_len),
+    };
+    starts.map(|row| Stage { step: row.step, label: label(row) }).collect()
 }
 
 /// A point of a curve.
@@ -248,6 +255,33 @@ mod tests {
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
         assert!(thin.iter().all(|p| line[p.0 as usize] == *p));
         assert_eq!(thinned(&line[..POINTS]), line[..POINTS]);
+    }
+
+    #[test]
+    fn a_stage_of_a_curriculum_is_named_by_its_texts() {
+        let row = |step, stage: usize, seq_len, names: &[&str]| {
+            let sources = names.iter().map(|name| (name.to_string(), 0.5)).collect();
+            let (loss, lr, grad_norm, tokens, tokens_per_second, elapsed, epoch) = (1.0, 1.0, 1.0, 1, 1.0, 1.0, 0.5);
+            let values = (loss, lr, grad_norm, tokens, tokens_per_second, elapsed, epoch);
+            let (loss, lr, grad_norm, tokens, tokens_per_second, elapsed, epoch) = values;
+            Row::Train(TrainRow {
+                step,
+                loss,
+                lr,
+                grad_norm,
+                tokens,
+                tokens_per_second,
+                elapsed,
+                epoch,
+                seq_len,
+                stage,
+                sources,
+            })
+        };
+        let rows = [row(1, 1, 8, &["books"]), row(2, 1, 8, &["books"]), row(3, 2, 8, &["books", "tales"])];
+        let mark = |step, label: &str| Stage { step, label: label.into() };
+        assert_eq!(stages(&rows), [mark(1, "books, T 8"), mark(3, "books + tales, T 8")]);
+        assert_eq!(stages(&rows[..2]), []);
     }
 
     #[test]

@@ -1,0 +1,129 @@
+//! The text of a run made ready: every source found before any is read, one vocabulary, a token cache of each, and the
+//! stories to validate on.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use anyhow::bail;
+use flashlm_model::tok::Tokenizer;
+use flashlm_train::checkpoint::Checkpoint;
+use flashlm_train::config::{Settings, StageSource};
+use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
+use flashlm_train::data::curriculum::{Curriculum, Text};
+use flashlm_train::data::source::Source;
+use flashlm_train::data::split::Split;
+use flashlm_train::data::synthetic;
+use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
+use flashlm_train::eval::{Budget, Stories};
+use flashlm_train::log::console;
+
+use crate::common::{Status, say};
+
+/// Most validation tokens that are scored at the end of a run.
+const VALID_TOKENS: usize = 1_000_000;
+
+/// What a run starts from, besides its settings.
+pub struct Prepared {
+    pub tokenizer: Tokenizer,
+    pub texts: Curriculum,
+    pub valid: Stories,
+    /// Bits per byte no model can go below on `valid`, where known.
+    pub entropy_bound: Option<f64>,
+}
+
+impl Prepared {
+    /// Reads, or builds where they are not there yet, the vocabulary and the token caches; the vocabulary's size and its end
+    /// of stories go into the settings.
+    pub fn new(
+        settings: &mut Settings,
+        resume: Option<&Checkpoint>,
+        threads: usize,
+        stop: &AtomicBool,
+        status: &mut Status,
+    ) -> anyhow::Result<Prepared> {
+        let (specs, seed) = (settings.texts(), settings.train.seed);
+        let open = |spec: &StageSource| Ok((open(spec, seed)?, spec.weight));
+        let sources: Vec<(Source, f64)> = specs.iter().map(open).collect::<anyhow::Result<_>>()?;
+        let (side, valid_source, valid_side) = if settings.data.valid.is_empty() {
+            let share = settings.data.holdout;
+            let held = heaviest_of_last_stage(settings);
+            let held = specs.iter().position(|spec| spec.is_same(&held)).expect("all texts are listed");
+            let source = sources[held].0.clone();
+            let of = if sources.len() > 1 { format!(" of {}", specs[held].source) } else { String::new() };
+            say!("validation: {} % of the stories{of}, chosen by a hash of each, are held out", share * 100.0);
+            (Split::Train(share), source, Split::Valid(share))
+        } else {
+            // Another seed, so that two synthetic sources do not tell the same stories.
+            let valid = open_valid(&settings.data.valid, seed.wrapping_add(1))?;
+            if sources.iter().any(|(source, _)| source.place() == valid.place()) {
+                bail!("--valid is the training text itself; name another text, or leave it out to hold out a share");
+            }
+            (Split::All, valid, Split::All)
+        };
+
+        let mut progress = |what: &str, p: &Progress| {
+            let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);
+            let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
+            status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", console::duration(eta)));
+            if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let tokenizer = match resume {
+            Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
+            None => {
+                let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
+                tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &sources, side, &mut |p| {
+                    progress("vocabulary", p)
+                })?
+            }
+        };
+        (settings.model.vocab_size, settings.model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
+        let mut texts: Vec<Text> = Vec::new();
+        for ((source, _), spec) in sources.iter().zip(&specs) {
+            let path = cache_path(&default_dir(), source, &tokenizer, side);
+            let what = if sources.len() > 1 { format!("tokens of {}", source.name()) } else { "tokens".into() };
+            let (cache, stale) =
+                TokenCache::open_or_build(&path, source, &tokenizer, side, threads, &mut |p| progress(&what, p))?;
+            let about = stale.map_or("reused".to_string(), |reason| format!("built: {reason}"));
+            let short = source.name();
+            let taken = sources.iter().filter(|(other, _)| other.name() == short).count() > 1;
+            let name = if taken { spec.source.clone() } else { short.to_string() };
+            let label = if sources.len() > 1 { format!("text {name}") } else { "text".into() };
+            say!("{label}: {cache} ({about})");
+            texts.push(Text { name, cache });
+        }
+        status.clear();
+
+        // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
+        let mut bits = Some(0.0);
+        let budget = Budget { tokens: Some(VALID_TOKENS) };
+        let (valid, _) = Stories::read_with(&valid_source, &tokenizer, valid_side, budget, &mut |story| {
+            bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
+        })?;
+        if valid.is_empty() {
+            bail!(
+                "no story of {} is left for validation; give a text for it with --valid, or raise data.holdout (now {})",
+                valid_source.name(),
+                settings.data.holdout
+            );
+        }
+        let entropy_bound = bits.map(|bits| bits / valid.totals().bytes as f64);
+        let texts = Curriculum::new(settings, texts)?;
+        Ok(Prepared { tokenizer, texts, valid, entropy_bound })
+    }
+}
+
+/// The text that is validated on where none is named for it: of the last stage, the one with the largest weight.
+fn heaviest_of_last_stage(settings: &Settings) -> StageSource {
+    let sources = settings.stages().pop().map(|stage| stage.sources).unwrap_or_default();
+    let first = sources[0].clone();
+    sources.into_iter().fold(first, |best, source| if source.weight > best.weight { source } else { best })
+}
+
+/// A text of the run.
+pub fn open(spec: &StageSource, seed: u64) -> anyhow::Result<Source> {
+    Ok(Source::parse(&spec.source)?.with_seed(seed))
+}
+
+fn open_valid(spec: &str, seed: u64) -> anyhow::Result<Source> {
+    Ok(Source::parse(spec)?.with_seed(seed))
+}
