@@ -18,7 +18,7 @@ use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::log::console::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 
-use crate::common::{Status, say, threads};
+use crate::common::{Status, open_source, say, threads};
 use crate::report::Report;
 
 /// Make text ready for training
@@ -36,7 +36,8 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Prepare {
-    /// A text, .jsonl or .zst file, a folder of those, or synthetic:N (N stories made on the spot)
+    /// A text, .jsonl or .zst file, a folder of those, a dataset (tinystories, hf:OWNER/DATASET; see `train`), or synthetic:N
+    /// (N stories made on the spot)
     #[arg(long, value_name = "SOURCE")]
     data: String,
     /// frequency (lossy, as FlashLM v4), bpe, bytes, or a tokenizer file
@@ -48,6 +49,9 @@ struct Prepare {
     /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
     /// Folder to write to; prepared/NAME-OF-THE-DATA if not given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -74,12 +78,14 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     let choice: TokenizerChoice = args.tokenizer.parse()?;
     let defaults = Settings::default();
     let (share, seed) = (defaults.data.holdout, defaults.train.seed);
-    let data = Source::parse(&args.data)?.with_seed(seed);
-    let (train, valid) = match &args.valid {
+    let open = |spec: &str, seed| open_source(spec, seed, args.offline, &|| false);
+    let data = open(&args.data, seed)?;
+    let own = data.validation().map(str::to_string);
+    let (train, valid) = match args.valid.as_ref().or(own.as_ref()) {
         None => ((data.clone(), Split::Train(share)), (data, Split::Valid(share))),
         Some(spec) => {
             // Another seed, or synthetic validation would repeat the stories of synthetic training.
-            let valid = Source::parse(spec)?.with_seed(seed.wrapping_add(1));
+            let valid = open(spec, seed.wrapping_add(1))?;
             if valid.place() == data.place() {
                 bail!(
                     "--valid {spec} is the training data itself; name other text, or leave it out to hold out a share"
@@ -121,9 +127,9 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
         // Of the whole source, whatever the side.
         repaired = if *split == Split::All { repaired + cache.repaired() } else { cache.repaired() };
     }
-    match args.valid {
-        Some(_) => report.add("held out", "nothing: --valid is a source of its own", Value::Null),
-        None => {
+    match train.1 {
+        Split::All => report.add("held out", "nothing: validation has a source of its own", Value::Null),
+        _ => {
             let text = format!("{} % of the stories, chosen by a hash of each story's text", share * 100.0);
             report.add("held out", text, share);
         }

@@ -15,7 +15,7 @@ use flashlm_train::load::Model;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, exec, out, precision, say};
+use crate::common::{Status, exec, open_source, out, precision, say};
 
 /// Most rows of one pass.
 const ROWS: usize = 2048;
@@ -27,9 +27,12 @@ const PART: usize = 1 << 20;
 pub struct Args {
     /// A run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
     model: PathBuf,
-    /// A text, .jsonl or .zst file, a folder of those, or `synthetic:N`.
+    /// A text, .jsonl or .zst file, a folder of those, a dataset (hf:OWNER/DATASET::validation; see `train`), or `synthetic:N`.
     #[arg(long, value_name = "SOURCE")]
     data: String,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    offline: bool,
     /// What is counted.
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
@@ -57,7 +60,7 @@ enum Protocol {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let model = Model::load(&args.model)?;
-    let source = Source::parse(&args.data)?;
+    let source = open_source(&args.data, 0, args.offline, &|| false)?;
     let precision = args.precision.resolve(cx.isa());
     let runtime = match precision {
         Precision::Bf16 => "products of bf16, ternary weights; `flashlm generate` runs in float32",

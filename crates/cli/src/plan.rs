@@ -33,7 +33,7 @@ pub fn dry_run(
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     missing(&settings)?;
-    let Prepared { texts, .. } = Prepared::new(&mut settings, resume, threads, stop, status)?;
+    let Prepared { texts, .. } = Prepared::new(&mut settings, resume, threads, true, stop, status)?;
     settings.validate()?;
     let batch = settings.train.batch * settings.train.accumulation;
     let plan = Plan::new(&settings, texts.extents(), batch);
@@ -74,10 +74,10 @@ pub fn dry_run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// An error that names every text that is not here, and the plan as far as it goes without them.
+/// An error that names every text that is not here (none is fetched for a plan), and the plan as far as it goes without them.
 fn missing(settings: &Settings) -> anyhow::Result<()> {
     let specs = settings.texts();
-    let errors = specs.iter().filter_map(|spec| prepared::open(spec, settings.train.seed).err());
+    let errors = specs.iter().filter_map(|spec| prepared::open(spec, settings.train.seed, true, &|| false).err());
     let errors: Vec<String> = errors.map(|error| format!("  {error}")).collect();
     if errors.is_empty() {
         return Ok(());

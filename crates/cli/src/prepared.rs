@@ -17,7 +17,7 @@ use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
 
-use crate::common::{Status, say};
+use crate::common::{Status, open_source, say};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -38,23 +38,29 @@ impl Prepared {
         settings: &mut Settings,
         resume: Option<&Checkpoint>,
         threads: usize,
+        offline: bool,
         stop: &AtomicBool,
         status: &mut Status,
     ) -> anyhow::Result<Prepared> {
         let (specs, seed) = (settings.texts(), settings.train.seed);
-        let open = |spec: &StageSource| Ok((open(spec, seed)?, spec.weight));
+        let stopped = || stop.load(SeqCst);
+        let open = |spec: &StageSource| Ok((open(spec, seed, offline, &stopped)?, spec.weight));
         let sources: Vec<(Source, f64)> = specs.iter().map(open).collect::<anyhow::Result<_>>()?;
+        let last = heaviest_of_last_stage(settings);
+        let last = specs.iter().position(|spec| spec.is_same(&last)).expect("all texts are listed");
+        if let (true, Some(own)) = (settings.data.valid.is_empty(), sources[last].0.validation()) {
+            settings.data.valid = own.to_string();
+            say!("validation: the dataset's own, {own}; --valid names another");
+        }
         let (side, valid_source, valid_side) = if settings.data.valid.is_empty() {
             let share = settings.data.holdout;
-            let held = heaviest_of_last_stage(settings);
-            let held = specs.iter().position(|spec| spec.is_same(&held)).expect("all texts are listed");
-            let source = sources[held].0.clone();
-            let of = if sources.len() > 1 { format!(" of {}", specs[held].source) } else { String::new() };
+            let source = sources[last].0.clone();
+            let of = if sources.len() > 1 { format!(" of {}", specs[last].source) } else { String::new() };
             say!("validation: {} % of the stories{of}, chosen by a hash of each, are held out", share * 100.0);
             (Split::Train(share), source, Split::Valid(share))
         } else {
             // Another seed, so that two synthetic sources do not tell the same stories.
-            let valid = open_valid(&settings.data.valid, seed.wrapping_add(1))?;
+            let valid = open_source(&settings.data.valid, seed.wrapping_add(1), offline, &stopped)?;
             if sources.iter().any(|(source, _)| source.place() == valid.place()) {
                 bail!("--valid is the training text itself; name another text, or leave it out to hold out a share");
             }
@@ -120,10 +126,6 @@ fn heaviest_of_last_stage(settings: &Settings) -> StageSource {
 }
 
 /// A text of the run.
-pub fn open(spec: &StageSource, seed: u64) -> anyhow::Result<Source> {
-    Ok(Source::parse(&spec.source)?.with_seed(seed))
-}
-
-fn open_valid(spec: &str, seed: u64) -> anyhow::Result<Source> {
-    Ok(Source::parse(spec)?.with_seed(seed))
+pub fn open(spec: &StageSource, seed: u64, offline: bool, stop: &dyn Fn() -> bool) -> anyhow::Result<Source> {
+    open_source(&spec.source, seed, offline, stop)
 }

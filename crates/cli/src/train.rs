@@ -40,12 +40,16 @@ pub struct Args {
     /// One setting, such as train.lr=3e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Text: a file, a folder, .zst, .jsonl with a `text` field, or `synthetic` (the default)
+    /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]],
+    /// a file (text, .jsonl with a `text` field, either also .zst), a folder, or synthetic[:N]
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
-    /// Text for validation; without it one story in a hundred is held out
+    /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
     /// frequency, bpe, bytes, or a tokenizer file
     #[arg(long, value_name = "KIND|FILE")]
     tokenizer: Option<String>,
@@ -131,7 +135,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     };
     std::fs::create_dir_all(&run)
         .with_context(|| format!("cannot make the folder {}; --save-dir PATH takes another", run.display()))?;
-    let text = Prepared::new(&mut settings, resume.as_ref(), threads, &stop, &mut status)?;
+    let text = Prepared::new(&mut settings, resume.as_ref(), threads, args.offline, &stop, &mut status)?;
 
     settings.validate()?;
     out!("{}", settings.to_toml().trim_end());
@@ -250,7 +254,7 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
-        say!("no --data given: training on our own synthetic stories; --data FILE takes a text of yours");
+        say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
     }
     let mut settings = layers.settings()?;
     if settings.train.batch == 0 {

@@ -36,9 +36,9 @@ pub struct TokenizerSettings {
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSettings {
-    /// A text file, folder, `.zst`, `.jsonl`, or `synthetic`.
+    /// A text file, folder, `.zst`, `.jsonl`, dataset of the hub, or `synthetic`.
     pub source: String,
-    /// The same for validation; empty: hold out a share of `source`.
+    /// The same for validation; empty: the dataset's own, else hold out a share of `source`.
     pub valid: String,
     /// Share of the stories held out, chosen by a hash of each story.
     pub holdout: f64,
@@ -234,7 +234,7 @@ impl Default for Settings {
             model: ModelConfig { quant, ..ModelConfig::v4_small() },
             tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096 },
             data: DataSettings {
-                source: "synthetic".into(),
+                source: "tinystories".into(),
                 valid: String::new(),
                 holdout: 0.01,
                 boundaries: Boundaries::Packed,

@@ -3,5 +3,7 @@
 mod common;
 mod curriculum;
 mod faults;
+mod hub;
+mod hub_server;
 mod resume;
 mod story;

@@ -7,6 +7,7 @@
 mod build;
 pub mod cache;
 pub mod curriculum;
+pub mod hub;
 pub mod mix;
 pub mod mojibake;
 pub mod order;
@@ -44,7 +45,9 @@ pub enum DataError {
         hint: String,
     },
     /// The data specification is none of the known forms.
-    #[error("data `{spec}`: {reason}; expected a text, .jsonl or .zst file, a folder of those, or `synthetic:N`")]
+    #[error(
+        "data `{spec}`: {reason}; expected a text, .jsonl or .zst file, a folder of those, a dataset (tinystories, hf:OWNER/NAME), or `synthetic:N`"
+    )]
     Spec {
         /// The specification as given.
         spec: String,
@@ -147,6 +150,15 @@ pub enum DataError {
     /// The cache file could not be written.
     #[error(transparent)]
     Write(#[from] AtomicError),
+    /// A dataset of the hub could not be had.
+    #[error(transparent)]
+    Hub(#[from] hub::HubError),
+    /// A dataset of the hub was used before [`source::Source::fetch`].
+    #[error("{name}: the dataset has not been fetched")]
+    NotFetched {
+        /// Name of the source.
+        name: String,
+    },
     /// The progress callback asked to stop.
     #[error("stopped before the token cache was complete; nothing was written")]
     Stopped,

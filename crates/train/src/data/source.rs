@@ -1,7 +1,8 @@
-//! Where stories come from: a text file, a .jsonl file, either compressed (.zst), a folder of those, or the
-//! synthetic grammar (`synthetic:N`). File formats: `reader.rs`. Stories come in file order, files of a folder in
+//! Where stories come from: a text file, a .jsonl file, either compressed (.zst), a folder of those, a dataset of the hub
+//! (`tinystories`, `hf:OWNER/DATASET`; `hub/`), or the synthetic grammar (`synthetic:N`). File formats: `reader.rs`. Stories come in file order, files of a folder in
 //! the order of their paths, and mojibake is repaired on the way.
 
+use super::hub::{self, Client, Dataset, HubError};
 use super::{DataError, mojibake, reader, synthetic};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -24,6 +25,7 @@ const VERSION: &[u8] = b"flashlm stories 1";
 pub struct Source {
     name: String,
     kind: Kind,
+    validation: Option<String>,
     limit: usize,
 }
 
@@ -33,7 +35,9 @@ enum Kind {
         stories: u64,
         seed: u64,
     },
-    /// `given` is the file or folder that was named, `root` that folder or the one the file lies in.
+    /// Not yet fetched; then it is files.
+    Hub(Dataset),
+    /// `given` is the file, folder or dataset that was named, `root` that folder or the one that the files lie in.
     Files {
         given: PathBuf,
         root: PathBuf,
@@ -59,8 +63,8 @@ pub struct SourceReport {
 }
 
 impl Source {
-    /// `synthetic`, `synthetic:N` (N stories), or the path of a file or folder. A file whose name is of the first
-    /// form can be given as `./synthetic`.
+    /// `synthetic`, `synthetic:N` (N stories), a dataset of the hub by its name ([`Dataset`]), or the path of a file or
+    /// folder. A file whose name is of another form can be given as `./synthetic`.
     pub fn parse(spec: &str) -> Result<Source, DataError> {
         let bad = |reason: String| DataError::Spec { spec: spec.to_string(), reason };
         if spec.is_empty() {
@@ -77,11 +81,43 @@ impl Source {
             },
             None => None,
         };
-        let (name, kind) = match stories {
-            Some(stories) => (format!("synthetic-{stories}"), Kind::Synthetic { stories, seed: 0 }),
-            None => (name_of(Path::new(spec)), files_of(Path::new(spec))?),
+        let (name, kind) = match (stories, Dataset::parse(spec)) {
+            (Some(stories), _) => (format!("synthetic-{stories}"), Kind::Synthetic { stories, seed: 0 }),
+            (None, Some(dataset)) => {
+                let dataset = dataset.map_err(bad)?;
+                (dataset.name(), Kind::Hub(dataset))
+            }
+            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec))?),
         };
-        Ok(Source { name, kind, limit: MAX_STORY })
+        Ok(Source { name, kind, validation: None, limit: MAX_STORY })
+    }
+
+    /// Whether it has to be fetched before it can be read.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.kind, Kind::Hub(_))
+    }
+
+    /// The same source with all its files on this machine. The callback hears of a download and may stop it by breaking.
+    pub fn fetch(
+        mut self,
+        client: &Client,
+        progress: &mut dyn FnMut(&hub::Progress) -> ControlFlow<()>,
+    ) -> Result<Source, DataError> {
+        if let Kind::Hub(dataset) = &self.kind {
+            let fetched = client.fetch(dataset, progress).map_err(|e| match e {
+                HubError::Stopped => DataError::Stopped,
+                e => DataError::Hub(e),
+            })?;
+            let files = fetched.files.into_iter().map(entry).collect::<Result<_, _>>()?;
+            self.validation = fetched.validation.map(|valid| valid.spec());
+            self.kind = Kind::Files { given: dataset.spec().into(), root: fetched.root, files };
+        }
+        Ok(self)
+    }
+
+    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched.
+    pub fn validation(&self) -> Option<&str> {
+        self.validation.as_deref()
     }
 
     /// The same source with another seed of the synthetic grammar (0 by default); files have none.
@@ -96,6 +132,7 @@ impl Source {
     pub fn place(&self) -> String {
         match &self.kind {
             Kind::Synthetic { stories, seed } => format!("synthetic:{stories}:{seed}"),
+            Kind::Hub(dataset) => dataset.spec(),
             Kind::Files { given, .. } => given.canonicalize().unwrap_or_else(|_| given.clone()).display().to_string(),
         }
     }
@@ -120,6 +157,7 @@ impl Source {
                     hash.update(synthetic::story(*seed, i).as_bytes());
                 }
             }
+            Kind::Hub(_) => return Err(DataError::NotFetched { name: self.name.clone() }),
             Kind::Files { root, files, .. } => {
                 for FileEntry { path, .. } in files {
                     let relative = path.strip_prefix(root).unwrap_or(path);
@@ -153,6 +191,7 @@ impl Source {
                     }
                 }
             }
+            Kind::Hub(_) => return Err(DataError::NotFetched { name: self.name.clone() }),
             Kind::Files { files, .. } => {
                 let total = files.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
                 let mut before = 0;
