@@ -53,7 +53,7 @@ pub fn dry_run(
         out!(
             "{:#}",
             json!({
-                "stages": stages, "tokens": tokens.round(), "updates": updates.round(), "seconds": seconds,
+                "stages": stages, "tokens": tokens.round() as u64, "updates": updates.round() as u64, "seconds": seconds,
                 "tokens_per_second": tokens / seconds, "memory_mb": memory as f64 / f64::from(1 << 20),
                 "batch": batch, "threads": threads, "boundaries": settings.data.boundaries.name(),
                 "parameters": stepper.lm.layout().parameters(),
@@ -92,7 +92,8 @@ fn missing(settings: &Settings) -> anyhow::Result<()> {
     }
     let (count, all) = (errors.len(), specs.len());
     bail!(
-        "{count} of the {all} texts of this run cannot be read, so that there are no tokens to count:\n{}",
+        "{count} of the {all} texts of this run are not here to be counted (datasets are fetched by `flashlm train` without \
+         --dry-run):\n{}",
         errors.join("\n")
     )
 }
@@ -194,8 +195,8 @@ impl Stage {
             })
         };
         json!({
-            "seq_len": self.seq_len, "share": self.share, "updates": self.updates.round(),
-            "tokens": self.tokens.round(), "seconds": self.seconds,
+            "seq_len": self.seq_len, "share": self.share, "updates": self.updates.round() as u64,
+            "tokens": self.tokens.round() as u64, "seconds": self.seconds,
             "sources": self.sources.iter().map(source).collect::<Vec<_>>(),
         })
     }

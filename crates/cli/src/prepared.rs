@@ -44,6 +44,8 @@ impl Prepared {
     ) -> anyhow::Result<Prepared> {
         let (specs, seed) = (settings.texts(), settings.train.seed);
         let stopped = || stop.load(SeqCst);
+        // A mistake in any of them comes before the first download.
+        specs.iter().try_for_each(|spec| Source::parse(&spec.source).map(drop))?;
         let open = |spec: &StageSource| Ok((open(spec, seed, offline, &stopped)?, spec.weight));
         let sources: Vec<(Source, f64)> = specs.iter().map(open).collect::<anyhow::Result<_>>()?;
         let last = heaviest_of_last_stage(settings);

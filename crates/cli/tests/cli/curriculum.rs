@@ -40,7 +40,7 @@ fn borders(place: &Place, flags: &str) -> Vec<u64> {
     let plan: Value = serde_json::from_str(&place.ok(&format!("train {flags} --dry-run --json"))).unwrap();
     let mut sum = 0;
     let ends = plan["stages"].as_array().unwrap().iter().map(|stage| {
-        sum += stage["updates"].as_u64().or(stage["updates"].as_f64().map(|n| n as u64)).unwrap();
+        sum += stage["updates"].as_u64().unwrap();
         sum
     });
     std::iter::once(0).chain(ends).collect()
@@ -194,6 +194,31 @@ fn bad_stages_say_how_to_mend_them() {
     let unused = STAGES.replace("share = 0.4", "share = 0.4\nsources = [{ source = \"counting.txt\" }]");
     place.write("stages.toml", unused);
     place.fails(&format!("train {flags} --steps 40 --dry-run"), &["--data is not used"]);
+}
+
+#[test]
+fn the_published_plan_says_what_is_not_here_yet() {
+    let place = Place::new();
+    let mut command = place.command("train --preset curriculum-small --minutes 60 --dry-run");
+    for name in ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"] {
+        command.env_remove(name);
+    }
+    // Nothing listens there, and nothing is to ask.
+    let output = command.env("HF_HOME", place.path("hf")).env("HF_ENDPOINT", "http://127.0.0.1:9").output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    for word in [
+        "stage 1 of 3: T 128, 30 % of the run: tinystories 100 %",
+        "stage 2 of 3: T 256, 30 % of the run: simplestories 100 %",
+        "stage 3 of 3: T 512, 40 % of the run: fineweb-edu 80 %, simplestories 20 %",
+        "3 of the 3 texts of this run",
+        "roneneldan/TinyStories: offline, and",
+        "HuggingFaceFW/fineweb-edu: offline, and",
+        "without --dry-run",
+    ] {
+        assert!(stderr.contains(word), "{word:?} is not in:\n{stderr}");
+    }
+    assert!(!place.path("checkpoints").exists() && !place.path("hf").exists());
 }
 
 #[test]
