@@ -8,11 +8,11 @@ use anyhow::bail;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::{Settings, StageSource};
+use flashlm_train::data::{DataError, synthetic};
 use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
 use flashlm_train::data::curriculum::{Curriculum, Text};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
-use flashlm_train::data::synthetic;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
@@ -45,7 +45,7 @@ impl Prepared {
         let (specs, seed) = (settings.texts(), settings.train.seed);
         let stopped = || stop.load(SeqCst);
         // A mistake in any of them comes before the first download.
-        specs.iter().try_for_each(|spec| Source::parse(&spec.source).map(drop))?;
+        specs.iter().try_for_each(|spec| select(Source::parse(&spec.source)?, spec).map(drop))?;
         let open = |spec: &StageSource| Ok((open(spec, seed, offline, &stopped)?, spec.weight));
         let sources: Vec<(Source, f64)> = specs.iter().map(open).collect::<anyhow::Result<_>>()?;
         let last = heaviest_of_last_stage(settings);
@@ -129,5 +129,11 @@ fn heaviest_of_last_stage(settings: &Settings) -> StageSource {
 
 /// A text of the run.
 pub fn open(spec: &StageSource, seed: u64, offline: bool, stop: &dyn Fn() -> bool) -> anyhow::Result<Source> {
-    open_source(&spec.source, seed, offline, stop)
+    Ok(select(open_source(&spec.source, seed, offline, stop)?, spec)?)
+}
+
+/// The source with the column and the filter of its stage.
+fn select(source: Source, spec: &StageSource) -> Result<Source, DataError> {
+    let source = if spec.column.is_empty() { source } else { source.with_column(&spec.column) };
+    source.with_filter(spec.filter.clone())
 }

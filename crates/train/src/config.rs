@@ -6,6 +6,8 @@ use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::data::DataError;
+use crate::data::filter::Filter;
 use crate::optim;
 use crate::schedule::Shape;
 
@@ -162,6 +164,12 @@ pub struct StageSource {
     /// Its part of the stage's windows, relative to the other texts of the stage.
     #[serde(default = "one")]
     pub weight: f64,
+    /// Field or column of the text; empty: `text`, or that of the dataset.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub column: String,
+    /// Stories to keep.
+    #[serde(default, skip_serializing_if = "Filter::keeps_all")]
+    pub filter: Filter,
 }
 
 fn one() -> f64 {
@@ -171,7 +179,7 @@ fn one() -> f64 {
 impl StageSource {
     /// A text that is alone in its stage.
     pub fn new(source: &str) -> Self {
-        StageSource { source: source.into(), weight: 1.0 }
+        StageSource { source: source.into(), weight: 1.0, column: String::new(), filter: Filter::default() }
     }
 
     /// Whether both are of one text, whatever their weights.
@@ -196,6 +204,8 @@ pub enum SettingsError {
         "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: leave one of them out, and it follows from the other"
     )]
     Boundaries { boundaries: &'static str, reset: bool },
+    #[error("train.stages.sources, {text}: {why}")]
+    Filter { text: String, why: String },
     #[error("train.optimizer = {0:?}: must be one of {names}", names = optim::NAMES.join(", "))]
     Optimizer(String),
     #[error(transparent)]
@@ -369,6 +379,8 @@ impl Settings {
                 check(!name.is_empty(), "train.stages.sources.source", "\"\"".into(), "a text, as data.source")?;
                 let found = format!("{weight} of {name}");
                 check(within(weight, 1e-6, 1e6), "train.stages.sources.weight", found, "between 0.000001 and 1000000")?;
+                let why = |why: DataError| SettingsError::Filter { text: name.clone(), why: why.to_string() };
+                source.filter.check().map_err(why)?;
                 let once = !sources[..i].iter().any(|other| other.is_same(source));
                 check(
                     once,
@@ -561,7 +573,8 @@ fn unknown(key: String, known: &Table, origin: &str) -> SettingsError {
 
 /// Stages with every key there is.
 fn stages_template() -> Value {
-    let sources = vec![StageSource::new("text")];
+    let filter = Filter { min_chars: 1, ..Filter::default() };
+    let sources = vec![StageSource { column: "text".into(), filter, ..StageSource::new("text") }];
     Value::try_from([Stage { seq_len: 1, share: 1.0, sources }]).unwrap_or(Value::Array(Vec::new()))
 }
 
@@ -742,8 +755,10 @@ mod tests {
         let wanted = [("tinystories", 30.0), ("simplestories", 38.0), ("fineweb-edu", 32.0)];
         assert_eq!(texts, wanted.map(|(name, weight)| (name.to_string(), weight)));
         assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
+        let filter = &settings.texts()[2].filter;
+        assert_eq!((filter.min_score, filter.min_chars, filter.max_chars, filter.min_simple), (3.0, 400, 6000, 0.8));
         let mut other = settings.clone();
-        other.train.stages[2].sources[0].weight = 0.7;
+        other.train.stages[2].sources[0].filter.min_simple = 0.7;
         assert!(settings.conflict(&other).unwrap().contains("train.stages"));
     }
 

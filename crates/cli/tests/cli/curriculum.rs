@@ -171,6 +171,23 @@ fn the_plan_counts_what_a_run_then_does() {
 }
 
 #[test]
+fn a_stage_keeps_the_stories_that_its_filter_keeps_and_reads_its_column() {
+    let (place, flags) = place();
+    let line = |i: usize| format!("{{\"body\": \"Page {i} says {}.\"}}\n", "very little ".repeat(1 + i % 4));
+    place.write("pages.jsonl", (0..200).map(line).collect::<String>());
+    let pages = "{ source = \"pages.jsonl\", column = \"body\", filter = { min_chars = 50 } }";
+    place.write("stages.toml", STAGES.replace("{ source = \"tales.txt\", weight = 1 }", pages));
+    let plan: Value = serde_json::from_str(&place.ok(&format!("train {flags} --steps 40 --dry-run --json"))).unwrap();
+    let pages = &plan["stages"][0]["sources"][1];
+    // Two of four pages have 50 characters; one in twenty of them is held out, more or less.
+    assert_eq!(pages["name"], "pages");
+    assert!((85..=100).contains(&pages["stories"].as_u64().unwrap()), "{pages}");
+    place.ok(&format!("train {flags} --steps 40 --save-dir run"));
+    let config = std::fs::read_to_string(place.path("run/config.toml")).unwrap();
+    assert!(config.contains("column = \"body\"") && config.contains("min_chars = 50"), "{config}");
+}
+
+#[test]
 fn bad_stages_say_how_to_mend_them() {
     let (place, flags) = place();
     let with = |from: &str, to: &str| {
@@ -179,6 +196,8 @@ fn bad_stages_say_how_to_mend_them() {
         format!("train {flags} --steps 40 --dry-run")
     };
     place.fails(&with("weight = 3", "wieght = 3"), &["train.stages.sources.wieght", "train.stages.sources.weight"]);
+    place.fails(&with("weight = 3", "filter = { min_char = 3 }"), &["sources.filter.min_char", "sources.filter.min_chars"]);
+    place.fails(&with("weight = 3", "filter = { min_simple = 3 }"), &["counting.txt", "min_simple is 3"]);
     place.fails(&with("share = 0.4", "shear = 0.4"), &["train.stages.shear", "train.stages.share"]);
     place.fails(&with("weight = 3", "weight = -3"), &["train.stages.sources.weight = -3 of counting.txt"]);
     place.fails(&with("share = 0.4", "share = 0.7"), &["shares add up to 1.3"]);

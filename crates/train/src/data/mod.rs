@@ -7,6 +7,7 @@
 mod build;
 pub mod cache;
 pub mod curriculum;
+pub mod filter;
 pub mod hub;
 pub mod mix;
 pub mod mojibake;
@@ -46,7 +47,7 @@ pub enum DataError {
     },
     /// The data specification is none of the known forms.
     #[error(
-        "data `{spec}`: {reason}; expected a text, .jsonl or .zst file, a folder of those, a dataset (tinystories, hf:OWNER/NAME), or `synthetic:N`"
+        "data `{spec}`: {reason}; expected a text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, hf:OWNER/NAME), or `synthetic:N`"
     )]
     Spec {
         /// The specification as given.
@@ -61,13 +62,13 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A folder without a single file to read.
-    #[error("{path}: the folder holds no .txt, .jsonl or .zst file, nor does any folder below it")]
+    #[error("{path}: the folder holds no .txt, .jsonl, .parquet, .zst or .gz file, nor does any folder below it")]
     EmptyFolder {
         /// The folder.
         path: PathBuf,
     },
     /// Something else than text.
-    #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .zst")]
+    #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .parquet")]
     NotText {
         /// The file.
         path: PathBuf,
@@ -101,13 +102,49 @@ pub enum DataError {
         limit: usize,
     },
     /// A line of a .jsonl file without a story.
-    #[error("{path}: line {line}: {reason}; each line must be like {{\"text\": \"...\"}}")]
+    #[error("{path}: line {line}: {reason}; each line must be like {{\"{field}\": \"...\"}}")]
     Jsonl {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,
         /// What is wrong with it.
+        reason: String,
+        /// The field that holds the text.
+        field: String,
+    },
+    /// A compressed file that cannot be decompressed.
+    #[error("{path}: cannot decompress: {cause}; the file is damaged or cut off: fetch or compress it again")]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// What the decompressor says.
+        cause: io::Error,
+    },
+    /// A Parquet table that cannot be read.
+    #[error("{path}: Parquet table: {reason}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A table without the column that was asked for.
+    #[error("{path}: {problem}; columns of {wanted}: {found}")]
+    Column {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the column named.
+        problem: String,
+        /// What the column must hold.
+        wanted: &'static str,
+        /// The columns that hold it.
+        found: String,
+    },
+    /// Bounds on stories that contradict each other.
+    #[error("filter: {reason}")]
+    Filter {
+        /// What is wrong and what to give.
         reason: String,
     },
     /// A token cache that does not serve.
@@ -119,7 +156,7 @@ pub enum DataError {
         reason: cache::Stale,
     },
     /// A build that found nothing to put into the cache.
-    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text" } else { "add data or change the held-out share" })]
+    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text, or its filter drops every story" } else { "add data or change the held-out share" })]
     NoStories {
         /// Name of the source.
         name: String,
