@@ -131,7 +131,7 @@ fn rows_and_curve_name_the_stages() {
     let of_tales: Vec<f64> = rows.iter().filter_map(tales).collect();
     assert!(of_tales.is_sorted() && of_tales.last() > of_tales.first());
     let curve = std::fs::read_to_string(place.path("run/curve.svg")).unwrap();
-    for label in ["counting + tales, T 8", "tales, T 16", "synthetic-300, T 32"] {
+    for label in ["T 8: counting + tales", "T 16: tales", "T 32: synthetic-300"] {
         assert!(curve.contains(label), "{label} is not in the curve");
     }
 }

@@ -51,12 +51,14 @@ fn stages(rows: &[Row]) -> Vec<Stage> {
     let rows: Vec<&TrainRow> = train.collect();
     let mixed = rows.windows(2).any(|pair| pair[0].sources.keys().ne(pair[1].sources.keys()));
     let changed = |pair: &&[&TrainRow]| (pair[0].stage, pair[0].seq_len) != (pair[1].stage, pair[1].seq_len);
-    let starts = rows.first().filter(|_| mixed).into_iter().chain(rows.windows(2).filter(changed).map(|pair| &pair[1]));
-    let label = |row: &TrainRow| match (mixed, row.sources.keys().map(String::as_str).collect::<Vec<_>>().join(" + ")) {
-        (true, texts) => format!("{texts}, T {}", row.seq_len),
-        (false, _) => format!("T {}", row.seq_len),
+    let first = rows.first().filter(|_| mixed).map(|row| (0, row));
+    let starts = first.into_iter().chain(rows.windows(2).filter(changed).map(|pair| (pair[1].step, &pair[1])));
+    let texts = |row: &TrainRow| row.sources.keys().map(String::as_str).collect::<Vec<_>>().join(" + ");
+    let label = |row: &TrainRow| match (row.seq_len, mixed) {
+        (length, true) => format!("T {length}: {}", texts(row)),
+        (length, false) => format!("T {length}"),
     };
-    starts.map(|row| Stage { step: row.step, label: label(row) }).collect()
+    starts.map(|(step, row)| Stage { step, label: label(row) }).collect()
 }
 
 /// A point of a curve.
@@ -106,8 +108,11 @@ impl Curves {
     }
 }
 
-/// Where a step stands on the horizontal axis: at the first row that has reached it.
+/// Where a step stands on the horizontal axis: at the first row that has reached it; the start at 0.
 pub(super) fn place(run: &Series, step: u64, axis: Axis) -> Option<f64> {
+    if step == 0 {
+        return Some(0.0);
+    }
     let reached = run.rows.iter().filter(|row| row.step() >= step);
     reached.filter_map(|row| at(row, axis)).find(|&x| usable(x) && x >= 0.0)
 }
@@ -227,7 +232,7 @@ mod tests {
         assert_eq!(place(&run, 5, Axis::Elapsed), Some(1.0));
         assert_eq!(place(&run, 6, Axis::Elapsed), Some(4.0));
         assert_eq!(place(&run, 6, Axis::Tokens), Some(900.0));
-        assert_eq!(place(&run, 10, Axis::Tokens), None);
+        assert_eq!((place(&run, 10, Axis::Tokens), place(&run, 0, Axis::Tokens)), (None, Some(0.0)));
     }
 
     #[test]
@@ -261,9 +266,8 @@ mod tests {
     fn a_stage_of_a_curriculum_is_named_by_its_texts() {
         let row = |step, stage: usize, seq_len, names: &[&str]| {
             let sources = names.iter().map(|name| (name.to_string(), 0.5)).collect();
-            let (loss, lr, grad_norm, tokens, tokens_per_second, elapsed, epoch) = (1.0, 1.0, 1.0, 1, 1.0, 1.0, 0.5);
-            let values = (loss, lr, grad_norm, tokens, tokens_per_second, elapsed, epoch);
-            let (loss, lr, grad_norm, tokens, tokens_per_second, elapsed, epoch) = values;
+            let (loss, lr, grad_norm, elapsed, epoch) = (1.0, 1.0, 1.0, 1.0, 0.5);
+            let (tokens, tokens_per_second) = (1, 1.0);
             Row::Train(TrainRow {
                 step,
                 loss,
@@ -280,7 +284,7 @@ mod tests {
         };
         let rows = [row(1, 1, 8, &["books"]), row(2, 1, 8, &["books"]), row(3, 2, 8, &["books", "tales"])];
         let mark = |step, label: &str| Stage { step, label: label.into() };
-        assert_eq!(stages(&rows), [mark(1, "books, T 8"), mark(3, "books + tales, T 8")]);
+        assert_eq!(stages(&rows), [mark(0, "T 8: books"), mark(3, "T 8: books + tales")]);
         assert_eq!(stages(&rows[..2]), []);
     }
 
