@@ -410,6 +410,7 @@ fn files_of_git_itself_and_bare_lists_are_fetched_too() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn what_python_has_fetched_is_used() {
     let bench = Bench::new(5000);

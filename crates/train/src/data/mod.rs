@@ -47,7 +47,8 @@ pub enum DataError {
     },
     /// The data specification is none of the known forms.
     #[error(
-        "data `{spec}`: {reason}; expected a text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, hf:OWNER/NAME), or `synthetic:N`"
+        "data `{spec}`: {reason}; expected a text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, \
+         hf:OWNER/NAME), or `synthetic:N`"
     )]
     Spec {
         /// The specification as given.
@@ -209,6 +210,15 @@ impl DataError {
             io::ErrorKind::NotFound => DataError::Missing { hint: missing_hint(&path), path },
             _ => DataError::Io { action, path, cause },
         }
+    }
+
+    /// The same, with a hint where what is missing is named like a dataset.
+    fn or_dataset(mut self, spec: &str) -> DataError {
+        let alike = |name: &&&str| edit_distance(name, &spec.to_lowercase()) <= 3;
+        if let (DataError::Missing { hint, .. }, Some(name)) = (&mut self, hub::NAMES.iter().find(alike)) {
+            *hint = format!("; did you mean the dataset {name}?");
+        }
+        self
     }
 }
 

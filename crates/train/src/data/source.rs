@@ -1,7 +1,7 @@
-//! Where stories come from: a text or .jsonl file, compressed or not, a Parquet table, a folder of those, a dataset of the hub
-//! (`tinystories`, `hf:OWNER/DATASET`; `hub/`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`. Stories
-//! come in file order, files of a folder in the order of their paths; mojibake is repaired on the way, then the filter
-//! decides.
+//! Where stories come from: a text or .jsonl file, compressed or not, a Parquet table, a folder of those, a dataset of the
+//! hub (`tinystories`, `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets:
+//! `hub/`. Stories come in file order, files of a folder in the order of their paths; mojibake is repaired on the way,
+//! then the filter decides.
 
 use super::filter::{Dropped, Filter};
 use super::hub::{self, Client, Dataset, HubError};
@@ -32,9 +32,9 @@ const VERSION: &[u8] = b"flashlm stories 1";
 pub struct Source {
     name: String,
     kind: Kind,
-    validation: Option<String>,
     column: String,
     filter: Filter,
+    validation: Option<String>,
     limit: usize,
 }
 
@@ -100,30 +100,13 @@ impl Source {
                 let dataset = dataset.map_err(bad)?;
                 (dataset.name(), Kind::Hub(dataset))
             }
-            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec))?),
+            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec)).map_err(|e| e.or_dataset(spec))?),
         };
         let column = match &kind {
             Kind::Hub(dataset) => dataset.column().to_string(),
             _ => COLUMN.to_string(),
         };
-        Ok(Source { name, kind, validation: None, column, filter: Filter::default(), limit: MAX_STORY })
-    }
-
-    /// The same source with its text in another field of .jsonl files and another column of tables (`text` by default).
-    pub fn with_column(mut self, column: &str) -> Source {
-        self.column = column.to_string();
-        self
-    }
-
-    /// The same source without the stories that the filter drops.
-    pub fn with_filter(mut self, filter: Filter) -> Result<Source, DataError> {
-        filter.check()?;
-        if filter.scores() && matches!(self.kind, Kind::Synthetic { .. }) {
-            let reason = "synthetic stories have no score; leave out min_score".to_string();
-            return Err(DataError::Filter { reason });
-        }
-        self.filter = filter;
-        Ok(self)
+        Ok(Source { name, kind, column, filter: Filter::default(), validation: None, limit: MAX_STORY })
     }
 
     /// Whether it has to be fetched before it can be read.
@@ -152,6 +135,23 @@ impl Source {
     /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched.
     pub fn validation(&self) -> Option<&str> {
         self.validation.as_deref()
+    }
+
+    /// The same source with its text in another field of .jsonl files and another column of tables (`text` by default).
+    pub fn with_column(mut self, column: &str) -> Source {
+        self.column = column.to_string();
+        self
+    }
+
+    /// The same source without the stories that the filter drops.
+    pub fn with_filter(mut self, filter: Filter) -> Result<Source, DataError> {
+        filter.check()?;
+        if filter.scores() && matches!(self.kind, Kind::Synthetic { .. }) {
+            let reason = "synthetic stories have no score; leave out min_score".to_string();
+            return Err(DataError::Filter { reason });
+        }
+        self.filter = filter;
+        Ok(self)
     }
 
     /// The same source with another seed of the synthetic grammar (0 by default); files have none.
@@ -426,7 +426,9 @@ mod tests {
         assert!(error(&empty).contains("empty"));
         assert!(error(&folder.path().join("empty")).contains("zero.txt"));
         assert!(error(&folder.path().join("none")).contains("no .txt, .jsonl, .parquet"));
-        for spec in ["", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
+        let error = Source::parse("TinyStory").unwrap_err().to_string();
+        assert!(error.contains("did you mean the dataset tinystories?"), "{error}");
+        for spec in ["", "hf:stories", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
             assert!(matches!(Source::parse(spec), Err(DataError::Spec { .. })), "{spec}");
         }
         assert!(matches!(Source::parse("synthetic_but_a_file"), Err(DataError::Missing { .. })));

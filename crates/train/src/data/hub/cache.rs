@@ -68,6 +68,13 @@ impl Repo {
         is_hex(&commit, 40).then_some(commit)
     }
 
+    /// The commit whose files are here, if there is just one: whoever asked for a commit by its number leaves no `refs`.
+    pub fn only_snapshot(&self) -> Option<String> {
+        let mut all = fs::read_dir(self.folder.join("snapshots")).ok()?.flatten();
+        let name = all.next()?.file_name().into_string().ok()?;
+        (all.next().is_none() && is_hex(&name, 40)).then_some(name)
+    }
+
     /// The files of a commit, if they are known; a list that is damaged is not.
     pub fn files(&self, commit: &str) -> Option<Files> {
         let text = read_limited(&self.tree(commit), MAX_LIST as u64).ok()?;

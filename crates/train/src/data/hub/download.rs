@@ -151,6 +151,12 @@ impl Client {
         let mut answer = self.send(request);
         loop {
             match answer.next(&mut || watch.tell(None)) {
+                Err(Fault::Broken(cause)) if partial.len > 0 => {
+                    return broken(format!(
+                        "the connection broke after {} of {} bytes ({cause})",
+                        partial.len, blob.size
+                    ));
+                }
                 Err(fault) => return Ok(Err(fault)),
                 Ok(Part::Head(head)) => {
                     self.reached.store(true, Relaxed);
@@ -173,10 +179,8 @@ impl Client {
                     if let Some(etag) = head.linked_etag.filter(|etag| *etag != blob.etag) {
                         return Ok(Err(Fault::Refused(format!("it is now {etag}, where the list says {}", blob.etag))));
                     }
-                    let rest = blob.size - partial.len;
-                    if let Some(size) =
-                        head.linked_size.filter(|size| *size != blob.size).or(head.length.filter(|n| *n != rest))
-                    {
+                    let whole = head.length.map(|rest| rest.saturating_add(partial.len));
+                    if let Some(size) = head.linked_size.into_iter().chain(whole).find(|size| *size != blob.size) {
                         return broken(format!("the server announces {size} bytes, where the list says {}", blob.size));
                     }
                 }

@@ -64,7 +64,7 @@ pub(super) enum Part {
 }
 
 /// What to ask for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Request {
     pub url: String,
     /// First byte wanted.
@@ -127,7 +127,7 @@ impl Answer {
 fn work(agent: &Agent, request: &Request, parts: &SyncSender<Result<Part, Fault>>) -> Result<(), Fault> {
     let bad = |e: &dyn std::fmt::Display| Fault::Refused(format!("a bad address: {e}"));
     let mut at: Uri = request.url.parse().map_err(|e| bad(&e))?;
-    let home = origin(&at).ok_or_else(|| bad(&request.url))?;
+    let home = origin(&at).ok_or_else(|| bad(&"HF_ENDPOINT must begin with https:// or http://"))?;
     let mut at_home = true;
     let mut head = Head::default();
     for _ in 0..=REDIRECTS {

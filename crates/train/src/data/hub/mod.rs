@@ -27,7 +27,7 @@ use crate::log::console;
 use cache::{Entry, Files, MAX_FILES, MAX_LIST, Repo};
 use download::{Blob, Check};
 use http::{Answer, Fault, Head, Part, Request, TICK};
-pub use names::Dataset;
+pub use names::{Dataset, NAMES};
 
 /// The public hub.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -161,8 +161,7 @@ pub struct Fetched {
     pub validation: Option<Dataset>,
 }
 
-/// A client of the hub.
-#[derive(Debug)]
+/// A client of the hub. Not printable: it has a secret.
 pub struct Client {
     /// Address of the hub, without a slash at the end.
     pub endpoint: String,
@@ -328,7 +327,8 @@ impl Client {
 
     /// Without network or list: the files that are here, none of a numbered series missing.
     fn found(&self, repo: &Repo, dataset: &Dataset) -> Result<(String, Files), HubError> {
-        let commit = repo.commit().ok_or_else(|| self.offline(dataset, "it is".to_string()))?;
+        let commit =
+            repo.commit().or_else(|| repo.only_snapshot()).ok_or_else(|| self.offline(dataset, "it is".to_string()))?;
         let found = repo.found(&commit);
         let paths: Vec<&str> = found.iter().map(String::as_str).collect();
         let wanted = dataset.select(&paths).map_err(|_| self.offline(dataset, "its files are".to_string()))?;

@@ -18,6 +18,9 @@ const KNOWN: [(&str, &str, &str, &str, bool); 4] = [
     ("fineweb-edu", "HuggingFaceFW/fineweb-edu", "sample/10BT", "text", false),
 ];
 
+/// The names of their own.
+pub const NAMES: [&str; 4] = [KNOWN[0].0, KNOWN[1].0, KNOWN[2].0, KNOWN[3].0];
+
 /// Splits and the words that stand for them in paths.
 const SPLITS: [(&str, &[&str]); 3] = [
     ("train", &["train", "training"]),
