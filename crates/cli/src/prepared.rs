@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use anyhow::bail;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint::Checkpoint;
-use flashlm_train::config::{Settings, StageSource};
+use flashlm_train::config::Settings;
 use flashlm_train::data::{DataError, synthetic};
 use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
 use flashlm_train::data::curriculum::{Curriculum, Text};
@@ -16,6 +16,7 @@ use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
+use flashlm_train::stage::StageSource;
 
 use crate::common::{Status, open_source, say};
 

@@ -6,10 +6,9 @@ use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::data::DataError;
-use crate::data::filter::Filter;
 use crate::optim;
 use crate::schedule::Shape;
+use crate::stage::{self, Boundaries, Stage};
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,29 +45,6 @@ pub struct DataSettings {
     pub holdout: f64,
     /// What becomes of the ends of stories; `model.reset` follows from it, and it from that: the later setting rules.
     pub boundaries: Boundaries,
-}
-
-/// How stories lie in the windows of training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Boundaries {
-    /// One after the other; mixers start anew at each (`model.reset`).
-    Reset,
-    /// One after the other; mixers see the stories before.
-    Packed,
-    /// One story a window, cut after `T` tokens; where it is shorter, what is missing is not scored.
-    Padded,
-}
-
-impl Boundaries {
-    /// As in a TOML file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Boundaries::Reset => "reset",
-            Boundaries::Packed => "packed",
-            Boundaries::Padded => "padded",
-        }
-    }
 }
 
 /// `[train]`
@@ -140,52 +116,6 @@ pub struct TrainSettings {
     pub log_every: u64,
     /// 0: all processors. Results do not depend on it.
     pub threads: usize,
-}
-
-/// One stage of a curriculum: a part of the run with a sequence length and texts of its own.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stage {
-    /// Tokens of a sequence in this stage.
-    pub seq_len: usize,
-    /// Share of the run: of its tokens, or of its time where that limits it.
-    pub share: f64,
-    /// Texts, mixed; empty: `data.source`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sources: Vec<StageSource>,
-}
-
-/// One text of a stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StageSource {
-    /// As `data.source`.
-    pub source: String,
-    /// Its part of the stage's windows, relative to the other texts of the stage.
-    #[serde(default = "one")]
-    pub weight: f64,
-    /// Field or column of the text; empty: `text`, or that of the dataset.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub column: String,
-    /// Stories to keep.
-    #[serde(default, skip_serializing_if = "Filter::keeps_all")]
-    pub filter: Filter,
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-impl StageSource {
-    /// A text that is alone in its stage.
-    pub fn new(source: &str) -> Self {
-        StageSource { source: source.into(), weight: 1.0, column: String::new(), filter: Filter::default() }
-    }
-
-    /// Whether both are of one text, whatever their weights.
-    pub fn is_same(&self, other: &StageSource) -> bool {
-        StageSource { weight: other.weight, ..self.clone() } == *other
-    }
 }
 
 /// What is wrong with settings.
@@ -364,61 +294,7 @@ impl Settings {
         if boundaries != Boundaries::Padded && reset != (boundaries == Boundaries::Reset) {
             return Err(SettingsError::Boundaries { boundaries: boundaries.name(), reset });
         }
-        if !t.stages.is_empty() {
-            let sum: f64 = t.stages.iter().map(|s| s.share).sum();
-            let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
-            let expected = "stages with seq_len of 1 to 65536 and shares that add up to 1";
-            check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum})"), expected)?;
-            let last = t.stages.last().map(|s| s.seq_len);
-            let expected = "the seq_len of the last stage, at which validation runs";
-            check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;
-        }
-        for sources in t.stages.iter().map(|stage| &stage.sources) {
-            for (i, source) in sources.iter().enumerate() {
-                let (name, weight) = (&source.source, source.weight);
-                check(!name.is_empty(), "train.stages.sources.source", "\"\"".into(), "a text, as data.source")?;
-                let found = format!("{weight} of {name}");
-                check(within(weight, 1e-6, 1e6), "train.stages.sources.weight", found, "between 0.000001 and 1000000")?;
-                let why = |why: DataError| SettingsError::Filter { text: name.clone(), why: why.to_string() };
-                source.filter.check().map_err(why)?;
-                let once = !sources[..i].iter().any(|other| other.is_same(source));
-                check(
-                    once,
-                    "train.stages.sources",
-                    format!("{name}, twice"),
-                    "texts that differ, each with its weight",
-                )?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The stages of the run with the texts of each, also where the settings leave them out.
-    pub fn stages(&self) -> Vec<Stage> {
-        let mut stages = self.train.stages.clone();
-        if stages.is_empty() {
-            stages.push(Stage { seq_len: self.train.seq_len, share: 1.0, sources: Vec::new() });
-        }
-        for stage in stages.iter_mut().filter(|stage| stage.sources.is_empty()) {
-            stage.sources.push(StageSource::new(&self.data.source));
-        }
-        stages
-    }
-
-    /// Every text of the run once, in the order of the stages; the weight is its part of the whole run.
-    pub fn texts(&self) -> Vec<StageSource> {
-        let mut texts: Vec<StageSource> = Vec::new();
-        for stage in self.stages() {
-            let sum: f64 = stage.sources.iter().map(|source| source.weight).sum();
-            for source in stage.sources {
-                let weight = stage.share * source.weight / sum;
-                match texts.iter_mut().find(|text| text.is_same(&source)) {
-                    Some(text) => text.weight += weight,
-                    None => texts.push(StageSource { weight, ..source }),
-                }
-            }
-        }
-        texts
+        self.validate_stages()
     }
 
     /// The first key in which a resumed run may not differ from its checkpoint, with both values.
@@ -550,7 +426,7 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
             return Err(unknown(path, &table_of(&Settings::default()), origin));
         }
         if path == "train.stages" {
-            check_keys(value, &stages_template(), &path, origin)?;
+            check_keys(value, &stage::template(), &path, origin)?;
         }
         match (&mut base[key], value) {
             (Value::Table(base), Value::Table(over)) => merge(base, over, &path, origin)?,
@@ -569,13 +445,6 @@ fn unknown(key: String, known: &Table, origin: &str) -> SettingsError {
     let known = flatten("", known);
     let nearest = nearest(&key, known.iter().map(|(name, _)| name.as_str())).unwrap_or_default().to_string();
     SettingsError::UnknownKey { origin: origin.into(), key, nearest }
-}
-
-/// Stages with every key there is.
-fn stages_template() -> Value {
-    let filter = Filter { min_chars: 1, ..Filter::default() };
-    let sources = vec![StageSource { column: "text".into(), filter, ..StageSource::new("text") }];
-    Value::try_from([Stage { seq_len: 1, share: 1.0, sources }]).unwrap_or(Value::Array(Vec::new()))
 }
 
 /// Looks for keys that the template does not have, in tables and in lists of tables.
@@ -741,25 +610,6 @@ mod tests {
         assert!(Layers::defaults().set("data.boundaries", "1").is_err());
         layers.set("data.boundaries", "none").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("packed"), "the values are told");
-    }
-
-    #[test]
-    fn stages_are_saved_and_read_back() {
-        let settings = preset("curriculum-small").unwrap();
-        let names = |stage: &Stage| stage.sources.iter().map(|s| s.source.clone()).collect::<Vec<_>>().join("+");
-        let stages: Vec<_> = settings.stages().iter().map(|stage| (stage.seq_len, names(stage))).collect();
-        let wanted = [(128, "tinystories"), (256, "simplestories"), (512, "fineweb-edu+simplestories")];
-        assert_eq!(stages, wanted.map(|(seq_len, names)| (seq_len, names.to_string())));
-        // 0.3 + 0.4 * 0.2 of the run are SimpleStories.
-        let texts: Vec<_> = settings.texts().iter().map(|t| (t.source.clone(), (t.weight * 100.0).round())).collect();
-        let wanted = [("tinystories", 30.0), ("simplestories", 38.0), ("fineweb-edu", 32.0)];
-        assert_eq!(texts, wanted.map(|(name, weight)| (name.to_string(), weight)));
-        assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
-        let filter = &settings.texts()[2].filter;
-        assert_eq!((filter.min_score, filter.min_chars, filter.max_chars, filter.min_simple), (3.0, 400, 6000, 0.8));
-        let mut other = settings.clone();
-        other.train.stages[2].sources[0].filter.min_simple = 0.7;
-        assert!(settings.conflict(&other).unwrap().contains("train.stages"));
     }
 
     #[test]

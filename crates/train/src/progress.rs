@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::config::{Settings, Stage};
+use crate::config::Settings;
+use crate::stage::Stage;
 
 /// Saved as `state.json` in every checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -5,8 +5,9 @@ use super::DataError;
 use super::cache::TokenCache;
 use super::mix::Mix;
 use super::window::{Window, Windows};
-use crate::config::{Boundaries, Settings};
+use crate::config::Settings;
 use crate::progress::Extent;
+use crate::stage::Boundaries;
 
 /// One text of a run.
 #[derive(Debug)]
@@ -117,9 +118,9 @@ impl Curriculum {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Stage, StageSource};
     use crate::data::split::Split;
     use crate::data::testing::{Folder, open_or_build, source};
+    use crate::stage::{Stage, StageSource};
 
     fn text(folder: &Folder, name: &str, letter: char, stories: usize) -> Text {
         let story = letter.to_string().repeat(40);
