@@ -111,7 +111,12 @@ impl Settings {
                 let (name, weight) = (&source.source, source.weight);
                 check(!name.is_empty(), "train.stages.sources.source", "\"\"".into(), "a text, as data.source")?;
                 let found = format!("{weight} of {name}");
-                check((1e-6..=1e6).contains(&weight), "train.stages.sources.weight", found, "between 0.000001 and 1000000")?;
+                check(
+                    (1e-6..=1e6).contains(&weight),
+                    "train.stages.sources.weight",
+                    found,
+                    "between 0.000001 and 1000000",
+                )?;
                 let why = |why: DataError| SettingsError::Filter { text: name.clone(), why: why.to_string() };
                 source.filter.check().map_err(why)?;
                 let once = !sources[..i].iter().any(|other| other.is_same(source));

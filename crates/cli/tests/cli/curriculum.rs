@@ -196,7 +196,10 @@ fn bad_stages_say_how_to_mend_them() {
         format!("train {flags} --steps 40 --dry-run")
     };
     place.fails(&with("weight = 3", "wieght = 3"), &["train.stages.sources.wieght", "train.stages.sources.weight"]);
-    place.fails(&with("weight = 3", "filter = { min_char = 3 }"), &["sources.filter.min_char", "sources.filter.min_chars"]);
+    place.fails(
+        &with("weight = 3", "filter = { min_char = 3 }"),
+        &["sources.filter.min_char", "sources.filter.min_chars"],
+    );
     place.fails(&with("weight = 3", "filter = { min_simple = 3 }"), &["counting.txt", "min_simple is 3"]);
     place.fails(&with("share = 0.4", "shear = 0.4"), &["train.stages.shear", "train.stages.share"]);
     place.fails(&with("weight = 3", "weight = -3"), &["train.stages.sources.weight = -3 of counting.txt"]);
