@@ -81,7 +81,7 @@ fn interrupted_in_each_stage_and_at_each_border_a_curriculum_gives_the_same_bits
 #[test]
 fn a_run_signalled_in_every_stage_gives_the_bits_of_one_that_was_not() {
     let (place, flags) = place();
-    let flags = format!("{flags} --steps 1500 --set train.eval_every=0 --set train.sample_every=0 --threads 1");
+    let flags = format!("{flags} --steps 4000 --set train.eval_every=0 --set train.sample_every=0 --threads 1");
     place.ok(&format!("train {flags} --save-dir whole"));
     let mut args = format!("train {flags} --save-dir stopped");
     for stage in 1..=3 {
@@ -103,7 +103,7 @@ fn a_run_signalled_in_every_stage_gives_the_bits_of_one_that_was_not() {
         args = "train --resume stopped".to_string();
     }
     place.ok(&args);
-    let last = |run: &str| checkpoint_bytes(&place.path(run).join("checkpoints/step-00001500"));
+    let last = |run: &str| checkpoint_bytes(&place.path(run).join("checkpoints/step-00004000"));
     assert!(last("whole") == last("stopped"));
 }
 
@@ -139,20 +139,20 @@ fn rows_and_curve_name_the_stages() {
 #[test]
 fn the_plan_counts_what_a_run_then_does() {
     let (place, flags) = place();
-    let words = place.ok(&format!("train {flags} --epochs 2 --dry-run"));
+    let words = place.ok(&format!("train {flags} --epochs 0.1 --dry-run"));
     for word in
         ["stage 1 of 3: T 8, 30.0 % of the run", "counting: weight 75.0 %", "tokens", "epochs", "memory", "measured"]
     {
         assert!(words.contains(word), "{word:?} is not in:\n{words}");
     }
-    let plan: Value = serde_json::from_str(&place.ok(&format!("train {flags} --epochs 2 --dry-run --json"))).unwrap();
-    place.ok(&format!("train {flags} --epochs 2 --save-dir run"));
+    let plan: Value = serde_json::from_str(&place.ok(&format!("train {flags} --epochs 0.1 --dry-run --json"))).unwrap();
+    place.ok(&format!("train {flags} --epochs 0.1 --save-dir run"));
     let rows = metrics(&place, "run");
     let last = rows.iter().rfind(|row| row["kind"] == "train").unwrap();
     let number = |value: &Value| value.as_f64().unwrap();
     assert_eq!(number(&plan["tokens"]), number(&last["tokens"]));
     assert_eq!(number(&plan["updates"]), number(&last["step"]));
-    // Shares are of tokens, and two epochs are all texts of the run twice.
+    // Shares are of tokens, and a tenth of an epoch is a tenth of all texts of the run.
     let (mut all, mut seen) = (0.0, Vec::new());
     for stage in plan["stages"].as_array().unwrap() {
         assert!((number(&stage["tokens"]) / number(&plan["tokens"]) - number(&stage["share"])).abs() < 0.05, "{stage}");
@@ -163,7 +163,7 @@ fn the_plan_counts_what_a_run_then_does() {
             }
         }
     }
-    assert!((number(&plan["tokens"]) / (2.0 * all) - 1.0).abs() < 0.1);
+    assert!((number(&plan["tokens"]) / (0.1 * all) - 1.0).abs() < 0.1);
     // A run by time is planned by the measured speed.
     let timed = place.ok(&format!("train {flags} --minutes 3 --dry-run --json"));
     let timed: Value = serde_json::from_str(&timed).unwrap();
