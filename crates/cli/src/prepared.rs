@@ -109,9 +109,11 @@ impl Prepared {
             bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
         })?;
         if valid.is_empty() {
+            let named = if settings.data.valid.is_empty() { &specs[last].source } else { &settings.data.valid };
             bail!(
-                "no story of {} is left for validation; give a text for it with --valid, or raise data.holdout (now {})",
-                valid_source.name(),
+                "no story of {named} is left for validation ({} for training); give a text for it with --valid, or raise \
+                 data.holdout (now {})",
+                texts.iter().map(|text| text.cache.stories()).sum::<usize>(),
                 settings.data.holdout
             );
         }

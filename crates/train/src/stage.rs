@@ -101,7 +101,7 @@ impl Settings {
             let sum: f64 = t.stages.iter().map(|s| s.share).sum();
             let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
             let expected = "stages with seq_len of 1 to 65536 and shares that add up to 1";
-            check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum})"), expected)?;
+            check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum:.3})"), expected)?;
             let last = t.stages.last().map(|s| s.seq_len);
             let expected = "the seq_len of the last stage, at which validation runs";
             check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;

@@ -203,7 +203,7 @@ fn bad_stages_say_how_to_mend_them() {
     place.fails(&with("weight = 3", "filter = { min_simple = 3 }"), &["counting.txt", "min_simple is 3"]);
     place.fails(&with("share = 0.4", "shear = 0.4"), &["train.stages.shear", "train.stages.share"]);
     place.fails(&with("weight = 3", "weight = -3"), &["train.stages.sources.weight = -3 of counting.txt"]);
-    place.fails(&with("share = 0.4", "share = 0.7"), &["shares add up to 1.3"]);
+    place.fails(&with("share = 0.4", "share = 0.7"), &["shares add up to 1.300"]);
     place.fails(&with("seq_len = 32", "seq_len = 64"), &["train.seq_len = 32", "last stage"]);
     place.fails(&with("\"tales.txt\" }", "\"tails.txt\" }"), &["1 of the 4 texts", "tales.txt", "stage 2 of 3"]);
     place.fails(&with("\"counting.txt\"", "\"tales.txt\""), &["tales.txt, twice"]);
