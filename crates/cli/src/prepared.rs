@@ -80,7 +80,8 @@ impl Prepared {
             Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
             None => {
                 let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
-                tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &sources, side, &mut |p| {
+                let wanted = &settings.tokenizer;
+                tokenizer(&default_dir(), &choice, wanted.vocab, wanted.stories, &sources, side, &mut |p| {
                     progress("vocabulary", p)
                 })?
             }

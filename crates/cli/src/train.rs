@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]],
-    /// a file (text, .jsonl with a `text` field, either also .zst), a folder, or synthetic[:N]
+    /// a file (text, .jsonl or .parquet with `text`), a folder, or synthetic[:N]
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
     /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out

@@ -6,6 +6,7 @@ use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::data::vocab;
 use crate::optim;
 use crate::schedule::Shape;
 use crate::stage::{self, Boundaries, Stage};
@@ -32,6 +33,8 @@ pub struct TokenizerSettings {
     pub kind: String,
     /// Tokens to aim for.
     pub vocab: usize,
+    /// Stories from the first on that a frequency vocabulary counts.
+    pub stories: usize,
 }
 
 /// `[data]`
@@ -172,7 +175,7 @@ impl Default for Settings {
         Settings {
             name: "custom".into(),
             model: ModelConfig { quant, ..ModelConfig::v4_small() },
-            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096 },
+            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096, stories: vocab::STORIES },
             data: DataSettings {
                 source: "tinystories".into(),
                 valid: String::new(),
@@ -253,6 +256,8 @@ impl Settings {
             t.accumulation.to_string(),
             "between 1 and 4096",
         )?;
+        let stories = self.tokenizer.stories;
+        check(stories >= 1, "tokenizer.stories", stories.to_string(), "at least 1")?;
         check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
         check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;

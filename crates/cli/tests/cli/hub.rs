@@ -4,38 +4,72 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flashlm_train::data::hub::{Client, Dataset, Fetched, HubError};
+use parquet::basic::Compression;
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 
 use crate::common::{Place, TINY, text};
 use crate::hub_server::{Act, COMMIT, Hub, sha256};
 
-/// Stories of our own as JSON lines, each another one.
-fn stories(first: usize, bytes: usize) -> Vec<u8> {
-    let mut all = String::new();
-    for i in first.. {
+/// Stories of our own, each another one.
+fn stories(first: usize, bytes: usize) -> Vec<String> {
+    let story = |i: usize| {
         let (a, b) = (i * 7919 % 1009, i * 104_729 % 997);
-        let story = format!("Hen {i} had {a} eggs and gave {b} of them to the fox. He said thank you and went home.");
-        all += &format!("{}\n", serde_json::json!({"text": story, "n": i}));
-        if all.len() >= bytes {
-            break;
-        }
-    }
-    all.into_bytes()
+        format!("Hen {i} had {a} eggs and gave {b} of them to the fox. He said thank you and went home.")
+    };
+    (first..first + bytes / 80 + 1).map(story).collect()
 }
 
-const TRAIN: [&str; 2] = ["data/train-00000-of-00002.jsonl", "data/train-00001-of-00002.jsonl"];
-const VALID: &str = "data/validation-00000-of-00001.jsonl";
+/// As JSON lines.
+fn jsonl(bytes: usize) -> Vec<u8> {
+    let line = |story: String| format!("{}\n", serde_json::json!({"text": story}));
+    stories(0, bytes).into_iter().map(line).collect::<String>().into_bytes()
+}
+
+/// As a table with a column of numbers and one of stories, in row groups of a thousand.
+fn table(column: &str, compression: Compression, stories: &[String]) -> Vec<u8> {
+    let schema = format!("message stories {{ required int64 n; required binary {column} (STRING); }}");
+    let properties = WriterProperties::builder().set_compression(compression).set_dictionary_enabled(false).build();
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).unwrap();
+    for stories in stories.chunks(1000) {
+        let mut group = writer.next_row_group().unwrap();
+        let mut numbers = group.next_column().unwrap().unwrap();
+        numbers.typed::<Int64Type>().write_batch(&(0..stories.len() as i64).collect::<Vec<_>>(), None, None).unwrap();
+        numbers.close().unwrap();
+        let mut texts = group.next_column().unwrap().unwrap();
+        let bytes: Vec<ByteArray> = stories.iter().map(|story| story.as_str().into()).collect();
+        texts.typed::<ByteArrayType>().write_batch(&bytes, None, None).unwrap();
+        texts.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.into_inner().unwrap()
+}
+
+const TRAIN: [&str; 2] = ["data/train-00000-of-00002-2d5a1467.parquet", "data/train-00001-of-00002-5852b56a.parquet"];
+const VALID: &str = "data/validation-00000-of-00001-869c898b.parquet";
 
 /// A repository with the layout of TinyStories.
 fn tinystories(bytes: usize) -> Hub {
+    let [first, second] = shards(bytes);
+    let valid = table("text", Compression::ZSTD(Default::default()), &stories(200_000, 20_000));
     Hub::new(&[
         ("README.md", b"# stories".to_vec()),
-        (TRAIN[0], stories(0, bytes)),
-        (TRAIN[1], stories(100_000, bytes)),
-        (VALID, stories(200_000, 20_000)),
+        (TRAIN[0], first),
+        (TRAIN[1], second),
+        ("TinyStories-train.txt", b"not this one".to_vec()),
+        (VALID, valid),
     ])
+}
+
+fn shards(bytes: usize) -> [Vec<u8>; 2] {
+    [0, 100_000].map(|first| table("text", Compression::UNCOMPRESSED, &stories(first, bytes)))
 }
 
 /// The command with this hub and a cache of its own.
@@ -88,6 +122,9 @@ fn the_first_run_fetches_the_second_goes_on_the_third_asks_nothing() {
     first.kill().unwrap();
     first.wait().unwrap();
     assert!(hub.count("list") == 1 && hub.count("content") == 1, "{:?}", hub.log());
+    let paths: Vec<String> = hub.log().into_iter().map(|seen| seen.path).collect();
+    assert_eq!(paths[0], "/api/datasets/roneneldan/TinyStories/revision/main?blobs=true");
+    assert_eq!(paths[1], format!("/datasets/roneneldan/TinyStories/resolve/{COMMIT}/{}", TRAIN[0]));
     // Proof of identity is for the hub alone.
     assert!(
         hub.log().iter().all(|seen| (seen.token.as_deref() == Some("Bearer hf_secret")) == (seen.kind != "content"))
@@ -101,7 +138,7 @@ fn the_first_run_fetches_the_second_goes_on_the_third_asks_nothing() {
     let ranges: Vec<Option<u64>> = log.iter().filter(|seen| seen.kind == "content").map(|seen| seen.range).collect();
     assert_eq!(ranges, [Some(part), None, None], "two files of the one split, one of the other: {log:?}");
     assert_eq!(hub.count("list"), 0);
-    let blobs: Vec<String> = [stories(0, 600_000), stories(100_000, 600_000)].map(|bytes| sha256(&bytes)).into();
+    let blobs = shards(600_000).map(|bytes| sha256(&bytes));
     for (name, blob) in TRAIN.iter().zip(&blobs) {
         let link = repo(&place).join("snapshots").join(COMMIT).join(name);
         assert_eq!(fs::read_link(&link).unwrap(), Path::new("../../../blobs").join(blob));
@@ -121,6 +158,29 @@ fn the_first_run_fetches_the_second_goes_on_the_third_asks_nothing() {
     // And none without a network.
     let offline = command(&place, "http://127.0.0.1:1", &format!("{} --offline", train("d"))).output().unwrap();
     assert!(offline.status.success(), "{}", text(&offline.stderr));
+}
+
+#[test]
+fn a_column_of_another_name_and_a_damaged_table() {
+    let (place, place_cut) = (Place::new(), Place::new());
+    let whole = table("story", Compression::SNAPPY, &stories(0, 100_000));
+    let hub = Hub::new(&[
+        ("data/test-00000-of-00001.parquet", whole[..100].to_vec()),
+        ("data/train-00000-of-00001.parquet", whole.clone()),
+    ]);
+    let simple = |place: &Place, hub: &Hub, data: &str| {
+        let output = command(place, &hub.endpoint, &format!("{} --data {data}", train("a"))).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, stderr) = simple(&place, &hub, "simplestories");
+    assert!(code == Some(0) && stderr.contains("held out"), "{stderr}");
+    assert_eq!(hub.count("content"), 1);
+    let (code, stderr) = simple(&place, &hub, "hf:SimpleStories/SimpleStories");
+    assert!(code == Some(1) && stderr.contains("story"), "the column is not there, others are: {stderr}");
+    // The hub's own file is cut, and its checksum right: it is the reader that finds out.
+    let hub = Hub::new(&[("train.parquet", whole[..whole.len() * 2 / 3].to_vec())]);
+    let (code, stderr) = simple(&place_cut, &hub, "hf:a/b:::story");
+    assert!(code == Some(1) && stderr.contains("train.parquet: Parquet table"), "{stderr}");
 }
 
 #[test]
@@ -200,7 +260,7 @@ struct Bench {
 
 impl Bench {
     fn new(bytes: usize) -> Bench {
-        let bytes = stories(0, bytes);
+        let bytes = jsonl(bytes);
         Bench { place: Place::new(), hub: Hub::new(&[("train.jsonl", bytes.clone())]), bytes }
     }
 
@@ -289,7 +349,7 @@ fn faults_that_stay_are_told() {
         ("list", Act::Status(429, "Retry-After: 86400\r\n"), vec!["429", "try later"]),
         ("list", Act::Status(500, ""), vec!["500", "every attempt"]),
         ("list", Act::Status(302, ""), vec!["302"]),
-        ("list", Act::Redirect("/again".to_string()), vec!["more than 10 redirects"]),
+        ("list", Act::Redirect("/api/again".to_string()), vec!["more than 10 redirects"]),
         ("list", Act::Redirect("file:///etc/passwd".to_string()), vec!["bad address"]),
         ("list", Act::Body("<html>".to_string()), vec!["not the hub's list"]),
         ("list", Act::Body("{\"sha\":\"../..\",\"siblings\":[]}".to_string()), vec!["not a commit"]),
@@ -297,7 +357,7 @@ fn faults_that_stay_are_told() {
         ("file", Act::Status(404, ""), vec!["train.jsonl", "404"]),
         ("file", Act::Status(403, ""), vec!["gated"]),
         ("content", Act::Status(503, ""), vec!["503", "is kept"]),
-        ("content", Act::Cut(100), vec!["ended after 100 of", "is kept"]),
+        ("content", Act::Cut(100), vec!["after 100 of", "is kept"]),
         ("content", Act::TooMuch, vec!["bytes, where the list says", "is kept"]),
         ("content", Act::Damage, vec!["checksum", "nothing of it is kept"]),
     ] {
@@ -313,6 +373,12 @@ fn faults_that_stay_are_told() {
         assert_eq!(unfinished(&bench.blobs()) > 0, cut, "{what}");
         let _ = fs::remove_dir_all(bench.place.path("hub"));
     }
+    let (size, zeros) = (bench.bytes.len(), "0".repeat(64));
+    let lfs = format!("{{\"sha256\":\"{zeros}\",\"size\":{size}}}");
+    let body = format!("{{\"sha\":\"{COMMIT}\",\"siblings\":[{{\"rfilename\":\"train.jsonl\",\"lfs\":{lfs}}}]}}");
+    bench.hub.at_first("list", 1, Act::Body(body));
+    bench.fails("another checksum", &["it is now", &sha256(&bench.bytes), &zeros]);
+    let _ = fs::remove_dir_all(bench.place.path("hub"));
     let names = [
         "../../evil.jsonl",
         "/tmp/evil.jsonl",
@@ -379,6 +445,12 @@ fn parts_are_used_only_for_what_they_are() {
     bench.recovers("a part longer than the file");
     assert_eq!(bench.hub.count("content"), 1);
 
+    // A server that sends another part than was asked for: what is there stays as it is.
+    left(&bench.bytes[..1000]);
+    bench.hub.at_first("content", 1, Act::WrongRange);
+    bench.recovers("another part");
+    assert_eq!(bench.hub.log().iter().map(|seen| seen.range).collect::<Vec<_>>(), [Some(1000); 4]);
+
     // A file of the cache that was cut since.
     fs::write(&blob, &bench.bytes[..1000]).unwrap();
     bench.hub.rule(|_| Act::Serve);
@@ -388,7 +460,7 @@ fn parts_are_used_only_for_what_they_are() {
 
 #[test]
 fn files_of_git_itself_and_bare_lists_are_fetched_too() {
-    let bytes = stories(0, 5000);
+    let bytes = jsonl(5000);
     let files = [("train.jsonl", bytes.clone())];
     for (what, hub, kept) in [
         ("git", Hub::new(&files).without_lfs(), true),
@@ -425,7 +497,7 @@ fn what_python_has_fetched_is_used() {
     client.offline = true;
     assert!(fetch(&client, "hf:a/b").unwrap_err().to_string().contains("its files are not in"));
     for (i, (name, sum)) in names.iter().zip(sums).enumerate() {
-        fs::write(repo.join("blobs").join(sum), stories(i, 100)).unwrap();
+        fs::write(repo.join("blobs").join(sum), stories(i, 100).concat()).unwrap();
         std::os::unix::fs::symlink(format!("../../blobs/{sum}"), repo.join("snapshots").join(COMMIT).join(name))
             .unwrap();
         let fetched = fetch(&client, "hf:a/b");

@@ -38,6 +38,8 @@ pub enum Act {
     Length(i64),
     /// Sends the whole file where a part was asked for.
     NoRange,
+    /// Sends the part a byte further on.
+    WrongRange,
     /// Changes a byte in the middle.
     Damage,
     /// Sends more than the file.
@@ -202,6 +204,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, is_hub: bool) -> std::io::
     }
     drop(state);
     let (status, from) = match (range, &act) {
+        (Some(from), Act::WrongRange) => (206, from as usize + 1),
         (Some(from), act) if !matches!(act, Act::NoRange) => (206, from as usize),
         _ => (200, 0),
     };

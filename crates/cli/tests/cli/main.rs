@@ -2,6 +2,7 @@
 
 mod common;
 mod curriculum;
+mod data;
 mod faults;
 mod hub;
 mod hub_server;

@@ -15,6 +15,7 @@ pub mod order;
 mod reader;
 pub mod source;
 pub mod split;
+pub mod stats;
 pub mod synthetic;
 pub mod vocab;
 pub mod window;
@@ -197,6 +198,9 @@ pub enum DataError {
         /// Name of the source.
         name: String,
     },
+    /// The progress callback asked to stop.
+    #[error("stopped before the source was read to its end")]
+    Interrupted,
     /// The progress callback asked to stop.
     #[error("stopped before the token cache was complete; nothing was written")]
     Stopped,

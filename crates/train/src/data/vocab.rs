@@ -1,9 +1,9 @@
 //! The vocabulary of a run: one of the three kinds trained on its sources, or one from a file.
 //!
-//! Training sees the stories of one side of the split, in order, up to 50,000 stories or 64 MB (BPE: 64 MB), so memory is
-//! bounded by that and one story. Of several sources each gives its share of that, from its start; one with less than its
-//! share gives what it has. A trained vocabulary is kept beside the token caches, and used again for the same sources and
-//! shares, side, kind and size:
+//! Training sees the stories of one side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
+//! the original) or 64 MB, BPE up to 64 MB, so memory is bounded by that and one story. Of several sources each gives its
+//! share of that, from its start; one with less than its share gives what it has. A trained vocabulary is kept beside the
+//! token caches, and used again for the same sources and shares, side, kind, size and number of stories:
 //!
 //! ```text
 //! <source>-<fingerprint>.vocab: the XXH3-64 of what follows as 16 hex digits, `\n`, the JSON of the tokenizer
@@ -25,8 +25,8 @@ use std::str::FromStr;
 use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Stories that a frequency vocabulary counts.
-const STORIES: usize = 50_000;
+/// Stories that a frequency vocabulary counts if no other number is asked for.
+pub const STORIES: usize = 50_000;
 /// Text that training sees, in bytes.
 const SAMPLE: usize = 64 << 20;
 /// Text between two calls of the progress callback, in bytes.
@@ -77,12 +77,14 @@ impl fmt::Display for TokenizerChoice {
     }
 }
 
-/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `sources`, by their weights, with `vocab_size` tokens to aim for, and
-/// kept in the folder `dir`. The callback hears of the text being read (its tokens stay 0) and may stop it by breaking.
+/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `sources`, by their weights, with `vocab_size`
+/// tokens to aim for, the former on `stories` of them, and kept in the folder `dir`. The callback hears of the text being
+/// read (its tokens stay 0) and may stop it by breaking.
 pub fn tokenizer(
     dir: &Path,
     choice: &TokenizerChoice,
     vocab_size: usize,
+    stories: usize,
     sources: &[(Source, f64)],
     split: Split,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
@@ -90,10 +92,10 @@ pub fn tokenizer(
     let (kind, max_stories) = match choice {
         TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
         TokenizerChoice::File(path) => return Ok(Tokenizer::load(path)?),
-        TokenizerChoice::Frequency => ("frequency", STORIES),
+        TokenizerChoice::Frequency => ("frequency", stories.max(1)),
         TokenizerChoice::Bpe => ("bpe", usize::MAX),
     };
-    let path = vocab_path(dir, kind, vocab_size, sources, split)?;
+    let path = vocab_path(dir, kind, vocab_size, max_stories, sources, split)?;
     if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
         return Ok(kept);
     }
@@ -110,6 +112,7 @@ fn vocab_path(
     dir: &Path,
     kind: &str,
     size: usize,
+    stories: usize,
     sources: &[(Source, f64)],
     split: Split,
 ) -> Result<PathBuf, DataError> {
@@ -117,6 +120,7 @@ fn vocab_path(
     hash.update(VERSION);
     hash.update(kind.as_bytes());
     hash.update(&(size as u64).to_le_bytes());
+    hash.update(&(stories as u64).to_le_bytes());
     for (source, weight) in sources {
         hash.update(&source.fingerprint()?.to_le_bytes());
         // A source that is alone has no share to tell.
@@ -231,7 +235,7 @@ mod tests {
     use std::time::SystemTime;
 
     fn trained(folder: &Path, choice: &TokenizerChoice, size: usize, source: &Source, split: Split) -> Tokenizer {
-        tokenizer(folder, choice, size, &[(source.clone(), 1.0)], split, &mut keep_on).unwrap()
+        tokenizer(folder, choice, size, STORIES, &[(source.clone(), 1.0)], split, &mut keep_on).unwrap()
     }
 
     /// The only file in a folder.
@@ -286,6 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
+        let folder = Folder::new();
+        let text = source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]);
+        let of = |stories| {
+            let choice = TokenizerChoice::Frequency;
+            tokenizer(folder.path(), &choice, 100, stories, &text, Split::All, &mut keep_on).unwrap().to_json()
+        };
+        let first_two = Tokenizer::train_frequency(["a a", "c c"].into_iter(), 100).unwrap().to_json();
+        assert_eq!(of(2), first_two);
+        assert_ne!(of(3), first_two);
+    }
+
+    #[test]
     fn a_second_run_reads_what_the_first_kept() {
         let folder = Folder::new();
         let text = source(&folder, "a.txt", &["the cat and the hat", "the bat and the rat"]);
@@ -295,7 +312,7 @@ mod tests {
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second = tokenizer(&dir, &choice, size, &[(text.clone(), 1.0)], Split::All, &mut silent).unwrap();
+            let second = tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], Split::All, &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
@@ -375,7 +392,7 @@ mod tests {
         // Other weights are another vocabulary.
         let path = |weights: [f64; 2]| {
             let sources = [(a.clone(), weights[0]), (b.clone(), weights[1])];
-            vocab_path(folder.path(), "bpe", 300, &sources, Split::All).unwrap()
+            vocab_path(folder.path(), "bpe", 300, STORIES, &sources, Split::All).unwrap()
         };
         assert_eq!(path([0.5, 0.5]), path([0.5, 0.5]));
         assert_ne!(path([0.5, 0.5]), path([0.6, 0.4]));
@@ -386,7 +403,7 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let mut stop = |_: &Progress| ControlFlow::Break(());
-        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, &[(large(), 1.0)], Split::All, &mut stop);
+        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, STORIES, &[(large(), 1.0)], Split::All, &mut stop);
         assert!(matches!(stopped, Err(DataError::Stopped)));
         assert!(!dir.exists());
     }
@@ -402,10 +419,11 @@ mod tests {
         assert!(!dir.exists());
         let missing = TokenizerChoice::File(folder.path().join("none.json"));
         let text = [(text, 1.0)];
-        let error = tokenizer(&dir, &missing, 1, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error = tokenizer(&dir, &missing, 1, STORIES, &text, Split::All, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("none.json"), "{error}");
-        let error =
-            tokenizer(&dir, &TokenizerChoice::Bpe, 100, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, STORIES, &text, Split::All, &mut keep_on)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("choose 257 to 65535"), "{error}");
     }
 }

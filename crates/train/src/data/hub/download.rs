@@ -12,7 +12,8 @@ use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use super::cache::{Repo, is_whole, make_parent};
 use super::http::{Fault, Part, Request};
-use super::{Client, HubError, Watch};
+use super::retry::Watch;
+use super::{Client, HubError};
 use crate::atomic::AtomicError;
 
 /// What a blob must be.

@@ -146,10 +146,7 @@ fn work(agent: &Agent, request: &Request, parts: &SyncSender<Result<Part, Fault>
             if request.head_only && head.linked_etag.is_some() {
                 head.status = 200;
             } else {
-                at = join(&at, location).ok_or_else(|| bad(&location))?;
-                if home.0 == "https" && at.scheme_str() != Some("https") {
-                    return Err(Fault::Refused(format!("a redirect to an unencrypted address, {at}")));
-                }
+                at = follow(&at, location)?;
                 continue;
             }
         }
@@ -223,6 +220,15 @@ fn origin(uri: &Uri) -> Option<(String, String, u16)> {
     Some((scheme, uri.host()?.to_ascii_lowercase(), uri.port_u16().unwrap_or(port)))
 }
 
+/// The next address; never from an encrypted to an unencrypted one.
+fn follow(at: &Uri, location: &str) -> Result<Uri, Fault> {
+    let next = join(at, location).ok_or_else(|| Fault::Refused(format!("a redirect to a bad address: {location}")))?;
+    if at.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
+        return Err(Fault::Refused(format!("a redirect to an unencrypted address: {next}")));
+    }
+    Ok(next)
+}
+
 /// Where a `Location` leads to from `base` (RFC 3986, 5.2, without dot segments).
 fn join(base: &Uri, location: &str) -> Option<Uri> {
     let location = location.split('#').next()?;
@@ -264,6 +270,8 @@ mod tests {
         for location in ["ftp://cdn.example/f", "file:///etc/passwd", "https://", "http://a b/"] {
             assert!(join(&base, location).is_none(), "{location}");
         }
+        assert!(matches!(follow(&base, "http://cdn.example/f"), Err(Fault::Refused(_))));
+        assert!(follow(&"http://hub.example/f".parse().unwrap(), "http://cdn.example/f").is_ok());
         let same = |a: &str, b: &str| origin(&a.parse().unwrap()) == origin(&b.parse().unwrap());
         assert!(same("https://hub.example/a", "https://HUB.example:443/b"));
         for other in ["http://hub.example/", "https://hub.example:8443/", "https://hub.example.evil/"] {

@@ -1,5 +1,5 @@
 //! Datasets from the hub, over HTTP, into the cache that its other programs use as well:
-//! [`names`] (what is meant) -> list of files -> [`cache`] (is it here?) -> [`download`] (if not) -> paths of files.
+//! `names` (what is meant) -> list of files -> `cache` (is it here?) -> `download` (if not) -> paths of files.
 //!
 //! ```text
 //! GET HF_ENDPOINT/api/datasets/OWNER/NAME/revision/main?blobs=true     commit; name, size and checksum of each file
@@ -10,128 +10,29 @@
 
 mod cache;
 mod download;
+mod error;
 mod http;
 mod names;
+mod retry;
 
 use std::env;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 use flashlm_model::io::read_limited;
 use serde::Deserialize;
 
-use crate::atomic::AtomicError;
 use crate::log::console;
 use cache::{Entry, Files, MAX_FILES, MAX_LIST, Repo};
 use download::{Blob, Check};
-use http::{Answer, Fault, Head, Part, Request, TICK};
+pub use error::HubError;
+use http::{Answer, Fault, Part, Request};
 pub use names::{Dataset, NAMES};
+use retry::{Retry, Watch};
 
 /// The public hub.
 const ENDPOINT: &str = "https://huggingface.co";
-/// Pauses before further attempts, in milliseconds; progress begins the row anew.
-const PAUSES: [u64; 5] = [50, 500, 1000, 2000, 4000];
-/// How long to insist on a hub that has never answered.
-const INSIST: Duration = Duration::from_secs(3);
-/// Longest pause that a server can ask for.
-const MAX_PAUSE: Duration = Duration::from_secs(600);
-
-/// Why a dataset could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {
-    /// No connection to the hub.
-    #[error(
-        "{repo}: cannot reach {endpoint} ({cause}). Without a network: `--data synthetic` trains on stories of our own, \
-         `--data PATH` on a text of yours; HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy"
-    )]
-    Unreachable {
-        /// The dataset.
-        repo: String,
-        /// Address of the hub.
-        endpoint: String,
-        /// What the system says.
-        cause: String,
-    },
-    /// Offline, and not all is here.
-    #[error(
-        "{repo}: offline, and {missing} not in {}. Run once without --offline and HF_HUB_OFFLINE to fetch it; \
-         or take `--data synthetic` or `--data PATH`", folder.display()
-    )]
-    Offline {
-        /// The dataset.
-        repo: String,
-        /// What is missing, with its verb.
-        missing: String,
-        /// Where it would be.
-        folder: PathBuf,
-    },
-    /// The hub says no.
-    #[error("{repo}: {url} answers {status}{message}: {why}")]
-    Refused {
-        /// The dataset.
-        repo: String,
-        /// What was asked for.
-        url: String,
-        /// The status.
-        status: u16,
-        /// The hub's own words, with brackets.
-        message: String,
-        /// What it means, and what to do.
-        why: String,
-    },
-    /// It went wrong over and over again.
-    #[error(
-        "{url}: {cause}, and so again in every attempt; what has arrived is kept, the same command goes on from there"
-    )]
-    Broken {
-        /// What was asked for.
-        url: String,
-        /// What went wrong last.
-        cause: String,
-    },
-    /// An answer that nothing can be made of.
-    #[error("{url}: {reason}")]
-    Answer {
-        /// What was asked for.
-        url: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Nothing in the repository is what was asked for.
-    #[error("{repo}: {reason}")]
-    NoFiles {
-        /// The dataset.
-        repo: String,
-        /// What there is instead.
-        reason: String,
-    },
-    /// The content is not what the hub's list says, twice.
-    #[error(
-        "{url}: the checksum is {found} where the hub's list says {expected}, in two attempts; nothing of it is kept. Try later, or another HF_ENDPOINT"
-    )]
-    Checksum {
-        /// What was fetched.
-        url: String,
-        /// Checksum in the list.
-        expected: String,
-        /// Checksum of what came.
-        found: String,
-    },
-    /// The token cannot be sent.
-    #[error("{origin}: a token is one line of visible ASCII; correct it or leave it away")]
-    Token {
-        /// Where it comes from.
-        origin: String,
-    },
-    /// The cache could not be written.
-    #[error(transparent)]
-    Write(#[from] AtomicError),
-    /// The callback asked to stop.
-    #[error("stopped; what has arrived is kept, and the same command goes on from there")]
-    Stopped,
-}
 
 /// How far a fetch is, given to its callback at least ten times a second.
 #[derive(Clone, Copy, Debug)]
@@ -254,10 +155,12 @@ impl Client {
         files: &Files,
         watch: &mut Watch,
     ) -> Result<(), HubError> {
-        watch.total = missing.iter().filter_map(|path| files[*path].size).sum();
+        let sizes = missing.iter().filter_map(|path| files[*path].size);
+        watch.total = sizes.fold(0, u64::saturating_add);
         if !missing.is_empty() {
             let (n, size) = (missing.len(), console::bytes(watch.total));
-            watch.note(&format!("fetching {n} files, {size}, from {} to {}", self.endpoint, self.cache.display()));
+            let files = if n == 1 { "file" } else { "files" };
+            watch.note(&format!("fetching {n} {files}, {size}, from {} to {}", self.endpoint, self.cache.display()));
         }
         for path in missing {
             watch.file = path.to_string();
@@ -306,7 +209,7 @@ impl Client {
         let revision: Revision =
             serde_json::from_slice(&text).map_err(|e| bad(format!("this is not the hub's list of files ({e})")))?;
         if !cache::is_hex(&revision.sha, 40) {
-            return Err(bad(format!("{:?} is not a commit", revision.sha)));
+            return Err(bad(format!("{:?} is not a commit", short(&revision.sha))));
         }
         if revision.siblings.len() > MAX_FILES {
             return Err(bad(format!("a list of {} files, more than {MAX_FILES}", revision.siblings.len())));
@@ -314,8 +217,9 @@ impl Client {
         let mut files = Files::new();
         for Sibling { rfilename, size, blob_id, lfs } in revision.siblings {
             if !cache::is_safe(&rfilename) {
+                let name = short(&rfilename);
                 return Err(bad(format!(
-                    "the list has a file {rfilename:?}, a path that leads elsewhere; nothing is fetched"
+                    "the list has a file {name:?}, a path that leads elsewhere; nothing is fetched"
                 )));
             }
             let (lfs_sha256, lfs_size) = lfs.map(|lfs| (lfs.sha256, lfs.size)).unzip();
@@ -408,7 +312,7 @@ impl Client {
     }
 
     fn retry(&self) -> Retry<'_> {
-        Retry { client: self, began: Instant::now(), attempt: 0 }
+        Retry::new(self)
     }
 }
 
@@ -428,118 +332,7 @@ impl Blob {
     }
 }
 
-/// Attempts, and the pauses between them.
-struct Retry<'a> {
-    client: &'a Client,
-    began: Instant,
-    attempt: usize,
-}
-
-impl Retry<'_> {
-    /// Waits for the next attempt; an error where there is to be none.
-    fn wait(&mut self, fault: Fault, url: &str, progress: bool, watch: &mut Watch) -> Result<(), HubError> {
-        if progress {
-            self.attempt = 0;
-        }
-        let reached = &self.client.reached;
-        reached.fetch_or(progress || matches!(fault, Fault::Status(_) | Fault::Broken(_)), Relaxed);
-        let mut pause = PAUSES.get(self.attempt).map(|ms| Duration::from_millis(*ms).mul_f64(self.client.patience));
-        self.attempt += 1;
-        let cause = match fault {
-            Fault::Stopped => return Err(HubError::Stopped),
-            Fault::Refused(reason) => return Err(HubError::Answer { url: url.to_string(), reason }),
-            Fault::Unreachable(cause) => {
-                let give_up = !reached.load(Relaxed) && (self.attempt > 2 || self.began.elapsed() > INSIST);
-                if give_up || pause.is_none() {
-                    let (repo, endpoint) = (watch.repo.clone(), self.client.endpoint.clone());
-                    return Err(HubError::Unreachable { repo, endpoint, cause });
-                }
-                cause
-            }
-            Fault::Broken(cause) => cause,
-            Fault::Status(head) => {
-                let passing = matches!(head.status, 408 | 429 | 500 | 502 | 503 | 504);
-                let asked = head.retry_after.filter(|_| passing);
-                if !passing || asked.is_some_and(|asked| asked > MAX_PAUSE) {
-                    return Err(self.refused(*head, url, &watch.repo));
-                }
-                pause = pause.map(|pause| asked.unwrap_or_default().max(pause));
-                format!("the hub answers {}", describe(&head))
-            }
-        };
-        let Some(pause) = pause else { return Err(HubError::Broken { url: url.to_string(), cause }) };
-        let until = Instant::now() + pause;
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let text = format!("{cause}; trying again in {}", console::duration(left.as_secs_f64().ceil()));
-            if watch.tell(Some(&text)).is_break() {
-                return Err(HubError::Stopped);
-            }
-            std::thread::sleep(left.min(TICK));
-        }
-        Ok(())
-    }
-
-    fn refused(&self, head: Head, url: &str, repo: &str) -> HubError {
-        let page = format!("{}/datasets/{repo}", self.client.endpoint);
-        let why = match (head.status, &self.client.token) {
-            (401, None) => "there is no such dataset, or it is not public; check the name, or set HF_TOKEN".to_string(),
-            (401, Some(_)) => "it does not know your token; check the name of the dataset and HF_TOKEN".to_string(),
-            (403, None) => format!("the dataset is gated; accept its terms at {page} and set HF_TOKEN"),
-            (403, Some(_)) => {
-                format!("the dataset is gated and your token does not open it; accept its terms at {page}")
-            }
-            (404 | 410, _) => "there is no such dataset or file; check the name".to_string(),
-            (429, _) => "it is asked too much and wants a long pause; try later, or set HF_TOKEN".to_string(),
-            _ => "it cannot be had now; try later".to_string(),
-        };
-        let message = if head.message.is_empty() { String::new() } else { format!(" ({})", head.message) };
-        HubError::Refused { repo: repo.to_string(), url: url.to_string(), status: head.status, message, why }
-    }
-}
-
-fn describe(head: &Head) -> String {
-    let about = match head.status {
-        429 => " (too many requests)",
-        500 => " (an error of its own)",
-        503 => " (not available now)",
-        _ => "",
-    };
-    format!("{}{about}", head.status)
-}
-
-/// What the callback is told.
-struct Watch<'a> {
-    repo: String,
-    file: String,
-    /// Bytes of the files before this one.
-    before: u64,
-    /// Bytes of this one.
-    now: u64,
-    total: u64,
-    /// Bytes that came over the network.
-    arrived: u64,
-    began: Instant,
-    callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
-}
-
-impl Watch<'_> {
-    fn new<'a>(repo: &str, callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>) -> Watch<'a> {
-        let (repo, file) = (repo.to_string(), repo.to_string());
-        Watch { repo, file, before: 0, now: 0, total: 0, arrived: 0, began: Instant::now(), callback }
-    }
-
-    fn tell(&mut self, waiting: Option<&str>) -> ControlFlow<()> {
-        self.say(waiting, None)
-    }
-
-    fn note(&mut self, note: &str) {
-        // Whoever wants to stop will say so again.
-        let _ = self.say(None, Some(note));
-    }
-
-    fn say(&mut self, waiting: Option<&str>, note: Option<&str>) -> ControlFlow<()> {
-        let bytes_per_second = self.arrived as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
-        let (file, done, total) = (self.file.as_str(), self.before + self.now, self.total);
-        (self.callback)(&Progress { file, done, total, bytes_per_second, waiting, note })
-    }
+/// The start of a text of unknown length.
+fn short(text: &str) -> String {
+    text.chars().take(100).collect()
 }

@@ -10,12 +10,12 @@
 
 use std::collections::BTreeSet;
 
-/// Names of their own: name, repository, config, column of the stories, whether there is a validation split.
-const KNOWN: [(&str, &str, &str, &str, bool); 4] = [
-    ("tinystories", "roneneldan/TinyStories", "data", "text", true),
-    ("tinystories-v2", "roneneldan/TinyStories", "TinyStoriesV2-GPT4", "text", true),
-    ("simplestories", "SimpleStories/SimpleStories", "", "story", false),
-    ("fineweb-edu", "HuggingFaceFW/fineweb-edu", "sample/10BT", "text", false),
+/// Names of their own: name, repository, config, column of the stories.
+const KNOWN: [(&str, &str, &str, &str); 4] = [
+    ("tinystories", "roneneldan/TinyStories", "data", "text"),
+    ("tinystories-v2", "roneneldan/TinyStories", "TinyStoriesV2-GPT4", "text"),
+    ("simplestories", "SimpleStories/SimpleStories", "", "story"),
+    ("fineweb-edu", "HuggingFaceFW/fineweb-edu", "sample/10BT", "text"),
 ];
 
 /// The names of their own.
@@ -45,7 +45,7 @@ pub struct Dataset {
 impl Dataset {
     /// The dataset that a data specification names; none where it is of another form, an error where it is a bad one.
     pub fn parse(spec: &str) -> Option<Result<Dataset, String>> {
-        if let Some((name, repo, config, column, _)) = KNOWN.iter().find(|known| known.0 == spec) {
+        if let Some((name, repo, config, column)) = KNOWN.iter().find(|known| known.0 == spec) {
             let [name, repo, config, split, column] =
                 [name, repo, config, "train", column].map(|s: &str| s.to_string());
             return Some(Ok(Dataset { name, repo, config, split, column }));
@@ -102,10 +102,8 @@ impl Dataset {
 
     /// The validation split of a dataset whose `train` this is, if these files have one.
     pub fn validation(&self, files: &[&str]) -> Option<Dataset> {
-        let known = KNOWN.iter().find(|known| known.0 == self.name && known.1 == self.repo);
         let valid = Dataset { split: "validation".to_string(), ..self.clone() };
-        let there = self.split == "train" && known.is_none_or(|known| known.4) && valid.select(files).is_ok();
-        there.then_some(valid)
+        (self.split == "train" && valid.select(files).is_ok()).then_some(valid)
     }
 
     /// The files of the split, in the order of their paths; else what the repository has instead.

@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn claims_cost_nothing_and_depth_is_bounded() {
-        let mut skip = |bytes: &[u8]| Thrift::new(bytes).fields(&mut |t, _, kind| t.skip(kind)).is_err();
+        let skip = |bytes: &[u8]| Thrift::new(bytes).fields(&mut |t, _, kind| t.skip(kind)).is_err();
         // Binary of 2^62 bytes, a list of 2^62, structs and lists without end, a number without end.
         assert!(skip(&[0x18, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40, 1]));
         assert!(skip(&[0x19, 0xf5, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40, 1]));
