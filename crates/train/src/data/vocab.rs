@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
         let folder = Folder::new();
-        let text = source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]);
+        let text = [(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]), 1.0)];
         let of = |stories| {
             let choice = TokenizerChoice::Frequency;
             tokenizer(folder.path(), &choice, 100, stories, &text, Split::All, &mut keep_on).unwrap().to_json()
