@@ -312,7 +312,8 @@ mod tests {
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second = tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], Split::All, &mut silent).unwrap();
+            let second =
+                tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], Split::All, &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
