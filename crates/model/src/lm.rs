@@ -32,7 +32,7 @@ pub trait LanguageModel<E: Elem>: Send {
     fn prepare(&mut self, cx: &Exec, params: &[E]);
 
     /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats, without z-loss, and adds the gradient of
-    /// the objective to `grads`.
+    /// the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for neither.
     fn loss_backward(
         &mut self,
         cx: &Exec,

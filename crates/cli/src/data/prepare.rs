@@ -82,7 +82,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
-    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &train.0, train.1, &mut told)?;
+    let sources = [(train.0.clone(), 1.0)];
+    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, train.1, &mut told)?;
     status.clear();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
     write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;

@@ -1,6 +1,7 @@
 //! The binary as a person uses it.
 
 mod common;
+mod curriculum;
 mod data;
 mod faults;
 mod hub;

@@ -49,5 +49,5 @@ pub use reduce::{add, add_parts, narrow, sum_squares, zero};
 pub use rope::rope;
 pub use small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 pub use softcap::softcap;
-pub use softmax::{Objective, SoftmaxRows, softmax_backward};
+pub use softmax::{NO_TARGET, Objective, SoftmaxRows, softmax_backward};
 pub use unit::{silu_unit_backward, silu_unit_forward};

@@ -286,6 +286,7 @@ fn logits<'a, A: Store>(
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Bf16;
+    use flashlm_kernels::ops::NO_TARGET;
 
     use super::*;
     use crate::gradcheck::{noisy, tiny, tokens};
@@ -305,10 +306,16 @@ mod tests {
         let values = |n, seed| noisy(n, seed).into_iter().map(A::E::from_f64).collect::<Vec<_>>();
         let (params, h) = (values(layout.len(), 1), values(rows * config.dim, 2));
         let (mut dh, mut grads) = (values(rows * config.dim, 3), vec![A::E::ZERO; layout.len()]);
-        let targets = tokens(rows, config.vocab_size, 4);
+        let mut targets = tokens(rows, config.vocab_size, 4);
+        targets[7] = NO_TARGET;
+        targets[rows - 3..].fill(NO_TARGET);
         head.prepare(&cx, &params, &mut s);
         let objective = Objective { scale: 0.01, z_loss };
         let nats = head.loss_backward(&cx, &mut dh, &mut grads, &h, &targets, &norm, &params, &mut s, objective);
+        for (row, dh) in dh.chunks(config.dim).enumerate() {
+            let zero = dh.iter().all(|x| x.to_f64() == 0.0);
+            assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");
+        }
         let wide = |x: Vec<A::E>| x.into_iter().map(Elem::to_f64).collect();
         (nats, wide(dh), wide(grads))
     }

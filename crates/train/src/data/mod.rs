@@ -1,13 +1,17 @@
 //! Text in, windows of tokens out:
-//! [`source`] (stories of text) -> [`split`] (held out or not) -> [`cache`] (a memory-mapped token file) -> [`window`].
+//! [`source`] (stories of text) -> [`split`] (held out or not) -> [`cache`] (a memory-mapped token file) -> [`window`]
+//! (`T` tokens and one), which [`curriculum`] takes from several texts, stage by stage.
 //!
 //! Everything streams: memory is bounded by the longest story (64 MB), whatever the size of the data.
 
 mod build;
 pub mod cache;
+pub mod curriculum;
 pub mod filter;
 pub mod hub;
+pub mod mix;
 pub mod mojibake;
+pub mod order;
 mod reader;
 pub mod source;
 pub mod split;
@@ -164,8 +168,10 @@ pub enum DataError {
         seen: u64,
     },
     /// Less data than a single training window.
-    #[error("{tokens} tokens do not fill one window of {seq_len} + 1; add data or lower the sequence length")]
+    #[error("{name}: {tokens} tokens do not fill one window of {seq_len} + 1; add data or lower the sequence length")]
     FewTokens {
+        /// Name of the text.
+        name: String,
         /// Tokens there are.
         tokens: usize,
         /// Sequence length asked for.
