@@ -6,61 +6,21 @@
 //!
 //! File, as Python's `json.dump` writes it: `{"vocab_size": V, "id_to_base": {"4": base, ..}, "base_to_id": {"base": 4, ..}}`.
 //! `V` is the size asked for; a text with fewer base ids leaves the end of the range without tokens.
-//! The ranks of GPT-2 come with `tiktoken-rs` (r50k); `<|endoftext|>` in a text is plain text.
+//! `<|endoftext|>` in a text is plain text.
 
-use super::hash::FastMap;
-use super::merge::{Ranks, Scratch, merge};
+use super::gpt2::{self, TOKENS as BASES};
+use super::merge::Scratch;
 use super::words::Words;
 use super::{Pairs, TokError};
 use serde::Deserialize;
-use std::{fmt::Write, sync::LazyLock};
-use tiktoken_rs::r50k_base_singleton;
+use std::fmt::Write;
 
 const KIND: &str = "frequency";
-/// GPT-2's ids, `<|endoftext|>` (50256) included.
-const BASES: usize = 50_257;
 const SPECIALS: usize = 4;
 const NO_BASE: u16 = u16::MAX;
 
 pub(super) const UNK: u16 = 1;
 pub(super) const EOS: u16 = 3;
-
-/// GPT-2's own tokens, shared by all frequency vocabularies.
-struct Base {
-    /// Bytes of each base id.
-    bytes: Vec<Vec<u8>>,
-    /// Base id of each token but `<|endoftext|>`.
-    ids: FastMap<Vec<u8>, u16>,
-    byte_ids: [u16; 256],
-    /// Of every two tokens that make a third: a base id is also its rank.
-    ranks: Ranks,
-}
-
-static BASE: LazyLock<Base> = LazyLock::new(|| {
-    let bpe = r50k_base_singleton();
-    let bytes: Vec<Vec<u8>> = (0..BASES as u32).map(|id| bpe.decode_bytes(&[id]).unwrap_or_default()).collect();
-    let ids: FastMap<Vec<u8>, u16> = bytes[..BASES - 1].iter().cloned().zip(0..).collect();
-    let byte_ids = std::array::from_fn(|b| ids.get(&[b as u8][..]).copied().unwrap_or_default());
-    let mut ranks = Ranks::default();
-    for (token, both) in &ids {
-        for (left, right) in (1..token.len()).map(|middle| token.split_at(middle)) {
-            if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                ranks.insert(left, right, u32::from(*both), *both);
-            }
-        }
-    }
-    Base { ids, byte_ids, ranks, bytes }
-});
-
-/// GPT-2's ids of a piece. Our own merging: the regex of `tiktoken-rs` takes most of its time, and panics on a whitespace run
-/// of about a million characters.
-fn encode_base(piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u16>) {
-    let Base { ids, byte_ids, ranks, .. } = &*BASE;
-    match ids.get(piece) {
-        Some(&id) => out.push(id),
-        None => merge(piece, byte_ids, ranks, scratch, out),
-    }
-}
 
 pub(super) struct Frequency {
     /// `vocab_size` of the file.
@@ -91,7 +51,7 @@ impl Frequency {
         let (mut words, mut scratch, mut ids) = (Words::new(), Scratch::default(), Vec::new());
         for story in stories {
             ids.clear();
-            words.encode(story, &mut ids, |piece, out| encode_base(piece, &mut scratch, out));
+            words.encode(story, &mut ids, |piece, out| gpt2::encode(piece, &mut scratch, out));
             for &base in &ids {
                 let count = &mut counts[usize::from(base)];
                 if *count == 0 {
@@ -213,7 +173,7 @@ impl Frequency {
     /// Appends the ids of one piece.
     pub(super) fn encode_piece(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u16>) {
         let before = out.len();
-        encode_base(piece, scratch, out);
+        gpt2::encode(piece, scratch, out);
         for id in &mut out[before..] {
             *id = self.ids[usize::from(*id)];
         }
@@ -221,7 +181,7 @@ impl Frequency {
 
     pub(super) fn token_bytes(&self, id: u16) -> &[u8] {
         let base = usize::from(id).checked_sub(SPECIALS).and_then(|i| self.bases.get(i));
-        base.map_or(&[], |&base| &BASE.bytes[usize::from(base)])
+        base.map_or(&[], |&base| gpt2::token(base))
     }
 }
 
@@ -233,6 +193,7 @@ mod tests {
         split::split,
         testing::{Random, odd_texts, random_text, shared, stories},
     };
+    use tiktoken_rs::r50k_base_singleton;
 
     fn encode(t: &Tokenizer, text: &str) -> Vec<u16> {
         let mut ids = Vec::new();
@@ -242,7 +203,7 @@ mod tests {
 
     fn bases(text: &str) -> Vec<u16> {
         let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
-        split(text).for_each(|piece| encode_base(piece.as_bytes(), &mut scratch, &mut ids));
+        split(text).for_each(|piece| gpt2::encode(piece.as_bytes(), &mut scratch, &mut ids));
         ids
     }
 

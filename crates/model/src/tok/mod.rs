@@ -9,6 +9,7 @@ mod bpe;
 mod bytes;
 mod compact;
 mod frequency;
+mod gpt2;
 mod hash;
 mod merge;
 mod split;
