@@ -110,7 +110,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if let Some(path) = &args.svg {
         let title = format!("Lengths of {} stories of {}", thousands(read.stories), source.name());
-        let svg = histogram::draw(&title, "Characters from, of stories in each bar", bins);
+        let svg = histogram::draw(&title, "Characters of a story", bins);
         write_file(path, |w| w.write_all(svg.as_bytes()))?;
         report.add("histogram", path.display(), path.display().to_string());
     }

@@ -100,12 +100,11 @@ pub(super) fn build(
     })
 }
 
+/// Fills the files of all jobs.
+type Fill<'a> = dyn FnMut(Vec<&mut BufWriter<File>>) -> Result<(), Failed> + 'a;
+
 /// Calls `fill` with a file for each job, all of which appear under their names if it succeeds.
-fn stage(
-    jobs: &[Job],
-    open: Vec<&mut BufWriter<File>>,
-    fill: &mut dyn FnMut(Vec<&mut BufWriter<File>>) -> Result<(), Failed>,
-) -> Result<(), Failed> {
+fn stage(jobs: &[Job], open: Vec<&mut BufWriter<File>>, fill: &mut Fill) -> Result<(), Failed> {
     let number = open.len();
     let Some(job) = jobs.get(number) else { return fill(open) };
     let mut failure = None;

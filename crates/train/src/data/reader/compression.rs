@@ -35,28 +35,33 @@ impl Compression {
     }
 }
 
-/// The text of the file, and the bytes taken from it so far.
-pub(super) fn open(path: &Path, compression: Compression) -> Result<(Box<dyn BufRead>, Rc<Cell<u64>>), DataError> {
+/// The text of a file, and the bytes taken from the file so far.
+pub(super) struct Input {
+    pub text: Box<dyn BufRead>,
+    pub read: Rc<Cell<u64>>,
+}
+
+pub(super) fn open(path: &Path, compression: Compression) -> Result<Input, DataError> {
     let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
     let read = Rc::new(Cell::new(0));
     let mut file = BufReader::with_capacity(BLOCK, Counted { file, read: Rc::clone(&read) });
     let failed = |e| DataError::io("read", path, e);
     let (magic, found) = match compression {
-        Compression::None => return Ok((Box::new(file), read)),
+        Compression::None => return Ok(Input { text: Box::new(file), read }),
         Compression::Zstd => (ZSTD, "it ends in .zst but is not zstd-compressed; rename it"),
         Compression::Gzip => (GZIP, "it ends in .gz but is not gzip-compressed; rename it"),
     };
     if !file.fill_buf().map_err(failed)?.starts_with(magic) {
         return Err(DataError::NotText { path: path.to_path_buf(), found });
     }
-    let input: Box<dyn BufRead> = match compression {
+    let text: Box<dyn BufRead> = match compression {
         Compression::Gzip => Box::new(BufReader::with_capacity(BLOCK, MultiGzDecoder::new(file))),
         _ => {
             let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?;
             Box::new(BufReader::with_capacity(BLOCK, decoder))
         }
     };
-    Ok((input, read))
+    Ok(Input { text, read })
 }
 
 /// The error for a read that failed: of the disk, or of the decompressor.

@@ -1,7 +1,7 @@
 //! The lines of a text, with the place for error messages. A byte-order mark at the start is skipped, and what is no
 //! text by its first bytes is refused.
 
-use super::compression::{self, Compression};
+use super::compression::{self, Compression, Input};
 use super::{DataError, MAGICS, SEPARATOR};
 use std::cell::Cell;
 use std::io::{BufRead, Read};
@@ -23,7 +23,7 @@ pub(super) struct Lines {
 
 impl Lines {
     pub fn open(path: &Path, compression: Compression, limit: usize) -> Result<Lines, DataError> {
-        let (mut input, read) = compression::open(path, compression)?;
+        let Input { text: mut input, read } = compression::open(path, compression)?;
         let block = input.fill_buf().map_err(|e| compression::failed(path, compression, e))?;
         let magic = MAGICS.iter().find(|(magic, _)| block.starts_with(magic)).map(|(_, found)| *found);
         let nul = block.contains(&0).then_some("it contains NUL bytes");

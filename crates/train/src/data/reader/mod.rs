@@ -71,8 +71,9 @@ pub(super) fn read_file(
     if inner.ends_with(".jsonl") {
         jsonl::read(&mut lines, fields, f)
     } else if let Some(score) = fields.score {
-        let problem = format!("a text file has no `{score}`, which the filter's min_score is about");
-        Err(DataError::Column { path: path.to_path_buf(), problem, wanted: "numbers", found: "none".to_string() })
+        let path = path.display();
+        let reason = format!("{path} is text and has no `{score}`; leave out min_score, or give .jsonl or .parquet");
+        Err(DataError::Filter { reason })
     } else {
         text::read(&mut lines, f)
     }
