@@ -2,8 +2,8 @@
 //!
 //! Nothing is stored: the n-th place is a pure function of (seed, n). A permutation of `count` is a balanced Feistel network
 //! of six rounds over the smallest even number of bits that holds `count`, applied again while it lands outside (cycle
-//! walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Up to [`GROUP`] windows are permuted one by
-//! one. Where there are more, blocks of [`BLOCK`] neighbours are permuted first, then the windows within each [`GROUP`] of
+//! walking: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Up to `GROUP` windows are permuted one by
+//! one. Where there are more, blocks of `BLOCK` neighbours are permuted first, then the windows within each `GROUP` of
 //! them, so that a text larger than memory is read in runs and not a page for every window; every epoch cuts the blocks
 //! elsewhere.
 
