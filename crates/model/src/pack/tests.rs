@@ -150,7 +150,7 @@ fn cut_files_are_errors_at_every_boundary() {
     for i in 0..File::of(whole).tensors.len() {
         let mut file = File::of(whole);
         let name = file.tensors.remove(i).0;
-        refused(file.bytes(), &["no tensor", &name]);
+        refused(file.bytes(), &["expected a tensor", &name]);
     }
 }
 
@@ -269,11 +269,11 @@ fn a_config_that_does_not_fit_its_tensors_is_refused_unallocated() {
         let whole = File::of(&noise.bytes);
         let change = |key: &str, value: usize| whole.clone().config(|config| config[key] = json!(value));
         refused(change("vocab_size", 65_535), &["tokenizer", "65535 tokens", "257 tokens"]);
-        refused(change("vocab_size", 256), &["tokenizer"]);
+        refused(change("vocab_size", 256), &["256"]);
         refused(change("vocab_size", 1 << 40), &["vocab_size", "between"]);
         refused(change("dim", 8184), &["expected"]);
         refused(change("ffn_hidden", 32_768), &["expected"]);
-        refused(change("blocks", 128), &["no tensor", "blocks.2."]);
+        refused(change("blocks", 128), &["expected a tensor", "blocks.2."]);
         refused(change("blocks", 1), &["blocks.1.", "no such tensor"]);
         refused(change("unknown", 1), &["`config`", "unknown"]);
         // 128 blocks of 8192: a hundred thousand million parameters.
