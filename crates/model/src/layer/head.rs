@@ -22,6 +22,7 @@ use flashlm_kernels::{Buf, Elem, Exec, Isa, Store, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::norm::Norm;
+use crate::layer::round::round;
 use crate::layer::{NO_BACKWARD, Scratch};
 use crate::params::{Group, Init, Layout};
 
@@ -47,6 +48,8 @@ pub struct Head<A: Store> {
     backward: Option<Packed<A>>,
     losses: Buf<f64>,
     way: Way<A>,
+    /// Whether inputs are rounded to int8.
+    pub(crate) int8: bool,
 }
 
 /// What one way to the gradients keeps.
@@ -91,6 +94,7 @@ impl<A: Store> Head<A> {
             backward: training.then(|| Packed::new(v, d)),
             losses: Buf::scratch(rows),
             way,
+            int8: false,
         }
     }
 
@@ -128,12 +132,12 @@ impl<A: Store> Head<A> {
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, cap, forward, backward, losses, way, .. } = self;
+        let Head { d, vocab: v, cap, forward, backward, losses, way, int8, .. } = self;
         let Way::Kept { dz, packed } = way else {
             return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, objective);
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap) = (*d, *v, *cap);
+        let (d, v, cap, int8) = (*d, *v, *cap, *int8);
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -146,6 +150,9 @@ impl<A: Store> Head<A> {
                 let n = r.len();
                 let h = &h[r.start * d..r.end * d];
                 norm.forward(cx, x, h, params);
+                if int8 {
+                    round(cx, x, d);
+                }
                 let at = local.take(n * v.div_ceil(CHUNK));
                 let softmax = &logits(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                     let at = &mut at[columns.start / CHUNK * n..][..n];
@@ -178,13 +185,16 @@ impl<A: Store> Head<A> {
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, cap, forward, backward, losses, way, .. } = self;
+        let Head { d, vocab: v, cap, forward, backward, losses, way, int8, .. } = self;
         let Way::Again { log_sums, dx, packed } = way else { unreachable!("the caller has looked") };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap, rows) = (*d, *v, *cap, targets.len());
+        let (d, v, cap, int8, rows) = (*d, *v, *cap, *int8, targets.len());
         let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
         cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {
             norm.forward(cx, x, &h[r.start * d..r.end * d], params);
+            if int8 {
+                round(cx, x, d);
+            }
             let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
@@ -230,6 +240,14 @@ impl<A: Store> Head<A> {
         });
         norm.add_parts(grads, &s.parts[..cx.tile_count(rows) * d], d, 0);
         losses[..rows].iter().sum()
+    }
+
+    /// The input of the head, `x: [rows, D]`, from the end of the residual stream.
+    pub fn input(&self, cx: &Exec, x: &mut [A], h: &[A::E], norm: &Norm, params: &[A::E]) {
+        norm.forward(cx, x, h, params);
+        if self.int8 {
+            round(cx, x, self.d);
+        }
     }
 
     /// Writes the logits of `x: [rows, D]` to `out: [rows, V]`.
