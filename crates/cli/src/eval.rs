@@ -59,11 +59,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = Model::load(&args.model)?;
     let source = Source::parse(&args.data)?;
     let precision = args.precision.resolve(cx.isa());
+    let bits = model.activation_bits()?;
     let runtime = match precision {
+        _ if bits == 8 => "int8 activations as the run was trained for, ternary weights",
         Precision::Bf16 => "products of bf16, ternary weights; `flashlm generate` runs in float32",
         _ => "float32 activations, ternary weights; what `flashlm generate` runs",
     };
     let mut lm = precision.build(&model.config, ROWS, false)?;
+    lm.set_activation_bits(bits);
     let from = model.path.display();
     match model.step {
         Some(step) => say!("model {from} (step {step})"),
