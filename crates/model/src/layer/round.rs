@@ -6,7 +6,7 @@ use flashlm_kernels::ops::round_int8;
 use flashlm_kernels::{Exec, Store};
 
 /// Rounds `x: [rows, width]` in place.
-pub(crate) fn round<A: Store>(cx: &Exec, x: &mut [A], width: usize) {
+pub fn round<A: Store>(cx: &Exec, x: &mut [A], width: usize) {
     #[cfg(test)]
     return constants::round(cx, x, width);
     #[cfg(not(test))]
