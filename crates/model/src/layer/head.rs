@@ -309,15 +309,16 @@ mod tests {
     use crate::gradcheck::{noisy, tiny, tokens};
     use crate::layer::Need;
 
-    /// Without switches, and with both: soft cap and weight of the z-loss.
-    const SWITCHES: [(f64, f64); 2] = [(0.0, 0.0), (1.5, 0.02)];
+    /// Without switches, and with all: soft cap, weight of the z-loss, rounded inputs.
+    const SWITCHES: [(f64, f64, bool); 2] = [(0.0, 0.0, false), (1.5, 0.02, true)];
 
     /// Loss, gradients and `dh` by one of the two ways.
-    fn run<A: Store>(again: bool, threads: usize, (cap, z_loss): (f64, f64)) -> (f64, Vec<f64>, Vec<f64>) {
+    fn run<A: Store>(again: bool, threads: usize, (cap, z_loss, int8): (f64, f64, bool)) -> (f64, Vec<f64>, Vec<f64>) {
         let cx = Exec::new(Isa::detect().unwrap(), threads);
         let (rows, config) = (600, ModelConfig { vocab_size: 1500, dim: 40, logit_softcap: cap, ..tiny("conv") });
         let mut layout = Layout::default();
         let mut head = Head::<A>::of(&mut layout, &config, rows, true, again);
+        head.int8 = int8;
         let norm = Norm::new(&mut layout, "norm".into(), config.dim, 1e-6);
         let mut s = Scratch::new(&config, Need::default(), rows, true);
         let values = |n, seed| noisy(n, seed).into_iter().map(A::E::from_f64).collect::<Vec<_>>();
