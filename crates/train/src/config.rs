@@ -500,7 +500,8 @@ mod tests {
     #[test]
     fn runs_saved_before_there_were_switches_have_them_off() {
         let settings = preset("v4-small").unwrap();
-        let keys = ["activation", "sub_norm", "zero_init", "logit_softcap", "z_loss"];
+        let bits = ["activation_bits", "activation_share"];
+        let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..]].concat();
         let saved = settings.to_toml();
         let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
         assert_eq!(older.len() + keys.len(), saved.lines().count());
