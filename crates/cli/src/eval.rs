@@ -80,6 +80,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => say!("model {from}"),
     }
     let mut lm = latent.as_ref().map(|model| precision.build(&model.config, ROWS, false)).transpose()?;
+    // As the run was trained for.
+    let activation_bits = latent.as_ref().map_or(Ok(0), Model::activation_bits)?;
+    if let Some(lm) = &mut lm {
+        lm.set_activation_bits(activation_bits);
+    }
     let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
     let mut float = match (&latent, &mut lm) {
         (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
@@ -107,11 +112,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let apart = bits.get(1).map(|latent| bits[0] / latent - 1.0);
     if let (Some(apart), Some(latent)) = (apart, bits.get(1)) {
-        let why = if apart.abs() <= APART { "" } else { WHY };
-        let kept = precision.name();
+        let why = if apart.abs() <= APART || activation_bits == 8 { "" } else { WHY };
+        let kept = if activation_bits == 8 { "int8" } else { precision.name() };
         rows.insert(
             1,
-            ("  of latent weights", format!("{latent:.4} in {kept}; packed is {:+.2} %{why}", 100.0 * apart)),
+            (
+                "  of latent weights",
+                format!("{latent:.4}, activations in {kept}; packed is {:+.2} %{why}", 100.0 * apart),
+            ),
         );
     }
     let runtime = "packed: ternary weights, int8 activations, int8 table; what `flashlm generate` runs";
@@ -120,6 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let object = &mut objects[0];
         let own = [
             ("latent", json!(latent)),
+            ("latent_activation_bits", json!(activation_bits)),
             ("packed_over_latent", json!(apart.map(|apart| 1.0 + apart))),
             ("model", json!(from.to_string())),
             ("step", json!(step)),

@@ -96,6 +96,10 @@ pub struct TrainSettings {
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
+    /// 8: inputs of ternary matrices and of the head are rounded to int8, as the packed runtime does; 0: they are not.
+    pub activation_bits: u32,
+    /// Last share of the run whose updates are made so; every validation is.
+    pub activation_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
     /// Updates between validations; 0: none but the last.
@@ -207,6 +211,8 @@ impl Default for Settings {
                 matrix_beta2: 0.999,
                 matrix_weight_decay: 0.0,
                 z_loss: 0.0,
+                activation_bits: 0,
+                activation_share: 1.0,
                 stages: Vec::new(),
                 eval_every: 1000,
                 eval_tokens: 40_000,
@@ -283,6 +289,10 @@ impl Settings {
         check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
+        let bits = t.activation_bits;
+        check(matches!(bits, 0 | 8), "train.activation_bits", bits.to_string(), "0 or 8")?;
+        let share = t.activation_share;
+        check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
         check(
             within(t.checkpoint_seconds, 0.0, 1e9),
             "train.checkpoint_seconds",
@@ -534,7 +544,8 @@ mod tests {
     #[test]
     fn runs_saved_before_there_were_switches_have_them_off() {
         let settings = preset("v4-small").unwrap();
-        let keys = ["activation", "sub_norm", "zero_init", "logit_softcap", "z_loss"];
+        let bits = ["activation_bits", "activation_share"];
+        let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..]].concat();
         let saved = settings.to_toml();
         let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
         assert_eq!(older.len() + keys.len(), saved.lines().count());
@@ -579,6 +590,11 @@ mod tests {
         layers.set("train.optimizer", "muon").unwrap();
         layers.set("train.lr", "0").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
+        for (key, bad) in [("train.activation_bits", "4"), ("train.activation_share", "0")] {
+            let mut layers = Layers::defaults();
+            layers.set(key, bad).unwrap();
+            assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
+        }
         layers.set("train.lr", "nan").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
     }

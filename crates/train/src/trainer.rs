@@ -39,7 +39,7 @@ use crate::log::svg::{self, Axis, Series};
 use crate::log::tensorboard::Events;
 use crate::log::{EvalRow, LogError, Row, SampleRow, TrainRow};
 use crate::progress::{Best, Plan, State};
-use crate::schedule::learning_rate;
+use crate::schedule::{activation_bits, learning_rate};
 use crate::stepper::Stepper;
 
 /// Tokens of a sample's prompt that are read at once.
@@ -275,6 +275,7 @@ impl<'a> Trainer<'a> {
         let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = learning_rate(t, self.state.step, progress, self.plan.total());
         let step = self.state.step + 1;
+        self.stepper.lm.set_activation_bits(activation_bits(t, progress));
         let update = self.stepper.step(self.cx, (batch, seq_len), window, t, lr, step);
         if !update.is_finite() {
             let last_good = match self.saved.step {
@@ -332,8 +333,9 @@ impl<'a> Trainer<'a> {
         Ok(self.events.append(row)?)
     }
 
-    /// Scores the probe, always the same stories, and remembers the best.
+    /// Scores the probe, always the same stories with activations as they are in use, and remembers the best.
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Report, TrainError> {
+        self.stepper.lm.set_activation_bits(self.inputs.settings.train.activation_bits);
         let report = score(self.cx, &mut self.stepper, &self.inputs.tokenizer, &self.probe, tell)?;
         let best = self.state.best.is_none_or(|best| report.bpb < best.bpb);
         if best {

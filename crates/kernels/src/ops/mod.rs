@@ -8,6 +8,7 @@ mod embed;
 pub(crate) mod exact;
 mod gate;
 mod glu;
+mod int8;
 mod matmul;
 mod muon;
 mod norm;
@@ -37,6 +38,7 @@ pub use exact::rows::{
 };
 pub use gate::{Act, gate_backward, gate_forward};
 pub use glu::{Activation, glu_again, glu_backward, glu_forward};
+pub use int8::round_int8;
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matmul::{Part, prefetch};
