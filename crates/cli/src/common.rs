@@ -1,12 +1,17 @@
 //! What commands share: output that survives a closed pipe, the executor, numbers of threads.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 
 use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
 use flashlm_train::config::Layers;
+use flashlm_train::data::DataError;
+use flashlm_train::data::hub::Client;
+use flashlm_train::data::source::Source;
+use flashlm_train::log::console::{bytes, duration};
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -54,6 +59,33 @@ pub fn threads(flag: Option<usize>) -> anyhow::Result<usize> {
 /// The executor for a command.
 pub fn exec(flag: Option<usize>) -> anyhow::Result<Exec> {
     Ok(Exec::new(Isa::detect().map_err(anyhow::Error::msg)?, threads(flag)?))
+}
+
+/// The source that a specification names, a dataset of the hub fetched if it is not here yet.
+pub fn open_source(spec: &str, seed: u64, offline: bool, stop: &dyn Fn() -> bool) -> anyhow::Result<Source> {
+    let source = Source::parse(spec)?.with_seed(seed);
+    if !source.is_remote() {
+        return Ok(source);
+    }
+    let mut status = Status::new();
+    let fetched = source.fetch(&Client::from_env(offline)?, &mut |p| {
+        if let Some(note) = p.note {
+            status.note(&format!("{spec}: {note}"));
+        }
+        let eta = p.total.saturating_sub(p.done) as f64 / p.bytes_per_second.max(1.0);
+        let (done, total, speed) = (bytes(p.done), bytes(p.total), bytes(p.bytes_per_second as u64));
+        status.show(&match p.waiting {
+            Some(waiting) => format!("{}: {waiting}", p.file),
+            None if p.total == 0 => format!("{}: asking the hub for its files", p.file),
+            None => format!("{}  {done} of {total}  {speed}/s  eta {}", p.file, duration(eta)),
+        });
+        if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    status.clear();
+    if matches!(fetched, Err(DataError::Stopped)) {
+        say!("stopped; what has arrived is kept, and the same command goes on from there");
+    }
+    Ok(fetched?)
 }
 
 /// Lays every `--set KEY=VALUE` over the settings.

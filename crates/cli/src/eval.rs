@@ -18,7 +18,7 @@ use flashlm_train::load::Model;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, exec, out, precision, say};
+use crate::common::{Status, exec, open_source, out, precision, say};
 
 /// Most rows of one pass over latent weights.
 const ROWS: usize = 2048;
@@ -34,9 +34,12 @@ const PART: usize = 1 << 20;
 pub struct Args {
     /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
     model: PathBuf,
-    /// A text, .jsonl or .zst file, a folder of those, or `synthetic:N`.
+    /// A text, .jsonl or .zst file, a folder of those, a dataset (hf:OWNER/DATASET::validation; see `train`), or `synthetic:N`.
     #[arg(long, value_name = "SOURCE")]
     data: String,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1.
+    #[arg(long)]
+    offline: bool,
     /// What is counted.
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
@@ -63,13 +66,13 @@ enum Protocol {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
-    let source = Source::parse(&args.data)?;
     let precision = args.precision.resolve(cx.isa());
     let latent = if pack::is_packed(&args.model) { None } else { Some(Model::load(&args.model)?) };
     let packed = Arc::new(match &latent {
         Some(model) => model.packed(&cx)?,
         None => PackedModel::open(&args.model)?,
     });
+    let source = open_source(&args.data, 0, args.offline, &|| false)?;
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
     match step {
@@ -77,6 +80,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => say!("model {from}"),
     }
     let mut lm = latent.as_ref().map(|model| precision.build(&model.config, ROWS, false)).transpose()?;
+    // As the run was trained for.
+    let activation_bits = latent.as_ref().map_or(Ok(0), Model::activation_bits)?;
+    if let Some(lm) = &mut lm {
+        lm.set_activation_bits(activation_bits);
+    }
     let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
     let mut float = match (&latent, &mut lm) {
         (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
@@ -104,11 +112,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let apart = bits.get(1).map(|latent| bits[0] / latent - 1.0);
     if let (Some(apart), Some(latent)) = (apart, bits.get(1)) {
-        let why = if apart.abs() <= APART { "" } else { WHY };
-        let kept = precision.name();
+        let why = if apart.abs() <= APART || activation_bits == 8 { "" } else { WHY };
+        let kept = if activation_bits == 8 { "int8" } else { precision.name() };
         rows.insert(
             1,
-            ("  of latent weights", format!("{latent:.4} in {kept}; packed is {:+.2} %{why}", 100.0 * apart)),
+            (
+                "  of latent weights",
+                format!("{latent:.4}, activations in {kept}; packed is {:+.2} %{why}", 100.0 * apart),
+            ),
         );
     }
     let runtime = "packed: ternary weights, int8 activations, int8 table; what `flashlm generate` runs";
@@ -117,6 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let object = &mut objects[0];
         let own = [
             ("latent", json!(latent)),
+            ("latent_activation_bits", json!(activation_bits)),
             ("packed_over_latent", json!(apart.map(|apart| 1.0 + apart))),
             ("model", json!(from.to_string())),
             ("step", json!(step)),

@@ -1,6 +1,5 @@
 //! `flashlm train`: settings from preset, file and flags; text to tokens; then the trainer.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,31 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
-use flashlm_model::tok::Tokenizer;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::{self, Checkpoint};
 use flashlm_train::config::{Layers, Settings, preset, preset_names};
-use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
-use flashlm_train::data::source::Source;
-use flashlm_train::data::split::Split;
-use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
-use flashlm_train::data::{DataError, synthetic};
+use flashlm_train::data::DataError;
 use flashlm_train::eval::bpb::Report;
-use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
 use flashlm_train::trainer::{Event, Inputs, Outcome, TrainError, Trainer};
 use toml::Value;
 
 use crate::common::{Status, out, precision, say, set_all, threads};
-
-/// Most validation tokens that are scored at the end of a run.
-const VALID_TOKENS: usize = 1_000_000;
+use crate::plan;
+use crate::prepared::Prepared;
 
 /// Train a model.
 #[derive(clap::Args)]
 pub struct Args {
     /// What to train: flash-tiny, flash-small, flash-large, v4-small, v4-large, v4-blockwise-small, v4-blockwise-large,
-    /// gdn-small, gdn-large, hybrid-small
+    /// gdn-small, gdn-large, hybrid-small, curriculum-small
     #[arg(long, value_name = "NAME", conflicts_with_all = ["small", "large"])]
     preset: Option<String>,
     /// The preset v4-small
@@ -48,12 +40,16 @@ pub struct Args {
     /// One setting, such as train.lr=3e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Text: a file, a folder, .zst, .jsonl with a `text` field, or `synthetic` (the default)
+    /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`,
+    /// a file (text, .jsonl or .parquet with `text`), a folder, `synthetic` or `synthetic:N`
     #[arg(long, value_name = "SOURCE")]
     data: Option<String>,
-    /// Text for validation; without it one story in a hundred is held out
+    /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
     /// frequency, bpe, bytes, or a tokenizer file
     #[arg(long, value_name = "KIND|FILE")]
     tokenizer: Option<String>,
@@ -93,6 +89,12 @@ pub struct Args {
     /// Go on with a run or from one of its checkpoints
     #[arg(long, value_name = "PATH")]
     resume: Option<PathBuf>,
+    /// Print the plan and train nothing: for each stage its texts, tokens, epochs and updates; time and memory, measured
+    #[arg(long)]
+    dry_run: bool,
+    /// With --dry-run: print the plan as JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
 }
 
 /// Runs the command.
@@ -116,6 +118,16 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         say!("threads {threads}: from FLASHLM_THREADS or the processors; --threads N sets it");
         threads
     };
+    let mut status = Status::new();
+    let stop = stop_flag()?;
+    if args.data.is_some()
+        && settings.stages().iter().flat_map(|stage| &stage.sources).all(|s| s.source != settings.data.source)
+    {
+        bail!("--data is not used: every stage of train.stages names its own sources");
+    }
+    if args.dry_run {
+        return plan::dry_run(settings, resume.as_ref(), isa, threads, &stop, &mut status, args.json);
+    }
     let run = match (&args.save_dir, &resume) {
         (Some(dir), _) => dir.clone(),
         (None, Some(from)) => run_of(from.path())?,
@@ -123,68 +135,16 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     };
     std::fs::create_dir_all(&run)
         .with_context(|| format!("cannot make the folder {}; --save-dir PATH takes another", run.display()))?;
-
-    let mut status = Status::new();
-    let stop = stop_flag()?;
-    let progress = |status: &mut Status, what: &str, p: &Progress| {
-        let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);
-        let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
-        status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", console::duration(eta)));
-        if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let source = open_source(&settings.data.source, settings.train.seed)?;
-    let (train_side, valid_source, valid_side) = if settings.data.valid.is_empty() {
-        let share = settings.data.holdout;
-        say!("validation: {} % of the stories, chosen by a hash of each, are held out", share * 100.0);
-        (Split::Train(share), source.clone(), Split::Valid(share))
-    } else {
-        // Another seed, so that two synthetic sources do not tell the same stories.
-        let valid = open_source(&settings.data.valid, settings.train.seed.wrapping_add(1))?;
-        if valid.place() == source.place() {
-            bail!("--valid is the training text itself; name another text, or leave it out to hold out a share");
-        }
-        (Split::All, valid, Split::All)
-    };
-    let tokenizer = match &resume {
-        Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
-        None => {
-            let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
-            tokenizer(&default_dir(), &choice, settings.tokenizer.vocab, &source, train_side, &mut |p| {
-                progress(&mut status, "vocabulary", p)
-            })?
-        }
-    };
-    (settings.model.vocab_size, settings.model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
-    let path = cache_path(&default_dir(), &source, &tokenizer, train_side);
-    let (train, stale) = TokenCache::open_or_build(&path, &source, &tokenizer, train_side, threads, &mut |p| {
-        progress(&mut status, "tokens", p)
-    })?;
-    status.clear();
-    let about = stale.map_or("reused".to_string(), |reason| format!("built: {reason}"));
-    say!("text: {train} ({about})");
-    // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
-    let mut bits = Some(0.0);
-    let budget = Budget { tokens: Some(VALID_TOKENS) };
-    let (valid, _) = Stories::read_with(&valid_source, &tokenizer, valid_side, budget, &mut |story| {
-        bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
-    })?;
-    if valid.is_empty() {
-        bail!(
-            "no story of {} is left for validation ({} for training); give a text for it with --valid, or raise \
-             data.holdout (now {})",
-            settings.data.source,
-            train.stories(),
-            settings.data.holdout
-        );
-    }
-    let entropy_bound = bits.map(|bits| bits / valid.totals().bytes as f64);
+    let text = Prepared::new(&mut settings, resume.as_ref(), threads, args.offline, &stop, &mut status)?;
 
     settings.validate()?;
     out!("{}", settings.to_toml().trim_end());
     out!("");
     let cx = Exec::new(isa, threads);
-    let (train_stories, valid_stories, valid_bytes) = (train.stories(), valid.len(), valid.totals().bytes);
-    let inputs = Inputs { settings: settings.clone(), tokenizer, train, valid, entropy_bound, run: run.clone() };
+    let Prepared { tokenizer, texts, valid, entropy_bound } = text;
+    let train_stories: usize = texts.texts().iter().map(|text| text.cache.stories()).sum();
+    let (valid_stories, valid_bytes) = (valid.len(), valid.totals().bytes);
+    let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, run: run.clone() };
     let mut trainer = Trainer::new(&cx, inputs, resume.as_ref())?;
     say!(
         "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} in {} on {} threads",
@@ -294,7 +254,7 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
-        say!("no --data given: training on our own synthetic stories; --data FILE takes a text of yours");
+        say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
     }
     let mut settings = layers.settings()?;
     if settings.train.batch == 0 {
@@ -315,10 +275,6 @@ pub(crate) fn size_for(machine: &Machine, minutes: Option<f64>) -> (&'static str
         _ if cores >= 8 && gib >= 32 => ("flash-large", format!("{cores} cores and {gib} GiB of memory")),
         _ => ("flash-small", format!("{cores} cores and {gib} GiB of memory; flash-large wants 8 cores and 32 GiB")),
     }
-}
-
-fn open_source(spec: &str, seed: u64) -> anyhow::Result<Source> {
-    Ok(Source::parse(spec)?.with_seed(seed))
 }
 
 /// The checkpoint that `--resume PATH` means: one folder, or the latest good one of a run.

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 #[cfg(target_endian = "big")]
@@ -29,6 +29,12 @@ impl Map {
         let len = usize::try_from(meta.len())
             .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "the file is larger than the address space"))?;
         sys::Bytes::new(file, len).map(Map)
+    }
+
+    /// Says that these bytes are not needed for now: a mapping lets go of their memory, and reads them again if it has to.
+    /// Without it, a pass over a large file counts as memory of this process.
+    pub fn release(&self, range: Range<usize>) {
+        self.0.release(range.start.min(self.len())..range.end.min(self.len()));
     }
 }
 
@@ -52,16 +58,21 @@ mod sys {
     use std::ffi::{c_int, c_void};
     use std::fs::File;
     use std::io;
+    use std::ops::Range;
     use std::os::fd::AsRawFd;
     use std::ptr::NonNull;
 
     const PROT_READ: c_int = 1;
     const MAP_PRIVATE: c_int = 2;
+    const MADV_DONTNEED: c_int = 4;
+    /// Any page size divides it.
+    const PAGES: usize = 64 << 10;
 
     // SAFETY: the POSIX signatures, with the 64-bit `size_t` and `off_t` of these targets.
     unsafe extern "C" {
         fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: i64) -> *mut c_void;
         fn munmap(addr: *mut c_void, len: usize) -> c_int;
+        fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int;
     }
 
     #[derive(Debug)]
@@ -98,6 +109,16 @@ mod sys {
             // and `len` fits in isize because the mapping exists.
             unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
         }
+
+        /// The whole pages within; it is advice, so what the system says does not matter.
+        pub fn release(&self, range: Range<usize>) {
+            let (start, end) = (range.start.next_multiple_of(PAGES), range.end / PAGES * PAGES);
+            if start < end && end <= self.len {
+                // SAFETY: pages of this mapping, which is of a file and read only: to drop them loses nothing, the next
+                // read brings the same bytes back.
+                unsafe { madvise(self.start.as_ptr().add(start).cast(), end - start, MADV_DONTNEED) };
+            }
+        }
     }
 
     impl Drop for Bytes {
@@ -114,6 +135,7 @@ mod sys {
 mod sys {
     use std::fs::File;
     use std::io::{self, Read};
+    use std::ops::Range;
 
     /// Backed by `u64`s so that the bytes are aligned as those of a mapping are.
     #[derive(Debug)]
@@ -138,6 +160,9 @@ mod sys {
             // SAFETY: `len` initialised bytes lie within `words`, borrowed as long as `self`.
             unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast::<u8>(), self.len) }
         }
+
+        /// These bytes are the only copy.
+        pub fn release(&self, _: Range<usize>) {}
     }
 }
 
@@ -163,6 +188,19 @@ mod tests {
             std::fs::remove_file(&path).unwrap();
             assert_eq!(map.len(), len, "the mapping outlives the name");
         }
+    }
+
+    #[test]
+    fn what_was_released_is_read_again() {
+        let bytes: Vec<u8> = (0..300_001).map(|i| (i * 7 + i / 256) as u8).collect();
+        let path = file("released", &bytes);
+        let map = Map::open(&path).unwrap();
+        for range in [0..bytes.len(), 1..200_000, 65_536..131_072, 299_000..usize::MAX, 7..7] {
+            assert_eq!(&map[..], &bytes[..]);
+            map.release(range);
+        }
+        assert_eq!(&map[..], &bytes[..]);
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) fn tiny(mixer: &str) -> ModelConfig {
 }
 
 /// The same with every switch of a recipe that changes what is computed.
-fn recipe(mixer: &str) -> ModelConfig {
+pub(crate) fn recipe(mixer: &str) -> ModelConfig {
     ModelConfig { activation: ActivationKind::Relu2, sub_norm: true, logit_softcap: 1.5, ..tiny(mixer) }
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn tokens(n: usize, v: usize, seed: u64) -> Vec<Token> {
 }
 
 /// `ln sum_j exp(z_j)` of a row.
-fn log_sum(z: &[f64]) -> f64 {
+pub(crate) fn log_sum(z: &[f64]) -> f64 {
     let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln()
 }
@@ -260,7 +260,7 @@ fn ternary_gradients_pass_straight_through() {
 }
 
 /// RMS of the difference over the RMS of what is wanted.
-fn ratio(got: &[f32], want: &[f32]) -> f64 {
+pub(crate) fn ratio(got: &[f32], want: &[f32]) -> f64 {
     let off: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
     (off / want.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>()).sqrt()
 }

@@ -32,6 +32,8 @@ pub mod pack;
 pub mod params;
 pub mod precision;
 pub mod rng;
+#[cfg(test)]
+mod roundcheck;
 pub mod sample;
 pub mod tok;
 

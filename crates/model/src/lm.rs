@@ -31,8 +31,14 @@ pub trait LanguageModel<E: Elem>: Send {
     /// Quantises and packs all weights.
     fn prepare(&mut self, cx: &Exec, params: &[E]);
 
+    /// 8: from now on the inputs of ternary matrices and of the head are rounded to int8, as in the packed runtime; 0: not.
+    ///
+    /// # Panics
+    /// With another number.
+    fn set_activation_bits(&mut self, bits: u32);
+
     /// Forward and backward of `B` sequences of `T` tokens: returns the sum of nats, without z-loss, and adds the gradient of
-    /// the objective to `grads`.
+    /// the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for neither.
     fn loss_backward(
         &mut self,
         cx: &Exec,
@@ -235,7 +241,8 @@ impl<A: Store> Lm<A> {
     ) -> (&mut Head<A>, &[A]) {
         self.forward(cx, params, tokens, state, size);
         let n = tokens.len() * self.config.dim;
-        self.norm.forward(cx, &mut self.x[..n], &self.h[2 * self.blocks.len()][..n], params);
+        let h = &self.h[2 * self.blocks.len()][..n];
+        self.head.input(cx, &mut self.x[..n], h, &self.norm, params);
         (&mut self.head, &self.x[..n])
     }
 }
@@ -265,6 +272,25 @@ impl<A: Store> LanguageModel<A::E> for Lm<A> {
             block.ffn.prepare(cx, params, &mut self.scratch);
         }
         self.head.prepare(cx, params, &mut self.scratch);
+    }
+
+    fn set_activation_bits(&mut self, bits: u32) {
+        assert!(matches!(bits, 0 | 8), "activations of {bits} bits");
+        let int8 = bits == 8;
+        if self.head.int8 == int8 {
+            return;
+        }
+        self.head.int8 = int8;
+        let mut widest = 0;
+        for block in &mut self.blocks {
+            widest = widest.max(block.mixer.need().input).max(block.ffn.need().input);
+            block.mixer.linears().into_iter().chain(block.ffn.linears()).for_each(|linear| linear.int8 = int8);
+        }
+        let operand = &mut self.scratch.weights.operand;
+        let rows = if self.dh.is_empty() { 0 } else { self.rows };
+        if int8 && operand.len() < rows * widest {
+            *operand = Buf::scratch(rows * widest);
+        }
     }
 
     fn loss_backward(

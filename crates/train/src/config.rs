@@ -6,8 +6,10 @@ use flashlm_model::{ModelConfig, Precision, params::Layout};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::data::vocab;
 use crate::optim;
 use crate::schedule::Shape;
+use crate::stage::{self, Boundaries, Stage};
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,17 +33,21 @@ pub struct TokenizerSettings {
     pub kind: String,
     /// Tokens to aim for.
     pub vocab: usize,
+    /// Stories from the first on that a frequency vocabulary counts.
+    pub stories: usize,
 }
 
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSettings {
-    /// A text file, folder, `.zst`, `.jsonl`, or `synthetic`.
+    /// A text file, folder, `.zst`, `.jsonl`, dataset of the hub, or `synthetic`.
     pub source: String,
-    /// The same for validation; empty: hold out a share of `source`.
+    /// The same for validation; empty: the dataset's own, else hold out a share of `source`.
     pub valid: String,
     /// Share of the stories held out, chosen by a hash of each story.
     pub holdout: f64,
+    /// What becomes of the ends of stories; `model.reset` follows from it, and it from that: the later setting rules.
+    pub boundaries: Boundaries,
 }
 
 /// `[train]`
@@ -90,7 +96,11 @@ pub struct TrainSettings {
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
-    /// Progressive sequence length; empty: `seq_len` throughout.
+    /// 8: inputs of ternary matrices and of the head are rounded to int8, as the packed runtime does; 0: they are not.
+    pub activation_bits: u32,
+    /// Last share of the run whose updates are made so; every validation is.
+    pub activation_share: f64,
+    /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
     /// Updates between validations; 0: none but the last.
     pub eval_every: u64,
@@ -115,16 +125,6 @@ pub struct TrainSettings {
     pub threads: usize,
 }
 
-/// One stage of progressive sequence length.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stage {
-    /// Tokens of a sequence in this stage.
-    pub seq_len: usize,
-    /// Share of the run.
-    pub share: f64,
-}
-
 /// What is wrong with settings.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
@@ -137,6 +137,12 @@ pub enum SettingsError {
     Syntax { origin: String, message: String },
     #[error("{key} = {found}: must be {expected}")]
     Value { key: &'static str, found: String, expected: &'static str },
+    #[error(
+        "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: leave one of them out, and it follows from the other"
+    )]
+    Boundaries { boundaries: &'static str, reset: bool },
+    #[error("train.stages.sources, {text}: {why}")]
+    Filter { text: String, why: String },
     #[error("train.optimizer = {0:?}: must be one of {names}", names = optim::NAMES.join(", "))]
     Optimizer(String),
     #[error(transparent)]
@@ -154,6 +160,7 @@ const PRESETS: &[(&str, &str)] = &[
     ("gdn-small", include_str!("../../../configs/gdn-small.toml")),
     ("gdn-large", include_str!("../../../configs/gdn-large.toml")),
     ("hybrid-small", include_str!("../../../configs/hybrid-small.toml")),
+    ("curriculum-small", include_str!("../../../configs/curriculum-small.toml")),
 ];
 
 /// The names that `--preset` takes.
@@ -172,8 +179,13 @@ impl Default for Settings {
         Settings {
             name: "custom".into(),
             model: ModelConfig { quant, ..ModelConfig::v4_small() },
-            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096 },
-            data: DataSettings { source: "synthetic".into(), valid: String::new(), holdout: 0.01 },
+            tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096, stories: vocab::STORIES },
+            data: DataSettings {
+                source: "tinystories".into(),
+                valid: String::new(),
+                holdout: 0.01,
+                boundaries: Boundaries::Packed,
+            },
             train: TrainSettings {
                 seed: 42,
                 precision: Precision::Auto,
@@ -199,6 +211,8 @@ impl Default for Settings {
                 matrix_beta2: 0.999,
                 matrix_weight_decay: 0.0,
                 z_loss: 0.0,
+                activation_bits: 0,
+                activation_share: 1.0,
                 stages: Vec::new(),
                 eval_every: 1000,
                 eval_tokens: 40_000,
@@ -248,6 +262,8 @@ impl Settings {
             t.accumulation.to_string(),
             "between 1 and 4096",
         )?;
+        let stories = self.tokenizer.stories;
+        check(stories >= 1, "tokenizer.stories", stories.to_string(), "at least 1")?;
         check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
         check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;
@@ -273,6 +289,10 @@ impl Settings {
         check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
+        let bits = t.activation_bits;
+        check(matches!(bits, 0 | 8), "train.activation_bits", bits.to_string(), "0 or 8")?;
+        let share = t.activation_share;
+        check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
         check(
             within(t.checkpoint_seconds, 0.0, 1e9),
             "train.checkpoint_seconds",
@@ -285,24 +305,11 @@ impl Settings {
         check(t.sample_tokens <= 100_000, "train.sample_tokens", t.sample_tokens.to_string(), "at most 100000")?;
         let holdout = self.data.holdout;
         check(within(holdout, 1e-6, 0.9), "data.holdout", holdout.to_string(), "above 0 and at most 0.9")?;
-        if !t.stages.is_empty() {
-            let sum: f64 = t.stages.iter().map(|s| s.share).sum();
-            let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
-            let expected = "stages with seq_len of 1 to 65536 and shares that add up to 1";
-            check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum})"), expected)?;
-            let last = t.stages.last().map(|s| s.seq_len);
-            let expected = "the seq_len of the last stage, at which validation runs";
-            check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;
+        let (boundaries, reset) = (self.data.boundaries, self.model.reset);
+        if boundaries != Boundaries::Padded && reset != (boundaries == Boundaries::Reset) {
+            return Err(SettingsError::Boundaries { boundaries: boundaries.name(), reset });
         }
-        Ok(())
-    }
-
-    /// Sequence lengths and shares, also where no stages are given.
-    pub fn stages(&self) -> Vec<Stage> {
-        match self.train.stages.as_slice() {
-            [] => vec![Stage { seq_len: self.train.seq_len, share: 1.0 }],
-            stages => stages.to_vec(),
-        }
+        self.validate_stages()
     }
 
     /// The first key in which a resumed run may not differ from its checkpoint, with both values.
@@ -357,7 +364,26 @@ impl Layers {
     pub fn merge_text(&mut self, text: &str, origin: &str) -> Result<(), SettingsError> {
         let syntax = |message: String| SettingsError::Syntax { origin: origin.into(), message };
         let table: Table = text.parse().map_err(|e: toml::de::Error| syntax(e.to_string()))?;
-        merge(&mut self.table, &table, "", origin)
+        self.lay(&table, origin)
+    }
+
+    /// One layer; of `data.boundaries` and `model.reset`, one that it leaves out follows from the other.
+    fn lay(&mut self, layer: &Table, origin: &str) -> Result<(), SettingsError> {
+        merge(&mut self.table, layer, "", origin)?;
+        let given = |section: &str, key: &str| layer.get(section).and_then(|section| section.get(key));
+        let (boundaries, reset) = (given("data", "boundaries"), given("model", "reset"));
+        let padded = Boundaries::Padded.name();
+        match (boundaries.and_then(Value::as_str), reset.and_then(Value::as_bool)) {
+            (Some(name), None) if name != padded => {
+                self.table["model"]["reset"] = Value::Boolean(name == Boundaries::Reset.name());
+            }
+            (None, Some(reset)) if self.table["data"]["boundaries"].as_str() != Some(padded) => {
+                let name = if reset { Boundaries::Reset } else { Boundaries::Packed }.name();
+                self.table["data"]["boundaries"] = Value::String(name.into());
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Sets one dotted key; the value is TOML, or else a plain string.
@@ -377,7 +403,7 @@ impl Layers {
         for part in parts {
             layer = Table::from_iter([(part.to_string(), Value::Table(layer))]);
         }
-        merge(&mut self.table, &layer, "", &format!("setting {key}"))
+        self.lay(&layer, &format!("setting {key}"))
     }
 
     /// Settings of what is there, checked.
@@ -412,10 +438,10 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
     for (key, value) in over {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
         if !base.contains_key(key) {
-            let known = flatten("", &table_of(&Settings::default()));
-            let names = known.iter().map(|(name, _)| name.as_str());
-            let nearest = nearest(&path, names).unwrap_or_default().to_string();
-            return Err(SettingsError::UnknownKey { origin: origin.into(), key: path, nearest });
+            return Err(unknown(path, &table_of(&Settings::default()), origin));
+        }
+        if path == "train.stages" {
+            check_keys(value, &stage::template(), &path, origin)?;
         }
         match (&mut base[key], value) {
             (Value::Table(base), Value::Table(over)) => merge(base, over, &path, origin)?,
@@ -428,6 +454,34 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
         }
     }
     Ok(())
+}
+
+fn unknown(key: String, known: &Table, origin: &str) -> SettingsError {
+    let known = flatten("", known);
+    let nearest = nearest(&key, known.iter().map(|(name, _)| name.as_str())).unwrap_or_default().to_string();
+    SettingsError::UnknownKey { origin: origin.into(), key, nearest }
+}
+
+/// Looks for keys that the template does not have, in tables and in lists of tables.
+fn check_keys(value: &Value, template: &Value, path: &str, origin: &str) -> Result<(), SettingsError> {
+    match (value, template) {
+        (Value::Array(values), Value::Array(template)) => {
+            let template = template.first().into_iter().cycle();
+            values.iter().zip(template).try_for_each(|(value, template)| check_keys(value, template, path, origin))
+        }
+        (Value::Table(table), Value::Table(known)) => table.iter().try_for_each(|(key, value)| {
+            let path = format!("{path}.{key}");
+            match known.get(key) {
+                Some(template) => check_keys(value, template, &path, origin),
+                None => {
+                    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+                    let known = known.iter().map(|(key, value)| (format!("{section}.{key}"), value.clone())).collect();
+                    Err(unknown(path, &known, origin))
+                }
+            }
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The candidate with the smallest edit distance; a match of the last part of a dotted key counts as near, of the first
@@ -490,7 +544,8 @@ mod tests {
     #[test]
     fn runs_saved_before_there_were_switches_have_them_off() {
         let settings = preset("v4-small").unwrap();
-        let keys = ["activation", "sub_norm", "zero_init", "logit_softcap", "z_loss"];
+        let bits = ["activation_bits", "activation_share"];
+        let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..]].concat();
         let saved = settings.to_toml();
         let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
         assert_eq!(older.len() + keys.len(), saved.lines().count());
@@ -535,8 +590,47 @@ mod tests {
         layers.set("train.optimizer", "muon").unwrap();
         layers.set("train.lr", "0").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
+        for (key, bad) in [("train.activation_bits", "4"), ("train.activation_share", "0")] {
+            let mut layers = Layers::defaults();
+            layers.set(key, bad).unwrap();
+            assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
+        }
         layers.set("train.lr", "nan").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
+    }
+
+    #[test]
+    fn story_boundaries_and_the_reset_of_the_model_are_one_switch() {
+        let of = |settings: &[(&str, &str)]| {
+            let mut layers = Layers::preset("v4-small").unwrap();
+            settings.iter().for_each(|(key, value)| layers.set(key, value).unwrap());
+            let settings = layers.settings().unwrap();
+            (settings.data.boundaries, settings.model.reset)
+        };
+        use Boundaries::{Packed, Padded, Reset};
+        assert_eq!(of(&[]), (Packed, false));
+        assert_eq!(of(&[("model.reset", "true")]), (Reset, true));
+        assert_eq!(of(&[("data.boundaries", "reset")]), (Reset, true));
+        assert_eq!(of(&[("data.boundaries", "reset"), ("model.reset", "false")]), (Packed, false));
+        assert_eq!(of(&[("model.reset", "true"), ("data.boundaries", "packed")]), (Packed, false));
+        assert_eq!(of(&[("data.boundaries", "padded")]), (Padded, false));
+        assert_eq!(of(&[("data.boundaries", "padded"), ("model.reset", "true")]), (Padded, true));
+        assert_eq!(of(&[("data.boundaries", "padded"), ("data.boundaries", "reset")]), (Reset, true));
+        let both = "[data]\nboundaries = \"reset\"\n[model]\nreset = false";
+        let mut layers = Layers::defaults();
+        layers.merge_text(both, "file").unwrap();
+        let error = layers.settings().unwrap_err().to_string();
+        assert!(error.contains("contradicts model.reset = false: leave one of them out"), "{error}");
+        layers.set("data.boundaries", "reset").unwrap();
+        assert!(layers.settings().unwrap().model.reset, "a later layer mends it");
+        // Saved before there was the switch.
+        let saved = preset("flash-tiny").unwrap().to_toml();
+        let older = saved.replace("boundaries = \"reset\"\n", "");
+        assert_ne!(older, saved);
+        assert_eq!(Settings::from_toml(&older, "saved").unwrap().to_toml(), saved);
+        assert!(Layers::defaults().set("data.boundaries", "1").is_err());
+        layers.set("data.boundaries", "none").unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains("packed"), "the values are told");
     }
 
     #[test]

@@ -12,5 +12,6 @@ pub mod log;
 pub mod optim;
 pub mod progress;
 pub mod schedule;
+pub mod stage;
 pub mod stepper;
 pub mod trainer;

@@ -6,6 +6,7 @@
 //! really there before a model is built.
 
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::config::{Settings, SettingsError};
 use crate::optim::Tensor;
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
@@ -181,6 +182,13 @@ impl Model {
     /// Number of its parameters.
     pub fn parameters(&self) -> usize {
         Lm::<f32>::new(&self.config, 1, false).map_or(self.params.len(), |lm| lm.layout().parameters())
+    }
+
+    /// The bits of activations that it was trained for, as its settings have them: what its latent form is scored with.
+    pub fn activation_bits(&self) -> Result<u32, SettingsError> {
+        let Some(text) = &self.settings else { return Ok(0) };
+        let origin = format!("the {SETTINGS} of {}", self.path.display());
+        Ok(Settings::from_toml(text, &origin)?.train.activation_bits)
     }
 
     /// The bytes of the packed model.
@@ -405,7 +413,7 @@ mod tests {
     use flashlm_model::io::safetensors::write_tensors;
     use std::fs;
 
-    const SETTINGS_TEXT: &[u8] = b"[model]\ndim = 16\n";
+    const SETTINGS_TEXT: &[u8] = b"[model]\ndim = 16\n[train]\nactivation_bits = 8\n";
 
     fn config() -> ModelConfig {
         ModelConfig { vocab_size: 257, dim: 16, blocks: 2, ffn_hidden: 24, ..ModelConfig::v4_small() }
@@ -459,6 +467,7 @@ mod tests {
             let model = Model::load(path).unwrap();
             assert_eq!((model.path.as_path(), model.step, &model.config), (from, step, &config()));
             assert_eq!(model.params[..], layout(&config()).init::<f32>(seed)[..]);
+            assert_eq!(model.activation_bits().unwrap(), 8);
             assert_eq!((model.tokenizer.kind(), model.settings.unwrap().as_bytes()), ("bytes", SETTINGS_TEXT));
         };
         check(run.path(), &folders[1], 200, Some(200));
@@ -500,7 +509,8 @@ mod tests {
         fs::write(&file, &whole[..whole.len() - 9]).unwrap();
         has(&file, &format!("found {}; it was cut short", whole.len() - 9));
         fs::write(&file, &whole).unwrap();
-        assert_eq!(Model::load(&file).unwrap().settings, None);
+        let model = Model::load(&file).unwrap();
+        assert_eq!((model.activation_bits().unwrap(), model.settings), (0, None));
         fs::write(at(SETTINGS), [0xff]).unwrap();
         assert!(error(&file).contains("settings in UTF-8"));
         fs::remove_file(at(SETTINGS)).unwrap();

@@ -1,9 +1,10 @@
 //! Where a run stands: what a checkpoint must carry so that training goes on as if it had never stopped, and how far the run
 //! has come by updates or by the clock.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::config::{Settings, Stage};
+use crate::config::Settings;
+use crate::stage::Stage;
 
 /// Saved as `state.json` in every checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -15,18 +16,32 @@ pub struct State {
     pub tokens: u64,
     /// Seconds of training, pauses left out.
     pub elapsed: f64,
-    /// Stage of progressive length.
+    /// Stage of the curriculum.
     pub stage: usize,
     /// Update at which the stage began.
     pub stage_start: u64,
-    /// Passes over the data before this stage.
-    pub epochs_before: f64,
+    /// Passes over each text of the run before this stage; one number in runs saved when there was but one text.
+    #[serde(deserialize_with = "one_or_many")]
+    pub epochs_before: Vec<f64>,
     /// Lowest bits per byte of all validations, its loss and step.
     pub best: Option<Best>,
     /// Validations since.
     pub since_best: u64,
     /// Sum of losses since the last row of metrics, and their number.
     pub loss_sum: (f64, u64),
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<f64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        One(f64),
+        Many(Vec<f64>),
+    }
+    Ok(match Either::deserialize(d)? {
+        Either::One(epochs) => vec![epochs],
+        Either::Many(epochs) => epochs,
+    })
 }
 
 /// The best validation so far.
@@ -45,33 +60,53 @@ pub struct Plan {
     seconds: Option<f64>,
 }
 
+/// What a stage has to train on.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Windows of all texts of the run at the stage's sequence length.
+    pub windows: f64,
+    /// Tokens that a window of the stage trains on, in the mean.
+    pub tokens: f64,
+}
+
 impl Plan {
-    /// The plan for `tokens` of training text and `batch` sequences an update.
-    pub fn new(settings: &Settings, tokens: usize, batch: usize) -> Plan {
+    /// The plan for stages of these extents and `batch` sequences an update.
+    ///
+    /// Shares are of the run's tokens: of `steps` updates a stage gets the more, the fewer tokens each of its updates has; of
+    /// `epochs` passes over all texts of the run it gets its share, in windows of its length. A run that only time limits is
+    /// shared out by time.
+    pub fn new(settings: &Settings, extents: &[Extent], batch: usize) -> Plan {
         let t = &settings.train;
         let stages = settings.stages();
         let seconds = (t.minutes > 0.0).then_some(t.minutes * 60.0);
-        let mut share = 0.0;
+        let mut sum = 0.0;
         let ends = if t.steps > 0 {
-            let end = |stage: &Stage| {
-                share += stage.share;
-                ((share * t.steps as f64).round() as u64).min(t.steps)
+            let parts: Vec<f64> = stages.iter().zip(extents).map(|(stage, e)| stage.share / e.tokens).collect();
+            let whole: f64 = parts.iter().sum();
+            let end = |part: &f64| {
+                sum += part / whole;
+                ((sum * t.steps as f64).round() as u64).min(t.steps)
             };
-            let mut ends: Vec<u64> = stages.iter().map(end).collect();
+            let mut ends: Vec<u64> = parts.iter().map(end).collect();
             *ends.last_mut().expect("there is a stage") = t.steps;
             Some(ends)
         } else if seconds.is_none() {
             let mut end = 0;
-            let updates = |stage: &Stage| {
-                let windows = tokens as f64 / (stage.seq_len + 1) as f64;
-                end += ((t.epochs * stage.share * windows / batch as f64).round() as u64).max(1);
+            let updates = |(stage, e): (&Stage, &Extent)| {
+                end += ((t.epochs * stage.share * e.windows / batch as f64).round() as u64).max(1);
                 end
             };
-            Some(stages.iter().map(updates).collect())
+            Some(stages.iter().zip(extents).map(updates).collect())
         } else {
             None
         };
         Plan { stages, ends, seconds }
+    }
+
+    /// Updates of a stage, where known.
+    pub fn updates(&self, stage: usize) -> Option<u64> {
+        let ends = self.ends.as_ref()?;
+        Some(ends[stage] - stage.checked_sub(1).map_or(0, |before| ends[before]))
     }
 
     /// Updates of the whole run, where known.
@@ -108,6 +143,11 @@ impl Plan {
         found.unwrap_or(last).max(state.stage)
     }
 
+    /// How many stages there are.
+    pub fn stages(&self) -> usize {
+        self.stages.len()
+    }
+
     /// Sequence length of a stage.
     pub fn seq_len(&self, stage: usize) -> usize {
         self.stages[stage].seq_len
@@ -123,40 +163,57 @@ impl Plan {
 mod tests {
     use super::*;
 
-    fn staged() -> Settings {
+    fn staged(shares: [f64; 3]) -> Settings {
         let mut s = Settings::default();
-        s.train.stages = [(128, 0.25), (256, 0.25), (512, 0.5)].map(|(seq_len, share)| Stage { seq_len, share }).into();
+        let stage = |(seq_len, share)| Stage { seq_len, share, sources: Vec::new() };
+        s.train.stages = [128, 256, 512].into_iter().zip(shares).map(stage).collect();
         s.train.seq_len = 512;
         s
     }
 
+    /// Of a text of so many tokens, packed.
+    fn extents(tokens: usize) -> [Extent; 3] {
+        [128, 256, 512].map(|t| Extent { windows: tokens as f64 / (t + 1) as f64, tokens: t as f64 })
+    }
+
     #[test]
-    fn stages_by_updates() {
-        let mut settings = staged();
+    fn stages_by_updates_share_the_tokens() {
+        let mut settings = staged([0.25, 0.25, 0.5]);
         settings.train.steps = 100;
-        let plan = Plan::new(&settings, 1_000_000, 4);
+        let plan = Plan::new(&settings, &extents(1_000_000), 4);
+        // 50 * 128 = 25 * 256 = 25 * 512 / 2.
+        assert_eq!([0, 1, 2].map(|stage| plan.updates(stage).unwrap()), [50, 25, 25]);
         let at = |step| plan.stage(&State { step, ..State::default() });
-        assert_eq!([0, 24, 25, 49, 50, 99].map(at), [0, 0, 1, 1, 2, 2]);
+        assert_eq!([0, 49, 50, 74, 75, 99].map(at), [0, 0, 1, 1, 2, 2]);
         assert_eq!((plan.total(), plan.longest()), (Some(100), 512));
     }
 
     #[test]
     fn stages_by_epochs_count_the_tokens_that_each_trains_on() {
-        let mut settings = staged();
+        let mut settings = staged([0.25, 0.25, 0.5]);
         settings.train.epochs = 4.0;
-        let plan = Plan::new(&settings, 129 * 257 * 513, 1);
+        let plan = Plan::new(&settings, &extents(129 * 257 * 513), 1);
         // One epoch of 128, one of 256, two of 512.
         assert_eq!(plan.ends, Some(vec![257 * 513, 257 * 513 + 129 * 513, 257 * 513 + 129 * 513 + 2 * 129 * 257]));
     }
 
     #[test]
     fn stages_by_the_clock_never_go_back() {
-        let mut settings = staged();
+        let mut settings = staged([0.25, 0.25, 0.5]);
         settings.train.minutes = 1.0;
-        let plan = Plan::new(&settings, 1_000_000, 4);
+        let plan = Plan::new(&settings, &extents(1_000_000), 4);
         let at = |elapsed, stage| plan.stage(&State { elapsed, stage, ..State::default() });
         assert_eq!([at(0.0, 0), at(14.9, 0), at(15.1, 0), at(31.0, 1), at(70.0, 2), at(1.0, 1)], [0, 0, 1, 2, 2, 1]);
         assert_eq!(plan.progress(&State { elapsed: 30.0, ..State::default() }), 0.5);
-        assert_eq!(plan.total(), None);
+        assert_eq!((plan.total(), plan.updates(0)), (None, None));
+    }
+
+    #[test]
+    fn a_state_saved_when_there_was_but_one_text_is_read() {
+        let now = serde_json::to_string(&State { epochs_before: vec![1.5], ..State::default() }).unwrap();
+        let then = now.replace("[1.5]", "1.5");
+        assert_ne!(now, then);
+        let read = |text: &str| serde_json::from_str::<State>(text).unwrap();
+        assert_eq!(read(&then), read(&now));
     }
 }

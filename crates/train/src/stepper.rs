@@ -3,12 +3,13 @@
 //! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
 
-use flashlm_kernels::ops::zero;
+use flashlm_kernels::ops::{NO_TARGET, zero};
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
 use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision};
 
 use crate::config::TrainSettings;
+use crate::data::window::Window;
 use crate::optim::Optimizers;
 
 /// Rows of one pass, unless a single sequence is longer.
@@ -32,6 +33,8 @@ pub struct Stepper {
 pub struct Update {
     /// Mean nats a token: cross-entropy alone.
     pub loss: f64,
+    /// Tokens that were predicted; sequences shorter than `T` have fewer.
+    pub tokens: u64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
 }
@@ -45,7 +48,7 @@ impl Update {
 
 impl Stepper {
     /// A model with fresh parameters from the settings' seed and their optimizer, for batches of `batch` sequences of at
-    /// most `seq_len` tokens.
+    /// most `seq_len` tokens. Activations have the settings' bits until the model is told other ones.
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
@@ -53,7 +56,8 @@ impl Stepper {
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
-        let lm = precision.build(config, rows, true)?;
+        let mut lm = precision.build(config, rows, true)?;
+        lm.set_activation_bits(settings.activation_bits);
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
@@ -61,19 +65,21 @@ impl Stepper {
         Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
     }
 
-    /// One update, number `step` from 1, on `batch` windows of `seq_len + 1` tokens.
-    pub fn step<'a>(
+    /// One update, number `step` from 1, on `batch` windows that predict at most `seq_len` tokens each. The loss is the mean
+    /// over all tokens of the batch, however they lie in windows.
+    pub fn step<'a, W: Into<Window<'a>>>(
         &mut self,
         cx: &Exec,
         (batch, seq_len): (usize, usize),
-        window: impl Fn(usize) -> &'a [Token],
+        window: impl Fn(usize) -> W,
         settings: &TrainSettings,
         lr: f64,
         step: u64,
     ) -> Update {
         zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
-        let scale = 1.0 / (batch * seq_len) as f64;
+        let tokens: usize = (0..batch).map(|i| window(i).into().rest.len()).sum();
+        let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
         let pass = (self.lm.rows() / seq_len).max(1);
         let mut nats = 0.0;
@@ -82,9 +88,14 @@ impl Stepper {
             self.inputs.clear();
             self.targets.clear();
             for i in first..first + n {
-                let tokens = window(i);
-                self.inputs.extend_from_slice(&tokens[..seq_len]);
-                self.targets.extend_from_slice(&tokens[1..]);
+                let Window { first, rest } = window(i).into();
+                let end = self.inputs.len() + seq_len;
+                self.inputs.push(first);
+                self.inputs.extend_from_slice(&rest[..rest.len() - 1]);
+                self.targets.extend_from_slice(rest);
+                // Causal models do not look at what comes after.
+                self.inputs.resize(end, first);
+                self.targets.resize(end, NO_TARGET);
             }
             let size = (n, seq_len);
             let (inputs, targets) = (&self.inputs, &self.targets);
@@ -92,10 +103,10 @@ impl Stepper {
         }
         let loss = nats * scale;
         if !loss.is_finite() {
-            return Update { loss, grad_norm: f64::NAN };
+            return Update { loss, tokens: tokens as u64, grad_norm: f64::NAN };
         }
         let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, settings, lr, step);
-        Update { loss, grad_norm }
+        Update { loss, tokens: tokens as u64, grad_norm }
     }
 }
 
@@ -141,6 +152,44 @@ mod tests {
         assert!((update.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", update.grad_norm);
         for (own, want) in stepper.grads.iter().zip(&grads) {
             assert!((own - want).abs() <= 1e-5 * norm as f32, "{own} for {want}");
+        }
+    }
+
+    /// Stories of several lengths, padded, against each alone in a pass of its own: every mixer, with a soft cap and z-loss.
+    #[test]
+    fn padding_leaves_no_trace_in_loss_and_gradients() {
+        let (seq_len, lengths) = (40, [40, 7, 1, 23]);
+        let total: usize = lengths.iter().sum();
+        let stories: Vec<Vec<Token>> = lengths.iter().enumerate().map(|(i, len)| window(i, len + 1)).collect();
+        for mixer in ["conv", "delta", "attention"] {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
+                settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
+                settings.train.z_loss = 1e-2;
+                let size = (lengths.len(), seq_len);
+                let mut stepper = Stepper::new(&settings.model, precision, size, &settings.train).unwrap();
+                let params = stepper.params.clone();
+                let mut alone = precision.build(&settings.model, seq_len, true).unwrap();
+                alone.prepare(&cx, &params);
+                let objective = Objective { scale: 1.0 / total as f64, z_loss: settings.train.z_loss };
+                let (mut grads, mut nats) = (vec![0.0; params.len()], 0.0);
+                for story in &stories {
+                    let (n, size) = (story.len() - 1, (1, story.len() - 1));
+                    nats += alone.loss_backward(&cx, &mut grads, &params, &story[..n], &story[1..], size, objective);
+                }
+                let update = stepper.step(&cx, size, |i| &stories[i], &settings.train, 1e-3, 1);
+                assert_eq!(update.tokens, total as u64);
+                let loss = nats / total as f64;
+                assert!((update.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", update.loss);
+                let off = |a: &[f32], b: &[f32]| {
+                    let square = |x: f32| f64::from(x) * f64::from(x);
+                    let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+                    (off / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
+                };
+                let (ratio, bound) =
+                    (off(&stepper.grads, &grads), if precision == Precision::F32 { 1e-5 } else { 5e-3 });
+                assert!(ratio < bound, "{mixer}, {}: {ratio:e}", precision.name());
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! Everything that the next update depends on is in [`State`], the parameters and the optimizers' state; a checkpoint holds all of
 //! it, so a run by updates that is stopped and resumed gives the same bits as one that never stopped.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -26,8 +27,7 @@ use crate::atomic::{self, AtomicError};
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Part};
 use crate::config::{Settings, SettingsError, ternary_share};
 use crate::data::DataError;
-use crate::data::cache::TokenCache;
-use crate::data::window::Windows;
+use crate::data::curriculum::Curriculum;
 use crate::eval::Stories;
 use crate::eval::bpb::{EvalError, Latent, Report, evaluate};
 use crate::load::{LoadError, read_params, read_state, save_params};
@@ -39,7 +39,7 @@ use crate::log::svg::{self, Axis, Series};
 use crate::log::tensorboard::Events;
 use crate::log::{EvalRow, LogError, Row, SampleRow, TrainRow};
 use crate::progress::{Best, Plan, State};
-use crate::schedule::learning_rate;
+use crate::schedule::{activation_bits, learning_rate};
 use crate::stepper::Stepper;
 
 /// Tokens of a sample's prompt that are read at once.
@@ -87,10 +87,10 @@ pub enum TrainError {
 pub struct Inputs {
     /// Resolved: no size left to the hardware.
     pub settings: Settings,
-    /// The vocabulary of `train` and `valid`.
+    /// The vocabulary of `texts` and `valid`.
     pub tokenizer: Tokenizer,
     /// Training tokens.
-    pub train: TokenCache,
+    pub texts: Curriculum,
     /// Validation stories.
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
@@ -127,7 +127,6 @@ pub struct Trainer<'a> {
     stepper: Stepper,
     state: State,
     plan: Plan,
-    windows: Vec<Windows>,
     /// The part of `valid` that is scored while training.
     probe: Stories,
     samples: Vec<SampleRow>,
@@ -146,7 +145,7 @@ struct Saved {
 impl<'a> Trainer<'a> {
     /// A new run in `inputs.run`, or one that goes on from `resume`.
     pub fn new(cx: &'a Exec, inputs: Inputs, resume: Option<&Checkpoint>) -> Result<Self, TrainError> {
-        let Inputs { settings, run, train, .. } = &inputs;
+        let Inputs { settings, run, texts, .. } = &inputs;
         settings.validate()?;
         let lock = RunLock::acquire(run)?;
         if resume.is_none() && !checkpoint::list(run)?.is_empty() {
@@ -154,15 +153,12 @@ impl<'a> Trainer<'a> {
         }
         let t = &settings.train;
         let batch = t.batch * t.accumulation;
-        let plan = Plan::new(settings, train.tokens().len(), batch);
+        let plan = Plan::new(settings, texts.extents(), batch);
         let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t)?;
-        let mut state = State::default();
-        if let Some(from) = resume {
-            state = restore(from, settings, &mut stepper)?;
-        }
-        let seeded =
-            |stage: usize| Windows::new(train.tokens().len(), plan.seq_len(stage), t.seed.wrapping_add(stage as u64));
-        let windows = (0..settings.stages().len()).map(seeded).collect::<Result<_, _>>()?;
+        let state = match resume {
+            Some(from) => restore(from, settings, &mut stepper)?,
+            None => State { epochs_before: vec![0.0; texts.texts().len()], ..State::default() },
+        };
         let metrics_path = run.join("metrics.jsonl");
         let (metrics, events) = match resume {
             Some(_) => (Metrics::resume(&metrics_path, state.step)?, Events::resume(run, state.step)?),
@@ -175,7 +171,7 @@ impl<'a> Trainer<'a> {
         let probe = inputs.valid.first(t.eval_tokens);
         let saved = Saved { step: resume.map(Checkpoint::step), at: Instant::now() };
         let samples = Vec::new();
-        Ok(Trainer { cx, inputs, stepper, state, plan, windows, probe, samples, metrics, events, saved, _lock: lock })
+        Ok(Trainer { cx, inputs, stepper, state, plan, probe, samples, metrics, events, saved, _lock: lock })
     }
 
     /// Where the run stands.
@@ -199,6 +195,7 @@ impl<'a> Trainer<'a> {
         let mut row_started = (Instant::now(), self.state.tokens);
         let mut shown = Instant::now();
         let mut resting = 0.0;
+        let mut told = None;
         let t = self.inputs.settings.train.clone();
         let outcome = loop {
             self.state.elapsed = before + start.elapsed().as_secs_f64();
@@ -212,7 +209,15 @@ impl<'a> Trainer<'a> {
             if t.patience > 0 && self.state.since_best >= t.patience {
                 break Outcome::EarlyStop;
             }
-            let (lr, grad_norm) = self.update(progress)?;
+            let stage = self.plan.stage(&self.state);
+            if self.plan.stages() > 1 && told.replace(stage) != Some(stage) {
+                let texts = &self.inputs.texts;
+                let names: Vec<&str> = texts.parts(stage).iter().map(|part| texts.name(part)).collect();
+                let names = names.join(" + ");
+                let (of, length) = (self.plan.stages(), self.plan.seq_len(stage));
+                tell(Event::Note(&format!("stage {} of {of}: {names}, T {length}", stage + 1)));
+            }
+            let (lr, grad_norm) = self.update(stage, progress)?;
             let step = self.state.step;
             if step.is_multiple_of(t.log_every) {
                 self.state.elapsed = before + start.elapsed().as_secs_f64();
@@ -258,20 +263,19 @@ impl<'a> Trainer<'a> {
     }
 
     /// One update; returns its learning rate and gradient norm.
-    fn update(&mut self, progress: f64) -> Result<(f64, f64), TrainError> {
+    fn update(&mut self, stage: usize, progress: f64) -> Result<(f64, f64), TrainError> {
         let settings = &self.inputs.settings;
         let t = &settings.train;
-        let stage = self.plan.stage(&self.state);
         if stage != self.state.stage {
-            self.state.epochs_before = self.epoch();
+            self.state.epochs_before = self.epochs();
             (self.state.stage, self.state.stage_start) = (stage, self.state.step);
         }
         let (seq_len, batch) = (self.plan.seq_len(stage), t.batch * t.accumulation);
-        let first = (self.state.step - self.state.stage_start) * batch as u64;
-        let (windows, tokens) = (&self.windows[stage], self.inputs.train.tokens());
-        let window = |i: usize| &tokens[windows.window(first + i as u64).1];
+        let (texts, first) = (&self.inputs.texts, self.windows());
+        let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = learning_rate(t, self.state.step, progress, self.plan.total());
         let step = self.state.step + 1;
+        self.stepper.lm.set_activation_bits(activation_bits(t, progress));
         let update = self.stepper.step(self.cx, (batch, seq_len), window, t, lr, step);
         if !update.is_finite() {
             let last_good = match self.saved.step {
@@ -281,21 +285,34 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::NotFinite { step, loss: update.loss, grad_norm: update.grad_norm, last_good });
         }
         self.state.step = step;
-        self.state.tokens += (batch * seq_len) as u64;
+        self.state.tokens += update.tokens;
         self.state.loss_sum.0 += update.loss;
         self.state.loss_sum.1 += 1;
         Ok((lr, update.grad_norm))
     }
 
-    /// Passes over the data so far.
-    fn epoch(&self) -> f64 {
+    /// Windows of the stage so far.
+    fn windows(&self) -> u64 {
         let t = &self.inputs.settings.train;
-        let windows = (self.state.step - self.state.stage_start) * (t.batch * t.accumulation) as u64;
-        self.state.epochs_before + windows as f64 / self.windows[self.state.stage].per_epoch() as f64
+        (self.state.step - self.state.stage_start) * (t.batch * t.accumulation) as u64
+    }
+
+    /// Passes over each text so far.
+    fn epochs(&self) -> Vec<f64> {
+        let mut epochs = self.state.epochs_before.clone();
+        for (part, passes) in self.inputs.texts.passes(self.state.stage, self.windows()) {
+            epochs[part.text] += passes;
+        }
+        epochs
     }
 
     fn train_row(&mut self, lr: f64, grad_norm: f64, tokens_per_second: f64) -> TrainRow {
         let (sum, count) = std::mem::take(&mut self.state.loss_sum);
+        let (stage, epochs) = (self.state.stage, self.epochs());
+        let texts = &self.inputs.texts;
+        let parts = texts.parts(stage).iter();
+        let sources: BTreeMap<String, f64> =
+            parts.map(|part| (texts.name(part).to_string(), epochs[part.text])).collect();
         TrainRow {
             step: self.state.step,
             loss: sum / count.max(1) as f64,
@@ -304,8 +321,10 @@ impl<'a> Trainer<'a> {
             tokens: self.state.tokens,
             tokens_per_second,
             elapsed: self.state.elapsed,
-            epoch: self.epoch(),
-            seq_len: self.plan.seq_len(self.state.stage),
+            epoch: sources.values().copied().fold(0.0, f64::max),
+            seq_len: self.plan.seq_len(stage),
+            stage: stage + 1,
+            sources,
         }
     }
 
@@ -314,8 +333,9 @@ impl<'a> Trainer<'a> {
         Ok(self.events.append(row)?)
     }
 
-    /// Scores the probe, always the same stories, and remembers the best.
+    /// Scores the probe, always the same stories with activations as they are in use, and remembers the best.
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Report, TrainError> {
+        self.stepper.lm.set_activation_bits(self.inputs.settings.train.activation_bits);
         let report = score(self.cx, &mut self.stepper, &self.inputs.tokenizer, &self.probe, tell)?;
         let best = self.state.best.is_none_or(|best| report.bpb < best.bpb);
         if best {
@@ -406,7 +426,7 @@ impl<'a> Trainer<'a> {
             name: settings.name.clone(),
             parameters: layout.parameters() as u64,
             ternary_share: ternary_share(layout),
-            dataset: settings.data.source.clone(),
+            dataset: settings.texts().into_iter().map(|text| text.source).collect::<Vec<_>>().join(", "),
             tokenizer: tokenizer.kind().into(),
             vocab: tokenizer.vocab_size(),
             tokens: self.state.tokens,
@@ -466,9 +486,10 @@ fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Stepper) -> Res
     read_state(&from.tensors("optimizer.safetensors")?, &mut stepper.optimizers.state())?;
     let state: State =
         serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad("state.json", e.to_string()))?;
-    let stages = settings.stages().len();
+    let (stages, texts) = (settings.stages().len(), settings.texts().len());
     if state.step != from.step()
         || state.stage >= stages
+        || state.epochs_before.len() != texts
         || state.stage_start > state.step
         || !state.elapsed.is_finite()
     {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::{ModelConfig, Precision};
-use flashlm_train::config::preset;
+use flashlm_train::config::{preset, preset_names};
 use flashlm_train::optim::{ADAMW, NAMES};
 use flashlm_train::stepper::Stepper;
 
@@ -33,9 +33,12 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn an_update_allocates_nothing() {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
-    let all = ["v4-small", "v4-blockwise-small", "flash-small", "hybrid-small"].map(|name| (name, ADAMW));
-    for (name, optimizer) in all.into_iter().chain(NAMES.iter().map(|&optimizer| ("flash-small", optimizer))) {
+    let all = ["v4-small", "v4-blockwise-small", "flash-small", "hybrid-small"].map(|name| (name, ADAMW, 0));
+    let optimizers = NAMES.iter().map(|&optimizer| ("flash-small", optimizer, 0));
+    let rounded = preset_names().into_iter().map(|name| (name, ADAMW, 8));
+    for (name, optimizer, bits) in all.into_iter().chain(optimizers).chain(rounded) {
         let mut settings = preset(name).unwrap();
+        settings.train.activation_bits = bits;
         settings.train.optimizer = optimizer.into();
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
         let (batch, seq_len) = (40, 64);
@@ -46,7 +49,7 @@ fn an_update_allocates_nothing() {
             step(1);
             let before = COUNT.load(SeqCst);
             let update = step(2);
-            assert_eq!(COUNT.load(SeqCst), before, "{name} with {optimizer}");
+            assert_eq!(COUNT.load(SeqCst), before, "{name} with {optimizer}, activations of {bits} bits");
             assert!(update.is_finite());
         }
     }

@@ -1,6 +1,10 @@
 //! The binary as a person uses it.
 
 mod common;
+mod curriculum;
+mod data;
 mod faults;
+mod hub;
+mod hub_server;
 mod resume;
 mod story;

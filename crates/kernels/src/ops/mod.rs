@@ -8,6 +8,7 @@ mod embed;
 pub(crate) mod exact;
 mod gate;
 mod glu;
+mod int8;
 mod matmul;
 mod muon;
 mod norm;
@@ -37,6 +38,7 @@ pub use exact::rows::{
 };
 pub use gate::{Act, gate_backward, gate_forward};
 pub use glu::{Activation, glu_again, glu_backward, glu_forward};
+pub use int8::round_int8;
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use matmul::{Part, prefetch};
@@ -49,5 +51,5 @@ pub use reduce::{add, add_parts, narrow, sum_squares, zero};
 pub use rope::rope;
 pub use small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 pub use softcap::softcap;
-pub use softmax::{Objective, SoftmaxRows, softmax_backward};
+pub use softmax::{NO_TARGET, Objective, SoftmaxRows, softmax_backward};
 pub use unit::{silu_unit_backward, silu_unit_forward};

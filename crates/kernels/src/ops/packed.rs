@@ -406,33 +406,39 @@ impl Product<'_> {
                             let cells = w.cells.as_ptr().add(block * all).cast::<u8>().add(lane * 4);
                             for group in groups {
                                 let codes = D::ternary(cells.add(group * 64));
-                                for m in 0..M {
+                                for (m, acc) in acc.iter_mut().enumerate() {
                                     let x = q.add((row + m) * stride + group * GROUP);
-                                    acc[m] = D::dot_ternary(acc[m], &codes, x);
+                                    *acc = D::dot_ternary(*acc, &codes, x);
                                 }
                             }
                         }
                         Kind::Bytes => {
                             let cells = w.cells.as_ptr().add(block * all * 4).cast::<u8>().add(lane * 4);
                             for group in groups {
-                                for j in 0..4 {
-                                    let codes = D::bytes(cells.add((group * 4 + j) * 64));
-                                    for m in 0..M {
-                                        let x = q.add((row + m) * stride + group * GROUP + j * 4);
-                                        acc[m][j] = D::dot_bytes(acc[m][j], codes, x);
+                                let cell = cells.add(group * 256);
+                                let codes = [
+                                    D::bytes(cell),
+                                    D::bytes(cell.add(64)),
+                                    D::bytes(cell.add(128)),
+                                    D::bytes(cell.add(192)),
+                                ];
+                                for (m, acc) in acc.iter_mut().enumerate() {
+                                    let x = q.add((row + m) * stride + group * GROUP);
+                                    for (j, acc) in acc.iter_mut().enumerate() {
+                                        *acc = D::dot_bytes(*acc, codes[j], x.add(j * 4));
                                     }
                                 }
                             }
                         }
                     }
                     let scales = D::S::load(self.scales(block, segment).as_ptr().add(lane));
-                    for m in 0..M {
-                        let total = if w.kind == Kind::Ternary { D::ternary_total(acc[m]) } else { D::total(acc[m]) };
-                        y[m] = scale::<D>(y[m], total, self.shift(row + m, segment, bias), scales);
+                    for (m, (y, acc)) in y.iter_mut().zip(acc).enumerate() {
+                        let total = if w.kind == Kind::Ternary { D::ternary_total(acc) } else { D::total(acc) };
+                        *y = scale::<D>(*y, total, self.shift(row + m, segment, bias), scales);
                     }
                 }
-                for m in 0..M {
-                    self.finish::<D>(y[m], block, lane, row + m);
+                for (m, y) in y.into_iter().enumerate() {
+                    self.finish::<D>(y, block, lane, row + m);
                 }
             }
         }
@@ -548,10 +554,10 @@ mod tiles {
                         }
                     }
                 }
-                for row in 0..self.x.rows {
-                    for i in 0..own {
+                for (row, y) in y.iter().take(self.x.rows).enumerate() {
+                    for (i, y) in y.iter().take(own).enumerate() {
                         // SAFETY: the caller's promise.
-                        unsafe { self.finish::<D>(y[row][i], first + i, 0, row) };
+                        unsafe { self.finish::<D>(*y, first + i, 0, row) };
                     }
                 }
             }

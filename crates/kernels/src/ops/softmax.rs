@@ -20,6 +20,9 @@ use crate::profile::{Work, time};
 use crate::simd::{Simd, each};
 use crate::store::Store;
 
+/// The target of a row that is not scored: its loss is 0 and so is its gradient. No vocabulary reaches this far.
+pub const NO_TARGET: Token = Token::MAX;
+
 /// What a gradient is of: `scale * sum over rows of (loss + z_loss * log_sum^2)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
@@ -44,7 +47,7 @@ pub struct SoftmaxRows<'a, E> {
     pub sum: &'a mut [E],
     /// `[rows]`: logit of the target, once it has passed.
     pub own: &'a mut [E],
-    /// `[rows]`: ids below the number of columns in all.
+    /// `[rows]`: ids below the number of columns in all, or [`NO_TARGET`].
     pub targets: &'a [Token],
     /// The soft cap that the logits have been through.
     pub cap: Option<E>,
@@ -106,8 +109,11 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         }
     }
 
-    /// `ln p(target)` of row `row`, in nats, after all chunks.
+    /// `ln p(target)` of row `row`, in nats, after all chunks; 0 where there is no target.
     pub fn log_prob(&self, row: usize) -> f64 {
+        if self.targets[row] == NO_TARGET {
+            return 0.0;
+        }
         self.own[row].to_f64() - self.max[row].to_f64() - self.sum[row].to_f64().ln()
     }
 
@@ -129,10 +135,15 @@ impl<E: Elem> SoftmaxRows<'_, E> {
     ) {
         let scale = E::from_f64(objective.scale);
         let rows = self.targets.len();
-        assert!(self.targets.iter().all(|&t| usize::from(t) < v), "target beyond the vocabulary");
+        let known = |&t: &Token| usize::from(t) < v || t == NO_TARGET;
+        assert!(self.targets.iter().all(known), "target beyond the vocabulary");
         assert!(ld >= v && at.len() >= rows * v.div_ceil(width));
         let _time = time(cx, "softmax_finish", (v, 0), Work::Bytes((2 * rows * v * size_of::<A>()) as f64));
         for (row, dz) in dz.chunks_mut(ld).enumerate().take(rows) {
+            if self.targets[row] == NO_TARGET {
+                dz[..v].fill(A::narrow(E::ZERO));
+                continue;
+            }
             let whole = scale.to_f64() * objective.factor(self.log_sum(row)) / self.sum[row].to_f64();
             let one = scale * slope_at(self.own[row], self.cap);
             for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
@@ -170,6 +181,10 @@ pub fn softmax_backward<A: Store>(
     let _time = time(cx, "softmax_backward", (width, 0), Work::Bytes(bytes as f64));
     for (row, &target) in targets.iter().enumerate() {
         let (dz, z) = (&mut dz[row * ld..][..width], &z[row * width..][..width]);
+        if target == NO_TARGET {
+            dz.fill(A::narrow(A::E::ZERO));
+            continue;
+        }
         let log_sum = log_sum[row];
         let by = A::E::from_f64(scale.to_f64() * objective.factor(log_sum.to_f64()));
         match cap {

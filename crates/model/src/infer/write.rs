@@ -12,7 +12,8 @@
 
 use std::sync::Arc;
 
-use flashlm_kernels::Token;
+use flashlm_kernels::tile::Rows;
+use flashlm_kernels::{Exec, Token};
 
 use super::{Engine, PackedModel, Stream};
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
@@ -49,6 +50,7 @@ pub struct Writer {
     tokens: usize,
     limit: usize,
     finish: Option<Finish>,
+    failure: Option<SampleError>,
 }
 
 impl Writer {
@@ -77,6 +79,7 @@ impl Writer {
             tokens: 0,
             limit,
             finish: None,
+            failure: None,
             model: model.clone(),
         })
     }
@@ -123,7 +126,7 @@ impl Writer {
     }
 
     /// Draws the next token from `logits`.
-    fn choose(&mut self, cx: &flashlm_kernels::Exec, logits: &mut [f32]) -> Result<(), SampleError> {
+    fn choose(&mut self, cx: &Exec, logits: &mut [f32]) -> Result<(), SampleError> {
         let token =
             self.sampler.sample(cx, logits, &self.recent).inspect_err(|_| self.finish = Some(Finish::Failed))?;
         self.tokens += 1;
@@ -196,9 +199,14 @@ impl Engine {
         }
         self.step(writers, &tokens);
         self.tokens = tokens;
-        let v = self.model.config().vocab_size;
-        let each = writers.iter_mut().zip(self.logits.chunks_exact_mut(v));
-        each.fold(Ok(()), |all, (writer, logits)| all.and(writer.choose(&self.cx, logits)))
+        let Engine { cx, model, logits, .. } = self;
+        let (n, v) = (writers.len(), model.config().vocab_size);
+        cx.tiles_by(1, n, (Rows(&mut *writers, 1), Rows(logits, v)), |cx, _, (writer, logits), _| {
+            writer[0].failure = writer[0].choose(cx, logits).err();
+        });
+        let failures = writers.iter_mut().map(|writer| writer.failure.take());
+        // Each is taken, and the first told.
+        failures.fold(None, Option::or).map_or(Ok(()), Err)
     }
 
     /// Writes to the end of the text; `emit` is given it piece by piece.

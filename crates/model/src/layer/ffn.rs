@@ -55,9 +55,14 @@ impl<A: Store> Ffn<A> {
         Need { matrix: d * f, input: d.max(f), part: 3 * d + f, wide: [f, f, f, 0, 0] }
     }
 
+    /// All its matrices.
+    pub fn linears(&mut self) -> [&mut Linear<A>; 3] {
+        [&mut self.gate, &mut self.up, &mut self.down]
+    }
+
     /// Quantises and packs the weights.
     pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
-        for linear in [&mut self.gate, &mut self.up, &mut self.down] {
+        for linear in self.linears() {
             linear.prepare(cx, params, s);
         }
     }

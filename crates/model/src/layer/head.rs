@@ -22,6 +22,7 @@ use flashlm_kernels::{Buf, Elem, Exec, Isa, Store, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::norm::Norm;
+use crate::layer::round::round;
 use crate::layer::{NO_BACKWARD, Scratch};
 use crate::params::{Group, Init, Layout};
 
@@ -47,6 +48,8 @@ pub struct Head<A: Store> {
     backward: Option<Packed<A>>,
     losses: Buf<f64>,
     way: Way<A>,
+    /// Whether inputs are rounded to int8.
+    pub(crate) int8: bool,
 }
 
 /// What one way to the gradients keeps.
@@ -91,6 +94,7 @@ impl<A: Store> Head<A> {
             backward: training.then(|| Packed::new(v, d)),
             losses: Buf::scratch(rows),
             way,
+            int8: false,
         }
     }
 
@@ -128,12 +132,12 @@ impl<A: Store> Head<A> {
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, cap, forward, backward, losses, way, .. } = self;
+        let Head { d, vocab: v, cap, forward, backward, losses, way, int8, .. } = self;
         let Way::Kept { dz, packed } = way else {
             return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, objective);
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap) = (*d, *v, *cap);
+        let (d, v, cap, int8) = (*d, *v, *cap, *int8);
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -146,6 +150,9 @@ impl<A: Store> Head<A> {
                 let n = r.len();
                 let h = &h[r.start * d..r.end * d];
                 norm.forward(cx, x, h, params);
+                if int8 {
+                    round(cx, x, d);
+                }
                 let at = local.take(n * v.div_ceil(CHUNK));
                 let softmax = &logits(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                     let at = &mut at[columns.start / CHUNK * n..][..n];
@@ -178,13 +185,16 @@ impl<A: Store> Head<A> {
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, cap, forward, backward, losses, way, .. } = self;
+        let Head { d, vocab: v, cap, forward, backward, losses, way, int8, .. } = self;
         let Way::Again { log_sums, dx, packed } = way else { unreachable!("the caller has looked") };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap, rows) = (*d, *v, *cap, targets.len());
+        let (d, v, cap, int8, rows) = (*d, *v, *cap, *int8, targets.len());
         let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
         cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {
             norm.forward(cx, x, &h[r.start * d..r.end * d], params);
+            if int8 {
+                round(cx, x, d);
+            }
             let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
@@ -230,6 +240,14 @@ impl<A: Store> Head<A> {
         });
         norm.add_parts(grads, &s.parts[..cx.tile_count(rows) * d], d, 0);
         losses[..rows].iter().sum()
+    }
+
+    /// The input of the head, `x: [rows, D]`, from the end of the residual stream.
+    pub fn input(&self, cx: &Exec, x: &mut [A], h: &[A::E], norm: &Norm, params: &[A::E]) {
+        norm.forward(cx, x, h, params);
+        if self.int8 {
+            round(cx, x, self.d);
+        }
     }
 
     /// Writes the logits of `x: [rows, D]` to `out: [rows, V]`.
@@ -286,29 +304,37 @@ fn logits<'a, A: Store>(
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Bf16;
+    use flashlm_kernels::ops::NO_TARGET;
 
     use super::*;
     use crate::gradcheck::{noisy, tiny, tokens};
     use crate::layer::Need;
 
-    /// Without switches, and with both: soft cap and weight of the z-loss.
-    const SWITCHES: [(f64, f64); 2] = [(0.0, 0.0), (1.5, 0.02)];
+    /// Without switches, and with all: soft cap, weight of the z-loss, rounded inputs.
+    const SWITCHES: [(f64, f64, bool); 2] = [(0.0, 0.0, false), (1.5, 0.02, true)];
 
     /// Loss, gradients and `dh` by one of the two ways.
-    fn run<A: Store>(again: bool, threads: usize, (cap, z_loss): (f64, f64)) -> (f64, Vec<f64>, Vec<f64>) {
+    fn run<A: Store>(again: bool, threads: usize, (cap, z_loss, int8): (f64, f64, bool)) -> (f64, Vec<f64>, Vec<f64>) {
         let cx = Exec::new(Isa::detect().unwrap(), threads);
         let (rows, config) = (600, ModelConfig { vocab_size: 1500, dim: 40, logit_softcap: cap, ..tiny("conv") });
         let mut layout = Layout::default();
         let mut head = Head::<A>::of(&mut layout, &config, rows, true, again);
+        head.int8 = int8;
         let norm = Norm::new(&mut layout, "norm".into(), config.dim, 1e-6);
         let mut s = Scratch::new(&config, Need::default(), rows, true);
         let values = |n, seed| noisy(n, seed).into_iter().map(A::E::from_f64).collect::<Vec<_>>();
         let (params, h) = (values(layout.len(), 1), values(rows * config.dim, 2));
         let (mut dh, mut grads) = (values(rows * config.dim, 3), vec![A::E::ZERO; layout.len()]);
-        let targets = tokens(rows, config.vocab_size, 4);
+        let mut targets = tokens(rows, config.vocab_size, 4);
+        targets[7] = NO_TARGET;
+        targets[rows - 3..].fill(NO_TARGET);
         head.prepare(&cx, &params, &mut s);
         let objective = Objective { scale: 0.01, z_loss };
         let nats = head.loss_backward(&cx, &mut dh, &mut grads, &h, &targets, &norm, &params, &mut s, objective);
+        for (row, dh) in dh.chunks(config.dim).enumerate() {
+            let zero = dh.iter().all(|x| x.to_f64() == 0.0);
+            assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");
+        }
         let wide = |x: Vec<A::E>| x.into_iter().map(Elem::to_f64).collect();
         (nats, wide(dh), wide(grads))
     }

@@ -6,6 +6,9 @@
 //!
 //! The matrix that leads back to the residual stream is the branch's output projection. It has switches of its own: the
 //! norm alone (sub-LN, arXiv 2210.06423), and a start at zero, where the straight-through gradient moves it first.
+//!
+//! With int8 activations both products with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
+//! `dx` passes straight through the rounding.
 
 use std::ops::Range;
 
@@ -15,6 +18,7 @@ use flashlm_kernels::{Buf, Exec, Store};
 
 use crate::config::ModelConfig;
 use crate::layer::norm::{Input, Norm};
+use crate::layer::round::round;
 use crate::layer::{NO_BACKWARD, Scratch};
 use crate::params::{Group, Init, Layout};
 
@@ -27,6 +31,8 @@ pub struct Linear<A: Store> {
     quant: Option<Quant>,
     forward: Packed<A>,
     backward: Option<Packed<A>>,
+    /// Whether inputs are rounded to int8.
+    pub(crate) int8: bool,
 }
 
 impl<A: Store> Linear<A> {
@@ -71,7 +77,7 @@ impl<A: Store> Linear<A> {
         training: bool,
     ) -> Self {
         let (forward, backward) = (Packed::new(inputs, outputs), training.then(|| Packed::new(outputs, inputs)));
-        Linear { weight, norm, inputs, outputs, quant, forward, backward }
+        Linear { weight, norm, inputs, outputs, quant, forward, backward, int8: false }
     }
 
     /// Quantises and packs the weight; to be called after every change of `params`.
@@ -102,7 +108,7 @@ impl<A: Store> Linear<A> {
     pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: Input<A>, params: &[A::E], local: &Local, accumulate: bool) {
         let rows = x.size() / self.inputs;
         let x = match (&self.norm, x) {
-            (None, Input::Kept(x)) => x,
+            (None, Input::Kept(x)) if !self.int8 => x,
             _ => {
                 let operand = local.take(x.size());
                 self.operand(cx, operand, x, params);
@@ -112,13 +118,16 @@ impl<A: Store> Linear<A> {
         matmul(cx, y, x, self.inputs, &self.forward, rows, accumulate);
     }
 
-    /// What the product takes of `x`: normalised where the matrix has a norm.
+    /// What the product takes of `x`: normalised where the matrix has a norm, and rounded where activations are.
     fn operand(&self, cx: &Exec, operand: &mut [A], x: Input<A>, params: &[A::E]) {
         match (&self.norm, x) {
             (None, Input::Kept(x)) => operand.copy_from_slice(x),
             (None, Input::Stream(h)) => narrow(cx, operand, h),
             (Some(norm), Input::Kept(x)) => norm.forward(cx, operand, x, params),
             (Some(norm), Input::Stream(h)) => norm.forward(cx, operand, h, params),
+        }
+        if self.int8 {
+            round(cx, operand, self.inputs);
         }
     }
 
@@ -156,13 +165,13 @@ impl<A: Store> Linear<A> {
         w: &mut WeightScratch<A>,
         (parts, width): (&[A::E], usize),
     ) {
-        // Whether the packed input is that of a matrix without a norm: the next such one takes it as it is.
-        let mut shared = false;
+        // Where the packed input is that of a matrix without a norm, whether it is rounded: the next such one takes it as it is.
+        let mut shared = None;
         for &(linear, dy, at) in matrices {
             let rows = x.size() / linear.inputs;
-            if linear.norm.is_some() || !shared {
+            if linear.norm.is_some() || shared != Some(linear.int8) {
                 let x = match (&linear.norm, x) {
-                    (None, Input::Kept(x)) => x,
+                    (None, Input::Kept(x)) if !linear.int8 => x,
                     _ => {
                         let operand = &mut w.operand[..x.size()];
                         linear.operand(cx, operand, x, params);
@@ -170,7 +179,7 @@ impl<A: Store> Linear<A> {
                     }
                 };
                 w.packed.pack(cx, x, linear.inputs, rows, linear.inputs);
-                shared = linear.norm.is_none();
+                shared = linear.norm.is_none().then_some(linear.int8);
             }
             let dw = &mut grads[linear.weight.clone()];
             matmul_transposed(cx, dw, dy, linear.outputs, &w.packed, linear.outputs, true);
@@ -185,6 +194,6 @@ impl<A: Store> Linear<A> {
 pub struct WeightScratch<A: Store> {
     /// The packed input.
     pub packed: Packed<A>,
-    /// The input as the product takes it, where no norm of the branch has made it.
+    /// The input as the product takes it, where that is not what the branch's norm has made.
     pub operand: Buf<A>,
 }

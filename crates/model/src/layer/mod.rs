@@ -8,6 +8,7 @@ pub mod ffn;
 pub mod head;
 pub mod linear;
 pub mod norm;
+pub mod round;
 
 use flashlm_kernels::ops::Packed;
 use flashlm_kernels::tile::TILE_ROWS;

@@ -108,6 +108,10 @@ impl<A: Store> Attention<A> {
 }
 
 impl<A: Store> Mixer<A> for Attention<A> {
+    fn linears(&mut self) -> Vec<&mut Linear<A>> {
+        self.inputs.iter_mut().chain([&mut self.output]).collect()
+    }
+
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         self.inputs.iter_mut().for_each(|linear| linear.prepare(cx, params, s));
         self.output.prepare(cx, params, s);

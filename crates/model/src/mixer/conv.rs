@@ -53,6 +53,10 @@ impl<A: Store> Conv<A> {
 }
 
 impl<A: Store> Mixer<A> for Conv<A> {
+    fn linears(&mut self) -> Vec<&mut Linear<A>> {
+        vec![&mut self.up, &mut self.down]
+    }
+
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         self.up.prepare(cx, params, s);
         self.down.prepare(cx, params, s);

@@ -276,6 +276,13 @@ impl<A: Store> Layer<A> {
 }
 
 impl<A: Store> Mixer<A> for Delta<A> {
+    fn linears(&mut self) -> Vec<&mut Linear<A>> {
+        let layer = &mut self.layer;
+        // The published form keeps the matrices of its gates float.
+        let ternary = if layer.decay.is_some() { 4 } else { 6 };
+        layer.inputs[..ternary].iter_mut().chain([&mut layer.output]).collect()
+    }
+
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         let layer = &mut self.layer;
         layer.inputs.iter_mut().for_each(|linear| linear.prepare(cx, params, s));

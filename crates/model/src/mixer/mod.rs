@@ -9,6 +9,7 @@ use flashlm_kernels::{Exec, Span, Store};
 
 use crate::config::ModelConfig;
 use crate::infer::{self, PackedMixer};
+use crate::layer::linear::Linear;
 use crate::layer::norm::Norm;
 use crate::layer::{Need, Scratch};
 use crate::pack::{PackError, Reader};
@@ -16,6 +17,9 @@ use crate::params::Layout;
 
 /// A causal branch of the residual stream: `y = h + mix(norm(h))`, `h: [B*T, D]`.
 pub trait Mixer<A: Store>: Send {
+    /// Its matrices that are ternary.
+    fn linears(&mut self) -> Vec<&mut Linear<A>>;
+
     /// Quantises and packs the weights; to be called after every change of `params`.
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
 

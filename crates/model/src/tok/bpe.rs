@@ -8,17 +8,17 @@
 //! the crate's (tests). Encode and decode agree with Python `tokenizers` on the saved file, but for one thing: Python turns
 //! `<|endoftext|>` inside a text into id 0, we spell it as plain text, as Python does with `encode_special_tokens = True`.
 
-use super::split::split;
+use super::hash::FastMap;
+use super::merge::{Ranks, Scratch, merge};
+use super::split::{cut, split};
 use super::{MAX_TOKEN, MAX_VOCAB, Pairs, TokError};
 use serde::{Deserialize, de::IgnoredAny};
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, HashMap},
-};
+use std::collections::{BTreeMap, HashMap};
 
 const KIND: &str = "bpe";
 const EOS: &str = "<|endoftext|>";
-const NONE: usize = usize::MAX;
+/// Text given to the trainer at once, in bytes: it makes a string of each piece.
+const PART: usize = 64 << 10;
 
 // ---- Bytes as printable characters ----------------------------------------------------------------------------------
 
@@ -142,26 +142,9 @@ pub(super) struct Bpe {
     /// Left and right of each merge, first learned first.
     merges: Vec<(u16, u16)>,
     /// Rank and result of merging a pair.
-    ranks: HashMap<(u16, u16), (u32, u16)>,
+    ranks: Ranks,
     /// Pieces that come out as one token: most pieces of ordinary text.
-    pieces: HashMap<Box<[u8]>, u16>,
-}
-
-/// One symbol of a piece being merged, in a list linked by position.
-struct Symbol {
-    id: u16,
-    prev: usize,
-    /// NONE at the end.
-    next: usize,
-    merged_away: bool,
-}
-
-/// What one piece needs, kept between pieces.
-#[derive(Default)]
-struct Scratch {
-    symbols: Vec<Symbol>,
-    /// (rank, position, result), smallest first.
-    heap: BinaryHeap<Reverse<(u32, usize, u16)>>,
+    pieces: FastMap<Box<[u8]>, u16>,
 }
 
 impl Bpe {
@@ -183,7 +166,9 @@ impl Bpe {
             .initial_alphabet((0..=255).map(char_of).collect())
             .build();
         let printable = |piece: &str| piece.bytes().map(char_of).collect();
-        trainer.feed(stories, |story| Ok(split(story).map(printable).collect())).map_err(|e| failed(&e))?;
+        trainer
+            .feed(stories.flat_map(parts), |part| Ok(split(part).map(printable).collect()))
+            .map_err(|e| failed(&e))?;
         let mut model = BPE::default();
         trainer.train(&mut model).map_err(|e| failed(&e))?;
         // The merges are not public; their serialised form is.
@@ -264,7 +249,7 @@ impl Bpe {
             byte_ids[usize::from(b)] = id;
         }
         let mut merges = Vec::with_capacity(model.merges.len());
-        let mut ranks = HashMap::with_capacity(model.merges.len());
+        let mut ranks = Ranks::default();
         for (rank, merge) in (0..).zip(&model.merges) {
             let parts = match merge {
                 Merge::Pair(left, right) => Some((left.as_str(), right.as_str())),
@@ -275,12 +260,12 @@ impl Bpe {
                 let what = format!("merge {rank} is not of two tokens that make a third: {parts:?}");
                 return Err(invalid(what));
             };
-            if ranks.insert((left, right), (rank, both)).is_some() {
+            if ranks.insert(left, right, rank, both).is_some() {
                 return Err(invalid(format!("merge {rank} comes twice: {parts:?}")));
             }
             merges.push((left, right));
         }
-        let mut new = Self { eos, tokens, byte_ids, merges, ranks, pieces: HashMap::new(), specials };
+        let mut new = Self { eos, tokens, byte_ids, merges, ranks, pieces: FastMap::default(), specials };
         let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
         for (token, id) in new.tokens.iter().zip(0..) {
             ids.clear();
@@ -367,63 +352,29 @@ impl Bpe {
         self.tokens.get(usize::from(id)).map_or(&[], |b| b)
     }
 
-    pub(super) fn encode(&self, text: &str, out: &mut Vec<u16>) {
-        let mut scratch = Scratch::default();
-        for piece in split(text) {
-            match self.pieces.get(piece.as_bytes()) {
-                Some(&id) => out.push(id),
-                None => self.merge(piece.as_bytes(), &mut scratch, out),
-            }
+    /// Appends the ids of one piece.
+    pub(super) fn encode_piece(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u16>) {
+        match self.pieces.get(piece) {
+            Some(&id) => out.push(id),
+            None => self.merge(piece, scratch, out),
         }
     }
 
-    /// O(n log n) in the length of the piece, so a file of one long word is no trap.
     fn merge(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u16>) {
-        let Scratch { symbols, heap } = scratch;
-        let n = piece.len();
-        symbols.clear();
-        symbols.extend(piece.iter().enumerate().map(|(i, &b)| Symbol {
-            id: self.byte_ids[usize::from(b)],
-            prev: if i == 0 { NONE } else { i - 1 },
-            next: if i + 1 == n { NONE } else { i + 1 },
-            merged_away: false,
-        }));
-        let propose = |symbols: &[Symbol], heap: &mut BinaryHeap<_>, left: usize| {
-            let right = symbols[left].next;
-            if right != NONE
-                && let Some(&(rank, id)) = self.ranks.get(&(symbols[left].id, symbols[right].id))
-            {
-                heap.push(Reverse((rank, left, id)));
-            }
-        };
-        for left in 0..n {
-            propose(symbols, heap, left);
-        }
-        while let Some(Reverse((_, left, id))) = heap.pop() {
-            let right = symbols[left].next;
-            if symbols[left].merged_away || right == NONE {
-                continue;
-            }
-            // A merge nearby may have changed the pair since it was proposed.
-            let pair = (symbols[left].id, symbols[right].id);
-            if self.ranks.get(&pair).is_none_or(|&(_, now)| now != id) {
-                continue;
-            }
-            let next = symbols[right].next;
-            symbols[right].merged_away = true;
-            symbols[left].id = id;
-            symbols[left].next = next;
-            if next != NONE {
-                symbols[next].prev = left;
-            }
-            let prev = symbols[left].prev;
-            if prev != NONE {
-                propose(symbols, heap, prev);
-            }
-            propose(symbols, heap, left);
-        }
-        out.extend(symbols.iter().filter(|s| !s.merged_away).map(|s| s.id));
+        merge(piece, &self.byte_ids, &self.ranks, scratch, out);
     }
+}
+
+/// The story in parts that have the pieces of the whole.
+#[cfg(not(target_arch = "wasm32"))]
+fn parts(story: &str) -> impl Iterator<Item = &str> {
+    let mut rest = story;
+    std::iter::from_fn(move || {
+        let end = cut(rest, PART).unwrap_or(rest.len());
+        let (part, later) = rest.split_at(end);
+        rest = later;
+        (!part.is_empty()).then_some(part)
+    })
 }
 
 #[cfg(test)]

@@ -1,57 +1,26 @@
 //! FlashLM v4's vocabulary: the most frequent of GPT-2's 50,257 byte-level BPE ids.
 //!
-//! The base ids of the first 50,000 stories are counted; the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
+//! The base ids of the stories are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
 //! frequency, ties in first-seen order. PAD 0, UNK 1, BOS 2, EOS 3. Any other base id encodes to UNK and decoding drops ids
 //! below 4, so this tokenizer is **lossy**.
 //!
 //! File, as Python's `json.dump` writes it: `{"vocab_size": V, "id_to_base": {"4": base, ..}, "base_to_id": {"base": 4, ..}}`.
 //! `V` is the size asked for; a text with fewer base ids leaves the end of the range without tokens.
-//! The ranks of GPT-2 come with `tiktoken-rs` (r50k); `<|endoftext|>` in a text is plain text.
+//! `<|endoftext|>` in a text is plain text.
 
-use super::{Pairs, TokError, split};
+use super::gpt2::{self, TOKENS as BASES};
+use super::merge::Scratch;
+use super::words::Words;
+use super::{Pairs, TokError};
 use serde::Deserialize;
-use std::{collections::HashMap, fmt::Write, sync::LazyLock};
-use tiktoken_rs::{CoreBPE, r50k_base_singleton};
+use std::fmt::Write;
 
 const KIND: &str = "frequency";
-/// Stories that are counted; the original stops there.
-const STORIES: usize = 50_000;
-/// GPT-2's ids, `<|endoftext|>` (50256) included.
-const BASES: usize = 50_257;
 const SPECIALS: usize = 4;
 const NO_BASE: u16 = u16::MAX;
 
 pub(super) const UNK: u16 = 1;
 pub(super) const EOS: u16 = 3;
-
-/// GPT-2's own tokens, shared by all frequency vocabularies.
-struct Base {
-    bpe: &'static CoreBPE,
-    /// Bytes of each base id.
-    bytes: Vec<Vec<u8>>,
-    /// Base id of each whole piece that is one token: nearly all of them, found without the regex of `bpe`.
-    pieces: HashMap<Vec<u8>, u16>,
-}
-
-static BASE: LazyLock<Base> = LazyLock::new(|| {
-    let bpe = r50k_base_singleton();
-    let bytes: Vec<Vec<u8>> = (0..BASES as u32).map(|id| bpe.decode_bytes(&[id]).unwrap_or_default()).collect();
-    let pieces = (0..).zip(&bytes[..BASES - 1]).map(|(id, b)| (b.clone(), id));
-    Base { bpe, pieces: pieces.collect(), bytes }
-});
-
-/// GPT-2's ids of `text`.
-///
-/// The text goes to tiktoken piece by piece: its regex panics on a whitespace run of about a million characters when a word
-/// follows, and never on a piece that is all whitespace.
-fn encode_base(text: &str, mut each: impl FnMut(u16)) {
-    for piece in split::split(text) {
-        match BASE.pieces.get(piece.as_bytes()) {
-            Some(&id) => each(id),
-            None => (BASE.bpe.encode_ordinary(piece).iter()).for_each(|&id| each(id as u16)),
-        }
-    }
-}
 
 pub(super) struct Frequency {
     /// `vocab_size` of the file.
@@ -79,14 +48,17 @@ impl Frequency {
         TokError::check_vocab_size(KIND, vocab_size, range)?;
         let mut counts = vec![0u64; BASES];
         let mut bases = Vec::new();
-        for story in stories.take(STORIES) {
-            encode_base(story, |base| {
+        let (mut words, mut scratch, mut ids) = (Words::new(), Scratch::default(), Vec::new());
+        for story in stories {
+            ids.clear();
+            words.encode(story, &mut ids, |piece, out| gpt2::encode(piece, &mut scratch, out));
+            for &base in &ids {
                 let count = &mut counts[usize::from(base)];
                 if *count == 0 {
                     bases.push(base);
                 }
                 *count += 1;
-            });
+            }
         }
         if bases.is_empty() {
             return Err(TokError::NoText { kind: KIND });
@@ -198,13 +170,18 @@ impl Frequency {
         BASES - self.bases.len()
     }
 
-    pub(super) fn encode(&self, text: &str, out: &mut Vec<u16>) {
-        encode_base(text, |base| out.push(self.ids[usize::from(base)]));
+    /// Appends the ids of one piece.
+    pub(super) fn encode_piece(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u16>) {
+        let before = out.len();
+        gpt2::encode(piece, scratch, out);
+        for id in &mut out[before..] {
+            *id = self.ids[usize::from(*id)];
+        }
     }
 
     pub(super) fn token_bytes(&self, id: u16) -> &[u8] {
         let base = usize::from(id).checked_sub(SPECIALS).and_then(|i| self.bases.get(i));
-        base.map_or(&[], |&base| &BASE.bytes[usize::from(base)])
+        base.map_or(&[], |&base| gpt2::token(base))
     }
 }
 
@@ -213,13 +190,34 @@ mod tests {
     use super::*;
     use crate::tok::{
         Tokenizer,
+        split::split,
         testing::{Random, odd_texts, random_text, shared, stories},
     };
+    use tiktoken_rs::r50k_base_singleton;
 
     fn encode(t: &Tokenizer, text: &str) -> Vec<u16> {
         let mut ids = Vec::new();
         t.encode(text, &mut ids);
         ids
+    }
+
+    fn bases(text: &str) -> Vec<u16> {
+        let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
+        split(text).for_each(|piece| gpt2::encode(piece.as_bytes(), &mut scratch, &mut ids));
+        ids
+    }
+
+    /// Long pieces of few letters, where the order of merges matters most.
+    #[test]
+    fn merging_is_tiktokens() {
+        let mut r = Random(9);
+        for _ in 0..3000 {
+            let letters = &["aeinrst", "ab", "xqz7", "éü", "\u{301}\u{200d}😀", "thing"][r.below(6)];
+            let letters: Vec<char> = letters.chars().collect();
+            let text: String = (0..1 + r.below(90)).map(|_| letters[r.below(letters.len())]).collect();
+            let ids: Vec<u32> = bases(&text).into_iter().map(u32::from).collect();
+            assert_eq!(ids, r50k_base_singleton().encode_ordinary(&text), "{text:?}");
+        }
     }
 
     /// GPT-2: "Hello" 15496, " world" 995, "!" 0. First seen: Hello, world; "!" is the most frequent.
@@ -240,21 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_50000_stories_count() {
-        let stories = std::iter::repeat_n("a", 49_999).chain(["c", "b", "b"]);
-        let t = Tokenizer::train_frequency(stories, 10).unwrap();
-        assert_eq!(encode(&t, "a!c!b"), [4, UNK, 5, UNK, UNK]);
-        assert_eq!(t.vocab_size(), 6);
-    }
-
-    #[test]
     fn pieces_give_what_tiktoken_gives_for_the_whole() {
         let mut r = Random(3);
         let texts = odd_texts().into_iter().chain((0..2000).map(|_| random_text(&mut r)));
         for text in texts {
-            let mut ids = Vec::new();
-            encode_base(&text, |id| ids.push(u32::from(id)));
-            assert_eq!(ids, BASE.bpe.encode_ordinary(&text), "{text:?}");
+            let ids: Vec<u32> = bases(&text).into_iter().map(u32::from).collect();
+            assert_eq!(ids, r50k_base_singleton().encode_ordinary(&text), "{text:?}");
         }
     }
 
@@ -276,11 +265,11 @@ mod tests {
             let text = trained.to_owned() + &random_text(&mut r);
             let ids = encode(&t, &text);
             let mut kept = Vec::new();
-            for (&id, base) in ids.iter().zip(BASE.bpe.encode_ordinary(&text)) {
+            for (&id, base) in ids.iter().zip(r50k_base_singleton().encode_ordinary(&text)) {
                 if id == UNK {
                     unks += 1;
                 } else {
-                    kept.extend(BASE.bpe.decode_bytes(&[base]).unwrap());
+                    kept.extend(r50k_base_singleton().decode_bytes(&[base]).unwrap());
                 }
             }
             assert_eq!(t.decode(&ids), kept);
@@ -351,9 +340,7 @@ mod tests {
         let cases: Vec<Case> = serde_json::from_slice(&cases).unwrap();
         assert!(!cases.is_empty());
         for c in cases {
-            let mut base = Vec::new();
-            encode_base(&c.text, |id| base.push(id));
-            assert_eq!(base, c.gpt2, "{:?}", c.text);
+            assert_eq!(bases(&c.text), c.gpt2, "{:?}", c.text);
             assert_eq!(encode(&t, &c.text), c.frequency, "{:?}", c.text);
             let decoded = t.decode(&c.frequency);
             assert_eq!(String::from_utf8_lossy(&decoded), c.decoded, "{:?}", c.text);

@@ -9,13 +9,18 @@ mod bpe;
 mod bytes;
 mod compact;
 mod frequency;
+mod gpt2;
+mod hash;
+mod merge;
 mod split;
 mod stream;
+mod words;
 
 pub use stream::StreamDecoder;
 
 use bpe::Bpe;
 use frequency::Frequency;
+use merge::Scratch;
 use serde::{
     Deserialize, Deserializer,
     de::{Error as _, IgnoredAny, MapAccess, Visitor},
@@ -26,6 +31,7 @@ use std::{
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
+use words::Words;
 
 /// Files above this are refused unread: the largest vocabulary takes about 4 MB.
 const MAX_FILE: usize = 64 << 20;
@@ -130,10 +136,10 @@ impl Tokenizer {
         Self(Kind::Bytes)
     }
 
-    /// FlashLM v4's vocabulary, counted over the first 50,000 of `stories`; `vocab_size` 5 to 50261, 4 specials included.
+    /// FlashLM v4's vocabulary, counted over `stories`; `vocab_size` 5 to 50261, 4 specials included.
     ///
-    /// Text with fewer kinds of tokens gives a smaller vocabulary. The original strips newlines around each story: so
-    /// should the caller.
+    /// Text with fewer kinds of tokens gives a smaller vocabulary. The original takes the first 50,000 stories and strips
+    /// newlines around each: so should the caller.
     pub fn train_frequency<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
         Frequency::train(stories, vocab_size).map(|t| Self(Kind::Frequency(t)))
     }
@@ -235,11 +241,18 @@ impl Tokenizer {
 
     /// Appends the ids of `text` to `out`, without special tokens.
     pub fn encode(&self, text: &str, out: &mut Vec<u16>) {
+        let mut scratch = Scratch::default();
+        let pieces = || split::split(text).map(str::as_bytes);
         match &self.0 {
-            Kind::Frequency(t) => t.encode(text, out),
-            Kind::Bpe(t) => t.encode(text, out),
+            Kind::Frequency(t) => pieces().for_each(|piece| t.encode_piece(piece, &mut scratch, out)),
+            Kind::Bpe(t) => pieces().for_each(|piece| t.encode_piece(piece, &mut scratch, out)),
             Kind::Bytes => bytes::encode(text, out),
         }
+    }
+
+    /// For much text: encodes as [`encode`](Self::encode) does, and remembers words.
+    pub fn encoder(&self) -> Encoder<'_> {
+        Encoder { tokenizer: self, words: Words::new(), scratch: Scratch::default() }
     }
 
     /// The bytes of `ids`; ids that are special or out of range are dropped. A cut sequence may not be whole UTF-8.
@@ -262,6 +275,31 @@ impl Tokenizer {
         let json = self.to_json();
         json.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
     }
+}
+
+/// A tokenizer with a memory of words: a thread has its own.
+pub struct Encoder<'t> {
+    tokenizer: &'t Tokenizer,
+    words: Words,
+    scratch: Scratch,
+}
+
+impl Encoder<'_> {
+    /// Appends the ids of `text` to `out`, without special tokens.
+    pub fn encode(&mut self, text: &str, out: &mut Vec<u16>) {
+        let Encoder { tokenizer, words, scratch } = self;
+        match &tokenizer.0 {
+            Kind::Frequency(t) => words.encode(text, out, |piece, out| t.encode_piece(piece, scratch, out)),
+            Kind::Bpe(t) => words.encode(text, out, |piece, out| t.encode_piece(piece, scratch, out)),
+            Kind::Bytes => bytes::encode(text, out),
+        }
+    }
+}
+
+/// A place in the text at or after the byte `from`, not its start, where it can be cut in two whose ids, in any vocabulary,
+/// are those of the whole; none where no whitespace follows.
+pub fn cut(text: &str, from: usize) -> Option<usize> {
+    split::cut(text, from)
 }
 
 impl fmt::Debug for Tokenizer {
@@ -448,6 +486,24 @@ mod tests {
         }
         let kinds: Vec<_> = one_of_each().iter().map(Tokenizer::kind).collect();
         assert_eq!(kinds, ["bytes", "frequency", "bpe"]);
+    }
+
+    /// Words that crowd each other out of the table, and texts of all kinds, twice.
+    #[test]
+    fn an_encoder_gives_what_the_tokenizer_gives() {
+        let mut r = Random(21);
+        let mut texts: Vec<String> = odd_texts();
+        texts.extend((0..2000).map(|_| random_text(&mut r)));
+        texts.push((0..300_000u64).map(|i| format!("w{} ", i * i % 99_991)).collect());
+        for t in one_of_each() {
+            let mut encoder = t.encoder();
+            for text in texts.iter().chain(&texts) {
+                let (mut plain, mut fast) = (Vec::new(), Vec::new());
+                t.encode(text, &mut plain);
+                encoder.encode(text, &mut fast);
+                assert!(plain == fast, "{} {:?}", t.kind(), &text[..text.len().min(100)]);
+            }
+        }
     }
 
     /// Cut files are errors; a changed byte is an error or another tokenizer, but never a panic.

@@ -1,15 +1,17 @@
-//! Builds a token cache with all cores: one reader -> `n` encoders -> one writer.
+//! Builds token caches with all cores: one reader -> `n` encoders -> one writer.
 //!
-//! Batches of about 1 MB of text go to the encoders in turn and are collected in turn, over channels that hold two:
-//! the file is the same for any number of threads, and memory is bounded by the channels (and 8 bytes a story for
-//! the offsets). The file appears under its name when it is complete, or not at all.
+//! One pass serves both sides of a split. Batches of about 1 MB of text of one side go to the encoders in turn and are
+//! collected in turn, over channels that hold two: each file is the same for any number of threads, and memory is bounded by
+//! the channels (and 8 bytes a story for the offsets). A story that goes beyond a batch is cut where its tokens do not
+//! notice, so that one book keeps all cores busy. Files appear under their names when all are complete, or not at all.
 
 use super::DataError;
 use super::cache::{Expect, HEADER, Header, Progress};
+use super::filter::Dropped;
 use super::source::{Source, SourceReport};
 use super::split::Split;
 use crate::atomic;
-use flashlm_model::tok::Tokenizer;
+use flashlm_model::tok::{Encoder, Tokenizer, cut};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, Write};
 use std::ops::ControlFlow;
@@ -22,33 +24,46 @@ use xxhash_rust::xxh3::Xxh3;
 const BATCH: usize = 1 << 20;
 const QUEUE: usize = 2;
 
+/// A cache to be built: where, and from what.
+pub(super) struct Job<'a> {
+    pub path: &'a Path,
+    pub expect: Expect,
+}
+
 /// Stories one after the other, on their way to an encoder.
 #[derive(Default)]
 struct Batch {
+    /// The number of the job.
+    job: usize,
     text: String,
     ends: Vec<usize>,
+    /// Whether the last story goes on in the next batch of the job.
+    open: bool,
     fraction: f64,
 }
 
 /// The same stories as tokens, on their way to the file.
 struct Encoded {
+    job: usize,
     tokens: Vec<u8>,
-    /// Tokens of each story, EOS included.
+    /// Tokens since the story before, for each that ends here, EOS included.
     lengths: Vec<u64>,
+    /// Tokens of a story that goes on.
+    open: u64,
     bytes: u64,
     unk: u64,
     fraction: f64,
 }
 
+/// Builds the caches of all jobs, which differ in their split, in one pass over the source.
 pub(super) fn build(
-    path: &Path,
+    jobs: &[Job],
     source: &Source,
     tokenizer: &Tokenizer,
-    expect: &Expect,
     threads: usize,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<(), DataError> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    for folder in jobs.iter().filter_map(|job| job.path.parent()).filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|e| DataError::io("create", folder, e))?;
         atomic::clean_leftovers(folder)?;
     }
@@ -56,34 +71,65 @@ pub(super) fn build(
         0 => thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
+    let splits: Vec<Split> = jobs.iter().map(|job| job.expect.split).collect();
+    let built = stage(jobs, Vec::new(), &mut |files| {
+        let new = |(file, job)| Output::new(file, job, tokenizer);
+        let mut outputs: Vec<Output> = files.into_iter().zip(jobs).map(new).collect();
+        let started = Instant::now();
+        let report = encode_all(source, tokenizer, &splits, threads, &mut |batch| {
+            let fraction = batch.fraction;
+            outputs[batch.job].push(batch)?;
+            let sum = |count: fn(&Header) -> u64| outputs.iter().map(|output| count(&output.header)).sum();
+            let so_far = Progress {
+                stories: sum(|header| header.stories),
+                bytes: sum(|header| header.bytes),
+                tokens: sum(|header| header.tokens),
+                fraction,
+                seconds: started.elapsed().as_secs_f64(),
+            };
+            match progress(&so_far) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(DataError::Stopped.into()),
+            }
+        })?;
+        outputs.into_iter().enumerate().try_for_each(|(job, output)| output.finish(job, source, &report))
+    });
+    built.map_err(|failed| match failed {
+        Failed::Data(e) => e,
+        Failed::Write(job, e) => DataError::io("write", jobs[job].path, e),
+    })
+}
+
+/// Fills the files of all jobs.
+type Fill<'a> = dyn FnMut(Vec<&mut BufWriter<File>>) -> Result<(), Failed> + 'a;
+
+/// Calls `fill` with a file for each job, all of which appear under their names if it succeeds.
+fn stage(jobs: &[Job], open: Vec<&mut BufWriter<File>>, fill: &mut Fill) -> Result<(), Failed> {
+    let number = open.len();
+    let Some(job) = jobs.get(number) else { return fill(open) };
     let mut failure = None;
-    let written = atomic::write_file(path, |file| {
-        let mut output = Output::new(file, expect, tokenizer, progress);
-        let report = encode_all(source, tokenizer, expect.split, threads, &mut |batch| output.push(batch));
-        report.and_then(|report| output.finish(source, report)).map_err(|failed| match failed {
-            Failed::Write(e) => e,
-            Failed::Data(e) => {
-                failure = Some(e);
+    let written = atomic::write_file(job.path, |file| {
+        let mut open: Vec<&mut BufWriter<File>> = open;
+        open.push(file);
+        stage(jobs, open, fill).map_err(|failed| match failed {
+            Failed::Write(at, e) if at == number => e,
+            failed => {
+                failure = Some(failed);
                 io::Error::other("there is no whole cache to write")
             }
         })
     });
     match failure {
-        Some(e) => Err(e),
-        None => Ok(written?),
+        Some(failed) => Err(failed),
+        None => Ok(written.map_err(DataError::from)?),
     }
 }
 
 /// Kept apart, so that a full disk is told as such.
 enum Failed {
-    Write(io::Error),
+    /// Of the file of the job of this number.
+    Write(usize, io::Error),
     Data(DataError),
-}
-
-impl From<io::Error> for Failed {
-    fn from(e: io::Error) -> Failed {
-        Failed::Write(e)
-    }
 }
 
 impl From<DataError> for Failed {
@@ -96,7 +142,7 @@ impl From<DataError> for Failed {
 fn encode_all(
     source: &Source,
     tokenizer: &Tokenizer,
-    split: Split,
+    splits: &[Split],
     threads: usize,
     write: &mut dyn FnMut(Encoded) -> Result<(), Failed>,
 ) -> Result<SourceReport, Failed> {
@@ -106,8 +152,9 @@ fn encode_all(
                 let (to_encoder, batches) = sync_channel::<Batch>(QUEUE);
                 let (to_writer, encoded) = sync_channel(QUEUE);
                 scope.spawn(move || {
+                    let mut encoder = tokenizer.encoder();
                     for batch in batches {
-                        if to_writer.send(encode(tokenizer, &batch)).is_err() {
+                        if to_writer.send(encode(tokenizer, &mut encoder, &batch)).is_err() {
                             break;
                         }
                     }
@@ -115,7 +162,7 @@ fn encode_all(
                 (to_encoder, encoded)
             })
             .unzip();
-        let reader = scope.spawn(move || read_all(source, split, &batches));
+        let reader = scope.spawn(move || read_all(source, splits, &batches));
         // The first encoder without a further batch in its turn has had the last one.
         let mut turns = encoded.iter().cycle();
         let written = loop {
@@ -135,23 +182,36 @@ fn encode_all(
     })
 }
 
-fn read_all(source: &Source, split: Split, encoders: &[SyncSender<Batch>]) -> Result<SourceReport, DataError> {
+fn read_all(source: &Source, splits: &[Split], encoders: &[SyncSender<Batch>]) -> Result<SourceReport, DataError> {
     let mut turns = encoders.iter().cycle();
-    let mut send = |batch: &mut Batch| match turns.next().map(|turn| turn.send(std::mem::take(batch))) {
-        Some(Ok(())) => ControlFlow::Continue(()),
-        _ => ControlFlow::Break(()),
-    };
-    let mut batch = Batch::default();
-    let report = source.stories_at(&mut |story, fraction| {
-        if !split.keeps(story) {
-            return ControlFlow::Continue(());
+    let mut send = |batch: &mut Batch| {
+        let empty = Batch { job: batch.job, ..Batch::default() };
+        match turns.next().map(|turn| turn.send(std::mem::replace(batch, empty))) {
+            Some(Ok(())) => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
         }
-        batch.text.push_str(story);
-        batch.ends.push(batch.text.len());
-        batch.fraction = fraction;
-        if batch.text.len() >= BATCH { send(&mut batch) } else { ControlFlow::Continue(()) }
+    };
+    let mut batches: Vec<Batch> = (0..splits.len()).map(|job| Batch { job, ..Batch::default() }).collect();
+    let report = source.stories_at(&mut |story, fraction| {
+        for (batch, split) in batches.iter_mut().zip(splits) {
+            let mut rest = if split.keeps(story) { story } else { "" };
+            while !rest.is_empty() {
+                let room = BATCH - batch.text.len();
+                let end = if rest.len() <= room { None } else { cut(rest, room) };
+                let (part, later) = rest.split_at(end.unwrap_or(rest.len()));
+                rest = later;
+                batch.text.push_str(part);
+                batch.ends.push(batch.text.len());
+                batch.open = !rest.is_empty();
+                batch.fraction = fraction;
+                if batch.text.len() >= BATCH {
+                    send(batch)?;
+                }
+            }
+        }
+        ControlFlow::Continue(())
     })?;
-    if !batch.ends.is_empty() {
+    for mut batch in batches.into_iter().filter(|batch| !batch.ends.is_empty()) {
         batch.fraction = 1.0;
         // A writer that is gone has its own error to tell.
         let _ = send(&mut batch);
@@ -159,21 +219,30 @@ fn read_all(source: &Source, split: Split, encoders: &[SyncSender<Batch>]) -> Re
     Ok(report)
 }
 
-fn encode(tokenizer: &Tokenizer, batch: &Batch) -> Encoded {
-    let mut ids = Vec::with_capacity(batch.text.len() / 3);
+fn encode(tokenizer: &Tokenizer, encoder: &mut Encoder, batch: &Batch) -> Encoded {
+    let mut ids = Vec::with_capacity(batch.text.len() / 2);
     let mut lengths = Vec::with_capacity(batch.ends.len());
-    let mut start = 0;
-    for &end in &batch.ends {
-        let before = ids.len();
-        tokenizer.encode(&batch.text[start..end], &mut ids);
+    let (mut start, mut before) = (0, 0);
+    for (i, &end) in batch.ends.iter().enumerate() {
+        encoder.encode(&batch.text[start..end], &mut ids);
+        start = end;
+        if batch.open && i + 1 == batch.ends.len() {
+            break;
+        }
         ids.push(tokenizer.eos());
         lengths.push((ids.len() - before) as u64);
-        start = end;
+        before = ids.len();
+    }
+    let mut tokens = vec![0; 2 * ids.len()];
+    for (bytes, id) in tokens.chunks_exact_mut(2).zip(&ids) {
+        bytes.copy_from_slice(&id.to_le_bytes());
     }
     Encoded {
+        job: batch.job,
         unk: tokenizer.unk().map_or(0, |unk| ids.iter().filter(|id| **id == unk).count() as u64),
-        tokens: ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
+        tokens,
         lengths,
+        open: (ids.len() - before) as u64,
         bytes: batch.text.len() as u64,
         fraction: batch.fraction,
     }
@@ -182,23 +251,16 @@ fn encode(tokenizer: &Tokenizer, batch: &Batch) -> Encoded {
 /// The file being written, and the counts for its header.
 struct Output<'a> {
     file: &'a mut BufWriter<File>,
-    progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
     header: Header,
     offsets: Vec<u64>,
     hash: Xxh3,
     written: u64,
-    started: Instant,
 }
 
 impl<'a> Output<'a> {
-    fn new(
-        file: &'a mut BufWriter<File>,
-        expect: &Expect,
-        tokenizer: &Tokenizer,
-        progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Output<'a> {
+    fn new(file: &'a mut BufWriter<File>, job: &Job, tokenizer: &Tokenizer) -> Output<'a> {
         let header = Header {
-            expect: *expect,
+            expect: job.expect,
             vocab_size: tokenizer.vocab_size() as u32,
             eos: tokenizer.eos(),
             stories: 0,
@@ -206,10 +268,10 @@ impl<'a> Output<'a> {
             bytes: 0,
             unk: 0,
             repaired: 0,
+            dropped: Dropped::default(),
             payload_hash: 0,
         };
-        let (hash, started) = (Xxh3::new(), Instant::now());
-        Output { file, progress, header, offsets: vec![0], hash, written: 0, started }
+        Output { file, header, offsets: vec![0], hash: Xxh3::new(), written: 0 }
     }
 
     /// Appends to the payload. The first call leaves room for the header.
@@ -222,41 +284,37 @@ impl<'a> Output<'a> {
     }
 
     fn push(&mut self, batch: Encoded) -> Result<(), Failed> {
-        self.put(&batch.tokens)?;
+        self.put(&batch.tokens).map_err(|e| Failed::Write(batch.job, e))?;
         for length in &batch.lengths {
             self.header.tokens += length;
             self.offsets.push(self.header.tokens);
         }
+        self.header.tokens += batch.open;
         self.header.stories += batch.lengths.len() as u64;
         self.header.bytes += batch.bytes;
         self.header.unk += batch.unk;
-        let progress = Progress {
-            stories: self.header.stories,
-            bytes: self.header.bytes,
-            tokens: self.header.tokens,
-            fraction: batch.fraction,
-            seconds: self.started.elapsed().as_secs_f64(),
-        };
-        match (self.progress)(&progress) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(DataError::Stopped.into()),
-        }
+        Ok(())
     }
 
-    fn finish(mut self, source: &Source, report: SourceReport) -> Result<(), Failed> {
+    fn finish(mut self, job: usize, source: &Source, report: &SourceReport) -> Result<(), Failed> {
         if self.header.stories == 0 {
             let split = self.header.expect.split;
             let name = source.name().to_string();
             return Err(DataError::NoStories { name, split, seen: report.stories }.into());
         }
+        self.header.repaired = report.repaired;
+        self.header.dropped = report.dropped;
+        self.close().map_err(|e| Failed::Write(job, e))
+    }
+
+    fn close(&mut self) -> io::Result<()> {
         let padding = self.written.next_multiple_of(8) - self.written;
         self.put(&[0; 8][..padding as usize])?;
         let offsets: Vec<u8> = std::mem::take(&mut self.offsets).into_iter().flat_map(u64::to_le_bytes).collect();
         self.put(&offsets)?;
-        self.header.repaired = report.repaired;
         self.header.payload_hash = self.hash.digest();
         self.file.rewind()?;
-        Ok(self.file.write_all(&self.header.to_bytes())?)
+        self.file.write_all(&self.header.to_bytes())
     }
 }
 
@@ -264,6 +322,7 @@ impl<'a> Output<'a> {
 mod tests {
     use super::*;
     use crate::data::cache::{Stale, TokenCache};
+    use crate::data::filter::Filter;
     use crate::data::testing::{Folder, keep_on, large, open_or_build, source};
     use std::env;
     use std::path::PathBuf;
@@ -281,6 +340,67 @@ mod tests {
             .collect();
         assert!(files[0].len() > 3 << 21, "several batches");
         assert!(files.iter().all(|file| *file == files[0]));
+    }
+
+    /// One story of some 5 MB, one without a place to cut, and short ones, against the tokens of each by itself.
+    #[test]
+    fn long_stories_have_the_tokens_of_the_whole() {
+        let folder = Folder::new();
+        let book = crate::data::testing::collect(&large()).join("\n\n  ");
+        let unbroken = "word".repeat(700_000);
+        let stories = ["first", &book, "short", &unbroken, "last"];
+        let source = source(&folder, "long.txt", &stories);
+        let tokenizer = Tokenizer::train_bpe([book.as_str()].into_iter(), 300).unwrap();
+        let path = folder.path().join("long.tok");
+        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, Split::All, 3, &mut keep_on).unwrap();
+        assert_eq!(cache.stories(), stories.len());
+        for (i, story) in stories.iter().enumerate() {
+            let mut ids = Vec::new();
+            tokenizer.encode(story, &mut ids);
+            ids.push(tokenizer.eos());
+            assert!(cache.story(i) == ids, "{i}");
+        }
+    }
+
+    #[test]
+    fn both_sides_in_one_pass_are_the_files_of_two() {
+        let folder = Folder::new();
+        let path = |name: &str| folder.path().join(name);
+        let splits = [Split::Train(0.3), Split::Valid(0.3)];
+        let paths = [path("train.tok"), path("valid.tok")];
+        let mut passes = Vec::new();
+        let both = |passes: &mut Vec<f64>| {
+            let mut hear = |p: &Progress| {
+                passes.push(p.fraction);
+                ControlFlow::Continue(())
+            };
+            TokenCache::open_or_build_all(&paths, &large(), &Tokenizer::bytes(), &splits, 3, &mut hear).unwrap()
+        };
+        let built = both(&mut passes);
+        assert!(passes.is_sorted() && built.iter().all(|(_, stale)| *stale == Some(Stale::Missing)));
+        for (name, split) in [("a.tok", splits[0]), ("b.tok", splits[1])] {
+            open_or_build(&path(name), &large(), split, 2);
+        }
+        assert!(fs::read(&paths[0]).unwrap() == fs::read(path("a.tok")).unwrap());
+        assert!(fs::read(&paths[1]).unwrap() == fs::read(path("b.tok")).unwrap());
+        // What is missing is built, and nothing else.
+        fs::write(&paths[0], "damaged").unwrap();
+        let again = both(&mut passes);
+        assert!(matches!(again[0].1, Some(Stale::Damaged(_))) && again[1].1.is_none());
+        assert!(fs::read(&paths[0]).unwrap() == fs::read(path("a.tok")).unwrap());
+        passes.clear();
+        assert!(both(&mut passes).iter().all(|(_, stale)| stale.is_none()) && passes.is_empty());
+    }
+
+    #[test]
+    fn what_a_filter_drops_is_kept_in_the_cache() {
+        let folder = Folder::new();
+        let filter = Filter { min_chars: 4, max_chars: 9, ..Filter::default() };
+        let stories = ["one", "four", "five5", "ten characters", "2"];
+        let source = source(&folder, "a.txt", &stories).with_filter(filter).unwrap();
+        let (cache, _) = open_or_build(&folder.path().join("a.tok"), &source, Split::All, 1);
+        assert_eq!(cache.dropped(), Dropped { short: 2, long: 1, ..Dropped::default() });
+        assert_eq!((cache.stories(), cache.bytes()), (2, 9));
     }
 
     fn entries(folder: &Path) -> Vec<PathBuf> {

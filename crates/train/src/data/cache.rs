@@ -5,9 +5,11 @@
 //! the end). The header carries an XXH3 of itself and one of everything behind it; both are verified at open, as
 //! are all lengths, offsets and token ids, so that whatever a `TokenCache` gives can be used as an index.
 
+use super::DataError;
+use super::build::{self, Job};
+use super::filter::Dropped;
 use super::source::Source;
 use super::split::Split;
-use super::{DataError, build};
 use flashlm_kernels::map::{Map, as_u16};
 use flashlm_model::tok::Tokenizer;
 use std::env;
@@ -19,6 +21,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 const MAGIC: [u8; 8] = *b"FLMTOKS\0";
 const VERSION: u32 = 1;
+/// What is looked at before its memory is let go, in bytes or tokens.
+const PASS: usize = 16 << 20;
 /// Length of the header in bytes.
 pub(super) const HEADER: usize = 128;
 
@@ -116,6 +120,7 @@ pub(super) struct Header {
     pub bytes: u64,
     pub unk: u64,
     pub repaired: u64,
+    pub dropped: Dropped,
     pub payload_hash: u64,
 }
 
@@ -137,6 +142,10 @@ impl Header {
         put(72, &self.unk.to_le_bytes());
         put(80, &self.repaired.to_le_bytes());
         put(88, &self.eos.to_le_bytes());
+        let Dropped { score, short, long, hard } = self.dropped;
+        for (i, count) in [score, short, long, hard].into_iter().enumerate() {
+            put(92 + 4 * i, &u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+        }
         put(112, &self.payload_hash.to_le_bytes());
         let hash = xxh3_64(&out[..120]);
         out[120..].copy_from_slice(&hash.to_le_bytes());
@@ -176,6 +185,12 @@ impl Header {
             bytes: u64_at(64),
             unk: u64_at(72),
             repaired: u64_at(80),
+            dropped: Dropped {
+                score: u32_at(92).into(),
+                short: u32_at(96).into(),
+                long: u32_at(100).into(),
+                hard: u32_at(104).into(),
+            },
             payload_hash: u64_at(112),
         })
     }
@@ -235,15 +250,44 @@ impl TokenCache {
         threads: usize,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<(TokenCache, Option<Stale>), DataError> {
-        let expect = Expect::new(source, tokenizer, split)?;
-        match TokenCache::open(path, &expect) {
-            Ok(cache) => Ok((cache, None)),
-            Err(DataError::Cache { reason, .. }) => {
-                build::build(path, source, tokenizer, &expect, threads, progress)?;
-                Ok((TokenCache::open(path, &expect)?, Some(reason)))
-            }
-            Err(e) => Err(e),
+        let mut built = TokenCache::open_or_build_all(&[path], source, tokenizer, &[split], threads, progress)?;
+        // One path, one cache.
+        built.pop().ok_or(DataError::Stopped)
+    }
+
+    /// The same for several sides of one source: what has to be built is built in one pass.
+    pub fn open_or_build_all(
+        paths: &[impl AsRef<Path>],
+        source: &Source,
+        tokenizer: &Tokenizer,
+        splits: &[Split],
+        threads: usize,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<Vec<(TokenCache, Option<Stale>)>, DataError> {
+        let one = Expect::new(source, tokenizer, Split::All)?;
+        let all: Vec<Job> = paths
+            .iter()
+            .zip(splits)
+            .map(|(path, &split)| Job { path: path.as_ref(), expect: Expect { split, ..one } })
+            .collect();
+        let mut found = Vec::new();
+        for job in &all {
+            found.push(match TokenCache::open(job.path, &job.expect) {
+                Ok(cache) => Ok(cache),
+                Err(DataError::Cache { reason, .. }) => Err(reason),
+                Err(e) => return Err(e),
+            });
         }
+        let missing = all.iter().zip(&found).filter(|(_, found)| found.is_err());
+        let jobs: Vec<Job> = missing.map(|(job, _)| Job { ..*job }).collect();
+        if !jobs.is_empty() {
+            build::build(&jobs, source, tokenizer, threads, progress)?;
+        }
+        let open = |(found, job): (Result<TokenCache, Stale>, &Job)| match found {
+            Ok(cache) => Ok((cache, None)),
+            Err(reason) => Ok((TokenCache::open(job.path, &job.expect)?, Some(reason))),
+        };
+        found.into_iter().zip(&all).map(open).collect()
     }
 
     fn verify(map: Map, expect: &Expect) -> Result<TokenCache, Stale> {
@@ -258,7 +302,13 @@ impl TokenCache {
         if header.expect.split != expect.split {
             return Err(Stale::Split);
         }
-        if xxh3_64(&map[HEADER..]) != header.payload_hash {
+        let mut hash = Xxh3::new();
+        for start in (HEADER..map.len()).step_by(PASS) {
+            let part = start..map.len().min(start + PASS);
+            hash.update(&map[part.clone()]);
+            map.release(part);
+        }
+        if hash.digest() != header.payload_hash {
             return Err(Stale::Damaged("the checksum of the tokens does not match".to_string()));
         }
         let cache = TokenCache { map, header, tokens, offsets };
@@ -268,10 +318,14 @@ impl TokenCache {
         if cache.header.tokens != ids.len() as u64 {
             return damaged("the tokens are not aligned");
         }
-        if ids.iter().fold(0, |max, id| max.max(*id)) as u32 >= cache.header.vocab_size {
-            return damaged("a token is outside the vocabulary");
+        let release = |tokens: Range<usize>| cache.map.release(HEADER + 2 * tokens.start..HEADER + 2 * tokens.end);
+        for (i, part) in ids.chunks(PASS).enumerate() {
+            if part.iter().fold(0, |max, id| max.max(*id)) as u32 >= cache.header.vocab_size {
+                return damaged("a token is outside the vocabulary");
+            }
+            release(i * PASS..(i + 1) * PASS);
         }
-        let mut start = 0;
+        let (mut start, mut released) = (0, 0);
         if cache.offset(0) != 0 {
             return damaged("the first story does not start at 0");
         }
@@ -281,6 +335,10 @@ impl TokenCache {
                 return Err(Stale::Damaged(format!("story {i} does not end with EOS at token {end}")));
             }
             start = end;
+            if start - released > PASS {
+                release(released..start);
+                released = start;
+            }
         }
         if start != ids.len() {
             return damaged("there are tokens behind the last story");
@@ -297,6 +355,17 @@ impl TokenCache {
     pub fn story(&self, i: usize) -> &[u16] {
         assert!(i < self.stories(), "story {i} of {}", self.stories());
         &self.tokens()[self.offset(i)..self.offset(i + 1)]
+    }
+
+    /// Tokens of story `i`, EOS included. Panics if there are not that many.
+    pub fn story_len(&self, i: usize) -> usize {
+        assert!(i < self.stories(), "story {i} of {}", self.stories());
+        self.offset(i + 1) - self.offset(i)
+    }
+
+    /// The token that ends every story.
+    pub fn eos(&self) -> u16 {
+        self.header.eos
     }
 
     /// Number of stories.
@@ -319,6 +388,11 @@ impl TokenCache {
         self.header.repaired
     }
 
+    /// Stories of the whole source that its filter dropped.
+    pub fn dropped(&self) -> Dropped {
+        self.header.dropped
+    }
+
     /// Size of the vocabulary; every token is below.
     pub fn vocab_size(&self) -> usize {
         self.header.vocab_size as usize
@@ -338,9 +412,14 @@ impl TokenCache {
 impl fmt::Display for TokenCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let h = &self.header;
-        write!(f, "{} stories, {} tokens, {} bytes", h.stories, h.tokens, h.bytes)?;
+        let per_token = h.bytes as f64 / h.tokens.max(1) as f64;
+        write!(f, "{} stories, {} tokens, {} bytes ({per_token:.3} a token)", h.stories, h.tokens, h.bytes)?;
         if h.unk > 0 {
-            write!(f, ", {} UNK", h.unk)?;
+            let coverage = 100.0 * (1.0 - h.unk as f64 / (h.tokens - h.stories).max(1) as f64);
+            write!(f, ", {} UNK (coverage {coverage:.3} %)", h.unk)?;
+        }
+        if h.dropped.total() > 0 {
+            write!(f, ", {} stories dropped by the filter", h.dropped.total())?;
         }
         if h.repaired > 0 {
             write!(f, ", {} mojibake sequences repaired", h.repaired)?;
@@ -354,6 +433,24 @@ mod tests {
     use super::*;
     use crate::data::testing::{Folder, collect, keep_on, large, open_or_build, source};
     use std::fs;
+
+    /// Windows in the order of an epoch, copied as a batch copies them; the fastest training here takes 30,000 tokens a
+    /// second. (14 million a second were measured among ten times as many busy programs as cores.)
+    #[test]
+    fn windows_are_read_twenty_times_faster_than_training_consumes() {
+        let folder = Folder::new();
+        let (cache, _) = open_or_build(&folder.path().join("a.tok"), &large(), Split::All, 2);
+        let windows = crate::data::window::Windows::packed(cache.tokens().len(), 256, 1).unwrap();
+        let (mut batch, mut sum) = (vec![0; 256], 0u64);
+        let started = std::time::Instant::now();
+        for n in 0..windows.per_epoch() {
+            batch.copy_from_slice(windows.window(&cache, n).rest);
+            sum += batch.iter().map(|id| u64::from(*id)).sum::<u64>();
+        }
+        let speed = 256.0 * windows.per_epoch() as f64 / started.elapsed().as_secs_f64();
+        eprintln!("{:.0} million tokens/s", speed / 1e6);
+        assert!(speed > 20.0 * 30_000.0 && sum > 0, "{speed} tokens/s");
+    }
 
     #[test]
     fn holds_every_story_of_its_side_in_order() {

@@ -1,14 +1,21 @@
 //! Text in, windows of tokens out:
-//! [`source`] (stories of text) -> [`split`] (held out or not) -> [`cache`] (a memory-mapped token file) -> [`window`].
+//! [`source`] (stories of text) -> [`split`] (held out or not) -> [`cache`] (a memory-mapped token file) -> [`window`]
+//! (`T` tokens and one), which [`curriculum`] takes from several texts, stage by stage.
 //!
 //! Everything streams: memory is bounded by the longest story (64 MB), whatever the size of the data.
 
 mod build;
 pub mod cache;
+pub mod curriculum;
+pub mod filter;
+pub mod hub;
+pub mod mix;
 pub mod mojibake;
+pub mod order;
 mod reader;
 pub mod source;
 pub mod split;
+pub mod stats;
 pub mod synthetic;
 pub mod vocab;
 pub mod window;
@@ -40,7 +47,10 @@ pub enum DataError {
         hint: String,
     },
     /// The data specification is none of the known forms.
-    #[error("data `{spec}`: {reason}; expected a text, .jsonl or .zst file, a folder of those, or `synthetic:N`")]
+    #[error(
+        "data `{spec}`: {reason}; expected a text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, \
+         hf:OWNER/NAME), or `synthetic:N`"
+    )]
     Spec {
         /// The specification as given.
         spec: String,
@@ -54,13 +64,13 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A folder without a single file to read.
-    #[error("{path}: the folder holds no .txt, .jsonl or .zst file, nor does any folder below it")]
+    #[error("{path}: the folder holds no .txt, .jsonl, .parquet, .zst or .gz file, nor does any folder below it")]
     EmptyFolder {
         /// The folder.
         path: PathBuf,
     },
     /// Something else than text.
-    #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .zst")]
+    #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .parquet")]
     NotText {
         /// The file.
         path: PathBuf,
@@ -94,13 +104,49 @@ pub enum DataError {
         limit: usize,
     },
     /// A line of a .jsonl file without a story.
-    #[error("{path}: line {line}: {reason}; each line must be like {{\"text\": \"...\"}}")]
+    #[error("{path}: line {line}: {reason}; each line must be like {{\"{field}\": \"...\"}}")]
     Jsonl {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,
         /// What is wrong with it.
+        reason: String,
+        /// The field that holds the text.
+        field: String,
+    },
+    /// A compressed file that cannot be decompressed.
+    #[error("{path}: cannot decompress: {cause}; the file is damaged or cut off: fetch or compress it again")]
+    Compressed {
+        /// The file.
+        path: PathBuf,
+        /// What the decompressor says.
+        cause: io::Error,
+    },
+    /// A Parquet table that cannot be read.
+    #[error("{path}: Parquet table: {reason}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A table without the column that was asked for.
+    #[error("{path}: {problem}; columns of {wanted}: {found}")]
+    Column {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the column named.
+        problem: String,
+        /// What the column must hold.
+        wanted: &'static str,
+        /// The columns that hold it.
+        found: String,
+    },
+    /// Bounds on stories that contradict each other.
+    #[error("filter: {reason}")]
+    Filter {
+        /// What is wrong and what to give.
         reason: String,
     },
     /// A token cache that does not serve.
@@ -112,7 +158,7 @@ pub enum DataError {
         reason: cache::Stale,
     },
     /// A build that found nothing to put into the cache.
-    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text" } else { "add data or change the held-out share" })]
+    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text, or its filter drops every story" } else { "add data or change the held-out share" })]
     NoStories {
         /// Name of the source.
         name: String,
@@ -122,8 +168,10 @@ pub enum DataError {
         seen: u64,
     },
     /// Less data than a single training window.
-    #[error("{tokens} tokens do not fill one window of {seq_len} + 1; add data or lower the sequence length")]
+    #[error("{name}: {tokens} tokens do not fill one window of {seq_len} + 1; add data or lower the sequence length")]
     FewTokens {
+        /// Name of the text.
+        name: String,
         /// Tokens there are.
         tokens: usize,
         /// Sequence length asked for.
@@ -141,6 +189,18 @@ pub enum DataError {
     /// The cache file could not be written.
     #[error(transparent)]
     Write(#[from] AtomicError),
+    /// A dataset of the hub could not be had.
+    #[error(transparent)]
+    Hub(#[from] hub::HubError),
+    /// A dataset of the hub was used before [`source::Source::fetch`].
+    #[error("{name}: the dataset has not been fetched")]
+    NotFetched {
+        /// Name of the source.
+        name: String,
+    },
+    /// The progress callback asked to stop.
+    #[error("stopped before the source was read to its end")]
+    Interrupted,
     /// The progress callback asked to stop.
     #[error("stopped before the token cache was complete; nothing was written")]
     Stopped,
@@ -154,6 +214,15 @@ impl DataError {
             io::ErrorKind::NotFound => DataError::Missing { hint: missing_hint(&path), path },
             _ => DataError::Io { action, path, cause },
         }
+    }
+
+    /// The same, with a hint where what is missing is named like a dataset.
+    fn or_dataset(mut self, spec: &str) -> DataError {
+        let alike = |name: &&&str| edit_distance(name, &spec.to_lowercase()) <= 3;
+        if let (DataError::Missing { hint, .. }, Some(name)) = (&mut self, hub::NAMES.iter().find(alike)) {
+            *hint = format!("; did you mean the dataset {name}?");
+        }
+        self
     }
 }
 

@@ -1,8 +1,12 @@
-//! Where stories come from: a text file, a .jsonl file, either compressed (.zst), a folder of those, or the
-//! synthetic grammar (`synthetic:N`). File formats: `reader.rs`. Stories come in file order, files of a folder in
-//! the order of their paths, and mojibake is repaired on the way.
+//! Where stories come from: a text or .jsonl file, compressed or not, a Parquet table, a folder of those, a dataset of the
+//! hub (`tinystories`, `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets:
+//! `hub/`. Stories come in file order, files of a folder in the order of their paths; mojibake is repaired on the way,
+//! then the filter decides.
 
-use super::{DataError, mojibake, reader, synthetic};
+use super::filter::{Dropped, Filter};
+use super::hub::{self, Client, Dataset, HubError};
+use super::reader::{self, ENDINGS, Fields};
+use super::{DataError, mojibake, synthetic};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
@@ -16,6 +20,10 @@ const MAX_STORY: usize = 64 << 20;
 const SYNTHETIC_STORIES: u64 = 100_000;
 /// How much of each end of a file enters the fingerprint.
 const SAMPLE: u64 = 64 << 10;
+/// The field or column that holds the text, if no other is named.
+const COLUMN: &str = "text";
+/// The field or column that holds the score.
+const SCORE: &str = "score";
 /// Part of every fingerprint; to be raised when the same files come to give other stories.
 const VERSION: &[u8] = b"flashlm stories 1";
 
@@ -24,6 +32,9 @@ const VERSION: &[u8] = b"flashlm stories 1";
 pub struct Source {
     name: String,
     kind: Kind,
+    column: String,
+    filter: Filter,
+    validation: Option<String>,
     limit: usize,
 }
 
@@ -33,7 +44,9 @@ enum Kind {
         stories: u64,
         seed: u64,
     },
-    /// `given` is the file or folder that was named, `root` that folder or the one the file lies in.
+    /// Not yet fetched; then it is files.
+    Hub(Dataset),
+    /// `given` is the file, folder or dataset that was named, `root` that folder or the one that the files lie in.
     Files {
         given: PathBuf,
         root: PathBuf,
@@ -54,13 +67,17 @@ pub struct SourceReport {
     pub stories: u64,
     /// UTF-8 bytes of those stories, after repair.
     pub bytes: u64,
-    /// Mojibake sequences repaired in them.
+    /// Mojibake sequences repaired, in stories that were dropped too.
     pub repaired: u64,
+    /// Stories that had such sequences.
+    pub mended: u64,
+    /// Stories that the filter dropped.
+    pub dropped: Dropped,
 }
 
 impl Source {
-    /// `synthetic`, `synthetic:N` (N stories), or the path of a file or folder. A file whose name is of the first
-    /// form can be given as `./synthetic`.
+    /// `synthetic`, `synthetic:N` (N stories), a dataset of the hub by its name ([`Dataset`]), or the path of a file or
+    /// folder. A file whose name is of another form can be given as `./synthetic`.
     pub fn parse(spec: &str) -> Result<Source, DataError> {
         let bad = |reason: String| DataError::Spec { spec: spec.to_string(), reason };
         if spec.is_empty() {
@@ -77,11 +94,64 @@ impl Source {
             },
             None => None,
         };
-        let (name, kind) = match stories {
-            Some(stories) => (format!("synthetic-{stories}"), Kind::Synthetic { stories, seed: 0 }),
-            None => (name_of(Path::new(spec)), files_of(Path::new(spec))?),
+        let (name, kind) = match (stories, Dataset::parse(spec)) {
+            (Some(stories), _) => (format!("synthetic-{stories}"), Kind::Synthetic { stories, seed: 0 }),
+            (None, Some(dataset)) => {
+                let dataset = dataset.map_err(bad)?;
+                (dataset.name(), Kind::Hub(dataset))
+            }
+            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec)).map_err(|e| e.or_dataset(spec))?),
         };
-        Ok(Source { name, kind, limit: MAX_STORY })
+        let column = match &kind {
+            Kind::Hub(dataset) => dataset.column().to_string(),
+            _ => COLUMN.to_string(),
+        };
+        Ok(Source { name, kind, column, filter: Filter::default(), validation: None, limit: MAX_STORY })
+    }
+
+    /// Whether it has to be fetched before it can be read.
+    pub fn is_remote(&self) -> bool {
+        matches!(self.kind, Kind::Hub(_))
+    }
+
+    /// The same source with all its files on this machine. The callback hears of a download and may stop it by breaking.
+    pub fn fetch(
+        mut self,
+        client: &Client,
+        progress: &mut dyn FnMut(&hub::Progress) -> ControlFlow<()>,
+    ) -> Result<Source, DataError> {
+        if let Kind::Hub(dataset) = &self.kind {
+            let fetched = client.fetch(dataset, progress).map_err(|e| match e {
+                HubError::Stopped => DataError::Stopped,
+                e => DataError::Hub(e),
+            })?;
+            let files = fetched.files.into_iter().map(entry).collect::<Result<_, _>>()?;
+            self.validation = fetched.validation.map(|valid| valid.spec());
+            self.kind = Kind::Files { given: dataset.spec().into(), root: fetched.root, files };
+        }
+        Ok(self)
+    }
+
+    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched.
+    pub fn validation(&self) -> Option<&str> {
+        self.validation.as_deref()
+    }
+
+    /// The same source with its text in another field of .jsonl files and another column of tables (`text` by default).
+    pub fn with_column(mut self, column: &str) -> Source {
+        self.column = column.to_string();
+        self
+    }
+
+    /// The same source without the stories that the filter drops.
+    pub fn with_filter(mut self, filter: Filter) -> Result<Source, DataError> {
+        filter.check()?;
+        if filter.scores() && matches!(self.kind, Kind::Synthetic { .. }) {
+            let reason = "synthetic stories have no score; leave out min_score".to_string();
+            return Err(DataError::Filter { reason });
+        }
+        self.filter = filter;
+        Ok(self)
     }
 
     /// The same source with another seed of the synthetic grammar (0 by default); files have none.
@@ -92,12 +162,22 @@ impl Source {
         self
     }
 
-    /// Where the source is, whatever its content: the full path, or the settings of the generator.
+    /// Where the source is, whatever its content: the full path, or the settings of the generator; with column and filter
+    /// if they are not the usual ones.
     pub fn place(&self) -> String {
-        match &self.kind {
+        let place = match &self.kind {
             Kind::Synthetic { stories, seed } => format!("synthetic:{stories}:{seed}"),
+            Kind::Hub(dataset) => dataset.spec(),
             Kind::Files { given, .. } => given.canonicalize().unwrap_or_else(|_| given.clone()).display().to_string(),
-        }
+        };
+        place + &self.selection()
+    }
+
+    /// Column and filter in words; empty for the usual ones.
+    fn selection(&self) -> String {
+        let column = if self.column == COLUMN { String::new() } else { format!(" column {}", self.column) };
+        let filter = if self.filter.keeps_all() { String::new() } else { format!(" {:?}", self.filter) };
+        column + &filter
     }
 
     /// A short name fit for a file name: `train` for `data/train.jsonl.zst`.
@@ -108,10 +188,11 @@ impl Source {
     /// A cheap fingerprint of the content, whatever folder it lies in: for each file its name (relative to the
     /// folder given), size, modification time and first and last 64 KB. A change in the middle of a larger file
     /// that keeps its size and its time is not seen. For synthetic stories: their number, the seed, and the text
-    /// of the first 64 as the version of the generator.
+    /// of the first 64 as the version of the generator. Column and filter enter it too.
     pub fn fingerprint(&self) -> Result<u64, DataError> {
         let mut hash = Xxh3::new();
         hash.update(VERSION);
+        hash.update(self.selection().as_bytes());
         match &self.kind {
             Kind::Synthetic { stories, seed } => {
                 hash.update(&stories.to_le_bytes());
@@ -120,6 +201,7 @@ impl Source {
                     hash.update(synthetic::story(*seed, i).as_bytes());
                 }
             }
+            Kind::Hub(_) => return Err(DataError::NotFetched { name: self.name.clone() }),
             Kind::Files { root, files, .. } => {
                 for FileEntry { path, .. } in files {
                     let relative = path.strip_prefix(root).unwrap_or(path);
@@ -146,6 +228,9 @@ impl Source {
             Kind::Synthetic { stories, seed } => {
                 for i in 0..*stories {
                     let story = synthetic::story(*seed, i);
+                    if !self.filter.keeps(&story, None, &mut report.dropped) {
+                        continue;
+                    }
                     report.stories += 1;
                     report.bytes += story.len() as u64;
                     if f(&story, (i + 1) as f64 / *stories as f64).is_break() {
@@ -153,16 +238,22 @@ impl Source {
                     }
                 }
             }
+            Kind::Hub(_) => return Err(DataError::NotFetched { name: self.name.clone() }),
             Kind::Files { files, .. } => {
                 let total = files.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
+                let fields = Fields { text: &self.column, score: self.filter.scores().then_some(SCORE) };
                 let mut before = 0;
                 for FileEntry { path, size } in files {
-                    let flow = reader::read_file(path, self.limit, &mut |story, read| {
-                        let (story, repaired) = mojibake::repair(story);
-                        report.stories += 1;
-                        report.bytes += story.len() as u64;
+                    let flow = reader::read_file(path, &fields, self.limit, &mut |story, read| {
+                        let (text, repaired) = mojibake::repair(story.text);
                         report.repaired += repaired;
-                        f(&story, ((before + read) as f64 / total).min(1.0))
+                        report.mended += u64::from(repaired > 0);
+                        if !self.filter.keeps(&text, story.score, &mut report.dropped) {
+                            return ControlFlow::Continue(());
+                        }
+                        report.stories += 1;
+                        report.bytes += text.len() as u64;
+                        f(&text, ((before + read) as f64 / total).min(1.0))
                     })?;
                     if flow.is_break() {
                         break;
@@ -175,12 +266,12 @@ impl Source {
     }
 }
 
-/// The stem of a file without `.zst` and one more ending, or the name of a folder; odd characters become `_`.
+/// The stem of a file without `.zst` or `.gz` and one more ending, or the name of a folder; odd characters become `_`.
 fn name_of(path: &Path) -> String {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let name = name.strip_suffix(".zst").unwrap_or(&name);
-    let name = [".txt", ".jsonl"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    let name = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(&name);
+    let name = [".txt", ".jsonl", ".parquet"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
     let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let name: String = name.chars().take(64).map(safe).collect();
     if name.is_empty() { "data".to_string() } else { name }
@@ -202,7 +293,7 @@ fn files_of(path: &Path) -> Result<Kind, DataError> {
             // A link to a folder is not followed: it may lead back here.
             if item.file_type().map_err(failed)?.is_dir() {
                 folders.push(item.path());
-            } else if [".txt", ".jsonl", ".zst"].iter().any(|end| name.ends_with(end)) && !item.path().is_dir() {
+            } else if ENDINGS.iter().any(|end| name.ends_with(end)) && !item.path().is_dir() {
                 files.push(entry(item.path())?);
             }
         }
@@ -283,7 +374,7 @@ mod tests {
         folder.file("set/b/3.md", "not data");
         let (stories, report) = collect(&source(&folder.path().join("set")).unwrap());
         assert_eq!((stories, report), collect(&source(&plain).unwrap()));
-        assert_eq!(report, SourceReport { stories: 6, bytes: 6, repaired: 0 });
+        assert_eq!(report, SourceReport { stories: 6, bytes: 6, ..SourceReport::default() });
     }
 
     #[test]
@@ -296,7 +387,7 @@ mod tests {
             ("books/classic_books_valid.txt", 4, 531_837),
         ] {
             let report = source(&shared.join("data").join(file)).unwrap().stories(&mut |_| ControlFlow::Continue(()));
-            assert_eq!(report.unwrap(), SourceReport { stories, bytes, repaired: 0 }, "{file}");
+            assert_eq!(report.unwrap(), SourceReport { stories, bytes, ..SourceReport::default() }, "{file}");
         }
     }
 
@@ -306,7 +397,10 @@ mod tests {
         let path = folder.file("a.txt", "Itâ€™s a cafÃ©.\n<|endoftext|>\nnaïve café, señor");
         let (stories, report) = collect(&source(&path).unwrap());
         assert_eq!(stories, ["It’s a café.", "naïve café, señor"]);
-        assert_eq!(report, SourceReport { stories: 2, bytes: 15 + 20, repaired: 2 });
+        assert_eq!(
+            report,
+            SourceReport { stories: 2, bytes: 15 + 20, repaired: 2, mended: 1, ..SourceReport::default() }
+        );
     }
 
     #[test]
@@ -331,8 +425,10 @@ mod tests {
         assert!(error(&folder.path().join("stories/trian.txt")).contains("did you mean"));
         assert!(error(&empty).contains("empty"));
         assert!(error(&folder.path().join("empty")).contains("zero.txt"));
-        assert!(error(&folder.path().join("none")).contains("no .txt, .jsonl or .zst"));
-        for spec in ["", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
+        assert!(error(&folder.path().join("none")).contains("no .txt, .jsonl, .parquet"));
+        let error = Source::parse("TinyStory").unwrap_err().to_string();
+        assert!(error.contains("did you mean the dataset tinystories?"), "{error}");
+        for spec in ["", "hf:stories", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {
             assert!(matches!(Source::parse(spec), Err(DataError::Spec { .. })), "{spec}");
         }
         assert!(matches!(Source::parse("synthetic_but_a_file"), Err(DataError::Missing { .. })));

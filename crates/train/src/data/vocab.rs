@@ -1,8 +1,9 @@
-//! The vocabulary for a source: one of the three kinds trained on it, or one from a file.
+//! The vocabulary of a run: one of the three kinds trained on its sources, or one from a file.
 //!
-//! Training sees the stories of one side of the split, in order, up to 50,000 stories or 64 MB (BPE: 64 MB), so memory is
-//! bounded by that and one story. A trained vocabulary is kept beside the token caches, and used again for the same
-//! source, side, kind and size:
+//! Training sees the stories of one side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
+//! the original) or 64 MB, BPE up to 64 MB, so memory is bounded by that and one story. Of several sources each gives its
+//! share of that, from its start; one with less than its share gives what it has. A trained vocabulary is kept beside the
+//! token caches, and used again for the same sources and shares, side, kind, size and number of stories:
 //!
 //! ```text
 //! <source>-<fingerprint>.vocab: the XXH3-64 of what follows as 16 hex digits, `\n`, the JSON of the tokenizer
@@ -24,8 +25,8 @@ use std::str::FromStr;
 use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Stories that a frequency vocabulary counts.
-const STORIES: usize = 50_000;
+/// Stories that a frequency vocabulary counts if no other number is asked for.
+pub const STORIES: usize = 50_000;
 /// Text that training sees, in bytes.
 const SAMPLE: usize = 64 << 20;
 /// Text between two calls of the progress callback, in bytes.
@@ -76,27 +77,29 @@ impl fmt::Display for TokenizerChoice {
     }
 }
 
-/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `source`, with `vocab_size` tokens to aim for, and
-/// kept in the folder `dir`. The callback hears of the text being read (its tokens stay 0) and may stop it by breaking.
+/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `sources`, by their weights, with `vocab_size`
+/// tokens to aim for, the former on `stories` of them, and kept in the folder `dir`. The callback hears of the text being
+/// read (its tokens stay 0) and may stop it by breaking.
 pub fn tokenizer(
     dir: &Path,
     choice: &TokenizerChoice,
     vocab_size: usize,
-    source: &Source,
+    stories: usize,
+    sources: &[(Source, f64)],
     split: Split,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Tokenizer, DataError> {
     let (kind, max_stories) = match choice {
         TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
         TokenizerChoice::File(path) => return Ok(Tokenizer::load(path)?),
-        TokenizerChoice::Frequency => ("frequency", STORIES),
+        TokenizerChoice::Frequency => ("frequency", stories.max(1)),
         TokenizerChoice::Bpe => ("bpe", usize::MAX),
     };
-    let path = vocab_path(dir, kind, vocab_size, source, split)?;
+    let path = vocab_path(dir, kind, vocab_size, max_stories, sources, split)?;
     if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
         return Ok(kept);
     }
-    let sample = Sample::read(source, split, max_stories, SAMPLE, progress)?;
+    let sample = Sample::of(sources, split, max_stories, SAMPLE, progress)?;
     let trained = match choice {
         TokenizerChoice::Bpe => Tokenizer::train_bpe(sample.stories(), vocab_size)?,
         _ => Tokenizer::train_frequency(sample.stories(), vocab_size)?,
@@ -105,14 +108,32 @@ pub fn tokenizer(
     Ok(trained)
 }
 
-fn vocab_path(dir: &Path, kind: &str, size: usize, source: &Source, split: Split) -> Result<PathBuf, DataError> {
+fn vocab_path(
+    dir: &Path,
+    kind: &str,
+    size: usize,
+    stories: usize,
+    sources: &[(Source, f64)],
+    split: Split,
+) -> Result<PathBuf, DataError> {
     let mut hash = Xxh3::new();
     hash.update(VERSION);
     hash.update(kind.as_bytes());
-    for word in [size as u64, source.fingerprint()?, u64::from(split.id()), split.share().to_bits()] {
-        hash.update(&word.to_le_bytes());
+    hash.update(&(size as u64).to_le_bytes());
+    hash.update(&(stories as u64).to_le_bytes());
+    for (source, weight) in sources {
+        hash.update(&source.fingerprint()?.to_le_bytes());
+        // A source that is alone has no share to tell.
+        let weight = (sources.len() > 1).then_some(weight.to_bits().to_le_bytes());
+        hash.update(weight.as_ref().map_or(&[], |weight| &weight[..]));
     }
-    Ok(dir.join(format!("{}-{:016x}.vocab", source.name(), hash.digest())))
+    hash.update(&u64::from(split.id()).to_le_bytes());
+    hash.update(&split.share().to_bits().to_le_bytes());
+    let name = match sources {
+        [(source, _)] => source.name(),
+        _ => "mix",
+    };
+    Ok(dir.join(format!("{name}-{:016x}.vocab", hash.digest())))
 }
 
 /// The vocabulary in the file; none if it is missing or not as it was written, for then it is made again.
@@ -147,36 +168,58 @@ struct Sample {
 }
 
 impl Sample {
-    /// Whole stories, until there are `max_stories` or at least `max_bytes` of text.
-    fn read(
-        source: &Source,
+    /// Of each source its share of `max_stories` and `max_bytes`, one after the other.
+    fn of(
+        sources: &[(Source, f64)],
         split: Split,
         max_stories: usize,
         max_bytes: usize,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<Sample, DataError> {
-        let mut sample = Sample::default();
-        let started = Instant::now();
-        let mut said = 0;
+        let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
+        let (mut sample, mut before, started) = (Sample::default(), 0.0, Instant::now());
+        for (source, weight) in sources {
+            let share = weight / sum;
+            let part = |limit: usize| if sources.len() == 1 { limit } else { (share * limit as f64).ceil() as usize };
+            sample.read(source, split, part(max_stories), part(max_bytes), &mut |p| {
+                let (fraction, seconds) = (before + share * p.fraction, started.elapsed().as_secs_f64());
+                progress(&Progress { fraction, seconds, ..*p })
+            })?;
+            before += share;
+        }
+        Ok(sample)
+    }
+
+    /// Adds whole stories, until there are `max_stories` or at least `max_bytes` of text more.
+    fn read(
+        &mut self,
+        source: &Source,
+        split: Split,
+        max_stories: usize,
+        max_bytes: usize,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<(), DataError> {
+        let (had_stories, had_bytes) = (self.ends.len(), self.text.len());
+        let mut said = had_bytes;
         let mut stopped = false;
         source.stories_at(&mut |story, read| {
             if !split.keeps(story) {
                 return ControlFlow::Continue(());
             }
-            sample.text.push_str(story);
-            sample.ends.push(sample.text.len());
-            let (stories, bytes) = (sample.ends.len(), sample.text.len());
+            self.text.push_str(story);
+            self.ends.push(self.text.len());
+            let (stories, bytes) = (self.ends.len() - had_stories, self.text.len() - had_bytes);
             let full = stories >= max_stories || bytes >= max_bytes;
-            if full || bytes - said >= STRIDE {
-                said = bytes;
+            if full || self.text.len() - said >= STRIDE {
+                said = self.text.len();
                 let parts = [read, stories as f64 / max_stories as f64, bytes as f64 / max_bytes as f64];
                 let fraction = parts.into_iter().fold(0.0, f64::max).min(1.0);
-                let (stories, bytes, seconds) = (stories as u64, bytes as u64, started.elapsed().as_secs_f64());
-                stopped = progress(&Progress { stories, bytes, tokens: 0, fraction, seconds }).is_break();
+                let (stories, bytes) = (self.ends.len() as u64, self.text.len() as u64);
+                stopped = progress(&Progress { stories, bytes, tokens: 0, fraction, seconds: 0.0 }).is_break();
             }
             if full || stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        if stopped { Err(DataError::Stopped) } else { Ok(sample) }
+        if stopped { Err(DataError::Stopped) } else { Ok(()) }
     }
 
     fn stories(&self) -> impl Iterator<Item = &str> + Send {
@@ -192,7 +235,7 @@ mod tests {
     use std::time::SystemTime;
 
     fn trained(folder: &Path, choice: &TokenizerChoice, size: usize, source: &Source, split: Split) -> Tokenizer {
-        tokenizer(folder, choice, size, source, split, &mut keep_on).unwrap()
+        tokenizer(folder, choice, size, STORIES, &[(source.clone(), 1.0)], split, &mut keep_on).unwrap()
     }
 
     /// The only file in a folder.
@@ -247,6 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
+        let folder = Folder::new();
+        let text = [(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]), 1.0)];
+        let of = |stories| {
+            let choice = TokenizerChoice::Frequency;
+            tokenizer(folder.path(), &choice, 100, stories, &text, Split::All, &mut keep_on).unwrap().to_json()
+        };
+        let first_two = Tokenizer::train_frequency(["a a", "c c"].into_iter(), 100).unwrap().to_json();
+        assert_eq!(of(2), first_two);
+        assert_ne!(of(3), first_two);
+    }
+
+    #[test]
     fn a_second_run_reads_what_the_first_kept() {
         let folder = Folder::new();
         let text = source(&folder, "a.txt", &["the cat and the hat", "the bat and the rat"]);
@@ -256,7 +312,8 @@ mod tests {
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second = tokenizer(&dir, &choice, size, &text, Split::All, &mut silent).unwrap();
+            let second =
+                tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], Split::All, &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
@@ -290,8 +347,8 @@ mod tests {
 
     #[test]
     fn the_sample_is_bounded_and_told_on_the_way() {
-        let source = large();
-        let stories = collect(&source);
+        let sources = [(large(), 0.3)];
+        let stories = collect(&sources[0].0);
         let total: usize = stories.iter().map(String::len).sum();
         let mut fractions = Vec::new();
         let mut hear = |p: &Progress| {
@@ -299,9 +356,9 @@ mod tests {
             fractions.push(p.fraction);
             ControlFlow::Continue(())
         };
-        let sample = Sample::read(&source, Split::All, 50, usize::MAX, &mut hear).unwrap();
+        let sample = Sample::of(&sources, Split::All, 50, usize::MAX, &mut hear).unwrap();
         assert_eq!(sample.stories().collect::<Vec<_>>(), stories[..50]);
-        let sample = Sample::read(&source, Split::All, usize::MAX, 100_000, &mut hear).unwrap();
+        let sample = Sample::of(&sources, Split::All, usize::MAX, 100_000, &mut hear).unwrap();
         let last = sample.stories().last().unwrap().len();
         assert!(sample.text.len() >= 100_000 && sample.text.len() - last < 100_000);
         assert_eq!(fractions, [1.0, 1.0]);
@@ -310,10 +367,36 @@ mod tests {
             fractions.push(p.fraction);
             ControlFlow::Continue(())
         };
-        let sample = Sample::read(&source, Split::All, usize::MAX, usize::MAX, &mut hear).unwrap();
+        let sample = Sample::of(&sources, Split::All, usize::MAX, usize::MAX, &mut hear).unwrap();
         assert_eq!(sample.text.len(), total);
         assert!((total / STRIDE / 2..=total / STRIDE).contains(&fractions.len()), "{fractions:?} for {total} bytes");
         assert!(fractions.is_sorted());
+    }
+
+    #[test]
+    fn several_sources_share_the_sample_by_weight() {
+        let folder = Folder::new();
+        let (a, b) = (Source::parse("synthetic:4000").unwrap(), large());
+        let mut fractions = Vec::new();
+        let mut hear = |p: &Progress| {
+            fractions.push(p.fraction);
+            ControlFlow::Continue(())
+        };
+        let sources = [(a.clone(), 3.0), (b.clone(), 1.0)];
+        let sample = Sample::of(&sources, Split::All, 400, usize::MAX, &mut hear).unwrap();
+        let expected: Vec<String> = [&collect(&a)[..300], &collect(&b)[..100]].concat();
+        assert_eq!(sample.stories().collect::<Vec<_>>(), expected);
+        assert_eq!(fractions, [0.75, 1.0]);
+        // A source with less than its share gives all it has, and no other takes its place.
+        let few = [(source(&folder, "few.txt", &["one", "two"]), 1.0), (b.clone(), 1.0)];
+        assert_eq!(Sample::of(&few, Split::All, 100, usize::MAX, &mut keep_on).unwrap().ends.len(), 2 + 50);
+        // Other weights are another vocabulary.
+        let path = |weights: [f64; 2]| {
+            let sources = [(a.clone(), weights[0]), (b.clone(), weights[1])];
+            vocab_path(folder.path(), "bpe", 300, STORIES, &sources, Split::All).unwrap()
+        };
+        assert_eq!(path([0.5, 0.5]), path([0.5, 0.5]));
+        assert_ne!(path([0.5, 0.5]), path([0.6, 0.4]));
     }
 
     #[test]
@@ -321,7 +404,7 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let mut stop = |_: &Progress| ControlFlow::Break(());
-        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, &large(), Split::All, &mut stop);
+        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, STORIES, &[(large(), 1.0)], Split::All, &mut stop);
         assert!(matches!(stopped, Err(DataError::Stopped)));
         assert!(!dir.exists());
     }
@@ -336,10 +419,12 @@ mod tests {
         assert_eq!(trained(&dir, &TokenizerChoice::Bytes, 1, &text, Split::All).kind(), "bytes");
         assert!(!dir.exists());
         let missing = TokenizerChoice::File(folder.path().join("none.json"));
-        let error = tokenizer(&dir, &missing, 1, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let text = [(text, 1.0)];
+        let error = tokenizer(&dir, &missing, 1, STORIES, &text, Split::All, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("none.json"), "{error}");
-        let error =
-            tokenizer(&dir, &TokenizerChoice::Bpe, 100, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, STORIES, &text, Split::All, &mut keep_on)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("choose 257 to 65535"), "{error}");
     }
 }

@@ -129,6 +129,8 @@ mod tests {
             elapsed: 123.2,
             epoch: 3.21,
             seq_len: 256,
+            stage: 1,
+            sources: Default::default(),
         }
     }
 

@@ -35,21 +35,30 @@ pub struct Series {
 }
 
 impl Series {
-    /// A run with a mark at each change of its sequence length.
+    /// A run with a mark at each of its stages.
     pub fn new(name: String, rows: Vec<Row>) -> Self {
         let stages = stages(&rows);
         Series { name, rows, stages }
     }
 }
 
+/// Where the stage, its texts or its sequence length become others; also the start, where texts change on the way.
 fn stages(rows: &[Row]) -> Vec<Stage> {
-    let lengths = rows.iter().filter_map(|row| match row {
-        Row::Train(row) => Some((row.step, row.seq_len)),
+    let train = rows.iter().filter_map(|row| match row {
+        Row::Train(row) => Some(row),
         _ => None,
     });
-    let lengths: Vec<(u64, usize)> = lengths.collect();
-    let changes = lengths.windows(2).filter(|pair| pair[0].1 != pair[1].1);
-    changes.map(|pair| Stage { step: pair[1].0, label: format!("T {}", pair[1].1) }).collect()
+    let rows: Vec<&TrainRow> = train.collect();
+    let mixed = rows.windows(2).any(|pair| pair[0].sources.keys().ne(pair[1].sources.keys()));
+    let changed = |pair: &&[&TrainRow]| (pair[0].stage, pair[0].seq_len) != (pair[1].stage, pair[1].seq_len);
+    let first = rows.first().filter(|_| mixed).map(|row| (0, row));
+    let starts = first.into_iter().chain(rows.windows(2).filter(changed).map(|pair| (pair[1].step, &pair[1])));
+    let texts = |row: &TrainRow| row.sources.keys().map(String::as_str).collect::<Vec<_>>().join(" + ");
+    let label = |row: &TrainRow| match (row.seq_len, mixed) {
+        (length, true) => format!("T {length}: {}", texts(row)),
+        (length, false) => format!("T {length}"),
+    };
+    starts.map(|(step, row)| Stage { step, label: label(row) }).collect()
 }
 
 /// A point of a curve.
@@ -99,8 +108,11 @@ impl Curves {
     }
 }
 
-/// Where a step stands on the horizontal axis: at the first row that has reached it.
+/// Where a step stands on the horizontal axis: at the first row that has reached it; the start at 0.
 pub(super) fn place(run: &Series, step: u64, axis: Axis) -> Option<f64> {
+    if step == 0 {
+        return Some(0.0);
+    }
     let reached = run.rows.iter().filter(|row| row.step() >= step);
     reached.filter_map(|row| at(row, axis)).find(|&x| usable(x) && x >= 0.0)
 }
@@ -220,7 +232,7 @@ mod tests {
         assert_eq!(place(&run, 5, Axis::Elapsed), Some(1.0));
         assert_eq!(place(&run, 6, Axis::Elapsed), Some(4.0));
         assert_eq!(place(&run, 6, Axis::Tokens), Some(900.0));
-        assert_eq!(place(&run, 10, Axis::Tokens), None);
+        assert_eq!((place(&run, 10, Axis::Tokens), place(&run, 0, Axis::Tokens)), (None, Some(0.0)));
     }
 
     #[test]
@@ -248,6 +260,32 @@ mod tests {
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
         assert!(thin.iter().all(|p| line[p.0 as usize] == *p));
         assert_eq!(thinned(&line[..POINTS]), line[..POINTS]);
+    }
+
+    #[test]
+    fn a_stage_of_a_curriculum_is_named_by_its_texts() {
+        let row = |step, stage: usize, seq_len, names: &[&str]| {
+            let sources = names.iter().map(|name| (name.to_string(), 0.5)).collect();
+            let (loss, lr, grad_norm, elapsed, epoch) = (1.0, 1.0, 1.0, 1.0, 0.5);
+            let (tokens, tokens_per_second) = (1, 1.0);
+            Row::Train(TrainRow {
+                step,
+                loss,
+                lr,
+                grad_norm,
+                tokens,
+                tokens_per_second,
+                elapsed,
+                epoch,
+                seq_len,
+                stage,
+                sources,
+            })
+        };
+        let rows = [row(1, 1, 8, &["books"]), row(2, 1, 8, &["books"]), row(3, 2, 8, &["books", "tales"])];
+        let mark = |step, label: &str| Stage { step, label: label.into() };
+        assert_eq!(stages(&rows), [mark(0, "T 8: books"), mark(3, "T 8: books + tales")]);
+        assert_eq!(stages(&rows[..2]), []);
     }
 
     #[test]

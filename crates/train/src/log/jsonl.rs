@@ -126,6 +126,8 @@ mod tests {
             elapsed: step as f64,
             epoch: 0.125,
             seq_len: 256,
+            stage: 1,
+            sources: Default::default(),
         })
     }
 

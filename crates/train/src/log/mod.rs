@@ -7,12 +7,14 @@
 pub mod card;
 pub mod console;
 mod curve;
+pub mod histogram;
 pub mod jsonl;
 mod scale;
 mod style;
 pub mod svg;
 pub mod tensorboard;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -41,11 +43,17 @@ pub struct TrainRow {
     /// Seconds of training since the run began.
     #[serde(deserialize_with = "null_is_nan")]
     pub elapsed: f64,
-    /// Passes over the training set.
+    /// Passes over the training text; with several in the stage, over the one that was read most often.
     #[serde(deserialize_with = "null_is_nan")]
     pub epoch: f64,
     /// Tokens in one training window.
     pub seq_len: usize,
+    /// Stage of the curriculum, from 1; 0 in rows written before there were any.
+    #[serde(default)]
+    pub stage: usize,
+    /// Texts of the stage by name, and passes over each since the run began.
+    #[serde(default)]
+    pub sources: BTreeMap<String, f64>,
 }
 
 /// One evaluation on the validation set.

@@ -317,6 +317,8 @@ mod tests {
             elapsed: step as f64,
             epoch: 1.0,
             seq_len: 8,
+            stage: 1,
+            sources: Default::default(),
         })
     }
 

@@ -1,23 +1,27 @@
-//! The stories of one file, streamed: text with lines `<|endoftext|>` between stories, or .jsonl with a `text` field;
-//! either may be compressed with zstd (`.zst`).
+//! The stories of one file, streamed: text with lines `<|endoftext|>` between stories, .jsonl with one field of text, either
+//! compressed with zstd (`.zst`) or gzip (`.gz`) or not; or one column of a Parquet table (`.parquet`).
 //!
 //! A story is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
-//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story.
+//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story; of a table, a page
+//! and a dictionary.
+
+mod compression;
+mod jsonl;
+mod lines;
+mod parquet;
+mod text;
 
 use super::DataError;
-use serde::Deserialize;
-use std::borrow::Cow;
-use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use compression::{Compression, GZIP, ZSTD};
+use lines::Lines;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::path::Path;
 
 /// The line between two stories, without its line end.
 pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
 
-const BLOCK: usize = 256 << 10;
+/// Endings of the files that a folder is searched for.
+pub(super) const ENDINGS: [&str; 5] = [".txt", ".jsonl", ".parquet", ".zst", ".gz"];
 
 /// First bytes of formats that are often mistaken for text.
 const MAGICS: [(&[u8], &str); 14] = [
@@ -25,180 +29,53 @@ const MAGICS: [(&[u8], &str); 14] = [
     (b"\x89PNG", "it is a PNG image"),
     (b"\xff\xd8\xff", "it is a JPEG image"),
     (b"%PDF", "it is a PDF document; extract the text first"),
-    (b"\x1f\x8b", "it is gzip-compressed; decompress it first (`gunzip`)"),
+    (GZIP, "it is gzip-compressed; rename it to end in .gz"),
     (b"BZh", "it is bzip2-compressed; decompress it first (`bunzip2`)"),
     (b"\xfd7zXZ\0", "it is xz-compressed; decompress it first (`unxz`)"),
     (b"PK\x03\x04", "it is a zip archive (or a .pt file); unpack it first"),
     (ZSTD, "it is zstd-compressed; rename it to end in .zst"),
-    (b"PAR1", "it is a Parquet table; write its text column as .jsonl first"),
+    (b"PAR1", "it is a Parquet table; rename it to end in .parquet (decompress it first if it is compressed)"),
     (b"GGUF", "it is a GGUF model"),
     (b"\xff\xfe", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (b"\xfe\xff", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (b"FLMTOKS\0", "it is a token cache"),
 ];
 
-const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// Which fields of a record, or columns of a table, to read.
+pub(super) struct Fields<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// A number that says how good the text is, if it is wanted; text files have none.
+    pub score: Option<&'a str>,
+}
+
+/// A story as it stands in its file.
+pub(super) struct Story<'a> {
+    pub text: &'a str,
+    pub score: Option<f64>,
+}
 
 /// Calls `f(story, bytes of the file read so far)` for each story of the file, in order, until it breaks.
 pub(super) fn read_file(
     path: &Path,
+    fields: &Fields,
     limit: usize,
-    f: &mut dyn FnMut(&str, u64) -> ControlFlow<()>,
+    f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let (compressed, inner) = match name.strip_suffix(".zst") {
-        Some(inner) => (true, inner),
-        None => (false, name.as_str()),
-    };
-    let mut lines = Lines::open(path, compressed, limit)?;
-    if inner.ends_with(".jsonl") { jsonl(&mut lines, f) } else { text(&mut lines, f) }
-}
-
-fn text(lines: &mut Lines, f: &mut dyn FnMut(&str, u64) -> ControlFlow<()>) -> Result<ControlFlow<()>, DataError> {
-    let mut story = Vec::new();
-    loop {
-        let (first_line, offset) = (lines.line + 1, lines.offset);
-        let end = loop {
-            let start = story.len();
-            if !lines.next(&mut story, first_line)? {
-                break true;
-            }
-            if trim_line_end(&story[start..]) == SEPARATOR {
-                story.truncate(start);
-                break false;
-            }
-        };
-        let text = lines.utf8(&story, first_line, offset)?.trim_matches(['\n', '\r']);
-        if !text.is_empty() && f(text, lines.read.get()).is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-        if end {
-            return Ok(ControlFlow::Continue(()));
-        }
-        story.clear();
+    if name.ends_with(".parquet") {
+        return parquet::read(path, fields, limit, f);
     }
-}
-
-#[derive(Deserialize)]
-struct Record<'a> {
-    #[serde(borrow)]
-    text: Cow<'a, str>,
-}
-
-fn jsonl(lines: &mut Lines, f: &mut dyn FnMut(&str, u64) -> ControlFlow<()>) -> Result<ControlFlow<()>, DataError> {
-    let mut line = Vec::new();
-    loop {
-        let (number, offset) = (lines.line + 1, lines.offset);
-        line.clear();
-        if !lines.next(&mut line, number)? {
-            return Ok(ControlFlow::Continue(()));
-        }
-        let json = lines.utf8(&line, number, offset)?.trim();
-        if json.is_empty() {
-            continue;
-        }
-        let bad = |reason| DataError::Jsonl { path: lines.path.clone(), line: number, reason };
-        if !json.starts_with('{') {
-            return Err(bad("not a JSON object".to_string()));
-        }
-        let record: Record = serde_json::from_str(json).map_err(|e| {
-            // serde_json counts lines within this one.
-            let message = e.to_string();
-            let what = message.split(" at line ").next().unwrap_or_default();
-            bad(if e.is_data() { what.to_string() } else { format!("bad JSON: {what} (column {})", e.column()) })
-        })?;
-        let text = record.text.trim_matches(['\n', '\r']);
-        if !text.is_empty() && f(text, lines.read.get()).is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
-    }
-}
-
-fn trim_line_end(line: &[u8]) -> &[u8] {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    line.strip_suffix(b"\r").unwrap_or(line)
-}
-
-/// Lines of the decompressed text, with the place for error messages.
-struct Lines {
-    path: PathBuf,
-    input: Box<dyn BufRead>,
-    limit: usize,
-    /// Bytes taken from the file (compressed, if it is).
-    read: Rc<Cell<u64>>,
-    /// Lines given out.
-    line: u64,
-    /// Bytes of decompressed text given out.
-    offset: u64,
-}
-
-impl Lines {
-    fn open(path: &Path, compressed: bool, limit: usize) -> Result<Lines, DataError> {
-        let file = File::open(path).map_err(|e| DataError::io("open", path, e))?;
-        let read = Rc::new(Cell::new(0));
-        let mut file = BufReader::with_capacity(BLOCK, Counted { file, read: Rc::clone(&read) });
-        let failed = |e| DataError::io("read", path, e);
-        let mut input: Box<dyn BufRead> = if compressed {
-            if !file.fill_buf().map_err(failed)?.starts_with(ZSTD) {
-                return Err(DataError::NotText {
-                    path: path.to_path_buf(),
-                    found: "it ends in .zst but is not zstd-compressed",
-                });
-            }
-            let decoder = zstd::stream::read::Decoder::with_buffer(file).map_err(failed)?;
-            Box::new(BufReader::with_capacity(BLOCK, decoder))
-        } else {
-            Box::new(file)
-        };
-        let block = input.fill_buf().map_err(failed)?;
-        let magic = MAGICS.iter().find(|(magic, _)| block.starts_with(magic)).map(|(_, found)| *found);
-        let nul = block.contains(&0).then_some("it contains NUL bytes");
-        if let Some(found) = magic.or(nul) {
-            return Err(DataError::NotText { path: path.to_path_buf(), found });
-        }
-        let mark = if block.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
-        input.consume(mark);
-        Ok(Lines { path: path.to_path_buf(), input, limit, read, line: 0, offset: mark as u64 })
-    }
-
-    /// Appends the next line with its line end to `story`, which began at `first_line`; false at the end.
-    fn next(&mut self, story: &mut Vec<u8>, first_line: u64) -> Result<bool, DataError> {
-        // Room for a story of exactly the limit and the separator after it.
-        let room = (self.limit + SEPARATOR.len() + 4).saturating_sub(story.len());
-        let n = (&mut self.input)
-            .take(room as u64 + 1)
-            .read_until(b'\n', story)
-            .map_err(|e| DataError::io("read", &self.path, e))?;
-        if n > room {
-            return Err(DataError::LongStory { path: self.path.clone(), line: first_line, limit: self.limit });
-        }
-        self.line += u64::from(n > 0);
-        self.offset += n as u64;
-        Ok(n > 0)
-    }
-
-    fn utf8<'a>(&self, bytes: &'a [u8], first_line: u64, offset: u64) -> Result<&'a str, DataError> {
-        std::str::from_utf8(bytes).map_err(|e| {
-            let valid = &bytes[..e.valid_up_to()];
-            DataError::Utf8 {
-                path: self.path.clone(),
-                offset: offset + valid.len() as u64,
-                line: first_line + valid.iter().filter(|b| **b == b'\n').count() as u64,
-            }
-        })
-    }
-}
-
-struct Counted {
-    file: File,
-    read: Rc<Cell<u64>>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let n = self.file.read(buf)?;
-        self.read.set(self.read.get() + n as u64);
-        Ok(n)
+    let (compression, inner) = Compression::of(&name);
+    let mut lines = Lines::open(path, compression, limit)?;
+    if inner.ends_with(".jsonl") {
+        jsonl::read(&mut lines, fields, f)
+    } else if let Some(score) = fields.score {
+        let path = path.display();
+        let reason = format!("{path} is text and has no `{score}`; leave out min_score, or give .jsonl or .parquet");
+        Err(DataError::Filter { reason })
+    } else {
+        text::read(&mut lines, f)
     }
 }
 
@@ -206,11 +83,14 @@ impl Read for Counted {
 mod tests {
     use super::*;
     use crate::data::testing::Folder;
+    use std::io::Write;
+
+    const TEXT_FIELD: Fields = Fields { text: "text", score: None };
 
     fn read_limited(path: &Path, limit: usize) -> Result<Vec<String>, DataError> {
         let mut stories = Vec::new();
-        let flow = read_file(path, limit, &mut |story, _| {
-            stories.push(story.to_string());
+        let flow = read_file(path, &TEXT_FIELD, limit, &mut |story, _| {
+            stories.push(story.text.to_string());
             ControlFlow::Continue(())
         })?;
         assert!(flow.is_continue());
@@ -219,6 +99,12 @@ mod tests {
 
     fn read(path: &Path) -> Result<Vec<String>, DataError> {
         read_limited(path, 1 << 20)
+    }
+
+    fn gz(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
     }
 
     fn message(path: &Path) -> String {
@@ -251,20 +137,23 @@ mod tests {
     }
 
     #[test]
-    fn zst_and_jsonl_give_what_the_text_gives() {
+    fn compressed_and_jsonl_give_what_the_text_gives() {
         let folder = Folder::new();
         let zst = |text: &str| zstd::encode_all(text.as_bytes(), 3).unwrap();
         let jsonl: String = STORIES
             .iter()
             .map(|s| serde_json::json!({"id": [1, {"text": 2}], "text": format!("\n{s}\n")}).to_string() + "\n\n")
             .collect();
-        // Two frames in one file, as `cat a.zst b.zst` makes them.
+        // Two frames or members in one file, as `cat a.zst b.zst` makes them.
         let (left, right) = TEXT.split_at(20);
         for path in [
             folder.file("a.zst", zst(TEXT)),
             folder.file("a.txt.zst", [zst(left), zst(right)].concat()),
             folder.file("a.jsonl", &jsonl),
             folder.file("a.JSONL.ZST", zst(&jsonl)),
+            folder.file("a.gz", gz(TEXT.as_bytes())),
+            folder.file("a.txt.gz", [gz(left.as_bytes()), gz(right.as_bytes())].concat()),
+            folder.file("a.jsonl.gz", gz(jsonl.as_bytes())),
         ] {
             assert_eq!(read(&path).unwrap(), STORIES, "{}", path.display());
         }
@@ -292,14 +181,17 @@ mod tests {
         for (name, bytes, word) in [
             ("a", &b"\x7fELF\x02"[..], "ELF"),
             ("a.txt", b"\x89PNG\r\n", "PNG"),
-            ("b.txt", gzip, "gunzip"),
+            ("b.txt", gzip, "rename it to end in .gz"),
             ("c.txt", b"PK\x03\x04", "zip"),
-            ("d.txt", b"PAR1abc", "Parquet"),
+            ("d.txt", b"PAR1abc", "rename it to end in .parquet"),
             ("e.txt", b"\xff\xfeO\0n\0", "UTF-16"),
             ("f.txt", b"some text and \0", "NUL"),
             ("g.txt", &zstd::encode_all(&b"text"[..], 0).unwrap(), "rename"),
             ("h.zst", b"plain text", "not zstd"),
-            ("i.zst", &zstd::encode_all(&gzip[..], 0).unwrap(), "gunzip"),
+            ("i.zst", &zstd::encode_all(&gzip[..], 0).unwrap(), "gzip"),
+            ("j.gz", b"plain text", "not gzip"),
+            ("k.parquet", b"plain text, long enough", "not a Parquet table"),
+            ("l.parquet.gz", &gz(b"PAR1abc"), "decompress it first"),
         ] {
             let text = message(&folder.file(name, bytes));
             assert!(text.contains("not text") && text.contains(word), "{text}");
@@ -311,12 +203,20 @@ mod tests {
         let folder = Folder::new();
         let noise: String = (0..200_000u64).map(|i| char::from(b'a' + (i * i % 23 * i % 26) as u8)).collect();
         let whole = zstd::encode_all(noise.as_bytes(), 1).unwrap();
-        assert_eq!(read(&folder.file("whole.zst", &whole)).unwrap(), [noise]);
-        message(&folder.file("cut.zst", &whole[..whole.len() - 3]));
-        message(&folder.file("head.zst", &whole[..5]));
-        let mut altered = whole.clone();
-        altered[6] ^= 0xff;
-        message(&folder.file("altered.zst", altered));
+        assert_eq!(read(&folder.file("whole.zst", &whole)).unwrap(), [noise.as_str()]);
+        let zipped = gz(noise.as_bytes());
+        assert_eq!(read(&folder.file("whole.gz", &zipped)).unwrap(), [noise]);
+        for (ending, whole) in [("zst", whole), ("gz", zipped)] {
+            for (name, end) in [("cut", whole.len() - 3), ("half", whole.len() / 2), ("head", 5)] {
+                let text = message(&folder.file(&format!("{name}.{ending}"), &whole[..end]));
+                assert!(text.contains("cannot decompress") && text.contains("fetch or compress it again"), "{text}");
+            }
+            // zstd, without the checksum that is optional, finds a changed header only.
+            let mut altered = whole.clone();
+            altered[if ending == "gz" { whole.len() / 2 } else { 6 }] ^= 0xff;
+            message(&folder.file(&format!("altered.{ending}"), altered));
+            message(&folder.file(&format!("trailing.{ending}"), [&whole[..], b"something else"].concat()));
+        }
     }
 
     #[test]
@@ -335,6 +235,33 @@ mod tests {
         }
         let deep = format!("{{\"x\": {}", "[".repeat(500_000));
         assert!(message(&folder.file("deep.jsonl", deep)).contains("line 1"));
+    }
+
+    #[test]
+    fn fields_of_another_name_and_scores() {
+        let folder = Folder::new();
+        let path = folder.file(
+            "a.jsonl",
+            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n{\"\\u0073tory\":\"three\",\"score\":-2.5}",
+        );
+        let mut seen = Vec::new();
+        let fields = Fields { text: "story", score: Some("score") };
+        let flow = read_file(&path, &fields, 100, &mut |story, _| {
+            seen.push((story.text.to_string(), story.score));
+            ControlFlow::Continue(())
+        });
+        assert!(flow.unwrap().is_continue());
+        assert_eq!(seen, [("one", Some(3.0)), ("two", None), ("three", Some(-2.5))].map(|(s, x)| (s.to_string(), x)));
+        let wrong = |path: &Path, fields| read_file(path, &fields, 100, &mut |_, _| ControlFlow::Continue(()));
+        let error = wrong(&path, Fields { text: "body", score: None }).unwrap_err().to_string();
+        assert!(error.contains("missing field `body`") && error.contains("{\"body\": \"...\"}"), "{error}");
+        let error = wrong(&path, Fields { text: "story", score: Some("points") }).unwrap_err().to_string();
+        assert!(error.contains("missing field `points`"), "{error}");
+        let twice = folder.file("twice.jsonl", "{\"text\":\"a\",\"text\":\"b\"}");
+        assert!(message(&twice).contains("twice"));
+        let text = folder.file("a.txt", "a story");
+        let error = wrong(&text, Fields { text: "text", score: Some("score") }).unwrap_err().to_string();
+        assert!(error.contains("min_score"), "{error}");
     }
 
     #[test]
@@ -357,9 +284,9 @@ mod tests {
         let folder = Folder::new();
         let path = folder.file("a.txt", b"a\n<|endoftext|>\nb\n<|endoftext|>\n\xc3\x28");
         let mut seen = Vec::new();
-        let flow = read_file(&path, 100, &mut |story, _| {
-            seen.push(story.to_string());
-            if story == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        let flow = read_file(&path, &TEXT_FIELD, 100, &mut |story, _| {
+            seen.push(story.text.to_string());
+            if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         assert!(flow.unwrap().is_break());
         assert_eq!(seen, ["a", "b"]);

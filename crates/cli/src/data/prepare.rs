@@ -1,4 +1,4 @@
-//! `flashlm data`: text made ready for training, and looked at on the way.
+//! `flashlm data prepare`: text made ready for training.
 
 use std::fs;
 use std::io::Write;
@@ -12,39 +12,35 @@ use flashlm_train::atomic::write_file;
 use flashlm_train::config::Settings;
 use flashlm_train::data::DataError;
 use flashlm_train::data::cache::{Progress, Stale, TokenCache, default_dir};
+use flashlm_train::data::filter::Dropped;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::log::console::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 
+use super::{Select, report_dropped};
 use crate::common::{Status, say, threads};
 use crate::report::Report;
 
-/// Make text ready for training
+/// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
 #[derive(clap::Args)]
 pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(clap::Subcommand)]
-enum Command {
-    /// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
-    Prepare(Prepare),
-}
-
-#[derive(clap::Args)]
-struct Prepare {
-    /// A text, .jsonl or .zst file, a folder of those, or synthetic:N (N stories made on the spot)
+    /// A text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, hf:OWNER/DATASET; see `train`), or
+    /// synthetic:N (N stories made on the spot)
     #[arg(long, value_name = "SOURCE")]
     data: String,
+    #[command(flatten)]
+    select: Select,
     /// frequency (lossy, as FlashLM v4), bpe, bytes, or a tokenizer file
     #[arg(long, value_name = "KIND", default_value_t = Settings::default().tokenizer.kind)]
     tokenizer: String,
     /// Tokens to aim for where a frequency or bpe tokenizer is trained
     #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.vocab)]
     vocab: usize,
+    /// Stories from the first on that a frequency tokenizer counts
+    #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.stories)]
+    stories: usize,
     /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
@@ -64,22 +60,17 @@ struct Prepare {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match args.command {
-        Command::Prepare(args) => prepare(args),
-    }
-}
-
-fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     let threads = threads(args.threads)?;
     let choice: TokenizerChoice = args.tokenizer.parse()?;
     let defaults = Settings::default();
     let (share, seed) = (defaults.data.holdout, defaults.train.seed);
-    let data = Source::parse(&args.data)?.with_seed(seed);
-    let (train, valid) = match &args.valid {
+    let data = args.select.open(&args.data, seed)?;
+    let other = args.valid.or_else(|| data.validation().map(str::to_string));
+    let (train, valid) = match &other {
         None => ((data.clone(), Split::Train(share)), (data, Split::Valid(share))),
         Some(spec) => {
             // Another seed, or synthetic validation would repeat the stories of synthetic training.
-            let valid = Source::parse(spec)?.with_seed(seed.wrapping_add(1));
+            let valid = args.select.open(spec, seed.wrapping_add(1))?;
             if valid.place() == data.place() {
                 bail!(
                     "--valid {spec} is the training data itself; name other text, or leave it out to hold out a share"
@@ -91,7 +82,8 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
-    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, &train.0, train.1, &mut told)?;
+    let sources = [(train.0.clone(), 1.0)];
+    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, train.1, &mut told)?;
     status.clear();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
     write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;
@@ -104,25 +96,38 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
         format!("{kind}, {} tokens, {lossy}", thousands(size as u64)),
         json!({"kind": kind, "vocab_size": size, "eos": tokenizer.eos(), "hash": format!("{:016x}", tokenizer.hash())}),
     );
-    let mut repaired = 0;
-    for (name, (source, split)) in [("train", &train), ("valid", &valid)] {
-        let cache = match build(&dir, name, source, *split, &tokenizer, threads) {
-            Err(e @ DataError::NoStories { .. }) if *split != Split::All => {
-                bail!("{e}, or name text for it with --valid")
-            }
-            built => built?,
-        };
+    let sides = [("train", train), ("valid", valid)];
+    let caches = match &other {
+        // Both sides of one source in one pass.
+        None => build(&dir, &sides, &tokenizer, threads),
+        Some(_) => sides.chunks(1).try_fold(Vec::new(), |mut caches, side| {
+            caches.extend(build(&dir, side, &tokenizer, threads)?);
+            Ok(caches)
+        }),
+    };
+    let caches = match caches {
+        Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
+        caches => caches?,
+    };
+    for ((name, _), cache) in sides.iter().zip(&caches) {
         if args.raw {
             let path = dir.join(name).with_extension("u16");
             write_file(&path, |w| cache.tokens().iter().try_for_each(|token| w.write_all(&token.to_le_bytes())))?;
         }
-        let (text, value) = summary(&cache);
+        let (text, value) = summary(cache);
         report.add(name, text, value);
-        // Of the whole source, whatever the side.
-        repaired = if *split == Split::All { repaired + cache.repaired() } else { cache.repaired() };
     }
-    match args.valid {
-        Some(_) => report.add("held out", "nothing: --valid is a source of its own", Value::Null),
+    // Of a whole source, whatever the side.
+    let sources = if other.is_some() { &caches[..] } else { &caches[..1] };
+    let repaired: u64 = sources.iter().map(TokenCache::repaired).sum();
+    if sources.iter().any(|cache| cache.dropped().total() > 0) {
+        let sum = |count: fn(&Dropped) -> u64| sources.iter().map(|cache| count(&cache.dropped())).sum();
+        let dropped =
+            Dropped { score: sum(|d| d.score), short: sum(|d| d.short), long: sum(|d| d.long), hard: sum(|d| d.hard) };
+        report_dropped(&mut report, &dropped);
+    }
+    match other {
+        Some(_) => report.add("held out", "nothing: validation has a source of its own", Value::Null),
         None => {
             let text = format!("{} % of the stories, chosen by a hash of each story's text", share * 100.0);
             report.add("held out", text, share);
@@ -135,25 +140,29 @@ fn prepare(args: Prepare) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The caches of sides of one source.
 fn build(
     dir: &Path,
-    name: &str,
-    source: &Source,
-    split: Split,
+    sides: &[(&str, (Source, Split))],
     tokenizer: &Tokenizer,
     threads: usize,
-) -> Result<TokenCache, DataError> {
-    let path = dir.join(name).with_extension("tok");
-    let mut status = Status::new();
-    let mut told = |p: &Progress| progress(&mut status, name, p);
-    let (cache, stale) = TokenCache::open_or_build(&path, source, tokenizer, split, threads, &mut told)?;
+) -> Result<Vec<TokenCache>, DataError> {
+    let Some((_, (source, _))) = sides.first() else { return Ok(Vec::new()) };
+    let names: Vec<&str> = sides.iter().map(|(name, _)| *name).collect();
+    let paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name).with_extension("tok")).collect();
+    let splits: Vec<Split> = sides.iter().map(|(_, (_, split))| *split).collect();
+    let (mut status, label) = (Status::new(), names.join(" and "));
+    let mut told = |p: &Progress| progress(&mut status, &label, p);
+    let built = TokenCache::open_or_build_all(&paths, source, tokenizer, &splits, threads, &mut told)?;
     status.clear();
-    match stale {
-        None => say!("{name}: {} serves as it is", path.display()),
-        Some(Stale::Missing) => {}
-        Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
+    for ((name, path), (_, stale)) in names.iter().zip(&paths).zip(&built) {
+        match stale {
+            None => say!("{name}: {} serves as it is", path.display()),
+            Some(Stale::Missing) => {}
+            Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
+        }
     }
-    Ok(cache)
+    Ok(built.into_iter().map(|(cache, _)| cache).collect())
 }
 
 /// Stories, tokens and bytes of one side, in words and as JSON.

@@ -1,0 +1,52 @@
+//! `flashlm data sample`: stories drawn at random.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use flashlm_train::data::stats::sample;
+use serde_json::{Value, json};
+
+use super::Select;
+use crate::common::out;
+
+/// Print stories drawn at random
+#[derive(clap::Args)]
+pub struct Args {
+    /// A text, .jsonl or .parquet file, a folder of those, a dataset (see `train`), or synthetic:N
+    #[arg(value_name = "SOURCE")]
+    data: String,
+    #[command(flatten)]
+    select: Select,
+    /// How many
+    #[arg(short, value_name = "N", default_value_t = 5)]
+    n: usize,
+    /// The same seed draws the same stories
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    seed: u64,
+    /// Print them as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let source = args.select.open(&args.data, 0)?;
+    let (stories, read) = sample(&source, args.n, args.seed)?;
+    if read.stories == 0 {
+        bail!(
+            "{}: no stories{}",
+            args.data,
+            if read.dropped.total() > 0 { "; the filter drops every one" } else { "" }
+        );
+    }
+    if args.json {
+        let stories = stories.into_iter().map(|(number, text)| json!({"number": number, "text": text}));
+        out!("{:#}", json!({"of": read.stories, "stories": stories.collect::<Value>()}));
+    } else {
+        // As text files have them, so that a sample is data again.
+        for (_, text) in stories {
+            out!("{text}\n<|endoftext|>");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

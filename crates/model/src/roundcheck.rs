@@ -1,0 +1,141 @@
+//! Models whose activations are rounded to int8: their gradients, and that the packed runtime computes the same.
+
+use std::sync::Arc;
+
+use flashlm_kernels::ops::{Objective, round_int8};
+use flashlm_kernels::{Exec, Isa, Token};
+
+use crate::config::{DeltaConfig, DeltaForm, ModelConfig, QuantConfig, ScaleKind};
+use crate::gradcheck::{log_sum, noisy, ratio, recipe, tiny, tokens};
+use crate::infer::{Engine, PackedModel};
+use crate::layer::round::constants;
+use crate::lm::{LanguageModel, Lm};
+use crate::mixer;
+use crate::pack::{self, pack};
+use crate::precision::Precision;
+use crate::rng::Rng;
+use crate::tok::Tokenizer;
+
+/// Straight through: the gradients are those of a model that adds constants where this one rounds.
+fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
+    let cx = &Exec::new(Isa::Scalar, 1);
+    let mut lm = Lm::<f64>::new(config, b * t, true).unwrap();
+    let (layout, v) = (lm.layout().clone(), config.vocab_size);
+    let mut params = noisy(layout.len(), 7);
+    let (x, y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
+    let scale = 1.0 / (b * t) as f64;
+    let mut grads = vec![0.0; params.len()];
+    lm.set_activation_bits(8);
+    lm.prepare(cx, &params);
+    let nats = lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), Objective { scale, z_loss });
+
+    let mut logits = vec![0.0; b * t * v];
+    let added = constants::keep(|| lm.logits(cx, &mut logits, &params, &x, None, (b, t)));
+    assert!(added.iter().filter(|&&c| c != 0.0).count() > added.len() / 2, "nothing is rounded");
+    let mut loss = |params: &[f64], z_loss: f64| {
+        lm.prepare(cx, params);
+        constants::add(&added, || lm.logits(cx, &mut logits, params, &x, None, (b, t)));
+        let row = |(z, &target): (&[f64], &Token)| log_sum(z) - z[usize::from(target)] + z_loss * log_sum(z).powi(2);
+        logits.chunks(v).zip(&y).map(row).sum::<f64>() * scale
+    };
+    assert!((loss(&params, 0.0) - nats * scale).abs() < 1e-9, "the passes with a gradient and without one differ");
+    let mut rng = Rng::new(9);
+    for spec in layout.specs() {
+        let mut picks = vec![spec.range.start, spec.range.end - 1];
+        picks.extend((0..3).map(|_| spec.range.start + rng.below(spec.range.len() as u64) as usize));
+        for i in picks {
+            let (own, h) = (params[i], 2e-5);
+            let mut at = |steps: f64| {
+                params[i] = own + steps * h;
+                let loss = loss(&params, z_loss);
+                params[i] = own;
+                loss
+            };
+            let want = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
+            let error = (grads[i] - want).abs();
+            assert!(error <= 1e-8 + 1e-6 * want.abs(), "{} at {i}: {} for {want}, {config:?}", spec.name, grads[i]);
+        }
+    }
+}
+
+#[test]
+fn gradients_pass_straight_through_the_rounding() {
+    for &name in mixer::NAMES {
+        for (block_norm, norm) in [(true, false), (false, true), (true, true), (false, false)] {
+            let base = tiny(name);
+            let quant = QuantConfig { norm, ..base.quant.clone() };
+            check(&ModelConfig { block_norm, quant, ..base }, (2, 7), 0.0);
+        }
+        check(&recipe(name), (2, 7), 0.05);
+    }
+    let original = DeltaConfig { form: DeltaForm::Original, ..tiny("delta").delta };
+    check(&ModelConfig { delta: original, ..tiny("delta") }, (1, 13), 0.0);
+}
+
+#[test]
+fn gradients_do_not_depend_on_threads_nor_on_what_was_on_before() {
+    for (&name, precision) in mixer::NAMES.iter().flat_map(|name| [Precision::F32, Precision::Bf16].map(|p| (name, p)))
+    {
+        let mut config = ModelConfig { vocab_size: 700, dim: 48, ffn_hidden: 72, ..recipe(name) };
+        config.quant.scale = ScaleKind::Tensor;
+        let run = |threads, bits: &[u32]| {
+            let cx = Exec::new(Isa::detect().unwrap(), threads);
+            let mut lm = precision.build(&config, 3 * 110, true).unwrap();
+            let params = lm.layout().init::<f32>(1);
+            let data = tokens(3 * 110, 700, 2);
+            let mut grads = vec![0.0; params.len()];
+            lm.prepare(&cx, &params);
+            bits.iter().for_each(|&bits| lm.set_activation_bits(bits));
+            let objective = Objective { scale: 0.1, z_loss: 0.01 };
+            let nats = lm.loss_backward(&cx, &mut grads, &params, &data, &data, (3, 110), objective);
+            (nats, grads)
+        };
+        let (off, on) = (run(1, &[]), run(1, &[8]));
+        assert!(off != on, "{name}");
+        assert!(on == run(2, &[8]) && on == run(3, &[0, 8, 8]), "{name} in {}", precision.name());
+        assert!(off == run(2, &[8, 0]), "{name} in {}", precision.name());
+    }
+}
+
+/// The packed runtime computes what such a model computes, its table of int8 rows granted.
+#[test]
+fn the_packed_runtime_computes_the_same() {
+    let cx = Exec::new(Isa::detect().unwrap(), 2);
+    let tokenizer = Tokenizer::bytes();
+    for (&name, base) in mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]) {
+        for (scale, form) in [
+            (ScaleKind::Tensor, DeltaForm::Published),
+            (ScaleKind::Block, DeltaForm::Original),
+            (ScaleKind::Group, DeltaForm::Published),
+        ] {
+            let (b, t, v) = (12, 8, tokenizer.vocab_size());
+            let mut config = ModelConfig { vocab_size: v, ffn_hidden: 40, ..base.clone() };
+            config.quant = QuantConfig { scale, size: 8, ..config.quant };
+            config.delta = DeltaConfig { form, expand_v: 1.0, ..config.delta };
+            let mut lm = Lm::<f32>::new(&config, b * t, false).unwrap();
+            let mut params = lm.layout().init::<f32>(3);
+            let table = lm.layout().find("embedding.weight").unwrap().range.clone();
+            round_int8(&cx, &mut params[table], config.dim);
+            let bytes = pack(&cx, &config, lm.layout(), &params, &tokenizer, pack::Options::default());
+            let model = Arc::new(PackedModel::from_bytes(bytes, "test").unwrap());
+            let mut engine = Engine::new(model.clone(), Exec::new(cx.isa(), 1), 16);
+            let texts = tokens(b * t, v, 4);
+            let mut packed = Vec::new();
+            for text in texts.chunks(t) {
+                let mut stream = model.stream();
+                text.iter().for_each(|&token| packed.extend_from_slice(engine.prefill(&mut stream, &[token])));
+            }
+            lm.prepare(&cx, &params);
+            let mut logits = vec![0.0; b * t * v];
+            let mut median = |bits| {
+                lm.set_activation_bits(bits);
+                lm.logits(&cx, &mut logits, &params, &texts, None, (b, t));
+                let mut off: Vec<f64> = packed.chunks(v).zip(logits.chunks(v)).map(|(p, z)| ratio(p, z)).collect();
+                *off.select_nth_unstable_by(b * t / 2, f64::total_cmp).1
+            };
+            // A number next to a half may be rounded to the other side, and what follows in its text is off by as much.
+            let (off, on) = (median(0), median(8));
+            assert!(on < 2e-6 && off > 5e-3, "{name}, {scale:?}: {on:.1e} with int8 activations, {off:.1e} without");
+        }
+    }
+}

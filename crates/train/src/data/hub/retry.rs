@@ -1,0 +1,138 @@
+//! When to try again, and when to give up: after the last progress there are five more attempts, the pauses between them
+//! growing, or as long as the hub asks for; a hub that has never answered is given up within seconds. And what is said
+//! meanwhile to whoever waits.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::http::{Fault, Head, TICK};
+use super::{Client, HubError, Progress};
+use crate::log::console;
+
+/// Pauses before further attempts, in milliseconds; progress begins the row anew.
+const PAUSES: [u64; 5] = [50, 500, 1000, 2000, 4000];
+/// How long to insist on a hub that has never answered.
+const INSIST: Duration = Duration::from_secs(3);
+/// Longest pause that a server can ask for.
+const MAX_PAUSE: Duration = Duration::from_secs(600);
+
+/// Attempts, and the pauses between them.
+pub(super) struct Retry<'a> {
+    client: &'a Client,
+    began: Instant,
+    attempt: usize,
+}
+
+impl Retry<'_> {
+    pub fn new(client: &Client) -> Retry<'_> {
+        Retry { client, began: Instant::now(), attempt: 0 }
+    }
+
+    /// Waits for the next attempt; an error where there is to be none.
+    pub fn wait(&mut self, fault: Fault, url: &str, progress: bool, watch: &mut Watch) -> Result<(), HubError> {
+        if progress {
+            self.attempt = 0;
+        }
+        let reached = &self.client.reached;
+        reached.fetch_or(progress || matches!(fault, Fault::Status(_) | Fault::Broken(_)), Relaxed);
+        let mut pause = PAUSES.get(self.attempt).map(|ms| Duration::from_millis(*ms).mul_f64(self.client.patience));
+        self.attempt += 1;
+        let cause = match fault {
+            Fault::Stopped => return Err(HubError::Stopped),
+            Fault::Refused(reason) => return Err(HubError::Answer { url: url.to_string(), reason }),
+            Fault::Unreachable(cause) => {
+                let give_up = !reached.load(Relaxed) && (self.attempt > 2 || self.began.elapsed() > INSIST);
+                if give_up || pause.is_none() {
+                    let (repo, endpoint) = (watch.repo.clone(), self.client.endpoint.clone());
+                    return Err(HubError::Unreachable { repo, endpoint, cause });
+                }
+                cause
+            }
+            Fault::Broken(cause) => cause,
+            Fault::Status(head) => {
+                let passing = matches!(head.status, 408 | 429 | 500 | 502 | 503 | 504);
+                let asked = head.retry_after.filter(|_| passing);
+                if !passing || asked.is_some_and(|asked| asked > MAX_PAUSE) {
+                    return Err(self.refused(*head, url, &watch.repo));
+                }
+                pause = pause.map(|pause| asked.unwrap_or_default().max(pause));
+                format!("the hub answers {}", describe(&head))
+            }
+        };
+        let Some(pause) = pause else { return Err(HubError::Broken { url: url.to_string(), cause }) };
+        let until = Instant::now() + pause;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+            let text = format!("{cause}; trying again in {}", console::duration(left.as_secs_f64().ceil()));
+            if watch.tell(Some(&text)).is_break() {
+                return Err(HubError::Stopped);
+            }
+            std::thread::sleep(left.min(TICK));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, head: Head, url: &str, repo: &str) -> HubError {
+        let page = format!("{}/datasets/{repo}", self.client.endpoint);
+        let why = match (head.status, &self.client.token) {
+            (401, None) => "there is no such dataset, or it is not public; check the name, or set HF_TOKEN".to_string(),
+            (401, Some(_)) => "it does not know your token; check the name of the dataset and HF_TOKEN".to_string(),
+            (403, None) => format!("the dataset is gated; accept its terms at {page} and set HF_TOKEN"),
+            (403, Some(_)) => {
+                format!("the dataset is gated and your token does not open it; accept its terms at {page}")
+            }
+            (404 | 410, _) => "there is no such dataset or file; check the name".to_string(),
+            (429, _) => "it is asked too much and wants a long pause; try later, or set HF_TOKEN".to_string(),
+            _ => "it cannot be had now; try later".to_string(),
+        };
+        let message = if head.message.is_empty() { String::new() } else { format!(" ({})", head.message) };
+        HubError::Refused { repo: repo.to_string(), url: url.to_string(), status: head.status, message, why }
+    }
+}
+
+fn describe(head: &Head) -> String {
+    let about = match head.status {
+        429 => " (too many requests)",
+        500 => " (an error of its own)",
+        503 => " (not available now)",
+        _ => "",
+    };
+    format!("{}{about}", head.status)
+}
+
+/// What the callback is told.
+pub(super) struct Watch<'a> {
+    pub repo: String,
+    pub file: String,
+    /// Bytes of the files before this one.
+    pub before: u64,
+    /// Bytes of this one.
+    pub now: u64,
+    pub total: u64,
+    /// Bytes that came over the network.
+    pub arrived: u64,
+    began: Instant,
+    callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
+}
+
+impl Watch<'_> {
+    pub fn new<'a>(repo: &str, callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>) -> Watch<'a> {
+        let (repo, file) = (repo.to_string(), repo.to_string());
+        Watch { repo, file, before: 0, now: 0, total: 0, arrived: 0, began: Instant::now(), callback }
+    }
+
+    pub fn tell(&mut self, waiting: Option<&str>) -> ControlFlow<()> {
+        self.say(waiting, None)
+    }
+
+    pub fn note(&mut self, note: &str) {
+        // Whoever wants to stop will say so again.
+        let _ = self.say(None, Some(note));
+    }
+
+    fn say(&mut self, waiting: Option<&str>, note: Option<&str>) -> ControlFlow<()> {
+        let bytes_per_second = self.arrived as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
+        let (file, done, total) = (self.file.as_str(), self.before + self.now, self.total);
+        (self.callback)(&Progress { file, done, total, bytes_per_second, waiting, note })
+    }
+}

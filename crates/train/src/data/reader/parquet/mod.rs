@@ -1,0 +1,127 @@
+//! The stories of a Parquet file: one column of text, and its scores if they are wanted.
+//!
+//! Row group by row group, page by page: memory is bounded by a page and a dictionary of each column (128 and 32 MB; most
+//! writers make 1 MB of each). Our own reader, because those at hand believe the sizes that a file claims. Rows without a
+//! value are skipped. Columns in structs are named by their path (`meta.text`); lists of texts are not stories.
+//! Plain, dictionary, delta and byte-split encoding; zstd, Snappy, gzip or no compression.
+
+mod meta;
+mod page;
+mod runs;
+mod thrift;
+
+use super::{DataError, Fields, Story};
+use meta::{Column, Type};
+use page::{Cell, Rows};
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+/// What can be wrong with a file, before it is known which.
+pub(super) enum Fault {
+    Io(io::Error),
+    Damaged(String),
+    Unsupported(String),
+}
+
+impl Fault {
+    fn damaged(what: impl Into<String>) -> Fault {
+        Fault::Damaged(what.into())
+    }
+
+    fn told(self, path: &Path) -> DataError {
+        let damaged = |what| format!("damaged or cut off: {what}; fetch or write it again");
+        let reason = match self {
+            Fault::Io(e) if e.raw_os_error().is_some() => return DataError::io("read", path, e),
+            Fault::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => damaged("it ends too early".to_string()),
+            Fault::Io(e) => damaged(e.to_string()),
+            Fault::Damaged(what) => damaged(what),
+            Fault::Unsupported(what) => what,
+        };
+        DataError::Parquet { path: path.to_path_buf(), reason }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(e: io::Error) -> Fault {
+        Fault::Io(e)
+    }
+}
+
+/// Calls `f(story, bytes of the file read so far)` for each row until it breaks.
+pub(super) fn read(
+    path: &Path,
+    fields: &Fields,
+    limit: usize,
+    f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, DataError> {
+    let told = |fault: Fault| fault.told(path);
+    let open = || File::open(path).map_err(|e| DataError::io("open", path, e));
+    let mut file = open()?;
+    let size = file.metadata().map_err(|e| DataError::io("read", path, e))?.len();
+    let mut magic = [0; 4];
+    let head = file.read(&mut magic).map_err(|e| DataError::io("read", path, e))?;
+    if &magic[..head] != meta::MAGIC && &magic[..head] != meta::ENCRYPTED {
+        let found = "it ends in .parquet but is not a Parquet table; rename it after what it is";
+        return Err(DataError::NotText { path: path.to_path_buf(), found });
+    }
+    let footer = meta::footer(&mut file).map_err(told)?;
+    let columns = meta::columns(&footer).map_err(told)?;
+    let text = find(path, &columns, fields.text, "text")?;
+    let score = fields.score.map(|score| find(path, &columns, score, "numbers")).transpose()?;
+    let wanted: Vec<usize> = [text].into_iter().chain(score).collect();
+    let groups = meta::groups(&footer, columns.len(), &wanted).map_err(told)?;
+    drop(footer);
+    let total = groups.iter().fold(0u64, |sum, group| sum.saturating_add(group.rows)).max(1);
+    let mut row = 0u64;
+    for group in groups {
+        let mut rows = Vec::with_capacity(wanted.len());
+        for (column, chunk) in wanted.iter().zip(&group.chunks) {
+            rows.push(Rows::open(open()?, &columns[*column], chunk).map_err(told)?);
+        }
+        let Some((texts, scores)) = rows.split_first_mut() else { break };
+        for _ in 0..group.rows {
+            row += 1;
+            let at = |reason: String| DataError::Parquet {
+                path: path.to_path_buf(),
+                reason: format!("row {row}: {reason}"),
+            };
+            let score = match scores.first_mut().map(Rows::next).transpose().map_err(told)? {
+                Some(Cell::Number(score)) => Some(score),
+                _ => None,
+            };
+            let Cell::Bytes(bytes) = texts.next().map_err(told)? else { continue };
+            if bytes.len() > limit {
+                return Err(at(format!("the story is longer than {} MB; split it or leave it out", limit >> 20)));
+            }
+            let Ok(text) = std::str::from_utf8(bytes) else {
+                return Err(at(format!("column `{}` is not UTF-8 text; write it as a column of strings", fields.text)));
+            };
+            let text = text.trim_matches(['\n', '\r']);
+            let read = (size as f64 * (row as f64 / total as f64)) as u64;
+            if !text.is_empty() && f(Story { text, score }, read).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+/// The number of the column, which must hold one text, or one number, a row.
+fn find(path: &Path, columns: &[Column], name: &str, wanted: &'static str) -> Result<usize, DataError> {
+    let fits = |c: &Column| !c.list && (c.kind == Type::Bytes) == (wanted == "text") && c.kind != Type::Other;
+    let found = columns.iter().position(|column| column.name == name);
+    let problem = match found.map(|i| &columns[i]) {
+        Some(column) if fits(column) => return Ok(found.unwrap_or_default()),
+        Some(column) if column.list => format!("column `{name}` holds lists"),
+        Some(_) => format!("column `{name}` does not hold {wanted}"),
+        None => format!("there is no column `{name}`"),
+    };
+    let names: Vec<&str> = columns.iter().filter(|c| fits(c)).take(50).map(|c| c.name.as_str()).collect();
+    let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };
+    Err(DataError::Column { path: path.to_path_buf(), problem, wanted, found })
+}
+
+#[cfg(test)]
+mod tests;
