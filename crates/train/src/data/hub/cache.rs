@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use flashlm_model::io::read_limited;
 use serde::{Deserialize, Serialize};
@@ -145,13 +146,17 @@ impl Repo {
         let at = self.snapshot(commit).join(path);
         make_parent(&at)?;
         let failed = |e| AtomicError::new(&at, "linking", 0, e);
-        match fs::remove_file(&at) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e).into()),
-            _ => {}
-        }
+        // Under a name of its own and then renamed: others may link the same file at this moment, or read it.
+        static LINKS: AtomicU64 = AtomicU64::new(0);
+        let own = format!(".tmp-{}-{}", std::process::id(), LINKS.fetch_add(1, Relaxed));
+        let temporary = at.with_file_name(own);
         let up = "../".repeat(path.split('/').count() + 1);
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
-        Ok(symlink(&target, &at).or_else(|_| fs::hard_link(self.blob(etag), &at)).map_err(failed)?)
+        symlink(&target, &temporary).or_else(|_| fs::hard_link(self.blob(etag), &temporary)).map_err(failed)?;
+        let linked = fs::rename(&temporary, &at).map_err(failed);
+        // Where both were links to one file the first is still there.
+        let _ = fs::remove_file(&temporary);
+        Ok(linked?)
     }
 
     /// Waits for the right to write a blob; it ends with the process that has it.
