@@ -195,8 +195,7 @@ impl Sampler {
             return Err(SampleError::NothingLeft);
         }
         if self.settings.temperature == 0.0 {
-            let first = logits.iter().zip(0..).find(|(x, _)| **x == max);
-            return first.map(|(_, id)| id).ok_or(SampleError::NothingLeft);
+            return first(logits, max).ok_or(SampleError::NothingLeft);
         }
         // Of a temperature near 0 the inverse is infinite, and infinity times the likeliest's 0 no number.
         let by = (1.0 / self.settings.temperature).min(f32::MAX);
@@ -283,6 +282,13 @@ impl Sampler {
 
 fn weigh(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|c| f64::from(c.weight)).sum()
+}
+
+/// The first token with this logit; runs of 16 are compared at once.
+fn first(logits: &[f32], max: f32) -> Option<u16> {
+    let run = logits.chunks(16).position(|run| run.iter().fold(false, |any, &x| any | (x == max)))?;
+    let at = logits[16 * run..].iter().position(|&x| x == max)?;
+    u16::try_from(16 * run + at).ok()
 }
 
 /// Most stop strings of one request.

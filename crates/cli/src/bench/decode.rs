@@ -16,9 +16,9 @@ use flashlm_kernels::{Exec, Token};
 use flashlm_model::pack::{self, pack};
 use flashlm_model::params::Layout;
 use flashlm_model::rng::Rng;
-use flashlm_model::sample::{SampleError, Sampler, Settings};
+use flashlm_model::sample::{SampleError, Settings};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Stream};
+use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Writer};
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
 
@@ -81,9 +81,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         stream.reset();
         engine.prefill(&mut stream, &prompt[..1]);
     });
-    let mut decode = Decode::new(&mut engine, &prompt, streams)?;
+    let mut writers = writers(&model, &prompt, streams)?;
+    // Reads the prompt.
+    engine.advance(&mut writers)?;
     let mut failure = None;
-    let mut step = || failure = failure.take().or(decode.step(&mut engine).err());
+    let mut step = || failure = failure.take().or(engine.advance(&mut writers).err());
     let steps = windows(args.seconds, WINDOWS, &mut step);
     let (wall, entries) = if args.ops {
         let calls = (0.5 / median(&steps)) as usize + 1;
@@ -129,36 +131,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Streams that write greedily.
-struct Decode {
-    cx: Exec,
-    streams: Vec<Stream>,
-    samplers: Vec<Sampler>,
-    tokens: Vec<Token>,
-}
-
-impl Decode {
-    fn new(engine: &mut Engine, prompt: &[Token], streams: usize) -> Result<Self, SampleError> {
-        let mut stream = engine.model().stream();
-        engine.feed(&mut stream, prompt);
-        let greedy = Settings { temperature: 0.0, ..Settings::default() };
-        let sampler = Sampler::new(greedy, engine.model().config().vocab_size, &[])?;
-        Ok(Decode {
-            cx: Exec::new(engine.exec().isa(), 1),
-            streams: vec![stream; streams],
-            samplers: vec![sampler; streams],
-            tokens: (0..streams).map(|i| prompt[i % prompt.len()]).collect(),
-        })
-    }
-
-    fn step(&mut self, engine: &mut Engine) -> Result<(), SampleError> {
-        let v = engine.model().config().vocab_size;
-        let logits = engine.step(&mut self.streams, &self.tokens);
-        for ((sampler, token), z) in self.samplers.iter_mut().zip(&mut self.tokens).zip(logits.chunks_exact_mut(v)) {
-            *token = sampler.sample(&self.cx, z, &[])?;
-        }
-        Ok(())
-    }
+/// Texts that are written greedily and never end.
+fn writers(model: &Arc<PackedModel>, prompt: &[Token], count: usize) -> Result<Vec<Writer>, SampleError> {
+    let eos = (model.tokenizer().eos(), -100.0);
+    let greedy = Settings { temperature: 0.0, logit_bias: vec![eos], ..Settings::default() };
+    let text = String::from_utf8_lossy(&model.tokenizer().decode(prompt)).into_owned();
+    let writer = |_| {
+        let mut writer = Writer::new(model, greedy.clone(), usize::MAX, &[])?;
+        writer.read(&text);
+        Ok(writer)
+    };
+    (0..count).map(writer).collect()
 }
 
 /// A preset's model as it starts its training.
