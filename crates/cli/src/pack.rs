@@ -72,9 +72,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Table::Four => TableBits::Four,
     };
     let packed = model.pack(&cx, Options { density, table })?;
+    // Nothing is written that could not be read.
+    let read = PackedModel::from_bytes(packed.clone(), &model.path.display().to_string())?;
     write_file(&args.output, |w| w.write_all(&packed))?;
-    // What was written is what can be read.
-    let read = PackedModel::open(&args.output)?;
     let parameters = model.parameters();
     let bits = 8.0 * packed.len() as f64 / parameters as f64;
     let mut report = Report::default();
