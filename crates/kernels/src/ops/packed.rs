@@ -250,68 +250,40 @@ impl Op<f32> for Quantise<'_> {
             let m = largest(x);
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             scales[i] = m / 127.0;
-            let q = &mut q[i * lines..(i + 1) * lines];
+            let q = q[i * lines..(i + 1) * lines].as_mut_ptr().cast::<u8>();
+            // SAFETY: the bytes of whole lines.
+            let q = unsafe { std::slice::from_raw_parts_mut(q, lines * 64) };
+            let sums = &mut sums[i * segments..(i + 1) * segments];
             if !m.is_finite() {
                 // No number that comes of the row is one; codes would be whatever NaN rounds to.
                 scales[i] = f32::NAN;
-                q.fill(Line([0; 64]));
-                sums[i * segments..(i + 1) * segments].fill(0);
+                q.fill(0);
+                sums.fill(0);
                 continue;
             }
-            let mut group = 0;
-            for (sum, x) in sums[i * segments..].iter_mut().zip(x.chunks(columns.segment)) {
-                let mut lanes = [0i32; GROUP];
-                let (whole, rest) = x.as_chunks::<GROUP>();
-                for x in whole {
-                    let mut codes = [0i32; GROUP];
-                    for i in 0..GROUP {
-                        codes[i] = exact::nearest(x[i] * by);
-                    }
-                    for i in 0..GROUP {
-                        lanes[i] += codes[i];
-                    }
-                    q[group / 4].0.as_chunks_mut::<GROUP>().0[group % 4] = codes.map(|code| code as u8);
-                    group += 1;
+            let each = columns.segment.next_multiple_of(GROUP);
+            for ((sum, x), q) in sums.iter_mut().zip(x.chunks(columns.segment)).zip(q.chunks_mut(each)) {
+                // Beside the loop: a sum in memory is one that vectors do not make.
+                let mut total = 0;
+                for (q, x) in q.iter_mut().zip(x) {
+                    let code = exact::nearest(x * by);
+                    total += code;
+                    *q = code as u8;
                 }
-                if !rest.is_empty() {
-                    let q = &mut q[group / 4].0[group % 4 * GROUP..(group % 4 + 1) * GROUP];
-                    for ((q, lane), x) in q.iter_mut().zip(&mut lanes).zip(rest) {
-                        let code = exact::nearest(x * by);
-                        *lane += code;
-                        *q = code as u8;
-                    }
-                    group += 1;
-                }
-                *sum = lanes.iter().sum();
+                *sum = total;
             }
         }
     }
 }
 
-/// `max |x|`; NaN where one is.
+/// `max |x|`; NaN where one is: the bits of numbers without their sign lie in the order of the numbers, those of NaN above all.
 #[inline(always)]
 fn largest(x: &[f32]) -> f32 {
-    let mut lanes: exact::Lanes = [0.0; 16];
-    let (chunks, rest) = x.as_chunks::<16>();
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane = x.abs();
+    let mut most = 0;
+    for x in x {
+        most = most.max(x.abs().to_bits());
     }
-    for x in chunks {
-        for i in 0..16 {
-            let a = x[i].abs();
-            // False for a NaN on either side, which then stays.
-            lanes[i] = if a <= lanes[i] || lanes[i].is_nan() { lanes[i] } else { a };
-        }
-    }
-    let mut half = 8;
-    while half > 0 {
-        for i in 0..half {
-            let a = lanes[i + half];
-            lanes[i] = if a <= lanes[i] || lanes[i].is_nan() { lanes[i] } else { a };
-        }
-        half /= 2;
-    }
-    lanes[0]
+    f32::from_bits(most)
 }
 
 /// `y (+)= x w^T` on the calling thread, `y` the columns from `at` on of `[rows, ld]`.
@@ -322,11 +294,9 @@ pub fn packed_matmul(
     w: &PackedMatrix,
     add: bool,
 ) {
-    assert!(x.columns == w.columns, "rows quantised for another matrix");
-    assert!(y.len() == x.rows * ld && at + w.outputs <= ld);
     let flops = 2 * x.rows * w.outputs * w.columns.inputs;
     let _time = time(cx, "packed_matmul", (w.columns.inputs, w.outputs), Work::Flops(flops as f64));
-    let product = Product { y, ld, at, x, w, add };
+    let product = Product::new((y, ld, at), x, w, add);
     match Unit::of(cx.isa()) {
         // SAFETY: plain arithmetic runs anywhere.
         Unit::Scalar => unsafe { product.run::<isa::scalar::ScalarDot>() },
@@ -348,130 +318,194 @@ pub fn packed_matmul(
     }
 }
 
-/// One product, ready to run on a unit.
+/// One product, ready to run on a unit. Plain numbers and pointers: a row of activations leaves no time to look anything up.
+#[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
-    y: &'a mut [f32],
-    ld: usize,
-    at: usize,
-    x: &'a mut Int8Rows,
     w: &'a PackedMatrix,
+    /// `[rows, ld]`, from the first column on.
+    y: *mut f32,
+    ld: usize,
     add: bool,
+    rows: usize,
+    /// `[rows, stride]`, with their scales and sums.
+    q: *const i8,
+    stride: usize,
+    scales: *const f32,
+    sums: *const i32,
+    panel: (*mut Line, usize),
+    segments: usize,
+    /// Groups of a segment, and of all.
+    each: usize,
+    all: usize,
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    /// `y (+)= x w^T`, `y` the columns from `at` on of `[rows, ld]`; checks all that the units rely on.
+    fn new((y, ld, at): (&'a mut [f32], usize, usize), x: &'a mut Int8Rows, w: &'a PackedMatrix, add: bool) -> Self {
+        assert!(x.columns == w.columns, "rows quantised for another matrix");
+        assert!(y.len() == x.rows * ld && at + w.outputs <= ld);
+        let (segments, stride) = (w.columns.segments(), w.columns.stride());
+        assert!(x.scales.len() >= x.rows && x.sums.len() >= x.rows * segments && x.q.len() * 64 >= x.rows * stride);
+        Product {
+            w,
+            y: y.as_mut_ptr().wrapping_add(at),
+            ld,
+            add,
+            rows: x.rows,
+            q: x.q.as_ptr().cast(),
+            stride,
+            scales: x.scales.as_ptr(),
+            sums: x.sums.as_ptr(),
+            panel: (x.panel.as_mut_ptr(), x.panel.len()),
+            segments,
+            each: w.columns.segment.div_ceil(GROUP),
+            all: w.columns.all_groups(),
+        }
+    }
+
     /// # Safety
     /// The machine supports the unit.
     #[inline(always)]
-    pub(crate) unsafe fn run<D: Dot>(mut self) {
-        let rows = self.x.rows;
-        for block in 0..self.w.outputs.div_ceil(CELL) {
-            let mut row = 0;
-            // SAFETY: the caller's promise; the rows exist.
-            unsafe {
-                while D::ROWS >= 4 && row + 4 <= rows {
-                    self.block::<D, 4>(block, row);
-                    row += 4;
-                }
-                while D::ROWS >= 2 && row + 2 <= rows {
-                    self.block::<D, 2>(block, row);
-                    row += 2;
-                }
-                while row < rows {
-                    self.block::<D, 1>(block, row);
-                    row += 1;
-                }
+    pub(crate) unsafe fn run<D: Dot>(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.w.kind {
+                Kind::Ternary => self.run_kind::<D, true>(),
+                Kind::Bytes => self.run_kind::<D, false>(),
             }
         }
     }
 
-    /// 16 outputs of `M` rows.
+    /// # Safety
+    /// The machine supports the unit; the matrix is `TERNARY` or of bytes.
+    #[inline(always)]
+    unsafe fn run_kind<D: Dot, const TERNARY: bool>(&self) {
+        let (rows, blocks) = (self.rows, self.w.outputs.div_ceil(CELL));
+        let mut block = 0;
+        // SAFETY: the caller's promise; blocks and rows exist.
+        unsafe {
+            // What a row costs to read and a loop to begin, for four blocks at once. Bytes come from too far for that to matter.
+            while TERNARY && D::ROWS >= 4 && rows == 1 && block + 4 <= blocks {
+                self.block::<D, TERNARY, 1, 4>(block, 0);
+                block += 4;
+            }
+            while block < blocks {
+                let mut row = 0;
+                while D::ROWS >= 4 && row + 4 <= rows {
+                    self.block::<D, TERNARY, 4, 1>(block, row);
+                    row += 4;
+                }
+                while D::ROWS >= 2 && row + 2 <= rows {
+                    self.block::<D, TERNARY, 2, 1>(block, row);
+                    row += 2;
+                }
+                while row < rows {
+                    self.block::<D, TERNARY, 1, 1>(block, row);
+                    row += 1;
+                }
+                block += 1;
+            }
+        }
+    }
+
+    /// The outputs of `N` blocks for `M` rows.
     ///
     /// # Safety
-    /// The machine supports the unit; there are rows `row .. row + M`.
+    /// As for [`Self::run_kind`]; there are rows `row .. row + M` and blocks `block .. block + N`.
     #[inline(always)]
-    unsafe fn block<D: Dot, const M: usize>(&mut self, block: usize, row: usize) {
-        let w = self.w;
-        let (all, stride) = (w.columns.all_groups(), w.columns.stride());
-        let q = self.x.q.as_ptr().cast::<i8>();
-        let bias = if w.kind == Kind::Ternary { 1 } else { D::BYTE_BIAS };
+    unsafe fn block<D: Dot, const TERNARY: bool, const M: usize, const N: usize>(&self, block: usize, row: usize) {
+        let size = self.all * if TERNARY { 64 } else { 256 };
+        let bias = if TERNARY { 1 } else { D::BYTE_BIAS };
         for lane in (0..CELL).step_by(D::LANES) {
-            // SAFETY: cells hold all groups of the block, and rows all their columns.
+            // SAFETY: cells hold all groups of the blocks, and rows all their columns.
             unsafe {
-                let mut y = [D::S::splat(0.0); M];
-                for segment in 0..w.columns.segments() {
-                    let groups = w.columns.groups(segment);
-                    let mut acc = [[D::zero(); 4]; M];
-                    match w.kind {
-                        Kind::Ternary => {
-                            let cells = w.cells.as_ptr().add(block * all).cast::<u8>().add(lane * 4);
-                            for group in groups {
-                                let codes = D::ternary(cells.add(group * 64));
-                                for (m, acc) in acc.iter_mut().enumerate() {
-                                    let x = q.add((row + m) * stride + group * GROUP);
-                                    *acc = D::dot_ternary(*acc, &codes, x);
-                                }
-                            }
-                        }
-                        Kind::Bytes => {
-                            let cells = w.cells.as_ptr().add(block * all * 4).cast::<u8>().add(lane * 4);
-                            for group in groups {
-                                let cell = cells.add(group * 256);
-                                let codes = [
+                let q = self.q.add(row * self.stride);
+                let cells = self.w.cells.as_ptr().cast::<u8>().add(block * size + lane * 4);
+                let mut y = [[D::S::splat(0.0); N]; M];
+                for segment in 0..self.segments {
+                    let mut acc = [[[D::zero(); 4]; N]; M];
+                    for group in self.groups(segment) {
+                        for n in 0..N {
+                            let codes = if TERNARY {
+                                D::ternary(cells.add(n * size + group * 64))
+                            } else {
+                                let cell = cells.add(n * size + group * 256);
+                                [
                                     D::bytes(cell),
                                     D::bytes(cell.add(64)),
                                     D::bytes(cell.add(128)),
                                     D::bytes(cell.add(192)),
-                                ];
-                                for (m, acc) in acc.iter_mut().enumerate() {
-                                    let x = q.add((row + m) * stride + group * GROUP);
-                                    for (j, acc) in acc.iter_mut().enumerate() {
-                                        *acc = D::dot_bytes(*acc, codes[j], x.add(j * 4));
+                                ]
+                            };
+                            for m in 0..M {
+                                let x = q.add(m * self.stride + group * GROUP);
+                                if TERNARY {
+                                    acc[m][n] = D::dot_ternary(acc[m][n], &codes, x);
+                                } else {
+                                    for j in 0..4 {
+                                        acc[m][n][j] = D::dot_bytes(acc[m][n][j], codes[j], x.add(4 * j));
                                     }
                                 }
                             }
                         }
                     }
-                    let scales = D::S::load(self.scales(block, segment).as_ptr().add(lane));
-                    for (m, (y, acc)) in y.iter_mut().zip(acc).enumerate() {
-                        let total = if w.kind == Kind::Ternary { D::ternary_total(acc) } else { D::total(acc) };
-                        *y = scale::<D>(*y, total, self.shift(row + m, segment, bias), scales);
+                    for n in 0..N {
+                        let scales = D::S::load(self.scales(block + n, segment).add(lane));
+                        for m in 0..M {
+                            let total = if TERNARY { D::ternary_total(acc[m][n]) } else { D::total(acc[m][n]) };
+                            y[m][n] = scale::<D>(y[m][n], total, self.shift(row + m, segment, bias), scales);
+                        }
                     }
                 }
-                for (m, y) in y.into_iter().enumerate() {
-                    self.finish::<D>(y, block, lane, row + m);
+                for n in 0..N {
+                    for m in 0..M {
+                        self.finish::<D>(y[m][n], block + n, lane, row + m);
+                    }
                 }
             }
         }
     }
 
-    /// What codes `bias` above their weights add to a sum.
     #[inline(always)]
-    fn shift(&self, row: usize, segment: usize, bias: i32) -> i32 {
-        bias * self.x.sums[row * self.w.columns.segments() + segment]
+    fn groups(&self, segment: usize) -> Range<usize> {
+        segment * self.each..self.all.min((segment + 1) * self.each)
     }
 
+    /// What codes `bias` above their weights add to a sum.
+    ///
+    /// # Safety
+    /// The row and the segment exist.
     #[inline(always)]
-    fn scales(&self, block: usize, segment: usize) -> &[f32; CELL] {
-        let at = (block * self.w.columns.segments() + segment) * CELL;
-        self.w.scales[at..at + CELL].first_chunk().expect("16 scales a block and segment")
+    unsafe fn shift(&self, row: usize, segment: usize, bias: i32) -> i32 {
+        // SAFETY: each row has a sum for each segment.
+        bias * unsafe { *self.sums.add(row * self.segments + segment) }
+    }
+
+    /// The 16 scales of a block and segment.
+    ///
+    /// # Safety
+    /// There are such.
+    #[inline(always)]
+    unsafe fn scales(&self, block: usize, segment: usize) -> *const f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.w.scales.as_ptr().add((block * self.segments + segment) * CELL) }
     }
 
     /// Puts outputs of one block from `lane` on in their place.
     ///
     /// # Safety
-    /// The machine supports the unit.
+    /// The machine supports the unit; block and row exist.
     #[inline(always)]
-    unsafe fn finish<D: Dot>(&mut self, y: <D::S as Simd>::V, block: usize, lane: usize, row: usize) {
+    unsafe fn finish<D: Dot>(&self, y: <D::S as Simd>::V, block: usize, lane: usize, row: usize) {
         let first = block * CELL + lane;
         if first >= self.w.outputs {
             return;
         }
         let n = D::LANES.min(self.w.outputs - first);
-        let at = row * self.ld + self.at + first;
-        let out = self.y[at..at + n].as_mut_ptr();
-        // SAFETY: `n` elements are there.
+        // SAFETY: `y` has these rows and columns.
         unsafe {
-            let y = D::S::mul(y, D::S::splat(self.x.scales[row]));
+            let out = self.y.add(row * self.ld + first);
+            let y = D::S::mul(y, D::S::splat(*self.scales.add(row)));
             let y = if self.add { D::S::add(D::S::get(out, n), y) } else { y };
             D::S::put(out, y, n);
         }
@@ -504,49 +538,52 @@ mod tiles {
         /// # Safety
         /// The machine has AMX for int8, and supports `D`, whose lanes are a cell.
         #[inline(always)]
-        pub(crate) unsafe fn run_tiles<D: Dot>(mut self) {
-            if self.x.rows <= FEW {
+        pub(crate) unsafe fn run_tiles<D: Dot>(self) {
+            if self.rows <= FEW {
                 // SAFETY: the caller's promise.
                 return unsafe { self.run::<D>() };
             }
             let w = self.w;
-            let (all, stride) = (w.columns.all_groups(), w.columns.stride());
+            let (all, stride) = (self.all, self.stride);
             let blocks = w.outputs.div_ceil(CELL);
             for first in (0..blocks).step_by(2) {
                 let own = 2.min(blocks - first);
                 // SAFETY: the caller's promise.
                 let mut y = unsafe { [[D::S::splat(0.0); 2]; INT8_ROWS] };
-                for segment in 0..w.columns.segments() {
-                    let groups = w.columns.groups(segment);
+                for segment in 0..self.segments {
+                    let groups = self.groups(segment);
                     let steps = groups.len().div_ceil(4);
                     let (b, apart, bias) = match w.kind {
                         Kind::Ternary => {
-                            let panel = &mut self.x.panel[..2 * steps * 16];
+                            // SAFETY: the memory of the rows that this product was made of.
+                            let panel = unsafe { std::slice::from_raw_parts_mut(self.panel.0, self.panel.1) };
+                            let panel = &mut panel[..2 * steps * 16];
                             for (i, panel) in panel.chunks_exact_mut(steps * 16).take(own).enumerate() {
                                 let from = (first + i) * all;
                                 // SAFETY: the caller's promise.
                                 unsafe { expand(panel, &w.cells[from + groups.start..from + groups.end]) };
                             }
-                            (self.x.panel.as_ptr(), steps * 16, 1)
+                            (self.panel.0.cast_const(), steps * 16, 1)
                         }
                         // What is read beyond the columns meets zeros of the rows.
                         Kind::Bytes => (w.cells[first * all * 4..].as_ptr(), if own == 2 { all * 4 } else { 0 }, 128),
                     };
-                    for row in (0..self.x.rows).step_by(SIDE) {
-                        let rows = SIDE.min(self.x.rows - row);
+                    for row in (0..self.rows).step_by(SIDE) {
+                        let rows = SIDE.min(self.rows - row);
                         let mut sums = [[[0i32; CELL]; 2]; SIDE];
                         // SAFETY: rows are held in multiples of 32, `b` has two panels of whole steps.
                         unsafe {
-                            let a = self.x.q.as_ptr().cast::<u8>().add(row * stride + groups.start * GROUP);
+                            let a = self.q.cast::<u8>().add(row * stride + groups.start * GROUP);
                             let b = b.cast::<u8>();
                             amx::int8_block(sums.as_mut_ptr().cast(), a, stride, b, apart * 64, steps, rows > CELL);
                         }
                         for r in 0..rows {
-                            let shift = self.shift(row + r, segment, bias);
+                            // SAFETY: the row and the segment exist.
+                            let shift = unsafe { self.shift(row + r, segment, bias) };
                             for i in 0..own {
-                                let scales = self.scales(first + i, segment).as_ptr();
                                 // SAFETY: 16 sums and scales, as many as lanes.
                                 unsafe {
+                                    let scales = self.scales(first + i, segment);
                                     let sums = D::load(sums[r][i].as_ptr());
                                     y[row + r][i] = scale::<D>(y[row + r][i], sums, shift, D::S::load(scales));
                                 }
@@ -554,7 +591,7 @@ mod tiles {
                         }
                     }
                 }
-                for (row, y) in y.iter().take(self.x.rows).enumerate() {
+                for (row, y) in y.iter().take(self.rows).enumerate() {
                     for (i, y) in y.iter().take(own).enumerate() {
                         // SAFETY: the caller's promise.
                         unsafe { self.finish::<D>(*y, first + i, 0, row) };

@@ -8,7 +8,8 @@ use super::linear::{Input, Linear, Work};
 use super::{PackedMixer, taps};
 use crate::pack::{PackError, Reader};
 
-/// `u` of a row is `[g, v]`; mixing leaves the gated `m` in the place of `g`.
+/// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
+/// are shared out among threads even where all are of one stream.
 pub(crate) struct Conv {
     up: Linear,
     /// `[K, D]`.
@@ -48,11 +49,10 @@ impl PackedMixer for Conv {
 
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
         let d = self.d;
-        let (y, m) = (local.take::<f32>(past.len() * d), local.take::<f32>(d));
+        let y = local.take::<f32>(past.len() * d);
         exact_conv(cx, y, state, (u, 2 * d, d), &self.taps, past);
         for (u, y) in u.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)) {
-            exact_gate(cx, m, &u[..d], y, Gate::Sigmoid);
-            u[..d].copy_from_slice(m);
+            u[d..].copy_from_slice(y);
         }
     }
 
@@ -60,7 +60,8 @@ impl PackedMixer for Conv {
         let d = self.d;
         let m = local.take::<f32>(h.len());
         for (m, u) in m.chunks_exact_mut(d).zip(u.chunks_exact(2 * d)) {
-            m.copy_from_slice(&u[..d]);
+            let (g, y) = u.split_at(d);
+            exact_gate(cx, m, g, y, Gate::Sigmoid);
         }
         self.down.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
     }

@@ -22,20 +22,22 @@ impl Op<f32> for Max<'_> {
     }
 }
 
-/// See [`exact_max`].
+/// See [`exact_max`]. On the bits as integers, whose largest does not hang on an order: that of numbers below zero is turned.
 #[inline(always)]
 pub(super) fn max(z: &[f32]) -> f32 {
-    let chunks = z.chunks_exact(16);
-    let mut tops: Lanes = [f32::NEG_INFINITY; 16];
-    for (top, &z) in tops.iter_mut().zip(chunks.remainder()) {
-        *top = z;
+    let (mut top, mut most) = (turned(f32::NEG_INFINITY.to_bits() as i32), 0);
+    for z in z {
+        top = top.max(turned(z.to_bits() as i32));
+        most = most.max(z.abs().to_bits());
     }
-    for z in chunks {
-        for i in 0..16 {
-            tops[i] = if z[i] > tops[i] || z[i].is_nan() { z[i] } else { tops[i] };
-        }
-    }
-    tops.into_iter().fold(f32::NEG_INFINITY, |max, top| if top > max || top.is_nan() { top } else { max })
+    let nan = f32::from_bits(most).is_nan();
+    if nan { f32::NAN } else { f32::from_bits(turned(top) as u32) }
+}
+
+/// Bits of a number to an integer in the order of the numbers, and back.
+#[inline(always)]
+fn turned(bits: i32) -> i32 {
+    bits ^ ((bits >> 31) & i32::MAX)
 }
 
 /// `w_i = exp((z_i - max) by)`, never below `exp(-87.33)`; returns their sum. `w, z: [n]`.
