@@ -20,13 +20,9 @@ A round runs every program once, so that a change of clock speed or a busy neigh
 import argparse
 import json
 import os
-import pathlib
-import shutil
-import statistics
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from turns import ROOT, in_turns, programs, table
+
 # Keeps what was freed: PyTorch's activations are large, and pages given back are paid for again.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -60,14 +56,7 @@ def main():
     rows = args.rows.split(",")
     if unknown := [row for row in rows if row not in ROWS]:
         p.error(f"unknown row {unknown[0]!r}; there are {', '.join(ROWS)}")
-    flashlm = os.environ.get("FLASHLM", str(ROOT / "target/release/flashlm"))
-    python = os.environ.get("PYTHON", sys.executable)
-    if not os.access(flashlm, os.X_OK):
-        sys.exit(f"{flashlm} is not there: run 'cargo build --release', or set FLASHLM")
-    if subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
-        sys.exit(f"{python} has no torch: see benches/README.md, or set PYTHON")
-    # Both see the same cores, so neither needs to be told how many threads to start.
-    pin = ["taskset", "-c", f"0-{args.threads - 1}"] if shutil.which("taskset") else []
+    flashlm, python = programs("torch")
 
     def size(batch):
         figures = {"--preset": args.preset, "--batch": batch, "--seq": args.seq, "--seconds": args.seconds}
@@ -81,28 +70,14 @@ def main():
         bench = [python, str(ROOT / "benches/pytorch/bench.py"), *size(batch or args.batch), "--mode", mode]
         commands[f"pytorch {row}"] = (bench, env)
 
-    results = {name: [] for name in commands}
-    for number in range(args.rounds):
-        for name, (command, env) in commands.items():
-            print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
-            run = subprocess.run(pin + command, env=os.environ | env, stdout=subprocess.PIPE, text=True)
-            if run.returncode:
-                sys.exit(f"{name} failed (exit code {run.returncode}): {' '.join(command)}")
-            results[name].append(json.loads(run.stdout))
-
-    speed = {name: statistics.median(run["tokens_per_second"] for run in runs) for name, runs in results.items()}
+    # Both see the same cores, so neither needs to be told how many threads to start.
+    results, speed = in_turns(commands, args.rounds, args.threads)
     ratios = {row: speed[f"flashlm {ROWS[row][0]}"] / speed[f"pytorch {row}"] for row in rows}
     if args.json:
         print(json.dumps({"arguments": vars(args), "runs": results, "tokens_per_second": speed, "ratios": ratios}))
         return
     print(f"{args.preset}, batch {args.batch}, T {args.seq}, {args.threads} threads, {args.rounds} rounds")
-    for name, runs in results.items():
-        listed = " ".join(f"{run['tokens_per_second']:.0f}" for run in runs)
-        memory = max(run["peak_rss_mb"] for run in runs)
-        how = " ".join(filter(None, (runs[0].get("isa"), runs[0].get("precision"))))
-        print(f"  {name:18} {speed[name]:9.0f} tokens/s  ({listed})  peak {memory:.0f} MB  {how}")
-    for row in rows:
-        print(f"  {row:18} {ratios[row]:9.2f} x")
+    table(results, speed, ratios)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import base64
 import glob
 import json
 import os
-import pathlib
 import shutil
 import statistics
 import subprocess
@@ -30,7 +29,8 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from turns import pin, programs
+
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 BATCH = 8 << 20
 
@@ -101,10 +101,10 @@ def child(args):
     print(json.dumps({"seconds": seconds, "bytes": size, "tokens": tokens}))
 
 
-def run(command, env, pin):
+def run(command, env, threads):
     """Wall time, CPU time, largest resident memory in MB and the JSON that the command prints."""
     start = time.perf_counter()
-    process = subprocess.Popen([*pin, *command], stdout=subprocess.PIPE, env=os.environ | env)
+    process = subprocess.Popen([*pin(threads), *command], stdout=subprocess.PIPE, env=os.environ | env)
     text = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -125,13 +125,7 @@ def main():
     args = p.parse_args()
     if args.child:
         return child(args)
-    flashlm = os.environ.get("FLASHLM", str(ROOT / "target/release/flashlm"))
-    python = os.environ.get("PYTHON", sys.executable)
-    if not os.access(flashlm, os.X_OK):
-        sys.exit(f"{flashlm} is not there: run 'cargo build --release', or set FLASHLM")
-    if subprocess.run([python, "-c", "import tiktoken"], stderr=subprocess.DEVNULL).returncode:
-        sys.exit(f"{python} has no tiktoken: see benches/README.md, or set PYTHON")
-    pin = ["taskset", "-c", f"0-{args.threads - 1}"] if shutil.which("taskset") else []
+    flashlm, python = programs("tiktoken")
     speeds = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(args.rounds):
@@ -145,7 +139,7 @@ def main():
                     if what == "whole":
                         shutil.rmtree(f"{folder}/cache", ignore_errors=True)
                     shutil.rmtree(out, ignore_errors=True)
-                    wall, cpu, memory, found = run(command, {"FLASHLM_CACHE": f"{folder}/cache"}, pin)
+                    wall, cpu, memory, found = run(command, {"FLASHLM_CACHE": f"{folder}/cache"}, args.threads)
                     size = found["train"]["bytes"] + found["valid"]["bytes"]
                     ended = found["train"]["stories"] + found["valid"]["stories"]
                     tokens = found["train"]["tokens"] + found["valid"]["tokens"] - ended
@@ -153,7 +147,7 @@ def main():
                 command = [python, __file__, "--child", "--text", args.text, "--threads", str(args.threads)]
                 command += ["--tokenizer", f"{out}/tokenizer.json"] if row == "bpe" else []
                 command += ["--ranks", args.ranks] if args.ranks else []
-                _, cpu, memory, found = run(command, {}, pin)
+                _, cpu, memory, found = run(command, {}, args.threads)
                 size = found["bytes"]
                 told(speeds, number, f"{row}: tiktoken", size / found["seconds"], size / cpu, memory, found["tokens"])
     print()
