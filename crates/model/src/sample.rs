@@ -183,14 +183,24 @@ impl Sampler {
             let (&value, id) = bad.unwrap_or((&max, 0));
             return Err(SampleError::NotFinite { id, value });
         }
+        // The largest logit stays that, unless one is changed that was it, or that may be it now.
+        let mut stays = true;
         for &(id, bias) in &self.settings.logit_bias {
-            logits[usize::from(id)] += bias;
+            let logit = &mut logits[usize::from(id)];
+            stays &= *logit < max;
+            *logit += bias;
+            stays &= *logit < max;
         }
         for &id in &self.bans {
+            stays &= logits[usize::from(id)] < max;
             logits[usize::from(id)] = f32::NEG_INFINITY;
         }
-        self.penalise(logits, recent);
-        let max = exact_max(cx, logits);
+        let Settings { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
+        if (repeat_penalty, presence_penalty, frequency_penalty) != (1.0, 0.0, 0.0) {
+            stays = false;
+            self.penalise(logits, recent);
+        }
+        let max = if stays { max } else { exact_max(cx, logits) };
         if max == f32::NEG_INFINITY {
             return Err(SampleError::NothingLeft);
         }

@@ -44,7 +44,8 @@ impl Columns {
 
     /// Number of segments.
     pub fn segments(&self) -> usize {
-        self.inputs.div_ceil(self.segment)
+        // Most have one, and a division takes as long as 16 outputs of a row.
+        if self.segment >= self.inputs { 1 } else { self.inputs.div_ceil(self.segment) }
     }
 
     /// Groups of a segment.
@@ -370,37 +371,38 @@ impl<'a> Product<'a> {
         // SAFETY: the caller's promise.
         unsafe {
             match self.w.kind {
-                Kind::Ternary => self.run_kind::<D, true>(),
-                Kind::Bytes => self.run_kind::<D, false>(),
+                Kind::Ternary if self.segments == 1 => self.run_kind::<D, true, true>(),
+                Kind::Ternary => self.run_kind::<D, true, false>(),
+                Kind::Bytes => self.run_kind::<D, false, true>(),
             }
         }
     }
 
     /// # Safety
-    /// The machine supports the unit; the matrix is `TERNARY` or of bytes.
+    /// The machine supports the unit; the matrix is `TERNARY` or of bytes, and has one segment where it is `WHOLE`.
     #[inline(always)]
-    unsafe fn run_kind<D: Dot, const TERNARY: bool>(&self) {
+    unsafe fn run_kind<D: Dot, const TERNARY: bool, const WHOLE: bool>(&self) {
         let (rows, blocks) = (self.rows, self.w.outputs.div_ceil(CELL));
         let mut block = 0;
         // SAFETY: the caller's promise; blocks and rows exist.
         unsafe {
             // What a row costs to read and a loop to begin, for four blocks at once. Bytes come from too far for that to matter.
             while TERNARY && D::ROWS >= 4 && rows == 1 && block + 4 <= blocks {
-                self.block::<D, TERNARY, 1, 4>(block, 0);
+                self.block::<D, TERNARY, WHOLE, 1, 4>(block, 0);
                 block += 4;
             }
             while block < blocks {
                 let mut row = 0;
                 while D::ROWS >= 4 && row + 4 <= rows {
-                    self.block::<D, TERNARY, 4, 1>(block, row);
+                    self.block::<D, TERNARY, WHOLE, 4, 1>(block, row);
                     row += 4;
                 }
                 while D::ROWS >= 2 && row + 2 <= rows {
-                    self.block::<D, TERNARY, 2, 1>(block, row);
+                    self.block::<D, TERNARY, WHOLE, 2, 1>(block, row);
                     row += 2;
                 }
                 while row < rows {
-                    self.block::<D, TERNARY, 1, 1>(block, row);
+                    self.block::<D, TERNARY, WHOLE, 1, 1>(block, row);
                     row += 1;
                 }
                 block += 1;
@@ -413,7 +415,11 @@ impl<'a> Product<'a> {
     /// # Safety
     /// As for [`Self::run_kind`]; there are rows `row .. row + M` and blocks `block .. block + N`.
     #[inline(always)]
-    unsafe fn block<D: Dot, const TERNARY: bool, const M: usize, const N: usize>(&self, block: usize, row: usize) {
+    unsafe fn block<D: Dot, const TERNARY: bool, const WHOLE: bool, const M: usize, const N: usize>(
+        &self,
+        block: usize,
+        row: usize,
+    ) {
         let size = self.all * if TERNARY { 64 } else { 256 };
         let bias = if TERNARY { 1 } else { D::BYTE_BIAS };
         for lane in (0..CELL).step_by(D::LANES) {
@@ -422,9 +428,9 @@ impl<'a> Product<'a> {
                 let q = self.q.add(row * self.stride);
                 let cells = self.w.cells.as_ptr().cast::<u8>().add(block * size + lane * 4);
                 let mut y = [[D::S::splat(0.0); N]; M];
-                for segment in 0..self.segments {
+                for segment in 0..if WHOLE { 1 } else { self.segments } {
                     let mut acc = [[[D::zero(); 4]; N]; M];
-                    for group in self.groups(segment) {
+                    for group in if WHOLE { 0..self.all } else { self.groups(segment) } {
                         for n in 0..N {
                             let codes = if TERNARY {
                                 D::ternary(cells.add(n * size + group * 64))
@@ -498,16 +504,16 @@ impl<'a> Product<'a> {
     #[inline(always)]
     unsafe fn finish<D: Dot>(&self, y: <D::S as Simd>::V, block: usize, lane: usize, row: usize) {
         let first = block * CELL + lane;
-        if first >= self.w.outputs {
-            return;
-        }
-        let n = D::LANES.min(self.w.outputs - first);
         // SAFETY: `y` has these rows and columns.
         unsafe {
             let out = self.y.add(row * self.ld + first);
             let y = D::S::mul(y, D::S::splat(*self.scales.add(row)));
-            let y = if self.add { D::S::add(D::S::get(out, n), y) } else { y };
-            D::S::put(out, y, n);
+            if first + D::LANES <= self.w.outputs {
+                D::S::store(out, if self.add { D::S::add(D::S::load(out), y) } else { y });
+            } else if first < self.w.outputs {
+                let n = self.w.outputs - first;
+                D::S::store_n(out, if self.add { D::S::add(D::S::load_n(out, n), y) } else { y }, n);
+            }
         }
     }
 }
