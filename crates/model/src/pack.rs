@@ -5,8 +5,9 @@
 //!                                                   n = 5: codes as digits of base 3, column 5 i + j times 3^j
 //! x.weight.scale           F32 [1], or one for each unit of the quantiser in the order of its rows
 //! embedding.weight         I8 [V, D], row r times embedding.weight.scale [V]; likewise matrices that stay float in training
-//!   or, table_bits "4"     U8 [V, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row share one of
-//!                          embedding.weight.scale, BF16 [V, ceil(D / 16)]
+//!   or, table_bits "4"     the same of the first n = ceil(V / 8) rows, which are most of any text, and of the others
+//! embedding.rare.weight    U8 [V - n, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row share one
+//!                          of embedding.rare.weight.scale, BF16 [V - n, ceil(D / 16)]
 //! tokenizer                U8 [bytes]
 //! all else                 F32 as in training: norms, taps, gates
 //! metadata                 format "flashlm-packed", version "1", config (JSON), per_byte "4" or "5", table_bits "8" or "4", xxh3
@@ -35,6 +36,9 @@ const FORMAT: &str = "flashlm-packed";
 const VERSION: &str = "1";
 const TOKENIZER: &str = "tokenizer";
 const TABLE: &str = "embedding.weight";
+const RARE: &str = "embedding.rare.weight";
+/// One row in so many keeps 8 bits in a table of 4: the first, as tokens are numbered by how often they come.
+const COMMON: usize = 8;
 /// Columns that share a scale in a table of 4 bits.
 const NIBBLES: usize = 16;
 /// Fewest columns that may share a scale where blocks and rows do not line up: a bound on memory.
@@ -167,12 +171,16 @@ pub fn pack(
             }
             (None, Group::Embedding) if options.table == TableBits::Four => {
                 let (outputs, inputs) = (spec.shape[0], spec.shape[1]);
-                let (codes, scales) = nibble_rows(w, inputs);
-                tensors.push((name.clone(), Dtype::U8, vec![outputs, inputs.div_ceil(2)], codes));
-                let shape = vec![outputs, inputs.div_ceil(NIBBLES)];
-                let scales = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-                tensors.push((format!("{name}.scale"), Dtype::BF16, shape, scales));
-                continue;
+                let common = outputs.div_ceil(COMMON);
+                let (w, rare) = w.split_at(common * inputs);
+                let (codes, scales) = nibble_rows(rare, inputs);
+                tensors.push((RARE.into(), Dtype::U8, vec![outputs - common, inputs.div_ceil(2)], codes));
+                let shape = vec![outputs - common, inputs.div_ceil(NIBBLES)];
+                let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+                tensors.push((format!("{RARE}.scale"), Dtype::BF16, shape, bytes));
+                let (codes, scales) = byte_rows(w, inputs);
+                tensors.push((name.clone(), Dtype::I8, vec![common, inputs], codes));
+                scales
             }
             (None, Group::Embedding | Group::Matrix) => {
                 let (codes, scales) = byte_rows(w, spec.shape[1]);
@@ -268,24 +276,35 @@ fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
     (codes, scales)
 }
 
-/// Rows as codes of -7 to 7, two a byte, and as bf16 the scale of each [`NIBBLES`] columns.
+/// Rows as codes of -8 to 7, two a byte, and as bf16 the scale of each [`NIBBLES`] columns.
 fn nibble_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<u16>) {
     let (mut bytes, mut scales) = (Vec::with_capacity(w.len() / 2), Vec::new());
     let mut codes = Vec::with_capacity(inputs + 1);
     for row in w.chunks(inputs) {
         codes.clear();
         for part in row.chunks(NIBBLES) {
-            let m = part.iter().fold(0f32, |m, w| m.max(w.abs()));
-            // Rounded up, so that no code is beyond 7.
-            let scale = ((m / 7.0).to_bits() + 0xffff) >> 16;
-            let by = if m > 1e-30 { 1.0 / f32::from_bits(scale << 16) } else { 0.0 };
-            codes.extend(part.iter().map(|w| ((w * by).round_ties_even() + 8.0) as u8));
-            scales.push(scale as u16);
+            let scale = nibble_scale(part);
+            codes.extend(part.iter().map(|&w| (nibble(w, scale) + 8.0) as u8));
+            scales.push((scale.to_bits() >> 16) as u16);
         }
         codes.resize(inputs.next_multiple_of(2), 8);
         bytes.extend(codes.chunks(2).map(|two| two[0] | two[1] << 4));
     }
     (bytes, scales)
+}
+
+/// The code of a weight: -8 to 7.
+fn nibble(w: f32, scale: f32) -> f32 {
+    if scale.abs() > 1e-30 { (w / scale).round_ties_even().clamp(-8.0, 7.0) } else { 0.0 }
+}
+
+/// The bf16 with the least squared error, of those that give the largest weight -8 (so they may be below 0) or cut it by up to a third.
+fn nibble_scale(part: &[f32]) -> f32 {
+    let m = part.iter().fold(0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
+    let scales = (0..16).map(|i| f32::from_bits(((m / -8.0 * (1.0 - i as f32 / 48.0)).to_bits() + 0x7fff) & !0xffff));
+    let error = |scale: f32| part.iter().map(|&w| f64::from(w - nibble(w, scale) * scale).powi(2)).sum::<f64>();
+    let least = scales.map(|scale| (error(scale), scale)).min_by(|a, b| a.0.total_cmp(&b.0));
+    least.map_or(0.0, |(_, scale)| scale)
 }
 
 fn to_byte(codes: &[i8], density: Density) -> u8 {
@@ -435,13 +454,19 @@ impl Reader {
 
     /// A matrix of bytes.
     pub(crate) fn bytes(&self, name: &str, outputs: usize, inputs: usize) -> Result<PackedMatrix, PackError> {
+        let (codes, scales) = self.byte_codes(name, outputs, inputs)?;
+        Ok(PackedMatrix::bytes(codes.into_iter(), &scales, outputs, inputs))
+    }
+
+    /// Its codes and the scale of each row.
+    fn byte_codes(&self, name: &str, outputs: usize, inputs: usize) -> Result<(Vec<i8>, Vec<f32>), PackError> {
         let scales = self.floats(&format!("{name}.scale"), &[outputs])?;
         self.take(name, &[outputs, inputs])?;
-        let bytes = self.file.i8(name)?;
-        if bytes.contains(&i8::MIN) {
+        let codes = self.file.i8(name)?;
+        if codes.contains(&i8::MIN) {
             return Err(self.wrong(name, "weights of -127 to 127", "-128"));
         }
-        Ok(PackedMatrix::bytes(bytes.iter().copied(), &scales, outputs, inputs))
+        Ok((codes, scales))
     }
 
     /// Embedding and head.
@@ -450,29 +475,29 @@ impl Reader {
         if self.table == TableBits::Eight {
             return self.bytes(TABLE, outputs, inputs);
         }
+        let common = outputs.div_ceil(COMMON);
+        let (mut codes, mut row_scales) = self.byte_codes(TABLE, common, inputs)?;
         let (width, groups) = (inputs.div_ceil(2), inputs.div_ceil(NIBBLES));
-        let name = format!("{TABLE}.scale");
-        self.take(&name, &[outputs, groups])?;
+        let name = format!("{RARE}.scale");
+        self.take(&name, &[outputs - common, groups])?;
         let scales = self.file.bf16(&name)?;
         if let Some(bad) = scales.iter().find(|scale| !scale.is_finite()) {
             return Err(self.wrong(&name, "finite numbers", bad.to_string()));
         }
-        self.take(TABLE, &[outputs, width])?;
-        let bytes = self.file.u8(TABLE)?;
-        if let Some(bad) = bytes.iter().find(|&&byte| byte & 15 == 0 || byte >> 4 == 0) {
-            return Err(self.wrong(TABLE, "codes of 1 to 15", format!("a byte of {bad}")));
-        }
+        self.take(RARE, &[outputs - common, width])?;
+        let bytes = self.file.u8(RARE)?;
         // In memory every number has 8 bits and a row one scale.
-        let row = |(bytes, scales): (&[u8], &[f32])| {
+        for (bytes, scales) in bytes.chunks(width).zip(scales.chunks(groups)) {
             let code = |i: usize| f32::from(bytes[i / 2] >> (i % 2 * 4) & 15) - 8.0;
-            (0..inputs).map(|i| code(i) * scales[i / NIBBLES]).collect::<Vec<f32>>()
-        };
-        let rows: Vec<f32> = bytes.chunks(width).zip(scales.chunks(groups)).flat_map(row).collect();
-        if let Some(bad) = rows.iter().find(|w| !w.is_finite()) {
-            return Err(self.wrong(&name, "scales of finite numbers", bad.to_string()));
+            let row: Vec<f32> = (0..inputs).map(|i| code(i) * scales[i / NIBBLES]).collect();
+            if let Some(bad) = row.iter().find(|w| !w.is_finite()) {
+                return Err(self.wrong(&name, "scales of finite numbers", bad.to_string()));
+            }
+            let (row, scale) = byte_rows(&row, inputs);
+            codes.extend(row.iter().map(|&code| code as i8));
+            row_scales.extend(scale);
         }
-        let (codes, scales) = byte_rows(&rows, inputs);
-        Ok(PackedMatrix::bytes(codes.iter().map(|&code| code as i8), &scales, outputs, inputs))
+        Ok(PackedMatrix::bytes(codes.into_iter(), &row_scales, outputs, inputs))
     }
 
     /// The tokenizer, of as many tokens as the model has.

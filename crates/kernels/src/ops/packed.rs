@@ -427,11 +427,11 @@ impl<'a> Product<'a> {
             unsafe {
                 let q = self.q.add(row * self.stride);
                 let cells = self.w.cells.as_ptr().cast::<u8>().add(block * size + lane * 4);
-                let mut y = [[D::S::splat(0.0); N]; M];
+                let mut y = [[D::S::splat(0.0); M]; N];
                 for segment in 0..if WHOLE { 1 } else { self.segments } {
-                    let mut acc = [[[D::zero(); 4]; N]; M];
+                    let mut acc = [[[D::zero(); 4]; M]; N];
                     for group in if WHOLE { 0..self.all } else { self.groups(segment) } {
-                        for n in 0..N {
+                        for (n, acc) in acc.iter_mut().enumerate() {
                             let codes = if TERNARY {
                                 D::ternary(cells.add(n * size + group * 64))
                             } else {
@@ -443,29 +443,29 @@ impl<'a> Product<'a> {
                                     D::bytes(cell.add(192)),
                                 ]
                             };
-                            for m in 0..M {
+                            for (m, acc) in acc.iter_mut().enumerate() {
                                 let x = q.add(m * self.stride + group * GROUP);
                                 if TERNARY {
-                                    acc[m][n] = D::dot_ternary(acc[m][n], &codes, x);
+                                    *acc = D::dot_ternary(*acc, &codes, x);
                                 } else {
-                                    for j in 0..4 {
-                                        acc[m][n][j] = D::dot_bytes(acc[m][n][j], codes[j], x.add(4 * j));
+                                    for (j, acc) in acc.iter_mut().enumerate() {
+                                        *acc = D::dot_bytes(*acc, codes[j], x.add(4 * j));
                                     }
                                 }
                             }
                         }
                     }
-                    for n in 0..N {
+                    for (n, (y, acc)) in y.iter_mut().zip(acc).enumerate() {
                         let scales = D::S::load(self.scales(block + n, segment).add(lane));
-                        for m in 0..M {
-                            let total = if TERNARY { D::ternary_total(acc[m][n]) } else { D::total(acc[m][n]) };
-                            y[m][n] = scale::<D>(y[m][n], total, self.shift(row + m, segment, bias), scales);
+                        for (m, (y, acc)) in y.iter_mut().zip(acc).enumerate() {
+                            let total = if TERNARY { D::ternary_total(acc) } else { D::total(acc) };
+                            *y = scale::<D>(*y, total, self.shift(row + m, segment, bias), scales);
                         }
                     }
                 }
-                for n in 0..N {
-                    for m in 0..M {
-                        self.finish::<D>(y[m][n], block + n, lane, row + m);
+                for (n, y) in y.into_iter().enumerate() {
+                    for (m, y) in y.into_iter().enumerate() {
+                        self.finish::<D>(y, block + n, lane, row + m);
                     }
                 }
             }

@@ -125,8 +125,29 @@ fn a_table_of_four_bits_is_near() {
     let square = |x: f32| f64::from(x).powi(2);
     let off: f64 = got.iter().zip(&want).map(|(g, w)| square(g - w)).sum();
     let ratio = (off / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
-    // Half a step of a seventh of the largest of 16, which is twice the usual weight: some 8 %, more once through the blocks.
-    assert!((0.02..0.3).contains(&ratio), "{ratio}");
+    // Half a step of an eighth of the largest of 16, which is twice the usual weight: some 7 %, more once through the blocks.
+    assert!((0.02..0.2).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn scales_of_four_bits_are_the_best_there_are() {
+    let mut rng = crate::rng::Rng::new(3);
+    let (mut found, mut best, mut plain) = (0.0, 0.0, 0.0);
+    for _ in 0..50 {
+        let part: Vec<f32> = (0..16).map(|_| rng.normal() as f32).collect();
+        let error = |scale: f32| {
+            let near = |w: f32| (-8..8).map(|code| w - code as f32 * scale).fold(f32::MAX, |a, b| a.abs().min(b.abs()));
+            part.iter().map(|&w| f64::from(near(w)).powi(2)).sum::<f64>()
+        };
+        let m = part.iter().fold(0f32, |m, w| m.max(w.abs()));
+        found += error(nibble_scale(&part));
+        // Of both signs, in steps of a thousandth.
+        let all = (1..2000).map(|i| (i - 1000) as f32 / 1000.0 * m / 5.0);
+        best += all.map(error).fold(f64::MAX, f64::min);
+        plain += error(m / 7.0);
+    }
+    assert!(found < 1.1 * best && found < 0.85 * plain, "{found} is not near {best}, and {plain} without a search");
+    assert_eq!(nibble_scale(&[0.0; 16]), 0.0);
 }
 
 #[test]
@@ -248,16 +269,11 @@ fn numbers_that_no_model_has_are_refused() {
     five.tensor("blocks.0.ffn.W_up.weight").3[0] = 243;
     refused(five.bytes(), &["W_up", "ternary codes", "243"]);
     let four = File::of(&repacked(noise, Density::Five, TableBits::Four));
-    for bad in [0x80, 0x08, 0] {
-        let mut file = four.clone();
-        file.tensor("embedding.weight").3[5] = bad;
-        refused(file.bytes(), &["embedding.weight", "codes of 1 to 15"]);
-    }
     // bf16: infinity, NaN, and a finite scale whose product with its code is not.
     for bad in [0x7f80u16, 0x7fc0, 0x7f7f] {
         let mut file = four.clone();
-        file.tensor("embedding.weight.scale").3[..2].copy_from_slice(&bad.to_le_bytes());
-        refused(file.bytes(), &["embedding.weight.scale", "finite numbers"]);
+        file.tensor("embedding.rare.weight.scale").3[..2].copy_from_slice(&bad.to_le_bytes());
+        refused(file.bytes(), &["embedding.rare.weight.scale", "finite numbers"]);
     }
 }
 
