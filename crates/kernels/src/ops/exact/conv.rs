@@ -3,10 +3,11 @@
 use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Simd, each};
 
-/// `y: [n, d]` of rows `v`, columns `at .. at + d` of `u: [n, ld]`. `history: [K-1, d]` are the rows before them and moves on;
-/// `taps: [K, d]`, `past: [n]` the rows of its story before each row.
+/// `y: [n, d]` of rows `v`, columns `at .. at + d` of `u: [n, ld]`; `taps: [K, d]`, `past: [n]` the rows of its story before each
+/// row. `history: [K-1, d]` is a ring of the rows before them, the row after `p` others of its story in slot `p mod (K-1)`; it
+/// takes the new ones.
 pub fn exact_conv(
     cx: &Exec,
     y: &mut [f32],
@@ -22,11 +23,11 @@ pub fn exact_conv(
     let _time = time(cx, "exact_conv", (d, taps.len() / d), Work::Flops((2 * n * taps.len()) as f64));
     cx.op(Conv { y, history: &*history, u, ld, at, taps, past, d });
     let held = history.len() / d;
-    let kept = held.saturating_sub(n);
-    history.copy_within((held - kept) * d.., 0);
-    for (row, last) in history.chunks_exact_mut(d).enumerate().skip(kept) {
-        let from = (n + row - held) * ld + at;
-        last.copy_from_slice(&u[from..from + d]);
+    // Where a whole ring is of the last story, nothing is left of rows before.
+    let first = if past[n - 1] as usize + 1 >= held { n.saturating_sub(held) } else { 0 };
+    for (row, past) in past.iter().enumerate().skip(if held > 0 { first } else { n }) {
+        let (slot, from) = (*past as usize % held * d, row * ld + at);
+        history[slot..slot + d].copy_from_slice(&u[from..from + d]);
     }
 }
 
@@ -48,18 +49,27 @@ impl Op<f32> for Conv<'_> {
         let Conv { y, history, u, ld, at, taps, past, d } = self;
         let held = history.len() / d;
         for (t, y) in y.chunks_exact_mut(d).enumerate() {
-            y.fill(0.0);
             let back = held.min(past[t] as usize);
-            for (j, taps) in taps.chunks_exact(d).enumerate().skip(held - back) {
-                let row = t + j;
-                let v = match row.checked_sub(held) {
-                    Some(row) => &u[row * ld + at..][..d],
-                    None => &history[row * d..][..d],
-                };
-                for ((y, w), v) in y.iter_mut().zip(taps).zip(v) {
-                    *y += w * v;
+            // Rows of the ring, up to its end and from its start, and rows of `u`.
+            let old = back.saturating_sub(t);
+            let slot = if old > 0 { (past[t] as usize - back) % held } else { 0 };
+            let high = old.min(held - slot);
+            let taps = &taps[(held - back) * d..];
+            let new = &u[(t + old - back) * ld + at..];
+            let runs = [(&history[slot * d..], d, high), (history, d, old - high), (new, ld, back + 1 - old)];
+            // SAFETY: the rows of a run lie in its slice, `taps` has one for each, and columns are below `d`.
+            each!(S, d, |i, n| unsafe {
+                let mut sum = S::splat(0.0);
+                let mut w = taps.as_ptr().add(i);
+                for (rows, apart, count) in runs {
+                    let mut v = rows.as_ptr().wrapping_add(i);
+                    for _ in 0..count {
+                        sum = S::add(sum, S::mul(S::get(w, n), S::get(v, n)));
+                        (w, v) = (w.wrapping_add(d), v.wrapping_add(apart));
+                    }
                 }
-            }
+                S::put(y.as_mut_ptr().add(i), sum, n);
+            });
         }
     }
 }
