@@ -15,8 +15,11 @@ pub struct Buf<T: Store> {
 }
 
 impl<T: Store> Buf<T> {
-    /// `len` zeros.
+    /// `len` zeros; none take no memory.
     pub fn zeros(len: usize) -> Self {
+        if len == 0 {
+            return Buf { ptr: NonNull::dangling(), len };
+        }
         let layout = Self::layout(len);
         // SAFETY: the layout is never of size zero.
         let ptr = unsafe { alloc_zeroed(layout) };
@@ -34,7 +37,13 @@ impl<T: Store> Buf<T> {
     }
 
     fn layout(len: usize) -> Layout {
-        Layout::array::<T>(len.max(1)).and_then(|l| l.align_to(ALIGN)).expect("buffer larger than the address space")
+        Layout::array::<T>(len).and_then(|l| l.align_to(ALIGN)).expect("buffer larger than the address space")
+    }
+}
+
+impl<T: Store> Default for Buf<T> {
+    fn default() -> Self {
+        Self::zeros(0)
     }
 }
 
@@ -54,8 +63,10 @@ impl<T: Store> Clone for Buf<T> {
 
 impl<T: Store> Drop for Buf<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeros` with the same layout.
-        unsafe { dealloc(self.ptr.as_ptr().cast(), Self::layout(self.len)) }
+        if self.len > 0 {
+            // SAFETY: allocated in `zeros` with the same layout.
+            unsafe { dealloc(self.ptr.as_ptr().cast(), Self::layout(self.len)) }
+        }
     }
 }
 

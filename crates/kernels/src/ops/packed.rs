@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 
+use crate::buf::Buf;
 use crate::dispatch::Op;
 use crate::dot::{CELL, Dot, GROUP, Unit};
 use crate::exec::Exec;
@@ -85,7 +86,7 @@ pub struct PackedMatrix {
     /// `[blocks of 16 outputs, groups, 1 or 4]`, and a spare block that tiles may read.
     cells: Vec<Line>,
     /// `[blocks, segments, 16]`.
-    scales: Vec<f32>,
+    scales: Buf<f32>,
 }
 
 impl PackedMatrix {
@@ -125,7 +126,7 @@ impl PackedMatrix {
     fn empty(kind: Kind, scales: &[f32], outputs: usize, columns: Columns) -> Self {
         let (segments, blocks) = (columns.segments(), outputs.div_ceil(CELL));
         assert!(outputs > 0 && columns.inputs > 0 && columns.segment > 0 && scales.len() == outputs * segments);
-        let mut own = vec![0.0; blocks * segments * CELL];
+        let mut own = Buf::zeros(blocks * segments * CELL);
         for (at, &scale) in scales.iter().enumerate() {
             let (output, segment) = (at / segments, at % segments);
             own[(output / CELL * segments + segment) * CELL + output % CELL] = scale;
@@ -168,9 +169,14 @@ impl PackedMatrix {
         let scale = self.scales[output / CELL * CELL + output % CELL];
         let cells = &self.cells[output / CELL * self.columns.all_groups() * 4..];
         let at = output % CELL * 4;
-        for (y, cell) in y.chunks_mut(4).zip(cells) {
-            for (y, code) in y.iter_mut().zip(&cell.0[at..at + 4]) {
-                *y = (f32::from(*code) - 128.0) * scale;
+        for (y, cells) in y.chunks_mut(64).zip(cells.chunks(16)) {
+            // Side by side first, for vectors to turn into floats.
+            let mut codes = [0; 64];
+            for (codes, cell) in codes.chunks_exact_mut(4).zip(cells) {
+                codes.copy_from_slice(&cell.0[at..at + 4]);
+            }
+            for (y, code) in y.iter_mut().zip(codes) {
+                *y = (f32::from(code) - 128.0) * scale;
             }
         }
     }

@@ -1,8 +1,8 @@
 //! The mixer `conv` in the packed runtime: see [`crate::mixer::conv`].
 
-use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{Gate, exact_conv, exact_gate};
 use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Buf, Exec};
 
 use super::linear::{Input, Linear, Work};
 use super::{PackedMixer, taps};
@@ -13,7 +13,7 @@ use crate::pack::{PackError, Reader};
 pub(crate) struct Conv {
     up: Linear,
     /// `[K, D]`.
-    taps: Vec<f32>,
+    taps: Buf<f32>,
     down: Linear,
     d: usize,
 }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use flashlm_kernels::ops::{Columns, INT8_ROWS, PackedMatrix, exact_log_sum_exp, exact_softcap, packed_matmul};
 use flashlm_kernels::tile::{Local, Parts, Rows, Split};
-use flashlm_kernels::{Exec, Token};
+use flashlm_kernels::{Buf, Exec, Token};
 
 use crate::config::ModelConfig;
 use crate::io::read_limited;
@@ -66,9 +66,9 @@ pub(crate) trait PackedMixer: Send + Sync {
 }
 
 /// Taps as `[K, C]` from the tensor `[C, 1, K]`.
-fn taps(from: &Reader, name: &str, channels: usize, k: usize) -> Result<Vec<f32>, PackError> {
+fn taps(from: &Reader, name: &str, channels: usize, k: usize) -> Result<Buf<f32>, PackError> {
     let own = from.floats(name, &[channels, 1, k])?;
-    let mut taps = vec![0.0; own.len()];
+    let mut taps = Buf::zeros(own.len());
     crate::mixer::conv::taps_by_row(&mut taps, &own, k);
     Ok(taps)
 }
@@ -177,7 +177,7 @@ impl PackedModel {
     /// A stream at the start of a text.
     pub fn stream(&self) -> Stream {
         let len = self.blocks.iter().map(|block| block.mixer.state_len()).sum();
-        Stream { state: vec![0.0; len], past: 0 }
+        Stream { state: Buf::zeros(len), past: 0 }
     }
 
     /// A stream that goes on where [`Stream::save`] was called; `None` where the bytes are of another model or damaged.
@@ -201,7 +201,7 @@ impl PackedModel {
 /// One text on its way: what the blocks remember of it.
 #[derive(Clone)]
 pub struct Stream {
-    state: Vec<f32>,
+    state: Buf<f32>,
     /// Rows of the story so far.
     past: u32,
 }
@@ -241,12 +241,12 @@ pub struct Engine {
     model: Arc<PackedModel>,
     cx: Exec,
     /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
-    h: Vec<f32>,
-    u: Vec<f32>,
+    h: Buf<f32>,
+    u: Buf<f32>,
     widest: usize,
     past: Vec<u32>,
     work: Vec<Work>,
-    logits: Vec<f32>,
+    logits: Buf<f32>,
     /// One of each writer.
     tokens: Vec<Token>,
     /// `ln sum exp` of the logits of a row.
@@ -268,12 +268,12 @@ impl Engine {
         columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
         columns.dedup();
         Engine {
-            h: vec![0.0; all * model.config.dim],
-            u: vec![0.0; all * widest],
+            h: Buf::zeros(all * model.config.dim),
+            u: Buf::zeros(all * widest),
             widest,
             past: vec![0; all],
             work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
-            logits: Vec::new(),
+            logits: Buf::default(),
             tokens: Vec::new(),
             sums: Vec::new(),
             model,
@@ -363,7 +363,7 @@ impl Engine {
     fn room(&mut self, n: usize) {
         let len = n * self.model.config.vocab_size;
         if self.logits.len() < len {
-            self.logits.resize(len, 0.0);
+            self.logits = Buf::zeros(len);
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::Simd;
 
 /// `y: [n, d]` of rows `v`, columns `at .. at + d` of `u: [n, ld]`; `taps: [K, d]`, `past: [n]` the rows of its story before each
 /// row. `history: [K-1, d]` is a ring of the rows before them, the row after `p` others of its story in slot `p mod (K-1)`; it
@@ -57,19 +57,51 @@ impl Op<f32> for Conv<'_> {
             let taps = &taps[(held - back) * d..];
             let new = &u[(t + old - back) * ld + at..];
             let runs = [(&history[slot * d..], d, high), (history, d, old - high), (new, ld, back + 1 - old)];
+            let (mut i, wide) = (0, 4 * S::LANES);
             // SAFETY: the rows of a run lie in its slice, `taps` has one for each, and columns are below `d`.
-            each!(S, d, |i, n| unsafe {
-                let mut sum = S::splat(0.0);
-                let mut w = taps.as_ptr().add(i);
-                for (rows, apart, count) in runs {
-                    let mut v = rows.as_ptr().wrapping_add(i);
-                    for _ in 0..count {
-                        sum = S::add(sum, S::mul(S::get(w, n), S::get(v, n)));
-                        (w, v) = (w.wrapping_add(d), v.wrapping_add(apart));
-                    }
+            unsafe {
+                while i + wide <= d {
+                    columns::<S, 4>(y, taps, runs, i, S::LANES);
+                    i += wide;
                 }
-                S::put(y.as_mut_ptr().add(i), sum, n);
-            });
+                while i < d {
+                    let n = S::LANES.min(d - i);
+                    columns::<S, 1>(y, taps, runs, i, n);
+                    i += n;
+                }
+            }
+        }
+    }
+}
+
+/// Columns from `i` on of one row: `N` vectors of `n` lanes, summed in registers. A run is rows, their stride and their number.
+///
+/// # Safety
+/// The machine supports `S`; the slices have these rows and columns.
+#[inline(always)]
+unsafe fn columns<S: Simd<E = f32>, const N: usize>(
+    y: &mut [f32],
+    taps: &[f32],
+    runs: [(&[f32], usize, usize); 3],
+    i: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut sums = [S::splat(0.0); N];
+        let mut w = taps.as_ptr().add(i);
+        for (rows, apart, count) in runs {
+            let mut v = rows.as_ptr().wrapping_add(i);
+            for _ in 0..count {
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    let at = j * S::LANES;
+                    *sum = S::add(*sum, S::mul(S::get(w.add(at), n), S::get(v.add(at), n)));
+                }
+                (w, v) = (w.wrapping_add(y.len()), v.wrapping_add(apart));
+            }
+        }
+        for (j, sum) in sums.iter().enumerate() {
+            S::put(y.as_mut_ptr().add(i + j * S::LANES), *sum, n);
         }
     }
 }
