@@ -232,7 +232,7 @@ impl Int8Rows {
         let rows = x.len() / columns.inputs;
         assert!(rows <= self.capacity() && x.len() == rows * columns.inputs);
         let _time = time(cx, "quantise_rows", (columns.inputs, 0), Work::Bytes((x.len() * 5) as f64));
-        if self.columns != columns {
+        if self.columns != columns && columns.stride() > columns.inputs {
             // What fills up segments must be zero, and lies elsewhere now.
             self.q.fill(Line([0; 64]));
         }

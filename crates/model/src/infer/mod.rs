@@ -63,6 +63,28 @@ pub(crate) trait PackedMixer: Send + Sync {
 
     /// Adds the branch to `h: [rows, D]` of one tile.
     fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+
+    /// Itself, if what it makes of a row hangs on rows `u` near it alone: each tile of a stream then mixes its own.
+    fn near(&self) -> Option<&dyn Near> {
+        None
+    }
+}
+
+/// A [`PackedMixer`] in two steps, of rows `u` of one stream with `past`.
+pub(crate) trait Near: Sync {
+    /// Puts the rows `rows`, mixed, into `m: [rows.len(), width]`.
+    fn mix_rows(
+        &self,
+        cx: &Exec,
+        m: &mut [f32],
+        from: (&[f32], &[u32]),
+        rows: Range<usize>,
+        state: &[f32],
+        local: &Local,
+    );
+
+    /// Moves the state on.
+    fn keep(&self, from: (&[f32], &[u32]), state: &mut [f32]);
 }
 
 /// Taps as `[K, C]` from the tensor `[C, 1, K]`.
@@ -243,6 +265,8 @@ pub struct Engine {
     /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
     h: Buf<f32>,
     u: Buf<f32>,
+    /// Rows `u` as mixers read them while theirs are overwritten.
+    before: Buf<f32>,
     widest: usize,
     past: Vec<u32>,
     work: Vec<Work>,
@@ -270,6 +294,7 @@ impl Engine {
         Engine {
             h: Buf::zeros(all * model.config.dim),
             u: Buf::zeros(all * widest),
+            before: Buf::zeros(all * widest),
             widest,
             past: vec![0; all],
             work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
@@ -410,7 +435,7 @@ impl Engine {
     /// Many tokens of one stream.
     fn pass(&mut self, stream: &mut Stream, tokens: &[Token]) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, past, work, .. } = self;
+        let Engine { model, cx, h, u, before, past, work, .. } = self;
         let (d, rows) = (model.config.dim, tokens.len());
         for (past, &token) in past.iter_mut().zip(tokens) {
             *past = stream.advance(token, model.start());
@@ -426,19 +451,30 @@ impl Engine {
         for (i, block) in model.blocks.iter().enumerate() {
             let (len, width) = (block.mixer.state_len(), block.mixer.width());
             let own = state.split_off_mut(..len).expect("a state for each block");
-            cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (state, u), local| {
-                block.mixer.mix(cx, u, state, past, local);
-            });
+            let near = block.mixer.near();
+            match near {
+                Some(_) => std::mem::swap(u, before),
+                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (state, u), local| {
+                    block.mixer.mix(cx, u, state, past, local);
+                }),
+            }
+            let from = (&before[..rows * width], past);
             let next = model.blocks.get(i + 1);
             // Of other widths next: its rows must not lie where another tile still reads.
             let same = next.is_none_or(|next| next.mixer.width() == width);
             let fused = next.filter(|_| same);
-            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, _, (h, u, work), local| {
+            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
+                if let Some(near) = near {
+                    near.mix_rows(cx, u, from, r, own, local);
+                }
                 block.output(cx, h, u, &mut work[0], local);
                 if let Some(next) = fused {
                     next.project(cx, u, h, &mut work[0], local);
                 }
             });
+            if let Some(near) = near {
+                near.keep(from, own);
+            }
             if let Some(next) = next.filter(|_| !same) {
                 let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.mixer.width()), Parts(&mut *work, 1));
                 cx.tiles_by(height, rows, buffers, |cx, _, (h, u, work), local| {
