@@ -15,11 +15,8 @@ pub struct Buf<T: Store> {
 }
 
 impl<T: Store> Buf<T> {
-    /// `len` zeros; none take no memory.
+    /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        if len == 0 {
-            return Buf { ptr: NonNull::dangling(), len };
-        }
         let layout = Self::layout(len);
         // SAFETY: the layout is never of size zero.
         let ptr = unsafe { alloc_zeroed(layout) };
@@ -37,13 +34,7 @@ impl<T: Store> Buf<T> {
     }
 
     fn layout(len: usize) -> Layout {
-        Layout::array::<T>(len).and_then(|l| l.align_to(ALIGN)).expect("buffer larger than the address space")
-    }
-}
-
-impl<T: Store> Default for Buf<T> {
-    fn default() -> Self {
-        Self::zeros(0)
+        Layout::array::<T>(len.max(1)).and_then(|l| l.align_to(ALIGN)).expect("buffer larger than the address space")
     }
 }
 
@@ -63,10 +54,8 @@ impl<T: Store> Clone for Buf<T> {
 
 impl<T: Store> Drop for Buf<T> {
     fn drop(&mut self) {
-        if self.len > 0 {
-            // SAFETY: allocated in `zeros` with the same layout.
-            unsafe { dealloc(self.ptr.as_ptr().cast(), Self::layout(self.len)) }
-        }
+        // SAFETY: allocated in `zeros` with the same layout.
+        unsafe { dealloc(self.ptr.as_ptr().cast(), Self::layout(self.len)) }
     }
 }
 

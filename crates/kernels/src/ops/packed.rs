@@ -11,7 +11,6 @@
 
 use std::ops::Range;
 
-use crate::buf::Buf;
 use crate::dispatch::Op;
 use crate::dot::{CELL, Dot, GROUP, Unit};
 use crate::exec::Exec;
@@ -86,7 +85,7 @@ pub struct PackedMatrix {
     /// `[blocks of 16 outputs, groups, 1 or 4]`, and a spare block that tiles may read.
     cells: Vec<Line>,
     /// `[blocks, segments, 16]`.
-    scales: Buf<f32>,
+    scales: Vec<f32>,
 }
 
 impl PackedMatrix {
@@ -126,7 +125,7 @@ impl PackedMatrix {
     fn empty(kind: Kind, scales: &[f32], outputs: usize, columns: Columns) -> Self {
         let (segments, blocks) = (columns.segments(), outputs.div_ceil(CELL));
         assert!(outputs > 0 && columns.inputs > 0 && columns.segment > 0 && scales.len() == outputs * segments);
-        let mut own = Buf::zeros(blocks * segments * CELL);
+        let mut own = vec![0.0; blocks * segments * CELL];
         for (at, &scale) in scales.iter().enumerate() {
             let (output, segment) = (at / segments, at % segments);
             own[(output / CELL * segments + segment) * CELL + output % CELL] = scale;

@@ -1,20 +1,20 @@
 //! What every layer of the packed runtime is made of: `y (+)= x W^T` with `x` quantised to int8, optionally after an RMSNorm of
 //! its own; RMSNorm.
 
+use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{Columns, Int8Rows, PackedMatrix, exact_rmsnorm, packed_matmul};
-use flashlm_kernels::{Buf, Exec};
 
 use crate::pack::{PackError, Reader};
 
 /// A learned scale.
 pub(crate) struct Norm {
-    scale: Buf<f32>,
+    scale: Vec<f32>,
     eps: f64,
 }
 
 impl Norm {
     pub(crate) fn read(from: &Reader, name: &str, d: usize, eps: f64) -> Result<Self, PackError> {
-        Ok(Norm { scale: Buf::from(&from.floats(name, &[d])?[..]), eps })
+        Ok(Norm { scale: from.floats(name, &[d])?, eps })
     }
 
     /// `y, x: [rows, d]`.
@@ -27,14 +27,14 @@ impl Norm {
 pub(crate) struct Work {
     pub(crate) q: Int8Rows,
     /// Rows after a norm of a matrix's own.
-    normed: Buf<f32>,
+    normed: Vec<f32>,
 }
 
 impl Work {
     /// For at most `rows` rows of any of `columns`.
     pub(crate) fn new(columns: &[Columns], rows: usize) -> Self {
         let widest = columns.iter().map(|c| c.inputs).max().unwrap_or(0);
-        Work { q: Int8Rows::new(columns.iter().copied(), rows), normed: Buf::zeros(widest * rows) }
+        Work { q: Int8Rows::new(columns.iter().copied(), rows), normed: vec![0.0; widest * rows] }
     }
 }
 

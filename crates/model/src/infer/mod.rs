@@ -199,7 +199,7 @@ impl PackedModel {
     /// A stream at the start of a text.
     pub fn stream(&self) -> Stream {
         let len = self.blocks.iter().map(|block| block.mixer.state_len()).sum();
-        Stream { state: Buf::zeros(len), past: 0 }
+        Stream { state: vec![0.0; len], past: 0 }
     }
 
     /// A stream that goes on where [`Stream::save`] was called; `None` where the bytes are of another model or damaged.
@@ -223,7 +223,7 @@ impl PackedModel {
 /// One text on its way: what the blocks remember of it.
 #[derive(Clone)]
 pub struct Stream {
-    state: Buf<f32>,
+    state: Vec<f32>,
     /// Rows of the story so far.
     past: u32,
 }
@@ -263,14 +263,14 @@ pub struct Engine {
     model: Arc<PackedModel>,
     cx: Exec,
     /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
-    h: Buf<f32>,
-    u: Buf<f32>,
+    h: Vec<f32>,
+    u: Vec<f32>,
     /// Rows `u` as mixers read them while theirs are overwritten.
-    before: Buf<f32>,
+    before: Vec<f32>,
     widest: usize,
     past: Vec<u32>,
     work: Vec<Work>,
-    logits: Buf<f32>,
+    logits: Vec<f32>,
     /// One of each writer.
     tokens: Vec<Token>,
     /// `ln sum exp` of the logits of a row.
@@ -292,13 +292,13 @@ impl Engine {
         columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
         columns.dedup();
         Engine {
-            h: Buf::zeros(all * model.config.dim),
-            u: Buf::zeros(all * widest),
-            before: Buf::zeros(all * widest),
+            h: vec![0.0; all * model.config.dim],
+            u: vec![0.0; all * widest],
+            before: vec![0.0; all * widest],
             widest,
             past: vec![0; all],
             work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
-            logits: Buf::default(),
+            logits: Vec::new(),
             tokens: Vec::new(),
             sums: Vec::new(),
             model,
@@ -388,7 +388,7 @@ impl Engine {
     fn room(&mut self, n: usize) {
         let len = n * self.model.config.vocab_size;
         if self.logits.len() < len {
-            self.logits = Buf::zeros(len);
+            self.logits.resize(len, 0.0);
         }
     }
 
