@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::ops::{Range, RangeInclusive};
 
 use crate::buf::Buf;
@@ -228,12 +229,23 @@ impl Drop for Local {
 }
 
 impl Local {
+    /// Runs `f` with memory that is given back after it; meanwhile nothing can be taken from here.
+    pub fn within<R>(&self, f: impl FnOnce(&Local) -> R) -> R {
+        let taken = self.taken.replace(SLOTS);
+        // Not dropped: the thread stays on its tile.
+        let inner = ManuallyDrop::new(Local { taken: Cell::new(taken) });
+        let out = f(&inner);
+        self.taken.set(taken);
+        out
+    }
+
     /// `len` elements of no promised value, for as long as the tile lasts.
     #[allow(clippy::mut_from_ref)]
     pub fn take<T: Store>(&self, len: usize) -> &mut [T] {
         let slot = self.taken.replace(self.taken.get() + 1);
         let size = (len * size_of::<T>()).div_ceil(size_of::<f64>());
-        // SAFETY: a thread has one `Local` at a time, and a slot is taken once from it, so nothing else refers to its buffer;
+        // SAFETY: a thread has one `Local` at a time, and a slot is taken once from it or from one within it,
+        // whose borrows end with it, so nothing else refers to its buffer;
         // a thread keeps its memory for longer than any region. Every bit pattern is a value of a `Store`.
         unsafe {
             let buf = MEMORY.with(|memory| &mut (&mut (*memory.get()))[slot] as *mut Option<Buf<f64>>);

@@ -31,7 +31,7 @@ pub use delta::{Rule, delta_backward, delta_forward, delta_steps, delta_work};
 pub use embed::{embed_backward, embed_forward};
 pub use exact::attention::{exact_attention, exact_rope};
 pub use exact::choose::{exact_max, exact_weights};
-pub use exact::conv::exact_conv;
+pub use exact::conv::{ConvRows, exact_conv, exact_conv_keep};
 pub use exact::delta::{exact_delta_step, exact_delta_width, exact_sigmoid, exact_softplus};
 pub use exact::rows::{
     Gate, exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap,

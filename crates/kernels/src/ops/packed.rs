@@ -169,9 +169,14 @@ impl PackedMatrix {
         let scale = self.scales[output / CELL * CELL + output % CELL];
         let cells = &self.cells[output / CELL * self.columns.all_groups() * 4..];
         let at = output % CELL * 4;
-        for (y, cell) in y.chunks_mut(4).zip(cells) {
-            for (y, code) in y.iter_mut().zip(&cell.0[at..at + 4]) {
-                *y = (f32::from(*code) - 128.0) * scale;
+        for (y, cells) in y.chunks_mut(64).zip(cells.chunks(16)) {
+            // Side by side first, for vectors to turn into floats.
+            let mut codes = [0; 64];
+            for (codes, cell) in codes.chunks_exact_mut(4).zip(cells) {
+                codes.copy_from_slice(&cell.0[at..at + 4]);
+            }
+            for (y, code) in y.iter_mut().zip(codes) {
+                *y = (f32::from(code) - 128.0) * scale;
             }
         }
     }
@@ -227,7 +232,7 @@ impl Int8Rows {
         let rows = x.len() / columns.inputs;
         assert!(rows <= self.capacity() && x.len() == rows * columns.inputs);
         let _time = time(cx, "quantise_rows", (columns.inputs, 0), Work::Bytes((x.len() * 5) as f64));
-        if self.columns != columns {
+        if self.columns != columns && columns.stride() > columns.inputs {
             // What fills up segments must be zero, and lies elsewhere now.
             self.q.fill(Line([0; 64]));
         }

@@ -1,11 +1,13 @@
 //! The mixer `conv` in the packed runtime: see [`crate::mixer::conv`].
 
-use flashlm_kernels::Exec;
-use flashlm_kernels::ops::{Gate, exact_conv, exact_gate};
+use flashlm_kernels::ops::{ConvRows, Gate, exact_conv, exact_conv_keep, exact_gate};
 use flashlm_kernels::tile::Local;
+use std::ops::Range;
+
+use flashlm_kernels::{Buf, Exec};
 
 use super::linear::{Input, Linear, Work};
-use super::{PackedMixer, taps};
+use super::{Near, PackedMixer, taps};
 use crate::pack::{PackError, Reader};
 
 /// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
@@ -13,7 +15,7 @@ use crate::pack::{PackError, Reader};
 pub(crate) struct Conv {
     up: Linear,
     /// `[K, D]`.
-    taps: Vec<f32>,
+    taps: Buf<f32>,
     down: Linear,
     d: usize,
 }
@@ -27,6 +29,10 @@ impl Conv {
             down: Linear::output(from, &format!("{prefix}.down"), (d, d))?,
             d,
         })
+    }
+
+    fn rows<'a>(&self, u: &'a [f32], past: &'a [u32]) -> ConvRows<'a> {
+        ConvRows { u, ld: 2 * self.d, at: self.d, past }
     }
 }
 
@@ -50,10 +56,15 @@ impl PackedMixer for Conv {
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
         let d = self.d;
         let y = local.take::<f32>(past.len() * d);
-        exact_conv(cx, y, state, (u, 2 * d, d), &self.taps, past);
+        exact_conv(cx, y, state, self.rows(u, past), 0..past.len(), &self.taps);
+        exact_conv_keep(state, self.rows(u, past), d);
         for (u, y) in u.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)) {
             u[d..].copy_from_slice(y);
         }
+    }
+
+    fn near(&self) -> Option<&dyn Near> {
+        Some(self)
     }
 
     fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
@@ -64,5 +75,30 @@ impl PackedMixer for Conv {
             exact_gate(cx, m, g, y, Gate::Sigmoid);
         }
         self.down.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
+    }
+}
+
+impl Near for Conv {
+    fn mix_rows(
+        &self,
+        cx: &Exec,
+        m: &mut [f32],
+        (u, past): (&[f32], &[u32]),
+        rows: Range<usize>,
+        state: &[f32],
+        local: &Local,
+    ) {
+        let d = self.d;
+        let y = local.take::<f32>(rows.len() * d);
+        exact_conv(cx, y, state, self.rows(u, past), rows.clone(), &self.taps);
+        let own = u.chunks_exact(2 * d).skip(rows.start);
+        for ((m, y), u) in m.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)).zip(own) {
+            m[..d].copy_from_slice(&u[..d]);
+            m[d..].copy_from_slice(y);
+        }
+    }
+
+    fn keep(&self, (u, past): (&[f32], &[u32]), state: &mut [f32]) {
+        exact_conv_keep(state, self.rows(u, past), self.d);
     }
 }

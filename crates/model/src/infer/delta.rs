@@ -1,11 +1,11 @@
 //! The mixer `delta` in the packed runtime: see [`crate::mixer::delta`].
 
-use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{
-    Gate, Rule, exact_conv, exact_delta_step, exact_delta_width, exact_gate, exact_matvec, exact_sigmoid,
-    exact_silu_unit, exact_softplus,
+    ConvRows, Gate, Rule, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
+    exact_sigmoid, exact_silu_unit, exact_softplus,
 };
 use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Buf, Exec};
 
 use super::linear::{Input, Linear, Norm, Work};
 use super::{PackedMixer, taps};
@@ -21,7 +21,7 @@ pub(crate) struct Delta {
     inputs: [Linear; 4],
     gates: Gates,
     /// `[K, C]` of queries, keys, values.
-    taps: [Vec<f32>; 3],
+    taps: [Buf<f32>; 3],
     head_norm: Option<Norm>,
     output: Linear,
     act: Gate,
@@ -164,7 +164,9 @@ impl PackedMixer for Delta {
         for (i, (y, width)) in [(&mut *q, dk), (&mut *k, dk), (&mut *v, dv)].into_iter().enumerate() {
             let (history, left) = rest.split_at_mut(self.taps[i].len() - heads * width);
             rest = left;
-            exact_conv(cx, y, history, (u, ld, at[i]), &self.taps[i], past);
+            let from = ConvRows { u, ld, at: at[i], past };
+            exact_conv(cx, y, history, from, 0..n, &self.taps[i]);
+            exact_conv_keep(history, from, heads * width);
             exact_silu_unit(cx, y, norms[i], width);
         }
         let each = dk * exact_delta_width(dv);

@@ -43,8 +43,8 @@ impl Ffn {
     }
 
     /// `h: [rows, D]` of one tile.
-    pub(crate) fn forward(&self, cx: &Exec, h: &mut [f32], d: usize, work: &mut Work, local: &Local) {
-        let f = self.hidden;
+    pub(crate) fn forward(&self, cx: &Exec, h: &mut [f32], work: &mut Work, local: &Local) {
+        let (d, f) = (self.gate.columns().inputs, self.hidden);
         let rows = h.len() / d;
         let (g, u) = (local.take::<f32>(rows * f), local.take::<f32>(rows * f));
         let x = local.take::<f32>(h.len());

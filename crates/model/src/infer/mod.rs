@@ -24,12 +24,13 @@ pub(crate) mod testing;
 mod tests;
 mod write;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use flashlm_kernels::ops::{Columns, INT8_ROWS, PackedMatrix, exact_log_sum_exp, exact_softcap, packed_matmul};
-use flashlm_kernels::tile::{Local, Parts, Rows};
-use flashlm_kernels::{Exec, Token};
+use flashlm_kernels::tile::{Local, Parts, Rows, Split};
+use flashlm_kernels::{Buf, Exec, Token};
 
 use crate::config::ModelConfig;
 use crate::io::read_limited;
@@ -62,12 +63,34 @@ pub(crate) trait PackedMixer: Send + Sync {
 
     /// Adds the branch to `h: [rows, D]` of one tile.
     fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+
+    /// Itself, if what it makes of a row hangs on rows `u` near it alone: each tile of a stream then mixes its own.
+    fn near(&self) -> Option<&dyn Near> {
+        None
+    }
+}
+
+/// A [`PackedMixer`] in two steps, of rows `u` of one stream with `past`.
+pub(crate) trait Near: Sync {
+    /// Puts the rows `rows`, mixed, into `m: [rows.len(), width]`.
+    fn mix_rows(
+        &self,
+        cx: &Exec,
+        m: &mut [f32],
+        from: (&[f32], &[u32]),
+        rows: Range<usize>,
+        state: &[f32],
+        local: &Local,
+    );
+
+    /// Moves the state on.
+    fn keep(&self, from: (&[f32], &[u32]), state: &mut [f32]);
 }
 
 /// Taps as `[K, C]` from the tensor `[C, 1, K]`.
-fn taps(from: &Reader, name: &str, channels: usize, k: usize) -> Result<Vec<f32>, PackError> {
+fn taps(from: &Reader, name: &str, channels: usize, k: usize) -> Result<Buf<f32>, PackError> {
     let own = from.floats(name, &[channels, 1, k])?;
-    let mut taps = vec![0.0; own.len()];
+    let mut taps = Buf::zeros(own.len());
     crate::mixer::conv::taps_by_row(&mut taps, &own, k);
     Ok(taps)
 }
@@ -76,6 +99,26 @@ struct Block {
     norm: Option<Norm>,
     mixer: Box<dyn PackedMixer>,
     ffn: Ffn,
+}
+
+impl Block {
+    /// `u` of the rows `h: [rows, D]` of one tile.
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local) {
+        match &self.norm {
+            Some(norm) => {
+                let x = local.take::<f32>(h.len());
+                norm.forward(cx, x, h);
+                self.mixer.project(cx, u, x, work);
+            }
+            None => self.mixer.project(cx, u, h, work),
+        }
+    }
+
+    /// Adds both branches to the rows, `u` being mixed.
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+        self.mixer.output(cx, h, u, work, local);
+        self.ffn.forward(cx, h, work, local);
+    }
 }
 
 /// The weights of a packed model in the layout of the integer units, and its tokenizer.
@@ -139,6 +182,18 @@ impl PackedModel {
     pub fn memory(&self) -> usize {
         let linears = self.blocks.iter().flat_map(|block| block.mixer.linears().into_iter().chain(block.ffn.linears()));
         self.embedding.memory() + linears.map(Linear::memory).sum::<usize>()
+    }
+
+    /// The token that starts a story anew.
+    fn start(&self) -> Option<Token> {
+        if self.config.reset { Token::try_from(self.config.eos).ok() } else { None }
+    }
+
+    /// Rows `h: [tokens, D]` of the table.
+    fn embed(&self, h: &mut [f32], tokens: &[Token]) {
+        for (h, &token) in h.chunks_exact_mut(self.config.dim).zip(tokens) {
+            self.embedding.row(h, token.into());
+        }
     }
 
     /// A stream at the start of a text.
@@ -207,9 +262,12 @@ impl AsMut<Stream> for Stream {
 pub struct Engine {
     model: Arc<PackedModel>,
     cx: Exec,
-    /// Rows of a pass: `[rows, D]`, `[rows, width]`.
+    /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
     h: Vec<f32>,
     u: Vec<f32>,
+    /// Rows `u` as mixers read them while theirs are overwritten.
+    before: Vec<f32>,
+    widest: usize,
     past: Vec<u32>,
     work: Vec<Work>,
     logits: Vec<f32>,
@@ -236,6 +294,8 @@ impl Engine {
         Engine {
             h: vec![0.0; all * model.config.dim],
             u: vec![0.0; all * widest],
+            before: vec![0.0; all * widest],
+            widest,
             past: vec![0; all],
             work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
             logits: Vec::new(),
@@ -267,7 +327,7 @@ impl Engine {
     /// With a token beyond the vocabulary.
     pub fn feed(&mut self, stream: &mut Stream, tokens: &[Token]) {
         for piece in tokens.chunks(self.rows()) {
-            self.pass(std::slice::from_mut(stream), piece, piece.len());
+            self.pass(stream, piece);
         }
     }
 
@@ -281,7 +341,7 @@ impl Engine {
         self.feed(stream, tokens);
         let (d, last) = (self.model.config.dim, (tokens.len() - 1) % self.rows());
         self.h.copy_within(last * d..(last + 1) * d, 0);
-        self.head(1, 0);
+        self.head(1);
         &mut self.logits[..self.model.config.vocab_size]
     }
 
@@ -293,10 +353,12 @@ impl Engine {
         assert_eq!(streams.len(), tokens.len(), "a token for each stream");
         self.room(streams.len());
         let (rows, v) = (self.rows(), self.model.config.vocab_size);
-        for (i, (streams, tokens)) in streams.chunks_mut(rows).zip(tokens.chunks(rows)).enumerate() {
-            self.pass(streams, tokens, 1);
-            self.head(streams.len(), i * rows * v);
+        let mut logits = std::mem::take(&mut self.logits);
+        let all = streams.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
+        for ((streams, tokens), z) in all {
+            self.turn(streams, tokens, Rows(z, v), |mut turn, _, z| turn.head(z, 0..z.len() / v));
         }
+        self.logits = logits;
         &mut self.logits[..streams.len() * v]
     }
 
@@ -310,8 +372,8 @@ impl Engine {
         self.room(rows);
         for (tokens, targets) in tokens.chunks(rows).zip(targets.chunks(rows)) {
             let n = tokens.len();
-            self.pass(std::slice::from_mut(stream), tokens, n);
-            self.head(n, 0);
+            self.pass(stream, tokens);
+            self.head(n);
             let Engine { cx, logits, sums, .. } = self;
             sums.resize(rows, 0.0);
             cx.tiles_by(1, n, (Rows(logits, v), Rows(sums, 1)), |cx, _, (z, sum), _| {
@@ -330,88 +392,132 @@ impl Engine {
         }
     }
 
-    /// Rows of a tile: whole tiles of the integer units where there is room, one tile a thread.
+    /// Rows of a tile, one tile a thread.
     fn height(&self, rows: usize) -> usize {
-        let threads = self.work.len();
-        rows.div_ceil(threads).next_multiple_of(16).min(self.rows() / threads)
+        rows.div_ceil(self.work.len())
     }
 
-    /// The blocks, over `n` rows of each stream.
-    fn pass<S: AsMut<Stream> + Send + 'static>(&mut self, streams: &mut [S], tokens: &[Token], n: usize) {
+    /// One token of each stream: each thread takes its streams through all blocks, and `then` is given their last rows with
+    /// its share of `out`.
+    fn turn<S: AsMut<Stream> + Send + 'static, V: Split>(
+        &mut self,
+        streams: &mut [S],
+        tokens: &[Token],
+        out: V,
+        then: impl Fn(Turn, &mut [S], V::Share<'_>) + Sync,
+    ) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, past, work, .. } = self;
+        let Engine { model, cx, h, u, past, work, widest, .. } = self;
         let (d, rows) = (model.config.dim, tokens.len());
-        let start = if model.config.reset { Token::try_from(model.config.eos).ok() } else { None };
-        for ((past, &token), i) in past.iter_mut().zip(tokens).zip(0..) {
-            *past = streams[i / n].as_mut().advance(token, start);
+        let buffers = (Rows(streams, 1), Rows(h, d), Rows(u, *widest), Rows(past, 1), Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (streams, h, u, past, work, out), local| {
+            let work = &mut work[0];
+            for ((past, stream), &token) in past.iter_mut().zip(&mut *streams).zip(&tokens[r.clone()]) {
+                *past = stream.as_mut().advance(token, model.start());
+            }
+            model.embed(h, &tokens[r]);
+            let mut at = 0;
+            for block in &model.blocks {
+                let (len, width) = (block.mixer.state_len(), block.mixer.width());
+                let u = &mut u[..past.len() * width];
+                local.within(|local| block.project(cx, u, h, work, local));
+                for ((stream, u), past) in streams.iter_mut().zip(u.chunks_exact_mut(width)).zip(past.chunks(1)) {
+                    let state = &mut stream.as_mut().state[at..at + len];
+                    local.within(|local| block.mixer.mix(cx, u, state, past, local));
+                }
+                local.within(|local| block.output(cx, h, u, work, local));
+                at += len;
+            }
+            then(Turn { model, cx, h, work, local }, streams, out);
+        });
+    }
+
+    /// Many tokens of one stream.
+    fn pass(&mut self, stream: &mut Stream, tokens: &[Token]) {
+        let height = self.height(tokens.len());
+        let Engine { model, cx, h, u, before, past, work, .. } = self;
+        let (d, rows) = (model.config.dim, tokens.len());
+        for (past, &token) in past.iter_mut().zip(tokens) {
+            *past = stream.advance(token, model.start());
         }
         let past = &past[..rows];
         let first = &model.blocks[0];
         let width = first.mixer.width();
         cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
-            for (h, &token) in h.chunks_exact_mut(d).zip(&tokens[r]) {
-                model.embedding.row(h, token.into());
-            }
-            project(cx, first, u, h, &mut work[0], local);
+            model.embed(h, &tokens[r]);
+            first.project(cx, u, h, &mut work[0], local);
         });
-        let mut at = 0;
+        let mut state = &mut stream.state[..];
         for (i, block) in model.blocks.iter().enumerate() {
             let (len, width) = (block.mixer.state_len(), block.mixer.width());
-            cx.tiles_by(1, streams.len(), (Rows(streams, 1), Rows(u, n * width)), |cx, r, (stream, u), local| {
-                let state = &mut stream[0].as_mut().state[at..at + len];
-                block.mixer.mix(cx, u, state, &past[r.start * n..r.end * n], local);
-            });
-            at += len;
+            let own = state.split_off_mut(..len).expect("a state for each block");
+            let near = block.mixer.near();
+            match near {
+                Some(_) => std::mem::swap(u, before),
+                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (state, u), local| {
+                    block.mixer.mix(cx, u, state, past, local);
+                }),
+            }
+            let from = (&before[..rows * width], past);
             let next = model.blocks.get(i + 1);
             // Of other widths next: its rows must not lie where another tile still reads.
             let same = next.is_none_or(|next| next.mixer.width() == width);
             let fused = next.filter(|_| same);
-            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, _, (h, u, work), local| {
-                block.mixer.output(cx, h, u, &mut work[0], local);
-                block.ffn.forward(cx, h, d, &mut work[0], local);
+            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
+                if let Some(near) = near {
+                    near.mix_rows(cx, u, from, r, own, local);
+                }
+                block.output(cx, h, u, &mut work[0], local);
                 if let Some(next) = fused {
-                    project(cx, next, u, h, &mut work[0], local);
+                    next.project(cx, u, h, &mut work[0], local);
                 }
             });
+            if let Some(near) = near {
+                near.keep(from, own);
+            }
             if let Some(next) = next.filter(|_| !same) {
-                let width = next.mixer.width();
-                cx.tiles_by(
-                    height,
-                    rows,
-                    (Rows(h, d), Rows(u, width), Parts(work, 1)),
-                    |cx, _, (h, u, work), local| {
-                        project(cx, next, u, h, &mut work[0], local);
-                    },
-                );
+                let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.mixer.width()), Parts(&mut *work, 1));
+                cx.tiles_by(height, rows, buffers, |cx, _, (h, u, work), local| {
+                    next.project(cx, u, h, &mut work[0], local);
+                });
             }
         }
     }
 
-    /// Logits of the first `rows` rows, from `at` on.
-    fn head(&mut self, rows: usize, at: usize) {
+    /// Logits of the first `rows` rows.
+    fn head(&mut self, rows: usize) {
         let height = self.height(rows);
         let Engine { model, cx, h, work, logits, .. } = self;
         let (d, v) = (model.config.dim, model.config.vocab_size);
-        let logits = &mut logits[at..at + rows * v];
-        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, _, (h, z, work), local| {
-            let x = local.take::<f32>(h.len());
-            model.norm.forward(cx, x, h);
-            work[0].q.quantise(cx, x, Columns::whole(d));
-            packed_matmul(cx, (&mut *z, v, 0), &mut work[0].q, &model.embedding, false);
-            if model.config.logit_softcap > 0.0 {
-                exact_softcap(cx, z, model.config.logit_softcap);
-            }
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, r, (h, z, work), local| {
+            Turn { model, cx, h, work: &mut work[0], local }.head(z, 0..r.len());
         });
     }
 }
 
-fn project(cx: &Exec, block: &Block, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local) {
-    match &block.norm {
-        Some(norm) => {
+/// Rows of one tile after the last block.
+struct Turn<'a> {
+    model: &'a PackedModel,
+    cx: &'a Exec,
+    h: &'a [f32],
+    work: &'a mut Work,
+    local: &'a Local,
+}
+
+impl Turn<'_> {
+    /// Logits `z: [rows, V]` of some of the rows.
+    fn head(&mut self, z: &mut [f32], rows: Range<usize>) {
+        let Turn { model, cx, h, work, local } = self;
+        let (d, v) = (model.config.dim, model.config.vocab_size);
+        let h = &h[rows.start * d..rows.end * d];
+        local.within(|local| {
             let x = local.take::<f32>(h.len());
-            norm.forward(cx, x, h);
-            block.mixer.project(cx, u, x, work);
+            model.norm.forward(cx, x, h);
+            work.q.quantise(cx, x, Columns::whole(d));
+        });
+        packed_matmul(cx, (&mut *z, v, 0), &mut work.q, &model.embedding, false);
+        if model.config.logit_softcap > 0.0 {
+            exact_softcap(cx, z, model.config.logit_softcap);
         }
-        None => block.mixer.project(cx, u, h, work),
     }
 }

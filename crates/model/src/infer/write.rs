@@ -12,12 +12,15 @@
 
 use std::sync::Arc;
 
-use flashlm_kernels::tile::Rows;
+use flashlm_kernels::tile::Parts;
 use flashlm_kernels::{Exec, Token};
 
 use super::{Engine, PackedModel, Stream};
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
+
+/// Writers whose logits are made, and then read, at once: they stay in the cache.
+const CHOICES: usize = 16;
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,13 +200,22 @@ impl Engine {
             }
             writer.pending.clear();
         }
-        self.step(writers, &tokens);
-        self.tokens = tokens;
-        let Engine { cx, model, logits, .. } = self;
-        let (n, v) = (writers.len(), model.config().vocab_size);
-        cx.tiles_by(1, n, (Rows(&mut *writers, 1), Rows(logits, v)), |cx, _, (writer, logits), _| {
-            writer[0].failure = writer[0].choose(cx, logits).err();
-        });
+        let (rows, threads, v) = (self.rows(), self.cx.pool().threads(), self.model.config.vocab_size);
+        self.room(CHOICES.min(writers.len()) * threads);
+        let mut logits = std::mem::take(&mut self.logits);
+        for (writers, tokens) in writers.chunks_mut(rows).zip(tokens.chunks(rows)) {
+            let each = logits.len() / threads;
+            self.turn(writers, tokens, Parts(&mut logits, each), |mut turn, writers, z| {
+                for (i, writers) in writers.chunks_mut(CHOICES).enumerate() {
+                    let z = &mut z[..writers.len() * v];
+                    turn.head(z, i * CHOICES..i * CHOICES + writers.len());
+                    for (writer, z) in writers.iter_mut().zip(z.chunks_exact_mut(v)) {
+                        writer.failure = writer.choose(turn.cx, z).err();
+                    }
+                }
+            });
+        }
+        (self.logits, self.tokens) = (logits, tokens);
         let failures = writers.iter_mut().map(|writer| writer.failure.take());
         // Each is taken, and the first told.
         failures.fold(None, Option::or).map_or(Ok(()), Err)
