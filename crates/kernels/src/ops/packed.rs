@@ -169,14 +169,9 @@ impl PackedMatrix {
         let scale = self.scales[output / CELL * CELL + output % CELL];
         let cells = &self.cells[output / CELL * self.columns.all_groups() * 4..];
         let at = output % CELL * 4;
-        for (y, cells) in y.chunks_mut(64).zip(cells.chunks(16)) {
-            // Side by side first, for vectors to turn into floats.
-            let mut codes = [0; 64];
-            for (codes, cell) in codes.chunks_exact_mut(4).zip(cells) {
-                codes.copy_from_slice(&cell.0[at..at + 4]);
-            }
-            for (y, code) in y.iter_mut().zip(codes) {
-                *y = (f32::from(code) - 128.0) * scale;
+        for (y, cell) in y.chunks_mut(4).zip(cells) {
+            for (y, code) in y.iter_mut().zip(&cell.0[at..at + 4]) {
+                *y = (f32::from(*code) - 128.0) * scale;
             }
         }
     }

@@ -1,9 +1,9 @@
 //! The mixer `conv` in the packed runtime: see [`crate::mixer::conv`].
 
-use flashlm_kernels::ops::{ConvRows, Gate, exact_conv, exact_conv_keep, exact_gate};
-use flashlm_kernels::tile::Local;
 use std::ops::Range;
 
+use flashlm_kernels::ops::{ConvRows, Gate, exact_conv, exact_conv_keep, exact_gate};
+use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
 use super::linear::{Input, Linear, Work};
