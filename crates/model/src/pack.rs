@@ -331,8 +331,8 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// Checks all but the tensors' sizes.
-    pub(crate) fn new(bytes: Vec<u8>, label: &str) -> Result<Self, PackError> {
-        let file = TensorFile::from_bytes(bytes, label)?;
+    pub(crate) fn new(file: TensorFile) -> Result<Self, PackError> {
+        let label = file.label();
         let again = "pack the run again with `flashlm pack`";
         let metadata = |key: &'static str, mend| {
             file.metadata(key).ok_or_else(|| PackError::Metadata {
@@ -361,6 +361,7 @@ impl Reader {
             found: shown(&found),
             mend: again,
         };
+        file.release();
         let density = match metadata("per_byte", again)? {
             "4" => Density::Four,
             "5" => Density::Five,
@@ -455,15 +456,20 @@ impl Reader {
     /// A matrix of bytes.
     pub(crate) fn bytes(&self, name: &str, outputs: usize, inputs: usize) -> Result<PackedMatrix, PackError> {
         let (codes, scales) = self.byte_codes(name, outputs, inputs)?;
-        Ok(PackedMatrix::bytes(codes.into_iter(), &scales, outputs, inputs))
+        Ok(PackedMatrix::bytes(codes, &scales, outputs, inputs))
     }
 
     /// Its codes and the scale of each row.
-    fn byte_codes(&self, name: &str, outputs: usize, inputs: usize) -> Result<(Vec<i8>, Vec<f32>), PackError> {
+    fn byte_codes(
+        &self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+    ) -> Result<(impl Iterator<Item = i8>, Vec<f32>), PackError> {
         let scales = self.floats(&format!("{name}.scale"), &[outputs])?;
         self.take(name, &[outputs, inputs])?;
         let codes = self.file.i8(name)?;
-        if codes.contains(&i8::MIN) {
+        if codes.clone().any(|code| code == i8::MIN) {
             return Err(self.wrong(name, "weights of -127 to 127", "-128"));
         }
         Ok((codes, scales))
@@ -476,7 +482,8 @@ impl Reader {
             return self.bytes(TABLE, outputs, inputs);
         }
         let common = outputs.div_ceil(COMMON);
-        let (mut codes, mut row_scales) = self.byte_codes(TABLE, common, inputs)?;
+        let (codes, mut row_scales) = self.byte_codes(TABLE, common, inputs)?;
+        let mut codes: Vec<i8> = codes.collect();
         let (width, groups) = (inputs.div_ceil(2), inputs.div_ceil(NIBBLES));
         let name = format!("{RARE}.scale");
         self.take(&name, &[outputs - common, groups])?;

@@ -33,7 +33,8 @@ use flashlm_kernels::tile::{Local, Parts, Rows, Split};
 use flashlm_kernels::{Buf, Exec, Token};
 
 use crate::config::ModelConfig;
-use crate::io::read_limited;
+use crate::io::map_limited;
+use crate::io::safetensors::TensorFile;
 use crate::mixer;
 use crate::pack::{PackError, Reader};
 use crate::tok::Tokenizer;
@@ -134,13 +135,17 @@ pub struct PackedModel {
 impl PackedModel {
     /// Reads a file that `flashlm pack` wrote.
     pub fn open(path: &Path) -> Result<Self, PackError> {
-        Self::from_bytes(read_limited(path, MAX_FILE)?, &path.display().to_string())
+        Self::read(TensorFile::from_map(map_limited(path, MAX_FILE)?, &path.display().to_string())?)
     }
 
     /// The same from memory; `label` names it in errors.
     pub fn from_bytes(bytes: Vec<u8>, label: &str) -> Result<Self, PackError> {
-        let file_bytes = bytes.len();
-        let from = Reader::new(bytes, label)?;
+        Self::read(TensorFile::from_bytes(bytes, label)?)
+    }
+
+    fn read(file: TensorFile) -> Result<Self, PackError> {
+        let file_bytes = file.file_bytes();
+        let from = Reader::new(file)?;
         let config = from.config().clone();
         let (d, eps) = (config.dim, config.norm_eps);
         let tokenizer = from.tokenizer()?;

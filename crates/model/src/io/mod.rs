@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use flashlm_kernels::map::Map;
+
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum IoError {
@@ -81,8 +83,8 @@ pub enum IoError {
     },
 }
 
-/// Reads a whole regular file of at most `limit` bytes.
-pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
+/// The length of a regular file of at most `limit` bytes.
+fn length_limited(path: &Path, limit: u64) -> Result<u64, IoError> {
     let name = || path.display().to_string();
     let failed = |source| IoError::Read { file: name(), source };
     // Asked before opening: opening a named pipe would wait for ever.
@@ -90,12 +92,23 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
     if !about.is_file() {
         return Err(failed(std::io::Error::other("it is not a regular file")));
     }
-    let too_large = |found| IoError::TooLarge { file: name(), what: "a file", limit, found };
     if about.len() > limit {
-        return Err(too_large(about.len()));
+        return Err(IoError::TooLarge { file: name(), what: "a file", limit, found: about.len() });
     }
+    Ok(about.len())
+}
+
+/// Maps a whole regular file of at most `limit` bytes.
+pub fn map_limited(path: &Path, limit: u64) -> Result<Map, IoError> {
+    length_limited(path, limit)?;
+    Map::open(path).map_err(|source| IoError::Read { file: path.display().to_string(), source })
+}
+
+/// Reads a whole regular file of at most `limit` bytes.
+pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
+    let failed = |source| IoError::Read { file: path.display().to_string(), source };
     let mut bytes = Vec::new();
-    let reserve = usize::try_from(about.len()).unwrap_or(usize::MAX);
+    let reserve = usize::try_from(length_limited(path, limit)?).unwrap_or(usize::MAX);
     bytes.try_reserve_exact(reserve).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
     let mut file = File::open(path).map_err(failed)?.take(limit);
     file.read_to_end(&mut bytes).map_err(failed)?;

@@ -12,8 +12,10 @@
 
 use super::{IoError, read_limited};
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use flashlm_kernels::map::Map;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::ops::Deref;
 use std::path::Path;
 
 /// Length of the field `n`.
@@ -25,13 +27,29 @@ const MAX_FILE: u64 = 8 << 30;
 /// The key of the JSON object that is not a tensor.
 const METADATA_KEY: &str = "__metadata__";
 
-/// A whole safetensors file in memory, checked.
+/// A whole safetensors file in memory or mapped, checked.
 #[derive(Debug)]
 pub struct TensorFile {
     label: String,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     data_start: usize,
     header: Metadata,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Read(Vec<u8>),
+    Mapped(Map),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Read(bytes) => bytes,
+            Bytes::Mapped(map) => map,
+        }
+    }
 }
 
 impl TensorFile {
@@ -42,6 +60,15 @@ impl TensorFile {
 
     /// The same from memory; `label` names it in errors.
     pub fn from_bytes(bytes: Vec<u8>, label: &str) -> Result<Self, IoError> {
+        Self::new(Bytes::Read(bytes), label)
+    }
+
+    /// The same of a file that is mapped.
+    pub fn from_map(map: Map, label: &str) -> Result<Self, IoError> {
+        Self::new(Bytes::Mapped(map), label)
+    }
+
+    fn new(bytes: Bytes, label: &str) -> Result<Self, IoError> {
         let file = || label.to_owned();
         let length = |expected: u64| IoError::Length { file: file(), expected, found: bytes.len() as u64 };
         let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
@@ -76,9 +103,21 @@ impl TensorFile {
         &self.label
     }
 
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The data of all tensors, in the order of the file.
     pub fn data(&self) -> &[u8] {
         &self.bytes[self.data_start..]
+    }
+
+    /// Lets go of the memory of what was looked at, of a mapped file; the next look brings it back.
+    pub fn release(&self) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            map.release(0..map.len());
+        }
     }
 
     /// The names of all tensors, in the order of the file.
@@ -117,8 +156,8 @@ impl TensorFile {
     }
 
     /// The elements of an I8 tensor, row-major.
-    pub fn i8(&self, name: &str) -> Result<Vec<i8>, IoError> {
-        Ok(self.raw(name, Dtype::I8)?.iter().map(|&byte| byte as i8).collect())
+    pub fn i8(&self, name: &str) -> Result<impl Iterator<Item = i8> + Clone, IoError> {
+        Ok(self.raw(name, Dtype::I8)?.iter().map(|&byte| byte as i8))
     }
 
     /// The elements of a BF16 tensor, row-major, as the same numbers in f32.
