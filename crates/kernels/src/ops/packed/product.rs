@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{INT8_ROWS, Int8Rows, Kind, Line, PackedMatrix};
+use super::{Int8Rows, Kind, Line, PackedMatrix};
 use crate::dot::{CELL, Dot, GROUP};
 use crate::simd::Simd;
 
@@ -225,8 +225,11 @@ unsafe fn scale<D: Dot>(y: <D::S as Simd>::V, sums: D::V, shift: i32, scales: <D
 
 #[cfg(target_arch = "x86_64")]
 mod tiles {
+    use std::mem::MaybeUninit;
+
     use super::*;
     use crate::isa::amx;
+    use crate::ops::INT8_ROWS;
 
     /// Fewest rows that tiles are faster for.
     const FEW: usize = 4;
@@ -249,8 +252,8 @@ mod tiles {
             let blocks = w.outputs.div_ceil(CELL);
             for first in (0..blocks).step_by(2) {
                 let own = 2.min(blocks - first);
-                // SAFETY: the caller's promise.
-                let mut y = unsafe { [[D::S::splat(0.0); 2]; INT8_ROWS] };
+                // What segments come to so far, of rows that there are: to clear all takes as long as their products.
+                let mut y = [[MaybeUninit::uninit(); 2]; INT8_ROWS];
                 for segment in 0..self.segments {
                     let groups = self.groups(segment);
                     let steps = groups.len().div_ceil(4);
@@ -271,31 +274,30 @@ mod tiles {
                     };
                     for row in (0..self.rows).step_by(SIDE) {
                         let rows = SIDE.min(self.rows - row);
-                        let mut sums = [[[0i32; CELL]; 2]; SIDE];
+                        let mut sums = MaybeUninit::<[[[i32; CELL]; 2]; SIDE]>::uninit();
+                        let sums: *mut i32 = sums.as_mut_ptr().cast();
                         // SAFETY: rows are held in multiples of 32, `b` has two panels of whole steps.
                         unsafe {
                             let a = self.q.cast::<u8>().add(row * stride + groups.start * GROUP);
-                            let b = b.cast::<u8>();
-                            amx::int8_block(sums.as_mut_ptr().cast(), a, stride, b, apart * 64, steps, rows > CELL);
+                            amx::int8_block(sums, a, stride, b.cast(), apart * 64, steps, rows > CELL);
                         }
-                        for r in 0..rows {
-                            // SAFETY: the row and the segment exist.
-                            let shift = unsafe { self.shift(row + r, segment, bias) };
-                            for i in 0..own {
-                                // SAFETY: 16 sums and scales, as many as lanes.
-                                unsafe {
-                                    let scales = self.scales(first + i, segment);
-                                    let sums = D::load(sums[r][i].as_ptr());
-                                    y[row + r][i] = scale::<D>(y[row + r][i], sums, shift, D::S::load(scales));
+                        for (r, y) in y[row..row + rows].iter_mut().enumerate() {
+                            // SAFETY: the row and the segment exist; the block has stored 16 sums for each of its rows and
+                            // columns, as many as lanes; the segment before has left what it came to.
+                            unsafe {
+                                let shift = self.shift(row + r, segment, bias);
+                                for (i, y) in y.iter_mut().take(own).enumerate() {
+                                    let scales = D::S::load(self.scales(first + i, segment));
+                                    let before = if segment == 0 { D::S::splat(0.0) } else { y.assume_init() };
+                                    let sum = scale::<D>(before, D::load(sums.add(r * SIDE + i * CELL)), shift, scales);
+                                    if segment + 1 == self.segments {
+                                        self.finish::<D>(sum, first + i, 0, row + r);
+                                    } else {
+                                        y.write(sum);
+                                    }
                                 }
                             }
                         }
-                    }
-                }
-                for (row, y) in y.iter().take(self.rows).enumerate() {
-                    for (i, y) in y.iter().take(own).enumerate() {
-                        // SAFETY: the caller's promise.
-                        unsafe { self.finish::<D>(*y, first + i, 0, row) };
                     }
                 }
             }
