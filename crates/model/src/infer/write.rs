@@ -19,8 +19,8 @@ use super::{Engine, PackedModel, Stream};
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
 
-/// Writers whose logits are made, and then read, at once: they stay in the cache.
-const CHOICES: usize = 16;
+/// Writers whose logits are made, and then read, at once: few enough to stay in the cache, enough for the table to be worth its way.
+const CHOICES: usize = 32;
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
