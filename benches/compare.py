@@ -18,10 +18,9 @@ A round runs every program once, so that a change of clock speed or a busy neigh
 """
 
 import argparse
-import json
 import os
 
-from turns import ROOT, in_turns, programs, table
+from turns import ROOT, compare, programs
 
 # Keeps what was freed: PyTorch's activations are large, and pages given back are paid for again.
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
@@ -70,14 +69,8 @@ def main():
         bench = [python, str(ROOT / "benches/pytorch/bench.py"), *size(batch or args.batch), "--mode", mode]
         commands[f"pytorch {row}"] = (bench, env)
 
-    # Both see the same cores, so neither needs to be told how many threads to start.
-    results, speed = in_turns(commands, args.rounds, args.threads)
-    ratios = {row: speed[f"flashlm {ROWS[row][0]}"] / speed[f"pytorch {row}"] for row in rows}
-    if args.json:
-        print(json.dumps({"arguments": vars(args), "runs": results, "tokens_per_second": speed, "ratios": ratios}))
-        return
-    print(f"{args.preset}, batch {args.batch}, T {args.seq}, {args.threads} threads, {args.rounds} rounds")
-    table(results, speed, ratios)
+    pairs = {row: (f"flashlm {ROWS[row][0]}", f"pytorch {row}") for row in rows}
+    compare(args, f"{args.preset}, batch {args.batch}, T {args.seq}", commands, pairs)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ PyTorch's clock and not on FlashLM's. The memory of FlashLM is that of making an
 """
 
 import argparse
-import json
 
-from turns import ROOT, in_turns, programs, table
+from turns import ROOT, compare, programs
 
 ROWS = {"original": [], "frozen": ["--frozen"]}
 
@@ -41,13 +40,8 @@ def main():
     for row, flags in ROWS.items():
         commands[f"pytorch {row}"] = (theirs + flags, {})
 
-    results, speed = in_turns(commands, args.rounds, args.threads)
-    ratios = {row: speed["flashlm"] / speed[f"pytorch {row}"] for row in ROWS}
-    if args.json:
-        print(json.dumps({"arguments": vars(args), "runs": results, "tokens_per_second": speed, "ratios": ratios}))
-        return
-    print(f"{args.preset}, prompt {args.prompt}, {args.tokens} tokens, {args.threads} threads, {args.rounds} rounds")
-    table(results, speed, ratios)
+    pairs = {row: ("flashlm", f"pytorch {row}") for row in ROWS}
+    compare(args, f"{args.preset}, prompt {args.prompt}, {args.tokens} tokens", commands, pairs)
 
 
 if __name__ == "__main__":

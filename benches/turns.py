@@ -1,4 +1,4 @@
-"""What the comparisons share: where the programs are, the cores they are held to, runs in turns, the table of runs."""
+"""What the comparisons share: where the programs are, the cores they are held to, runs in turns, what is printed of them."""
 
 import json
 import os
@@ -40,7 +40,15 @@ def in_turns(commands, rounds, threads):
     return results, {name: statistics.median(run["tokens_per_second"] for run in runs) for name, runs in results.items()}
 
 
-def table(results, speed, ratios):
+def compare(args, title, commands, pairs):
+    """Runs the commands in turns and prints every run, the medians, and of each pair row: (ours, theirs) their ratio."""
+    # All see the same cores, so none needs to be told how many threads to start.
+    results, speed = in_turns(commands, args.rounds, args.threads)
+    ratios = {row: speed[ours] / speed[theirs] for row, (ours, theirs) in pairs.items()}
+    if args.json:
+        print(json.dumps({"arguments": vars(args), "runs": results, "tokens_per_second": speed, "ratios": ratios}))
+        return
+    print(f"{title}, {args.threads} threads, {args.rounds} rounds")
     for name, runs in results.items():
         listed = " ".join(f"{run['tokens_per_second']:.1f}" for run in runs)
         memory = max(run["peak_rss_mb"] for run in runs)

@@ -354,6 +354,8 @@ impl Reader {
         expect("version", VERSION, "it was made by another version of this program: use that, or pack the run again")?;
         let config = metadata("config", again)?;
         expect("xxh3", &digest(config, file.data()), "the file was damaged: copy it again from where it came")?;
+        // The digest has seen all of it; from here on one tensor after the other is looked at.
+        file.release();
         let refused = |key, expected: &str, found: String| PackError::Metadata {
             file: label.into(),
             key,
@@ -361,7 +363,6 @@ impl Reader {
             found: shown(&found),
             mend: again,
         };
-        file.release();
         let density = match metadata("per_byte", again)? {
             "4" => Density::Four,
             "5" => Density::Five,

@@ -195,11 +195,7 @@ impl Sampler {
             stays &= logits[usize::from(id)] < max;
             logits[usize::from(id)] = f32::NEG_INFINITY;
         }
-        let Settings { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
-        if (repeat_penalty, presence_penalty, frequency_penalty) != (1.0, 0.0, 0.0) {
-            stays = false;
-            self.penalise(logits, recent);
-        }
+        stays &= !self.penalise(logits, recent);
         let max = if stays { max } else { exact_max(cx, logits) };
         if max == f32::NEG_INFINITY {
             return Err(SampleError::NothingLeft);
@@ -245,8 +241,12 @@ impl Sampler {
         }
     }
 
-    fn penalise(&mut self, logits: &mut [f32], recent: &[u16]) {
+    /// Whether there are penalties.
+    fn penalise(&mut self, logits: &mut [f32], recent: &[u16]) -> bool {
         let Settings { repeat_penalty, presence_penalty, frequency_penalty, repeat_window, .. } = self.settings;
+        if (repeat_penalty, presence_penalty, frequency_penalty) == (1.0, 0.0, 0.0) {
+            return false;
+        }
         let recent = &recent[recent.len().saturating_sub(repeat_window)..];
         for &id in recent {
             if let Some(seen) = self.seen.get_mut(usize::from(id)) {
@@ -261,6 +261,7 @@ impl Sampler {
                 *x -= presence_penalty + times as f32 * frequency_penalty;
             }
         }
+        true
     }
 
     /// `total` is the weight of all tokens that could be kept.

@@ -35,9 +35,12 @@ pub fn exact_conv(cx: &Exec, y: &mut [f32], history: &[f32], from: ConvRows, row
 pub fn exact_conv_keep(history: &mut [f32], from: ConvRows, d: usize) {
     let ConvRows { u, ld, at, past } = from;
     let (n, held) = (past.len(), history.len() / d);
+    if held == 0 {
+        return;
+    }
     // Where a whole ring is of the last story, nothing is left of rows before.
     let first = if past[n - 1] as usize + 1 >= held { n.saturating_sub(held) } else { 0 };
-    for (row, past) in past.iter().enumerate().skip(if held > 0 { first } else { n }) {
+    for (row, past) in past.iter().enumerate().skip(first) {
         let (slot, from) = (*past as usize % held * d, row * ld + at);
         history[slot..slot + d].copy_from_slice(&u[from..from + d]);
     }

@@ -12,8 +12,6 @@
 mod product;
 mod rows;
 
-use std::ops::Range;
-
 use crate::dot::{CELL, GROUP, Unit};
 use crate::exec::Exec;
 use crate::isa;
@@ -50,16 +48,10 @@ impl Columns {
         if self.segment >= self.inputs { 1 } else { self.inputs.div_ceil(self.segment) }
     }
 
-    /// Groups of a segment.
-    fn groups(&self, segment: usize) -> Range<usize> {
-        let each = self.segment.div_ceil(GROUP);
-        let own = self.segment.min(self.inputs - segment * self.segment);
-        segment * each..segment * each + own.div_ceil(GROUP)
-    }
-
     /// Groups of a row.
     fn all_groups(&self) -> usize {
-        self.groups(self.segments() - 1).end
+        let before = self.segments() - 1;
+        before * self.segment.div_ceil(GROUP) + (self.inputs - before * self.segment).div_ceil(GROUP)
     }
 
     /// Where column `i` lies.

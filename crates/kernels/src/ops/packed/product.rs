@@ -10,7 +10,6 @@ use crate::dot::{CELL, Dot, GROUP};
 use crate::simd::Simd;
 
 /// One product, ready to run on a unit. Plain numbers and pointers: a row of activations leaves no time to look anything up.
-#[derive(Clone, Copy)]
 pub(crate) struct Product<'a> {
     w: &'a PackedMatrix,
     /// `[rows, ld]`, from the first column on.
@@ -167,6 +166,7 @@ impl<'a> Product<'a> {
         }
     }
 
+    /// Groups of a segment: as many in each but the last.
     #[inline(always)]
     fn groups(&self, segment: usize) -> Range<usize> {
         segment * self.each..self.all.min((segment + 1) * self.each)
