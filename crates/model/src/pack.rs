@@ -552,6 +552,10 @@ fn divisor(a: usize, b: usize) -> usize {
 /// Whether the file says that it is a packed model; false too where it cannot be read.
 pub fn is_packed(path: &Path) -> bool {
     use std::io::Read;
+    // Asked before opening: opening a named pipe would wait for ever.
+    if !path.is_file() {
+        return false;
+    }
     let mut start = Vec::new();
     let read = std::fs::File::open(path).map(|file| file.take(1 << 16).read_to_end(&mut start));
     read.is_ok() && start.windows(FORMAT.len()).any(|part| part == FORMAT.as_bytes())
