@@ -3,8 +3,14 @@
 mod common;
 mod curriculum;
 mod data;
+#[cfg(target_os = "linux")]
+mod disk;
 mod faults;
 mod hub;
 mod hub_server;
+#[cfg(target_os = "linux")]
+mod kills;
 mod resume;
+#[cfg(target_os = "linux")]
+mod shim;
 mod story;
