@@ -49,6 +49,10 @@ impl Random {
     }
 }
 
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap_or_default()
+}
+
 /// What a run's folder holds. A checkpoint is known by its `state.json`, which has the time of training to the nanosecond.
 #[derive(Default)]
 struct Folder {
@@ -61,7 +65,6 @@ struct Folder {
 impl Folder {
     fn look(run: &Path, wrong: &mut Vec<String>) -> Folder {
         let mut folder = Folder::default();
-        let json = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap_or_default();
         for name in names(&run.join("checkpoints")).filter(|name| name.starts_with("step-")) {
             let at = run.join("checkpoints").join(&name);
             if let Some(what) = damage(&at) {
@@ -127,6 +130,13 @@ impl Folder {
         }
         if self.lost(after) > EVERY {
             wrong.push(format!("updates up to {} were logged, saved is {}", after.last_row, after.newest()));
+        }
+        // A kill between saving the best and marking it is mended when the run goes on.
+        if let Some(known) = self.line.get(&from).and_then(|state| json(state)["best"]["step"].as_u64())
+            && (told.is_some() && after.last_row > from && after.last_row != self.last_row)
+            && !after.best.is_some_and(|best| best == known || best > from && after.line.contains_key(&best))
+        {
+            wrong.push(format!("step {known} was the best when step {from} was saved, marked is {:?}", after.best));
         }
         let good = |folder: &Folder| folder.best.is_none_or(|best| folder.line.contains_key(&best));
         if left_behind.is_empty() && good(self) && !good(after) {
@@ -222,8 +232,9 @@ fn kill(kills: usize, seed: u64) -> Result<String, String> {
             }
         }
         if !wrong.is_empty() {
-            let wrong = wrong.join("\n");
-            return Err(format!("kill {killed}, {moment}, call {at}, flashlm {args}:\n{wrong}\nstderr:\n{stderr}"));
+            let (wrong, lines) = (wrong.join("\n"), stderr.lines().collect::<Vec<_>>());
+            let last = lines[lines.len().saturating_sub(3)..].join("\n");
+            return Err(format!("kill {killed}, {moment}, call {at}, flashlm {args}:\n{wrong}\n...\n{last}"));
         }
         lost = lost.max(folder.lost(&after));
         folder = after;
