@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{Place, TINY, checkpoint_bytes, text};
+use crate::common::{Place, TINY, checkpoint_bytes, copy, text};
 use crate::shim::{self, EIO, ENOSPC, Fault};
 
 /// Checkpoints at 4, 8 and 12, each the best so far.
 const FLAGS: &str = "--set train.checkpoint_every=4 --set train.eval_every=4 --set train.sample_every=6 \
-    --set train.log_every=1 --set train.patience=0 --threads 1";
+    --set train.log_every=1 --set train.patience=0";
 
 /// A command, what its folder holds before, and how it ends where nothing fails.
 struct Scenario {
@@ -382,7 +382,7 @@ fn ended(mut command: Command, stderr: &Path) -> (Option<i32>, String) {
 }
 
 /// Waits for the end of the program, at most so long and until `enough`; whether it ended.
-fn within(child: &mut Child, seconds: u64, enough: impl Fn() -> bool) -> bool {
+pub fn within(child: &mut Child, seconds: u64, enough: impl Fn() -> bool) -> bool {
     let began = Instant::now();
     loop {
         if child.try_wait().unwrap().is_some() {
@@ -452,12 +452,4 @@ pub fn rows(run: &Path) -> Result<Vec<Value>, String> {
 pub fn losses(run: &Path) -> Result<Vec<(u64, f64)>, String> {
     let pair = |row: &Value| (row["step"].as_u64().unwrap(), row["loss"].as_f64().unwrap());
     Ok(rows(run)?.iter().map(pair).collect())
-}
-
-pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for name in names(from) {
-        let (from, to) = (from.join(&name), to.join(&name));
-        if from.is_dir() { copy(&from, &to) } else { _ = fs::copy(from, to).unwrap() }
-    }
 }

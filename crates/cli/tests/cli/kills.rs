@@ -20,7 +20,7 @@ use crate::shim::{self, ENOSPC, Fault};
 const EVERY: u64 = 4;
 /// The learning rate is the same at any length, so that a run may end anywhere and go on to the same bits.
 const FLAGS: &str = "--set train.eval_every=4 --set train.sample_every=12 --set train.log_every=1 --set train.keep=3 \
-    --set train.patience=0 --set train.warmup_steps=0 --lr 0.001 --set train.min_lr=0.001 --threads 1";
+    --set train.patience=0 --set train.warmup_steps=0 --lr 0.001 --set train.min_lr=0.001";
 
 /// The moments at which a chosen call kills: among how many, their kind, a part of their path.
 const MOMENTS: [(&str, usize, Option<&str>, &str); 10] = [

@@ -14,3 +14,8 @@ mod resume;
 #[cfg(target_os = "linux")]
 mod shim;
 mod story;
+
+#[cfg(not(target_os = "linux"))]
+#[test]
+#[ignore = "needs LD_PRELOAD and /proc: Linux only"]
+fn failing_disks_and_kills() {}

@@ -12,6 +12,7 @@
  *   half      half of the bytes are written, then SIGKILL
  *   after     the call, then SIGKILL
  *   later     the call, then SIGKILL after FAULT_MS milliseconds
+ *   interrupt SIGINT, FAULT_MS milliseconds to notice it, then the call
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -102,6 +103,10 @@ static enum act meet(const char *kind, const char *path, const char *to) {
     if (!strcmp(how, "before")) die();
     if (!strcmp(how, "half")) return HALF;
     if (!strcmp(how, "after")) return AFTER;
+    if (!strcmp(how, "interrupt")) {
+        kill(getpid(), SIGINT);
+        usleep(milliseconds * 1000);
+    }
     if (!strcmp(how, "later")) {
         pthread_t thread;
         pthread_create(&thread, NULL, die_later, NULL);
