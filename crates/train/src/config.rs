@@ -163,6 +163,9 @@ const PRESETS: &[(&str, &str)] = &[
     ("curriculum-small", include_str!("../../../configs/curriculum-small.toml")),
 ];
 
+/// Keys of `[train]` that enter each update anew, so that a run may go on with others.
+const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip"];
+
 /// The names that `--preset` takes.
 pub fn preset_names() -> Vec<&'static str> {
     PRESETS.iter().map(|(name, _)| *name).collect()
@@ -264,7 +267,7 @@ impl Settings {
         )?;
         let stories = self.tokenizer.stories;
         check(stories >= 1, "tokenizer.stories", stories.to_string(), "at least 1")?;
-        check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
+        check(t.lr > 0.0 && t.lr <= 10.0, "train.lr", t.lr.to_string(), "above 0 and at most 10")?;
         check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;
         check(within(t.minutes, 0.0, 1e6), "train.minutes", t.minutes.to_string(), "between 0 and 1000000")?;
@@ -272,8 +275,6 @@ impl Settings {
         if !optim::NAMES.contains(&t.optimizer.as_str()) {
             return Err(SettingsError::Optimizer(t.optimizer.clone()));
         }
-        let expected = "above 0 with this train.optimizer, whose train.matrix_lr falls as train.lr does";
-        check(t.optimizer == optim::ADAMW || t.lr > 0.0, "train.lr", t.lr.to_string(), expected)?;
         check(within(t.matrix_lr, 0.0, 10.0), "train.matrix_lr", t.matrix_lr.to_string(), "between 0 and 10")?;
         let decay = t.matrix_weight_decay;
         check(within(decay, 0.0, 1.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 1")?;
@@ -318,7 +319,8 @@ impl Settings {
             let mut all = flatten("", &table_of(s));
             let free = |key: &str| {
                 let key = key.strip_prefix("train.").unwrap_or(key);
-                ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)
+                STEPWISE.contains(&key)
+                    || ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)
                     || key.starts_with("eval_")
                     || key.starts_with("sample_")
                     || key.starts_with("checkpoint_")
@@ -330,6 +332,14 @@ impl Settings {
         let (mine, theirs) = (fixed(self), fixed(other));
         let differs = mine.iter().zip(&theirs).find(|(a, b)| a != b);
         differs.map(|((key, a), (_, b))| format!("{key} is {a} there and {b} here"))
+    }
+
+    /// What a resumed run does otherwise than its checkpoint from the next update on.
+    pub fn changes(&self, other: &Settings) -> Vec<String> {
+        let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));
+        let own = |key: &str| key.strip_prefix("train.").is_some_and(|key| STEPWISE.contains(&key));
+        let differ = mine.into_iter().zip(theirs).filter(|((key, a), (_, b))| own(key) && a != b);
+        differ.map(|((key, a), (_, b))| format!("{key} was {a} and is {b} from here on")).collect()
     }
 }
 

@@ -5,9 +5,10 @@
 //! `config.toml`. Parts of a checkpoint are read against its checksums. Sizes are compared with the tensors that are
 //! really there before a model is built.
 
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{Settings, SettingsError};
 use crate::optim::Tensor;
+use crate::run_folder::{RunError, RunFolder};
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
 use flashlm_model::io::{IoError, read_limited};
@@ -112,6 +113,9 @@ pub enum LoadError {
     /// The checkpoint is damaged.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The file could not be read.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -164,12 +168,8 @@ impl Model {
                 mend: "name the folder that `flashlm train` wrote to",
             });
         }
-        let best = checkpoint::best(path).ok().flatten();
-        if let Some(best) = best.and_then(|(_, folder)| Checkpoint::open(&folder).ok()) {
-            return Self::from_checkpoint(best);
-        }
-        match checkpoint::latest_valid(path)? {
-            Some((latest, _)) => Self::from_checkpoint(latest),
+        match RunFolder::at(path).chosen()? {
+            Some(chosen) => Self::from_checkpoint(chosen),
             None => Err(LoadError::NotAModel {
                 path: path.into(),
                 expected: "a run with a checkpoint",
@@ -408,7 +408,8 @@ pub fn save_params<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Part, mark_best, save};
+    use crate::checkpoint::{Part, save};
+    use crate::run_folder::Claim;
     use flashlm_model::config::ScaleKind;
     use flashlm_model::io::safetensors::write_tensors;
     use std::fs;
@@ -433,7 +434,7 @@ mod tests {
             Part::Bytes { file: TOKENIZER, data: &tokenizer },
             Part::Bytes { file: SETTINGS, data: SETTINGS_TEXT },
         ];
-        save(run, step, &parts).unwrap()
+        save(&run.join("checkpoints"), step, &parts).unwrap()
     }
 
     /// A model file of `config` whose tensors went through `edit`.
@@ -473,7 +474,7 @@ mod tests {
         check(run.path(), &folders[1], 200, Some(200));
         check(&folders[0], &folders[0], 100, Some(100));
         check(&folders[0].join(MODEL), &folders[0].join(MODEL), 100, None);
-        mark_best(run.path(), 100).unwrap();
+        Claim::resume(RunFolder::at(run.path())).unwrap().mark_best(Some(100)).unwrap();
         check(run.path(), &folders[0], 100, Some(100));
         // A best that is not good any more gives way to the latest.
         damage(&folders[0]);

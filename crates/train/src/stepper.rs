@@ -3,6 +3,8 @@
 //! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use flashlm_kernels::ops::{NO_TARGET, zero};
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
@@ -76,6 +78,22 @@ impl Stepper {
         lr: f64,
         step: u64,
     ) -> Update {
+        let never = AtomicBool::new(false);
+        self.step_unless(&never, cx, (batch, seq_len), window, settings, lr, step).expect("nothing stops it")
+    }
+
+    /// The same; `None`, and nothing changed, where `stop` is set before its last pass is done.
+    #[allow(clippy::too_many_arguments)]
+    pub fn step_unless<'a, W: Into<Window<'a>>>(
+        &mut self,
+        stop: &AtomicBool,
+        cx: &Exec,
+        (batch, seq_len): (usize, usize),
+        window: impl Fn(usize) -> W,
+        settings: &TrainSettings,
+        lr: f64,
+        step: u64,
+    ) -> Option<Update> {
         zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
         let tokens: usize = (0..batch).map(|i| window(i).into().rest.len()).sum();
@@ -84,6 +102,9 @@ impl Stepper {
         let pass = (self.lm.rows() / seq_len).max(1);
         let mut nats = 0.0;
         for first in (0..batch).step_by(pass) {
+            if first > 0 && stop.load(Relaxed) {
+                return None;
+            }
             let n = pass.min(batch - first);
             self.inputs.clear();
             self.targets.clear();
@@ -103,10 +124,10 @@ impl Stepper {
         }
         let loss = nats * scale;
         if !loss.is_finite() {
-            return Update { loss, tokens: tokens as u64, grad_norm: f64::NAN };
+            return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
         let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, settings, lr, step);
-        Update { loss, tokens: tokens as u64, grad_norm }
+        Some(Update { loss, tokens: tokens as u64, grad_norm })
     }
 }
 

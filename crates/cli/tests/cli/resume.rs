@@ -74,7 +74,7 @@ fn a_signal_finishes_the_step_saves_and_exits_130() {
         assert_eq!(child.wait().unwrap().code(), Some(130), "SIG{signal}");
         let info = place.ok("info run --json");
         assert!(info.contains("step"), "{info}");
-        let output = place.run("train --resume run --steps 1 --minutes 0");
+        let output = place.run("train --resume run --steps 1 --set train.minutes=0");
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert!(text(&output.stderr).contains("resumed from step"), "{}", text(&output.stderr));
     }
@@ -93,5 +93,5 @@ fn a_killed_run_resumes_from_its_last_checkpoint() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    place.ok("train --resume run --minutes 0 --steps 1");
+    place.ok("train --resume run --set train.minutes=0 --steps 1");
 }
