@@ -147,6 +147,7 @@ impl<'a> Trainer<'a> {
     pub fn new(cx: &'a Exec, inputs: Inputs, resume: Option<&Checkpoint>) -> Result<Self, TrainError> {
         let Inputs { settings, run, texts, .. } = &inputs;
         settings.validate()?;
+        settings.model.fits(&inputs.tokenizer)?;
         let lock = RunLock::acquire(run)?;
         if resume.is_none() && !checkpoint::list(run)?.is_empty() {
             return Err(TrainError::Exists(run.clone()));
@@ -275,7 +276,7 @@ impl<'a> Trainer<'a> {
         let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = learning_rate(t, self.state.step, progress, self.plan.total());
         let step = self.state.step + 1;
-        self.stepper.lm.set_activation_bits(activation_bits(t, progress));
+        self.stepper.lm.set_activation_bits(activation_bits(settings.model.activation_bits, t, progress));
         let update = self.stepper.step(self.cx, (batch, seq_len), window, t, lr, step);
         if !update.is_finite() {
             let last_good = match self.saved.step {
@@ -335,7 +336,7 @@ impl<'a> Trainer<'a> {
 
     /// Scores the probe, always the same stories with activations as they are in use, and remembers the best.
     fn validate(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Report, TrainError> {
-        self.stepper.lm.set_activation_bits(self.inputs.settings.train.activation_bits);
+        self.stepper.lm.set_activation_bits(self.inputs.settings.model.activation_bits);
         let report = score(self.cx, &mut self.stepper, &self.inputs.tokenizer, &self.probe, tell)?;
         let best = self.state.best.is_none_or(|best| report.bpb < best.bpb);
         if best {
