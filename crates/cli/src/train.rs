@@ -330,8 +330,8 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
             let saved = trainer::continued(from)?;
             if let Some(name) = named {
                 let mut wanted = saved.clone();
-                let ModelConfig { vocab_size, eos, .. } = saved.model;
-                wanted.model = ModelConfig { vocab_size, eos, ..preset(name)?.model };
+                let ModelConfig { vocab_size, eos, activation_bits, .. } = saved.model;
+                wanted.model = ModelConfig { vocab_size, eos, activation_bits, ..preset(name)?.model };
                 if let Some(conflict) = saved.conflict(&wanted) {
                     return Err(TrainError::Conflict(conflict).into());
                 }

@@ -50,7 +50,7 @@ impl Update {
 
 impl Stepper {
     /// A model with fresh parameters from the settings' seed and their optimizer, for batches of `batch` sequences of at
-    /// most `seq_len` tokens. Activations have the settings' bits until the model is told other ones.
+    /// most `seq_len` tokens.
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
@@ -58,8 +58,7 @@ impl Stepper {
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
-        let mut lm = precision.build(config, rows, true)?;
-        lm.set_activation_bits(settings.activation_bits);
+        let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));

@@ -16,7 +16,7 @@ fn resumed_equals_never_stopped() {
     let place = Place::new();
     let stages = "--set train.stages=[{seq_len=8,share=0.3},{seq_len=16,share=0.3},{seq_len=32,share=0.4}]";
     let mut runs = vec![("plain", ""), ("staged", stages), ("accumulated", "--set train.accumulation=2")];
-    runs.push(("rounded", "--set train.activation_bits=8 --set train.activation_share=0.5"));
+    runs.push(("rounded", "--set model.activation_bits=8 --set train.activation_share=0.5"));
     let other: Vec<(&str, String)> =
         NAMES.iter().map(|name| (*name, format!("--set train.optimizer={name}"))).collect();
     runs.extend(other.iter().map(|(name, extra)| (*name, &**extra)).filter(|(name, _)| *name != ADAMW));

@@ -620,12 +620,13 @@ mod tests {
     #[test]
     fn a_config_larger_than_its_tensors_is_refused_before_memory_is_taken() {
         let file = with_settings(|s| {
-            for (key, value) in [("dim", 8192), ("blocks", 128), ("hidden", 32_768), ("vocab", 65_535)] {
+            for (key, value) in [("dim", 4096), ("blocks", 6), ("hidden", 8192), ("vocab", 10_000)] {
                 s[key] = json!(value);
             }
         });
         let error = verify(&Exec::new(flashlm_kernels::Isa::Scalar, 1), &file, Precision::F32).unwrap_err().to_string();
-        assert!(error.contains("at least 129"), "{error}");
+        // 3 D^2 of each mixer, 3 D F of each GLU and the table: the taps and norms come to less than a million.
+        assert!(error.contains("expected 947"), "{error}");
     }
 
     #[test]

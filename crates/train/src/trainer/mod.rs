@@ -171,6 +171,7 @@ impl<'a> Trainer<'a> {
     pub fn new(cx: &'a Exec, inputs: Inputs, resume: Option<&Checkpoint>) -> Result<Self, TrainError> {
         let Inputs { settings, texts, .. } = &inputs;
         settings.validate()?;
+        settings.model.fits(&inputs.tokenizer)?;
         let t = &settings.train;
         let batch = t.batch * t.accumulation;
         let plan = Plan::new(settings, texts.extents(), batch);
@@ -329,7 +330,7 @@ impl<'a> Trainer<'a> {
         let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = learning_rate(t, self.state.step, progress, self.plan.total());
         let step = self.state.step + 1;
-        self.stepper.lm.set_activation_bits(activation_bits(t, progress));
+        self.stepper.lm.set_activation_bits(activation_bits(settings.model.activation_bits, t, progress));
         let size = (batch, seq_len);
         let Some(update) = self.stepper.step_unless(stop, self.cx, size, window, t, lr, step) else { return Ok(None) };
         if !update.is_finite() {
@@ -412,7 +413,7 @@ impl<'a> Trainer<'a> {
     /// Scores stories with the parameters at hand, and tells how far it has come; nothing where `stop` was set on the way.
     fn score(&mut self, stories: &Stories, stop: &AtomicBool, tell: Tell) -> Result<Option<Report>, TrainError> {
         let Stepper { lm, params, .. } = &mut self.stepper;
-        lm.set_activation_bits(self.inputs.settings.train.activation_bits);
+        lm.set_activation_bits(self.inputs.settings.model.activation_bits);
         let total = stories.totals().tokens.max(1);
         let mut shown = Instant::now();
         let scored =
