@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use crate::dispatch::{Isa, Op};
+use crate::dispatch::Isa;
 use crate::elem::Elem;
 use crate::pool::Pool;
+use crate::simd::Op;
 
 /// An ISA and a pool.
 pub struct Exec {

@@ -10,9 +10,8 @@ use std::mem::ManuallyDrop;
 use std::ops::{Range, RangeInclusive};
 
 use crate::buf::Buf;
-use crate::dispatch::Op;
 use crate::exec::{Exec, Shared};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 use crate::store::Store;
 
 /// Rows of a tile on any ISA: bounds for memory that is laid out before the ISA is known.
@@ -262,11 +261,7 @@ impl Exec {
     /// Rows of one tile: a multiple of the tile of the ISA's fastest product, few enough for its activations to stay in L2, and
     /// for a pass of some thousand rows to keep eight or more threads busy.
     pub fn tile_rows(&self) -> usize {
-        match self.isa().name() {
-            "avx512" | "avx512bf16" => 56,
-            "avx2" | "avxvnni" => 48,
-            _ => 64,
-        }
+        self.isa().tile_rows()
     }
 
     /// Tiles of `rows` rows.
@@ -314,7 +309,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "cannot be cut into tiles")]
     fn a_tile_is_not_cut_again() {
-        let cx = Exec::new(crate::Isa::Scalar, 1);
+        let cx = Exec::new(crate::Isa::SCALAR, 1);
         cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |cx, _, _, _| cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |_, _, _, _| ()));
     }
 

@@ -2,22 +2,28 @@
 //! gradient checks. Products and sums are rounded separately, since a fused multiply-add is a library call without FMA.
 
 use crate::bf16::Bf16;
-use crate::dispatch::Op;
 use crate::dot::Dot;
 use crate::elem::Elem;
-use crate::simd::{Simd, exp_f32, tanh_f32};
+use crate::ops::Product;
+use crate::simd::{Op, Simd, exp_f32, tanh_f32};
 
 /// One lane of `E`.
 #[derive(Clone, Copy)]
-pub struct Scalar<E>(std::marker::PhantomData<E>);
+pub(crate) struct Scalar<E>(std::marker::PhantomData<E>);
 
 /// Runs an op on one lane.
-pub fn run<E: Elem, O: Op<E>>(op: O) -> O::Out
+pub(crate) fn run<E: Elem, O: Op<E>>(op: O) -> O::Out
 where
     Scalar<E>: Simd<E = E>,
 {
     // SAFETY: plain arithmetic runs anywhere; the op's pointers are its maker's promise.
     unsafe { op.run::<Scalar<E>>() }
+}
+
+/// Runs a packed product on one lane.
+pub(crate) fn packed(product: Product<'_>) {
+    // SAFETY: plain arithmetic runs anywhere.
+    unsafe { product.run::<ScalarDot>() }
 }
 
 macro_rules! scalar {

@@ -7,11 +7,10 @@
 
 use std::ops::Range;
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 use crate::span::Span;
 use crate::store::Store;
 

@@ -18,13 +18,12 @@
 
 use std::mem::take;
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::rows::{Exp, RowDots, Scale, Transpose, scale_rows};
 use crate::ops::small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 
 /// What the new value is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -484,7 +483,7 @@ mod tests {
                 let (n, dk, dv) = sizes;
                 let (mut inputs, mut s0) = (inputs(sizes, 1), random::<f64>(dk * dv, 9));
                 let (d_o, ds) = (random::<f64>(n * dv, 10), random::<f64>(dk * dv, 11));
-                let cx = &Exec::new(crate::Isa::Scalar, 1);
+                let cx = &Exec::new(crate::Isa::SCALAR, 1);
                 let got = gradients(cx, &inputs, &s0, &d_o, &ds, rule, sizes);
                 let loss = |inputs: &[Vec<f64>; 4], s0: &[f64]| {
                     let (o, s) = recurrence(s0, inputs, rule, sizes);
@@ -519,7 +518,7 @@ mod tests {
                     let (n, dk, dv) = sizes;
                     let (inputs, s0) = (inputs(sizes, 1), random::<f64>(dk * dv, 9));
                     let (d_o, ds) = (random::<f64>(n * dv, 10), random::<f64>(dk * dv, 11));
-                    let plain = &Exec::new(crate::Isa::Scalar, 1);
+                    let plain = &Exec::new(crate::Isa::SCALAR, 1);
                     let want = gradients(plain, &inputs, &s0, &d_o, &ds, rule, sizes);
                     let (s0, d_o, ds) = (narrow(&s0), narrow(&d_o), narrow(&ds));
                     let got = gradients(cx, &inputs.map(|x| narrow(&x)), &s0, &d_o, &ds, rule, sizes);

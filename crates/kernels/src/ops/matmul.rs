@@ -10,10 +10,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::buf::Buf;
-use crate::dispatch::Op;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
 use crate::store::Store;
 
 /// Groups of depths in one block: 32 f32 columns of `B` are then 32 KB.

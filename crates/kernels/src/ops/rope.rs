@@ -5,11 +5,10 @@
 //! y_i = by (x_i cos a_i - x_{i+d/2} sin a_i)    y_{i+d/2} = by (x_{i+d/2} cos a_i + x_i sin a_i)
 //! ```
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 use crate::store::Store;
 
 /// `y, x: [rows, heads * d]`, `turns: [rows, d]` the cosines of a row, then its sines; on the calling thread.

@@ -1,10 +1,9 @@
 //! What the delta rule and attention do to small matrices row by row, on the calling thread: scales, inner products, `exp`, the
 //! transpose. Tested with the ops that they are parts of.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 
 /// `y_i (+)= by_i x_i` for rows of `d`.
 pub(super) fn scale_rows<E: Elem>(cx: &Exec, y: &mut [E], x: &[E], by: &[E], d: usize, add: bool) {

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
 
 /// Rows of a sequence that is convolved: some of the columns of `u`.
 #[derive(Clone, Copy)]

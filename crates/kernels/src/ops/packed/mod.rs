@@ -12,9 +12,8 @@
 mod product;
 mod rows;
 
-use crate::dot::{CELL, GROUP, Unit};
+use crate::dot::{CELL, GROUP};
 use crate::exec::Exec;
-use crate::isa;
 use crate::profile::{Work, time};
 pub(crate) use product::Product;
 pub use rows::Int8Rows;
@@ -182,25 +181,7 @@ pub fn packed_matmul(
     let flops = 2 * x.rows * w.outputs * w.columns.inputs;
     let _time = time(cx, "packed_matmul", (w.columns.inputs, w.outputs), Work::Flops(flops as f64));
     let product = Product::new((y, ld, at), x, w, add);
-    match Unit::of(cx.isa()) {
-        // SAFETY: plain arithmetic runs anywhere.
-        Unit::Scalar => unsafe { product.run::<isa::scalar::ScalarDot>() },
-        // SAFETY: a unit is only named where its features were detected.
-        #[cfg(target_arch = "x86_64")]
-        Unit::Avx2 => unsafe { isa::avx2::packed(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Unit::AvxVnni => unsafe { isa::avx2::packed_vnni(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Unit::Avx512Vnni => unsafe { isa::avx512::packed(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Unit::Amx => unsafe { isa::avx512::packed_amx(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        Unit::Neon => unsafe { isa::neon::packed(product) },
-    }
+    cx.isa().packed(product);
 }
 
 #[cfg(test)]
@@ -272,7 +253,7 @@ mod tests {
                     packed_matmul(cx, (&mut y, outputs, 0), &mut q, w, add);
                     y
                 };
-                let scalar = Exec::new(crate::Isa::Scalar, 1);
+                let scalar = Exec::new(crate::Isa::SCALAR, 1);
                 for (w, plain, scales) in [(&ternary, &w, &scales[..]), (&bytes, &wide, row_scales)] {
                     let want = reference(&x, plain, scales, outputs, w.columns());
                     let (set, added) = (run(&scalar, w, false), run(&scalar, w, true));
