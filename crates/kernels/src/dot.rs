@@ -16,8 +16,8 @@ pub(crate) const GROUP: usize = 16;
 /// A vector of `LANES` sums, and of as many quads of bytes.
 ///
 /// # Safety
-/// Functions may only be called where the machine has been found to support the unit; pointers must be valid for what is
-/// said to lie there.
+/// Who implements it promises that its functions read no memory but what is said to lie there. Who calls one promises that the
+/// machine has been found to support the unit, and that pointers are valid for that.
 pub(crate) unsafe trait Dot: Copy {
     type V: Copy;
     /// As many floats.

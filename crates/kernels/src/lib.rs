@@ -21,6 +21,7 @@ pub mod ops;
 pub mod pool;
 pub mod profile;
 mod simd;
+mod size;
 pub mod span;
 mod store;
 pub mod tile;

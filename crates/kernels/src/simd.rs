@@ -133,24 +133,22 @@ macro_rules! each {
 
 pub(crate) use each;
 
-/// Functions of an `impl` of [`Simd`] or [`crate::dot::Dot`] whose bodies are intrinsics.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-macro_rules! intrinsics {
-    ($($(#[$attribute:meta])* fn $name:ident $arguments:tt $(-> $out:ty)? { $($body:tt)* })*) => {$(
-        $(#[$attribute])*
+/// Functions of an `impl` of [`Simd`], [`Store`] or [`crate::dot::Dot`] that need what their caller has promised to the trait, and
+/// no more.
+macro_rules! promised {
+    ($(fn $name:ident $(<$S:ident: $bound:path>)? ($($arguments:tt)*) $(-> $out:ty)? { $($body:tt)* })*) => {$(
         // Where the target itself has the instructions, as all of aarch64 has NEON, those on values alone are safe.
         #[allow(unused_unsafe)]
         #[inline(always)]
-        unsafe fn $name $arguments $(-> $out)? {
-            // SAFETY: the caller's promise to the trait: the machine has the instructions of this type, and pointers are
-            // valid for the lanes that the trait names.
+        unsafe fn $name $(<$S: $bound>)? ($($arguments)*) $(-> $out)? {
+            // SAFETY: the caller's promise: the machine has the instructions of the type, and pointers are valid for the
+            // lanes that the trait names.
             unsafe { $($body)* }
         }
     )*};
 }
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(crate) use intrinsics;
+pub(crate) use promised;
 
 /// `(q, r, n)` of `x` clamped to `[low, high]`: `exp(x) = 2^n (1 + r q)`.
 ///

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use crate::bf16::Bf16;
 use crate::dot::Dot;
 use crate::ops::Product;
-use crate::simd::{Op, Simd, exp_f32, intrinsics, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 8 lanes of f32.
 #[derive(Clone, Copy)]
@@ -58,7 +58,7 @@ unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const MR: usize = 6;
 
-    intrinsics! {
+    promised! {
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
         fn store(p: *mut f32, v: __m256) { _mm256_storeu_ps(p, v) }
@@ -145,7 +145,7 @@ unsafe impl Dot for Avx2Dot {
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 0;
 
-    intrinsics! {
+    promised! {
         fn zero() -> __m256i { _mm256_setzero_si256() }
         fn ternary(cell: *const u8) -> [__m256i; 4] {
             let (v, low) = (_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(3));
@@ -197,7 +197,7 @@ unsafe impl Dot for AvxVnniDot {
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 128;
 
-    intrinsics! {
+    promised! {
         fn zero() -> __m256i { _mm256_setzero_si256() }
         fn ternary(cell: *const u8) -> [__m256i; 4] {
             let v = _mm256_loadu_si256(cell.cast());

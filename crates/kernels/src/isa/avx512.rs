@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use crate::bf16::Bf16;
 use crate::dot::Dot;
 use crate::ops::Product;
-use crate::simd::{Op, Simd, exp_f32, intrinsics, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
 #[derive(Clone, Copy)]
@@ -75,7 +75,7 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const MR: usize = 14;
     const TILES: bool = AMX;
 
-    intrinsics! {
+    promised! {
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
         fn store(p: *mut f32, v: __m512) { _mm512_storeu_ps(p, v) }
@@ -154,7 +154,7 @@ unsafe impl Dot for Avx512Dot {
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 128;
 
-    intrinsics! {
+    promised! {
         fn zero() -> __m512i { _mm512_setzero_si512() }
         fn ternary(cell: *const u8) -> [__m512i; 4] {
             let v = _mm512_loadu_si512(cell.cast());

@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use crate::bf16::Bf16;
 use crate::dot::Dot;
 use crate::ops::Product;
-use crate::simd::{Op, Simd, exp_f32, intrinsics, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 4 lanes of f32.
 #[derive(Clone, Copy)]
@@ -40,7 +40,7 @@ unsafe impl Simd for Neon {
     const LANES: usize = 4;
     const MR: usize = 8;
 
-    intrinsics! {
+    promised! {
         fn splat(x: f32) -> float32x4_t { vdupq_n_f32(x) }
         fn load(p: *const f32) -> float32x4_t { vld1q_f32(p) }
         fn store(p: *mut f32, v: float32x4_t) { vst1q_f32(p, v) }
@@ -164,7 +164,7 @@ unsafe impl Dot for NeonDot {
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 0;
 
-    intrinsics! {
+    promised! {
         fn zero() -> int32x4_t { vdupq_n_s32(0) }
         fn ternary(cell: *const u8) -> [int32x4_t; 4] {
             let (v, low) = (vld1q_u8(cell), vdupq_n_u8(3));

@@ -10,6 +10,7 @@ use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, sum_blocks};
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd, each};
+use crate::size::area;
 use crate::store::Store;
 
 /// Which weights share one `alpha`.
@@ -50,7 +51,7 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
     (rows, cols): (usize, usize),
     quant: Quant,
 ) {
-    let len = rows * cols;
+    let len = area([rows, cols]);
     assert!(w.len() == len && wq.len() == len && (quant.stat == Stat::Mean || scratch.len() >= len));
     let (unit, row) = match quant.scale {
         Scale::Tensor => (len, len),
