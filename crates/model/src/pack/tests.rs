@@ -81,7 +81,7 @@ fn refused(bytes: Vec<u8>, says: &[&str]) {
 }
 
 fn repacked(noise: &Noise, density: Density, table: TableBits) -> Vec<u8> {
-    let cx = Exec::new(Isa::Scalar, 1);
+    let cx = Exec::new(Isa::SCALAR, 1);
     let options = Options { density, table };
     pack(&cx, &noise.config, &noise.layout, &noise.params, noise.model.tokenizer(), options)
 }
@@ -90,7 +90,7 @@ fn repacked(noise: &Noise, density: Density, table: TableBits) -> Vec<u8> {
 fn logits(bytes: Vec<u8>) -> Vec<f32> {
     let model = std::sync::Arc::new(PackedModel::from_bytes(bytes, "m.safetensors").unwrap());
     let mut stream = model.stream();
-    Engine::new(model, Exec::new(Isa::Scalar, 1), 64).prefill(&mut stream, &stories(30, 1)).to_vec()
+    Engine::new(model, Exec::new(Isa::SCALAR, 1), 64).prefill(&mut stream, &stories(30, 1)).to_vec()
 }
 
 /// One model of each kind of file.
@@ -330,7 +330,7 @@ fn survives(bytes: Vec<u8>) -> bool {
     let model = std::sync::Arc::new(model);
     let mut stream = model.stream();
     let last = (model.config().vocab_size - 1) as u16;
-    let mut engine = Engine::new(model, Exec::new(Isa::Scalar, 1), 4);
+    let mut engine = Engine::new(model, Exec::new(Isa::SCALAR, 1), 4);
     engine.prefill(&mut stream, &[0, last, 1, 2, last]);
     true
 }
