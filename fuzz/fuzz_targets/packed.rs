@@ -20,7 +20,7 @@ const MAX_STATE: usize = 1 << 22;
 fn models() -> &'static [Vec<u8>] {
     static MODELS: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     MODELS.get_or_init(|| {
-        let (cx, tokenizer) = (Exec::new(Isa::Scalar, 1), Tokenizer::bytes());
+        let (cx, tokenizer) = (Exec::new(Isa::SCALAR, 1), Tokenizer::bytes());
         let kinds = (0..12usize).map(|i| {
             let mut config = ModelConfig { dim: 24, blocks: 1, ffn_hidden: 8, vocab_size: 257, ..ModelConfig::v4_small() };
             config.mixer = mixer::NAMES[i % mixer::NAMES.len()].into();
@@ -90,7 +90,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let (last, model) = ((c.vocab_size - 1) as u16, Arc::new(model));
     let mut stream = model.stream();
-    let mut engine = Engine::new(model.clone(), Exec::new(Isa::Scalar, 1), 4);
+    let mut engine = Engine::new(model.clone(), Exec::new(Isa::SCALAR, 1), 4);
     engine.prefill(&mut stream, &[0, last, 1]);
     engine.step(std::slice::from_mut(&mut stream), &[last]);
     if let Some(mut again) = model.restore(&stream.save()) {

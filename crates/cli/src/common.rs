@@ -30,15 +30,35 @@ pub(crate) use {out, say};
 
 /// Writes to stdout at once; see `out!`.
 pub fn write_out(text: std::fmt::Arguments, newline: bool) {
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_fmt(text).and_then(|()| if newline { stdout.write_all(b"\n") } else { Ok(()) });
-    if let Err(error) = written.and_then(|()| stdout.flush()) {
+    if let Err(error) = try_out(text, newline) {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
         say!("error: cannot write to standard output: {error}");
         std::process::exit(1);
     }
+}
+
+/// Writes to stdout at once.
+pub fn try_out(text: std::fmt::Arguments, newline: bool) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_fmt(text)?;
+    if newline {
+        stdout.write_all(b"\n")?;
+    }
+    stdout.flush()
+}
+
+/// A number with its noun: `1 thread`, `2 threads`.
+pub fn counted(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// A path as a shell takes it.
+pub fn quoted(path: &std::path::Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 /// The number of threads: the flag, else `FLASHLM_THREADS`, else the processors of this process.

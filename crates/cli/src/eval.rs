@@ -80,11 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => say!("model {from}"),
     }
     let mut lm = latent.as_ref().map(|model| precision.build(&model.config, ROWS, false)).transpose()?;
-    // As the run was trained for.
-    let activation_bits = latent.as_ref().map_or(Ok(0), Model::activation_bits)?;
-    if let Some(lm) = &mut lm {
-        lm.set_activation_bits(activation_bits);
-    }
+    let activation_bits = latent.as_ref().map_or(0, |model| model.config.activation_bits);
     let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
     let mut float = match (&latent, &mut lm) {
         (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
@@ -152,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Said where the two are far apart.
-const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; train.activation_bits=8 \
+const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; model.activation_bits=8 \
                    trains for them";
 
 type Rows = Vec<(&'static str, String)>;

@@ -11,12 +11,12 @@ use flashlm_model::io::read_limited;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
 use flashlm_model::{LanguageModel, Lm};
-use flashlm_train::checkpoint;
 use flashlm_train::config::ternary_share;
 use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::Model;
 use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::log::{EvalRow, Row, jsonl};
+use flashlm_train::run_folder::RunFolder;
 use serde_json::{Value, json};
 
 use crate::report::Report;
@@ -117,8 +117,9 @@ fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
     if let Some(name) = about["name"].as_str() {
         report.add("name", name, name);
     }
-    let checkpoints = checkpoint::list(run)?;
-    let best = checkpoint::best(run)?.map(|(step, _)| step);
+    let folder = RunFolder::at(run);
+    let checkpoints = folder.list()?;
+    let best = folder.best()?.map(|(step, _)| step);
     let lines = checkpoints.iter().map(|(step, path)| {
         let mark = if best == Some(*step) { "  (best)" } else { "" };
         format!("step {}  {}{mark}\n", thousands(*step), path.display())
@@ -129,6 +130,12 @@ fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
         .map(|(step, path)| json!({"step": step, "path": path.display().to_string(), "best": best == Some(*step)}));
     let listed: Vec<Value> = listed.collect();
     report.add("checkpoints", if lines.is_empty() { "none yet" } else { &lines }, listed);
+    let abandoned = folder.abandoned()?;
+    if !abandoned.is_empty() {
+        let lines = abandoned.iter().map(|(step, path)| format!("step {}  {}\n", thousands(*step), path.display()));
+        let listed = abandoned.iter().map(|(step, path)| json!({"step": step, "path": path.display().to_string()}));
+        report.add("set aside", lines.collect::<String>(), listed.collect::<Value>());
+    }
     let log = run.join(METRICS);
     if log.exists() {
         about_log(&jsonl::read(&log)?, report);

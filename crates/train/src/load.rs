@@ -1,14 +1,16 @@
 //! A trained model from disk: from a run folder, a checkpoint folder, or a `.safetensors` file.
 //!
 //! The tensors carry the names of the layout (`embedding.weight: [V, D]`, ...) in F32. The metadata of the file holds
-//! `format` = `flashlm` and `config`, the JSON of [`ModelConfig`]. Beside it lies `tokenizer.json`, and in checkpoints
-//! `config.toml`. Parts of a checkpoint are read against its checksums. Sizes are compared with the tensors that are
+//! `format` = `flashlm` and `config`, the JSON of [`ModelConfig`]. Beside it lies `tokenizer.json`. Parts of a checkpoint are
+//! read against its checksums; its `config.toml` only where it is older than the model's `activation_bits`. Sizes are compared with the tensors that are
 //! really there before a model is built.
 
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::config::{Settings, SettingsError};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::older_activation_bits;
 use crate::optim::Tensor;
+use crate::run_folder::{RunError, RunFolder};
 use flashlm_kernels::{Buf, Exec};
+use flashlm_model::config::ConfigError;
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
 use flashlm_model::io::{IoError, read_limited};
 use flashlm_model::pack::{self, PackError};
@@ -23,8 +25,6 @@ const TOKENIZER: &str = "tokenizer.json";
 const SETTINGS: &str = "config.toml";
 /// What stands under `format` in the metadata.
 const FORMAT: &str = "flashlm";
-/// Longest `config.toml` beside a model file.
-const MAX_SETTINGS: u64 = 1 << 20;
 
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -84,14 +84,12 @@ pub enum LoadError {
         at: usize,
     },
     /// The tokenizer is of another model.
-    #[error("{}: expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with", path.display())]
+    #[error("{}: the tokenizer of another model ({source}); use the tokenizer the model was trained with", path.display())]
     Vocabulary {
         /// The tokenizer file.
         path: PathBuf,
-        /// Tokens of the model.
-        expected: usize,
-        /// Tokens of the tokenizer.
-        found: usize,
+        /// What does not fit.
+        source: ConfigError,
     },
     /// The tokenizer could not be read.
     #[error("{}: not a tokenizer ({source}); a model needs the tokenizer.json it was trained with beside it", path.display())]
@@ -112,6 +110,9 @@ pub enum LoadError {
     /// The checkpoint is damaged.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The file could not be read.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -137,8 +138,6 @@ pub struct Model {
     pub path: PathBuf,
     /// The step of a checkpoint.
     pub step: Option<u64>,
-    /// The text of the run's settings, where there is one.
-    pub settings: Option<String>,
 }
 
 impl Model {
@@ -164,12 +163,8 @@ impl Model {
                 mend: "name the folder that `flashlm train` wrote to",
             });
         }
-        let best = checkpoint::best(path).ok().flatten();
-        if let Some(best) = best.and_then(|(_, folder)| Checkpoint::open(&folder).ok()) {
-            return Self::from_checkpoint(best);
-        }
-        match checkpoint::latest_valid(path)? {
-            Some((latest, _)) => Self::from_checkpoint(latest),
+        match RunFolder::at(path).chosen()? {
+            Some(chosen) => Self::from_checkpoint(chosen),
             None => Err(LoadError::NotAModel {
                 path: path.into(),
                 expected: "a run with a checkpoint",
@@ -181,14 +176,7 @@ impl Model {
 
     /// Number of its parameters.
     pub fn parameters(&self) -> usize {
-        Lm::<f32>::new(&self.config, 1, false).map_or(self.params.len(), |lm| lm.layout().parameters())
-    }
-
-    /// The bits of activations that it was trained for, as its settings have them: what its latent form is scored with.
-    pub fn activation_bits(&self) -> Result<u32, SettingsError> {
-        let Some(text) = &self.settings else { return Ok(0) };
-        let origin = format!("the {SETTINGS} of {}", self.path.display());
-        Ok(Settings::from_toml(text, &origin)?.train.activation_bits)
+        self.config.parameters()
     }
 
     /// The bytes of the packed model.
@@ -211,11 +199,10 @@ impl Model {
     fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
         let file = checkpoint.tensors(MODEL)?;
         let tokenizer = checkpoint.bytes(TOKENIZER)?;
-        let at = checkpoint.path().join(SETTINGS);
-        let settings = if at.exists() { Some(text(&at, checkpoint.bytes(SETTINGS)?)?) } else { None };
+        let settings = checkpoint.bytes(SETTINGS).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let folder = checkpoint.path().to_owned();
         let (at, beside) = (folder.join(MODEL), folder.join(TOKENIZER));
-        Self::build(&at, &file, (&beside, &tokenizer), folder, Some(checkpoint.step()), settings)
+        Self::build(&at, &file, (&beside, &tokenizer), folder, Some(checkpoint.step()), settings.as_deref())
     }
 
     fn from_file(path: &Path) -> Result<Model, LoadError> {
@@ -238,9 +225,7 @@ impl Model {
             });
         }
         let tokenizer = read_limited(&tokenizer_path, 64 << 20)?;
-        let at = path.with_file_name(SETTINGS);
-        let settings = if at.exists() { Some(text(&at, read_limited(&at, MAX_SETTINGS)?)?) } else { None };
-        Self::build(path, &file, (&tokenizer_path, &tokenizer), path.to_owned(), None, settings)
+        Self::build(path, &file, (&tokenizer_path, &tokenizer), path.to_owned(), None, None)
     }
 
     fn build(
@@ -249,40 +234,24 @@ impl Model {
         (beside, tokenizer): (&Path, &[u8]),
         path: PathBuf,
         step: Option<u64>,
-        settings: Option<String>,
+        settings: Option<&str>,
     ) -> Result<Model, LoadError> {
         let within = |source| match source {
             LoadError::Io(_) => source,
             source => LoadError::File { path: at.to_owned(), source: Box::new(source) },
         };
-        let config = read_config(file).map_err(within)?;
+        let config = read_config(file, settings).map_err(within)?;
         let layout = layout_for(file, &config, "").map_err(within)?;
         let params = read_params(file, &layout).map_err(within)?;
         let tokenizer = Tokenizer::from_json(tokenizer)
             .map_err(|source| LoadError::Tokenizer { path: beside.to_owned(), source })?;
-        if tokenizer.vocab_size() != config.vocab_size {
-            let (expected, found) = (config.vocab_size, tokenizer.vocab_size());
-            return Err(LoadError::Vocabulary { path: beside.to_owned(), expected, found });
-        }
-        if config.reset && config.eos != usize::from(tokenizer.eos()) {
-            let (expected, found) = ("the token that ends a story in tokenizer.json", format!("eos {}", config.eos));
-            return Err(within(LoadError::Metadata { key: "config", expected, found }));
-        }
-        Ok(Model { config, params, tokenizer, path, step, settings })
+        config.fits(&tokenizer).map_err(|source| LoadError::Vocabulary { path: beside.to_owned(), source })?;
+        Ok(Model { config, params, tokenizer, path, step })
     }
 }
 
-fn text(path: &Path, bytes: Vec<u8>) -> Result<String, LoadError> {
-    String::from_utf8(bytes).map_err(|e| LoadError::NotAModel {
-        path: path.into(),
-        expected: "settings in UTF-8",
-        found: e.utf8_error().to_string(),
-        mend: "use another checkpoint",
-    })
-}
-
-/// The config in the metadata, its values checked.
-fn read_config(file: &TensorFile) -> Result<ModelConfig, LoadError> {
+/// The config in the metadata, its values checked; `settings` are those of its run, where they are known.
+fn read_config(file: &TensorFile, settings: Option<&str>) -> Result<ModelConfig, LoadError> {
     match file.metadata("format") {
         Some(FORMAT) => {}
         other => {
@@ -292,35 +261,28 @@ fn read_config(file: &TensorFile) -> Result<ModelConfig, LoadError> {
     }
     let bad = |found| LoadError::Metadata { key: "config", expected: "a model's sizes and switches as JSON", found };
     let json = file.metadata("config").ok_or_else(|| bad("nothing".into()))?;
-    let config: ModelConfig = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    let mut config: ModelConfig = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    if !json.contains("\"activation_bits\"") {
+        let table = settings.and_then(|text| text.parse().ok());
+        let bits = table.and_then(|mut table| older_activation_bits(&mut table)?.as_integer());
+        config.activation_bits = if bits == Some(8) { 8 } else { 0 };
+    }
     config.validate().map_err(|e| bad(e.to_string()))?;
     Ok(config)
 }
 
-/// The layout of the config's model. A model takes memory in proportion to its parameters: those of a config that the
-/// tensors named `prefix...` cannot fill are refused before it is built. The config must be valid.
+/// The layout of the config's model. A model takes memory in proportion to its parameters: a config of more than twice those
+/// of the tensors named `prefix...` is refused before it is built. The config must be valid.
 pub(crate) fn layout_for(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Layout, LoadError> {
     let mut found = 0usize;
     for name in file.names().iter().filter(|name| name.starts_with(prefix)) {
         found += file.shape(name)?.iter().product::<usize>();
     }
-    let (d, f) = (config.dim, config.ffn_hidden);
-    // The table, and of each block the GLU and what every mixer has at least.
-    let widths = config.delta.widths(d);
-    let heads = config.delta.heads.max(1);
-    let mixer = |i| match config.mixer_of(i) {
-        "delta" => 2 * d * heads * (widths.0 + widths.1),
-        "attention" => 4 * d * d,
-        "conv" => 3 * d * d,
-        // Others may be of any size.
-        _ => 0,
-    };
-    let mixers = (0..config.blocks).map(mixer).fold(0usize, usize::saturating_add);
-    let least = (config.vocab_size * d + config.blocks * 3 * d * f).saturating_add(mixers);
-    if found < least {
+    let expected = config.parameters();
+    if found < expected / 2 {
         return Err(LoadError::Tensor {
             name: format!("{prefix}*"),
-            expected: format!("at least {least} parameters, as the config asks for"),
+            expected: format!("{expected} parameters, as the config asks for"),
             found: found.to_string(),
         });
     }
@@ -408,12 +370,16 @@ pub fn save_params<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Part, mark_best, save};
+    use crate::checkpoint::{Part, save};
+    use crate::run_folder::Claim;
     use flashlm_model::config::ScaleKind;
     use flashlm_model::io::safetensors::write_tensors;
     use std::fs;
 
+    /// Of a run saved before the bits of activations were the model's.
     const SETTINGS_TEXT: &[u8] = b"[model]\ndim = 16\n[train]\nactivation_bits = 8\n";
+    /// What lies beside a model that was copied into a project.
+    const FOREIGN: &str = "[package]\nname = \"mine\"\n[train]\nactivation_bits = 8\n";
 
     fn config() -> ModelConfig {
         ModelConfig { vocab_size: 257, dim: 16, blocks: 2, ffn_hidden: 24, ..ModelConfig::v4_small() }
@@ -433,7 +399,7 @@ mod tests {
             Part::Bytes { file: TOKENIZER, data: &tokenizer },
             Part::Bytes { file: SETTINGS, data: SETTINGS_TEXT },
         ];
-        save(run, step, &parts).unwrap()
+        save(&run.join("checkpoints"), step, &parts).unwrap()
     }
 
     /// A model file of `config` whose tensors went through `edit`.
@@ -467,13 +433,12 @@ mod tests {
             let model = Model::load(path).unwrap();
             assert_eq!((model.path.as_path(), model.step, &model.config), (from, step, &config()));
             assert_eq!(model.params[..], layout(&config()).init::<f32>(seed)[..]);
-            assert_eq!(model.activation_bits().unwrap(), 8);
-            assert_eq!((model.tokenizer.kind(), model.settings.unwrap().as_bytes()), ("bytes", SETTINGS_TEXT));
+            assert_eq!((model.tokenizer.kind(), model.parameters()), ("bytes", layout(&config()).parameters()));
         };
         check(run.path(), &folders[1], 200, Some(200));
         check(&folders[0], &folders[0], 100, Some(100));
         check(&folders[0].join(MODEL), &folders[0].join(MODEL), 100, None);
-        mark_best(run.path(), 100).unwrap();
+        Claim::resume(RunFolder::at(run.path())).unwrap().mark_best(Some(100)).unwrap();
         check(run.path(), &folders[0], 100, Some(100));
         // A best that is not good any more gives way to the latest.
         damage(&folders[0]);
@@ -509,16 +474,18 @@ mod tests {
         fs::write(&file, &whole[..whole.len() - 9]).unwrap();
         has(&file, &format!("found {}; it was cut short", whole.len() - 9));
         fs::write(&file, &whole).unwrap();
-        let model = Model::load(&file).unwrap();
-        assert_eq!((model.activation_bits().unwrap(), model.settings), (0, None));
-        fs::write(at(SETTINGS), [0xff]).unwrap();
-        assert!(error(&file).contains("settings in UTF-8"));
-        fs::remove_file(at(SETTINGS)).unwrap();
+        assert!(Model::load(&file).is_ok());
         fs::write(at(TOKENIZER), "{}").unwrap();
         assert!(error(&file).contains("needs the tokenizer.json it was trained with"));
         let other = Tokenizer::train_frequency(["a b c d e"].into_iter(), 9).unwrap();
         fs::write(at(TOKENIZER), other.to_json()).unwrap();
-        assert!(error(&file).contains(&format!("of 257 tokens as the model has, found {}", other.vocab_size())));
+        let said = format!("model.vocab_size = 257: must be {}, as its tokenizer has", other.vocab_size());
+        assert!(error(&file).contains(&said));
+        fs::write(at(TOKENIZER), Tokenizer::bytes().to_json()).unwrap();
+        let ends = ModelConfig { reset: true, eos: 255, ..config() };
+        write(&at("e.safetensors"), &ends, |_, _| {});
+        let said = error(&at("e.safetensors"));
+        assert!(said.contains("model.eos = 255: must be 256, the end of a story in its tokenizer"), "{said}");
         fs::remove_file(at(TOKENIZER)).unwrap();
         assert!(error(&file).contains("expected the model's tokenizer, found no such file"));
     }
@@ -547,9 +514,12 @@ mod tests {
         has("expected a tensor `blocks.0.mixer.up.norm.scale`");
         // Taking memory for this one would end the program.
         other(|c| (c.dim, c.blocks, c.ffn_hidden, c.vocab_size) = (8192, 128, 32_768, 65_535));
-        has("expected at least 129");
+        has("model.dim = 8192: must be smaller");
+        // And this one would be the largest there is.
+        other(|c| (c.dim, c.blocks, c.ffn_hidden) = (4096, 6, 8192));
+        has("expected 907");
         other(|c| c.norm_eps = 2.0);
-        has("model.norm_eps = 2: must be above 0 and below 1");
+        has("model.norm_eps = 2: must be at least 1e-12 and below 1");
         // A switch without tensors of its own is not seen in them.
         other(|c| c.quant.scale = ScaleKind::None);
         assert_eq!(Model::load(&file).unwrap().config.quant.scale, ScaleKind::None);
@@ -577,6 +547,45 @@ mod tests {
         has("tensor `blocks.0.norm1.scale`: expected finite numbers, found NaN at element 5");
         edited(|tensors, _| tensors[1].data = const { &fifth(f32::NEG_INFINITY) });
         has("expected finite numbers, found -inf at element 5");
+    }
+
+    #[test]
+    fn activation_bits_are_those_of_the_model_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, run) = (folder.path().join("m.safetensors"), folder.path().join("run"));
+        let bits = |path: &Path| Model::load(path).unwrap().config.activation_bits;
+        let without = |metadata: &mut BTreeMap<String, String>| {
+            let json = metadata.get_mut("config").unwrap();
+            *json = json.replace("\"activation_bits\":0,", "");
+            assert!(!json.contains("activation_bits"));
+        };
+        // Whatever lies beside it, old or new.
+        fs::write(folder.path().join(SETTINGS), FOREIGN).unwrap();
+        for own in [0, 8] {
+            write(&file, &ModelConfig { activation_bits: own, ..config() }, |_, _| {});
+            assert_eq!(bits(&file), own);
+        }
+        write(&file, &config(), |_, metadata| without(metadata));
+        assert_eq!(bits(&file), 0);
+        // A checkpoint from before says it in its settings; one that says it in its model is believed there, and a file that
+        // is not in the manifest nowhere.
+        let [of_run, none] = [SETTINGS_TEXT, &b"[train]\n"[..]].map(Some);
+        for (older, settings, want) in [(true, of_run, 8), (true, none, 0), (true, None, 0), (false, of_run, 0)] {
+            let (layout, tokenizer) = (layout(&config()), Tokenizer::bytes().to_json());
+            let params = layout.init::<f32>(1);
+            let (tensors, mut metadata) = save_params(&layout, &params, &config());
+            if older {
+                without(&mut metadata);
+            }
+            let mut parts =
+                vec![Part::Tensors { file: MODEL, tensors, metadata }, Part::Bytes { file: TOKENIZER, data: &tokenizer }];
+            parts.extend(settings.map(|data| Part::Bytes { file: SETTINGS, data }));
+            let saved = save(&run, 1, &parts).unwrap();
+            if settings.is_none() {
+                fs::write(saved.join(SETTINGS), FOREIGN).unwrap();
+            }
+            assert_eq!((bits(&run), bits(&saved)), (want, want), "{older} {settings:?}");
+        }
     }
 
     #[test]

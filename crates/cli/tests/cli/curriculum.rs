@@ -180,7 +180,7 @@ fn a_stage_keeps_the_stories_that_its_filter_keeps_and_reads_its_column() {
     assert_eq!(pages["name"], "pages");
     assert!((85..=100).contains(&pages["stories"].as_u64().unwrap()), "{pages}");
     place.ok(&format!("train {flags} --steps 40 --save-dir run"));
-    let config = std::fs::read_to_string(place.path("run/config.toml")).unwrap();
+    let config = std::fs::read_to_string(place.path("run/settings.toml")).unwrap();
     assert!(config.contains("column = \"body\"") && config.contains("min_chars = 50"), "{config}");
 }
 

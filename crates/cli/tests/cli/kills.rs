@@ -72,9 +72,11 @@ impl Folder {
                 continue;
             }
             let state = fs::read(at.join("state.json")).unwrap();
-            match name[5..].parse() {
-                Ok(step) => _ = folder.line.insert(step, state),
-                Err(_) => _ = folder.aside.insert(state),
+            // While a step is saved a second time the first is called `.old`; alone it counts.
+            match (name[5..].parse(), name[5..].trim_end_matches(".old").parse()) {
+                (Ok(step), _) => _ = folder.line.insert(step, state),
+                (_, Ok(step)) => _ = folder.line.entry(step).or_insert(state),
+                _ => _ = folder.aside.insert(state),
             }
         }
         folder.best = fs::read(run.join("best")).ok().and_then(|best| json(&best)["step"].as_u64());

@@ -15,7 +15,7 @@ fn last(place: &Place, run: &str, step: u64) -> Vec<(String, Vec<u8>)> {
 fn resumed_equals_never_stopped() {
     let place = Place::new();
     let stages = "--set train.stages=[{seq_len=8,share=0.3},{seq_len=16,share=0.3},{seq_len=32,share=0.4}]";
-    let rounded = "--set train.activation_bits=8 --set train.activation_share=0.5";
+    let rounded = "--set model.activation_bits=8 --set train.activation_share=0.5";
     let optimizers = NAMES.iter().filter(|name| **name != ADAMW);
     let optimizers: Vec<(&str, String)> =
         optimizers.map(|name| (*name, format!("--set train.optimizer={name}"))).collect();
@@ -81,7 +81,7 @@ fn a_signal_finishes_the_step_saves_and_exits_130() {
         let step = step.unwrap_or_else(|| panic!("no word of a step: {told}"));
         let info: serde_json::Value = serde_json::from_str(&place.ok("info run --json")).unwrap();
         assert_eq!(info["checkpoints"].as_array().unwrap().last().unwrap()["step"], step, "{info}");
-        let output = place.run(&format!("train --resume run --minutes 0 --steps {}", step + 1));
+        let output = place.run(&format!("train --resume run --set train.minutes=0 --steps {}", step + 1));
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert!(text(&output.stderr).contains(&format!("resumed from step {step} ")), "{}", text(&output.stderr));
         last(&place, "run", step + 1);

@@ -32,7 +32,7 @@ fn a_small_model_learns_and_tells() {
     place.ok("plot long short -o both.svg");
     let svg = std::fs::read_to_string(place.path("both.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("long") && svg.contains("short"));
-    for file in ["curve.svg", "README.md", "config.toml", "metrics.jsonl", "run.json"] {
+    for file in ["curve.svg", "MODEL_CARD.md", "settings.toml", "metrics.jsonl", "run.json", "result.json"] {
         assert!(place.path("long").join(file).metadata().unwrap().len() > 0, "{file}");
     }
     let info = json(&place.ok("info long --json"));

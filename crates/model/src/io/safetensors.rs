@@ -11,6 +11,7 @@
 //! does the checked arithmetic on shapes and offsets.
 
 use super::{IoError, read_limited};
+use crate::config::MAX_NUMBERS;
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use flashlm_kernels::map::Map;
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ const PREFIX: usize = 8;
 const MAX_HEADER: usize = 16 << 20;
 /// Longest file accepted, far above any model meant for a CPU.
 const MAX_FILE: u64 = 8 << 30;
+/// The longest written: two moments for each parameter.
+const _: () = assert!(8 * MAX_NUMBERS as u64 + MAX_HEADER as u64 <= MAX_FILE);
 /// The key of the JSON object that is not a tensor.
 const METADATA_KEY: &str = "__metadata__";
 

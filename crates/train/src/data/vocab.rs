@@ -15,7 +15,7 @@ use super::source::Source;
 use super::split::Split;
 use crate::atomic;
 use flashlm_model::io::read_limited;
-use flashlm_model::tok::Tokenizer;
+use flashlm_model::tok::{TokError, Tokenizer};
 use std::fmt;
 use std::fs;
 use std::io::Write;
@@ -62,6 +62,23 @@ impl FromStr for TokenizerChoice {
                 Ok(TokenizerChoice::File(path.into()))
             }
             found => Err(DataError::TokenizerChoice { found: found.to_string() }),
+        }
+    }
+}
+
+impl TokenizerChoice {
+    /// What can be known before any text is read: whether there is such a file, or may be such a vocabulary.
+    pub fn check(&self, vocab_size: usize) -> Result<(), DataError> {
+        // Of no text there is no vocabulary, but its size is looked at first.
+        let trained = match self {
+            TokenizerChoice::Bytes => return Ok(()),
+            TokenizerChoice::File(path) => return Ok(Tokenizer::load(path).map(drop)?),
+            TokenizerChoice::Frequency => Tokenizer::train_frequency(std::iter::empty(), vocab_size),
+            TokenizerChoice::Bpe => Tokenizer::train_bpe(std::iter::empty(), vocab_size),
+        };
+        match trained {
+            Err(error @ TokError::VocabSize { .. }) => Err(error.into()),
+            _ => Ok(()),
         }
     }
 }
