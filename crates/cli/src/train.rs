@@ -195,14 +195,12 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         }
         Outcome::Interrupted => {
             let run = folder.path();
-            match trainer.saved_step() {
-                Some(0) | None => say!("interrupted before the first update; there is nothing to save"),
-                Some(step) => say!(
-                    "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
-                    run.display(),
-                    quoted(run)
-                ),
-            }
+            let step = trainer.saved_step().unwrap_or_default();
+            say!(
+                "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
+                run.display(),
+                quoted(run)
+            );
             Ok(ExitCode::from(INTERRUPTED))
         }
     }

@@ -8,3 +8,4 @@ mod hub;
 mod hub_server;
 mod resume;
 mod story;
+mod timeline;
