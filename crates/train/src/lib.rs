@@ -15,3 +15,4 @@ pub mod schedule;
 pub mod stage;
 pub mod stepper;
 pub mod trainer;
+pub mod what;

@@ -6,5 +6,6 @@ mod data;
 mod faults;
 mod hub;
 mod hub_server;
+mod paths;
 mod resume;
 mod story;
