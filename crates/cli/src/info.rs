@@ -63,11 +63,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             report.add("next", found.mend(path), format!("flashlm verify {}", quoted(path)));
         }
         What::Text(_) | What::TextFolder | What::Dataset | What::Synthetic => about_text(path, &found, &mut report)?,
-        _ => bail!(Unwanted {
-            path: path.into(),
-            wanted: "a run, a checkpoint, a model, a tokenizer, a token cache, a prepared folder, a log or text",
+        _ => bail!(Unwanted::new(
+            path,
+            "a run, a checkpoint, a model, a tokenizer, a token cache, a prepared folder, a log or text",
             found
-        }),
+        )),
     }
     report.print(args.json);
     Ok(ExitCode::SUCCESS)

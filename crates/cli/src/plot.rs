@@ -74,7 +74,7 @@ impl Run {
         let file = match What::of(path) {
             What::Run { folder, .. } => folder.join(METRICS),
             What::Log | What::Empty => path.to_path_buf(),
-            found => bail!(Unwanted { path: path.into(), wanted: "a run, or the metrics.jsonl of one", found }),
+            found => bail!(Unwanted::new(path, "a run, or the metrics.jsonl of one", found)),
         };
         let rows = if file.exists() { jsonl::read(&file)? } else { Vec::new() };
         if rows.is_empty() {

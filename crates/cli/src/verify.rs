@@ -32,11 +32,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let found = What::of(&args.file);
     if found != What::Vectors {
-        bail!(Unwanted {
-            path: args.file,
-            wanted: "test vectors, a .safetensors file like those of tests/reference",
-            found
-        });
+        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those of tests/reference", found));
     }
     let cx = exec(args.threads)?;
     let file = TensorFile::open(&args.file)?;

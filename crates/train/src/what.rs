@@ -103,11 +103,18 @@ pub enum What {
 #[derive(Debug)]
 pub struct Unwanted {
     /// The path.
-    pub path: PathBuf,
+    path: PathBuf,
     /// What was asked for.
-    pub wanted: &'static str,
+    wanted: &'static str,
     /// What it is.
-    pub found: What,
+    found: Box<What>,
+}
+
+impl Unwanted {
+    /// `found` at `path` in the place of `wanted`.
+    pub fn new(path: &Path, wanted: &'static str, found: What) -> Self {
+        Unwanted { path: path.into(), wanted, found: found.into() }
+    }
 }
 
 impl std::error::Error for Unwanted {}
@@ -116,7 +123,7 @@ impl fmt::Display for Unwanted {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let Unwanted { path, wanted, found } = self;
         let path = path.display();
-        match found {
+        match &**found {
             What::Missing(hint) => write!(f, "{path}: no such file or folder{hint}; expected {wanted}"),
             What::Unreadable(why) => write!(f, "{path}: cannot be read: {why}; check the path and its permissions"),
             _ => write!(f, "{path}: expected {wanted}, found {found}; {}", found.mend(&self.path)),
@@ -630,7 +637,7 @@ mod tests {
     fn an_error_says_what_was_wanted_found_and_to_be_done() {
         let place = Place::new();
         let path = place.file("my story.txt", "Once");
-        let say = |path: &Path, wanted| Unwanted { path: path.into(), wanted, found: What::of(path) }.to_string();
+        let say = |path: &Path, wanted| Unwanted::new(path, wanted, What::of(path)).to_string();
         let at = path.display();
         assert_eq!(
             say(&path, "a model"),

@@ -46,7 +46,7 @@ pub(crate) const MAX_TOKEN: usize = 1 << 10;
 pub enum TokError {
     /// The file could not be read.
     #[error(transparent)]
-    Read(#[from] IoError),
+    Read(#[from] Box<IoError>),
     /// The file was read and is not a tokenizer we can use.
     #[error("tokenizer file {path}: {reason}")]
     File {
@@ -211,7 +211,7 @@ impl Tokenizer {
 
     /// Reads a tokenizer file of any kind; at most 64 MiB are read.
     pub fn load(path: &Path) -> Result<Self, TokError> {
-        let json = read_limited(path, MAX_FILE as u64)?;
+        let json = read_limited(path, MAX_FILE as u64).map_err(Box::new)?;
         Self::from_json(&json).map_err(|reason| TokError::File { path: path.into(), reason: reason.into() })
     }
 
