@@ -6,6 +6,7 @@ mod data;
 mod faults;
 mod hub;
 mod hub_server;
+mod paths;
 mod resume;
 mod story;
 mod timeline;

@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::common::{Place, TINY, checkpoint_bytes, text};
 
 /// Validations and checkpoints at steps that differ.
-const EVERY: &str = "--set train.checkpoint_every=10 --set train.eval_every=0 --set train.log_every=5 --set train.keep=9";
+const EVERY: &str =
+    "--set train.checkpoint_every=10 --set train.eval_every=0 --set train.log_every=5 --set train.keep=9";
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("not JSON ({e}): {text}"))
@@ -43,7 +44,12 @@ fn a_step_back_sets_the_later_steps_aside() {
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     for step in [20, 30] {
-        assert!(stderr.contains(&format!("set aside, since the run goes on from step 10: now run/checkpoints/step-000000{step}.abandoned")), "{stderr}");
+        assert!(
+            stderr.contains(&format!(
+                "set aside, since the run goes on from step 10: now run/checkpoints/step-000000{step}.abandoned"
+            )),
+            "{stderr}"
+        );
     }
     // The best is the last of the new line; of the old one nothing is pruned or changed.
     let left = names(&place, "run/checkpoints");
@@ -72,7 +78,8 @@ fn another_folder_begins_with_a_checkpoint_of_its_own() {
     place.ok(&format!("train {TINY} {EVERY} --steps 10 --save-dir a"));
     let before = names(&place, "a");
     // Stopped before its first update: the folder holds what it went on from.
-    let mut child = place.command("train --resume a --save-dir b --minutes 5 --set train.steps=0 --set train.log_every=1");
+    let mut child =
+        place.command("train --resume a --save-dir b --minutes 5 --set train.steps=0 --set train.log_every=1");
     let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let own = place.path("b/checkpoints/step-00000010");
     let began = Instant::now();
@@ -108,7 +115,8 @@ fn a_checkpoint_elsewhere_is_no_part_of_what_is_around_it() {
 fn nothing_of_the_users_is_written_over() {
     let place = Place::new();
     fs::create_dir(place.path("project")).unwrap();
-    for (name, content) in [("README.md", "# mine"), ("metrics.jsonl", "mine"), ("config.toml", "[train]\nseed = 7\n")] {
+    for (name, content) in [("README.md", "# mine"), ("metrics.jsonl", "mine"), ("config.toml", "[train]\nseed = 7\n")]
+    {
         fs::write(place.path("project").join(name), content).unwrap();
     }
     let refused = ["project", "README.md", "--save-dir"];
@@ -173,8 +181,12 @@ fn a_stopped_process_does_not_train() {
     signal("-INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     let all = began.elapsed().as_secs_f64();
-    let elapsed = rows(&place, "run/metrics.jsonl").iter().filter_map(|row| row["elapsed"].as_f64()).fold(0.0, f64::max);
-    assert!(elapsed < all - 4.0 && elapsed > 0.0, "{elapsed} s of training in {all} s, {before} of them before the stop");
+    let elapsed =
+        rows(&place, "run/metrics.jsonl").iter().filter_map(|row| row["elapsed"].as_f64()).fold(0.0, f64::max);
+    assert!(
+        elapsed < all - 4.0 && elapsed > 0.0,
+        "{elapsed} s of training in {all} s, {before} of them before the stop"
+    );
 }
 
 #[test]
@@ -199,7 +211,9 @@ fn a_finished_run_says_so_and_changes_nothing() {
         }
     }
     assert_eq!(rows(&place, "run/metrics.jsonl").len(), steps(&rows(&place, "run/metrics.jsonl")).len());
-    let output = place.run(&format!("train {TINY} --lr 0.3 --steps 400 --set train.eval_every=2 --set train.patience=1 --save-dir early"));
+    let output = place.run(&format!(
+        "train {TINY} --lr 0.3 --steps 400 --set train.eval_every=2 --set train.patience=1 --save-dir early"
+    ));
     let stderr = text(&output.stderr);
     assert!(output.status.success() && stderr.contains("stopped early"), "{stderr}");
     let stderr = text(&place.run("train --resume early").stderr);
@@ -250,7 +264,10 @@ fn what_can_be_known_at_once_is_said_at_once() {
         refused(&format!("train {TINY} --minutes 0 --save-dir a {plan}"), &["--minutes 0", "above 0"]);
         refused(&format!("train {TINY} --steps 0 --save-dir a {plan}"), &["--steps 0", "above 0"]);
         refused(&format!("train {TINY} --steps 1 --lr 0 --save-dir a {plan}"), &["train.lr = 0", "above 0"]);
-        refused(&format!("train {TINY} --batch 65536 --set train.seq_len=65536 --steps 1 {plan}"), &["65536", "one update"]);
+        refused(
+            &format!("train {TINY} --batch 65536 --set train.seq_len=65536 --steps 1 {plan}"),
+            &["65536", "one update"],
+        );
         let large = "--set model.dim=8192 --set model.ffn_hidden=32768 --set model.blocks=128 --set train.seq_len=65536 --batch 1";
         refused(&format!("train --preset flash-tiny --data synthetic:300 {large} --steps 1 {plan}"), &["of memory"]);
     }
@@ -276,7 +293,8 @@ fn a_learning_rate_may_change_and_is_told() {
     assert!(output.status.success(), "{stderr}");
     assert!(stderr.contains("train.lr was") && stderr.contains("is 0.001 from here on"), "{stderr}");
     // A diverged run leaves something good to go on from, even where its only checkpoint was of the step that failed.
-    let flags = "--lr 10 --precision f32 --set model.block_norm=false --set train.clip=1000000 --set train.warmup_steps=0";
+    let flags =
+        "--lr 10 --precision f32 --set model.block_norm=false --set train.clip=1000000 --set train.warmup_steps=0";
     let args = format!("train {TINY} --steps 60 {flags} --set train.checkpoint_every=1 --save-dir bad");
     place.fails(&args, &["not a number", "last good checkpoint", "--lr"]);
     place.ok("train --resume bad --lr 0.001");
@@ -288,7 +306,7 @@ fn one_long_update_hears_ctrl_c() {
     let place = Place::new();
     // Thousands of passes to an update.
     let args = format!("train {TINY} --batch 65536 --steps 3 --set train.accumulation=8 --threads 1 --save-dir run");
-    let mut child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     while !place.path("run/run.json").exists() {
         assert!(began.elapsed().as_secs() < 60, "training does not begin");
