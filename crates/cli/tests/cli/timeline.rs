@@ -260,12 +260,15 @@ fn what_can_be_known_at_once_is_said_at_once() {
         assert!(!stderr.contains("text:") && !stderr.contains("vocabulary "), "after the text was read: {stderr}");
     };
     for plan in ["", "--dry-run"] {
-        refused(&format!("train {TINY} --steps 1 --vocab 10 --save-dir a {plan}"), &["vocabulary size 10", "257"]);
+        refused(
+            &format!("train {TINY} --steps 1 --set tokenizer.vocab=10 --save-dir a {plan}"),
+            &["vocabulary size 10", "257"],
+        );
         refused(&format!("train {TINY} --minutes 0 --save-dir a {plan}"), &["--minutes 0", "above 0"]);
         refused(&format!("train {TINY} --steps 0 --save-dir a {plan}"), &["--steps 0", "above 0"]);
         refused(&format!("train {TINY} --steps 1 --lr 0 --save-dir a {plan}"), &["train.lr = 0", "above 0"]);
         refused(
-            &format!("train {TINY} --batch 65536 --set train.seq_len=65536 --steps 1 {plan}"),
+            &format!("train {TINY} --set train.batch=65536 --set train.seq_len=65536 --steps 1 {plan}"),
             &["65536", "one update"],
         );
         let large = "--set model.dim=8192 --set model.ffn_hidden=32768 --set model.blocks=128 --set train.seq_len=65536 --batch 1";
@@ -305,7 +308,8 @@ fn a_learning_rate_may_change_and_is_told() {
 fn one_long_update_hears_ctrl_c() {
     let place = Place::new();
     // Thousands of passes to an update.
-    let args = format!("train {TINY} --batch 65536 --steps 3 --set train.accumulation=8 --threads 1 --save-dir run");
+    let args =
+        format!("train {TINY} --set train.batch=65536 --steps 3 --set train.accumulation=8 --threads 1 --save-dir run");
     let child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let began = Instant::now();
     while !place.path("run/run.json").exists() {
