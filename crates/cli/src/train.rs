@@ -14,9 +14,10 @@ use flashlm_train::data::DataError;
 use flashlm_train::log::console;
 use flashlm_train::run_folder::{CARD, CURVE, Claim, METRICS, RESULT, RunError, RunFolder};
 use flashlm_train::trainer::{self, Ending, Event, Inputs, Outcome, TrainError, Trainer, finished};
+use flashlm_train::what::{Unwanted, What, quoted};
 use toml::Value;
 
-use crate::common::{Status, counted, precision, quoted, say, set_all, threads, try_out};
+use crate::common::{Status, counted, precision, say, set_all, threads, try_out};
 use crate::plan;
 use crate::prepared::Prepared;
 use crate::signals::{INTERRUPTED, Stop};
@@ -195,14 +196,12 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         }
         Outcome::Interrupted => {
             let run = folder.path();
-            match trainer.saved_step() {
-                Some(0) | None => say!("interrupted before the first update; there is nothing to save"),
-                Some(step) => say!(
-                    "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
-                    run.display(),
-                    quoted(run)
-                ),
-            }
+            let step = trainer.saved_step().unwrap_or_default();
+            say!(
+                "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
+                run.display(),
+                quoted(run)
+            );
             Ok(ExitCode::from(INTERRUPTED))
         }
     }
@@ -234,17 +233,13 @@ struct Resume {
 impl Resume {
     /// One checkpoint folder, or the latest good one of a run.
     fn open(path: &Path) -> anyhow::Result<Resume> {
-        if path.join("checkpoint.json").is_file() {
-            return Ok(Resume { from: Checkpoint::open(path)?, run: None });
-        }
-        if !path.is_dir() {
-            let what = if path.exists() { "no folder" } else { "not there" };
-            bail!("{}: {what}; --resume takes the folder of a run or of one checkpoint", path.display());
-        }
-        let run = RunFolder::at(path);
-        let Some((from, skipped)) = run.latest()? else {
-            bail!("{}: no checkpoint in it; --resume takes the folder of a run or of one checkpoint", path.display());
+        let wanted = |found| Unwanted::new(path, "a run with a checkpoint, or one of its checkpoints", found);
+        let run = match What::of(path) {
+            What::Checkpoint { folder, .. } => return Ok(Resume { from: Checkpoint::open(&folder)?, run: None }),
+            What::Run { folder, checkpoints: 1.. } => RunFolder::at(&folder),
+            found => bail!(wanted(found)),
         };
+        let Some((from, skipped)) = run.latest()? else { bail!(wanted(What::of(path))) };
         for why in skipped {
             say!("passed over: {why}");
         }

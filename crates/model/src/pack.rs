@@ -19,7 +19,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use ::safetensors::tensor::{Dtype, TensorView};
 use flashlm_kernels::Exec;
@@ -32,7 +31,8 @@ use crate::io::safetensors::TensorFile;
 use crate::params::{Group, Layout};
 use crate::tok::{TokError, Tokenizer};
 
-const FORMAT: &str = "flashlm-packed";
+/// What stands under `format` in the metadata.
+pub const FORMAT: &str = "flashlm-packed";
 const VERSION: &str = "1";
 const TOKENIZER: &str = "tokenizer";
 const TABLE: &str = "embedding.weight";
@@ -534,18 +534,6 @@ fn shown(text: &str) -> String {
 
 fn divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { divisor(b, a % b) }
-}
-
-/// Whether the file says that it is a packed model; false too where it cannot be read.
-pub fn is_packed(path: &Path) -> bool {
-    use std::io::Read;
-    // Asked before opening: opening a named pipe would wait for ever.
-    if !path.is_file() {
-        return false;
-    }
-    let mut start = Vec::new();
-    let read = std::fs::File::open(path).map(|file| file.take(1 << 16).read_to_end(&mut start));
-    read.is_ok() && start.windows(FORMAT.len()).any(|part| part == FORMAT.as_bytes())
 }
 
 #[cfg(test)]

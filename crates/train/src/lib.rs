@@ -16,3 +16,4 @@ pub mod schedule;
 pub mod stage;
 pub mod stepper;
 pub mod trainer;
+pub mod what;

@@ -9,6 +9,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::older_activation_bits;
 use crate::optim::Tensor;
 use crate::run_folder::{RunError, RunFolder};
+use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
@@ -24,17 +25,14 @@ const MODEL: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 const SETTINGS: &str = "config.toml";
 /// What stands under `format` in the metadata.
-const FORMAT: &str = "flashlm";
+pub(crate) const FORMAT: &str = "flashlm";
 
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// There is nothing at the path.
-    #[error("{}: no such file or folder; expected a run folder, a checkpoint folder or a .safetensors file", path.display())]
-    Missing {
-        /// The path as given.
-        path: PathBuf,
-    },
+    /// Something else than a model.
+    #[error(transparent)]
+    Unwanted(#[from] Unwanted),
     /// A folder or file of another kind.
     #[error("{}: expected {expected}, found {found}; {mend}", path.display())]
     NotAModel {
@@ -121,9 +119,35 @@ pub enum LoadError {
     Pack(#[from] PackError),
 }
 
-/// A model for the packed runtime: of a file that `flashlm pack` wrote, or of whatever [`Model::load`] takes, packed in memory.
+/// What may be named as a model.
+const ANY: &str = "a model: a run, a checkpoint, a packed model, or a model file of FlashLM";
+/// What may be named where latent weights are needed.
+const LATENT: &str = "a model with latent weights: a run, a checkpoint, or a model file of FlashLM";
+
+/// A model in the form it was found in.
+pub enum Found {
+    /// With its latent weights.
+    Latent(Box<Model>),
+    /// As `flashlm pack` wrote it.
+    Packed(Box<PackedModel>),
+}
+
+impl Found {
+    /// Loads a packed model, or whatever [`Model::load`] takes.
+    pub fn load(path: &Path) -> Result<Found, LoadError> {
+        match What::of(path) {
+            What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
+            what => Ok(Found::Latent(Model::of(path, what, ANY)?.into())),
+        }
+    }
+}
+
+/// A model for the packed runtime: one that is packed, or whatever [`Model::load`] takes, packed in memory.
 pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
-    if pack::is_packed(path) { Ok(PackedModel::open(path)?) } else { Model::load(path)?.packed(cx) }
+    match Found::load(path)? {
+        Found::Packed(packed) => Ok(*packed),
+        Found::Latent(model) => model.packed(cx),
+    }
 }
 
 /// A model ready to run: parameters in the order of the layout that its config gives.
@@ -144,34 +168,21 @@ impl Model {
     /// Loads from a run folder (its best checkpoint, or where none is marked or good the latest good one), a checkpoint
     /// folder, or a `.safetensors` file with `tokenizer.json` beside it.
     pub fn load(path: &Path) -> Result<Model, LoadError> {
-        let about = match path.metadata() {
-            Ok(about) => about,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(LoadError::Missing { path: path.into() }),
-            Err(source) => return Err(IoError::Read { file: path.display().to_string(), source }.into()),
-        };
-        if !about.is_dir() {
-            return Self::from_file(path);
+        Self::of(path, What::of(path), LATENT)
+    }
+
+    fn of(path: &Path, what: What, wanted: &'static str) -> Result<Model, LoadError> {
+        match &what {
+            What::Model => return Self::from_file(path),
+            What::Checkpoint { folder, .. } => return Self::from_checkpoint(Checkpoint::open(folder)?),
+            What::Run { folder, checkpoints: 1.. } => {
+                if let Some(chosen) = RunFolder::at(folder).chosen()? {
+                    return Self::from_checkpoint(chosen);
+                }
+            }
+            _ => {}
         }
-        if path.join("checkpoint.json").exists() {
-            return Self::from_checkpoint(Checkpoint::open(path)?);
-        }
-        if !path.join("checkpoints").is_dir() {
-            return Err(LoadError::NotAModel {
-                path: path.into(),
-                expected: "a run folder (with `checkpoints`) or a checkpoint folder (with `checkpoint.json`)",
-                found: "neither".into(),
-                mend: "name the folder that `flashlm train` wrote to",
-            });
-        }
-        match RunFolder::at(path).chosen()? {
-            Some(chosen) => Self::from_checkpoint(chosen),
-            None => Err(LoadError::NotAModel {
-                path: path.into(),
-                expected: "a run with a checkpoint",
-                found: "none saved yet".into(),
-                mend: "let the run reach its first checkpoint",
-            }),
-        }
+        Err(Unwanted::new(path, wanted, what).into())
     }
 
     /// Number of its parameters.
@@ -206,26 +217,23 @@ impl Model {
     }
 
     fn from_file(path: &Path) -> Result<Model, LoadError> {
-        if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("safetensors")) {
-            return Err(LoadError::NotAModel {
-                path: path.into(),
-                expected: "a .safetensors file, a run folder or a checkpoint folder",
-                found: "another file".into(),
-                mend: "name one of those",
-            });
-        }
         let file = TensorFile::open(path)?;
-        let tokenizer_path = path.with_file_name(TOKENIZER);
-        if !tokenizer_path.exists() {
-            return Err(LoadError::NotAModel {
-                path: tokenizer_path,
-                expected: "the model's tokenizer",
-                found: "no such file".into(),
-                mend: "copy the tokenizer.json of its checkpoint beside the model file",
-            });
-        }
-        let tokenizer = read_limited(&tokenizer_path, 64 << 20)?;
-        Self::build(path, &file, (&tokenizer_path, &tokenizer), path.to_owned(), None, None)
+        let beside = path.with_file_name(TOKENIZER);
+        let tokenizer = match What::of(&beside) {
+            What::Tokenizer(_) => read_limited(&beside, 64 << 20)?,
+            What::Missing(_) => {
+                return Err(LoadError::NotAModel {
+                    path: beside,
+                    expected: "the model's tokenizer",
+                    found: "no such file".into(),
+                    mend: "copy the tokenizer.json of its checkpoint beside the model file",
+                });
+            }
+            found => {
+                return Err(Unwanted::new(&beside, "the tokenizer of the model beside it", found).into());
+            }
+        };
+        Self::build(path, &file, (&beside, &tokenizer), path.to_owned(), None, None)
     }
 
     fn build(
@@ -433,6 +441,7 @@ mod tests {
             let model = Model::load(path).unwrap();
             assert_eq!((model.path.as_path(), model.step, &model.config), (from, step, &config()));
             assert_eq!(model.params[..], layout(&config()).init::<f32>(seed)[..]);
+            // What lies beside a file may be anything's.
             assert_eq!((model.tokenizer.kind(), model.parameters()), ("bytes", layout(&config()).parameters()));
         };
         check(run.path(), &folders[1], 200, Some(200));
@@ -458,12 +467,12 @@ mod tests {
             let text = error(path);
             assert!(text.starts_with(&path.display().to_string()) && text.contains(part), "{text}");
         };
-        has(&at("none"), "no such file or folder; expected a run folder, a checkpoint folder or a .safetensors file");
-        has(folder.path(), "expected a run folder (with `checkpoints`)");
-        fs::create_dir(at("checkpoints")).unwrap();
-        has(folder.path(), "none saved yet");
+        has(&at("none"), "; expected a model with latent weights: a run, a checkpoint, or a model file of FlashLM");
+        has(folder.path(), "found an empty folder");
+        fs::write(at("run.json"), "{}").unwrap();
+        has(folder.path(), "found a run that has no checkpoint yet");
         fs::write(at("notes.txt"), "notes").unwrap();
-        has(&at("notes.txt"), "found another file");
+        has(&at("notes.txt"), "found text; to train on it: flashlm train --data ");
         for (name, text) in [("a.safetensors", "a text that is long enough to be one"), ("b.safetensors", "")] {
             fs::write(at(name), text).unwrap();
             has(&at(name), "expected");
@@ -475,8 +484,15 @@ mod tests {
         has(&file, &format!("found {}; it was cut short", whole.len() - 9));
         fs::write(&file, &whole).unwrap();
         assert!(Model::load(&file).is_ok());
-        fs::write(at(TOKENIZER), "{}").unwrap();
-        assert!(error(&file).contains("needs the tokenizer.json it was trained with"));
+        for (bytes, part) in [
+            ("{}", "expected the tokenizer of the model beside it, found a JSON file that is no tokenizer"),
+            ("version https://git-lfs.github.com/spec/v1\n", "found a git LFS pointer"),
+            ("{\"model\":{}}", "needs the tokenizer.json it was trained with"),
+            ("{\"model\":{\"type\":\"Unigram\"}}", "type is Unigram"),
+        ] {
+            fs::write(at(TOKENIZER), bytes).unwrap();
+            assert!(error(&file).contains(part), "{}", error(&file));
+        }
         let other = Tokenizer::train_frequency(["a b c d e"].into_iter(), 9).unwrap();
         fs::write(at(TOKENIZER), other.to_json()).unwrap();
         let said = format!("model.vocab_size = 257: must be {}, as its tokenizer has", other.vocab_size());
@@ -527,9 +543,9 @@ mod tests {
         type Edit = fn(&mut Vec<TensorRef>, &mut BTreeMap<String, String>);
         let edited = |edit: Edit| write(&file, &config(), edit);
         edited(|_, metadata| metadata.clear());
-        has("metadata `format`: expected `flashlm`, found nothing");
+        has("found a safetensors file of another program (no format, 18 tensors)");
         edited(|_, metadata| drop(metadata.insert("format".into(), "pt".into())));
-        has("found \"pt\"");
+        has("found a safetensors file of another program (format \"pt\", 18 tensors)");
         edited(|_, metadata| drop(metadata.remove("config")));
         has("metadata `config`: expected a model's sizes and switches as JSON, found nothing");
         edited(|_, metadata| drop(metadata.insert("config".into(), "{\"dim\":16}".into())));
@@ -577,8 +593,10 @@ mod tests {
             if older {
                 without(&mut metadata);
             }
-            let mut parts =
-                vec![Part::Tensors { file: MODEL, tensors, metadata }, Part::Bytes { file: TOKENIZER, data: &tokenizer }];
+            let mut parts = vec![
+                Part::Tensors { file: MODEL, tensors, metadata },
+                Part::Bytes { file: TOKENIZER, data: &tokenizer },
+            ];
             parts.extend(settings.map(|data| Part::Bytes { file: SETTINGS, data }));
             let saved = save(&run, 1, &parts).unwrap();
             if settings.is_none() {

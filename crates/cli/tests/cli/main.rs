@@ -10,10 +10,12 @@ mod hub;
 mod hub_server;
 #[cfg(target_os = "linux")]
 mod kills;
+mod paths;
 mod resume;
 #[cfg(target_os = "linux")]
 mod shim;
 mod story;
+mod timeline;
 
 #[cfg(not(target_os = "linux"))]
 #[test]

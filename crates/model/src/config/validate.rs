@@ -53,7 +53,9 @@ impl ModelConfig {
         let capped = cap == 0.0 || (1.0..=1000.0).contains(&cap);
         check(capped, || ConfigError::new("logit_softcap", cap, expected))?;
         let bits = self.activation_bits;
-        check(matches!(bits, 0 | 8), || ConfigError::new("activation_bits", bits, "0 (float activations) or 8 (int8)"))?;
+        check(matches!(bits, 0 | 8), || {
+            ConfigError::new("activation_bits", bits, "0 (float activations) or 8 (int8)")
+        })?;
         let mixers = self.pattern.len();
         check(mixers <= 128, || ConfigError::new("pattern", format!("[{mixers} mixers]"), "of at most 128 mixers"))?;
         for (key, name) in [("mixer", &self.mixer)].into_iter().chain(self.pattern.iter().map(|name| ("pattern", name)))
@@ -135,7 +137,8 @@ impl ModelConfig {
                 Some(left) => ("attention.window", window, format!("at most {}", left / (attention / window))),
                 None => ("delta.heads", self.delta.heads, "larger".into()),
             };
-            let why = format!("{mend}: the blocks of a model remember at most {MAX_NUMBERS} numbers of a text, now {all}");
+            let why =
+                format!("{mend}: the blocks of a model remember at most {MAX_NUMBERS} numbers of a text, now {all}");
             return Err(ConfigError::new(key, found, why));
         }
         Ok(())
@@ -207,9 +210,8 @@ mod tests {
         for (name, config) in shapes() {
             let noise = Noise::new(config);
             assert_eq!(noise.config.parameters(), noise.layout.parameters(), "{name}");
-            let state: usize = (0..noise.config.blocks)
-                .map(|i| mixer::sizes(noise.config.mixer_of(i), &noise.config).1)
-                .sum();
+            let state: usize =
+                (0..noise.config.blocks).map(|i| mixer::sizes(noise.config.mixer_of(i), &noise.config).1).sum();
             // Four bytes a number, and those of the count before.
             assert_eq!(4 * state + 4, noise.model.stream().save().len(), "{name}");
         }

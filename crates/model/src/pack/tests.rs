@@ -368,16 +368,12 @@ fn no_flipped_bit_is_a_panic_or_goes_unnoticed() {
 }
 
 #[test]
-fn packed_files_are_told_from_others() {
+fn a_file_that_was_cut_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.safetensors");
-    assert!(!is_packed(&path) && !is_packed(dir.path()));
     std::fs::write(&path, &kinds()[0].bytes).unwrap();
-    assert!(is_packed(&path));
     assert!(PackedModel::open(&path).is_ok());
     std::fs::write(&path, &kinds()[0].bytes[..500]).unwrap();
     let text = PackedModel::open(&path).map(|_| ()).unwrap_err().to_string();
     assert!(text.starts_with(&path.display().to_string()), "{text}");
-    std::fs::write(&path, "no model").unwrap();
-    assert!(!is_packed(&path));
 }

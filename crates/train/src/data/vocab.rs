@@ -14,6 +14,7 @@ use super::cache::Progress;
 use super::source::Source;
 use super::split::Split;
 use crate::atomic;
+use crate::what::{Unwanted, What};
 use flashlm_model::io::read_limited;
 use flashlm_model::tok::{TokError, Tokenizer};
 use std::fmt;
@@ -58,7 +59,7 @@ impl FromStr for TokenizerChoice {
             "frequency" => Ok(TokenizerChoice::Frequency),
             "bpe" => Ok(TokenizerChoice::Bpe),
             "bytes" => Ok(TokenizerChoice::Bytes),
-            path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).is_file() => {
+            path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).exists() => {
                 Ok(TokenizerChoice::File(path.into()))
             }
             found => Err(DataError::TokenizerChoice { found: found.to_string() }),
@@ -108,7 +109,7 @@ pub fn tokenizer(
 ) -> Result<Tokenizer, DataError> {
     let (kind, max_stories) = match choice {
         TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
-        TokenizerChoice::File(path) => return Ok(Tokenizer::load(path)?),
+        TokenizerChoice::File(path) => return of_file(path),
         TokenizerChoice::Frequency => ("frequency", stories.max(1)),
         TokenizerChoice::Bpe => ("bpe", usize::MAX),
     };
@@ -123,6 +124,14 @@ pub fn tokenizer(
     };
     keep(&path, &trained)?;
     Ok(trained)
+}
+
+/// The tokenizer of a file.
+pub fn of_file(path: &Path) -> Result<Tokenizer, DataError> {
+    match What::of(path) {
+        What::Tokenizer(_) => Ok(Tokenizer::load(path)?),
+        found => Err(Unwanted::new(path, "the file of a tokenizer, such as tokenizer.json", found).into()),
+    }
 }
 
 fn vocab_path(

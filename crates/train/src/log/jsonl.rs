@@ -8,6 +8,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
+use flashlm_model::io::{self as model_io, IoError, not_a_file};
+
 use super::{Append, LogError, Row};
 use crate::atomic;
 use crate::progress::Best;
@@ -24,6 +26,10 @@ pub struct Metrics {
 impl Metrics {
     /// Starts an empty file, in the place of one that is there.
     pub fn create(path: &Path) -> Result<Self, LogError> {
+        // Opening a named pipe would wait for ever.
+        if let Some(found) = path.metadata().ok().and_then(|about| not_a_file(&about)) {
+            return Err(IoError::NotAFile { file: path.display().to_string(), found }.into());
+        }
         File::create(path).map_err(LogError::io("create", path))?;
         Self::open(path)
     }
@@ -116,7 +122,7 @@ fn too_long(path: &Path, line: u64) -> LogError {
 
 /// Calls `f` with the number, the bytes (without `\n`) and the row of every whole line; of a torn last one it hears nothing.
 fn lines(path: &Path, mut f: impl FnMut(u64, &[u8], Result<Row, Bad>) -> Result<(), LogError>) -> Result<(), LogError> {
-    let mut reader = BufReader::new(File::open(path).map_err(LogError::io("open", path))?);
+    let mut reader = BufReader::new(model_io::open(path)?.0);
     let mut buffer = Vec::new();
     for line in 1u64.. {
         buffer.clear();
