@@ -144,10 +144,12 @@ impl Trainer<'_> {
         }
         let moved = self.inputs.claim.abandon_after(step)?;
         let fork = !moved.is_empty();
+        let (log, aside) = (folder.file(METRICS), folder.file(ABANDONED_METRICS));
         for path in moved {
             self.notes.push(format!("set aside, since the run goes on from step {step}: now {}", path.display()));
         }
-        match Metrics::resume(&folder.file(METRICS), step, &folder.file(ABANDONED_METRICS), fork) {
+        // Once more, since a moment's failure is no reason to be without a log.
+        match Metrics::resume(&log, step, &aside).or_else(|_| Metrics::resume(&log, step, &aside)) {
             Ok((metrics, rows)) => {
                 self.metrics = Some(metrics);
                 self.state.validated = self.state.validated.or(rows.validated);
@@ -159,6 +161,8 @@ impl Trainer<'_> {
                     ));
                 }
             }
+            // The rows of two lines would be mixed.
+            Err(error) if fork => return Err(error.into()),
             Err(error) => {
                 self.notes.push(format!("the log cannot be gone on with, training goes on without it: {error}"))
             }

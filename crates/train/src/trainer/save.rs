@@ -70,7 +70,7 @@ impl Trainer<'_> {
                 wait = (2 * wait).min(WAIT[1]);
             }
             if tries > 0 {
-                tell(Event::Note(&format!("step {step} is saved now; the run goes on")));
+                tell(Event::Note(&format!("the checkpoint of step {step} could be written now; the run goes on")));
             }
             self.saved.key = key;
             let protect: Vec<u64> = self.resumed.into_iter().chain([step]).collect();
