@@ -61,7 +61,7 @@ fn a_step_back_sets_the_later_steps_aside() {
     let aside = steps(&rows(&place, "run/metrics.abandoned.jsonl"));
     assert!(aside.is_sorted() && aside.first() == Some(&15) && aside.last() == Some(&30), "{aside:?}");
     let info = json(&place.ok("info run --json"));
-    let listed: Vec<u64> = info["set aside"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).collect();
+    let listed: Vec<u64> = info["set_aside"].as_array().unwrap().iter().map(|c| c["step"].as_u64().unwrap()).collect();
     assert_eq!(listed, [20, 30], "{info}");
     assert_eq!(info["step"], 25, "{info}");
     // What was set aside can be used, and gone on from in a folder of its own.
@@ -258,7 +258,7 @@ fn what_can_be_known_at_once_is_said_at_once() {
     let place = Place::new();
     let refused = |args: &str, words: &[&str]| {
         let stderr = place.fails(args, words);
-        assert!(!stderr.contains("text:") && !stderr.contains("vocabulary "), "after the text was read: {stderr}");
+        assert!(!stderr.contains("text:") && !stderr.contains("validation:"), "after the text was read: {stderr}");
     };
     for plan in ["", "--dry-run"] {
         refused(
