@@ -150,6 +150,10 @@ impl Trainer<'_> {
 
     /// Writes a row to the log and to TensorBoard.
     pub(super) fn log(&mut self, row: &Row, tell: Tell) {
+        if let (None, Some(step)) = (&self.metrics, self.resumed) {
+            let opened = self.open_log(step).map(drop);
+            self.aside("going on with metrics.jsonl", opened, tell);
+        }
         let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(row));
         self.aside("writing metrics.jsonl", written, tell);
         let written = self.events.as_mut().map_or(Ok(()), |events| events.append(row));
