@@ -82,7 +82,9 @@ impl Estimate {
         let tokens = sequences as u64 * seq_len as u64;
         // The GLU and, of each mixer, at least three square matrices.
         let block = (3 * m.dim * (m.ffn_hidden + m.dim)) as f64;
-        let weights = m.blocks as f64 * block + (m.vocab_size * m.dim) as f64;
+        // A vocabulary that is still to be made has at most the size that is aimed for.
+        let vocab = m.vocab_size.min(settings.tokenizer.vocab);
+        let weights = m.blocks as f64 * block + (vocab * m.dim) as f64;
         // Forward, and backward twice as much: the same of each weight for each token.
         let operations = 6.0 * weights * tokens as f64;
         // Parameters, gradients and two moments; of each row of a pass the stream, and what a block keeps in two bytes.
@@ -203,7 +205,7 @@ mod tests {
         (settings.train.batch, settings.train.seq_len) = (65_536, 65_536);
         let error = check(&settings, 1 << 50).unwrap_err();
         // 2^32 tokens, six operations for each of a million weights, 10^11 a second on each thread: more than 30 hours.
-        let hours: f64 = error.split("would take ").nth(1).and_then(|e| e.split('d').next()).unwrap().parse().unwrap();
-        assert!((1.0..=2.0).contains(&hours) && error.contains("4,294,967,296 tokens"), "{error}");
+        let days: f64 = error.split("would take ").nth(1).and_then(|e| e.split('d').next()).unwrap().parse().unwrap();
+        assert!((1.0..=2.0).contains(&days) && error.contains("4,294,967,296 tokens"), "{error}");
     }
 }
