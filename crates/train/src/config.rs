@@ -582,7 +582,10 @@ mod tests {
         assert!(older("4").unwrap_err().to_string().contains("model.activation_bits = 4: must be 0"));
         // What is asked for now is asked for by its name.
         let error = Layers::defaults().set("train.activation_bits", "8").unwrap_err().to_string();
-        assert!(error.contains("unknown key `train.activation_bits`; did you mean `model.activation_bits`?"), "{error}");
+        assert!(
+            error.contains("unknown key `train.activation_bits`; did you mean `model.activation_bits`?"),
+            "{error}"
+        );
     }
 
     #[test]

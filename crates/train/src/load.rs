@@ -576,8 +576,10 @@ mod tests {
             if older {
                 without(&mut metadata);
             }
-            let mut parts =
-                vec![Part::Tensors { file: MODEL, tensors, metadata }, Part::Bytes { file: TOKENIZER, data: &tokenizer }];
+            let mut parts = vec![
+                Part::Tensors { file: MODEL, tensors, metadata },
+                Part::Bytes { file: TOKENIZER, data: &tokenizer },
+            ];
             parts.extend(settings.map(|data| Part::Bytes { file: SETTINGS, data }));
             let saved = save(&run, 1, &parts).unwrap();
             if settings.is_none() {

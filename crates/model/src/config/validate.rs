@@ -53,7 +53,9 @@ impl ModelConfig {
         let capped = cap == 0.0 || (1.0..=1000.0).contains(&cap);
         check(capped, || ConfigError::new("logit_softcap", cap, expected))?;
         let bits = self.activation_bits;
-        check(matches!(bits, 0 | 8), || ConfigError::new("activation_bits", bits, "0 (float activations) or 8 (int8)"))?;
+        check(matches!(bits, 0 | 8), || {
+            ConfigError::new("activation_bits", bits, "0 (float activations) or 8 (int8)")
+        })?;
         let mixers = self.pattern.len();
         check(mixers <= 128, || ConfigError::new("pattern", format!("[{mixers} mixers]"), "of at most 128 mixers"))?;
         for (key, name) in [("mixer", &self.mixer)].into_iter().chain(self.pattern.iter().map(|name| ("pattern", name)))
@@ -135,7 +137,8 @@ impl ModelConfig {
                 Some(left) => ("attention.window", window, format!("at most {}", left / (attention / window))),
                 None => ("delta.heads", self.delta.heads, "larger".into()),
             };
-            let why = format!("{mend}: the blocks of a model remember at most {MAX_NUMBERS} numbers of a text, now {all}");
+            let why =
+                format!("{mend}: the blocks of a model remember at most {MAX_NUMBERS} numbers of a text, now {all}");
             return Err(ConfigError::new(key, found, why));
         }
         Ok(())
@@ -152,6 +155,9 @@ impl ModelConfig {
 
 #[cfg(test)]
 mod tests {
+    use flashlm_kernels::ops::{rmsnorm_backward, rmsnorm_forward};
+    use flashlm_kernels::{Exec, Isa};
+
     use super::*;
     use crate::config::{AttentionConfig, DeltaConfig};
     use crate::infer::testing::{Noise, shapes};
@@ -183,6 +189,19 @@ mod tests {
     }
 
     #[test]
+    fn a_row_of_zeros_has_a_norm_at_the_least_epsilon() {
+        let cx = &Exec::new(Isa::Scalar, 1);
+        let run = |eps| {
+            let (x, scale) = ([0f32; 4], [1f32; 4]);
+            let (mut y, mut dx, mut dscale) = ([f32::NAN; 4], [f32::NAN; 4], [0f32; 4]);
+            rmsnorm_forward(cx, &mut y, &x, &scale, eps, (1, 4));
+            rmsnorm_backward(cx, &mut dx, &mut dscale, &scale, &x, &scale, eps, (1, 4), false);
+            y.iter().chain(&dx).chain(&dscale).all(|x| x.is_finite())
+        };
+        assert!(run(1e-12) && !run(1e-90));
+    }
+
+    #[test]
     fn the_whole_has_a_largest_size() {
         // A block: 3 D^2 of the mixer with its 8 taps, 3 D F, two norms. Six of them and the table are 947,179,520.
         let said = error(|c| (c.dim, c.ffn_hidden, c.blocks) = (4096, 8192, 128));
@@ -207,9 +226,8 @@ mod tests {
         for (name, config) in shapes() {
             let noise = Noise::new(config);
             assert_eq!(noise.config.parameters(), noise.layout.parameters(), "{name}");
-            let state: usize = (0..noise.config.blocks)
-                .map(|i| mixer::sizes(noise.config.mixer_of(i), &noise.config).1)
-                .sum();
+            let state: usize =
+                (0..noise.config.blocks).map(|i| mixer::sizes(noise.config.mixer_of(i), &noise.config).1).sum();
             // Four bytes a number, and those of the count before.
             assert_eq!(4 * state + 4, noise.model.stream().save().len(), "{name}");
         }
