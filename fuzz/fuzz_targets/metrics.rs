@@ -1,0 +1,45 @@
+//! `metrics.jsonl` from any bytes: rows or an error; rows can be drawn, and a run that goes on keeps those up to its step.
+#![no_main]
+
+use flashlm_fuzz::{file, seed};
+use flashlm_train::log::jsonl::{Metrics, read};
+use flashlm_train::log::svg::{Axis, Options, Series, draw};
+use libfuzzer_sys::fuzz_target;
+
+/// Where a run goes on.
+const STEP: u64 = 20;
+
+fn seeds() -> [Vec<u8>; 2] {
+    let train = |step: u64, loss: &str, more: &str| {
+        format!(
+            "{{\"kind\":\"train\",\"step\":{step},\"loss\":{loss},\"lr\":1e-3,\"grad_norm\":null,\"tokens\":{},\
+             \"tokens_per_second\":9.5,\"elapsed\":{step}.5,\"epoch\":0.25,\"seq_len\":{}{more}}}\n",
+            step * 1000,
+            8 * step
+        )
+    };
+    let eval = "{\"kind\":\"eval\",\"step\":20,\"tokens\":20000,\"elapsed\":3.25,\"loss\":2.5,\"bpb\":1.25,\"best\":true}\n";
+    let sample = "{\"kind\":\"sample\",\"step\":25,\"prompt\":\"Once\",\"text\":\" upon\\n\"}\n";
+    let plain = train(10, "5.5", "") + &train(20, "null", "") + eval + &train(30, "-4e29", "") + sample + "{\"kind\"";
+    let staged = |stage: u64, name: &str| format!(",\"stage\":{stage},\"sources\":{{\"{name}\":0.5}}");
+    let mixed = train(10, "5", &staged(1, "a")) + &train(20, "4", &staged(2, "b")) + eval + &train(30, "3", &staged(2, "c"));
+    [plain, mixed].map(String::into_bytes)
+}
+
+fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
+    let path = file("metrics.jsonl", bytes);
+    let Ok(rows) = read(&path) else { return };
+    let series = [Series::new("fuzz".into(), rows.clone()), Series::new("<again>".into(), rows.clone())];
+    for axis in [Axis::Tokens, Axis::Elapsed] {
+        for runs in [&series[..1], &series] {
+            let options = Options { title: "fuzz".into(), axis, entropy_bound: Some(1.0) };
+            let picture = draw(runs, &options);
+            assert!(!picture.contains("NaN") && !picture.contains("inf"), "a place that is no number");
+        }
+    }
+    drop(Metrics::resume(&path, STEP).expect("rows that could be read"));
+    // NaN is not itself, so rows are compared as text.
+    let kept: Vec<String> = rows.iter().filter(|row| row.step() <= STEP).map(|row| format!("{row:?}")).collect();
+    let again = read(&path).expect("rows that were kept");
+    assert_eq!(again.iter().map(|row| format!("{row:?}")).collect::<Vec<_>>(), kept);
+});
