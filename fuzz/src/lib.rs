@@ -69,7 +69,7 @@ pub fn run(model: PackedModel) {
     }
     let (last, model) = ((c.vocab_size - 1) as u16, Arc::new(model));
     let mut stream = model.stream();
-    let mut engine = Engine::new(model.clone(), Exec::new(Isa::Scalar, 1), 4);
+    let mut engine = Engine::new(model.clone(), Exec::new(Isa::SCALAR, 1), 4);
     engine.prefill(&mut stream, &[0, last, 1]);
     engine.step(std::slice::from_mut(&mut stream), &[last]);
     if let Some(mut again) = model.restore(&stream.save()) {

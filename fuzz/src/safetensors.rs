@@ -18,7 +18,7 @@ pub fn small(i: usize) -> (ModelConfig, Layout) {
 
 /// What everything runs on.
 pub fn exec() -> Exec {
-    Exec::new(Isa::Scalar, 1)
+    Exec::new(Isa::SCALAR, 1)
 }
 
 /// Header and data; `None` of what is too short.

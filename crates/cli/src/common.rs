@@ -2,16 +2,20 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
+use flashlm_model::io::not_a_file;
 use flashlm_train::config::Layers;
 use flashlm_train::data::DataError;
 use flashlm_train::data::hub::Client;
 use flashlm_train::data::source::Source;
 use flashlm_train::log::console::{bytes, duration};
+use flashlm_train::what::What;
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -30,15 +34,28 @@ pub(crate) use {out, say};
 
 /// Writes to stdout at once; see `out!`.
 pub fn write_out(text: std::fmt::Arguments, newline: bool) {
-    let mut stdout = std::io::stdout().lock();
-    let written = stdout.write_fmt(text).and_then(|()| if newline { stdout.write_all(b"\n") } else { Ok(()) });
-    if let Err(error) = written.and_then(|()| stdout.flush()) {
+    if let Err(error) = try_out(text, newline) {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
         say!("error: cannot write to standard output: {error}");
         std::process::exit(1);
     }
+}
+
+/// Writes to stdout at once.
+pub fn try_out(text: std::fmt::Arguments, newline: bool) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_fmt(text)?;
+    if newline {
+        stdout.write_all(b"\n")?;
+    }
+    stdout.flush()
+}
+
+/// A number with its noun: `1 thread`, `2 threads`.
+pub fn counted(n: u64, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// The number of threads: the flag, else `FLASHLM_THREADS`, else the processors of this process.
@@ -88,6 +105,25 @@ pub fn open_source(spec: &str, seed: u64, offline: bool, stop: &dyn Fn() -> bool
     Ok(fetched?)
 }
 
+/// That an output of `flag` may be written: nothing is there, or a file that `--force` replaces, or the curve that training
+/// itself drew in the folder of its run.
+pub fn may_write(output: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
+    let at = output.display();
+    // A link that leads nowhere is something, too.
+    if output.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    if let Some(found) = output.metadata().ok().and_then(|about| not_a_file(&about)) {
+        bail!("{at} is {found}, not a file; name another with {flag}");
+    }
+    let folder = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let own = || output.ends_with("curve.svg") && matches!(What::of(folder), What::Run { .. });
+    if force || own() {
+        return Ok(());
+    }
+    bail!("{at} is there already; name another file with {flag}, or replace it with --force")
+}
+
 /// Lays every `--set KEY=VALUE` over the settings.
 pub fn set_all(layers: &mut Layers, settings: &[String]) -> anyhow::Result<()> {
     for setting in settings {
@@ -108,43 +144,108 @@ pub fn precision(text: &str) -> Result<Precision, String> {
 
 /// One line of status on stderr, redrawn in place on a terminal, a line now and then elsewhere.
 pub struct Status {
+    stderr: Box<dyn Write>,
     terminal: bool,
     shown: bool,
-    last: Option<std::time::Instant>,
+    last: Option<Instant>,
+    /// Where stderr is no terminal: what was to be shown since the last line that was.
+    newer: Option<String>,
 }
 
 impl Status {
     /// Nothing shown yet.
     pub fn new() -> Self {
-        Status { terminal: std::io::IsTerminal::is_terminal(&std::io::stderr()), shown: false, last: None }
+        Self::on(Box::new(std::io::stderr()), std::io::IsTerminal::is_terminal(&std::io::stderr()))
     }
 
-    /// Replaces the line. Where stderr is no terminal, at most one line in ten seconds is written.
+    fn on(stderr: Box<dyn Write>, terminal: bool) -> Self {
+        Status { stderr, terminal, shown: false, last: (!terminal).then(Instant::now), newer: None }
+    }
+
+    /// Replaces the line. Where stderr is no terminal, one line in ten seconds is written, the first after ten.
     pub fn show(&mut self, line: &str) {
-        let mut stderr = std::io::stderr().lock();
-        let recently = |seconds| self.last.is_some_and(|last| last.elapsed().as_secs_f64() < seconds);
-        if self.terminal && !recently(0.1) {
-            let _ = write!(stderr, "\r\x1b[2K{line}").and_then(|()| stderr.flush());
-            self.shown = true;
-        } else if !self.terminal && !recently(10.0) {
-            let _ = writeln!(stderr, "{line}");
-        } else {
+        let seconds = if self.terminal { 0.1 } else { 10.0 };
+        if self.last.is_some_and(|last| last.elapsed().as_secs_f64() < seconds) {
+            self.newer = (!self.terminal).then(|| line.to_string());
             return;
         }
-        self.last = Some(std::time::Instant::now());
+        if self.terminal {
+            self.write(&format!("\r\x1b[2K{line}"));
+        } else {
+            self.write(&format!("{line}\n"));
+        }
+        (self.shown, self.last, self.newer) = (true, Some(Instant::now()), None);
     }
 
     /// Writes a line that stays.
     pub fn note(&mut self, line: &str) {
         self.clear();
-        say!("{line}");
+        self.write(&format!("{line}\n"));
     }
 
-    /// Removes the line.
+    /// Removes the line. Where lines cannot be removed, the newest one follows, so that the last word is no stale one.
     pub fn clear(&mut self) {
-        if std::mem::take(&mut self.shown) {
-            let mut stderr = std::io::stderr().lock();
-            let _ = write!(stderr, "\r\x1b[2K").and_then(|()| stderr.flush());
+        let newer = self.newer.take();
+        match newer.filter(|_| self.shown) {
+            Some(line) => self.write(&format!("{line}\n")),
+            None if self.shown && self.terminal => self.write("\r\x1b[2K"),
+            None => {}
         }
+        self.shown = false;
+    }
+
+    /// A closed stderr is no reason to stop.
+    fn write(&mut self, text: &str) {
+        let _ = self.stderr.write_all(text.as_bytes()).and_then(|()| self.stderr.flush());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Log(Rc<RefCell<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_ends_with_the_newest_line_and_a_short_one_has_none() {
+        let log = Log::default();
+        let text = || String::from_utf8(log.0.borrow().clone()).unwrap();
+        let mut status = Status::on(Box::new(log.clone()), false);
+        status.show("eval 50 %");
+        status.clear();
+        assert_eq!(text(), "");
+        status.last = Instant::now().checked_sub(Duration::from_secs(11));
+        status.show("eval 50 %");
+        status.show("eval 60 %");
+        status.show("eval 100 %");
+        status.clear();
+        status.clear();
+        assert_eq!(text(), "eval 50 %\neval 100 %\n");
+        status.note("done");
+        assert_eq!(text(), "eval 50 %\neval 100 %\ndone\n");
+    }
+
+    #[test]
+    fn a_terminal_shows_at_once_and_is_left_clean() {
+        let log = Log::default();
+        let mut status = Status::on(Box::new(log.clone()), true);
+        status.show("a");
+        status.show("b");
+        status.clear();
+        assert_eq!(*log.0.borrow(), b"\r\x1b[2Ka\r\x1b[2K");
     }
 }

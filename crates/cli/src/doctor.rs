@@ -80,10 +80,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         report.add(&key, text, value);
     }
     let precision = Precision::Auto.resolve(isa);
-    let why = match (isa.name(), precision) {
-        ("amx", _) => "tile registers",
-        (_, Precision::Bf16) => "its products were timed, and are faster by more than a third",
-        ("avx512bf16", _) => "products of bf16 were timed, and are not faster by a third",
+    let why = match precision {
+        _ if isa.has_tiles() => "tile registers",
+        Precision::Bf16 => "its products were timed, and are faster by more than a third",
+        _ if isa.has_bf16() => "products of bf16 were timed, and are not faster by a third",
         _ => "this instruction set has no products of bf16",
     };
     let text = format!("{}: {why}; --precision takes another", precision.name());

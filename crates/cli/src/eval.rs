@@ -8,13 +8,13 @@ use std::time::Instant;
 
 use anyhow::bail;
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, PackedModel, Precision, pack};
+use flashlm_model::{Engine, Precision};
 use flashlm_train::data::source::{Source, SourceReport};
 use flashlm_train::eval::Stories;
 use flashlm_train::eval::bpb::{
     self, EvalError, Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums,
 };
-use flashlm_train::load::Model;
+use flashlm_train::load::Found;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
@@ -24,7 +24,7 @@ use crate::common::{Status, exec, open_source, out, precision, say};
 const ROWS: usize = 2048;
 /// Most rows of one pass of the packed runtime, a thread.
 const PACKED_ROWS: usize = 64;
-/// How far the packed model may be from its latent weights without a word.
+/// How far the packed model may be above its latent weights without a word.
 const APART: f64 = 0.005;
 /// Tokens that are read before they are scored; bounds the memory for any size of data.
 const PART: usize = 1 << 20;
@@ -67,11 +67,11 @@ enum Protocol {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
-    let latent = if pack::is_packed(&args.model) { None } else { Some(Model::load(&args.model)?) };
-    let packed = Arc::new(match &latent {
-        Some(model) => model.packed(&cx)?,
-        None => PackedModel::open(&args.model)?,
-    });
+    let (packed, latent) = match Found::load(&args.model)? {
+        Found::Latent(model) => (model.packed(&cx)?, Some(*model)),
+        Found::Packed(packed) => (*packed, None),
+    };
+    let packed = Arc::new(packed);
     let source = open_source(&args.data, 0, args.offline, &|| false)?;
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
@@ -80,11 +80,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => say!("model {from}"),
     }
     let mut lm = latent.as_ref().map(|model| precision.build(&model.config, ROWS, false)).transpose()?;
-    // As the run was trained for.
-    let activation_bits = latent.as_ref().map_or(Ok(0), Model::activation_bits)?;
-    if let Some(lm) = &mut lm {
-        lm.set_activation_bits(activation_bits);
-    }
+    let activation_bits = latent.as_ref().map_or(0, |model| model.config.activation_bits);
     let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
     let mut float = match (&latent, &mut lm) {
         (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
@@ -112,7 +108,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let apart = bits.get(1).map(|latent| bits[0] / latent - 1.0);
     if let (Some(apart), Some(latent)) = (apart, bits.get(1)) {
-        let why = if apart.abs() <= APART || activation_bits == 8 { "" } else { WHY };
+        let why = why(apart, activation_bits);
         let kept = if activation_bits == 8 { "int8" } else { precision.name() };
         rows.insert(
             1,
@@ -151,9 +147,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Said where the two are far apart.
-const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; train.activation_bits=8 \
+/// Said where the packed model is that much worse.
+const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; model.activation_bits=8 \
                    trains for them";
+
+/// What explains the share by which the packed model is above its latent weights; nothing explains a share below.
+fn why(apart: f64, activation_bits: u32) -> &'static str {
+    if apart > APART && activation_bits != 8 { WHY } else { "" }
+}
 
 type Rows = Vec<(&'static str, String)>;
 
@@ -291,5 +292,19 @@ impl Progress {
     fn end_part(&mut self, part: usize, read: f64) {
         self.before = (self.before.0 + self.times * part, read);
         self.status.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_explained_and_a_gain_is_not() {
+        for (apart, bits, explained) in
+            [(0.02, 0, true), (-0.02, 0, false), (0.02, 8, false), (0.004, 0, false), (-0.0072, 0, false)]
+        {
+            assert_eq!(!why(apart, bits).is_empty(), explained, "{apart} {bits}");
+        }
     }
 }

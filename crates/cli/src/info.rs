@@ -1,124 +1,97 @@
-//! `flashlm info`: what a run, checkpoint, model, token cache or tokenizer is.
+//! `flashlm info`: what a run, checkpoint, model, tokenizer, token cache, prepared folder or text is.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use flashlm_model::io::read_limited;
+use flashlm_model::io::safetensors::Header;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{LanguageModel, Lm};
-use flashlm_train::checkpoint;
+use flashlm_model::{LanguageModel, Lm, ModelConfig, PackedModel};
 use flashlm_train::config::ternary_share;
 use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::Model;
 use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::log::{EvalRow, Row, jsonl};
+use flashlm_train::run_folder::{METRICS, RunFolder};
+use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
 
+use crate::data::summary;
 use crate::report::Report;
-
-/// The log in a run folder.
-pub const METRICS: &str = "metrics.jsonl";
 
 /// Say what a file or folder is, and what is in it
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run folder, checkpoint folder, .safetensors file, token cache (.tok) or tokenizer.json
+    /// Run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, log, test vectors or text
     path: PathBuf,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What a path turns out to be.
-enum Kind {
-    Run,
-    Checkpoint,
-    Model,
-    Tokens,
-    Tokenizer,
-    Text,
-}
-
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = &args.path;
     let mut report = Report::default();
-    match recognise(path)? {
-        Kind::Run => about_run(path, &mut report)?,
-        Kind::Checkpoint => about_model(path, "checkpoint", &mut report)?,
-        Kind::Model => about_model(path, "model", &mut report)?,
-        Kind::Tokens => about_tokens(path, &mut report)?,
-        Kind::Tokenizer => {
+    let found = What::of(path);
+    match &found {
+        What::Run { folder, .. } => about_run(folder, &mut report)?,
+        What::Checkpoint { .. } => about_model(path, "checkpoint", &mut report)?,
+        What::Model => about_model(path, "model", &mut report)?,
+        What::Packed => about_packed(path, &mut report)?,
+        What::TokenCache => about_tokens(path, &mut report)?,
+        What::Prepared => about_prepared(path, &mut report)?,
+        What::Tokenizer(_) => {
+            let tokenizer = Tokenizer::load(path)?;
             report.add("kind", "tokenizer", "tokenizer");
-            about_tokenizer(&Tokenizer::load(path)?, &mut report);
+            about_tokenizer(&tokenizer, &mut report);
         }
-        Kind::Text => bail!(
-            "{path}: this is text to train on; `flashlm data prepare --data {path}` counts its stories and tokens",
-            path = path.display()
-        ),
+        What::Log => {
+            report.add("kind", &found, "log");
+            about_log(&jsonl::read(path)?, &mut report);
+        }
+        What::Vectors => {
+            let header = Header::open(path)?;
+            report.add("kind", &found, "test vectors");
+            report.add("tensors", header.tensors(), header.tensors());
+            report.add("next", found.mend(path), format!("flashlm verify {}", quoted(path)));
+        }
+        What::Text(_) | What::TextFolder | What::Dataset | What::Synthetic => about_text(path, &found, &mut report)?,
+        _ => bail!(Unwanted::new(
+            path,
+            "a run, a checkpoint, a model, a tokenizer, a token cache, a prepared folder, a log or text",
+            found
+        )),
     }
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
 }
 
-fn recognise(path: &Path) -> anyhow::Result<Kind> {
-    if path.to_str().is_some_and(|spec| spec == "synthetic" || spec.starts_with("synthetic:")) && !path.exists() {
-        return Ok(Kind::Text);
+fn about_text(path: &Path, found: &What, report: &mut Report) -> anyhow::Result<()> {
+    let form = found.to_string();
+    report.add("kind", "text to train on", "text");
+    report.add("form", &form, form.as_str());
+    if path.is_file() {
+        let size = path.metadata().with_context(|| format!("{}: cannot be read", path.display()))?.len();
+        report.add("size", bytes(size), size);
     }
-    let about = path.metadata().with_context(|| format!("{}: cannot be read", path.display()))?;
-    let text = |path: &Path| {
-        let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
-        ["txt", "jsonl", "zst"].iter().any(|known| ending == *known)
-    };
-    if about.is_dir() {
-        if path.join("checkpoint.json").exists() {
-            return Ok(Kind::Checkpoint);
-        }
-        if path.join("checkpoints").is_dir() || path.join(METRICS).exists() {
-            return Ok(Kind::Run);
-        }
-        let entries = path.read_dir().with_context(|| format!("{}: cannot be listed", path.display()))?;
-        if entries.flatten().any(|entry| text(&entry.path())) {
-            return Ok(Kind::Text);
-        }
-        bail!("{}: a folder of neither a run, nor a checkpoint, nor text; name a file in it", path.display());
-    }
-    if !about.is_file() {
-        bail!("{}: neither a file nor a folder", path.display());
-    }
-    let mut start = Vec::new();
-    let file = File::open(path).with_context(|| format!("{}: cannot be opened", path.display()))?;
-    file.take(9).read_to_end(&mut start).with_context(|| format!("{}: cannot be read", path.display()))?;
-    // A safetensors file is a length of 8 bytes, then a JSON object.
-    if start.starts_with(b"FLMTOKS\0") {
-        Ok(Kind::Tokens)
-    } else if start.len() == 9 && start[8] == b'{' && start[4..8] == [0; 4] {
-        Ok(Kind::Model)
-    } else if text(path) {
-        Ok(Kind::Text)
-    } else if start.trim_ascii_start().starts_with(b"{") {
-        Ok(Kind::Tokenizer)
-    } else {
-        bail!(
-            "{}: expected a run, a checkpoint, a .safetensors model, a token cache or a tokenizer.json, found another file",
-            path.display()
-        )
-    }
+    let at = quoted(path);
+    let next = [format!("flashlm data stats {at}"), format!("flashlm train --data {at}")];
+    report.add("next", format!("{}   counts its stories\n{}   trains on them", next[0], next[1]), next.to_vec());
+    Ok(())
 }
 
 fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
     report.add("kind", "run", "run");
-    let about = run_json(run)?;
+    let folder = RunFolder::at(run);
+    let about = folder.about()?;
     if let Some(name) = about["name"].as_str() {
         report.add("name", name, name);
     }
-    let checkpoints = checkpoint::list(run)?;
-    let best = checkpoint::best(run)?.map(|(step, _)| step);
+    let checkpoints = folder.list()?;
+    let best = folder.best()?.map(|(step, _)| step);
     let lines = checkpoints.iter().map(|(step, path)| {
         let mark = if best == Some(*step) { "  (best)" } else { "" };
         format!("step {}  {}{mark}\n", thousands(*step), path.display())
@@ -129,6 +102,19 @@ fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
         .map(|(step, path)| json!({"step": step, "path": path.display().to_string(), "best": best == Some(*step)}));
     let listed: Vec<Value> = listed.collect();
     report.add("checkpoints", if lines.is_empty() { "none yet" } else { &lines }, listed);
+    let abandoned = folder.abandoned()?;
+    if !abandoned.is_empty() {
+        let lines = abandoned.iter().map(|(step, path)| format!("step {}  {}\n", thousands(*step), path.display()));
+        let listed = abandoned.iter().map(|(step, path)| json!({"step": step, "path": path.display().to_string()}));
+        report.add("set aside", lines.collect::<String>(), listed.collect::<Value>());
+    }
+    let result = folder.result()?;
+    if let (Some(outcome), Some(steps)) = (result["outcome"].as_str(), result["steps"].as_u64()) {
+        let bpb = result["best"]["full"]["bpb"].as_f64().unwrap_or(f64::NAN);
+        let best = thousands(result["best"]["step"].as_u64().unwrap_or(steps));
+        let text = format!("{outcome} at step {}; step {best} has {bpb:.4} bits per byte", thousands(steps));
+        report.add("result", text, result);
+    }
     let log = run.join(METRICS);
     if log.exists() {
         about_log(&jsonl::read(&log)?, report);
@@ -178,11 +164,36 @@ fn about_model(path: &Path, kind: &str, report: &mut Report) -> anyhow::Result<(
 
 fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let model = Model::load(path)?;
-    let c = &model.config;
     report.add("model", model.path.display(), model.path.display().to_string());
     if let Some(step) = model.step {
         report.add("step", thousands(step), step);
     }
+    about_config(&model.config, report)?;
+    about_tokenizer(&model.tokenizer, report);
+    Ok(())
+}
+
+fn about_packed(path: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let model = PackedModel::open(path)?;
+    report.add("kind", "packed model, whole and undamaged", "packed model");
+    report.add("model", path.display(), path.display().to_string());
+    let parameters = about_config(model.config(), report)?;
+    let (size, memory) = (model.file_bytes(), model.memory());
+    let bits = 8.0 * size as f64 / parameters as f64;
+    report.add("file size", format!("{}, {bits:.2} bits per parameter", bytes(size as u64)), size);
+    report.add("in memory", bytes(memory as u64), memory);
+    // Checked, as the model was read.
+    let header = Header::open(path)?;
+    let number = |key| header.metadata(key).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
+    let (ternary, table) = (8.0 / number("per_byte"), number("table_bits"));
+    let text = format!("{ternary} bits per ternary weight, {table} bits per number of embedding and head");
+    report.add("density", text, json!({"ternary_bits": ternary, "table_bits": table}));
+    about_tokenizer(model.tokenizer(), report);
+    Ok(())
+}
+
+/// Sizes and switches of a model; returns the number of its parameters.
+fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
     let quant = serde_json::to_value(&c.quant)?;
     let ternary = match c.quant.quant() {
         None => "float weights".to_string(),
@@ -207,8 +218,7 @@ fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     );
     let lm = Lm::<f32>::new(c, 1, false)?;
     about_parameters(lm.layout(), c.quant.quant().is_some(), report);
-    about_tokenizer(&model.tokenizer, report);
-    Ok(())
+    Ok(lm.layout().parameters())
 }
 
 fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {
@@ -270,15 +280,20 @@ fn about_tokens(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the trainer wrote about its run; null where it wrote nothing.
-pub fn run_json(run: &Path) -> anyhow::Result<Value> {
-    let path = run.join("run.json");
-    if !path.exists() {
-        return Ok(Value::Null);
+fn about_prepared(folder: &Path, report: &mut Report) -> anyhow::Result<()> {
+    report.add("kind", "folder that `flashlm data prepare` wrote", "prepared folder");
+    let tokenizer = folder.join("tokenizer.json");
+    if tokenizer.exists() {
+        about_tokenizer(&Tokenizer::load(&tokenizer)?, report);
     }
-    let json = read_limited(&path, 1 << 20)?;
-    serde_json::from_slice(&json)
-        .with_context(|| format!("{}: not valid JSON; the run does not need it, remove it", path.display()))
+    for side in ["train", "valid"] {
+        let path = folder.join(side).with_extension("tok");
+        if path.exists() {
+            let (text, value) = summary(&TokenCache::inspect(&path)?);
+            report.add(side, text, value);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -306,44 +321,5 @@ mod tests {
         }
         std::fs::write(&path, &std::fs::read(&path).unwrap()[..47]).unwrap();
         assert!(TokenCache::inspect(&path).unwrap_err().to_string().contains("cut off"));
-    }
-
-    #[test]
-    fn files_are_known_by_their_content_and_folders_by_what_is_in_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str, content: &[u8]| {
-            let path = folder.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(&path, content).unwrap();
-            path
-        };
-        let cases = [
-            (file("a", b"FLMTOKS\0 and so on"), "tokens"),
-            (file("b.txt", b"\x10\0\0\0\0\0\0\0{\"a\":1}"), "model"),
-            (file("c", b" {\"kind\":\"bytes\"}"), "tokenizer"),
-            (file("d.JSONL", b"{\"text\":\"x\"}"), "text"),
-            (file("run/metrics.jsonl", b"").parent().unwrap().into(), "run"),
-            (file("point/checkpoint.json", b"").parent().unwrap().into(), "checkpoint"),
-            (file("texts/a.txt", b"x").parent().unwrap().into(), "text"),
-            ("synthetic:7".into(), "text"),
-            (file("e", b"GIF89a..."), "neither"),
-            (file("f", b""), "neither"),
-            (folder.path().join("none"), "neither"),
-        ];
-        for (path, expected) in cases {
-            let found = match recognise(&path) {
-                Ok(Kind::Run) => "run",
-                Ok(Kind::Checkpoint) => "checkpoint",
-                Ok(Kind::Model) => "model",
-                Ok(Kind::Tokens) => "tokens",
-                Ok(Kind::Tokenizer) => "tokenizer",
-                Ok(Kind::Text) => "text",
-                Err(error) => {
-                    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
-                    "neither"
-                }
-            };
-            assert_eq!(found, expected, "{}", path.display());
-        }
     }
 }

@@ -15,6 +15,7 @@ mod plan;
 mod plot;
 mod prepared;
 mod report;
+mod signals;
 mod train;
 mod verify;
 

@@ -10,8 +10,9 @@ use flashlm_model::pack::{Density, Options, TableBits};
 use flashlm_train::atomic::write_file;
 use flashlm_train::load::Model;
 use flashlm_train::log::console::{bytes, thousands};
+use flashlm_train::what::What;
 
-use crate::common::exec;
+use crate::common::{exec, may_write};
 use crate::report::Report;
 
 /// Put a model into one small file
@@ -58,9 +59,10 @@ enum Table {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if args.output.exists() && !args.force {
-        bail!("{} is there already; name another file with -o, or replace it with --force", args.output.display());
+    if What::of(&args.run) == What::Packed {
+        bail!("{}: is packed already; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
     }
+    may_write(&args.output, "-o", args.force)?;
     let cx = exec(Some(1))?;
     let model = Model::load(&args.run)?;
     let density = match args.ternary_bits {

@@ -12,8 +12,9 @@ use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::Settings;
 use flashlm_train::data::curriculum::Curriculum;
 use flashlm_train::log::console::{bytes, duration, thousands};
-use flashlm_train::progress::Plan;
+use flashlm_train::progress::{Plan, State};
 use flashlm_train::stepper::Stepper;
+use flashlm_train::trainer;
 use serde_json::{Value, json};
 
 use crate::common::{Status, out, say};
@@ -37,6 +38,10 @@ pub fn dry_run(
     settings.validate()?;
     let batch = settings.train.batch * settings.train.accumulation;
     let plan = Plan::new(&settings, texts.extents(), batch);
+    let state = resume.map(|from| trainer::state(from, &settings)).transpose()?.unwrap_or_default();
+    if state.step > 0 {
+        say!("from step {} on, after {}:", thousands(state.step), duration(state.elapsed));
+    }
     let cx = Exec::new(isa, threads);
     let mut stepper =
         Stepper::new(&settings.model, settings.train.precision, (batch, plan.longest()), &settings.train)?;
@@ -44,7 +49,7 @@ pub fn dry_run(
         .map(|stage| update_seconds(&cx, &mut stepper, &settings, &texts, stage))
         .collect::<anyhow::Result<_>>()?;
     let stages: Vec<Stage> =
-        (0..plan.stages()).map(|i| Stage::new(i, seconds[i], &settings, &plan, &texts, batch)).collect();
+        (0..plan.stages()).map(|i| Stage::new(i, seconds[i], &settings, &plan, &state, &texts, batch)).collect();
     let sum = |f: fn(&Stage) -> f64| stages.iter().map(f).sum::<f64>();
     let (tokens, updates, seconds) = (sum(|s| s.tokens), sum(|s| s.updates), sum(|s| s.seconds));
     let memory = peak_rss();
@@ -141,11 +146,29 @@ struct Source {
 }
 
 impl Stage {
-    fn new(i: usize, update: f64, settings: &Settings, plan: &Plan, texts: &Curriculum, batch: usize) -> Stage {
-        let about = &settings.stages()[i];
+    /// What is left of it in a run that stands at `state`.
+    fn new(
+        i: usize,
+        update: f64,
+        settings: &Settings,
+        plan: &Plan,
+        state: &State,
+        texts: &Curriculum,
+        batch: usize,
+    ) -> Stage {
+        let stages = settings.stages();
+        let about = &stages[i];
+        let left = |before: f64, own: f64, passed: f64| (own - (passed - before).max(0.0)).max(0.0);
         let updates = match (plan.updates(i), plan.seconds()) {
-            (Some(updates), _) => updates as f64,
-            (None, limit) => about.share * limit.unwrap_or_default() / update,
+            (Some(own), _) => {
+                let before: u64 = (0..i).filter_map(|i| plan.updates(i)).sum();
+                left(before as f64, own as f64, state.step as f64)
+            }
+            (None, limit) => {
+                let limit = limit.unwrap_or_default();
+                let before: f64 = stages[..i].iter().map(|stage| stage.share).sum();
+                left(before * limit, about.share * limit, state.elapsed) / update
+            }
         };
         let windows = updates * batch as f64;
         let source = |(part, epochs): (&flashlm_train::data::curriculum::Part, f64)| {

@@ -8,9 +8,10 @@ use anyhow::{Context, bail};
 use flashlm_train::atomic::write_file;
 use flashlm_train::log::jsonl;
 use flashlm_train::log::svg::{Axis, Options, Series, draw};
+use flashlm_train::run_folder::{METRICS, RunFolder};
+use flashlm_train::what::{Unwanted, What};
 
-use crate::common::{out, say};
-use crate::info::{METRICS, run_json};
+use crate::common::{may_write, out, say};
 
 /// Draw the curves of runs
 #[derive(clap::Args)]
@@ -21,6 +22,9 @@ pub struct Args {
     /// The file to write
     #[arg(short, long, default_value = "curve.svg")]
     output: PathBuf,
+    /// Replace a file that is there
+    #[arg(short, long)]
+    force: bool,
     /// What the horizontal axis shows
     #[arg(long, value_enum, default_value_t = By::Tokens)]
     axis: By,
@@ -36,6 +40,7 @@ enum By {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    may_write(&args.output, "-o", args.force)?;
     let runs: Vec<Run> = args.runs.iter().map(|path| Run::read(path)).collect::<anyhow::Result<_>>()?;
     let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();
     let same = bounds.iter().all(|bound| *bound == bounds[0]);
@@ -66,11 +71,12 @@ struct Run {
 
 impl Run {
     fn read(path: &Path) -> anyhow::Result<Run> {
-        let file = if path.is_dir() { path.join(METRICS) } else { path.to_path_buf() };
-        if !file.exists() {
-            bail!("{}: there is no {METRICS}; name a run folder or a file like that", path.display());
-        }
-        let rows = jsonl::read(&file)?;
+        let file = match What::of(path) {
+            What::Run { folder, .. } => folder.join(METRICS),
+            What::Log | What::Empty => path.to_path_buf(),
+            found => bail!(Unwanted::new(path, "a run, or the metrics.jsonl of one", found)),
+        };
+        let rows = if file.exists() { jsonl::read(&file)? } else { Vec::new() };
         if rows.is_empty() {
             bail!("{}: there is nothing to draw yet", file.display());
         }
@@ -79,7 +85,8 @@ impl Run {
         let folder = whole.parent().unwrap_or(&whole);
         let own = if path.is_dir() || path.ends_with(METRICS) { folder.file_name() } else { whole.file_stem() };
         let name = own.unwrap_or_default().to_string_lossy().into_owned();
-        let about = run_json(folder)?;
+        // What lies beside a log may be anything's.
+        let about = RunFolder::at(folder).about().unwrap_or_default();
         let title = about["name"].as_str().map_or(name.clone(), |run| format!("{run} ({name})"));
         Ok(Run { title, series: Series::new(name, rows), entropy_bound: about["entropy_bound"].as_f64() })
     }

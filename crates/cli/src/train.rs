@@ -2,24 +2,29 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
+use flashlm_model::io::read_limited;
 use flashlm_model::{ModelConfig, Precision};
-use flashlm_train::checkpoint::{self, Checkpoint};
+use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::{Layers, Settings, preset, preset_names};
 use flashlm_train::data::DataError;
-use flashlm_train::eval::bpb::Report;
 use flashlm_train::log::console;
-use flashlm_train::trainer::{Event, Inputs, Outcome, TrainError, Trainer};
+use flashlm_train::run_folder::{CARD, CURVE, Claim, METRICS, RESULT, RunError, RunFolder};
+use flashlm_train::trainer::{self, Ending, Event, Inputs, Outcome, TrainError, Trainer, finished};
+use flashlm_train::what::{Unwanted, What, quoted};
 use toml::Value;
 
-use crate::common::{Status, out, precision, say, set_all, threads};
+use crate::common::{Status, counted, precision, say, set_all, threads, try_out};
 use crate::plan;
 use crate::prepared::Prepared;
+use crate::signals::{INTERRUPTED, Stop};
+
+/// Longest file of settings.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// Train a model.
 #[derive(clap::Args)]
@@ -100,15 +105,23 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match train(args) {
-        Err(error) if matches!(error.downcast_ref(), Some(DataError::Stopped)) => Ok(ExitCode::from(130)),
+        Err(error) if matches!(error.downcast_ref(), Some(DataError::Stopped)) => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) => match error.downcast_ref() {
+            Some(TrainError::Finished(what)) => {
+                say!("{what}");
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => Err(error),
+        },
         result => result,
     }
 }
 
 fn train(args: Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::detect();
-    let resume = args.resume.as_deref().map(open_resume).transpose()?;
-    let mut settings = resolve(&args, resume.as_ref(), &machine)?;
+    let resume = args.resume.as_deref().map(Resume::open).transpose()?;
+    let from = resume.as_ref().map(|resume| &resume.from);
+    let mut settings = resolve(&args, from, &machine)?;
     let isa = Isa::detect().map_err(anyhow::Error::msg)?;
     settings.train.precision = settings.train.precision.resolve(isa);
     let threads = if settings.train.threads > 0 {
@@ -119,35 +132,38 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         threads
     };
     let mut status = Status::new();
-    let stop = stop_flag()?;
     if args.data.is_some()
         && settings.stages().iter().flat_map(|stage| &stage.sources).all(|s| s.source != settings.data.source)
     {
         bail!("--data is not used: every stage of train.stages names its own sources");
     }
-    if args.dry_run {
-        return plan::dry_run(settings, resume.as_ref(), isa, threads, &stop, &mut status, args.json);
+    // What needs no text is refused before any is read, by a plan as by the run.
+    trainer::check(&settings, from, threads, machine.memory)?;
+    let run = Folder::choose(&args, resume.as_ref())?;
+    if let (Folder::Own(folder), Some(from)) = (&run, from)
+        && let Some(over) = finished(folder, &settings, from.step())
+    {
+        return Err(over.into());
     }
-    let run = match (&args.save_dir, &resume) {
-        (Some(dir), _) => dir.clone(),
-        (None, Some(from)) => run_of(from.path())?,
-        (None, None) => fresh_folder(),
-    };
-    std::fs::create_dir_all(&run)
-        .with_context(|| format!("cannot make the folder {}; --save-dir PATH takes another", run.display()))?;
-    let text = Prepared::new(&mut settings, resume.as_ref(), threads, args.offline, &stop, &mut status)?;
+    let stop = Stop::listen()?;
+    if args.dry_run {
+        return plan::dry_run(settings, from, isa, threads, &stop.flag, &mut status, args.json);
+    }
+    let claim = run.claim(args.config.as_deref())?;
+    let folder = claim.folder().clone();
+    let text = Prepared::new(&mut settings, from, threads, args.offline, &stop.flag, &mut status)?;
 
     settings.validate()?;
-    out!("{}", settings.to_toml().trim_end());
-    out!("");
+    let mut product = Product { open: true };
+    product.print(format_args!("{}\n", settings.to_toml().trim_end()));
     let cx = Exec::new(isa, threads);
     let Prepared { tokenizer, texts, valid, entropy_bound } = text;
     let train_stories: usize = texts.texts().iter().map(|text| text.cache.stories()).sum();
     let (valid_stories, valid_bytes) = (valid.len(), valid.totals().bytes);
-    let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, run: run.clone() };
-    let mut trainer = Trainer::new(&cx, inputs, resume.as_ref())?;
+    let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, claim };
+    let mut trainer = Trainer::new(&cx, inputs, from)?;
     say!(
-        "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} in {} on {} threads",
+        "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} in {} on {}",
         settings.name,
         console::thousands(trainer.layout().parameters() as u64),
         console::thousands(train_stories as u64),
@@ -155,36 +171,136 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         console::bytes(valid_bytes),
         isa.name(),
         settings.train.precision.name(),
-        threads
+        counted(threads as u64, "thread")
     );
-    if let Some(from) = &resume {
-        say!("resumed from step {} of {}", from.step(), run.display());
+    if let Some(from) = from {
+        say!("resumed from step {} of {}", from.step(), from.path().display());
     }
     if let Some(bound) = entropy_bound {
         say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
     }
-    let (outcome, report) = trainer.run(&stop, &mut |event| match event {
+    stop.training.store(true, SeqCst);
+    let (outcome, ending) = trainer.run(&stop.flag, &mut |event| match event {
         Event::Progress(line) => status.show(line),
         Event::Note(line) => status.note(line),
         Event::Sample(sample) => {
             status.clear();
-            out!("--- step {}\n{}{}\n", sample.step, sample.prompt, sample.text);
+            product.print(format_args!("--- step {}\n{}{}\n", sample.step, sample.prompt, sample.text));
         }
     })?;
     status.clear();
-    if let Some(report) = report {
-        summary(&report, entropy_bound, trainer.state().tokens, trainer.state().elapsed, &run);
+    if let Some(ending) = ending {
+        product.print(format_args!("{}", summary(&ending, &folder)));
     }
     match outcome {
         Outcome::Finished => Ok(ExitCode::SUCCESS),
         Outcome::EarlyStop => {
-            say!("stopped early: {} validations without improvement", settings.train.patience);
+            say!("stopped early: {} without improvement", counted(settings.train.patience, "validation"));
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Interrupted => {
-            let step = trainer.state().step;
-            say!("interrupted; step {step} is saved. Go on with: flashlm train --resume {}", run.display());
-            Ok(ExitCode::from(130))
+            let run = folder.path();
+            let step = trainer.saved_step().unwrap_or_default();
+            say!(
+                "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
+                run.display(),
+                quoted(run)
+            );
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+    }
+}
+
+/// Standard output. A run does not end where nobody reads it any longer.
+struct Product {
+    open: bool,
+}
+
+impl Product {
+    fn print(&mut self, text: std::fmt::Arguments) {
+        if !self.open {
+            return;
+        }
+        if let Err(error) = try_out(text, true) {
+            self.open = false;
+            say!("standard output cannot be written any longer ({error}): samples are not shown, training goes on");
+        }
+    }
+}
+
+/// What `--resume` names: a checkpoint, and the run where that was named.
+struct Resume {
+    from: Checkpoint,
+    run: Option<RunFolder>,
+}
+
+impl Resume {
+    /// One checkpoint folder, or the latest good one of a run.
+    fn open(path: &Path) -> anyhow::Result<Resume> {
+        let wanted = |found| Unwanted::new(path, "a run with a checkpoint, or one of its checkpoints", found);
+        let run = match What::of(path) {
+            What::Checkpoint { folder, .. } => return Ok(Resume { from: Checkpoint::open(&folder)?, run: None }),
+            What::Run { folder, checkpoints: 1.. } => RunFolder::at(&folder),
+            found => bail!(wanted(found)),
+        };
+        let Some((from, skipped)) = run.latest()? else { bail!(wanted(What::of(path))) };
+        for why in skipped {
+            say!("passed over: {why}");
+        }
+        Ok(Resume { from, run: Some(run) })
+    }
+}
+
+/// Where a run is written.
+enum Folder {
+    /// That of the run which goes on.
+    Own(RunFolder),
+    /// A new one, of this name.
+    Named(PathBuf),
+    /// The first free one of checkpoints/, checkpoints-2/, ...
+    Free,
+}
+
+impl Folder {
+    /// The folder, checked and not yet touched.
+    fn choose(args: &Args, resume: Option<&Resume>) -> anyhow::Result<Folder> {
+        let own = resume.map(|resume| match &resume.run {
+            Some(run) => Ok(run.clone()),
+            None => RunFolder::of(resume.from.path()),
+        });
+        let folder = match (&args.save_dir, own) {
+            (Some(dir), Some(Ok(own))) if own.is(dir) => Folder::Own(own),
+            (Some(dir), _) => Folder::Named(dir.clone()),
+            (None, Some(own)) => Folder::Own(own?),
+            (None, None) => Folder::Free,
+        };
+        match &folder {
+            Folder::Own(run) => run.check_resume()?,
+            Folder::Named(dir) => RunFolder::at(dir).check_new(args.config.as_deref())?,
+            Folder::Free => {}
+        }
+        Ok(folder)
+    }
+
+    /// The folder for this process alone.
+    fn claim(self, config: Option<&Path>) -> Result<Claim, RunError> {
+        match self {
+            Folder::Own(run) => Claim::resume(run),
+            Folder::Named(dir) => Claim::new(&dir, config),
+            Folder::Free => {
+                let names = (1..).map(|n| if n == 1 { "checkpoints".into() } else { format!("checkpoints-{n}") });
+                let taken = |error: &RunError| {
+                    matches!(
+                        error,
+                        RunError::Exists { .. }
+                            | RunError::Occupied { .. }
+                            | RunError::NotAFolder { .. }
+                            | RunError::Locked { .. }
+                    )
+                };
+                let mut claims = names.map(|name| Claim::new(Path::new(&name), config));
+                claims.find(|claim| claim.as_ref().err().is_none_or(|e| !taken(e))).expect("one of all numbers is free")
+            }
         }
     }
 }
@@ -192,6 +308,16 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
 /// Preset, file, flags, then what is left to the hardware.
 fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyhow::Result<Settings> {
     let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));
+    for (flag, none, key) in [
+        ("--minutes 0", args.minutes == Some(0.0), "minutes"),
+        ("--hours 0", args.hours == Some(0.0), "minutes"),
+        ("--steps 0", args.steps == Some(0), "steps"),
+    ] {
+        if none && args.resume.is_some() {
+            bail!("{flag}: must be above 0; --set train.{key}=0 lifts the limit that the run was saved with");
+        }
+        ensure!(!none, "{flag}: must be above 0; leave it out for a run without this limit");
+    }
     let named = match (&args.preset, args.small, args.large) {
         (Some(name), ..) => Some(name.as_str()),
         (None, true, _) => Some("v4-small"),
@@ -200,12 +326,11 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
     };
     let mut layers = match (resume, named) {
         (Some(from), named) => {
-            let text = String::from_utf8(from.bytes("config.toml")?).context("the checkpoint's config.toml")?;
-            let saved = Settings::from_toml(&text, "the checkpoint's config.toml")?;
+            let saved = trainer::continued(from)?;
             if let Some(name) = named {
                 let mut wanted = saved.clone();
-                let ModelConfig { vocab_size, eos, .. } = saved.model;
-                wanted.model = ModelConfig { vocab_size, eos, ..preset(name)?.model };
+                let ModelConfig { vocab_size, eos, activation_bits, .. } = saved.model;
+                wanted.model = ModelConfig { vocab_size, eos, activation_bits, ..preset(name)?.model };
                 if let Some(conflict) = saved.conflict(&wanted) {
                     return Err(TrainError::Conflict(conflict).into());
                 }
@@ -221,7 +346,8 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         }
     };
     if let Some(path) = &args.config {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
+        let text = text.with_context(|| format!("{}: settings are text in UTF-8", path.display()))?;
         layers.merge_text(&text, &path.display().to_string())?;
     }
     set_all(&mut layers, &args.set)?;
@@ -270,72 +396,41 @@ pub(crate) fn size_for(machine: &Machine, minutes: Option<f64>) -> (&'static str
     let (cores, gib) = (machine.cores, machine.memory >> 30);
     match minutes {
         Some(minutes) if minutes * (cores as f64) < 20.0 => {
-            ("flash-tiny", format!("{minutes} minutes on {cores} cores are enough for a small model only"))
+            let noun = if minutes == 1.0 { "minute" } else { "minutes" };
+            let cores = counted(cores as u64, "core");
+            ("flash-tiny", format!("{minutes} {noun} on {cores}: enough for a small model only"))
         }
         _ if cores >= 8 && gib >= 32 => ("flash-large", format!("{cores} cores and {gib} GiB of memory")),
         _ => ("flash-small", format!("{cores} cores and {gib} GiB of memory; flash-large wants 8 cores and 32 GiB")),
     }
 }
 
-/// The checkpoint that `--resume PATH` means: one folder, or the latest good one of a run.
-fn open_resume(path: &Path) -> anyhow::Result<Checkpoint> {
-    if path.join("checkpoint.json").is_file() {
-        return Ok(Checkpoint::open(path)?);
-    }
-    if !path.is_dir() {
-        let what = if path.exists() { "no folder" } else { "not there" };
-        bail!("{}: {what}; --resume takes the folder of a run or of one checkpoint", path.display());
-    }
-    let Some((found, skipped)) = checkpoint::latest_valid(path)? else {
-        bail!("{}: no checkpoint in it; --resume takes the folder of a run or of one checkpoint", path.display());
+fn summary(ending: &Ending, folder: &RunFolder) -> String {
+    let Ending { steps, best, last, entropy_bound, tokens, seconds, .. } = ending;
+    let report = &best.full;
+    let weights = match best.step == *steps {
+        true => format!("step {}", console::thousands(*steps)),
+        false => format!(
+            "step {} of {}, the best in validation; the last has {:.4} bits per byte",
+            console::thousands(best.step),
+            console::thousands(*steps),
+            last.full.bpb
+        ),
     };
-    for why in skipped {
-        say!("passed over: {why}");
-    }
-    Ok(found)
-}
-
-/// The first of checkpoints/, checkpoints-2/, ... that holds no run.
-fn fresh_folder() -> PathBuf {
-    let names = (1..).map(|n| if n == 1 { "checkpoints".into() } else { format!("checkpoints-{n}") });
-    let free = |path: &PathBuf| !path.join("checkpoints").exists();
-    names.map(PathBuf::from).find(free).unwrap_or_else(|| "checkpoints".into())
-}
-
-/// The run that a checkpoint belongs to: `RUN/checkpoints/step-N`.
-fn run_of(checkpoint: &Path) -> anyhow::Result<PathBuf> {
-    let full = checkpoint.canonicalize().with_context(|| format!("cannot find {}", checkpoint.display()))?;
-    match full.parent().and_then(Path::parent) {
-        Some(run) => Ok(run.to_path_buf()),
-        None => bail!("{}: a checkpoint lies in RUN/checkpoints/", checkpoint.display()),
-    }
-}
-
-fn summary(report: &Report, bound: Option<f64>, tokens: u64, elapsed: f64, run: &Path) {
-    out!("bpb              {:.4}", report.bpb);
-    if let Some(bound) = bound {
-        out!("entropy bound    {bound:.4}");
-    }
-    out!("bpb with EOS     {:.4}", report.bpb_with_eos);
-    out!("loss per token   {:.4}", report.loss_per_token);
-    out!("perplexity       {:.3}", report.perplexity);
-    out!("bytes per token  {:.3}", report.bytes_per_token);
-    out!("tokens trained   {}", console::thousands(tokens));
-    out!("time             {}", console::duration(elapsed));
-    out!("run              {} (curve.svg, README.md, metrics.jsonl)", run.display());
-    out!("next             flashlm generate {} -p \"Once upon a time\"", run.display());
-}
-
-/// Set by the first SIGINT or SIGTERM; the second ends the process at once.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, SeqCst) {
-            std::process::exit(130);
-        }
-        say!("\nfinishing this step and saving; once more to stop at once");
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(stop)
+    let run = folder.path();
+    let rows = [
+        ("bpb", format!("{:.4}", report.bpb)),
+        ("entropy bound", entropy_bound.map_or(String::new(), |bound| format!("{bound:.4}"))),
+        ("bpb with EOS", format!("{:.4}", report.bpb_with_eos)),
+        ("loss per token", format!("{:.4}", report.loss_per_token)),
+        ("perplexity", format!("{:.3}", report.perplexity)),
+        ("bytes per token", format!("{:.3}", report.bytes_per_token)),
+        ("weights", weights),
+        ("tokens trained", console::thousands(*tokens)),
+        ("time", console::duration(*seconds)),
+        ("run", format!("{} ({CURVE}, {CARD}, {METRICS}, {RESULT})", run.display())),
+        ("next", format!("flashlm generate {} -p \"Once upon a time\"", quoted(run))),
+    ];
+    let rows = rows.iter().filter(|(_, value)| !value.is_empty());
+    rows.map(|(name, value)| format!("{name:<15}  {value}")).collect::<Vec<_>>().join("\n")
 }

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_train::eval::verify::verify;
+use flashlm_train::what::{Unwanted, What};
 use serde_json::json;
 
 use crate::common::{exec, out, precision};
@@ -29,6 +30,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let found = What::of(&args.file);
+    if found != What::Vectors {
+        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those of tests/reference", found));
+    }
     let cx = exec(args.threads)?;
     let file = TensorFile::open(&args.file)?;
     let precision = args.precision.resolve(cx.isa());

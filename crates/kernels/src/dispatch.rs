@@ -1,12 +1,35 @@
-//! Which instruction set runs: the best one the machine has, or the one named by `FLASHLM_ISA`.
+//! Which instruction set runs: the best one the machine has, or the one named by `FLASHLM_ISA`. The one place that knows all
+//! of them.
 
-use crate::elem::Elem;
-use crate::simd::Simd;
+use crate::isa;
+use crate::ops::Product;
+use crate::simd::Op;
 
-/// An instruction set with kernels of its own. A value is proof that the machine supports it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Isa {
+/// An instruction set with kernels of its own. A value is proof that this machine supports it: [`Isa::SCALAR`] always is, all
+/// others come from looking at the machine.
+///
+/// ```
+/// use flashlm_kernels::Isa;
+/// assert_eq!(Isa::named("scalar"), Some(Isa::SCALAR));
+/// ```
+///
+/// Neither its field nor the names of the others can be reached from outside:
+///
+/// ```compile_fail
+/// let isa = flashlm_kernels::Isa::Amx;
+/// ```
+/// ```compile_fail
+/// let isa = flashlm_kernels::Isa(flashlm_kernels::dispatch::Kind::Amx);
+/// ```
+/// ```compile_fail
+/// let flashlm_kernels::Isa(kind) = flashlm_kernels::Isa::SCALAR;
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+/// Values are made in [`Isa::available`] alone, after its features were found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
     /// One lane, any machine.
     Scalar,
     /// 8 f32 lanes with FMA.
@@ -29,81 +52,153 @@ pub enum Isa {
     Neon,
 }
 
-/// One kernel body, written over any [`Simd`].
-pub trait Op<E: Elem> {
-    /// What it returns.
-    type Out;
-    /// The body. Implementations are `#[inline(always)]`, so that they compile with the caller's target features.
-    ///
-    /// # Safety
-    /// The machine supports `S`, and the op's own pointers are valid for its sizes.
-    unsafe fn run<S: Simd<E = E>>(self) -> Self::Out;
-}
-
 impl Isa {
+    /// One lane of plain arithmetic, which any machine has.
+    pub const SCALAR: Isa = Isa(Kind::Scalar);
+
     /// All that this machine supports, best first.
     pub fn available() -> Vec<Isa> {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            use std::arch::is_x86_feature_detected as has;
-            if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
-                if has!("avx512bf16") {
-                    if crate::isa::amx::available() {
-                        all.push(Isa::Amx);
-                    }
-                    all.push(Isa::Avx512Bf16);
-                }
-                all.push(Isa::Avx512);
+            if isa::avx512::has_bf16() && isa::amx::available() {
+                all.push(Isa(Kind::Amx));
             }
-            if has!("avx2") && has!("fma") {
-                if has!("avxvnni") {
-                    all.push(Isa::AvxVnni);
-                }
-                all.push(Isa::Avx2);
+            if isa::avx512::has_bf16() {
+                all.push(Isa(Kind::Avx512Bf16));
+            }
+            if isa::avx512::available() {
+                all.push(Isa(Kind::Avx512));
+            }
+            if isa::avx2::has_vnni() {
+                all.push(Isa(Kind::AvxVnni));
+            }
+            if isa::avx2::available() {
+                all.push(Isa(Kind::Avx2));
             }
         }
         #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("neon") {
-            all.push(Isa::Neon);
+        if isa::neon::available() {
+            all.push(Isa(Kind::Neon));
         }
-        all.push(Isa::Scalar);
+        all.push(Isa::SCALAR);
         all
     }
 
     /// The name that `FLASHLM_ISA` takes.
     pub fn name(self) -> &'static str {
-        match self {
-            Isa::Scalar => "scalar",
+        match self.0 {
+            Kind::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => "avx2",
+            Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => "avxvnni",
+            Kind::AvxVnni => "avxvnni",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => "avx512",
+            Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => "avx512bf16",
+            Kind::Avx512Bf16 => "avx512bf16",
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => "amx",
+            Kind::Amx => "amx",
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => "neon",
+            Kind::Neon => "neon",
         }
     }
 
-    /// The available ISA of that name.
-    pub fn named(name: &str) -> Result<Isa, String> {
-        let all = Isa::available();
-        all.iter().copied().find(|isa| isa.name() == name).ok_or_else(|| {
-            let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
-            format!("FLASHLM_ISA={name} is not available on this machine; it has: {}", names.join(", "))
-        })
+    /// The available one of that name.
+    pub fn named(name: &str) -> Option<Isa> {
+        Isa::available().into_iter().find(|isa| isa.name() == name)
     }
 
     /// The best available one, or the one that the environment variable `FLASHLM_ISA` names.
     pub fn detect() -> Result<Isa, String> {
         match std::env::var("FLASHLM_ISA") {
-            Ok(name) if !name.is_empty() => Isa::named(&name),
+            Ok(name) if !name.is_empty() => Isa::named(&name).ok_or_else(|| {
+                let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+                format!("FLASHLM_ISA={name} is not available on this machine; it has: {}", names.join(", "))
+            }),
             _ => Ok(Isa::available()[0]),
         }
+    }
+
+    /// Whether it has instructions for products of bf16.
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.0, Kind::Avx512Bf16 | Kind::Amx);
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Whether products of bf16 run on tile registers.
+    pub fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.0 == Kind::Amx;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Rows of one tile of [`crate::Exec::tiles`]: a multiple of the tile of its fastest product.
+    pub(crate) fn tile_rows(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Avx512Bf16 => 56,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::AvxVnni => 48,
+            _ => 64,
+        }
+    }
+
+    /// Runs an op in f32 with its lanes.
+    #[inline]
+    pub(crate) fn run<O: Op<f32>>(self, op: O) -> O::Out {
+        match self.0 {
+            Kind::Scalar => isa::scalar::run(op),
+            // SAFETY: the value is proof of the features.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::AvxVnni => unsafe { isa::avx2::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => unsafe { isa::avx512::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => unsafe { isa::avx512::run_bf16(op) },
+            // SAFETY: as above, and of tiles.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => unsafe { isa::avx512::run_amx(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => unsafe { isa::neon::run(op) },
+        }
+    }
+
+    /// Runs a packed product on its integer unit.
+    pub(crate) fn packed(self, product: Product<'_>) {
+        match self.0 {
+            Kind::Scalar => isa::scalar::packed(product),
+            // SAFETY: the value is proof of the features.
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => unsafe { isa::avx2::packed_vnni(product) },
+            // SAFETY: features and tiles of bytes were found.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx if isa::avx512::has_vnni() && isa::amx::has_int8() => unsafe { isa::avx512::packed_amx(product) },
+            // SAFETY: the features were found.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx if isa::avx512::has_vnni() => unsafe {
+                isa::avx512::packed(product)
+            },
+            // SAFETY: the value is proof of the features, which are some of those of AVX-512 too.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { isa::avx2::packed(product) },
+            // SAFETY: the features were found.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon if isa::neon::has_dot() => unsafe { isa::neon::packed(product) },
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => isa::scalar::packed(product),
+        }
+    }
+}
+
+impl std::fmt::Debug for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -5,7 +5,6 @@
 //! `2j + 1`, the code `w + 1` of column `4 j + b` of output `r`. A byte cell is 4 columns in 64 bytes: byte `b` of lane `r` is
 //! `w + 128` of column `b` of output `r`.
 
-use crate::dispatch::Isa;
 use crate::simd::Simd;
 
 /// Outputs of a cell.
@@ -17,8 +16,8 @@ pub(crate) const GROUP: usize = 16;
 /// A vector of `LANES` sums, and of as many quads of bytes.
 ///
 /// # Safety
-/// Functions may only be called where the machine has been found to support the unit; pointers must be valid for what is
-/// said to lie there.
+/// Who implements it promises that its functions read no memory but what is said to lie there. Who calls one promises that the
+/// machine has been found to support the unit, and that pointers are valid for that.
 pub(crate) unsafe trait Dot: Copy {
     type V: Copy;
     /// As many floats.
@@ -46,48 +45,4 @@ pub(crate) unsafe trait Dot: Copy {
     unsafe fn load(p: *const i32) -> Self::V;
     /// `v - shift` as floats.
     unsafe fn floats(v: Self::V, shift: i32) -> <Self::S as Simd>::V;
-}
-
-/// Which integer unit runs on an ISA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unit {
-    Scalar,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni,
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni,
-    /// Tiles for many rows, AVX-512 VNNI for few.
-    #[cfg(target_arch = "x86_64")]
-    Amx,
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-}
-
-impl Unit {
-    /// That of the ISA on this machine.
-    pub(crate) fn of(isa: Isa) -> Unit {
-        match isa {
-            Isa::Scalar => Unit::Scalar,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Unit::Avx2,
-            #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => Unit::AvxVnni,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
-                if !std::arch::is_x86_feature_detected!("avx512vnni") {
-                    Unit::Avx2
-                } else if isa == Isa::Amx && crate::isa::amx::has_int8() {
-                    Unit::Amx
-                } else {
-                    Unit::Avx512Vnni
-                }
-            }
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Unit::Neon,
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Unit::Scalar,
-        }
-    }
 }

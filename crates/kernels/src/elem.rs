@@ -4,8 +4,8 @@
 use std::fmt::{Debug, Display};
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
 
-use crate::dispatch::{Isa, Op};
-use crate::isa;
+use crate::dispatch::Isa;
+use crate::simd::Op;
 use crate::store::Store;
 
 /// A floating-point element.
@@ -61,22 +61,5 @@ macro_rules! elem {
     };
 }
 
-elem!(f32, |isa, op| match isa {
-    Isa::Scalar => isa::scalar::run(op),
-    // SAFETY: `Isa` values of a vector ISA are only made after its features were detected.
-    #[cfg(target_arch = "x86_64")]
-    Isa::Avx2 | Isa::AvxVnni => unsafe { isa::avx2::run(op) },
-    // SAFETY: as above.
-    #[cfg(target_arch = "x86_64")]
-    Isa::Avx512 => unsafe { isa::avx512::run(op) },
-    // SAFETY: as above.
-    #[cfg(target_arch = "x86_64")]
-    Isa::Avx512Bf16 => unsafe { isa::avx512::run_bf16(op) },
-    // SAFETY: as above.
-    #[cfg(target_arch = "x86_64")]
-    Isa::Amx => unsafe { isa::avx512::run_amx(op) },
-    // SAFETY: as above.
-    #[cfg(target_arch = "aarch64")]
-    Isa::Neon => unsafe { isa::neon::run(op) },
-});
-elem!(f64, |_isa, op| isa::scalar::run(op));
+elem!(f32, |isa, op| isa.run(op));
+elem!(f64, |_isa, op| crate::isa::scalar::run(op));

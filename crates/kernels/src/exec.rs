@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use crate::dispatch::{Isa, Op};
+use crate::dispatch::Isa;
 use crate::elem::Elem;
 use crate::pool::Pool;
+use crate::simd::Op;
 
 /// An ISA and a pool.
 pub struct Exec {
@@ -55,9 +56,9 @@ pub struct Shared<E> {
     len: usize,
 }
 
-// SAFETY: `range` makes callers promise disjoint ranges.
+// SAFETY: a slice may be sent where its elements may; to reach them takes a promise of disjoint ranges.
 unsafe impl<E: Send> Send for Shared<E> {}
-// SAFETY: as above.
+// SAFETY: as above; two threads never reach one element.
 unsafe impl<E: Send> Sync for Shared<E> {}
 
 impl<E> Shared<E> {

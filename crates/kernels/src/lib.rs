@@ -1,4 +1,4 @@
-//! Kernels of FlashLM: every op is a formula written once over [`simd::Simd`] and run on the best ISA of the machine.
+//! Kernels of FlashLM: every op is a formula written once over the trait `Simd` and run on the best ISA of the machine.
 //!
 //! Axes mean one thing everywhere: `B` batch, `T` sequence length, `D` model width, `F` GLU hidden width, `V` vocabulary,
 //! `K` convolution taps; `rows` is `B * T`. Matrices are row-major slices; a linear layer's weight is `[out, in]`.
@@ -15,19 +15,20 @@ mod dispatch;
 mod dot;
 mod elem;
 mod exec;
-pub mod isa;
+mod isa;
 pub mod map;
 pub mod ops;
 pub mod pool;
 pub mod profile;
-pub mod simd;
+mod simd;
+mod size;
 pub mod span;
 mod store;
 pub mod tile;
 
 pub use bf16::Bf16;
 pub use buf::Buf;
-pub use dispatch::{Isa, Op};
+pub use dispatch::Isa;
 pub use elem::Elem;
 pub use exec::Exec;
 pub use span::Span;

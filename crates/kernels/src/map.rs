@@ -21,12 +21,12 @@ pub struct Map(sys::Bytes);
 impl Map {
     /// Maps (or, where there is no `mmap`, reads) the file at `path`. An empty file gives an empty slice.
     pub fn open(path: &Path) -> io::Result<Map> {
-        let file = File::open(path)?;
-        let meta = file.metadata()?;
-        if !meta.is_file() {
+        // Asked before opening: opening a named pipe would wait for ever.
+        if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let len = usize::try_from(meta.len())
+        let file = File::open(path)?;
+        let len = usize::try_from(file.metadata()?.len())
             .map_err(|_| io::Error::new(io::ErrorKind::OutOfMemory, "the file is larger than the address space"))?;
         sys::Bytes::new(file, len).map(Map)
     }

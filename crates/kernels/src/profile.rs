@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn calls_and_work_are_added_up_while_a_profile_is_taken() {
-        let cx = Exec::new(Isa::Scalar, 1);
+        let cx = Exec::new(Isa::SCALAR, 1);
         let (x, mut y) = (vec![1f32; 4096], vec![2f32; 4096]);
         add(&cx, &mut y, &x);
         let (sum, entries) = profile(|| {

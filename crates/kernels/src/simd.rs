@@ -10,12 +10,24 @@ use crate::bf16::Bf16;
 use crate::elem::Elem;
 use crate::store::Store;
 
+/// One kernel body, written over any [`Simd`].
+pub trait Op<E: Elem> {
+    /// What it returns.
+    type Out;
+    /// The body. Implementations are `#[inline(always)]`, so that they compile with the caller's target features.
+    ///
+    /// # Safety
+    /// The machine supports `S`. Nothing else: an op that holds pointers is made in one place only, which has checked that
+    /// they are valid for its sizes.
+    unsafe fn run<S: Simd<E = E>>(self) -> Self::Out;
+}
+
 /// A vector of `LANES` elements and the operations on it.
 ///
 /// # Safety
-/// Every function may only be called where the machine has been found to support the ISA; pointers must be valid for
-/// the lanes named.
-#[allow(missing_docs, clippy::missing_safety_doc)]
+/// Who implements it promises that its functions touch no memory but the lanes named. Who calls one promises that the
+/// machine has been found to support the ISA, and that pointers are valid for these lanes.
+#[allow(clippy::missing_safety_doc)]
 pub unsafe trait Simd: Copy + 'static {
     type E: Elem;
     type V: Copy;
@@ -120,6 +132,23 @@ macro_rules! each {
 }
 
 pub(crate) use each;
+
+/// Functions of an `impl` of [`Simd`], [`Store`] or [`crate::dot::Dot`] that need what their caller has promised to the trait, and
+/// no more.
+macro_rules! promised {
+    ($(fn $name:ident $(<$S:ident: $bound:path>)? ($($arguments:tt)*) $(-> $out:ty)? { $($body:tt)* })*) => {$(
+        // Where the target itself has the instructions, as all of aarch64 has NEON, those on values alone are safe.
+        #[allow(unused_unsafe)]
+        #[inline(always)]
+        unsafe fn $name $(<$S: $bound>)? ($($arguments)*) $(-> $out)? {
+            // SAFETY: the caller's promise: the machine has the instructions of the type, and pointers are valid for the
+            // lanes that the trait names.
+            unsafe { $($body)* }
+        }
+    )*};
+}
+
+pub(crate) use promised;
 
 /// `(q, r, n)` of `x` clamped to `[low, high]`: `exp(x) = 2^n (1 + r q)`.
 ///

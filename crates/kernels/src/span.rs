@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::size::area;
+
 /// Rows of sequences in which stories may follow each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
@@ -17,7 +19,7 @@ pub struct Span<'a> {
 impl Span<'_> {
     /// `B * T`.
     pub fn rows(&self) -> usize {
-        self.batch * self.len
+        area([self.batch, self.len])
     }
 
     /// The rows of sequence `i` alone.
@@ -32,7 +34,7 @@ impl Span<'_> {
 
     /// The longest run of rows from `rows.start` on that are of one story, at most `most` and not beyond `rows.end`.
     pub fn run(&self, rows: Range<usize>, most: usize) -> Range<usize> {
-        let end = rows.end.min(rows.start + most);
+        let end = rows.end.min(rows.start.saturating_add(most));
         let cut = (rows.start + 1..end).find(|&at| !self.goes_on(at));
         rows.start..cut.unwrap_or(end)
     }

@@ -4,7 +4,7 @@
 
 use crate::bf16::Bf16;
 use crate::elem::Elem;
-use crate::simd::Simd;
+use crate::simd::{Simd, promised};
 
 /// A number in memory.
 ///
@@ -61,26 +61,12 @@ macro_rules! plain {
             fn widen(self) -> $t {
                 self
             }
-            #[inline(always)]
-            unsafe fn get<S: Simd<E = $t>>(p: *const $t, n: usize) -> S::V {
-                // SAFETY: the caller's promise, here and below.
-                unsafe { S::get(p, n) }
-            }
-            #[inline(always)]
-            unsafe fn put<S: Simd<E = $t>>(p: *mut $t, v: S::V, n: usize) {
-                unsafe { S::put(p, v, n) }
-            }
-            #[inline(always)]
-            unsafe fn splat<S: Simd<E = $t>>(p: *const $t) -> S::V {
-                unsafe { S::splat(*p) }
-            }
-            #[inline(always)]
-            unsafe fn load<S: Simd<E = $t>>(p: *const $t) -> S::V {
-                unsafe { S::load(p) }
-            }
-            #[inline(always)]
-            unsafe fn dot<S: Simd<E = $t>>(a: S::V, b: S::V, acc: S::V) -> S::V {
-                unsafe { S::fma(a, b, acc) }
+            promised! {
+                fn get<S: Simd<E = $t>>(p: *const $t, n: usize) -> S::V { S::get(p, n) }
+                fn put<S: Simd<E = $t>>(p: *mut $t, v: S::V, n: usize) { S::put(p, v, n) }
+                fn splat<S: Simd<E = $t>>(p: *const $t) -> S::V { S::splat(*p) }
+                fn load<S: Simd<E = $t>>(p: *const $t) -> S::V { S::load(p) }
+                fn dot<S: Simd<E = $t>>(a: S::V, b: S::V, acc: S::V) -> S::V { S::fma(a, b, acc) }
             }
         }
     };
@@ -104,25 +90,11 @@ unsafe impl Store for Bf16 {
     fn widen(self) -> f32 {
         self.to_f32()
     }
-    #[inline(always)]
-    unsafe fn get<S: Simd<E = f32>>(p: *const Bf16, n: usize) -> S::V {
-        // SAFETY: the caller's promise, here and below.
-        unsafe { S::load_bf16(p, n) }
-    }
-    #[inline(always)]
-    unsafe fn put<S: Simd<E = f32>>(p: *mut Bf16, v: S::V, n: usize) {
-        unsafe { S::store_bf16(p, v, n) }
-    }
-    #[inline(always)]
-    unsafe fn splat<S: Simd<E = f32>>(p: *const Bf16) -> S::P {
-        unsafe { S::splat_pair(p) }
-    }
-    #[inline(always)]
-    unsafe fn load<S: Simd<E = f32>>(p: *const Bf16) -> S::P {
-        unsafe { S::load_pairs(p) }
-    }
-    #[inline(always)]
-    unsafe fn dot<S: Simd<E = f32>>(a: S::P, b: S::P, acc: S::V) -> S::V {
-        unsafe { S::dot_pairs(a, b, acc) }
+    promised! {
+        fn get<S: Simd<E = f32>>(p: *const Bf16, n: usize) -> S::V { S::load_bf16(p, n) }
+        fn put<S: Simd<E = f32>>(p: *mut Bf16, v: S::V, n: usize) { S::store_bf16(p, v, n) }
+        fn splat<S: Simd<E = f32>>(p: *const Bf16) -> S::P { S::splat_pair(p) }
+        fn load<S: Simd<E = f32>>(p: *const Bf16) -> S::P { S::load_pairs(p) }
+        fn dot<S: Simd<E = f32>>(a: S::P, b: S::P, acc: S::V) -> S::V { S::dot_pairs(a, b, acc) }
     }
 }

@@ -10,9 +10,9 @@ use std::mem::ManuallyDrop;
 use std::ops::{Range, RangeInclusive};
 
 use crate::buf::Buf;
-use crate::dispatch::Op;
 use crate::exec::{Exec, Shared};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 use crate::store::Store;
 
 /// Rows of a tile on any ISA: bounds for memory that is laid out before the ISA is known.
@@ -35,7 +35,7 @@ pub trait Split {
     /// The share of tile number `tile`.
     ///
     /// # Safety
-    /// Each tile's share is taken once, and `cut` outlives no buffer.
+    /// Each tile's share is taken once, with the rows of that tile, and dropped before the borrow of the buffer ends.
     unsafe fn share<'a>(cut: &Self::Cut, tile: usize, rows: &Range<usize>) -> Self::Share<'a>;
 }
 
@@ -46,22 +46,23 @@ macro_rules! split {
             type Share<'a> = &'a mut [T];
             fn cut(self, $n_rows: usize, $n_tiles: usize) -> Self::Cut {
                 let $width = self.1;
-                assert!(self.0.len() >= $needed, "buffer of {} for {} tiles", self.0.len(), $n_tiles);
+                let needed = area($needed);
+                assert!(self.0.len() >= needed, "buffer of {} for {} tiles", self.0.len(), $n_tiles);
                 (Shared::new(self.0), self.1)
             }
             unsafe fn share<'a>(cut: &Self::Cut, $tile: usize, $rows: &Range<usize>) -> &'a mut [T] {
                 let $width = cut.1;
-                // SAFETY: shares of different tiles are disjoint, and each is taken once.
+                // SAFETY: shares of different tiles are disjoint, and the caller takes each once.
                 let share = unsafe { cut.0.range($range) };
-                // SAFETY: the buffer outlives the region in which the share is used.
+                // SAFETY: the same memory, which the caller promises to outlive the share.
                 unsafe { std::slice::from_raw_parts_mut(share.as_mut_ptr(), share.len()) }
             }
         }
     };
 }
 
-split!(Rows, |width, _tile, rows| rows.start * width..rows.end * width, |rows, _tiles| rows * width);
-split!(Parts, |width, tile, _rows| tile * width..(tile + 1) * width, |_rows, tiles| tiles * width);
+split!(Rows, |width, _tile, rows| rows.start * width..rows.end * width, |rows, _tiles| [rows, width]);
+split!(Parts, |width, tile, _rows| tile * width..(tile + 1) * width, |_rows, tiles| [tiles, width]);
 
 /// Sequences of `T` rows of `heads * width` elements, of which a tile of one unit gets the columns of one head of one sequence:
 /// `(buffer, T, heads, width)`. Units are numbered `sequence * heads + head`.
@@ -154,8 +155,8 @@ impl<'v, T: Send + 'static> Split for Heads<'v, T> {
     fn cut(self, rows: usize, tiles: usize) -> Self::Cut {
         let Heads(buffer, len, heads, width) = self;
         assert!(rows == tiles && rows.is_multiple_of(heads), "heads are shared a unit each");
-        let needed = rows.checked_mul(len).and_then(|cells| cells.checked_mul(width));
-        assert!(needed.is_some_and(|needed| buffer.len() >= needed), "buffer of {} for {tiles} heads", buffer.len());
+        let needed = area([rows, len, width]);
+        assert!(buffer.len() >= needed, "buffer of {} for {tiles} heads", buffer.len());
         (Shared::new(buffer), len, heads, width)
     }
     unsafe fn share<'a>(cut: &Self::Cut, tile: usize, _: &Range<usize>) -> Block<'a, T> {
@@ -243,7 +244,7 @@ impl Local {
     #[allow(clippy::mut_from_ref)]
     pub fn take<T: Store>(&self, len: usize) -> &mut [T] {
         let slot = self.taken.replace(self.taken.get() + 1);
-        let size = (len * size_of::<T>()).div_ceil(size_of::<f64>());
+        let size = area([len, size_of::<T>()]).div_ceil(size_of::<f64>());
         // SAFETY: a thread has one `Local` at a time, and a slot is taken once from it or from one within it,
         // whose borrows end with it, so nothing else refers to its buffer;
         // a thread keeps its memory for longer than any region. Every bit pattern is a value of a `Store`.
@@ -262,11 +263,7 @@ impl Exec {
     /// Rows of one tile: a multiple of the tile of the ISA's fastest product, few enough for its activations to stay in L2, and
     /// for a pass of some thousand rows to keep eight or more threads busy.
     pub fn tile_rows(&self) -> usize {
-        match self.isa().name() {
-            "avx512" | "avx512bf16" => 56,
-            "avx2" | "avxvnni" => 48,
-            _ => 64,
-        }
+        self.isa().tile_rows()
     }
 
     /// Tiles of `rows` rows.
@@ -297,7 +294,7 @@ impl Exec {
         let serial = self.serial();
         self.rows(tiles, |own| {
             for tile in own {
-                let rows = tile * height..rows.min((tile + 1) * height);
+                let rows = tile * height..rows.min((tile * height).saturating_add(height));
                 // SAFETY: every tile is visited once, and `buffers` were borrowed for the whole call.
                 let share = unsafe { V::share(&cut, tile, &rows) };
                 f(serial, rows, share, &Local::new());
@@ -314,8 +311,47 @@ mod tests {
     #[test]
     #[should_panic(expected = "cannot be cut into tiles")]
     fn a_tile_is_not_cut_again() {
-        let cx = Exec::new(crate::Isa::Scalar, 1);
+        let cx = Exec::new(crate::Isa::SCALAR, 1);
         cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |cx, _, _, _| cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |_, _, _, _| ()));
+    }
+
+    #[test]
+    fn a_tile_that_uses_the_outer_executor_is_a_panic() {
+        for threads in [1, 2] {
+            let cx = Exec::new(crate::Isa::SCALAR, threads);
+            let (mut rows, sum) = (vec![1f32; 500], [1f32; 4000]);
+            let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                cx.tiles(500, (Rows(&mut rows, 1),), |_, _, _, _| _ = crate::ops::sum_squares(&cx, &sum));
+            }));
+            let text = *panic.unwrap_err().downcast::<&str>().unwrap();
+            assert!(text.starts_with("parallel regions do not nest"), "{text}");
+            // Its threads take the next tiles.
+            cx.tiles(500, (Rows(&mut rows, 1),), |_, _, (rows,), local| rows.copy_from_slice(local.take(rows.len())));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "more elements than memory can hold")]
+    fn a_tile_cannot_take_more_bytes_than_can_be_counted() {
+        let cx = Exec::new(crate::Isa::SCALAR, 1);
+        cx.tiles(1, (Rows(&mut [0u8; 1], 1),), |_, _, _, local| assert_ne!(local.take::<f64>(1 << 61).len(), 1 << 61));
+    }
+
+    #[test]
+    fn shares_larger_than_the_buffer_are_refused() {
+        let cx = Exec::new(crate::Isa::SCALAR, 1);
+        let mut x = [0f32; 8];
+        let mut refused = |rows: usize, width: usize, which: usize| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| match which {
+                0 => cx.tiles_by(1, rows, (Rows(&mut x, width),), |_, _, _, _| ()),
+                1 => cx.tiles_by(1, rows, (Parts(&mut x, width),), |_, _, _, _| ()),
+                _ => cx.tiles_by(1, rows, (Heads(&mut x, width, 1, 1),), |_, _, _, _| ()),
+            }))
+            .is_err()
+        };
+        for which in 0..3 {
+            assert!(!refused(2, 4, which) && refused(2, 5, which) && refused(2, 1 << 63, which), "{which}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What a model is: sizes and switches, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
 
+mod validate;
+
 use flashlm_kernels::ops::{Activation, Quant, Scale, Stat};
 use serde::{Deserialize, Serialize};
 
-use crate::mixer;
+pub use validate::{ConfigError, MAX_NUMBERS};
 
 /// The sizes and switches of a language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +48,9 @@ pub struct ModelConfig {
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
+    /// 8: the inputs of ternary matrices and of the head are rounded to int8, as the packed runtime always does; 0: they are not.
+    #[serde(default)]
+    pub activation_bits: u32,
     /// The ternary quantiser.
     pub quant: QuantConfig,
     /// Settings of the mixer `delta`.
@@ -212,18 +217,6 @@ impl QuantConfig {
     }
 }
 
-/// A setting that no model can have.
-#[derive(Debug, thiserror::Error)]
-#[error("model.{key} = {found}: must be {expected}")]
-pub struct ConfigError {
-    /// The key.
-    pub key: &'static str,
-    /// Its value.
-    pub found: String,
-    /// The allowed values.
-    pub expected: String,
-}
-
 impl ModelConfig {
     /// v4-small: 4,364,736 parameters.
     pub fn v4_small() -> Self {
@@ -243,6 +236,7 @@ impl ModelConfig {
             sub_norm: false,
             zero_init: false,
             logit_softcap: 0.0,
+            activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
             delta: DeltaConfig::default(),
             attention: AttentionConfig::default(),
@@ -255,75 +249,6 @@ impl ModelConfig {
             [] => &self.mixer,
             pattern => &pattern[i % pattern.len()],
         }
-    }
-
-    /// Checks every value; sizes are bounded, so that a hostile file cannot ask for the whole memory.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let range = |key, found: usize, low: usize, high: usize| {
-            if (low..=high).contains(&found) {
-                return Ok(());
-            }
-            Err(ConfigError { key, found: found.to_string(), expected: format!("between {low} and {high}") })
-        };
-        range("vocab_size", self.vocab_size, 2, usize::from(u16::MAX))?;
-        range("dim", self.dim, 1, 8192)?;
-        range("blocks", self.blocks, 1, 128)?;
-        range("ffn_hidden", self.ffn_hidden, 1, 32_768)?;
-        range("kernel_size", self.kernel_size, 1, 64)?;
-        range("quant.size", self.quant.size, 1, 1 << 20)?;
-        if !(self.norm_eps > 0.0 && self.norm_eps < 1.0) {
-            let expected = "above 0 and below 1".into();
-            return Err(ConfigError { key: "norm_eps", found: self.norm_eps.to_string(), expected });
-        }
-        if !(self.logit_softcap == 0.0 || (1.0..=1000.0).contains(&self.logit_softcap)) {
-            let expected = "0 (no cap), or between 1 and 1000".into();
-            return Err(ConfigError { key: "logit_softcap", found: self.logit_softcap.to_string(), expected });
-        }
-        range("pattern's length", self.pattern.len(), 0, 128)?;
-        for (key, name) in [("mixer", &self.mixer)].into_iter().chain(self.pattern.iter().map(|name| ("pattern", name)))
-        {
-            if !mixer::NAMES.contains(&name.as_str()) {
-                let expected = format!("one of {}", mixer::NAMES.join(", "));
-                return Err(ConfigError { key, found: format!("{name:?}"), expected });
-            }
-        }
-        if self.reset && self.eos >= self.vocab_size {
-            let expected = format!("a token below vocab_size = {}", self.vocab_size);
-            return Err(ConfigError { key: "eos", found: self.eos.to_string(), expected });
-        }
-        let uses = |name| (0..self.blocks).any(|i| self.mixer_of(i) == name);
-        let divides = |key, width: f64, parts: usize| {
-            let found = width.round();
-            if (width - found).abs() < 1e-6 && found >= 1.0 && (found as usize).is_multiple_of(parts) {
-                return Ok(());
-            }
-            let expected = format!("such that the width of all heads, now {width}, is a multiple of {parts} heads");
-            Err(ConfigError { key, found: (width / self.dim as f64).to_string(), expected })
-        };
-        let c = &self.delta;
-        range("delta.heads", c.heads, 1, 1024)?;
-        range("delta.conv", c.conv, 1, 64)?;
-        for (key, expand) in [("delta.expand_k", c.expand_k), ("delta.expand_v", c.expand_v)] {
-            if !(expand > 0.0 && expand <= 8.0) {
-                let expected = "above 0 and at most 8".into();
-                return Err(ConfigError { key, found: expand.to_string(), expected });
-            }
-            if uses("delta") {
-                divides(key, expand * self.dim as f64, c.heads)?;
-            }
-        }
-        let c = &self.attention;
-        range("attention.heads", c.heads, 1, 1024)?;
-        range("attention.window", c.window, 1, 1 << 14)?;
-        if !(c.rope_base >= 1.0 && c.rope_base <= 1e9) {
-            let expected = "between 1 and 1e9".into();
-            return Err(ConfigError { key: "attention.rope_base", found: c.rope_base.to_string(), expected });
-        }
-        if uses("attention") && !self.dim.is_multiple_of(2 * c.heads) {
-            let expected = format!("such that each head of dim = {} has an even width", self.dim);
-            return Err(ConfigError { key: "attention.heads", found: c.heads.to_string(), expected });
-        }
-        Ok(())
     }
 }
 
@@ -349,16 +274,5 @@ mod tests {
             "{json}"
         );
         assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), all);
-    }
-
-    #[test]
-    fn the_soft_cap_has_bounds() {
-        for (cap, ok) in [(0.0, true), (1.0, true), (1000.0, true), (0.5, false), (-15.0, false), (1e4, false)] {
-            let config = ModelConfig { logit_softcap: cap, ..ModelConfig::v4_small() };
-            assert_eq!(config.validate().is_ok(), ok, "{cap}");
-        }
-        let config = ModelConfig { logit_softcap: f64::NAN, ..ModelConfig::v4_small() };
-        let error = config.validate().unwrap_err().to_string();
-        assert_eq!(error, "model.logit_softcap = NaN: must be 0 (no cap), or between 1 and 1000");
     }
 }

@@ -74,7 +74,7 @@ fn loss(
 }
 
 fn check(config: &ModelConfig, size: (usize, usize), z_loss: f64) {
-    let cx = &Exec::new(Isa::Scalar, 2);
+    let cx = &Exec::new(Isa::SCALAR, 2);
     let mut lm = Lm::<f64>::new(config, size.0 * size.1, true).unwrap();
     let layout = lm.layout().clone();
     let mut params = noisy(layout.len(), 7);
@@ -161,7 +161,7 @@ fn gradients_of_every_switch_equal_finite_differences() {
 #[test]
 fn capped_logits_are_what_is_scored_and_trained() {
     for &name in mixer::NAMES {
-        let cx = &Exec::new(Isa::Scalar, 2);
+        let cx = &Exec::new(Isa::SCALAR, 2);
         let (cap, (b, t)) = (1.0, (2, 30));
         let capped = ModelConfig { logit_softcap: cap, vocab_size: 600, ..tiny(name) };
         let v = capped.vocab_size;
@@ -204,7 +204,7 @@ fn output_projections_that_start_at_zero_are_moved() {
         .flat_map(|name| [ScaleKind::Tensor, ScaleKind::Block, ScaleKind::Group].map(|scale| (name, scale)))
     {
         for sub_norm in [false, true] {
-            let cx = &Exec::new(Isa::Scalar, 1);
+            let cx = &Exec::new(Isa::SCALAR, 1);
             let mut config = ModelConfig { zero_init: true, sub_norm, ..tiny(name) };
             config.quant.scale = scale;
             let mut lm = Lm::<f64>::new(&config, 14, true).unwrap();
@@ -233,7 +233,7 @@ fn output_projections_that_start_at_zero_are_moved() {
 /// The straight-through estimator: the gradient at latent weights is that of a float model at the quantised ones.
 #[test]
 fn ternary_gradients_pass_straight_through() {
-    let cx = &Exec::new(Isa::Scalar, 1);
+    let cx = &Exec::new(Isa::SCALAR, 1);
     for &name in mixer::NAMES {
         for scale in [ScaleKind::Tensor, ScaleKind::Block, ScaleKind::Group] {
             let mut config = if scale == ScaleKind::Group { recipe(name) } else { tiny(name) };

@@ -31,7 +31,7 @@ pub trait LanguageModel<E: Elem>: Send {
     /// Quantises and packs all weights.
     fn prepare(&mut self, cx: &Exec, params: &[E]);
 
-    /// 8: from now on the inputs of ternary matrices and of the head are rounded to int8, as in the packed runtime; 0: not.
+    /// What [`ModelConfig::activation_bits`] says, from now on something else.
     ///
     /// # Panics
     /// With another number.
@@ -166,7 +166,7 @@ impl<A: Store> Lm<A> {
         let norm = Norm::new(&mut layout, "final_norm.scale".into(), d, eps);
         let need =
             blocks.iter().fold(Need::default(), |need, block| need.max(block.mixer.need()).max(block.ffn.need()));
-        Ok(Lm {
+        let mut lm = Lm {
             config: config.clone(),
             layout,
             head,
@@ -178,7 +178,9 @@ impl<A: Store> Lm<A> {
             dh: Buf::scratch(if training { rows * d } else { 0 }),
             past: Vec::with_capacity(rows),
             rows,
-        })
+        };
+        lm.set_activation_bits(config.activation_bits);
+        Ok(lm)
     }
 
     /// Looks up how far each row may look back, and moves the counts of a state on.
@@ -287,6 +289,7 @@ impl<A: Store> LanguageModel<A::E> for Lm<A> {
             block.mixer.linears().into_iter().chain(block.ffn.linears()).for_each(|linear| linear.int8 = int8);
         }
         let operand = &mut self.scratch.weights.operand;
+        // None where there is no backward pass, which alone takes it.
         let rows = if self.dh.is_empty() { 0 } else { self.rows };
         if int8 && operand.len() < rows * widest {
             *operand = Buf::scratch(rows * widest);

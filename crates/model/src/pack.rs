@@ -19,7 +19,6 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use ::safetensors::tensor::{Dtype, TensorView};
 use flashlm_kernels::Exec;
@@ -32,7 +31,8 @@ use crate::io::safetensors::TensorFile;
 use crate::params::{Group, Layout};
 use crate::tok::{TokError, Tokenizer};
 
-const FORMAT: &str = "flashlm-packed";
+/// What stands under `format` in the metadata.
+pub const FORMAT: &str = "flashlm-packed";
 const VERSION: &str = "1";
 const TOKENIZER: &str = "tokenizer";
 const TABLE: &str = "embedding.weight";
@@ -41,8 +41,6 @@ const RARE: &str = "embedding.rare.weight";
 const COMMON: usize = 8;
 /// Columns that share a scale in a table of 4 bits.
 const NIBBLES: usize = 16;
-/// Fewest columns that may share a scale where blocks and rows do not line up: a bound on memory.
-const LEAST_SEGMENT: usize = 8;
 
 /// How many ternary weights a byte holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +121,7 @@ pub enum PackError {
         /// What is there.
         found: String,
     },
-    /// The config is none that a model can have.
+    /// The config is none that a model can have, or not that of its tokenizer.
     #[error("{file}: {source}")]
     Config {
         /// The file.
@@ -141,10 +139,11 @@ pub enum PackError {
     },
 }
 
-/// The bytes of the packed model. `params` in the order of `layout`, the layout of `config`.
+/// The bytes of the packed model. `params` in the order of `layout`, the layout of `config`; `tokenizer` such that it
+/// [`fits`](ModelConfig::fits).
 ///
 /// # Panics
-/// If they do not fit each other.
+/// If parameters and layout do not fit each other.
 pub fn pack(
     cx: &Exec,
     config: &ModelConfig,
@@ -442,11 +441,6 @@ impl Reader {
             Unit::Flat(n) => {
                 // Units begin anywhere in a row, but always at a multiple of the greatest common divisor.
                 let columns = Columns { inputs, segment: divisor(n, inputs) };
-                if columns.segment < LEAST_SEGMENT {
-                    let expected =
-                        format!("blocks that have a divisor of {LEAST_SEGMENT} or more with rows of {inputs}");
-                    return Err(self.wrong(name, expected, format!("blocks of {n}")));
-                }
                 let units = self.floats(name, &[(outputs * inputs).div_ceil(n)])?;
                 let starts = (0..outputs * inputs).step_by(columns.segment);
                 (columns, starts.map(|at| units[at / n]).collect())
@@ -508,21 +502,14 @@ impl Reader {
         Ok(PackedMatrix::bytes(codes.into_iter(), &row_scales, outputs, inputs))
     }
 
-    /// The tokenizer, of as many tokens as the model has.
+    /// The tokenizer, which fits the model.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer, PackError> {
         let bytes = self.file.u8(TOKENIZER)?;
         let file = || self.file.label().to_owned();
         let tokenizer =
             Tokenizer::from_compact(bytes).map_err(|source| PackError::Tokenizer { file: file(), source })?;
         self.taken.borrow_mut().insert(TOKENIZER.into());
-        if tokenizer.vocab_size() != self.config.vocab_size {
-            let expected = format!("a tokenizer of {} tokens", self.config.vocab_size);
-            return Err(self.wrong(TOKENIZER, expected, format!("{} tokens", tokenizer.vocab_size())));
-        }
-        if self.config.reset && self.config.eos != usize::from(tokenizer.eos()) {
-            let expected = format!("the token {} at the end of a story", self.config.eos);
-            return Err(self.wrong(TOKENIZER, expected, tokenizer.eos().to_string()));
-        }
+        self.config.fits(&tokenizer).map_err(|source| PackError::Config { file: file(), source })?;
         Ok(tokenizer)
     }
 
@@ -547,18 +534,6 @@ fn shown(text: &str) -> String {
 
 fn divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { divisor(b, a % b) }
-}
-
-/// Whether the file says that it is a packed model; false too where it cannot be read.
-pub fn is_packed(path: &Path) -> bool {
-    use std::io::Read;
-    // Asked before opening: opening a named pipe would wait for ever.
-    if !path.is_file() {
-        return false;
-    }
-    let mut start = Vec::new();
-    let read = std::fs::File::open(path).map(|file| file.take(1 << 16).read_to_end(&mut start));
-    read.is_ok() && start.windows(FORMAT.len()).any(|part| part == FORMAT.as_bytes())
 }
 
 #[cfg(test)]

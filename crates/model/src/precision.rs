@@ -26,11 +26,8 @@ impl Precision {
         if self != Precision::Auto {
             return self;
         }
-        match isa.name() {
-            "amx" => Precision::Bf16,
-            "avx512bf16" if product_seconds::<f32>(isa) > 1.33 * product_seconds::<Bf16>(isa) => Precision::Bf16,
-            _ => Precision::F32,
-        }
+        let faster = || product_seconds::<f32>(isa) > 1.33 * product_seconds::<Bf16>(isa);
+        if isa.has_tiles() || isa.has_bf16() && faster() { Precision::Bf16 } else { Precision::F32 }
     }
 
     /// The name users give it.

@@ -18,7 +18,7 @@ use crate::tok::Tokenizer;
 
 /// Straight through: the gradients are those of a model that adds constants where this one rounds.
 fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
-    let cx = &Exec::new(Isa::Scalar, 1);
+    let cx = &Exec::new(Isa::SCALAR, 1);
     let mut lm = Lm::<f64>::new(config, b * t, true).unwrap();
     let (layout, v) = (lm.layout().clone(), config.vocab_size);
     let mut params = noisy(layout.len(), 7);

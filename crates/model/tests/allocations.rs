@@ -51,7 +51,7 @@ fn models() -> Vec<(String, Arc<PackedModel>)> {
     let quant = QuantConfig { scale: ScaleKind::Group, size: 10, norm: true, ..base.quant.clone() };
     let pattern = mixer::NAMES.iter().map(|name| name.to_string()).collect();
     all.push(("pattern".into(), ModelConfig { pattern, quant, logit_softcap: 5.0, ..base }));
-    let cx = Exec::new(Isa::Scalar, 1);
+    let cx = Exec::new(Isa::SCALAR, 1);
     let model = |(name, config): (String, ModelConfig)| {
         let layout = Lm::<f32>::new(&config, 1, false).unwrap().layout().clone();
         let bytes = pack(&cx, &config, &layout, &layout.init::<f32>(1), &tokenizer, Options::default());

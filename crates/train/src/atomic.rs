@@ -166,7 +166,7 @@ impl Drop for Staged {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
 }
@@ -221,20 +221,25 @@ fn temporary_name() -> String {
     format!(".tmp-{pid}-{start}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Whether this is the name of a temporary, whoever makes it.
+pub(crate) fn is_temporary(name: &str) -> bool {
+    owner(name).is_some()
+}
+
 /// Whether this is the name of a temporary whose process is gone.
 fn is_leftover(name: &str) -> bool {
-    let owner = || {
-        let mut fields = name.strip_prefix(".tmp-")?.split('-');
-        let pid: u32 = fields.next()?.parse().ok()?;
-        let start: u64 = fields.next()?.parse().ok()?;
-        let _count: u64 = fields.next()?.parse().ok()?;
-        fields.next().is_none().then_some((pid, start))
-    };
-    match owner() {
-        // Only where we can see ourselves does not seeing the owner mean that it is gone.
-        Some((pid, start)) => start_time(std::process::id()).is_some() && start_time(pid) != Some(start),
-        None => false,
-    }
+    // Only where we can see ourselves does not seeing the owner mean that it is gone.
+    let gone = |(pid, start)| start_time(std::process::id()).is_some() && start_time(pid) != Some(start);
+    owner(name).is_some_and(gone)
+}
+
+/// The process that a temporary's name tells of, and when it started.
+fn owner(name: &str) -> Option<(u32, u64)> {
+    let mut fields = name.strip_prefix(".tmp-")?.split('-');
+    let pid = fields.next()?.parse().ok()?;
+    let start = fields.next()?.parse().ok()?;
+    let _count: u64 = fields.next()?.parse().ok()?;
+    fields.next().is_none().then_some((pid, start))
 }
 
 /// When a living process started, in clock ticks since boot: field 22 of `/proc/<pid>/stat`.

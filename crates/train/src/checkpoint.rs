@@ -1,11 +1,9 @@
-//! Checkpoints of a run: saved whole, checked on loading, replaced and removed without a moment of danger.
+//! One checkpoint: a folder that is saved whole, checked on loading, and replaced without a moment of danger.
 //!
 //! ```text
-//! run/run.lock                      held by the trainer, holds its process id
-//! run/best                          {"version":1,"step":500}
-//! run/checkpoints/step-00000500/    the parts, and checkpoint.json:
+//! step-00000500/       the parts, and checkpoint.json:
 //!     {"version":1,"step":500,"files":{"model.safetensors":{"bytes":8,"xxh3":"0123456789abcdef"},..}}
-//! run/checkpoints/step-00000500.old the one before, while step 500 is saved a second time
+//! step-00000500.old    the one before, while step 500 is saved a second time
 //! ```
 //!
 //! `xxh3` is XXH3-64 (github.com/Cyan4973/xxHash) of the whole file: it finds damage, not forgery. Extra files are
@@ -21,12 +19,12 @@ use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-const MANIFEST: &str = "checkpoint.json";
+pub(crate) const MANIFEST: &str = "checkpoint.json";
 const VERSION: u64 = 1;
 /// Longest manifest accepted: several thousand parts.
 const MAX_MANIFEST: u64 = 1 << 20;
 
-/// Why a checkpoint was not saved, loaded or removed.
+/// Why a checkpoint was not saved or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// Nothing was saved; what was there before is still there.
@@ -59,26 +57,6 @@ pub enum CheckpointError {
         /// What to do.
         mend: String,
     },
-    /// There are checkpoints, but none is good.
-    #[error("{}: none of its {count} checkpoints is good; the newest: {newest}", run.display())]
-    NoneGood {
-        /// The run folder.
-        run: PathBuf,
-        /// How many were tried.
-        count: usize,
-        /// What is wrong with the newest.
-        newest: Box<CheckpointError>,
-    },
-    /// Another process trains this run.
-    #[error(
-        "{}: another process{} is training this run; wait for it, stop it, or choose another run folder", lock.display(), pid.map(|p| format!(" ({p})")).unwrap_or_default()
-    )]
-    Locked {
-        /// The lock file.
-        lock: PathBuf,
-        /// The process that holds it, if known.
-        pid: Option<u32>,
-    },
     /// The operating system would not let us read.
     #[error("{}: cannot be read ({source}); check the path and the permissions", path.display())]
     Read {
@@ -87,9 +65,6 @@ pub enum CheckpointError {
         /// What the operating system said.
         source: io::Error,
     },
-    /// A file or folder of the run could not be written.
-    #[error(transparent)]
-    Write(#[from] AtomicError),
     /// A part is intact, but not what it should be.
     #[error(transparent)]
     Content(#[from] IoError),
@@ -153,13 +128,6 @@ struct Entry {
     xxh3: String,
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Best {
-    version: u64,
-    step: u64,
-}
-
 fn hex(hash: u64) -> String {
     format!("{hash:016x}")
 }
@@ -169,16 +137,13 @@ fn safe_name(name: &str) -> bool {
     (1..=200).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.') && name != MANIFEST
 }
 
-pub(crate) fn folder(run: &Path) -> PathBuf {
-    run.join("checkpoints")
-}
-
-fn folder_name(step: u64) -> String {
+/// The name of a step's folder.
+pub(crate) fn folder_name(step: u64) -> String {
     format!("step-{step:08}")
 }
 
 /// The step of a folder name, and whether it is the `.old` one.
-fn parse_name(name: &str) -> Option<(u64, bool)> {
+pub(crate) fn parse_name(name: &str) -> Option<(u64, bool)> {
     let (name, old) = name.strip_suffix(".old").map_or((name, false), |n| (n, true));
     let step = name.strip_prefix("step-")?.parse().ok()?;
     (folder_name(step) == name).then_some((step, old))
@@ -219,8 +184,8 @@ fn write_parts(at: &Path, step: u64, parts: &[Part]) -> io::Result<()> {
     fs::write(at.join(MANIFEST), manifest)
 }
 
-/// Saves a checkpoint and returns its folder. One of the same step is replaced.
-pub fn save(run: &Path, step: u64, parts: &[Part]) -> Result<PathBuf, CheckpointError> {
+/// Saves a checkpoint of `step` as `folder/step-N` and returns that. The folder is made; one of the same step is replaced.
+pub fn save(folder: &Path, step: u64, parts: &[Part]) -> Result<PathBuf, CheckpointError> {
     for (i, part) in parts.iter().enumerate() {
         let name = part.file();
         let twice = parts[..i].iter().any(|p| p.file().eq_ignore_ascii_case(name));
@@ -229,16 +194,16 @@ pub fn save(run: &Path, step: u64, parts: &[Part]) -> Result<PathBuf, Checkpoint
         }
     }
     let bytes = parts.iter().map(Part::bytes).sum();
-    let target = folder(run).join(folder_name(step));
-    match replace(run, &target, |at| write_parts(at, step, parts)) {
+    let target = folder.join(folder_name(step));
+    match replace(folder, &target, |at| write_parts(at, step, parts)) {
         Ok(()) => Ok(target),
         Err(source) => Err(CheckpointError::Save { step, bytes, source }),
     }
 }
 
-fn replace(run: &Path, target: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), AtomicError> {
-    let made = fs::create_dir_all(folder(run)).and_then(|()| atomic::sync_folder(run));
-    made.map_err(|e| AtomicError::new(&folder(run), "creating", 0, e))?;
+fn replace(folder: &Path, target: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<(), AtomicError> {
+    let made = fs::create_dir_all(folder).and_then(|()| atomic::sync_folder(atomic::parent(folder)));
+    made.map_err(|e| AtomicError::new(folder, "creating", 0, e))?;
     let staged = atomic::Staged::folder(target, fill)?;
     let old = target.with_extension("old");
     // With both there, a kill came between the two last steps below: the target is whole and newer.
@@ -248,26 +213,21 @@ fn replace(run: &Path, target: &Path, fill: impl FnOnce(&Path) -> io::Result<()>
     if target.exists() {
         fs::rename(target, &old).map_err(|e| AtomicError::new(target, "moving the old one away", 0, e))?;
     }
-    // A kill here leaves only the old one, and `list` takes it for the step.
+    // A kill here leaves only the old one, and `scan` takes it for the step.
     if let Err(error) = staged.publish() {
         // Fails if the new one is in place and only the last fsync was refused; then the new one stays.
         let _ = fs::rename(&old, target);
         return Err(error);
     }
     if old.exists() {
-        // Saved already; what is left of the old one is removed by the next `prune`.
+        // Saved already; what is left of the old one is removed when the run is next pruned.
         let _ = atomic::discard(&old);
     }
     Ok(())
 }
 
-/// The finished checkpoints of a run by step. Damage is not looked for. A run without any is fine.
-pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
-    Ok(scan(&folder(run))?.0.into_iter().collect())
-}
-
-/// Finished checkpoints by step, and superseded `.old` folders.
-fn scan(folder: &Path) -> Result<(BTreeMap<u64, PathBuf>, Vec<PathBuf>), CheckpointError> {
+/// Finished checkpoints by step, and superseded `.old` folders. Damage is not looked for; a missing folder has none.
+pub(crate) fn scan(folder: &Path) -> Result<(BTreeMap<u64, PathBuf>, Vec<PathBuf>), CheckpointError> {
     let failed = |source| CheckpointError::Read { path: folder.to_owned(), source };
     let (mut found, mut old) = (BTreeMap::new(), BTreeMap::new());
     let entries = match fs::read_dir(folder) {
@@ -293,15 +253,6 @@ fn scan(folder: &Path) -> Result<(BTreeMap<u64, PathBuf>, Vec<PathBuf>), Checkpo
         }
     }
     Ok((found, superseded))
-}
-
-/// The folder of a step.
-fn find(run: &Path, step: u64) -> Result<PathBuf, CheckpointError> {
-    let mut all = list(run)?;
-    match all.iter().position(|(s, _)| *s == step) {
-        Some(at) => Ok(all.swap_remove(at).1),
-        None => Err(damaged(&folder(run).join(folder_name(step)), "a checkpoint", "none of this step")),
-    }
 }
 
 fn damaged(file: &Path, expected: impl Into<String>, found: impl Into<String>) -> CheckpointError {
@@ -341,7 +292,7 @@ impl Checkpoint {
         all.into_values().rev().find(|other| Self::check(other).is_ok())
     }
 
-    fn check(path: &Path) -> Result<Self, CheckpointError> {
+    pub(crate) fn check(path: &Path) -> Result<Self, CheckpointError> {
         let file = path.join(MANIFEST);
         if !file.is_file() {
             return Err(damaged(&file, "the manifest of a checkpoint", "no such file"));
@@ -435,82 +386,13 @@ fn check_file(path: &Path, entry: &Entry) -> Result<(), CheckpointError> {
     }
 }
 
-/// The newest good checkpoint, and why newer ones were passed over. `None` where nothing was saved yet; an error
-/// where something was and all of it is damaged.
-pub fn latest_valid(run: &Path) -> Result<Option<(Checkpoint, Vec<CheckpointError>)>, CheckpointError> {
-    let all = list(run)?;
-    let mut skipped = vec![];
-    for (_, path) in all.iter().rev() {
-        match Checkpoint::check(path) {
-            Ok(checkpoint) => return Ok(Some((checkpoint, skipped))),
-            Err(error) => skipped.push(error),
-        }
-    }
-    match skipped.into_iter().next() {
-        None => Ok(None),
-        Some(newest) => {
-            Err(CheckpointError::NoneGood { run: run.to_owned(), count: all.len(), newest: Box::new(newest) })
-        }
-    }
-}
-
-/// Remembers a saved step as the best so far.
-pub fn mark_best(run: &Path, step: u64) -> Result<(), CheckpointError> {
-    find(run, step)?;
-    let best = Best { version: VERSION, step };
-    atomic::write_file(&run.join("best"), |w| Ok(serde_json::to_writer(w, &best)?))?;
-    Ok(())
-}
-
-/// The best step and its folder, if one was marked.
-pub fn best(run: &Path) -> Result<Option<(u64, PathBuf)>, CheckpointError> {
-    let file = run.join("best");
-    if file.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
-        return Ok(None);
-    }
-    let bytes = read_limited(&file, 4096)?;
-    let bad = |found: String| CheckpointError::Damaged {
-        file: file.clone(),
-        expected: format!("{{\"version\":{VERSION},\"step\":..}}"),
-        found,
-        mend: "remove this file, or write the step into it".to_owned(),
-    };
-    let best: Best = serde_json::from_slice(&bytes).map_err(|e| bad(e.to_string()))?;
-    if best.version != VERSION {
-        return Err(bad(format!("version {}", best.version)));
-    }
-    match find(run, best.step) {
-        Err(CheckpointError::Damaged { .. }) => Err(bad(format!("step {}, which has no checkpoint", best.step))),
-        found => Ok(Some((best.step, found?))),
-    }
-}
-
-/// Removes all but the newest `keep` (at least one), the steps in `protect` and the best. Returns what was removed.
-pub fn prune(run: &Path, keep: usize, protect: &[u64]) -> Result<Vec<u64>, CheckpointError> {
-    let best = best(run)?.map(|(step, _)| step);
-    let (found, superseded) = scan(&folder(run))?;
-    for path in superseded {
-        atomic::discard(&path)?;
-    }
-    let mut removed = vec![];
-    let older = found.into_iter().rev().skip(keep.max(1));
-    for (step, path) in older.filter(|(step, _)| best != Some(*step) && !protect.contains(step)) {
-        atomic::discard(&path)?;
-        removed.push(step);
-    }
-    Ok(removed)
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::atomic::tests::{Tmpfs, names};
-    use crate::lock::RunLock;
-    use std::process::{Command, Stdio};
-    use std::time::Duration;
 
     /// A checkpoint whose tensors and bytes all say `value`.
-    fn save_value(run: &Path, step: u64, value: u8, size: usize) -> Result<PathBuf, CheckpointError> {
+    pub(crate) fn save_value(run: &Path, step: u64, value: u8, size: usize) -> Result<PathBuf, CheckpointError> {
         let (shape, numbers) = ([size], vec![f32::from(value); size]);
         let (name, data) = ("w", numbers.as_slice());
         let tensors = vec![TensorRef { name, shape: &shape, data }];
@@ -519,10 +401,14 @@ mod tests {
             Part::Tensors { file: "model.safetensors", tensors, metadata },
             Part::Bytes { file: "state.bin", data: &vec![value; size] },
         ];
-        save(run, step, &parts)
+        save(&folder(run), step, &parts)
     }
 
-    fn value(checkpoint: &Checkpoint) -> u8 {
+    pub(crate) fn folder(run: &Path) -> PathBuf {
+        run.join("checkpoints")
+    }
+
+    pub(crate) fn value(checkpoint: &Checkpoint) -> u8 {
         let bytes = checkpoint.bytes("state.bin").unwrap();
         let numbers = checkpoint.tensors("model.safetensors").unwrap().f32("w").unwrap();
         assert!(bytes.iter().all(|b| *b == bytes[0]));
@@ -531,7 +417,7 @@ mod tests {
     }
 
     fn steps(run: &Path) -> Vec<u64> {
-        list(run).unwrap().into_iter().map(|(step, _)| step).collect()
+        scan(&folder(run)).unwrap().0.into_keys().collect()
     }
 
     fn run() -> tempfile::TempDir {
@@ -541,7 +427,6 @@ mod tests {
     #[test]
     fn what_was_saved_is_loaded() {
         let run = run();
-        assert!(latest_valid(run.path()).unwrap().is_none());
         let path = save_value(run.path(), 500, 3, 10).unwrap();
         assert_eq!(path, run.path().join("checkpoints/step-00000500"));
         save_value(run.path(), 123_456_789_012, 4, 10).unwrap();
@@ -558,14 +443,12 @@ mod tests {
         assert!(checkpoint.bytes("../../best").is_err());
         fs::write(path.join("notes.txt"), b"extra").unwrap();
         Checkpoint::open(&path).unwrap();
-        let (newest, skipped) = latest_valid(run.path()).unwrap().unwrap();
-        assert_eq!((newest.step(), skipped.len()), (123_456_789_012, 0));
     }
 
     #[test]
     fn the_manifest_is_the_documented_one() {
         let run = run();
-        let path = save(run.path(), 5, &[Part::Bytes { file: "a.txt", data: b"a" }]).unwrap();
+        let path = save(&folder(run.path()), 5, &[Part::Bytes { file: "a.txt", data: b"a" }]).unwrap();
         // XXH3-64 of "a" with seed 0, from the reference implementation (python-xxhash).
         let expected = r#"{"version":1,"step":5,"files":{"a.txt":{"bytes":1,"xxh3":"e6c632b61e964e1f"}}}"#;
         assert_eq!(fs::read_to_string(path.join(MANIFEST)).unwrap(), expected);
@@ -586,8 +469,6 @@ mod tests {
                 let text = Checkpoint::open(&bad).unwrap_err().to_string();
                 assert!(text.contains(&format!("use {} instead", good.display())), "{text}");
             }
-            let (found, skipped) = latest_valid(run.path()).unwrap().unwrap();
-            assert_eq!((found.step(), skipped.len()), (2, 1));
             for cut in 0..whole.len() {
                 fs::write(bad.join(name), &whole[..cut]).unwrap();
                 Checkpoint::open(&bad).unwrap_err();
@@ -644,14 +525,12 @@ mod tests {
             let text = Checkpoint::open(&path).unwrap_err().to_string();
             assert!(text.contains(says), "{says}: {text}");
         }
-        let error = latest_valid(run.path()).unwrap_err();
-        assert!(matches!(error, CheckpointError::NoneGood { count: 1, .. }), "{error}");
         for name in ["", ".x", "a/b", "..", "a\\b", MANIFEST, "é"] {
-            let error = save(run.path(), 9, &[Part::Bytes { file: name, data: b"" }]);
+            let error = save(&folder(run.path()), 9, &[Part::Bytes { file: name, data: b"" }]);
             assert!(matches!(error, Err(CheckpointError::Name { .. })), "{name}");
         }
         let twice = [Part::Bytes { file: "a", data: b"" }, Part::Bytes { file: "A", data: b"" }];
-        assert!(matches!(save(run.path(), 9, &twice), Err(CheckpointError::Name { .. })));
+        assert!(matches!(save(&folder(run.path()), 9, &twice), Err(CheckpointError::Name { .. })));
         assert_eq!(steps(run.path()), [1]);
     }
 
@@ -667,86 +546,10 @@ mod tests {
         let tensors = vec![wrong];
         let metadata = BTreeMap::new();
         let part = Part::Tensors { file: "m", tensors, metadata };
-        let text = save(run.path(), 1, &[part]).unwrap_err().to_string();
+        let text = save(&folder(run.path()), 1, &[part]).unwrap_err().to_string();
         assert!(text.contains("step 1 (4 bytes) was not saved"), "{text}");
         assert_eq!(value(&Checkpoint::open(&path).unwrap()), 2);
         assert_eq!(names(&folder(run.path())), ["step-00000001"]);
-    }
-
-    #[test]
-    fn every_state_a_kill_can_leave_is_recovered() {
-        let run = run();
-        let folder = folder(run.path());
-        let (path, old) = (folder.join("step-00000001"), folder.join("step-00000001.old"));
-        // Killed between moving the old one away and naming the new one.
-        save_value(run.path(), 1, 1, 3).unwrap();
-        fs::rename(&path, &old).unwrap();
-        fs::create_dir(folder.join(".tmp-4294967295-1-0")).unwrap();
-        let (found, skipped) = latest_valid(run.path()).unwrap().unwrap();
-        assert_eq!((found.path(), value(&found), skipped.len()), (&*old, 1, 0));
-        save_value(run.path(), 1, 2, 3).unwrap();
-        assert_eq!(value(&latest_valid(run.path()).unwrap().unwrap().0), 2);
-        assert!(!old.exists());
-        // Killed before removing the old one: the new one counts, and saving and pruning both go on.
-        for again in [true, false] {
-            fs::rename(&path, &old).unwrap();
-            save_value(run.path(), 2, 3, 3).unwrap();
-            fs::rename(folder.join("step-00000002"), &path).unwrap();
-            let manifest = fs::read_to_string(path.join(MANIFEST)).unwrap();
-            let manifest = manifest.replace("\"step\":2", "\"step\":1");
-            fs::write(path.join(MANIFEST), manifest).unwrap();
-            assert_eq!(value(&latest_valid(run.path()).unwrap().unwrap().0), 3);
-            if again {
-                save_value(run.path(), 1, 4, 3).unwrap();
-            } else {
-                assert_eq!(prune(run.path(), 1, &[]).unwrap(), [0u64; 0]);
-            }
-            assert!(path.exists() && !old.exists());
-        }
-        RunLock::acquire(run.path()).unwrap();
-        assert_eq!(names(&folder), ["step-00000001"]);
-    }
-
-    const KILL: &str = "FLASHLM_TEST_KILL";
-
-    /// Starts this very test again as a process that saves without end, kills it at some moment, and looks at
-    /// what is left.
-    #[test]
-    fn a_killed_trainer_never_loses_a_checkpoint() {
-        if let Some(run) = std::env::var_os(KILL) {
-            let _lock = RunLock::acquire(Path::new(&run)).unwrap();
-            for value in (2..=200).cycle() {
-                save_value(Path::new(&run), 7, value, 100_000).unwrap();
-            }
-        }
-        let run = run();
-        save_value(run.path(), 7, 1, 100).unwrap();
-        let module = module_path!().split_once("::").unwrap().1;
-        let name = format!("{module}::a_killed_trainer_never_loses_a_checkpoint");
-        let mut values = std::collections::BTreeSet::new();
-        for round in 0..12 {
-            let mut child = Command::new(std::env::current_exe().unwrap());
-            child.args([&name, "--exact"]).env(KILL, run.path()).stdout(Stdio::null());
-            let mut child = child.stderr(Stdio::null()).spawn().unwrap();
-            let pid = format!("{}\n", child.id());
-            let started = (0..5000).any(|_| {
-                std::thread::sleep(Duration::from_millis(2));
-                fs::read_to_string(run.path().join("run.lock")).is_ok_and(|text| text == pid)
-            });
-            assert!(started, "the process does not run");
-            std::thread::sleep(Duration::from_millis(7 * round));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            let (found, skipped) = latest_valid(run.path()).unwrap().unwrap();
-            assert_eq!((found.step(), skipped.len()), (7, 0));
-            values.insert(value(&found));
-        }
-        assert!(values.len() > 2, "the processes saved nothing: {values:?}");
-        let _lock = RunLock::acquire(run.path()).unwrap();
-        prune(run.path(), 1, &[]).unwrap();
-        let left = names(&folder(run.path()));
-        let superseded = left == ["step-00000007.old"];
-        assert!(superseded || left == ["step-00000007"], "{left:?}");
     }
 
     #[test]
@@ -766,61 +569,5 @@ mod tests {
             assert_eq!(names(&folder(disk.path())), ["step-00000001"]);
             assert_eq!(value(&Checkpoint::open(&path).unwrap()), 1);
         }
-    }
-
-    #[test]
-    fn an_unwritable_run_is_said() {
-        let Some(disk) = Tmpfs::mount("ro") else {
-            return;
-        };
-        let text = save_value(disk.path(), 1, 1, 1).unwrap_err().to_string();
-        assert!(text.contains("cannot be written (Read-only"), "{text}");
-        let text = RunLock::acquire(disk.path()).unwrap_err().to_string();
-        assert!(text.contains("run.lock: its folder cannot be written"), "{text}");
-    }
-
-    #[test]
-    fn prune_keeps_the_newest_the_protected_and_the_best() {
-        let run = run();
-        for step in 1..=8 {
-            save_value(run.path(), step, 1, 1).unwrap();
-        }
-        assert!(best(run.path()).unwrap().is_none());
-        mark_best(run.path(), 4).unwrap();
-        mark_best(run.path(), 3).unwrap();
-        assert!(mark_best(run.path(), 9).is_err());
-        let path = folder(run.path()).join("step-00000003");
-        assert_eq!(best(run.path()).unwrap(), Some((3, path)));
-        assert_eq!(prune(run.path(), 2, &[5, 99]).unwrap(), [6, 4, 2, 1]);
-        assert_eq!(steps(run.path()), [3, 5, 7, 8]);
-        assert_eq!(prune(run.path(), 0, &[]).unwrap(), [7, 5]);
-        assert_eq!(steps(run.path()), [3, 8]);
-        assert_eq!(names(&folder(run.path())).len(), 2);
-        // Without knowing the best, nothing is removed.
-        fs::write(run.path().join("best"), b"{\"version\":1,\"step\":4}").unwrap();
-        let text = prune(run.path(), 1, &[]).unwrap_err().to_string();
-        assert!(text.contains("found step 4, which has no checkpoint; remove this file"), "{text}");
-        fs::write(run.path().join("best"), b"{\"step\"").unwrap();
-        let text = prune(run.path(), 1, &[]).unwrap_err().to_string();
-        assert!(text.contains("best: expected {\"version\":1,\"step\":..}"), "{text}");
-        assert_eq!(steps(run.path()), [3, 8]);
-    }
-
-    #[test]
-    fn one_trainer_at_a_time() {
-        let run = run();
-        let path = run.path().join("new/run");
-        let lock = RunLock::acquire(&path).unwrap();
-        let error = RunLock::acquire(&path).unwrap_err();
-        let CheckpointError::Locked { pid, .. } = error else {
-            panic!("{error}");
-        };
-        assert_eq!(pid, Some(std::process::id()));
-        drop(lock);
-        // A stale number longer than ours must not show through.
-        fs::write(path.join("run.lock"), b"99999999999999").unwrap();
-        let _lock = RunLock::acquire(&path).unwrap();
-        let text = fs::read_to_string(path.join("run.lock")).unwrap();
-        assert_eq!(text, format!("{}\n", std::process::id()));
     }
 }

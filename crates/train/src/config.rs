@@ -96,9 +96,7 @@ pub struct TrainSettings {
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
-    /// 8: inputs of ternary matrices and of the head are rounded to int8, as the packed runtime does; 0: they are not.
-    pub activation_bits: u32,
-    /// Last share of the run whose updates are made so; every validation is.
+    /// Last share of the run whose updates have the model's `activation_bits`, the others 0; every validation has them.
     pub activation_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
@@ -163,6 +161,9 @@ const PRESETS: &[(&str, &str)] = &[
     ("curriculum-small", include_str!("../../../configs/curriculum-small.toml")),
 ];
 
+/// Keys of `[train]` that enter each update anew, so that a run may go on with others.
+const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip"];
+
 /// The names that `--preset` takes.
 pub fn preset_names() -> Vec<&'static str> {
     PRESETS.iter().map(|(name, _)| *name).collect()
@@ -211,7 +212,6 @@ impl Default for Settings {
                 matrix_beta2: 0.999,
                 matrix_weight_decay: 0.0,
                 z_loss: 0.0,
-                activation_bits: 0,
                 activation_share: 1.0,
                 stages: Vec::new(),
                 eval_every: 1000,
@@ -237,7 +237,11 @@ impl Settings {
         // Runs saved before there was a choice ran in f32, with AdamW.
         layers.set("train.precision", Precision::F32.name())?;
         layers.set("train.optimizer", optim::ADAMW)?;
-        layers.merge_text(text, origin)?;
+        let mut table = parse(text, origin)?;
+        if let Some(bits) = older_activation_bits(&mut table) {
+            layers.set_value("model.activation_bits", bits)?;
+        }
+        layers.lay(&table, origin)?;
         layers.settings()
     }
 
@@ -264,7 +268,7 @@ impl Settings {
         )?;
         let stories = self.tokenizer.stories;
         check(stories >= 1, "tokenizer.stories", stories.to_string(), "at least 1")?;
-        check(within(t.lr, 0.0, 10.0), "train.lr", t.lr.to_string(), "a number between 0 and 10")?;
+        check(t.lr > 0.0 && t.lr <= 10.0, "train.lr", t.lr.to_string(), "above 0 and at most 10")?;
         check(within(t.min_lr, 0.0, 10.0), "train.min_lr", t.min_lr.to_string(), "a number between 0 and 10")?;
         check(within(t.epochs, 1e-6, 1e6), "train.epochs", t.epochs.to_string(), "above 0 and at most 1000000")?;
         check(within(t.minutes, 0.0, 1e6), "train.minutes", t.minutes.to_string(), "between 0 and 1000000")?;
@@ -272,8 +276,6 @@ impl Settings {
         if !optim::NAMES.contains(&t.optimizer.as_str()) {
             return Err(SettingsError::Optimizer(t.optimizer.clone()));
         }
-        let expected = "above 0 with this train.optimizer, whose train.matrix_lr falls as train.lr does";
-        check(t.optimizer == optim::ADAMW || t.lr > 0.0, "train.lr", t.lr.to_string(), expected)?;
         check(within(t.matrix_lr, 0.0, 10.0), "train.matrix_lr", t.matrix_lr.to_string(), "between 0 and 10")?;
         let decay = t.matrix_weight_decay;
         check(within(decay, 0.0, 1.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 1")?;
@@ -289,8 +291,6 @@ impl Settings {
         check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
-        let bits = t.activation_bits;
-        check(matches!(bits, 0 | 8), "train.activation_bits", bits.to_string(), "0 or 8")?;
         let share = t.activation_share;
         check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
         check(
@@ -318,7 +318,8 @@ impl Settings {
             let mut all = flatten("", &table_of(s));
             let free = |key: &str| {
                 let key = key.strip_prefix("train.").unwrap_or(key);
-                ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)
+                STEPWISE.contains(&key)
+                    || ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)
                     || key.starts_with("eval_")
                     || key.starts_with("sample_")
                     || key.starts_with("checkpoint_")
@@ -330,6 +331,14 @@ impl Settings {
         let (mine, theirs) = (fixed(self), fixed(other));
         let differs = mine.iter().zip(&theirs).find(|(a, b)| a != b);
         differs.map(|((key, a), (_, b))| format!("{key} is {a} there and {b} here"))
+    }
+
+    /// What a resumed run does otherwise than its checkpoint from the next update on.
+    pub fn changes(&self, other: &Settings) -> Vec<String> {
+        let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));
+        let own = |key: &str| key.strip_prefix("train.").is_some_and(|key| STEPWISE.contains(&key));
+        let differ = mine.into_iter().zip(theirs).filter(|((key, a), (_, b))| own(key) && a != b);
+        differ.map(|((key, a), (_, b))| format!("{key} was {a} and is {b} from here on")).collect()
     }
 }
 
@@ -362,9 +371,7 @@ impl Layers {
 
     /// Lays a TOML text over what is there.
     pub fn merge_text(&mut self, text: &str, origin: &str) -> Result<(), SettingsError> {
-        let syntax = |message: String| SettingsError::Syntax { origin: origin.into(), message };
-        let table: Table = text.parse().map_err(|e: toml::de::Error| syntax(e.to_string()))?;
-        self.lay(&table, origin)
+        self.lay(&parse(text, origin)?, origin)
     }
 
     /// One layer; of `data.boundaries` and `model.reset`, one that it leaves out follows from the other.
@@ -416,6 +423,15 @@ impl Layers {
         settings.validate()?;
         Ok(settings)
     }
+}
+
+fn parse(text: &str, origin: &str) -> Result<Table, SettingsError> {
+    text.parse().map_err(|e: toml::de::Error| SettingsError::Syntax { origin: origin.into(), message: e.to_string() })
+}
+
+/// Takes the bits of activations out of the settings of a run that was saved before they were the model's.
+pub(crate) fn older_activation_bits(settings: &mut Table) -> Option<Value> {
+    settings.get_mut("train")?.as_table_mut()?.remove("activation_bits")
 }
 
 fn table_of(settings: &Settings) -> Table {
@@ -562,14 +578,35 @@ mod tests {
     }
 
     #[test]
+    fn activation_bits_of_older_runs_are_the_models() {
+        let saved = preset("v4-small").unwrap();
+        let older = |bits: &str| {
+            let text = saved.to_toml().replace("activation_bits = 0\n", "");
+            Settings::from_toml(&text.replace("[train]\n", &format!("[train]\nactivation_bits = {bits}\n")), "saved")
+        };
+        assert_eq!(older("0").unwrap(), saved);
+        let mut rounded = saved.clone();
+        rounded.model.activation_bits = 8;
+        assert_eq!(older("8").unwrap(), rounded);
+        assert_eq!(Settings::from_toml(&rounded.to_toml(), "saved").unwrap(), rounded);
+        assert!(older("4").unwrap_err().to_string().contains("model.activation_bits = 4: must be 0"));
+        // What is asked for now is asked for by its name.
+        let error = Layers::defaults().set("train.activation_bits", "8").unwrap_err().to_string();
+        assert!(
+            error.contains("unknown key `train.activation_bits`; did you mean `model.activation_bits`?"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn an_unknown_key_names_the_nearest() {
         let mut layers = Layers::defaults();
         for (key, nearest) in
-            [("train.learning_rat", "train.lr"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model")]
+            [("train.warm_steps", "train.warmup_steps"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model.")]
         {
             let error = layers.set(key, "1").unwrap_err().to_string();
             assert!(error.contains("unknown key"), "{error}");
-            assert!(nearest == "train.lr" || error.contains(nearest), "{error}");
+            assert!(error.contains(&format!("did you mean `{nearest}")), "{error}");
         }
         let error = layers.set("batch", "4").unwrap_err().to_string();
         assert!(error.contains("train.batch"), "{error}");
@@ -590,7 +627,7 @@ mod tests {
         layers.set("train.optimizer", "muon").unwrap();
         layers.set("train.lr", "0").unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
-        for (key, bad) in [("train.activation_bits", "4"), ("train.activation_share", "0")] {
+        for (key, bad) in [("model.activation_bits", "4"), ("train.activation_share", "0")] {
             let mut layers = Layers::defaults();
             layers.set(key, bad).unwrap();
             assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));

@@ -3,15 +3,17 @@
 
 pub mod atomic;
 pub mod checkpoint;
+pub mod clock;
 pub mod config;
 pub mod data;
 pub mod eval;
 pub mod load;
-pub mod lock;
 pub mod log;
 pub mod optim;
 pub mod progress;
+pub mod run_folder;
 pub mod schedule;
 pub mod stage;
 pub mod stepper;
 pub mod trainer;
+pub mod what;

@@ -1,14 +1,17 @@
 //! A trained model from disk: from a run folder, a checkpoint folder, or a `.safetensors` file.
 //!
 //! The tensors carry the names of the layout (`embedding.weight: [V, D]`, ...) in F32. The metadata of the file holds
-//! `format` = `flashlm` and `config`, the JSON of [`ModelConfig`]. Beside it lies `tokenizer.json`, and in checkpoints
-//! `config.toml`. Parts of a checkpoint are read against its checksums. Sizes are compared with the tensors that are
+//! `format` = `flashlm` and `config`, the JSON of [`ModelConfig`]. Beside it lies `tokenizer.json`. Parts of a checkpoint are
+//! read against its checksums; its `config.toml` only where it is older than the model's `activation_bits`. Sizes are compared with the tensors that are
 //! really there before a model is built.
 
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
-use crate::config::{Settings, SettingsError};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::config::older_activation_bits;
 use crate::optim::Tensor;
+use crate::run_folder::{RunError, RunFolder};
+use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
+use flashlm_model::config::ConfigError;
 use flashlm_model::io::safetensors::{TensorFile, TensorRef};
 use flashlm_model::io::{IoError, read_limited};
 use flashlm_model::pack::{self, PackError};
@@ -22,19 +25,14 @@ const MODEL: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 const SETTINGS: &str = "config.toml";
 /// What stands under `format` in the metadata.
-const FORMAT: &str = "flashlm";
-/// Longest `config.toml` beside a model file.
-const MAX_SETTINGS: u64 = 1 << 20;
+pub(crate) const FORMAT: &str = "flashlm";
 
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// There is nothing at the path.
-    #[error("{}: no such file or folder; expected a run folder, a checkpoint folder or a .safetensors file", path.display())]
-    Missing {
-        /// The path as given.
-        path: PathBuf,
-    },
+    /// Something else than a model.
+    #[error(transparent)]
+    Unwanted(#[from] Unwanted),
     /// A folder or file of another kind.
     #[error("{}: expected {expected}, found {found}; {mend}", path.display())]
     NotAModel {
@@ -84,14 +82,12 @@ pub enum LoadError {
         at: usize,
     },
     /// The tokenizer is of another model.
-    #[error("{}: expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with", path.display())]
+    #[error("{}: the tokenizer of another model ({source}); use the tokenizer the model was trained with", path.display())]
     Vocabulary {
         /// The tokenizer file.
         path: PathBuf,
-        /// Tokens of the model.
-        expected: usize,
-        /// Tokens of the tokenizer.
-        found: usize,
+        /// What does not fit.
+        source: ConfigError,
     },
     /// The tokenizer could not be read.
     #[error("{}: not a tokenizer ({source}); a model needs the tokenizer.json it was trained with beside it", path.display())]
@@ -112,6 +108,9 @@ pub enum LoadError {
     /// The checkpoint is damaged.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Run(#[from] RunError),
     /// The file could not be read.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -120,9 +119,35 @@ pub enum LoadError {
     Pack(#[from] PackError),
 }
 
-/// A model for the packed runtime: of a file that `flashlm pack` wrote, or of whatever [`Model::load`] takes, packed in memory.
+/// What may be named as a model.
+const ANY: &str = "a model: a run, a checkpoint, a packed model, or a model file of FlashLM";
+/// What may be named where latent weights are needed.
+const LATENT: &str = "a model with latent weights: a run, a checkpoint, or a model file of FlashLM";
+
+/// A model in the form it was found in.
+pub enum Found {
+    /// With its latent weights.
+    Latent(Box<Model>),
+    /// As `flashlm pack` wrote it.
+    Packed(Box<PackedModel>),
+}
+
+impl Found {
+    /// Loads a packed model, or whatever [`Model::load`] takes.
+    pub fn load(path: &Path) -> Result<Found, LoadError> {
+        match What::of(path) {
+            What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
+            what => Ok(Found::Latent(Model::of(path, what, ANY)?.into())),
+        }
+    }
+}
+
+/// A model for the packed runtime: one that is packed, or whatever [`Model::load`] takes, packed in memory.
 pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
-    if pack::is_packed(path) { Ok(PackedModel::open(path)?) } else { Model::load(path)?.packed(cx) }
+    match Found::load(path)? {
+        Found::Packed(packed) => Ok(*packed),
+        Found::Latent(model) => model.packed(cx),
+    }
 }
 
 /// A model ready to run: parameters in the order of the layout that its config gives.
@@ -137,58 +162,32 @@ pub struct Model {
     pub path: PathBuf,
     /// The step of a checkpoint.
     pub step: Option<u64>,
-    /// The text of the run's settings, where there is one.
-    pub settings: Option<String>,
 }
 
 impl Model {
     /// Loads from a run folder (its best checkpoint, or where none is marked or good the latest good one), a checkpoint
     /// folder, or a `.safetensors` file with `tokenizer.json` beside it.
     pub fn load(path: &Path) -> Result<Model, LoadError> {
-        let about = match path.metadata() {
-            Ok(about) => about,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(LoadError::Missing { path: path.into() }),
-            Err(source) => return Err(IoError::Read { file: path.display().to_string(), source }.into()),
-        };
-        if !about.is_dir() {
-            return Self::from_file(path);
+        Self::of(path, What::of(path), LATENT)
+    }
+
+    fn of(path: &Path, what: What, wanted: &'static str) -> Result<Model, LoadError> {
+        match &what {
+            What::Model => return Self::from_file(path),
+            What::Checkpoint { folder, .. } => return Self::from_checkpoint(Checkpoint::open(folder)?),
+            What::Run { folder, checkpoints: 1.. } => {
+                if let Some(chosen) = RunFolder::at(folder).chosen()? {
+                    return Self::from_checkpoint(chosen);
+                }
+            }
+            _ => {}
         }
-        if path.join("checkpoint.json").exists() {
-            return Self::from_checkpoint(Checkpoint::open(path)?);
-        }
-        if !path.join("checkpoints").is_dir() {
-            return Err(LoadError::NotAModel {
-                path: path.into(),
-                expected: "a run folder (with `checkpoints`) or a checkpoint folder (with `checkpoint.json`)",
-                found: "neither".into(),
-                mend: "name the folder that `flashlm train` wrote to",
-            });
-        }
-        let best = checkpoint::best(path).ok().flatten();
-        if let Some(best) = best.and_then(|(_, folder)| Checkpoint::open(&folder).ok()) {
-            return Self::from_checkpoint(best);
-        }
-        match checkpoint::latest_valid(path)? {
-            Some((latest, _)) => Self::from_checkpoint(latest),
-            None => Err(LoadError::NotAModel {
-                path: path.into(),
-                expected: "a run with a checkpoint",
-                found: "none saved yet".into(),
-                mend: "let the run reach its first checkpoint",
-            }),
-        }
+        Err(Unwanted::new(path, wanted, what).into())
     }
 
     /// Number of its parameters.
     pub fn parameters(&self) -> usize {
-        Lm::<f32>::new(&self.config, 1, false).map_or(self.params.len(), |lm| lm.layout().parameters())
-    }
-
-    /// The bits of activations that it was trained for, as its settings have them: what its latent form is scored with.
-    pub fn activation_bits(&self) -> Result<u32, SettingsError> {
-        let Some(text) = &self.settings else { return Ok(0) };
-        let origin = format!("the {SETTINGS} of {}", self.path.display());
-        Ok(Settings::from_toml(text, &origin)?.train.activation_bits)
+        self.config.parameters()
     }
 
     /// The bytes of the packed model.
@@ -211,36 +210,30 @@ impl Model {
     fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
         let file = checkpoint.tensors(MODEL)?;
         let tokenizer = checkpoint.bytes(TOKENIZER)?;
-        let at = checkpoint.path().join(SETTINGS);
-        let settings = if at.exists() { Some(text(&at, checkpoint.bytes(SETTINGS)?)?) } else { None };
+        let settings = checkpoint.bytes(SETTINGS).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let folder = checkpoint.path().to_owned();
         let (at, beside) = (folder.join(MODEL), folder.join(TOKENIZER));
-        Self::build(&at, &file, (&beside, &tokenizer), folder, Some(checkpoint.step()), settings)
+        Self::build(&at, &file, (&beside, &tokenizer), folder, Some(checkpoint.step()), settings.as_deref())
     }
 
     fn from_file(path: &Path) -> Result<Model, LoadError> {
-        if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("safetensors")) {
-            return Err(LoadError::NotAModel {
-                path: path.into(),
-                expected: "a .safetensors file, a run folder or a checkpoint folder",
-                found: "another file".into(),
-                mend: "name one of those",
-            });
-        }
         let file = TensorFile::open(path)?;
-        let tokenizer_path = path.with_file_name(TOKENIZER);
-        if !tokenizer_path.exists() {
-            return Err(LoadError::NotAModel {
-                path: tokenizer_path,
-                expected: "the model's tokenizer",
-                found: "no such file".into(),
-                mend: "copy the tokenizer.json of its checkpoint beside the model file",
-            });
-        }
-        let tokenizer = read_limited(&tokenizer_path, 64 << 20)?;
-        let at = path.with_file_name(SETTINGS);
-        let settings = if at.exists() { Some(text(&at, read_limited(&at, MAX_SETTINGS)?)?) } else { None };
-        Self::build(path, &file, (&tokenizer_path, &tokenizer), path.to_owned(), None, settings)
+        let beside = path.with_file_name(TOKENIZER);
+        let tokenizer = match What::of(&beside) {
+            What::Tokenizer(_) => read_limited(&beside, 64 << 20)?,
+            What::Missing(_) => {
+                return Err(LoadError::NotAModel {
+                    path: beside,
+                    expected: "the model's tokenizer",
+                    found: "no such file".into(),
+                    mend: "copy the tokenizer.json of its checkpoint beside the model file",
+                });
+            }
+            found => {
+                return Err(Unwanted::new(&beside, "the tokenizer of the model beside it", found).into());
+            }
+        };
+        Self::build(path, &file, (&beside, &tokenizer), path.to_owned(), None, None)
     }
 
     fn build(
@@ -249,40 +242,24 @@ impl Model {
         (beside, tokenizer): (&Path, &[u8]),
         path: PathBuf,
         step: Option<u64>,
-        settings: Option<String>,
+        settings: Option<&str>,
     ) -> Result<Model, LoadError> {
         let within = |source| match source {
             LoadError::Io(_) => source,
             source => LoadError::File { path: at.to_owned(), source: Box::new(source) },
         };
-        let config = read_config(file).map_err(within)?;
+        let config = read_config(file, settings).map_err(within)?;
         let layout = layout_for(file, &config, "").map_err(within)?;
         let params = read_params(file, &layout).map_err(within)?;
         let tokenizer = Tokenizer::from_json(tokenizer)
             .map_err(|source| LoadError::Tokenizer { path: beside.to_owned(), source })?;
-        if tokenizer.vocab_size() != config.vocab_size {
-            let (expected, found) = (config.vocab_size, tokenizer.vocab_size());
-            return Err(LoadError::Vocabulary { path: beside.to_owned(), expected, found });
-        }
-        if config.reset && config.eos != usize::from(tokenizer.eos()) {
-            let (expected, found) = ("the token that ends a story in tokenizer.json", format!("eos {}", config.eos));
-            return Err(within(LoadError::Metadata { key: "config", expected, found }));
-        }
-        Ok(Model { config, params, tokenizer, path, step, settings })
+        config.fits(&tokenizer).map_err(|source| LoadError::Vocabulary { path: beside.to_owned(), source })?;
+        Ok(Model { config, params, tokenizer, path, step })
     }
 }
 
-fn text(path: &Path, bytes: Vec<u8>) -> Result<String, LoadError> {
-    String::from_utf8(bytes).map_err(|e| LoadError::NotAModel {
-        path: path.into(),
-        expected: "settings in UTF-8",
-        found: e.utf8_error().to_string(),
-        mend: "use another checkpoint",
-    })
-}
-
-/// The config in the metadata, its values checked.
-fn read_config(file: &TensorFile) -> Result<ModelConfig, LoadError> {
+/// The config in the metadata, its values checked; `settings` are those of its run, where they are known.
+fn read_config(file: &TensorFile, settings: Option<&str>) -> Result<ModelConfig, LoadError> {
     match file.metadata("format") {
         Some(FORMAT) => {}
         other => {
@@ -292,35 +269,28 @@ fn read_config(file: &TensorFile) -> Result<ModelConfig, LoadError> {
     }
     let bad = |found| LoadError::Metadata { key: "config", expected: "a model's sizes and switches as JSON", found };
     let json = file.metadata("config").ok_or_else(|| bad("nothing".into()))?;
-    let config: ModelConfig = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    let mut config: ModelConfig = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+    if !json.contains("\"activation_bits\"") {
+        let table = settings.and_then(|text| text.parse().ok());
+        let bits = table.and_then(|mut table| older_activation_bits(&mut table)?.as_integer());
+        config.activation_bits = if bits == Some(8) { 8 } else { 0 };
+    }
     config.validate().map_err(|e| bad(e.to_string()))?;
     Ok(config)
 }
 
-/// The layout of the config's model. A model takes memory in proportion to its parameters: those of a config that the
-/// tensors named `prefix...` cannot fill are refused before it is built. The config must be valid.
+/// The layout of the config's model. A model takes memory in proportion to its parameters: a config of more than twice those
+/// of the tensors named `prefix...` is refused before it is built. The config must be valid.
 pub(crate) fn layout_for(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Layout, LoadError> {
     let mut found = 0usize;
     for name in file.names().iter().filter(|name| name.starts_with(prefix)) {
         found += file.shape(name)?.iter().product::<usize>();
     }
-    let (d, f) = (config.dim, config.ffn_hidden);
-    // The table, and of each block the GLU and what every mixer has at least.
-    let widths = config.delta.widths(d);
-    let heads = config.delta.heads.max(1);
-    let mixer = |i| match config.mixer_of(i) {
-        "delta" => 2 * d * heads * (widths.0 + widths.1),
-        "attention" => 4 * d * d,
-        "conv" => 3 * d * d,
-        // Others may be of any size.
-        _ => 0,
-    };
-    let mixers = (0..config.blocks).map(mixer).fold(0usize, usize::saturating_add);
-    let least = (config.vocab_size * d + config.blocks * 3 * d * f).saturating_add(mixers);
-    if found < least {
+    let expected = config.parameters();
+    if found < expected / 2 {
         return Err(LoadError::Tensor {
             name: format!("{prefix}*"),
-            expected: format!("at least {least} parameters, as the config asks for"),
+            expected: format!("{expected} parameters, as the config asks for"),
             found: found.to_string(),
         });
     }
@@ -408,12 +378,16 @@ pub fn save_params<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::{Part, mark_best, save};
+    use crate::checkpoint::{Part, save};
+    use crate::run_folder::Claim;
     use flashlm_model::config::ScaleKind;
     use flashlm_model::io::safetensors::write_tensors;
     use std::fs;
 
+    /// Of a run saved before the bits of activations were the model's.
     const SETTINGS_TEXT: &[u8] = b"[model]\ndim = 16\n[train]\nactivation_bits = 8\n";
+    /// What lies beside a model that was copied into a project.
+    const FOREIGN: &str = "[package]\nname = \"mine\"\n[train]\nactivation_bits = 8\n";
 
     fn config() -> ModelConfig {
         ModelConfig { vocab_size: 257, dim: 16, blocks: 2, ffn_hidden: 24, ..ModelConfig::v4_small() }
@@ -433,7 +407,7 @@ mod tests {
             Part::Bytes { file: TOKENIZER, data: &tokenizer },
             Part::Bytes { file: SETTINGS, data: SETTINGS_TEXT },
         ];
-        save(run, step, &parts).unwrap()
+        save(&run.join("checkpoints"), step, &parts).unwrap()
     }
 
     /// A model file of `config` whose tensors went through `edit`.
@@ -467,13 +441,13 @@ mod tests {
             let model = Model::load(path).unwrap();
             assert_eq!((model.path.as_path(), model.step, &model.config), (from, step, &config()));
             assert_eq!(model.params[..], layout(&config()).init::<f32>(seed)[..]);
-            assert_eq!(model.activation_bits().unwrap(), 8);
-            assert_eq!((model.tokenizer.kind(), model.settings.unwrap().as_bytes()), ("bytes", SETTINGS_TEXT));
+            // What lies beside a file may be anything's.
+            assert_eq!((model.tokenizer.kind(), model.parameters()), ("bytes", layout(&config()).parameters()));
         };
         check(run.path(), &folders[1], 200, Some(200));
         check(&folders[0], &folders[0], 100, Some(100));
         check(&folders[0].join(MODEL), &folders[0].join(MODEL), 100, None);
-        mark_best(run.path(), 100).unwrap();
+        Claim::resume(RunFolder::at(run.path())).unwrap().mark_best(Some(100)).unwrap();
         check(run.path(), &folders[0], 100, Some(100));
         // A best that is not good any more gives way to the latest.
         damage(&folders[0]);
@@ -493,12 +467,12 @@ mod tests {
             let text = error(path);
             assert!(text.starts_with(&path.display().to_string()) && text.contains(part), "{text}");
         };
-        has(&at("none"), "no such file or folder; expected a run folder, a checkpoint folder or a .safetensors file");
-        has(folder.path(), "expected a run folder (with `checkpoints`)");
-        fs::create_dir(at("checkpoints")).unwrap();
-        has(folder.path(), "none saved yet");
+        has(&at("none"), "; expected a model with latent weights: a run, a checkpoint, or a model file of FlashLM");
+        has(folder.path(), "found an empty folder");
+        fs::write(at("run.json"), "{}").unwrap();
+        has(folder.path(), "found a run that has no checkpoint yet");
         fs::write(at("notes.txt"), "notes").unwrap();
-        has(&at("notes.txt"), "found another file");
+        has(&at("notes.txt"), "found text; to train on it: flashlm train --data ");
         for (name, text) in [("a.safetensors", "a text that is long enough to be one"), ("b.safetensors", "")] {
             fs::write(at(name), text).unwrap();
             has(&at(name), "expected");
@@ -509,16 +483,25 @@ mod tests {
         fs::write(&file, &whole[..whole.len() - 9]).unwrap();
         has(&file, &format!("found {}; it was cut short", whole.len() - 9));
         fs::write(&file, &whole).unwrap();
-        let model = Model::load(&file).unwrap();
-        assert_eq!((model.activation_bits().unwrap(), model.settings), (0, None));
-        fs::write(at(SETTINGS), [0xff]).unwrap();
-        assert!(error(&file).contains("settings in UTF-8"));
-        fs::remove_file(at(SETTINGS)).unwrap();
-        fs::write(at(TOKENIZER), "{}").unwrap();
-        assert!(error(&file).contains("needs the tokenizer.json it was trained with"));
+        assert!(Model::load(&file).is_ok());
+        for (bytes, part) in [
+            ("{}", "expected the tokenizer of the model beside it, found a JSON file that is no tokenizer"),
+            ("version https://git-lfs.github.com/spec/v1\n", "found a git LFS pointer"),
+            ("{\"model\":{}}", "needs the tokenizer.json it was trained with"),
+            ("{\"model\":{\"type\":\"Unigram\"}}", "type is Unigram"),
+        ] {
+            fs::write(at(TOKENIZER), bytes).unwrap();
+            assert!(error(&file).contains(part), "{}", error(&file));
+        }
         let other = Tokenizer::train_frequency(["a b c d e"].into_iter(), 9).unwrap();
         fs::write(at(TOKENIZER), other.to_json()).unwrap();
-        assert!(error(&file).contains(&format!("of 257 tokens as the model has, found {}", other.vocab_size())));
+        let said = format!("model.vocab_size = 257: must be {}, as its tokenizer has", other.vocab_size());
+        assert!(error(&file).contains(&said));
+        fs::write(at(TOKENIZER), Tokenizer::bytes().to_json()).unwrap();
+        let ends = ModelConfig { reset: true, eos: 255, ..config() };
+        write(&at("e.safetensors"), &ends, |_, _| {});
+        let said = error(&at("e.safetensors"));
+        assert!(said.contains("model.eos = 255: must be 256, the end of a story in its tokenizer"), "{said}");
         fs::remove_file(at(TOKENIZER)).unwrap();
         assert!(error(&file).contains("expected the model's tokenizer, found no such file"));
     }
@@ -547,9 +530,12 @@ mod tests {
         has("expected a tensor `blocks.0.mixer.up.norm.scale`");
         // Taking memory for this one would end the program.
         other(|c| (c.dim, c.blocks, c.ffn_hidden, c.vocab_size) = (8192, 128, 32_768, 65_535));
-        has("expected at least 129");
+        has("model.dim = 8192: must be smaller");
+        // And this one would be the largest there is.
+        other(|c| (c.dim, c.blocks, c.ffn_hidden) = (4096, 6, 8192));
+        has("expected 907");
         other(|c| c.norm_eps = 2.0);
-        has("model.norm_eps = 2: must be above 0 and below 1");
+        has("model.norm_eps = 2: must be at least 1e-12 and below 1");
         // A switch without tensors of its own is not seen in them.
         other(|c| c.quant.scale = ScaleKind::None);
         assert_eq!(Model::load(&file).unwrap().config.quant.scale, ScaleKind::None);
@@ -557,9 +543,9 @@ mod tests {
         type Edit = fn(&mut Vec<TensorRef>, &mut BTreeMap<String, String>);
         let edited = |edit: Edit| write(&file, &config(), edit);
         edited(|_, metadata| metadata.clear());
-        has("metadata `format`: expected `flashlm`, found nothing");
+        has("found a safetensors file of another program (no format, 18 tensors)");
         edited(|_, metadata| drop(metadata.insert("format".into(), "pt".into())));
-        has("found \"pt\"");
+        has("found a safetensors file of another program (format \"pt\", 18 tensors)");
         edited(|_, metadata| drop(metadata.remove("config")));
         has("metadata `config`: expected a model's sizes and switches as JSON, found nothing");
         edited(|_, metadata| drop(metadata.insert("config".into(), "{\"dim\":16}".into())));
@@ -577,6 +563,47 @@ mod tests {
         has("tensor `blocks.0.norm1.scale`: expected finite numbers, found NaN at element 5");
         edited(|tensors, _| tensors[1].data = const { &fifth(f32::NEG_INFINITY) });
         has("expected finite numbers, found -inf at element 5");
+    }
+
+    #[test]
+    fn activation_bits_are_those_of_the_model_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, run) = (folder.path().join("m.safetensors"), folder.path().join("run"));
+        let bits = |path: &Path| Model::load(path).unwrap().config.activation_bits;
+        let without = |metadata: &mut BTreeMap<String, String>| {
+            let json = metadata.get_mut("config").unwrap();
+            *json = json.replace("\"activation_bits\":0,", "");
+            assert!(!json.contains("activation_bits"));
+        };
+        // Whatever lies beside it, old or new.
+        fs::write(folder.path().join(SETTINGS), FOREIGN).unwrap();
+        for own in [0, 8] {
+            write(&file, &ModelConfig { activation_bits: own, ..config() }, |_, _| {});
+            assert_eq!(bits(&file), own);
+        }
+        write(&file, &config(), |_, metadata| without(metadata));
+        assert_eq!(bits(&file), 0);
+        // A checkpoint from before says it in its settings; one that says it in its model is believed there, and a file that
+        // is not in the manifest nowhere.
+        let [of_run, none] = [SETTINGS_TEXT, &b"[train]\n"[..]].map(Some);
+        for (older, settings, want) in [(true, of_run, 8), (true, none, 0), (true, None, 0), (false, of_run, 0)] {
+            let (layout, tokenizer) = (layout(&config()), Tokenizer::bytes().to_json());
+            let params = layout.init::<f32>(1);
+            let (tensors, mut metadata) = save_params(&layout, &params, &config());
+            if older {
+                without(&mut metadata);
+            }
+            let mut parts = vec![
+                Part::Tensors { file: MODEL, tensors, metadata },
+                Part::Bytes { file: TOKENIZER, data: &tokenizer },
+            ];
+            parts.extend(settings.map(|data| Part::Bytes { file: SETTINGS, data }));
+            let saved = save(&run, 1, &parts).unwrap();
+            if settings.is_none() {
+                fs::write(saved.join(SETTINGS), FOREIGN).unwrap();
+            }
+            assert_eq!((bits(&run), bits(&saved)), (want, want), "{older} {settings:?}");
+        }
     }
 
     #[test]

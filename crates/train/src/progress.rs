@@ -27,6 +27,9 @@ pub struct State {
     pub best: Option<Best>,
     /// Validations since.
     pub since_best: u64,
+    /// The last validation; older states do not tell.
+    #[serde(default)]
+    pub validated: Option<Best>,
     /// Sum of losses since the last row of metrics, and their number.
     pub loss_sum: (f64, u64),
 }
@@ -44,7 +47,7 @@ fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<f64>, D::Error> {
     })
 }
 
-/// The best validation so far.
+/// A validation, such as the best so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Best {

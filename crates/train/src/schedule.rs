@@ -4,7 +4,7 @@
 //! warm-up where it is known beforehand: cosine `f = (1 + cos(pi q)) / 2`, linear `f = 1 - q`, and warmup-stable-decay
 //! `f = 1` until the last `decay_share`, then falling linearly to 0.
 //!
-//! Activations have `activation_bits` where `p >= 1 - activation_share`.
+//! Activations have the model's bits where `p >= 1 - activation_share`.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +44,9 @@ pub fn learning_rate(t: &TrainSettings, step: u64, p: f64, total: Option<u64>) -
     warm * (floor + (t.lr - floor) * f)
 }
 
-/// Bits of activations in an update at progress `p`.
-pub fn activation_bits(t: &TrainSettings, p: f64) -> u32 {
-    if p >= 1.0 - t.activation_share { t.activation_bits } else { 0 }
+/// Bits of activations in an update at progress `p`, of a model that has `bits`.
+pub fn activation_bits(bits: u32, t: &TrainSettings, p: f64) -> u32 {
+    if p >= 1.0 - t.activation_share { bits } else { 0 }
 }
 
 #[cfg(test)]
@@ -82,14 +82,14 @@ mod tests {
     #[test]
     fn activations_are_rounded_in_the_last_share() {
         let on = |activation_share, p| {
-            let t = TrainSettings { activation_bits: 8, activation_share, ..settings(Shape::Cosine) };
-            activation_bits(&t, p) == 8
+            let t = TrainSettings { activation_share, ..settings(Shape::Cosine) };
+            activation_bits(8, &t, p) == 8
         };
         assert!(on(1.0, 0.0) && !on(0.2, 0.0));
         let first = (0..1000).find(|&step| on(0.2, f64::from(step) / 1000.0));
         assert_eq!(first, Some(800));
         assert!((800..=1000).all(|step| on(0.2, f64::from(step) / 1000.0)) && on(0.2, 1.1));
-        assert_eq!(activation_bits(&settings(Shape::Cosine), 0.9), 0, "off by default");
+        assert_eq!(activation_bits(0, &settings(Shape::Cosine), 0.9), 0, "a model without");
     }
 
     #[test]

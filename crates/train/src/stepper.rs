@@ -3,6 +3,8 @@
 //! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
 use flashlm_kernels::ops::{NO_TARGET, zero};
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
@@ -48,7 +50,7 @@ impl Update {
 
 impl Stepper {
     /// A model with fresh parameters from the settings' seed and their optimizer, for batches of `batch` sequences of at
-    /// most `seq_len` tokens. Activations have the settings' bits until the model is told other ones.
+    /// most `seq_len` tokens.
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
@@ -56,8 +58,7 @@ impl Stepper {
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
-        let mut lm = precision.build(config, rows, true)?;
-        lm.set_activation_bits(settings.activation_bits);
+        let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
@@ -76,6 +77,22 @@ impl Stepper {
         lr: f64,
         step: u64,
     ) -> Update {
+        let never = AtomicBool::new(false);
+        self.step_unless(&never, cx, (batch, seq_len), window, settings, lr, step).expect("nothing stops it")
+    }
+
+    /// The same; `None`, and nothing changed, where `stop` is set before its last pass is done.
+    #[allow(clippy::too_many_arguments)]
+    pub fn step_unless<'a, W: Into<Window<'a>>>(
+        &mut self,
+        stop: &AtomicBool,
+        cx: &Exec,
+        (batch, seq_len): (usize, usize),
+        window: impl Fn(usize) -> W,
+        settings: &TrainSettings,
+        lr: f64,
+        step: u64,
+    ) -> Option<Update> {
         zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
         let tokens: usize = (0..batch).map(|i| window(i).into().rest.len()).sum();
@@ -84,6 +101,9 @@ impl Stepper {
         let pass = (self.lm.rows() / seq_len).max(1);
         let mut nats = 0.0;
         for first in (0..batch).step_by(pass) {
+            if first > 0 && stop.load(Relaxed) {
+                return None;
+            }
             let n = pass.min(batch - first);
             self.inputs.clear();
             self.targets.clear();
@@ -103,10 +123,10 @@ impl Stepper {
         }
         let loss = nats * scale;
         if !loss.is_finite() {
-            return Update { loss, tokens: tokens as u64, grad_norm: f64::NAN };
+            return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
         let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, settings, lr, step);
-        Update { loss, tokens: tokens as u64, grad_norm }
+        Some(Update { loss, tokens: tokens as u64, grad_norm })
     }
 }
 

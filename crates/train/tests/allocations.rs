@@ -38,9 +38,9 @@ fn an_update_allocates_nothing() {
     let rounded = preset_names().into_iter().map(|name| (name, ADAMW, 8));
     for (name, optimizer, bits) in all.into_iter().chain(optimizers).chain(rounded) {
         let mut settings = preset(name).unwrap();
-        settings.train.activation_bits = bits;
         settings.train.optimizer = optimizer.into();
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
+        settings.model.activation_bits = bits;
         let (batch, seq_len) = (40, 64);
         let data: Vec<Token> = (0..seq_len as Token + 1).map(|i| i * 7 % 300).collect();
         for precision in [Precision::F32, Precision::Bf16] {

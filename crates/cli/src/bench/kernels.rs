@@ -43,7 +43,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let threads = threads(None)?;
     let isas: Vec<Exec> = isas(args.isa.as_deref())?.into_iter().map(|isa| Exec::new(isa, threads)).collect();
-    let scalar = Exec::new(Isa::Scalar, threads);
+    let scalar = Exec::new(Isa::SCALAR, threads);
     if !args.json {
         out!("{:<18} {:<17} {:<10} {:<4} {:>11}  {:>14}  {:>7}", "op", "size", "isa", "in", "us/call", "rate", "error");
     }
@@ -74,17 +74,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// The one named, or the one of `FLASHLM_ISA`, or all, the best first.
 fn isas(name: Option<&str>) -> anyhow::Result<Vec<Isa>> {
-    let all = Isa::available();
     match name {
         Some(name) => {
-            let found = all.iter().copied().find(|isa| isa.name() == name);
-            let names: Vec<_> = all.iter().map(|isa| isa.name()).collect();
-            Ok(vec![found.with_context(|| format!("--isa {name}: this machine has {}", names.join(", ")))?])
+            let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+            let found =
+                Isa::named(name).with_context(|| format!("--isa {name}: this machine has {}", names.join(", ")));
+            Ok(vec![found?])
         }
         None if std::env::var_os("FLASHLM_ISA").is_some_and(|name| !name.is_empty()) => {
             Ok(vec![Isa::detect().map_err(anyhow::Error::msg)?])
         }
-        None => Ok(all),
+        None => Ok(Isa::available()),
     }
 }
 
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_wrong_result_has_no_figure() {
-        let cx = Exec::new(Isa::Scalar, 1);
+        let cx = Exec::new(Isa::SCALAR, 1);
         let reference = Reference { outputs: vec![vec![1.0, 2.0, 2.0]] };
         let row = |values: [f64; 3], kept| {
             let case = case((), |_, _| (), move |()| vec![output(&values, kept)]);
@@ -240,7 +240,7 @@ mod tests {
     /// Every op on every instruction set of the machine, as the command itself checks them.
     #[test]
     fn all_ops_agree() {
-        let scalar = Exec::new(Isa::Scalar, 2);
+        let scalar = Exec::new(Isa::SCALAR, 2);
         for &op in OPS {
             let reference = Reference::new(op, &scalar);
             for isa in isas(None).unwrap() {
@@ -258,6 +258,6 @@ mod tests {
     fn an_unknown_isa_is_answered_with_the_known() {
         let error = isas(Some("mmx")).unwrap_err().to_string();
         assert!(error.contains("mmx") && error.contains("scalar"), "{error}");
-        assert_eq!(isas(Some("scalar")).unwrap(), [Isa::Scalar]);
+        assert_eq!(isas(Some("scalar")).unwrap(), [Isa::SCALAR]);
     }
 }

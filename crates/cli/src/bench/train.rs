@@ -239,7 +239,7 @@ mod tests {
     /// What is timed is training: the loss of random tokens starts at ln V, and falls where they come again.
     #[test]
     fn the_steps_train() {
-        let cx = Exec::new(Isa::Scalar, 1);
+        let cx = Exec::new(Isa::SCALAR, 1);
         let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
         let settings = preset("v4-small").unwrap().train;
         let mut steps = Steps::new(&model, Precision::F32, settings, (3, 5)).unwrap();

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::common::open_source;
 use crate::report::Report;
+pub use prepare::summary;
 
 /// Make text ready for training
 #[derive(clap::Args)]

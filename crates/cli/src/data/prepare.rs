@@ -17,6 +17,7 @@ use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::log::console::{bytes, count, duration, thousands};
+use flashlm_train::what::What;
 use serde_json::{Value, json};
 
 use super::{Select, report_dropped};
@@ -80,13 +81,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
+    match What::of(&dir) {
+        What::Missing(_) | What::EmptyFolder | What::Prepared => {}
+        found => bail!(
+            "{}: expected a new or empty folder, or one that `flashlm data prepare` wrote, found {found}; name another with --out",
+            dir.display()
+        ),
+    }
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
     let sources = [(train.0.clone(), 1.0)];
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, train.1, &mut told)?;
     status.clear();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
-    write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;
     let mut report = Report::default();
     report.add("folder", dir.display(), dir.display().to_string());
     let (kind, size) = (tokenizer.kind(), tokenizer.vocab_size());
@@ -109,6 +116,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
         caches => caches?,
     };
+    // Behind the caches: a text that cannot be prepared leaves what was there as it was.
+    write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;
     for ((name, _), cache) in sides.iter().zip(&caches) {
         if args.raw {
             let path = dir.join(name).with_extension("u16");
@@ -166,7 +175,7 @@ fn build(
 }
 
 /// Stories, tokens and bytes of one side, in words and as JSON.
-fn summary(cache: &TokenCache) -> (String, Value) {
+pub fn summary(cache: &TokenCache) -> (String, Value) {
     let (stories, tokens, text) = (cache.stories() as u64, cache.tokens().len() as u64, cache.bytes());
     let per_token = text as f64 / tokens as f64;
     // EOS is never unknown, so it says nothing about coverage.

@@ -6,15 +6,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
+use flashlm_train::data::vocab::of_file;
 use flashlm_train::log::console::{bytes, count, duration, thousands};
 use flashlm_train::log::histogram;
 use serde_json::{Value, json};
 
 use super::{Select, report_dropped};
-use crate::common::Status;
+use crate::common::{Status, may_write};
 use crate::report::Report;
 
 /// Count stories, bytes, tokens, doubled stories and lengths
@@ -31,6 +31,9 @@ pub struct Args {
     /// Draw the histogram of lengths to this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(short, long, requires = "svg")]
+    force: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -38,8 +41,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    args.svg.as_ref().map_or(Ok(()), |svg| may_write(svg, "--svg", args.force))?;
     let source = args.select.open(&args.data, 0)?;
-    let tokenizer = args.tokenizer.as_deref().map(Tokenizer::load).transpose()?;
+    let tokenizer = args.tokenizer.as_deref().map(of_file).transpose()?;
     let (mut status, started) = (Status::new(), Instant::now());
     let stats = Stats::of(&source, tokenizer.as_ref(), &mut |stories, read, fraction| {
         if stories % 256 == 0 {

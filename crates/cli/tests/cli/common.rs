@@ -22,10 +22,12 @@ impl Place {
         name.to_string()
     }
 
-    /// The command, in this folder, with a token cache of its own.
+    /// The command, in this folder, with a token cache of its own. One thread, where `args` say nothing else: there are as many
+    /// tests at a time as processors.
     pub fn command(&self, args: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flashlm"));
         command.args(args.split_whitespace()).current_dir(self.dir.path()).env("FLASHLM_CACHE", self.path("cache"));
+        command.env("FLASHLM_THREADS", "1");
         command
     }
 
@@ -71,4 +73,13 @@ pub fn checkpoint_bytes(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("state.json".to_string(), state.to_string().into_bytes())];
     files.extend(["model.safetensors", "optimizer.safetensors"].map(|name| (name.to_string(), read(name))));
     files
+}
+
+/// Copies a folder with all in it.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder to copy to");
+    for entry in std::fs::read_dir(from).expect("a folder to copy") {
+        let (from, to) = entry.map(|entry| (entry.path(), to.join(entry.file_name()))).expect("an entry");
+        if from.is_dir() { copy(&from, &to) } else { _ = std::fs::copy(from, to).expect("a copied file") }
+    }
 }

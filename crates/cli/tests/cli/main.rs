@@ -4,8 +4,21 @@ mod commands;
 mod common;
 mod curriculum;
 mod data;
+#[cfg(target_os = "linux")]
+mod disk;
 mod faults;
 mod hub;
 mod hub_server;
+#[cfg(target_os = "linux")]
+mod kills;
+mod paths;
 mod resume;
+#[cfg(target_os = "linux")]
+mod shim;
 mod story;
+mod timeline;
+
+#[cfg(not(target_os = "linux"))]
+#[test]
+#[ignore = "needs LD_PRELOAD and /proc: Linux only"]
+fn failing_disks_and_kills() {}

@@ -32,11 +32,20 @@ fn a_small_model_learns_and_tells() {
     place.ok("plot long short -o both.svg");
     let svg = std::fs::read_to_string(place.path("both.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("long") && svg.contains("short"));
-    for file in ["curve.svg", "README.md", "config.toml", "metrics.jsonl", "run.json"] {
+    for file in ["curve.svg", "MODEL_CARD.md", "settings.toml", "metrics.jsonl", "run.json", "result.json"] {
         assert!(place.path("long").join(file).metadata().unwrap().len() > 0, "{file}");
     }
     let info = json(&place.ok("info long --json"));
-    assert!(info.to_string().contains("conv"), "{info}");
+    let architecture = &info["architecture"];
+    assert_eq!((&architecture["mixer"], &architecture["blocks"]), (&"conv".into(), &2.into()), "{info}");
+    // In each of two blocks: D -> 2D and D -> D of the mixer, three matrices of the GLU, 64 taps, two norms; one norm at the end.
+    let matrices = 2 * (3 * 24 * 24 + 3 * 24 * 40);
+    let groups =
+        serde_json::json!({"embedding": 300 * 24, "matrices": matrices, "convolutions": 2 * 64 * 24, "norms": 5 * 24});
+    assert_eq!(info["parameters"]["groups"], groups);
+    let checkpoints = info["checkpoints"].as_array().unwrap();
+    assert_eq!(checkpoints.last().unwrap()["step"], 300);
+    assert_eq!(checkpoints.iter().filter(|checkpoint| checkpoint["best"] == true).count(), 1);
 }
 
 #[test]

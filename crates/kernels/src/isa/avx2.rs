@@ -4,35 +4,53 @@
 use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
-use crate::dispatch::Op;
 use crate::dot::Dot;
 use crate::ops::Product;
-use crate::simd::{Simd, exp_f32, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 8 lanes of f32.
 #[derive(Clone, Copy)]
-pub struct Avx2;
+pub(crate) struct Avx2;
 
-/// Runs an op compiled with AVX2 and FMA.
-///
-/// # Safety
-/// The machine has both.
-#[target_feature(enable = "avx2,fma")]
-pub unsafe fn run<O: Op<f32>>(op: O) -> O::Out {
-    // SAFETY: the features are enabled here.
-    unsafe { op.run::<Avx2>() }
+with_features! {
+    ["avx2" "fma"] available
+
+    /// Runs an op compiled with AVX2 and FMA.
+    pub(crate) fn run<O: Op<f32>>(op: O) -> O::Out {
+        // SAFETY: the features are enabled here.
+        unsafe { op.run::<Avx2>() }
+    }
+
+    /// Runs a packed product with AVX2.
+    pub(crate) fn packed(product: Product<'_>) {
+        // SAFETY: the features are enabled here.
+        unsafe { product.run::<Avx2Dot>() }
+    }
+}
+
+with_features! {
+    ["avx2" "fma" "avxvnni"] has_vnni
+
+    /// Runs a packed product with AVX-VNNI.
+    pub(crate) fn packed_vnni(product: Product<'_>) {
+        // SAFETY: the features are enabled here.
+        unsafe { product.run::<AvxVnniDot>() }
+    }
 }
 
 /// All ones in the first `n` of 8 lanes.
+///
+/// # Safety
+/// `n` is at most 8, and the machine has AVX2.
 #[inline(always)]
 unsafe fn mask(n: usize) -> __m256i {
     static ONES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
     debug_assert!(n <= 8);
-    // SAFETY: `8 - n + 8 <= 16`.
+    // SAFETY: `8 - n + 8 <= 16`, and the caller's promise.
     unsafe { _mm256_loadu_si256(ONES.as_ptr().add(8 - n).cast()) }
 }
 
-// SAFETY: called only inside `run`.
+// SAFETY: what is loaded and stored are the lanes named, others are masked.
 unsafe impl Simd for Avx2 {
     type E = f32;
     type V = __m256;
@@ -40,108 +58,44 @@ unsafe impl Simd for Avx2 {
     const LANES: usize = 8;
     const MR: usize = 6;
 
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m256 {
-        unsafe { _mm256_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m256 {
-        unsafe { _mm256_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: __m256) {
-        unsafe { _mm256_storeu_ps(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn load_n(p: *const f32, n: usize) -> __m256 {
-        unsafe { _mm256_maskload_ps(p, mask(n)) }
-    }
-    #[inline(always)]
-    unsafe fn store_n(p: *mut f32, v: __m256, n: usize) {
-        unsafe { _mm256_maskstore_ps(p, mask(n), v) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn div(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_div_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn max(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_max_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn min(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_min_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn abs(a: __m256) -> __m256 {
-        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: __m256) -> __m256 {
-        unsafe { _mm256_sqrt_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn round(a: __m256) -> __m256 {
-        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(a: __m256) -> __m256 {
-        unsafe {
+    promised! {
+        fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        fn load(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
+        fn store(p: *mut f32, v: __m256) { _mm256_storeu_ps(p, v) }
+        fn load_n(p: *const f32, n: usize) -> __m256 { _mm256_maskload_ps(p, mask(n)) }
+        fn store_n(p: *mut f32, v: __m256, n: usize) { _mm256_maskstore_ps(p, mask(n), v) }
+        fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+        fn sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
+        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+        fn min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
+        fn abs(a: __m256) -> __m256 { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+        fn sqrt(a: __m256) -> __m256 { _mm256_sqrt_ps(a) }
+        fn round(a: __m256) -> __m256 { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+        fn pow2(a: __m256) -> __m256 {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
         }
-    }
-    #[inline(always)]
-    unsafe fn reciprocal(a: __m256) -> __m256 {
-        // 12 bits from the table, doubled by one step of Newton's method.
-        unsafe {
+        fn reciprocal(a: __m256) -> __m256 {
+            // 12 bits from the table, doubled by one step of Newton's method.
             let r = _mm256_rcp_ps(a);
             _mm256_fmadd_ps(r, _mm256_fnmadd_ps(a, r, _mm256_set1_ps(1.0)), r)
         }
-    }
-    #[inline(always)]
-    unsafe fn exp(a: __m256) -> __m256 {
-        unsafe { exp_f32::<Self>(a) }
-    }
-    #[inline(always)]
-    unsafe fn tanh(a: __m256) -> __m256 {
-        unsafe { tanh_f32::<Self>(a) }
-    }
-    #[inline(always)]
-    unsafe fn sum(a: __m256) -> f32 {
-        unsafe {
+        fn exp(a: __m256) -> __m256 { exp_f32::<Self>(a) }
+        fn tanh(a: __m256) -> __m256 { tanh_f32::<Self>(a) }
+        fn sum(a: __m256) -> f32 {
             let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
         }
-    }
-    #[inline(always)]
-    unsafe fn hmax(a: __m256) -> f32 {
-        unsafe {
+        fn hmax(a: __m256) -> f32 {
             let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
             _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
         }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const Bf16, n: usize) -> __m256 {
-        unsafe {
+        fn load_bf16(p: *const Bf16, n: usize) -> __m256 {
             let mut part = [Bf16::default(); 8];
             let from = if n == 8 {
                 p
@@ -151,10 +105,7 @@ unsafe impl Simd for Avx2 {
             };
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))
         }
-    }
-    #[inline(always)]
-    unsafe fn store_bf16(p: *mut Bf16, v: __m256, n: usize) {
-        unsafe {
+        fn store_bf16(p: *mut Bf16, v: __m256, n: usize) {
             let bits = _mm256_castps_si256(v);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -170,18 +121,9 @@ unsafe impl Simd for Avx2 {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(p: *const Bf16) -> __m256i {
-        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(p: *const Bf16) -> __m256i {
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(a: __m256i, b: __m256i, acc: __m256) -> __m256 {
-        unsafe {
+        fn splat_pair(p: *const Bf16) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+        fn load_pairs(p: *const Bf16) -> __m256i { _mm256_loadu_si256(p.cast()) }
+        fn dot_pairs(a: __m256i, b: __m256i, acc: __m256) -> __m256 {
             let (low, high) = (_mm256_slli_epi32::<16>(a), _mm256_and_si256(a, _mm256_set1_epi32(!0xffff)));
             let (low_b, high_b) = (_mm256_slli_epi32::<16>(b), _mm256_and_si256(b, _mm256_set1_epi32(!0xffff)));
             let acc = _mm256_fmadd_ps(_mm256_castsi256_ps(low), _mm256_castsi256_ps(low_b), acc);
@@ -190,32 +132,12 @@ unsafe impl Simd for Avx2 {
     }
 }
 
-/// Runs a packed product with AVX2.
-///
-/// # Safety
-/// The machine has AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
-pub(crate) unsafe fn packed(product: Product<'_>) {
-    // SAFETY: the features are enabled here.
-    unsafe { product.run::<Avx2Dot>() }
-}
-
-/// Runs a packed product with AVX-VNNI.
-///
-/// # Safety
-/// The machine has AVX2, FMA and AVX-VNNI.
-#[target_feature(enable = "avx2,fma,avxvnni")]
-pub(crate) unsafe fn packed_vnni(product: Product<'_>) {
-    // SAFETY: the features are enabled here.
-    unsafe { product.run::<AvxVnniDot>() }
-}
-
 /// 8 lanes of integers by `vpmaddubsw`, whose 16-bit sums saturate: ternary codes stay at their 0 to 2, of which eight
 /// products fit, and byte weights are signed as the activations, whose magnitude is then the unsigned side.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2Dot;
 
-// SAFETY: called only inside `packed`.
+// SAFETY: what is loaded are 32 bytes of a cell, and 4 or 16 bytes of `x`.
 unsafe impl Dot for Avx2Dot {
     type V = __m256i;
     type S = Avx2;
@@ -223,13 +145,9 @@ unsafe impl Dot for Avx2Dot {
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 0;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m256i {
-        unsafe { _mm256_setzero_si256() }
-    }
-    #[inline(always)]
-    unsafe fn ternary(cell: *const u8) -> [__m256i; 4] {
-        unsafe {
+    promised! {
+        fn zero() -> __m256i { _mm256_setzero_si256() }
+        fn ternary(cell: *const u8) -> [__m256i; 4] {
             let (v, low) = (_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(3));
             [
                 _mm256_and_si256(v, low),
@@ -238,14 +156,10 @@ unsafe impl Dot for Avx2Dot {
                 _mm256_and_si256(_mm256_srli_epi16::<6>(v), low),
             ]
         }
-    }
-    #[inline(always)]
-    unsafe fn bytes(cell: *const u8) -> __m256i {
-        unsafe { _mm256_xor_si256(_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(-128)) }
-    }
-    #[inline(always)]
-    unsafe fn dot_ternary(acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
-        unsafe {
+        fn bytes(cell: *const u8) -> __m256i {
+            _mm256_xor_si256(_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(-128))
+        }
+        fn dot_ternary(acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
             let x = x.cast::<i32>();
             let part = |j: usize| _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()));
             // At most 8 * 2 * 127.
@@ -253,31 +167,20 @@ unsafe impl Dot for Avx2Dot {
             let sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
             [_mm256_add_epi32(acc[0], sum), acc[1], acc[2], acc[3]]
         }
-    }
-    #[inline(always)]
-    unsafe fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
-        unsafe {
+        fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
             // At most 2 * 127 * 127.
             let sum = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
             _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)))
         }
-    }
-    #[inline(always)]
-    unsafe fn ternary_total(acc: [__m256i; 4]) -> __m256i {
-        acc[0]
-    }
-    #[inline(always)]
-    unsafe fn total(acc: [__m256i; 4]) -> __m256i {
-        unsafe { _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3])) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const i32) -> __m256i {
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn floats(v: __m256i, shift: i32) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift))) }
+        fn ternary_total(acc: [__m256i; 4]) -> __m256i { acc[0] }
+        fn total(acc: [__m256i; 4]) -> __m256i {
+            _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]))
+        }
+        fn load(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
+        fn floats(v: __m256i, shift: i32) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift)))
+        }
     }
 }
 
@@ -286,7 +189,7 @@ unsafe impl Dot for Avx2Dot {
 #[derive(Clone, Copy)]
 pub(crate) struct AvxVnniDot;
 
-// SAFETY: called only inside `packed_vnni`.
+// SAFETY: as for `Avx2Dot`.
 unsafe impl Dot for AvxVnniDot {
     type V = __m256i;
     type S = Avx2;
@@ -294,13 +197,9 @@ unsafe impl Dot for AvxVnniDot {
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 128;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m256i {
-        unsafe { _mm256_setzero_si256() }
-    }
-    #[inline(always)]
-    unsafe fn ternary(cell: *const u8) -> [__m256i; 4] {
-        unsafe {
+    promised! {
+        fn zero() -> __m256i { _mm256_setzero_si256() }
+        fn ternary(cell: *const u8) -> [__m256i; 4] {
             let v = _mm256_loadu_si256(cell.cast());
             [
                 _mm256_and_si256(v, _mm256_set1_epi8(0x03)),
@@ -309,39 +208,26 @@ unsafe impl Dot for AvxVnniDot {
                 _mm256_and_si256(v, _mm256_set1_epi8(0xc0u8 as i8)),
             ]
         }
-    }
-    #[inline(always)]
-    unsafe fn bytes(cell: *const u8) -> __m256i {
-        unsafe { _mm256_loadu_si256(cell.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn dot_ternary(mut acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
-        for j in 0..4 {
-            acc[j] = unsafe { Self::dot_bytes(acc[j], w[j], x.add(4 * j)) };
+        fn bytes(cell: *const u8) -> __m256i { _mm256_loadu_si256(cell.cast()) }
+        fn dot_ternary(mut acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
+            for j in 0..4 {
+                acc[j] = Self::dot_bytes(acc[j], w[j], x.add(4 * j));
+            }
+            acc
         }
-        acc
-    }
-    #[inline(always)]
-    unsafe fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
-        unsafe { _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(x.cast::<i32>().read_unaligned())) }
-    }
-    #[inline(always)]
-    unsafe fn ternary_total(acc: [__m256i; 4]) -> __m256i {
-        unsafe {
+        fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
+            _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(x.cast::<i32>().read_unaligned()))
+        }
+        fn ternary_total(acc: [__m256i; 4]) -> __m256i {
             let [a, b, c, d] = acc;
             Self::total([a, _mm256_srai_epi32::<2>(b), _mm256_srai_epi32::<4>(c), _mm256_srai_epi32::<6>(d)])
         }
-    }
-    #[inline(always)]
-    unsafe fn total(acc: [__m256i; 4]) -> __m256i {
-        unsafe { _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3])) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const i32) -> __m256i {
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn floats(v: __m256i, shift: i32) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift))) }
+        fn total(acc: [__m256i; 4]) -> __m256i {
+            _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]))
+        }
+        fn load(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
+        fn floats(v: __m256i, shift: i32) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift)))
+        }
     }
 }

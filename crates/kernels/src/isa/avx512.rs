@@ -4,43 +4,60 @@
 use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
-use crate::dispatch::Op;
 use crate::dot::Dot;
 use crate::ops::Product;
-use crate::simd::{Simd, exp_f32, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
 #[derive(Clone, Copy)]
-pub struct Avx512<const BF16: bool, const AMX: bool>;
+pub(crate) struct Avx512<const BF16: bool, const AMX: bool>;
 
-/// Runs an op compiled with AVX-512.
-///
-/// # Safety
-/// The machine has F, BW, DQ and VL.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-pub unsafe fn run<O: Op<f32>>(op: O) -> O::Out {
-    // SAFETY: the features are enabled here.
-    unsafe { op.run::<Avx512<false, false>>() }
+with_features! {
+    ["avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma" "f16c"] available
+
+    /// Runs an op compiled with AVX-512.
+    pub(crate) fn run<O: Op<f32>>(op: O) -> O::Out {
+        // SAFETY: the features are enabled here.
+        unsafe { op.run::<Avx512<false, false>>() }
+    }
 }
 
-/// Runs an op compiled with AVX-512 and its bf16 instructions.
-///
-/// # Safety
-/// The machine has F, BW, DQ, VL and BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub unsafe fn run_bf16<O: Op<f32>>(op: O) -> O::Out {
-    // SAFETY: the features are enabled here.
-    unsafe { op.run::<Avx512<true, false>>() }
+with_features! {
+    ["avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma" "f16c" "avx512bf16"] has_bf16
+
+    /// Runs an op compiled with AVX-512 and its bf16 instructions.
+    pub(crate) fn run_bf16<O: Op<f32>>(op: O) -> O::Out {
+        // SAFETY: the features are enabled here.
+        unsafe { op.run::<Avx512<true, false>>() }
+    }
+
+    /// As [`run_bf16`], with products of bf16 on tile registers.
+    ///
+    /// # Safety
+    /// [`super::amx::available`] said yes.
+    pub(crate) unsafe fn run_amx<O: Op<f32>>(op: O) -> O::Out {
+        // SAFETY: the features are enabled here, and the machine has tiles.
+        unsafe { op.run::<Avx512<true, true>>() }
+    }
 }
 
-/// As [`run_bf16`], with products of bf16 on tile registers.
-///
-/// # Safety
-/// The machine has F, BW, DQ, VL and BF16, and [`super::amx::available`] said yes.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-pub unsafe fn run_amx<O: Op<f32>>(op: O) -> O::Out {
-    // SAFETY: the features are enabled here.
-    unsafe { op.run::<Avx512<true, true>>() }
+with_features! {
+    ["avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma" "f16c" "avx512vnni"] has_vnni
+
+    /// Runs a packed product with AVX-512 VNNI.
+    pub(crate) fn packed(product: Product<'_>) {
+        // SAFETY: the features are enabled here.
+        unsafe { product.run::<Avx512Dot>() }
+    }
+
+    /// The same, with tiles for many rows.
+    ///
+    /// # Safety
+    /// [`super::amx::has_int8`] said yes.
+    pub(crate) unsafe fn packed_amx(product: Product<'_>) {
+        // SAFETY: the features are enabled here, and the machine has tiles of bytes.
+        unsafe { product.run_tiles::<Avx512Dot>() }
+    }
 }
 
 #[inline(always)]
@@ -49,7 +66,7 @@ fn mask(n: usize) -> __mmask16 {
     (1u16 << n) - 1
 }
 
-// SAFETY: called only inside `run`.
+// SAFETY: what is loaded and stored are the lanes named, others are masked.
 unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     type E = f32;
     type V = __m512;
@@ -58,111 +75,41 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     const MR: usize = 14;
     const TILES: bool = AMX;
 
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn load_n(p: *const f32, n: usize) -> __m512 {
-        unsafe { _mm512_maskz_loadu_ps(mask(n), p) }
-    }
-    #[inline(always)]
-    unsafe fn store_n(p: *mut f32, v: __m512, n: usize) {
-        unsafe { _mm512_mask_storeu_ps(p, mask(n), v) }
-    }
-    #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn div(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_div_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_max_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn min(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_min_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn abs(a: __m512) -> __m512 {
-        unsafe { _mm512_abs_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: __m512) -> __m512 {
-        unsafe { _mm512_sqrt_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn round(a: __m512) -> __m512 {
-        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(a: __m512) -> __m512 {
-        unsafe {
+    promised! {
+        fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+        fn load(p: *const f32) -> __m512 { _mm512_loadu_ps(p) }
+        fn store(p: *mut f32, v: __m512) { _mm512_storeu_ps(p, v) }
+        fn load_n(p: *const f32, n: usize) -> __m512 { _mm512_maskz_loadu_ps(mask(n), p) }
+        fn store_n(p: *mut f32, v: __m512, n: usize) { _mm512_mask_storeu_ps(p, mask(n), v) }
+        fn add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+        fn sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+        fn mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+        fn div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+        fn fma(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
+        fn max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+        fn min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+        fn abs(a: __m512) -> __m512 { _mm512_abs_ps(a) }
+        fn sqrt(a: __m512) -> __m512 { _mm512_sqrt_ps(a) }
+        fn round(a: __m512) -> __m512 { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+        fn pow2(a: __m512) -> __m512 {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
         }
-    }
-    #[inline(always)]
-    unsafe fn scale(p: __m512, n: __m512) -> __m512 {
-        unsafe { _mm512_scalef_ps(p, n) }
-    }
-    #[inline(always)]
-    unsafe fn reciprocal(a: __m512) -> __m512 {
-        // 14 bits from the table, doubled by one step of Newton's method.
-        unsafe {
+        fn scale(p: __m512, n: __m512) -> __m512 { _mm512_scalef_ps(p, n) }
+        fn reciprocal(a: __m512) -> __m512 {
+            // 14 bits from the table, doubled by one step of Newton's method.
             let r = _mm512_rcp14_ps(a);
             _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(1.0)), r)
         }
-    }
-    #[inline(always)]
-    unsafe fn exp(a: __m512) -> __m512 {
-        unsafe { exp_f32::<Self>(a) }
-    }
-    #[inline(always)]
-    unsafe fn tanh(a: __m512) -> __m512 {
-        unsafe { tanh_f32::<Self>(a) }
-    }
-    #[inline(always)]
-    unsafe fn sum(a: __m512) -> f32 {
-        unsafe { _mm512_reduce_add_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn hmax(a: __m512) -> f32 {
-        unsafe { _mm512_reduce_max_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const Bf16, n: usize) -> __m512 {
-        unsafe {
+        fn exp(a: __m512) -> __m512 { exp_f32::<Self>(a) }
+        fn tanh(a: __m512) -> __m512 { tanh_f32::<Self>(a) }
+        fn sum(a: __m512) -> f32 { _mm512_reduce_add_ps(a) }
+        fn hmax(a: __m512) -> f32 { _mm512_reduce_max_ps(a) }
+        fn load_bf16(p: *const Bf16, n: usize) -> __m512 {
             let half = if n == 16 { _mm256_loadu_si256(p.cast()) } else { _mm256_maskz_loadu_epi16(mask(n), p.cast()) };
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
         }
-    }
-    #[inline(always)]
-    unsafe fn store_bf16(p: *mut Bf16, v: __m512, n: usize) {
-        unsafe {
+        fn store_bf16(p: *mut Bf16, v: __m512, n: usize) {
             let half = if BF16 {
                 std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))
             } else {
@@ -179,18 +126,9 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
                 _mm256_mask_storeu_epi16(p.cast(), mask(n), half)
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(p: *const Bf16) -> __m512i {
-        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(p: *const Bf16) -> __m512i {
-        unsafe { _mm512_loadu_si512(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn dot_pairs(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
-        unsafe {
+        fn splat_pair(p: *const Bf16) -> __m512i { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+        fn load_pairs(p: *const Bf16) -> __m512i { _mm512_loadu_si512(p.cast()) }
+        fn dot_pairs(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
             if BF16 {
                 let (a, b) = (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b));
                 return _mm512_dpbf16_ps(acc, a, b);
@@ -204,31 +142,11 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 }
 
-/// Runs a packed product with AVX-512 VNNI.
-///
-/// # Safety
-/// The machine has F, BW, DQ, VL and VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub(crate) unsafe fn packed(product: Product<'_>) {
-    // SAFETY: the features are enabled here.
-    unsafe { product.run::<Avx512Dot>() }
-}
-
-/// The same, with tiles for many rows.
-///
-/// # Safety
-/// The machine has F, BW, DQ, VL and VNNI, and [`super::amx::has_int8`] said yes.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-pub(crate) unsafe fn packed_amx(product: Product<'_>) {
-    // SAFETY: the features are enabled here.
-    unsafe { product.run_tiles::<Avx512Dot>() }
-}
-
 /// 16 lanes of integers by `vpdpbusd`; ternary codes as in [`super::avx2::AvxVnniDot`].
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512Dot;
 
-// SAFETY: called only inside `packed` and `packed_amx`.
+// SAFETY: what is loaded are 64 bytes of a cell, and 4 or 16 bytes of `x`.
 unsafe impl Dot for Avx512Dot {
     type V = __m512i;
     type S = Avx512<false, false>;
@@ -236,13 +154,9 @@ unsafe impl Dot for Avx512Dot {
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 128;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m512i {
-        unsafe { _mm512_setzero_si512() }
-    }
-    #[inline(always)]
-    unsafe fn ternary(cell: *const u8) -> [__m512i; 4] {
-        unsafe {
+    promised! {
+        fn zero() -> __m512i { _mm512_setzero_si512() }
+        fn ternary(cell: *const u8) -> [__m512i; 4] {
             let v = _mm512_loadu_si512(cell.cast());
             [
                 _mm512_and_si512(v, _mm512_set1_epi8(0x03)),
@@ -251,39 +165,26 @@ unsafe impl Dot for Avx512Dot {
                 _mm512_and_si512(v, _mm512_set1_epi8(0xc0u8 as i8)),
             ]
         }
-    }
-    #[inline(always)]
-    unsafe fn bytes(cell: *const u8) -> __m512i {
-        unsafe { _mm512_loadu_si512(cell.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn dot_ternary(mut acc: [__m512i; 4], w: &[__m512i; 4], x: *const i8) -> [__m512i; 4] {
-        for j in 0..4 {
-            acc[j] = unsafe { Self::dot_bytes(acc[j], w[j], x.add(4 * j)) };
+        fn bytes(cell: *const u8) -> __m512i { _mm512_loadu_si512(cell.cast()) }
+        fn dot_ternary(mut acc: [__m512i; 4], w: &[__m512i; 4], x: *const i8) -> [__m512i; 4] {
+            for j in 0..4 {
+                acc[j] = Self::dot_bytes(acc[j], w[j], x.add(4 * j));
+            }
+            acc
         }
-        acc
-    }
-    #[inline(always)]
-    unsafe fn dot_bytes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
-    }
-    #[inline(always)]
-    unsafe fn ternary_total(acc: [__m512i; 4]) -> __m512i {
-        unsafe {
+        fn dot_bytes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
+            _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned()))
+        }
+        fn ternary_total(acc: [__m512i; 4]) -> __m512i {
             let [a, b, c, d] = acc;
             Self::total([a, _mm512_srai_epi32::<2>(b), _mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)])
         }
-    }
-    #[inline(always)]
-    unsafe fn total(acc: [__m512i; 4]) -> __m512i {
-        unsafe { _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3])) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const i32) -> __m512i {
-        unsafe { _mm512_loadu_si512(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn floats(v: __m512i, shift: i32) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_set1_epi32(shift))) }
+        fn total(acc: [__m512i; 4]) -> __m512i {
+            _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]))
+        }
+        fn load(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
+        fn floats(v: __m512i, shift: i32) -> __m512 {
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_set1_epi32(shift)))
+        }
     }
 }

@@ -3,26 +3,35 @@
 use std::arch::aarch64::*;
 
 use crate::bf16::Bf16;
-use crate::dispatch::Op;
 use crate::dot::Dot;
 use crate::ops::Product;
-use crate::simd::{Simd, exp_f32, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 4 lanes of f32.
 #[derive(Clone, Copy)]
-pub struct Neon;
+pub(crate) struct Neon;
 
-/// Runs an op compiled with NEON.
-///
-/// # Safety
-/// The machine has it.
-#[target_feature(enable = "neon")]
-pub unsafe fn run<O: Op<f32>>(op: O) -> O::Out {
-    // SAFETY: the features are enabled here.
-    unsafe { op.run::<Neon>() }
+with_features! {
+    ["neon"] available
+
+    /// Runs an op compiled with NEON.
+    pub(crate) fn run<O: Op<f32>>(op: O) -> O::Out {
+        // SAFETY: the feature is enabled here.
+        unsafe { op.run::<Neon>() }
+    }
 }
 
-// SAFETY: called only inside `run`.
+with_features! {
+    ["neon" "dotprod"] has_dot
+
+    /// Runs a packed product with `sdot`.
+    pub(crate) fn packed(product: Product<'_>) {
+        // SAFETY: the features are enabled here.
+        unsafe { product.run::<NeonDot>() }
+    }
+}
+
+// SAFETY: what is loaded and stored are the lanes named.
 unsafe impl Simd for Neon {
     type E = f32;
     type V = float32x4_t;
@@ -31,22 +40,12 @@ unsafe impl Simd for Neon {
     const LANES: usize = 4;
     const MR: usize = 8;
 
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> float32x4_t {
-        unsafe { vdupq_n_f32(x) }
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> float32x4_t {
-        unsafe { vld1q_f32(p) }
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: float32x4_t) {
-        unsafe { vst1q_f32(p, v) }
-    }
-    #[inline(always)]
-    unsafe fn load_n(p: *const f32, n: usize) -> float32x4_t {
-        debug_assert!(n < 4);
-        unsafe {
+    promised! {
+        fn splat(x: f32) -> float32x4_t { vdupq_n_f32(x) }
+        fn load(p: *const f32) -> float32x4_t { vld1q_f32(p) }
+        fn store(p: *mut f32, v: float32x4_t) { vst1q_f32(p, v) }
+        fn load_n(p: *const f32, n: usize) -> float32x4_t {
+            debug_assert!(n < 4);
             let mut v = vdupq_n_f32(0.0);
             if n > 0 {
                 v = vld1q_lane_f32::<0>(p, v);
@@ -59,11 +58,8 @@ unsafe impl Simd for Neon {
             }
             v
         }
-    }
-    #[inline(always)]
-    unsafe fn store_n(p: *mut f32, v: float32x4_t, n: usize) {
-        debug_assert!(n < 4);
-        unsafe {
+        fn store_n(p: *mut f32, v: float32x4_t, n: usize) {
+            debug_assert!(n < 4);
             if n > 0 {
                 vst1q_lane_f32::<0>(p, v);
             }
@@ -74,81 +70,33 @@ unsafe impl Simd for Neon {
                 vst1q_lane_f32::<2>(p.add(2), v);
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        unsafe { vaddq_f32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        unsafe { vsubq_f32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        unsafe { vmulq_f32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn div(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        unsafe { vdivq_f32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
-        unsafe { vfmaq_f32(c, a, b) }
-    }
-    // `fmax` and `fmin` keep NaN of either side.
-    #[inline(always)]
-    unsafe fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
-    }
-    #[inline(always)]
-    unsafe fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t {
-        unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
-    }
-    #[inline(always)]
-    unsafe fn abs(a: float32x4_t) -> float32x4_t {
-        unsafe { vabsq_f32(a) }
-    }
-    #[inline(always)]
-    unsafe fn sqrt(a: float32x4_t) -> float32x4_t {
-        unsafe { vsqrtq_f32(a) }
-    }
-    #[inline(always)]
-    unsafe fn round(a: float32x4_t) -> float32x4_t {
-        unsafe { vrndnq_f32(a) }
-    }
-    #[inline(always)]
-    unsafe fn pow2(a: float32x4_t) -> float32x4_t {
-        unsafe {
+        fn add(a: float32x4_t, b: float32x4_t) -> float32x4_t { vaddq_f32(a, b) }
+        fn sub(a: float32x4_t, b: float32x4_t) -> float32x4_t { vsubq_f32(a, b) }
+        fn mul(a: float32x4_t, b: float32x4_t) -> float32x4_t { vmulq_f32(a, b) }
+        fn div(a: float32x4_t, b: float32x4_t) -> float32x4_t { vdivq_f32(a, b) }
+        fn fma(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_f32(c, a, b) }
+        // `fmax` and `fmin` keep NaN of either side.
+        fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t { vbslq_f32(vcgtq_f32(a, b), a, b) }
+        fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t { vbslq_f32(vcltq_f32(a, b), a, b) }
+        fn abs(a: float32x4_t) -> float32x4_t { vabsq_f32(a) }
+        fn sqrt(a: float32x4_t) -> float32x4_t { vsqrtq_f32(a) }
+        fn round(a: float32x4_t) -> float32x4_t { vrndnq_f32(a) }
+        fn pow2(a: float32x4_t) -> float32x4_t {
             let biased = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));
             vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
         }
-    }
-    #[inline(always)]
-    unsafe fn exp(a: float32x4_t) -> float32x4_t {
-        unsafe { exp_f32::<Self>(a) }
-    }
-    #[inline(always)]
-    unsafe fn tanh(a: float32x4_t) -> float32x4_t {
-        unsafe { tanh_f32::<Self>(a) }
-    }
-    #[inline(always)]
-    unsafe fn sum(a: float32x4_t) -> f32 {
-        unsafe {
+        fn exp(a: float32x4_t) -> float32x4_t { exp_f32::<Self>(a) }
+        fn tanh(a: float32x4_t) -> float32x4_t { tanh_f32::<Self>(a) }
+        fn sum(a: float32x4_t) -> f32 {
             let a = vadd_f32(vget_low_f32(a), vget_high_f32(a));
             vget_lane_f32::<0>(a) + vget_lane_f32::<1>(a)
         }
-    }
-    #[inline(always)]
-    unsafe fn hmax(a: float32x4_t) -> f32 {
-        unsafe {
+        fn hmax(a: float32x4_t) -> f32 {
             let a = Self::max(a, vextq_f32::<2>(a, a));
             vgetq_lane_f32::<0>(Self::max(a, vextq_f32::<1>(a, a)))
         }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const Bf16, n: usize) -> float32x4_t {
-        let p = p.cast::<u16>();
-        unsafe {
+        fn load_bf16(p: *const Bf16, n: usize) -> float32x4_t {
+            let p = p.cast::<u16>();
             let mut half = vdup_n_u16(0);
             if n == 4 {
                 half = vld1_u16(p);
@@ -166,11 +114,8 @@ unsafe impl Simd for Neon {
             }
             vreinterpretq_f32_u32(vshll_n_u16::<16>(half))
         }
-    }
-    #[inline(always)]
-    unsafe fn store_bf16(p: *mut Bf16, v: float32x4_t, n: usize) {
-        let p = p.cast::<u16>();
-        unsafe {
+        fn store_bf16(p: *mut Bf16, v: float32x4_t, n: usize) {
+            let p = p.cast::<u16>();
             let bits = vreinterpretq_u32_f32(v);
             let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
             let rounded = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
@@ -191,44 +136,27 @@ unsafe impl Simd for Neon {
                 }
             }
         }
-    }
-    #[inline(always)]
-    unsafe fn splat_pair(p: *const Bf16) -> [float32x4_t; 2] {
-        unsafe {
+        fn splat_pair(p: *const Bf16) -> [float32x4_t; 2] {
             let pair = vset_lane_u32::<0>(p.cast::<u32>().read_unaligned(), vdup_n_u32(0));
             let wide = vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u32(pair)));
             [vdupq_laneq_f32::<0>(wide), vdupq_laneq_f32::<1>(wide)]
         }
-    }
-    #[inline(always)]
-    unsafe fn load_pairs(p: *const Bf16) -> [float32x4_t; 2] {
-        unsafe {
+        fn load_pairs(p: *const Bf16) -> [float32x4_t; 2] {
             let pairs = vreinterpretq_u32_u16(vld1q_u16(p.cast()));
             let (low, high) = (vshlq_n_u32::<16>(pairs), vandq_u32(pairs, vdupq_n_u32(!0xffff)));
             [vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high)]
         }
+        fn dot_pairs(a: [float32x4_t; 2], b: [float32x4_t; 2], acc: float32x4_t) -> float32x4_t {
+            vfmaq_f32(vfmaq_f32(acc, a[0], b[0]), a[1], b[1])
+        }
     }
-    #[inline(always)]
-    unsafe fn dot_pairs(a: [float32x4_t; 2], b: [float32x4_t; 2], acc: float32x4_t) -> float32x4_t {
-        unsafe { vfmaq_f32(vfmaq_f32(acc, a[0], b[0]), a[1], b[1]) }
-    }
-}
-
-/// Runs a packed product with `sdot`.
-///
-/// # Safety
-/// The machine has NEON with the dot product.
-#[target_feature(enable = "neon,dotprod")]
-pub(crate) unsafe fn packed(product: Product<'_>) {
-    // SAFETY: the features are enabled here.
-    unsafe { product.run::<NeonDot>() }
 }
 
 /// 4 lanes of integers by `sdot`, both sides signed. The intrinsic is not stable, the instruction is.
 #[derive(Clone, Copy)]
 pub(crate) struct NeonDot;
 
-// SAFETY: called only inside `packed`.
+// SAFETY: what is loaded are 16 bytes of a cell, and 4 or 16 bytes of `x`.
 unsafe impl Dot for NeonDot {
     type V = int32x4_t;
     type S = Neon;
@@ -236,13 +164,9 @@ unsafe impl Dot for NeonDot {
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 0;
 
-    #[inline(always)]
-    unsafe fn zero() -> int32x4_t {
-        unsafe { vdupq_n_s32(0) }
-    }
-    #[inline(always)]
-    unsafe fn ternary(cell: *const u8) -> [int32x4_t; 4] {
-        unsafe {
+    promised! {
+        fn zero() -> int32x4_t { vdupq_n_s32(0) }
+        fn ternary(cell: *const u8) -> [int32x4_t; 4] {
             let (v, low) = (vld1q_u8(cell), vdupq_n_u8(3));
             [
                 vreinterpretq_s32_u8(vandq_u8(v, low)),
@@ -251,39 +175,23 @@ unsafe impl Dot for NeonDot {
                 vreinterpretq_s32_u8(vshrq_n_u8::<6>(v)),
             ]
         }
-    }
-    #[inline(always)]
-    unsafe fn bytes(cell: *const u8) -> int32x4_t {
-        unsafe { vreinterpretq_s32_u8(veorq_u8(vld1q_u8(cell), vdupq_n_u8(128))) }
-    }
-    #[inline(always)]
-    unsafe fn dot_ternary(mut acc: [int32x4_t; 4], w: &[int32x4_t; 4], x: *const i8) -> [int32x4_t; 4] {
-        for j in 0..4 {
-            acc[j] = unsafe { Self::dot_bytes(acc[j], w[j], x.add(4 * j)) };
+        fn bytes(cell: *const u8) -> int32x4_t { vreinterpretq_s32_u8(veorq_u8(vld1q_u8(cell), vdupq_n_u8(128))) }
+        fn dot_ternary(mut acc: [int32x4_t; 4], w: &[int32x4_t; 4], x: *const i8) -> [int32x4_t; 4] {
+            for j in 0..4 {
+                acc[j] = Self::dot_bytes(acc[j], w[j], x.add(4 * j));
+            }
+            acc
         }
-        acc
-    }
-    #[inline(always)]
-    unsafe fn dot_bytes(mut acc: int32x4_t, w: int32x4_t, x: *const i8) -> int32x4_t {
-        unsafe {
+        fn dot_bytes(mut acc: int32x4_t, w: int32x4_t, x: *const i8) -> int32x4_t {
             let x = vdupq_n_s32(x.cast::<i32>().read_unaligned());
             std::arch::asm!(
                 "sdot {0:v}.4s, {1:v}.16b, {2:v}.16b",
                 inlateout(vreg) acc, in(vreg) w, in(vreg) x, options(pure, nomem, nostack, preserves_flags)
             );
+            acc
         }
-        acc
-    }
-    #[inline(always)]
-    unsafe fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t {
-        unsafe { Self::total(acc) }
-    }
-    #[inline(always)]
-    unsafe fn total(acc: [int32x4_t; 4]) -> int32x4_t {
-        unsafe { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
-    }
-    #[inline(always)]
-    unsafe fn floats(v: int32x4_t, shift: i32) -> float32x4_t {
-        unsafe { vcvtq_f32_s32(vsubq_s32(v, vdupq_n_s32(shift))) }
+        fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t { Self::total(acc) }
+        fn total(acc: [int32x4_t; 4]) -> int32x4_t { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
+        fn floats(v: int32x4_t, shift: i32) -> float32x4_t { vcvtq_f32_s32(vsubq_s32(v, vdupq_n_s32(shift))) }
     }
 }

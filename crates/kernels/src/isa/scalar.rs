@@ -2,22 +2,28 @@
 //! gradient checks. Products and sums are rounded separately, since a fused multiply-add is a library call without FMA.
 
 use crate::bf16::Bf16;
-use crate::dispatch::Op;
 use crate::dot::Dot;
 use crate::elem::Elem;
-use crate::simd::{Simd, exp_f32, tanh_f32};
+use crate::ops::Product;
+use crate::simd::{Op, Simd, exp_f32, tanh_f32};
 
 /// One lane of `E`.
 #[derive(Clone, Copy)]
-pub struct Scalar<E>(std::marker::PhantomData<E>);
+pub(crate) struct Scalar<E>(std::marker::PhantomData<E>);
 
 /// Runs an op on one lane.
-pub fn run<E: Elem, O: Op<E>>(op: O) -> O::Out
+pub(crate) fn run<E: Elem, O: Op<E>>(op: O) -> O::Out
 where
     Scalar<E>: Simd<E = E>,
 {
     // SAFETY: plain arithmetic runs anywhere; the op's pointers are its maker's promise.
     unsafe { op.run::<Scalar<E>>() }
+}
+
+/// Runs a packed product on one lane.
+pub(crate) fn packed(product: Product<'_>) {
+    // SAFETY: plain arithmetic runs anywhere.
+    unsafe { product.run::<ScalarDot>() }
 }
 
 macro_rules! scalar {
@@ -146,10 +152,18 @@ macro_rules! scalar {
     };
 }
 
-// SAFETY: `exp_f32` and `tanh_f32` only call the operations above.
-scalar!(f32, |n| f32::from_bits(((n as i32 + 127) as u32) << 23), |x| unsafe { exp_f32::<Self>(x) }, |x| unsafe {
-    tanh_f32::<Self>(x)
-});
+scalar!(
+    f32,
+    |n| f32::from_bits(((n as i32 + 127) as u32) << 23),
+    |x| {
+        // SAFETY: plain arithmetic runs anywhere.
+        unsafe { exp_f32::<Self>(x) }
+    },
+    |x| {
+        // SAFETY: as above.
+        unsafe { tanh_f32::<Self>(x) }
+    }
+);
 scalar!(f64, |n| n.exp2(), |x| x.exp(), |x| x.tanh());
 
 /// One lane of integers. A ternary product is additions alone: `w x = code x - x`, where the code 1 adds `x` and 2 adds it

@@ -15,13 +15,13 @@
 //! Scores are kept turned, `S^T: [l, n]`. A row's numbers depend on the list of its own visible keys alone: the largest score is
 //! exact, and what is summed over keys is summed one by one in their order, where a key that is not seen adds an exact zero.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::rows::{RowDots, Scale, Transpose};
 use crate::ops::small::{Triangle, product};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 
 /// Keys that the backward pass takes at once.
 const KEYS: usize = 64;
@@ -43,13 +43,13 @@ pub fn attention_forward<E: Elem>(
     (n, d, window): (usize, usize, usize),
 ) {
     let l = pieces.iter().map(|(k, _)| k.len()).sum::<usize>() / d;
-    assert!(o.len() == n * d && log_sum.len() == n && q.len() == n * d && l >= n && window > 0);
+    assert!(o.len() == area([n, d]) && log_sum.len() == n && q.len() == o.len() && l >= n && window > 0);
     assert!(pieces.iter().all(|(k, v)| k.len() == v.len() && k.len().is_multiple_of(d)));
     let _time = time(cx, "attention_forward", (d, window), Work::Flops((4 * n * l * d) as f64));
     let (turned, rest) = work.split_at_mut(n * d);
     let (max, rest) = rest.split_at_mut(n);
     let (sum, rest) = rest.split_at_mut(n);
-    let s = &mut rest[..l * n];
+    let s = &mut rest[..area([l, n])];
     cx.op(Transpose { y: turned, x: q, rows: n, columns: d });
     let mut at = 0;
     for (k, _) in pieces {
@@ -81,13 +81,14 @@ pub fn attention_backward<E: Elem>(
     (n, d, window): (usize, usize, usize),
 ) {
     let l = k.len() / d;
-    assert!(dq.len() == n * d && q.len() == n * d && o.len() == n * d && d_o.len() == n * d && log_sum.len() == n);
-    assert!(dk.len() == l * d && dv.len() == l * d && k.len() == l * d && v.len() == l * d && l >= n && window > 0);
+    let (own, all) = (area([n, d]), area([l, d]));
+    assert!(dq.len() == own && q.len() == own && o.len() == own && d_o.len() == own && log_sum.len() == n);
+    assert!(dk.len() == all && dv.len() == all && k.len() == all && v.len() == all && l >= n && window > 0);
     let _time = time(cx, "attention_backward", (d, window), Work::Flops((10 * n * l * d) as f64));
     let (q_turned, rest) = work.split_at_mut(n * d);
     let (do_turned, rest) = rest.split_at_mut(n * d);
     let (dots, rest) = rest.split_at_mut(n);
-    let (p, ds) = rest.split_at_mut(KEYS * n);
+    let (p, ds) = rest.split_at_mut(area([KEYS, n]));
     cx.op(Transpose { y: q_turned, x: q, rows: n, columns: d });
     cx.op(Transpose { y: do_turned, x: d_o, rows: n, columns: d });
     cx.op(RowDots { out: dots, x: d_o, y: o, d });
@@ -145,7 +146,7 @@ impl<E: Elem> Op<E> for Softmax<'_, E> {
         let (n, cells) = (max.len(), s.len());
         seen.hide(s, E::from_f64(f64::NEG_INFINITY));
         let p = s.as_mut_ptr();
-        // SAFETY: offsets are inside the rows of `n`, here and below.
+        // SAFETY: offsets are inside the rows of `n`.
         each!(S, n, |i, lanes| unsafe {
             let mut top = S::get(p.add(i), lanes);
             for row in (n..cells).step_by(n) {
@@ -159,6 +160,7 @@ impl<E: Elem> Op<E> for Softmax<'_, E> {
         });
         seen.hide(s, E::ZERO);
         let p = s.as_ptr();
+        // SAFETY: as above.
         each!(S, n, |i, lanes| unsafe {
             let mut total = S::splat(E::ZERO);
             for row in (0..cells).step_by(n) {
@@ -186,7 +188,7 @@ impl<E: Elem> Op<E> for Gradient<'_, E> {
         let n = log_sum.len();
         for p in p.chunks_exact_mut(n) {
             let p = p.as_mut_ptr();
-            // SAFETY: offsets are inside the rows of `n`, here and below.
+            // SAFETY: offsets are inside the rows of `n`.
             each!(S, n, |i, lanes| unsafe {
                 let at = S::get(log_sum.as_ptr().add(i), lanes);
                 S::put(p.add(i), S::exp(S::sub(S::get(p.add(i), lanes), at)), lanes);
@@ -194,6 +196,7 @@ impl<E: Elem> Op<E> for Gradient<'_, E> {
         }
         seen.hide(p, E::ZERO);
         for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
+            // SAFETY: offsets are inside the rows of `n`, and `dots` has as many.
             each!(S, n, |i, lanes| unsafe {
                 let to = ds.as_mut_ptr().add(i);
                 let d = S::sub(S::get(to, lanes), S::get(dots.as_ptr().add(i), lanes));

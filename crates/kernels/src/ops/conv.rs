@@ -7,11 +7,11 @@
 
 use std::ops::Range;
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::{area, end, strided};
 use crate::span::Span;
 use crate::store::Store;
 
@@ -56,10 +56,11 @@ fn forward<A: Store, Y: Store<E = A::E>>(
     w: Columns<A::E>,
     (rows, span, (d, k)): Place,
 ) {
-    assert!(y.len() == rows.len() * d && rows.end <= span.rows() && span.past.len() >= rows.end);
-    assert!(rows.is_empty() || (v.0.len() >= (rows.end - 1) * v.1 + v.2 + d && v.1 >= v.2 + d));
-    assert!(w.0.len() >= (k - 1) * w.1 + w.2 + d && gate.is_none_or(|gate| gate.len() >= rows.end * 2 * d));
-    assert!(history.is_none_or(|h| h.len() >= rows.end.div_ceil(span.len.max(1)) * (k - 1) * d));
+    assert!(y.len() == area([rows.len(), d]) && rows.end <= span.rows() && span.past.len() >= rows.end);
+    assert!(rows.is_empty() || (v.0.len() >= strided(rows.end, v.1, end(v.2, d)) && v.1 >= end(v.2, d)));
+    assert!(k > 0 && w.0.len() >= strided(k, w.1, end(w.2, d)));
+    assert!(gate.is_none_or(|gate| gate.len() >= area([rows.end, 2, d])));
+    assert!(history.is_none_or(|h| h.len() >= area([rows.end.div_ceil(span.len.max(1)), k - 1, d])));
     if rows.is_empty() || d == 0 {
         return;
     }
@@ -207,8 +208,9 @@ pub fn conv_gate_backward<A: Store>(
     u: &[A],
     (rows, d): (Range<usize>, usize),
 ) {
-    let n = rows.len() * d;
-    assert!(du.len() == 2 * n && dc.len() == n && dy.len() == n && y.len() == n && u.len() >= rows.end * 2 * d);
+    let n = area([rows.len(), d]);
+    assert!(du.len() == area([2, n]) && dc.len() == n && dy.len() == n && y.len() == n);
+    assert!(u.len() >= area([rows.end, 2, d]));
     if n > 0 {
         let bytes = n * (5 * size_of::<A>() + size_of::<A::E>());
         let _time = time(cx, "conv_gate_backward", (d, 0), Work::Bytes(bytes as f64));
@@ -254,9 +256,10 @@ pub fn conv_taps_backward<A: Store>(
     w: &[A::E],
     (rows, span, (d, k)): Place,
 ) {
-    assert!(du.0.len() == rows.len() * du.1 && du.1 >= du.2 + d && w.len() == k * d && dw.len() == k * d);
-    assert!(v.0.len() >= rows.end * v.1 && v.1 >= v.2 + d && rows.end <= span.rows());
-    assert!(dc.len() >= span.rows() * d && span.past.len() >= span.rows());
+    assert!(du.0.len() == area([rows.len(), du.1]) && du.1 >= end(du.2, d));
+    assert!(w.len() == area([k, d]) && dw.len() == w.len());
+    assert!(v.0.len() >= area([rows.end, v.1]) && v.1 >= end(v.2, d) && rows.end <= span.rows());
+    assert!(dc.len() >= area([span.rows(), d]) && span.past.len() >= span.rows());
     if rows.is_empty() {
         return;
     }

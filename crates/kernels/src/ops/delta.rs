@@ -18,13 +18,13 @@
 
 use std::mem::take;
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::rows::{Exp, RowDots, Scale, Transpose, scale_rows};
 use crate::ops::small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 
 /// What the new value is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +143,9 @@ pub fn delta_forward<E: Elem>(
     work: &mut [E],
     (n, dk, dv): Sizes,
 ) {
-    assert!(o.len() == n * dv && s.len() == dk * dv && kq.len() == 2 * n * dk && v.len() == n * dv);
+    assert!(
+        o.len() == area([n, dv]) && s.len() == area([dk, dv]) && kq.len() == area([2, n, dk]) && v.len() == o.len()
+    );
     assert!(g.len() == n && beta.len() == n && n > 0);
     let mut rest = work;
     let c = Chunk::new(cx, s, kq, v, (g, beta), rule, &mut rest, (n, dk, dv));
@@ -171,9 +173,10 @@ pub fn delta_backward<E: Elem>(
     sizes: Sizes,
 ) {
     let (n, dk, width) = sizes;
-    assert!(dkq.len() == 2 * n * dk && dv.len() == n * width && dg.len() == n && dbeta.len() == n && n > 0);
-    assert!(ds.len() == dk * width && s0.len() == dk * width && d_o.len() == n * width);
-    assert!(kq.len() == 2 * n * dk && v.len() == n * width && g.len() == n && beta.len() == n);
+    let (keys, values, state) = (area([2, n, dk]), area([n, width]), area([dk, width]));
+    assert!(dkq.len() == keys && dv.len() == values && dg.len() == n && dbeta.len() == n && n > 0);
+    assert!(ds.len() == state && s0.len() == state && d_o.len() == values);
+    assert!(kq.len() == keys && v.len() == values && g.len() == n && beta.len() == n);
     let mut rest = work;
     let c = Chunk::new(cx, s0, kq, v, (g, beta), rule, &mut rest, sizes);
     let (k, q) = kq.split_at(n * dk);
@@ -272,7 +275,9 @@ pub fn delta_steps<E: Elem>(
     rule: Rule,
     (n, dk, dv): Sizes,
 ) {
-    assert!(o.len() == n * dv && s.len() == dk * dv && kq.len() == 2 * n * dk && v.len() == n * dv);
+    assert!(
+        o.len() == area([n, dv]) && s.len() == area([dk, dv]) && kq.len() == area([2, n, dk]) && v.len() == o.len()
+    );
     assert!(g.len() == n && beta.len() == n);
     let _time = time(cx, "delta_steps", (dk, dv), Work::Flops((6 * n * dk * dv) as f64));
     cx.op(Steps { o, s, kq, v, g, beta, canonical: rule == Rule::Canonical, dk, dv });
@@ -484,7 +489,7 @@ mod tests {
                 let (n, dk, dv) = sizes;
                 let (mut inputs, mut s0) = (inputs(sizes, 1), random::<f64>(dk * dv, 9));
                 let (d_o, ds) = (random::<f64>(n * dv, 10), random::<f64>(dk * dv, 11));
-                let cx = &Exec::new(crate::Isa::Scalar, 1);
+                let cx = &Exec::new(crate::Isa::SCALAR, 1);
                 let got = gradients(cx, &inputs, &s0, &d_o, &ds, rule, sizes);
                 let loss = |inputs: &[Vec<f64>; 4], s0: &[f64]| {
                     let (o, s) = recurrence(s0, inputs, rule, sizes);
@@ -519,7 +524,7 @@ mod tests {
                     let (n, dk, dv) = sizes;
                     let (inputs, s0) = (inputs(sizes, 1), random::<f64>(dk * dv, 9));
                     let (d_o, ds) = (random::<f64>(n * dv, 10), random::<f64>(dk * dv, 11));
-                    let plain = &Exec::new(crate::Isa::Scalar, 1);
+                    let plain = &Exec::new(crate::Isa::SCALAR, 1);
                     let want = gradients(plain, &inputs, &s0, &d_o, &ds, rule, sizes);
                     let (s0, d_o, ds) = (narrow(&s0), narrow(&d_o), narrow(&ds));
                     let got = gradients(cx, &inputs.map(|x| narrow(&x)), &s0, &d_o, &ds, rule, sizes);

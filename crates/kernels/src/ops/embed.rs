@@ -6,10 +6,11 @@ use crate::Token;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
+use crate::size::area;
 
 /// `y: [rows, d]` from `table: [V, d]`.
 pub fn embed_forward<E: Elem>(cx: &Exec, y: &mut [E], tokens: &[Token], table: &[E], d: usize) {
-    assert!(y.len() >= tokens.len() * d && tokens.iter().all(|&t| (usize::from(t) + 1) * d <= table.len()));
+    assert!(y.len() >= area([tokens.len(), d]) && fits(tokens, table.len(), d));
     let _time = time(cx, "embed_forward", (d, 0), Work::Bytes((2 * tokens.len() * d * size_of::<E>()) as f64));
     let y = Shared::new(y);
     cx.rows(tokens.len(), |r| {
@@ -21,9 +22,14 @@ pub fn embed_forward<E: Elem>(cx: &Exec, y: &mut [E], tokens: &[Token], table: &
     });
 }
 
+/// Whether a table of `len` elements has a row for each token.
+fn fits(tokens: &[Token], len: usize, d: usize) -> bool {
+    tokens.iter().all(|&t| area([usize::from(t) + 1, d]) <= len)
+}
+
 /// Adds to `dtable: [V, d]` from `dy: [rows, d]`.
 pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], tokens: &[Token], d: usize) {
-    assert!(dy.len() >= tokens.len() * d && tokens.iter().all(|&t| (usize::from(t) + 1) * d <= dtable.len()));
+    assert!(dy.len() >= area([tokens.len(), d]) && fits(tokens, dtable.len(), d));
     let _time = time(cx, "embed_backward", (d, 0), Work::Bytes((3 * tokens.len() * d * size_of::<E>()) as f64));
     let dtable = Shared::new(dtable);
     cx.pool().split(d, 16, |columns| {

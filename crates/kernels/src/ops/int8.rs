@@ -5,11 +5,10 @@
 //! f32. A row kept as bf16 is rounded once more when it is put back. The gradient passes straight through, so there is no
 //! backward op.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 use crate::store::Store;
 
 /// Rounds `x: [rows, width]` in place.

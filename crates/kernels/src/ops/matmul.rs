@@ -10,10 +10,10 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use crate::buf::Buf;
-use crate::dispatch::Op;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
+use crate::size::{area, strided, whole};
 use crate::store::Store;
 
 /// Groups of depths in one block: 32 f32 columns of `B` are then 32 KB.
@@ -33,8 +33,8 @@ thread_local! {
 }
 
 /// Depths in memory for `k` depths; zeros fill the rest.
-const fn padded<A: Store>(k: usize) -> usize {
-    if A::DEPTH == 1 { k } else { k.next_multiple_of(PAIRED_DEPTHS) }
+fn padded<A: Store>(k: usize) -> usize {
+    if A::DEPTH == 1 { k } else { whole(k, PAIRED_DEPTHS) }
 }
 
 /// `B` in panels `[ceil(n/NR)][k/DEPTH][NR][DEPTH]`, zero beyond depth `k` and column `n`.
@@ -66,7 +66,7 @@ impl<'a, A: Store> From<&'a Packed<A>> for Panels<'a, A> {
 impl<A: Store> Packed<A> {
     /// Room for `k x n` and for every smaller matrix with as many or fewer elements in its panels.
     pub fn new(k: usize, n: usize) -> Self {
-        Packed { data: Buf::zeros(padded::<A>(k) * n.next_multiple_of(MAX_NR)), k: 0, n: 0, nr: 1 }
+        Packed { data: Buf::zeros(area([padded::<A>(k), whole(n, MAX_NR)])), k: 0, n: 0, nr: 1 }
     }
 
     /// Columns of the matrix in it.
@@ -93,20 +93,20 @@ impl<A: Store> Packed<A> {
 
     /// Packs the row-major `src: [k, n]` with rows `ld` apart.
     pub fn pack(&mut self, cx: &Exec, src: &[A], ld: usize, k: usize, n: usize) {
-        assert!(k == 0 || src.len() >= (k - 1) * ld + n, "matrix to pack is too small");
+        assert!(src.len() >= strided(k, ld, n), "matrix to pack is too small");
         self.fill(cx, src, ld, false, k, n);
     }
 
     /// Packs the transpose of the row-major `src: [n, k]`.
     pub fn pack_transposed(&mut self, cx: &Exec, src: &[A], k: usize, n: usize) {
-        assert!(src.len() >= k * n, "matrix to pack is too small");
+        assert!(src.len() >= area([k, n]), "matrix to pack is too small");
         self.fill(cx, src, k, true, k, n);
     }
 
     fn fill(&mut self, cx: &Exec, src: &[A], ld: usize, transposed: bool, k: usize, n: usize) {
         let nr = cx.op::<A::E, _>(PanelWidth);
         let depth = padded::<A>(k);
-        assert!(depth * n.next_multiple_of(nr) <= self.data.len(), "matrix to pack is larger than its room");
+        assert!(area([depth, whole(n, nr)]) <= self.data.len(), "matrix to pack is larger than its room");
         (self.k, self.n, self.nr) = (k, n, nr);
         let _time = time(cx, if transposed { "pack_transposed" } else { "pack" }, (k, n), bytes::<A>(2 * k * n));
         let (data, panels) = (Shared::new(&mut self.data), n.div_ceil(nr));
@@ -153,6 +153,7 @@ impl<A: Store> Op<A::E> for Fill<'_, A> {
             dst.fill(A::ZERO);
         }
         if transposed {
+            assert!(start == 0 && cols <= nr && dst.len() >= k * nr);
             for j in 0..cols {
                 let groups = src[(first + j) * ld..][..k].chunks_exact(A::DEPTH);
                 if let Some(&odd) = groups.remainder().first() {
@@ -160,8 +161,8 @@ impl<A: Store> Op<A::E> for Fill<'_, A> {
                 }
                 for (p, group) in groups.enumerate() {
                     let at = (p * nr + j) * A::DEPTH;
-                    debug_assert!(at + A::DEPTH <= dst.len());
-                    // SAFETY: the panel holds `nr` groups for each depth. The size is a constant, so this is one move.
+                    // SAFETY: the panel holds `nr` groups for each group of depths, as was just checked, of which this is number
+                    // `j < nr`. The size is a constant, so this is one move.
                     unsafe { std::ptr::copy_nonoverlapping(group.as_ptr(), dst.as_mut_ptr().add(at), A::DEPTH) };
                 }
             }
@@ -194,7 +195,7 @@ pub fn matmul<'b, A: Store>(
     accumulate: bool,
 ) {
     let b = b.into();
-    assert!(m == 0 || (c.len() >= m * b.n && a.len() >= (m - 1) * lda + b.k), "operand of a product is too small");
+    assert!(c.len() >= area([m, b.n]) && a.len() >= strided(m, lda, b.k), "operand of a product is too small");
     let _time = time(cx, "matmul", (b.k, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
     product(cx, c, a, lda, false, b, m, accumulate);
 }
@@ -226,7 +227,7 @@ pub fn matmul_transposed<'b, A: Store>(
     accumulate: bool,
 ) {
     let b = b.into();
-    assert!(c.len() >= m * b.n && (b.k == 0 || a.len() >= (b.k - 1) * lda + m), "operand of a product is too small");
+    assert!(c.len() >= area([m, b.n]) && a.len() >= strided(b.k, lda, m), "operand of a product is too small");
     let _time = time(cx, "matmul_tn", (m, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
     product(cx, c, a, lda, true, b, m, accumulate);
 }
@@ -487,7 +488,8 @@ impl<A: Store> Tile<A> {
     /// Only constant indices into `acc`: a variable one would keep the accumulators in memory through the loop above.
     #[inline(always)]
     unsafe fn write<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self, acc: &[[S::V; NV]; MR]) {
-        // SAFETY: a full tile lies in `c`; the edge buffer holds the largest tile of any ISA, its part lies in `c`.
+        const { assert!(MR * NV * S::LANES <= MAX_MR * MAX_NR) };
+        // SAFETY: a full tile lies in `c`; the edge buffer holds a whole one, of which the part written lies in `c`.
         unsafe {
             if self.rows == MR && self.cols == NV * S::LANES {
                 for (i, acc) in acc.iter().enumerate() {

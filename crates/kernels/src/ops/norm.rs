@@ -3,11 +3,11 @@
 //! Backward, with `s = sum_j dy_j scale_j x_j` of the row:
 //! `dx (+)= r (dy * scale - x r^2 s / d)`, `dscale += sum over rows of dy * x * r`.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 use crate::store::Store;
 
 /// `y: [rows, d]` from `x: [rows, d]`, `scale: [d]`.
@@ -19,8 +19,9 @@ pub fn rmsnorm_forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(
     eps: f64,
     (rows, d): (usize, usize),
 ) {
-    assert!(y.len() >= rows * d && x.len() >= rows * d && scale.len() == d);
-    let _time = time(cx, "rmsnorm_forward", (d, 0), Work::Bytes((rows * d * (size_of::<A>() + size_of::<X>())) as f64));
+    let n = area([rows, d]);
+    assert!(y.len() >= n && x.len() >= n && scale.len() == d);
+    let _time = time(cx, "rmsnorm_forward", (d, 0), Work::Bytes((n * (size_of::<A>() + size_of::<X>())) as f64));
     let y = Shared::new(y);
     cx.rows(rows, |r| {
         let cells = r.start * d..r.end * d;
@@ -91,7 +92,7 @@ pub fn rmsnorm_backward<E: Elem, X: Store<E = E>>(
     (rows, d): (usize, usize),
     accumulate: bool,
 ) {
-    let n = rows * d;
+    let n = area([rows, d]);
     assert!(scale.len() == d && dscale.len() == d);
     let _time = time(cx, "rmsnorm_backward", (d, 0), Work::Bytes((n * (3 * size_of::<E>() + size_of::<X>())) as f64));
     cx.op(Backward { dx: &mut dx[..n], dscale, dy: &dy[..n], x: &x[..n], scale, eps, accumulate });

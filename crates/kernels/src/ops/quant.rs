@@ -5,12 +5,12 @@
 //! has at most `N` elements and so a single block of its own size; a short last group of a row uses its own size.
 //! The gradient passes straight through to `w`. Source: BitNet b1.58 (arXiv 2402.17764), absmean quantisation.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, sum_blocks};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 use crate::store::Store;
 
 /// Which weights share one `alpha`.
@@ -51,7 +51,7 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
     (rows, cols): (usize, usize),
     quant: Quant,
 ) {
-    let len = rows * cols;
+    let len = area([rows, cols]);
     assert!(w.len() == len && wq.len() == len && (quant.stat == Stat::Mean || scratch.len() >= len));
     let (unit, row) = match quant.scale {
         Scale::Tensor => (len, len),

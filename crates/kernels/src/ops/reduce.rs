@@ -1,10 +1,9 @@
 //! Elementwise sums and copies, and the sum of squares (in blocks of 1024, added up in f64 in order).
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 use crate::store::Store;
 
 /// Elements of one block of a sum.

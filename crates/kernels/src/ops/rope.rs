@@ -5,11 +5,11 @@
 //! y_i = by (x_i cos a_i - x_{i+d/2} sin a_i)    y_{i+d/2} = by (x_{i+d/2} cos a_i + x_i sin a_i)
 //! ```
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 use crate::store::Store;
 
 /// `y, x: [rows, heads * d]`, `turns: [rows, d]` the cosines of a row, then its sines; on the calling thread.
@@ -23,7 +23,10 @@ pub fn rope<E: Elem, Y: Store<E = E>, X: Store<E = E>>(
     back: bool,
 ) {
     assert!(
-        y.len() == x.len() && x.len() == turns.len() * heads && turns.len().is_multiple_of(d) && d.is_multiple_of(2)
+        y.len() == x.len()
+            && x.len() == area([turns.len(), heads])
+            && turns.len().is_multiple_of(d)
+            && d.is_multiple_of(2)
     );
     let _time = time(cx, "rope", (d, 0), Work::Bytes((x.len() * (size_of::<X>() + size_of::<Y>())) as f64));
     cx.op(Rope { y, x, turns, heads, d, by: E::from_f64(by), back });
@@ -44,7 +47,7 @@ impl<E: Elem, Y: Store<E = E>, X: Store<E = E>> Op<E> for Rope<'_, E, Y, X> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         let Rope { y, x, turns, heads, d, by, back } = self;
-        let (half, width) = (d / 2, heads * d);
+        let (half, width) = (d / 2, area([heads, d]));
         let rows = y.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(turns.chunks_exact(d));
         for ((y, x), turns) in rows {
             // SAFETY: both halves of each head and of the turns hold `half` elements.

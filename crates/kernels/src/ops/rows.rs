@@ -1,10 +1,10 @@
 //! What the delta rule and attention do to small matrices row by row, on the calling thread: scales, inner products, `exp`, the
 //! transpose. Tested with the ops that they are parts of.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::area;
 
 /// `y_i (+)= by_i x_i` for rows of `d`.
 pub(super) fn scale_rows<E: Elem>(cx: &Exec, y: &mut [E], x: &[E], by: &[E], d: usize, add: bool) {
@@ -109,7 +109,8 @@ impl<E: Elem> Op<E> for Transpose<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         let Transpose { y, x, rows, columns } = self;
-        assert!(x.len() >= rows * columns && y.len() >= rows * columns);
+        let cells = area([rows, columns]);
+        assert!(x.len() >= cells && y.len() >= cells);
         // In blocks whose lines stay in the first cache.
         for first in (0..columns).step_by(16) {
             let last = columns.min(first + 16);

@@ -4,11 +4,11 @@
 //! transpose costs nothing). Each element of `C` is summed along `k` in order. `solve_unit_lower`: `X <- (I + M)^-1 X`,
 //! `solve_unit_upper`: `X <- (I + M)^-T X`, for a strictly lower triangular `M`.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
+use crate::size::{area, strided};
 
 /// What is known of a product's triangles: multiply-adds that would add zeros are left out in whole tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +51,9 @@ pub(super) fn product<E: Elem>(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(c.len() >= (m - 1) * ldc + n, "result of a small product is too small");
-    assert!(k == 0 || (a.len() > (m - 1) * ra + (k - 1) * ca && b.len() >= (k - 1) * ldb + n), "operand is too small");
+    assert!(c.len() >= strided(m, ldc, n), "result of a small product is too small");
+    let inside = k == 0 || (a.len() >= strided(m, ra, strided(k, ca, 1)) && b.len() >= strided(k, ldb, n));
+    assert!(inside, "operand of a small product is too small");
     let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
     cx.op(Product { c, ldc, a, ra, ca, b, ldb, m, n, k, triangle, accumulate });
 }
@@ -169,14 +170,14 @@ impl<E: Elem> Product<E> {
 
 /// `x <- (I + M)^-1 x` for `x: [n, d]` and the strictly lower part of `m: [n, n]`.
 pub fn solve_unit_lower<E: Elem>(cx: &Exec, x: &mut [E], m: &[E], (n, d): (usize, usize)) {
-    assert!(x.len() >= n * d && m.len() >= n * n);
+    assert!(x.len() >= area([n, d]) && m.len() >= area([n, n]));
     let _time = time(cx, "small_solve", (n, d), Work::Flops((n * n * d) as f64));
     cx.op(Solve { x: x.as_mut_ptr(), ld: d as isize, m: m.as_ptr(), rm: n as isize, cm: 1, n, d });
 }
 
 /// `x <- (I + M)^-T x` for `x: [n, d]` and the strictly lower part of `m: [n, n]`.
 pub fn solve_unit_upper<E: Elem>(cx: &Exec, x: &mut [E], m: &[E], (n, d): (usize, usize)) {
-    assert!(x.len() >= n * d && m.len() >= n * n);
+    assert!(x.len() >= area([n, d]) && m.len() >= area([n, n]));
     if n == 0 {
         return;
     }

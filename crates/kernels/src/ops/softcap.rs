@@ -2,12 +2,11 @@
 //!
 //! The derivative is `1 - (y / c)^2`: the capped logit alone is enough for it, and [`super::softmax`] multiplies it in.
 
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::BLOCK;
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
 
 /// `z = cap * tanh(z / cap)`.
 pub fn softcap<E: Elem>(cx: &Exec, z: &mut [E], cap: E) {
@@ -86,7 +85,7 @@ mod tests {
 
     #[test]
     fn the_slope_is_the_derivative() {
-        let cx = &Exec::new(crate::Isa::Scalar, 1);
+        let cx = &Exec::new(crate::Isa::SCALAR, 1);
         let (cap, h) = (3.0f64, 1e-6);
         for z in [-9.0, -2.0, -0.1, 0.0, 0.7, 4.0] {
             let mut y = [z - h, z, z + h];

@@ -12,12 +12,12 @@
 //! bf16 it could not be had again. The sum is of the plain exponentials; the target's one takes the slope of its own logit.
 
 use crate::Token;
-use crate::dispatch::Op;
 use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::softcap::{slope, slope_at};
 use crate::profile::{Work, time};
-use crate::simd::{Simd, each};
+use crate::simd::{Op, Simd, each};
+use crate::size::{area, strided};
 use crate::store::Store;
 
 /// The target of a row that is not scored: its loss is 0 and so is its gradient. No vocabulary reaches this far.
@@ -72,7 +72,8 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         first: usize,
     ) {
         let rows = self.targets.len();
-        assert!(z.len() >= rows * width && self.max.len() == rows && self.sum.len() == rows && self.own.len() == rows);
+        assert!(z.len() >= area([rows, width]));
+        assert!(self.max.len() == rows && self.sum.len() == rows && self.own.len() == rows);
         if rows == 0 || width == 0 {
             return;
         }
@@ -85,7 +86,7 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         let (e, ld, at) = match kept {
             None => (std::ptr::null_mut(), 0, None),
             Some((e, ld, at)) => {
-                assert!(at.len() == rows && ld >= width && e.len() >= (rows - 1) * ld + width);
+                assert!(at.len() == rows && ld >= width && e.len() >= strided(rows, ld, width));
                 (e.as_mut_ptr(), ld, Some(at))
             }
         };
@@ -137,7 +138,7 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         let rows = self.targets.len();
         let known = |&t: &Token| usize::from(t) < v || t == NO_TARGET;
         assert!(self.targets.iter().all(known), "target beyond the vocabulary");
-        assert!(ld >= v && at.len() >= rows * v.div_ceil(width));
+        assert!(ld >= v && at.len() >= area([rows, v.div_ceil(width)]));
         let _time = time(cx, "softmax_finish", (v, 0), Work::Bytes((2 * rows * v * size_of::<A>()) as f64));
         for (row, dz) in dz.chunks_mut(ld).enumerate().take(rows) {
             if self.targets[row] == NO_TARGET {
@@ -175,8 +176,8 @@ pub fn softmax_backward<A: Store>(
 ) {
     let scale = A::E::from_f64(objective.scale);
     let rows = targets.len();
-    assert!(log_sum.len() == rows && z.len() >= rows * width && ld >= width);
-    assert!(rows == 0 || dz.len() >= (rows - 1) * ld + width);
+    assert!(log_sum.len() == rows && z.len() >= area([rows, width]) && ld >= width);
+    assert!(dz.len() >= strided(rows, ld, width));
     let bytes = rows * width * (size_of::<A::E>() + size_of::<A>());
     let _time = time(cx, "softmax_backward", (width, 0), Work::Bytes(bytes as f64));
     for (row, &target) in targets.iter().enumerate() {
@@ -240,8 +241,9 @@ impl<A: Store, const CAP: bool> Op<A::E> for Chunk<'_, A, CAP> {
     type Out = (A::E, A::E);
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) -> (A::E, A::E) {
+        const { assert!(S::LANES <= 64) };
         let (p, len) = (self.z.as_ptr(), self.z.len());
-        // SAFETY: offsets are inside the row.
+        // SAFETY: offsets are inside the row, of `z` and where there is one of `e`; `lanes` holds a whole vector.
         unsafe {
             let mut max = S::splat(self.before);
             each!(S, len, |i, n| {

@@ -32,7 +32,7 @@ use flashlm_kernels::ops::{Columns, INT8_ROWS, PackedMatrix, exact_log_sum_exp, 
 use flashlm_kernels::tile::{Local, Parts, Rows, Split};
 use flashlm_kernels::{Buf, Exec, Token};
 
-use crate::config::ModelConfig;
+use crate::config::{MAX_NUMBERS, ModelConfig};
 use crate::io::map_limited;
 use crate::io::safetensors::TensorFile;
 use crate::mixer;
@@ -44,6 +44,8 @@ pub use write::{Finish, Writer};
 
 /// Longest packed model accepted.
 const MAX_FILE: u64 = 4 << 30;
+/// Most for each parameter: a scale, and a quarter of a byte. Beside them the header and a tokenizer.
+const _: () = assert!(MAX_NUMBERS as u64 * 17 / 4 + (32 << 20) <= MAX_FILE);
 
 /// A mixer of the packed runtime; `u: [rows, width]` is what it makes of its input, and mixes.
 pub(crate) trait PackedMixer: Send + Sync {

@@ -51,7 +51,7 @@ impl Reference {
             match (spec.group, noise.config.quant.quant()) {
                 (Group::Matrix, Some(quant)) => {
                     let (latent, size) = (w.clone(), (spec.shape[0], spec.shape[1]));
-                    quantise(&Exec::new(Isa::Scalar, 1), &mut w, &mut latent.clone(), &latent, size, quant);
+                    quantise(&Exec::new(Isa::SCALAR, 1), &mut w, &mut latent.clone(), &latent, size, quant);
                 }
                 (Group::Matrix | Group::Embedding, _) => {
                     for row in w.chunks_mut(spec.shape[1]) {

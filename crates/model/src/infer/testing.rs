@@ -36,7 +36,7 @@ impl Noise {
         let layout = Lm::<f32>::new(&config, 1, false).unwrap().layout().clone();
         let mut params: Vec<f32> = noisy(layout.len(), 11).iter().map(|&p| p as f32).collect();
         layout.specs().iter().for_each(|spec| change(&spec.name, &mut params[spec.range.clone()]));
-        let bytes = pack(&Exec::new(Isa::Scalar, 1), &config, &layout, &params, tokenizer, Options::default());
+        let bytes = pack(&Exec::new(Isa::SCALAR, 1), &config, &layout, &params, tokenizer, Options::default());
         let model = Arc::new(PackedModel::from_bytes(bytes.clone(), "noise").unwrap());
         Noise { config, layout, params, bytes, model }
     }
@@ -48,7 +48,7 @@ impl Noise {
 
     /// The logits after each token and the stream after the last, a token at a time on the portable ISA.
     pub(crate) fn in_turn(&self, tokens: &[Token]) -> (Vec<Vec<f32>>, Stream) {
-        let (mut engine, mut stream) = (self.engine(Isa::Scalar, 1, 1), self.model.stream());
+        let (mut engine, mut stream) = (self.engine(Isa::SCALAR, 1, 1), self.model.stream());
         let logits = tokens.iter().map(|&token| engine.prefill(&mut stream, &[token]).to_vec()).collect();
         (logits, stream)
     }

@@ -6,7 +6,7 @@
 
 pub mod safetensors;
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::path::Path;
 
@@ -22,6 +22,14 @@ pub enum IoError {
         file: String,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// There is something else than a regular file.
+    #[error("{file}: expected a file, found {found}; name a file")]
+    NotAFile {
+        /// The path.
+        file: String,
+        /// What is there.
+        found: &'static str,
     },
     /// A part of the file, or all of it, is larger than this program accepts.
     #[error(
@@ -83,35 +91,66 @@ pub enum IoError {
     },
 }
 
-/// The length of a regular file of at most `limit` bytes.
-fn length_limited(path: &Path, limit: u64) -> Result<u64, IoError> {
-    let name = || path.display().to_string();
-    let failed = |source| IoError::Read { file: name(), source };
-    // Asked before opening: opening a named pipe would wait for ever.
+/// What is at a path in the place of a regular file; none where it is one.
+pub fn not_a_file(about: &Metadata) -> Option<&'static str> {
+    let kind = about.file_type();
+    if kind.is_file() {
+        return None;
+    }
+    if kind.is_dir() {
+        return Some("a folder");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return Some("a named pipe");
+        }
+        if kind.is_socket() {
+            return Some("a socket");
+        }
+        if kind.is_block_device() || kind.is_char_device() {
+            return Some("a device");
+        }
+    }
+    Some("neither a file nor a folder")
+}
+
+/// Opens a regular file for reading. Whatever else is there is an error, and is not opened: opening a named pipe would wait
+/// for ever.
+pub fn open(path: &Path) -> Result<(File, Metadata), IoError> {
+    let failed = |source| IoError::Read { file: path.display().to_string(), source };
     let about = std::fs::metadata(path).map_err(failed)?;
-    if !about.is_file() {
-        return Err(failed(std::io::Error::other("it is not a regular file")));
+    match not_a_file(&about) {
+        Some(found) => Err(IoError::NotAFile { file: path.display().to_string(), found }),
+        None => Ok((File::open(path).map_err(failed)?, about)),
     }
+}
+
+/// The same of a file of at most `limit` bytes.
+fn open_limited(path: &Path, limit: u64) -> Result<(File, Metadata), IoError> {
+    let (file, about) = open(path)?;
     if about.len() > limit {
-        return Err(IoError::TooLarge { file: name(), what: "a file", limit, found: about.len() });
+        let file = path.display().to_string();
+        return Err(IoError::TooLarge { file, what: "a file", limit, found: about.len() });
     }
-    Ok(about.len())
+    Ok((file, about))
 }
 
 /// Maps a whole regular file of at most `limit` bytes.
 pub fn map_limited(path: &Path, limit: u64) -> Result<Map, IoError> {
-    length_limited(path, limit)?;
+    open_limited(path, limit)?;
     Map::open(path).map_err(|source| IoError::Read { file: path.display().to_string(), source })
 }
 
 /// Reads a whole regular file of at most `limit` bytes.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, IoError> {
     let failed = |source| IoError::Read { file: path.display().to_string(), source };
+    let (file, about) = open_limited(path, limit)?;
     let mut bytes = Vec::new();
-    let reserve = usize::try_from(length_limited(path, limit)?).unwrap_or(usize::MAX);
+    let reserve = usize::try_from(about.len()).unwrap_or(usize::MAX);
     bytes.try_reserve_exact(reserve).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
-    let mut file = File::open(path).map_err(failed)?.take(limit);
-    file.read_to_end(&mut bytes).map_err(failed)?;
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes)
 }
 
@@ -128,9 +167,23 @@ mod tests {
         let text = read_limited(&path, 4).unwrap_err().to_string();
         assert!(text.contains("of 5 bytes, expected at most 4"), "{text}");
         let text = read_limited(dir.path(), 5).unwrap_err().to_string();
-        assert!(text.contains("not a regular file"), "{text}");
+        assert!(text.contains("expected a file, found a folder"), "{text}");
         let missing = dir.path().join("none");
         let text = read_limited(&missing, 5).unwrap_err().to_string();
         assert!(text.starts_with(&missing.display().to_string()), "{text}");
+    }
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_named_and_never_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, socket) = (dir.path().join("pipe"), dir.path().join("socket"));
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        for (path, found) in [(pipe, "a named pipe"), (socket, "a socket"), ("/dev/null".into(), "a device")] {
+            for error in [open(&path).map(drop), map_limited(&path, 9).map(drop), read_limited(&path, 9).map(drop)] {
+                let text = error.unwrap_err().to_string();
+                assert_eq!(text, format!("{}: expected a file, found {found}; name a file", path.display()));
+            }
+        }
     }
 }

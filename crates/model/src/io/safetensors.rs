@@ -11,10 +11,11 @@
 //! does the checked arithmetic on shapes and offsets.
 
 use super::{IoError, read_limited};
+use crate::config::MAX_NUMBERS;
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use flashlm_kernels::map::Map;
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::ops::Deref;
 use std::path::Path;
 
@@ -24,6 +25,8 @@ const PREFIX: usize = 8;
 const MAX_HEADER: usize = 16 << 20;
 /// Longest file accepted, far above any model meant for a CPU.
 const MAX_FILE: u64 = 8 << 30;
+/// The longest written: two moments for each parameter.
+const _: () = assert!(8 * MAX_NUMBERS as u64 + MAX_HEADER as u64 <= MAX_FILE);
 /// The key of the JSON object that is not a tensor.
 const METADATA_KEY: &str = "__metadata__";
 
@@ -69,33 +72,12 @@ impl TensorFile {
     }
 
     fn new(bytes: Bytes, label: &str) -> Result<Self, IoError> {
-        let file = || label.to_owned();
-        let length = |expected: u64| IoError::Length { file: file(), expected, found: bytes.len() as u64 };
-        let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
-            return Err(length(PREFIX as u64));
-        };
-        let declared = u64::from_le_bytes(*prefix);
-        if declared > MAX_HEADER as u64 {
-            return Err(IoError::TooLarge {
-                file: file(),
-                what: "a header",
-                limit: MAX_HEADER as u64,
-                found: declared,
-            });
+        let (header, data_start) = parse(&bytes, bytes.len() as u64, label)?;
+        let (expected, found) = ((data_start as u64).saturating_add(header.data_len() as u64), bytes.len() as u64);
+        if expected != found {
+            return Err(IoError::Length { file: label.to_owned(), expected, found });
         }
-        let Some((header, data)) = rest.split_at_checked(declared as usize) else {
-            return Err(length(PREFIX as u64 + declared));
-        };
-        let header: Metadata = serde_json::from_slice(header).map_err(|e| IoError::Malformed {
-            file: file(),
-            format: "safetensors",
-            found: format!("a bad header ({e})"),
-        })?;
-        if header.data_len() != data.len() {
-            let data_len = header.data_len() as u64;
-            return Err(length((PREFIX as u64 + declared).saturating_add(data_len)));
-        }
-        Ok(Self { label: file(), data_start: PREFIX + declared as usize, header, bytes })
+        Ok(Self { label: label.to_owned(), data_start, header, bytes })
     }
 
     /// What errors call the file.
@@ -196,6 +178,54 @@ impl TensorFile {
         let (start, end) = info.data_offsets;
         Ok(&self.data()[start..end])
     }
+}
+
+/// What a file says of itself before its data, which may be damaged still.
+#[derive(Debug)]
+pub struct Header(Metadata);
+
+impl Header {
+    /// Reads the start of a file.
+    pub fn open(path: &Path) -> Result<Self, IoError> {
+        let label = path.display().to_string();
+        let failed = |source| IoError::Read { file: label.clone(), source };
+        let (file, about) = super::open(path)?;
+        let mut bytes = Vec::new();
+        (&file).take(PREFIX as u64).read_to_end(&mut bytes).map_err(failed)?;
+        if let Some(declared) = bytes.first_chunk() {
+            let declared = u64::from_le_bytes(*declared).min(MAX_HEADER as u64);
+            file.take(declared).read_to_end(&mut bytes).map_err(failed)?;
+        }
+        Ok(Self(parse(&bytes, about.len(), &label)?.0))
+    }
+
+    /// A text of the metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        Some(self.0.metadata().as_ref()?.get(key)?)
+    }
+
+    /// The number of tensors.
+    pub fn tensors(&self) -> usize {
+        self.0.tensors().len()
+    }
+}
+
+/// The header at the start of a file of `length` bytes, and where its data begins.
+fn parse(bytes: &[u8], length: u64, label: &str) -> Result<(Metadata, usize), IoError> {
+    let file = || label.to_owned();
+    let short = |expected: u64| IoError::Length { file: file(), expected, found: length };
+    let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or_else(|| short(PREFIX as u64))?;
+    let declared = u64::from_le_bytes(*prefix);
+    if declared > MAX_HEADER as u64 {
+        return Err(IoError::TooLarge { file: file(), what: "a header", limit: MAX_HEADER as u64, found: declared });
+    }
+    let header = rest.get(..declared as usize).ok_or_else(|| short(PREFIX as u64 + declared))?;
+    let header = serde_json::from_slice(header).map_err(|e| IoError::Malformed {
+        file: file(),
+        format: "safetensors",
+        found: format!("a bad header ({e})"),
+    })?;
+    Ok((header, PREFIX + declared as usize))
 }
 
 /// One tensor to be written.
@@ -414,6 +444,14 @@ mod tests {
         std::fs::write(&path, &ours()[..100]).unwrap();
         let text = TensorFile::open(&path).unwrap_err().to_string();
         assert!(text.starts_with(&path.display().to_string()), "{text}");
+        let text = Header::open(&path).unwrap_err().to_string();
+        assert!(text.starts_with(&path.display().to_string()) && text.contains("found 100"), "{text}");
+        // A header is whole where the data is not.
+        std::fs::write(&path, &ours()[..ours().len() - 1]).unwrap();
+        let header = Header::open(&path).unwrap();
+        assert_eq!((header.tensors(), header.metadata("other")), (4, None));
+        assert_eq!(header.metadata("config"), Some("{\"dim\": 3, \"é\": \"\\n\"}"));
+        assert!(TensorFile::open(&path).is_err());
     }
 
     #[test]

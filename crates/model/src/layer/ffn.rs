@@ -49,6 +49,12 @@ impl<A: Store> Ffn<A> {
         }
     }
 
+    /// Number of its parameters, without the norm before it.
+    pub fn parameters(config: &ModelConfig) -> usize {
+        let (d, f) = (config.dim, config.ffn_hidden);
+        2 * Linear::<A>::parameters((f, d), config) + Linear::<A>::output_parameters((d, f), config)
+    }
+
     /// What it takes of the scratch.
     pub fn need(&self) -> Need {
         let (d, f) = (self.dim, self.hidden);

@@ -67,7 +67,7 @@ fn group_columns(v: usize) -> usize {
 
 /// Whether logits are made again by default: only bf16 has products fast enough, and only on tile registers.
 fn again<A: Store>() -> bool {
-    A::DEPTH == 2 && Isa::detect().is_ok_and(|isa| isa.name() == "amx")
+    A::DEPTH == 2 && Isa::detect().is_ok_and(Isa::has_tiles)
 }
 
 impl<A: Store> Head<A> {

@@ -62,6 +62,16 @@ impl<A: Store> Linear<A> {
         Self::of(weight, norm, config.quant.quant(), (outputs, inputs), training)
     }
 
+    /// Parameters of one of this size.
+    pub fn parameters((outputs, inputs): (usize, usize), config: &ModelConfig) -> usize {
+        (outputs + usize::from(config.quant.norm)) * inputs
+    }
+
+    /// The same of an output projection.
+    pub fn output_parameters((outputs, inputs): (usize, usize), config: &ModelConfig) -> usize {
+        (outputs + usize::from(config.quant.norm || config.sub_norm)) * inputs
+    }
+
     /// A small matrix that stays float: `name.weight: [out, in]`.
     pub fn float(layout: &mut Layout, name: &str, (outputs, inputs): (usize, usize), training: bool) -> Self {
         let init = Init::Normal((1.0 / (3 * inputs) as f64).sqrt());

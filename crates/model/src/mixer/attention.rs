@@ -81,6 +81,14 @@ impl<A: Store> Attention<A> {
         }
     }
 
+    /// See [`crate::mixer::sizes`].
+    pub fn sizes(config: &ModelConfig) -> (usize, usize) {
+        let (d, c) = (config.dim, &config.attention);
+        let inputs = 3 * Linear::<A>::parameters((d, d), config);
+        let output = Linear::<A>::output_parameters((d, d), config);
+        (inputs + 2 * (d / c.heads) + output, 2 * c.window * d)
+    }
+
     /// Width of a head.
     fn width(&self) -> usize {
         self.d / self.heads

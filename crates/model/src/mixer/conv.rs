@@ -50,6 +50,13 @@ impl<A: Store> Conv<A> {
         let (taps, dtaps) = (Buf::scratch(k * d), Buf::scratch(k * d));
         Conv { norm, up, conv, down, d, k, taps, dtaps, u: Buf::scratch(rows * 2 * d), m: Buf::scratch(rows * d) }
     }
+
+    /// See [`crate::mixer::sizes`].
+    pub fn sizes(config: &ModelConfig) -> (usize, usize) {
+        let (d, k) = (config.dim, config.kernel_size);
+        let down = Linear::<A>::output_parameters((d, d), config);
+        (Linear::<A>::parameters((2 * d, d), config) + k * d + down, (k - 1) * d)
+    }
 }
 
 impl<A: Store> Mixer<A> for Conv<A> {

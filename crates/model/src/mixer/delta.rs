@@ -21,7 +21,7 @@ use std::ops::Range;
 
 use flashlm_kernels::ops::{
     Act, Rule, add_parts, conv_forward, conv_taps_backward, delta_backward, delta_forward, delta_steps, delta_work,
-    gate_backward, gate_forward, narrow, silu_unit_backward, silu_unit_forward,
+    exact_delta_width, gate_backward, gate_forward, narrow, silu_unit_backward, silu_unit_forward,
 };
 use flashlm_kernels::tile::{Heads, Parts, Rows};
 use flashlm_kernels::{Buf, Elem, Exec, Span, Store};
@@ -149,6 +149,22 @@ impl<A: Store> Delta<A> {
             o: Buf::scratch(rows * values),
             states: Buf::scratch(saved / CHUNK * heads * dk * dv),
         }
+    }
+
+    /// See [`crate::mixer::sizes`].
+    pub fn sizes(config: &ModelConfig) -> (usize, usize) {
+        let (d, c) = (config.dim, &config.delta);
+        let (heads, (dk, dv)) = (c.heads, c.widths(d));
+        let (keys, values) = (heads * dk, heads * dv);
+        let linear = |outputs| Linear::<A>::parameters((outputs, d), config);
+        let gates = match c.form {
+            DeltaForm::Published => 2 * heads * d + 2 * heads + dv,
+            DeltaForm::Original => 2 * linear(heads),
+        };
+        let output = Linear::<A>::output_parameters((d, values), config);
+        let channels = 2 * keys + values;
+        let parameters = 2 * linear(keys) + 2 * linear(values) + gates + c.conv * channels + output;
+        (parameters, (c.conv - 1) * channels + keys * exact_delta_width(dv))
     }
 }
 

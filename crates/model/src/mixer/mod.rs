@@ -79,6 +79,18 @@ macro_rules! mixers {
             }
         }
 
+        /// Its parameters, and the numbers that it remembers of one text in the packed runtime.
+        ///
+        /// # Panics
+        /// As [`build`].
+        pub fn sizes(name: &str, config: &ModelConfig) -> (usize, usize) {
+            type A = f32;
+            match name {
+                $($name => <$mixer>::sizes(config),)*
+                other => panic!("unknown mixer {other:?} in a validated config"),
+            }
+        }
+
         /// The same in the packed runtime, its tensors read.
         pub(crate) fn read(name: &str, from: &Reader, prefix: &str) -> Result<Box<dyn PackedMixer>, PackError> {
             match name {

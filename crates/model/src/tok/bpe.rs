@@ -59,7 +59,7 @@ struct File {
 
 #[derive(Deserialize)]
 struct Added {
-    id: u16,
+    id: u64,
     content: String,
     special: bool,
 }
@@ -73,7 +73,6 @@ struct Part {
 
 #[derive(Default, Deserialize)]
 struct Model {
-    r#type: Option<String>,
     dropout: Option<f64>,
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
@@ -106,7 +105,7 @@ fn check(file: &File) -> Result<(), TokError> {
     let use_regex = pre.and_then(|p| p.use_regex);
     let some = |part: &Option<IgnoredAny>| shown(part.as_ref().map(|_| "set"));
     let affix = |affix: &Option<String>| shown(affix.as_ref().filter(|a| !a.is_empty()));
-    let rows: [(_, String, &[&str]); 13] = [
+    let rows: [(_, String, &[&str]); 12] = [
         ("truncation", some(&file.truncation), &["none"]),
         ("padding", some(&file.padding), &["none"]),
         ("normalizer", kind(&file.normalizer), &["none"]),
@@ -115,7 +114,6 @@ fn check(file: &File) -> Result<(), TokError> {
         ("pre_tokenizer use_regex", shown(use_regex), &["true", "none"]),
         ("post_processor", kind(&file.post_processor), &["none", "ByteLevel"]),
         ("decoder", kind(&file.decoder), &["ByteLevel"]),
-        ("model type", shown(m.r#type.as_ref()), &["BPE", "none"]),
         ("model dropout", shown(m.dropout), &["none", "0"]),
         ("model continuing_subword_prefix", affix(&m.continuing_subword_prefix), &["none"]),
         ("model end_of_word_suffix", affix(&m.end_of_word_suffix), &["none"]),
@@ -185,8 +183,12 @@ impl Bpe {
                 let what = "is not special: it would change how text is split; expected special tokens only";
                 return Err(invalid(format!("added token {:?} {what}", token.content)));
             }
-            if let Some(other) = specials.insert(token.id, token.content) {
-                return Err(invalid(format!("added token id {} comes twice ({other:?})", token.id)));
+            let Some(id) = u16::try_from(token.id).ok().filter(|id| usize::from(*id) < MAX_VOCAB) else {
+                let what = format!("added token {:?} has id {}", token.content, token.id);
+                return Err(invalid(format!("{what}; expected a vocabulary of at most {MAX_VOCAB} tokens")));
+            };
+            if let Some(other) = specials.insert(id, token.content) {
+                return Err(invalid(format!("added token id {id} comes twice ({other:?})")));
             }
         }
         Self::new(file.model, specials)
@@ -623,7 +625,9 @@ mod tests {
             ("/added_tokens", json!([]), "no special token"),
             ("/added_tokens", json!([special, special]), "comes twice"),
             ("/added_tokens", json!([plain]), "not special"),
-            ("/added_tokens/0/id", 70_000.into(), "not valid bpe JSON"),
+            ("/added_tokens/0/id", 70_000.into(), "at most 65535 tokens"),
+            ("/added_tokens/0/id", 65_535.into(), "at most 65535 tokens"),
+            ("/added_tokens/0/id", (-1).into(), "not valid bpe JSON"),
         ] {
             let mut bad = good.clone();
             *bad.pointer_mut(pointer).unwrap() = value;

@@ -18,6 +18,7 @@ mod words;
 
 pub use stream::StreamDecoder;
 
+use crate::io::{IoError, read_limited};
 use bpe::Bpe;
 use frequency::Frequency;
 use merge::Scratch;
@@ -26,8 +27,7 @@ use serde::{
     de::{Error as _, IgnoredAny, MapAccess, Visitor},
 };
 use std::{
-    fmt, fs, io,
-    io::Read,
+    fmt,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -45,13 +45,8 @@ pub(crate) const MAX_TOKEN: usize = 1 << 10;
 #[non_exhaustive]
 pub enum TokError {
     /// The file could not be read.
-    #[error("cannot read tokenizer file {path}: {reason}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        reason: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] Box<IoError>),
     /// The file was read and is not a tokenizer we can use.
     #[error("tokenizer file {path}: {reason}")]
     File {
@@ -80,6 +75,15 @@ pub enum TokError {
          tokenizer.json (model) or {{\"kind\":\"bytes\"}}"
     )]
     UnknownKind,
+    /// A tokenizer of another program, of a type that is not ours.
+    #[error(
+        "model type is {found}; expected BPE, byte-level: choose another tokenizer, or let one be trained \
+         (`flashlm data prepare`)"
+    )]
+    Type {
+        /// The type.
+        found: String,
+    },
     /// Of a known kind, but contradicts itself or uses something we do not support.
     #[error("{kind} tokenizer: {what}")]
     Invalid {
@@ -121,6 +125,58 @@ impl TokError {
     }
 }
 
+/// What tokenizer a JSON text is of, told by its keys alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// FlashLM v4's vocabulary.
+    Frequency,
+    /// A `tokenizer.json` of byte pairs.
+    Bpe,
+    /// The 256 bytes.
+    Bytes,
+    /// A `tokenizer.json` of another type, such as `Unigram`.
+    Other(String),
+}
+
+impl FileKind {
+    /// Reads the keys.
+    pub fn of(json: &[u8]) -> Result<Self, TokError> {
+        /// The keys that tell the kinds apart.
+        #[derive(Deserialize)]
+        struct Probe {
+            kind: Option<String>,
+            id_to_base: Option<IgnoredAny>,
+            base_to_id: Option<IgnoredAny>,
+            model: Option<Model>,
+        }
+        /// Older files do not name the type; what only one type has does.
+        #[derive(Deserialize)]
+        struct Model {
+            r#type: Option<String>,
+            unk_id: Option<IgnoredAny>,
+            max_input_chars_per_word: Option<IgnoredAny>,
+        }
+        if json.len() > MAX_FILE {
+            return Err(TokError::TooLarge { limit: MAX_FILE });
+        }
+        let probe: Probe = parse("tokenizer", json)?;
+        if probe.kind.is_some_and(|kind| kind == "bytes") {
+            return Ok(Self::Bytes);
+        }
+        if probe.id_to_base.is_some() || probe.base_to_id.is_some() {
+            return Ok(Self::Frequency);
+        }
+        let model = probe.model.ok_or(TokError::UnknownKind)?;
+        let by_key = match (model.unk_id, model.max_input_chars_per_word) {
+            (Some(_), _) => "Unigram",
+            (_, Some(_)) => "WordPiece",
+            _ => "BPE",
+        };
+        let found = model.r#type.unwrap_or(by_key.into());
+        Ok(if found == "BPE" { Self::Bpe } else { Self::Other(found) })
+    }
+}
+
 /// A vocabulary and the way from text to its ids and back.
 pub struct Tokenizer(Kind);
 
@@ -155,35 +211,17 @@ impl Tokenizer {
 
     /// Reads a tokenizer file of any kind; at most 64 MiB are read.
     pub fn load(path: &Path) -> Result<Self, TokError> {
-        let mut json = Vec::new();
-        fs::File::open(path)
-            .and_then(|file| file.take(MAX_FILE as u64 + 1).read_to_end(&mut json))
-            .map_err(|reason| TokError::Io { path: path.into(), reason })?;
+        let json = read_limited(path, MAX_FILE as u64).map_err(Box::new)?;
         Self::from_json(&json).map_err(|reason| TokError::File { path: path.into(), reason: reason.into() })
     }
 
     /// Reads what [`to_json`](Self::to_json) wrote, the original's frequency file, or a byte-level BPE `tokenizer.json`.
     pub fn from_json(json: &[u8]) -> Result<Self, TokError> {
-        /// The keys that tell the kinds apart.
-        #[derive(Deserialize)]
-        struct Probe {
-            kind: Option<String>,
-            id_to_base: Option<IgnoredAny>,
-            base_to_id: Option<IgnoredAny>,
-            model: Option<IgnoredAny>,
-        }
-        if json.len() > MAX_FILE {
-            return Err(TokError::TooLarge { limit: MAX_FILE });
-        }
-        let probe: Probe = parse("tokenizer", json)?;
-        if probe.kind.is_some_and(|kind| kind == "bytes") {
-            Ok(Self::bytes())
-        } else if probe.id_to_base.is_some() || probe.base_to_id.is_some() {
-            Frequency::from_json(json).map(|t| Self(Kind::Frequency(t)))
-        } else if probe.model.is_some() {
-            Bpe::from_json(json).map(|t| Self(Kind::Bpe(t)))
-        } else {
-            Err(TokError::UnknownKind)
+        match FileKind::of(json)? {
+            FileKind::Bytes => Ok(Self::bytes()),
+            FileKind::Frequency => Frequency::from_json(json).map(|t| Self(Kind::Frequency(t))),
+            FileKind::Bpe => Bpe::from_json(json).map(|t| Self(Kind::Bpe(t))),
+            FileKind::Other(found) => Err(TokError::Type { found }),
         }
     }
 
@@ -461,6 +499,7 @@ mod testing {
 #[cfg(test)]
 mod tests {
     use super::{testing::*, *};
+    use std::fs;
 
     fn one_of_each() -> Vec<Tokenizer> {
         let text = "Once upon a time there was a girl. The girl had a red ball and the ball was big. ";
@@ -545,6 +584,9 @@ mod tests {
             (b"[1, 2]", "not valid tokenizer JSON"),
             (b"{}", "not a tokenizer"),
             (b"{\"kind\":\"words\"}", "not a tokenizer"),
+            (b"{\"model\":{\"type\":\"WordLevel\",\"vocab\":{}}}", "type is WordLevel"),
+            (b"{\"model\":{\"unk_id\":0,\"vocab\":[[\"a\",-1.5]]}}", "type is Unigram"),
+            (b"{\"model\":{\"max_input_chars_per_word\":100,\"vocab\":{}}}", "type is WordPiece"),
         ] {
             let e = Tokenizer::from_json(bytes).unwrap_err().to_string();
             assert!(e.contains(says), "{e}");

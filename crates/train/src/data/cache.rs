@@ -19,7 +19,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-const MAGIC: [u8; 8] = *b"FLMTOKS\0";
+pub(crate) const MAGIC: [u8; 8] = *b"FLMTOKS\0";
 const VERSION: u32 = 1;
 /// What is looked at before its memory is let go, in bytes or tokens.
 const PASS: usize = 16 << 20;

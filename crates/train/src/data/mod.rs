@@ -21,7 +21,9 @@ pub mod vocab;
 pub mod window;
 
 use crate::atomic::AtomicError;
+use crate::what::Unwanted;
 use flashlm_model::tok::TokError;
+pub(crate) use reader::{ENDINGS, foreign};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -183,6 +185,9 @@ pub enum DataError {
         /// The name as given.
         found: String,
     },
+    /// Something else than what was asked for.
+    #[error(transparent)]
+    Unwanted(#[from] Unwanted),
     /// The tokenizer could not be read or trained.
     #[error(transparent)]
     Tokenizer(#[from] TokError),
@@ -227,7 +232,7 @@ impl DataError {
 }
 
 /// How far `path` exists, and the most similar name at the point where it ends.
-fn missing_hint(path: &Path) -> String {
+pub(crate) fn missing_hint(path: &Path) -> String {
     let here = Path::new(".");
     let mut ancestors = path.ancestors().map(|a| if a.as_os_str().is_empty() { here } else { a });
     let mut wanted = match ancestors.next() {

@@ -7,6 +7,7 @@ use super::filter::{Dropped, Filter};
 use super::hub::{self, Client, Dataset, HubError};
 use super::reader::{self, ENDINGS, Fields};
 use super::{DataError, mojibake, synthetic};
+use flashlm_model::io::not_a_file;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
@@ -307,9 +308,9 @@ fn files_of(path: &Path) -> Result<Kind, DataError> {
 
 fn entry(path: PathBuf) -> Result<FileEntry, DataError> {
     let meta = fs::metadata(&path).map_err(|e| DataError::io("open", &path, e))?;
-    if !meta.is_file() {
+    if let Some(found) = not_a_file(&meta) {
         // Data is read more than once, which a pipe does not allow.
-        let cause = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, format!("it is {found}, not a file"));
         return Err(DataError::io("read", &path, cause));
     }
     match meta.len() {

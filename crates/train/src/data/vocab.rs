@@ -14,8 +14,9 @@ use super::cache::Progress;
 use super::source::Source;
 use super::split::Split;
 use crate::atomic;
+use crate::what::{Unwanted, What};
 use flashlm_model::io::read_limited;
-use flashlm_model::tok::Tokenizer;
+use flashlm_model::tok::{TokError, Tokenizer};
 use std::fmt;
 use std::fs;
 use std::io::Write;
@@ -58,10 +59,27 @@ impl FromStr for TokenizerChoice {
             "frequency" => Ok(TokenizerChoice::Frequency),
             "bpe" => Ok(TokenizerChoice::Bpe),
             "bytes" => Ok(TokenizerChoice::Bytes),
-            path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).is_file() => {
+            path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).exists() => {
                 Ok(TokenizerChoice::File(path.into()))
             }
             found => Err(DataError::TokenizerChoice { found: found.to_string() }),
+        }
+    }
+}
+
+impl TokenizerChoice {
+    /// What can be known before any text is read: whether there is such a file, or may be such a vocabulary.
+    pub fn check(&self, vocab_size: usize) -> Result<(), DataError> {
+        // Of no text there is no vocabulary, but its size is looked at first.
+        let trained = match self {
+            TokenizerChoice::Bytes => return Ok(()),
+            TokenizerChoice::File(path) => return Ok(Tokenizer::load(path).map(drop)?),
+            TokenizerChoice::Frequency => Tokenizer::train_frequency(std::iter::empty(), vocab_size),
+            TokenizerChoice::Bpe => Tokenizer::train_bpe(std::iter::empty(), vocab_size),
+        };
+        match trained {
+            Err(error @ TokError::VocabSize { .. }) => Err(error.into()),
+            _ => Ok(()),
         }
     }
 }
@@ -91,7 +109,7 @@ pub fn tokenizer(
 ) -> Result<Tokenizer, DataError> {
     let (kind, max_stories) = match choice {
         TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
-        TokenizerChoice::File(path) => return Ok(Tokenizer::load(path)?),
+        TokenizerChoice::File(path) => return of_file(path),
         TokenizerChoice::Frequency => ("frequency", stories.max(1)),
         TokenizerChoice::Bpe => ("bpe", usize::MAX),
     };
@@ -106,6 +124,14 @@ pub fn tokenizer(
     };
     keep(&path, &trained)?;
     Ok(trained)
+}
+
+/// The tokenizer of a file.
+pub fn of_file(path: &Path) -> Result<Tokenizer, DataError> {
+    match What::of(path) {
+        What::Tokenizer(_) => Ok(Tokenizer::load(path)?),
+        found => Err(Unwanted::new(path, "the file of a tokenizer, such as tokenizer.json", found).into()),
+    }
 }
 
 fn vocab_path(

@@ -448,7 +448,7 @@ mod tests {
 
     #[test]
     fn a_model_that_knows_nothing_pays_the_logarithm_of_its_vocabulary() {
-        let cx = Exec::new(Isa::Scalar, 1);
+        let cx = Exec::new(Isa::SCALAR, 1);
         for tokenizer in [Tokenizer::bytes(), lossy()] {
             let (mut lm, mut params) = model(&tokenizer, 100);
             params.fill(0.0);
@@ -467,7 +467,7 @@ mod tests {
 
     #[test]
     fn the_published_protocol_cuts_the_bits_but_not_the_characters() {
-        let cx = Exec::new(Isa::Scalar, 1);
+        let cx = Exec::new(Isa::SCALAR, 1);
         let tokenizer = Tokenizer::bytes();
         let (mut lm, mut params) = model(&tokenizer, 700);
         params.fill(0.0);
@@ -492,7 +492,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_scored_is_an_error() {
-        let cx = Exec::new(Isa::Scalar, 1);
+        let cx = Exec::new(Isa::SCALAR, 1);
         let tokenizer = Tokenizer::bytes();
         let (mut lm, params) = model(&tokenizer, 100);
         let mut run = |tokenizer: &Tokenizer, texts: &[&str], progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
@@ -528,7 +528,7 @@ mod tests {
             seen.push(done);
             ControlFlow::Continue(())
         };
-        evaluate(&mut Latent::new(&Exec::new(Isa::Scalar, 1), &mut lm, &params), &tokenizer, &stories, progress)
+        evaluate(&mut Latent::new(&Exec::new(Isa::SCALAR, 1), &mut lm, &params), &tokenizer, &stories, progress)
             .unwrap();
         assert!(seen.is_sorted() && seen.len() > 2);
         assert_eq!(seen.last(), Some(&stories.totals().tokens));

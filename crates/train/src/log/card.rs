@@ -1,4 +1,4 @@
-//! The model card: `README.md` of a run, Markdown with the YAML front matter model hubs read, beside `curve.svg`.
+//! The model card: `MODEL_CARD.md` of a run, Markdown with the YAML front matter model hubs read, beside `curve.svg`.
 //!
 //! A pure function of [`Card`]. Text from outside goes escaped into the page: names as inline text, settings and samples
 //! into fences longer than any fence within. The license is for the owner to choose, so none is named.
@@ -44,6 +44,10 @@ pub struct Card {
     pub precision: Precision,
     /// The resolved settings, as TOML.
     pub settings: String,
+    /// The step of the weights that are scored and used.
+    pub step: u64,
+    /// Updates of the whole run.
+    pub steps: u64,
     /// The final scores, if there was a validation set.
     pub scores: Option<Scores>,
     /// Bits per byte no model can go below, where the data has a known bound.
@@ -53,7 +57,7 @@ pub struct Card {
 }
 
 impl Card {
-    /// The whole README.
+    /// The whole page.
     pub fn markdown(&self) -> String {
         let mut out = String::from(
             "---\n\
@@ -81,6 +85,7 @@ impl Card {
                 ("Tokens seen", thousands(self.tokens)),
                 ("Time", duration(self.seconds)),
                 ("Machine", inline(&self.machine)),
+                ("Weights", self.weights()),
             ],
         );
         out += &self.results();
@@ -107,6 +112,11 @@ impl Card {
         out.truncate(out.trim_end().len());
         out.push('\n');
         out
+    }
+
+    fn weights(&self) -> String {
+        let (step, steps) = (thousands(self.step), thousands(self.steps));
+        if step == steps { format!("step {steps}") } else { format!("step {step} of {steps}, the best in validation") }
     }
 
     fn results(&self) -> String {
@@ -176,6 +186,8 @@ mod tests {
             machine: "2 cores, AVX-512".into(),
             precision: Precision::F32,
             settings: "[model]\nwidth = 192\n".into(),
+            step: 4800,
+            steps: 5200,
             scores: Some(Scores { loss: 2.1, bpb: 0.74, bpb_with_eos: 0.7412 }),
             entropy_bound: None,
             samples: vec![SampleRow { step: 1, prompt: "Once".into(), text: " upon a time.".into() }],
@@ -205,6 +217,7 @@ A language model of 4.3M parameters, 91.4 % of them ternary (-1, 0 or +1 times a
 | Tokens seen | 10,600,000 |
 | Time | 2h00m |
 | Machine | 2 cores, AVX-512 |
+| Weights | step 4,800 of 5,200, the best in validation |
 
 | Validation |  |
 |---|---|

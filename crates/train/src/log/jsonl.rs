@@ -1,15 +1,18 @@
 //! `metrics.jsonl`: one [`Row`] a line, as JSON, UTF-8, each line ended by `\n` and in the file once `append` returns.
 //!
 //! A number that is not finite is written as null and read as NaN. A run that died may leave a last line without its
-//! end: reading skips it, and so does resuming, which also drops rows past the checkpoint and keeps the bytes of all
-//! others. Any other line that is not a row is an error. Lines have at most [`MAX_LINE`] bytes.
+//! end: reading skips it, and so does resuming, which also moves rows past the checkpoint away and keeps the bytes of all
+//! others. Any other line that is not a row is an error to read; resuming moves it aside. Lines have at most [`MAX_LINE`] bytes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 
+use flashlm_model::io::{self as model_io, IoError, not_a_file};
+
 use super::{Append, LogError, Row};
 use crate::atomic;
+use crate::progress::Best;
 
 /// The longest line accepted, in bytes, without its end.
 pub const MAX_LINE: usize = 1 << 20;
@@ -23,24 +26,41 @@ pub struct Metrics {
 impl Metrics {
     /// Starts an empty file, in the place of one that is there.
     pub fn create(path: &Path) -> Result<Self, LogError> {
+        // Opening a named pipe would wait for ever.
+        if let Some(found) = path.metadata().ok().and_then(|about| not_a_file(&about)) {
+            return Err(IoError::NotAFile { file: path.display().to_string(), found }.into());
+        }
         File::create(path).map_err(LogError::io("create", path))?;
         Self::open(path)
     }
 
-    /// Goes on after the rows up to and including `step`; the later ones are dropped, for the run will write them
-    /// again. A missing file counts as empty.
-    pub fn resume(path: &Path, step: u64) -> Result<Self, LogError> {
+    /// Goes on after the rows up to and including `step`. The later ones, which the run will write again or has turned away from, are
+    /// moved to the file `aside`, and so are lines that are no rows. A missing file counts as empty.
+    pub fn resume(path: &Path, step: u64, aside: &Path) -> Result<(Self, Kept), LogError> {
+        let (mut kept, mut dropped, mut found) = (Vec::new(), Vec::new(), Kept::default());
         if path.exists() {
-            let mut kept = Vec::new();
-            each(path, |line, row| {
-                if row.step() <= step {
-                    kept.extend(line);
-                    kept.push(b'\n');
+            lines(path, |line, bytes, row| {
+                let keep = matches!(&row, Ok(row) if row.step() <= step);
+                match row {
+                    Ok(Row::Eval(row)) if keep => found.validated = Some(Best { bpb: row.bpb, step: row.step }),
+                    Ok(Row::Sample(row)) if keep => found.sampled = Some(row.step),
+                    Ok(_) => {}
+                    Err(Bad::Row(_)) => found.damaged += 1,
+                    Err(Bad::Long) => return Err(too_long(path, line)),
                 }
+                let to = if keep { &mut kept } else { &mut dropped };
+                to.extend(bytes);
+                to.push(b'\n');
+                Ok(())
             })?;
+            if !dropped.is_empty() {
+                let mut file = Append::open(aside, OpenOptions::new().create(true))?;
+                file.write(&dropped)?;
+                file.file.sync_all().map_err(LogError::io("sync", aside))?;
+            }
             atomic::write_file(path, |file| file.write_all(&kept))?;
         }
-        Self::open(path)
+        Ok((Self::open(path)?, found))
     }
 
     fn open(path: &Path) -> Result<Self, LogError> {
@@ -65,16 +85,43 @@ impl Metrics {
     }
 }
 
+/// What the rows that a resumed run keeps tell of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// The last validation.
+    pub validated: Option<Best>,
+    /// The step of the last samples.
+    pub sampled: Option<u64>,
+    /// Lines that are no rows.
+    pub damaged: usize,
+}
+
 /// All rows of a file; a torn last line is skipped, any other bad line is an error.
 pub fn read(path: &Path) -> Result<Vec<Row>, LogError> {
     let mut rows = Vec::new();
-    each(path, |_, row| rows.push(row))?;
+    lines(path, |line, _, row| {
+        rows.push(row.map_err(|bad| match bad {
+            Bad::Row(source) => LogError::Line { path: path.to_path_buf(), line, source },
+            Bad::Long => too_long(path, line),
+        })?);
+        Ok(())
+    })?;
     Ok(rows)
 }
 
-/// Calls `f` with the bytes (without `\n`) and the row of every whole line.
-fn each(path: &Path, mut f: impl FnMut(&[u8], Row)) -> Result<(), LogError> {
-    let mut reader = BufReader::new(File::open(path).map_err(LogError::io("open", path))?);
+/// Why a line is no row.
+enum Bad {
+    Row(serde_json::Error),
+    Long,
+}
+
+fn too_long(path: &Path, line: u64) -> LogError {
+    LogError::TooLong { path: path.to_path_buf(), line, limit: MAX_LINE }
+}
+
+/// Calls `f` with the number, the bytes (without `\n`) and the row of every whole line; of a torn last one it hears nothing.
+fn lines(path: &Path, mut f: impl FnMut(u64, &[u8], Result<Row, Bad>) -> Result<(), LogError>) -> Result<(), LogError> {
+    let mut reader = BufReader::new(model_io::open(path)?.0);
     let mut buffer = Vec::new();
     for line in 1u64.. {
         buffer.clear();
@@ -85,16 +132,13 @@ fn each(path: &Path, mut f: impl FnMut(&[u8], Row)) -> Result<(), LogError> {
             break;
         }
         let ended = buffer.pop_if(|&mut byte| byte == b'\n').is_some();
-        if buffer.len() > MAX_LINE {
-            return Err(LogError::TooLong { path: path.to_path_buf(), line, limit: MAX_LINE });
-        }
-        match serde_json::from_slice(&buffer) {
-            Ok(row) => f(&buffer, row),
+        let row = match serde_json::from_slice(&buffer) {
+            _ if buffer.len() > MAX_LINE => Err(Bad::Long),
+            Ok(row) => Ok(row),
             Err(_) if !ended => break,
-            Err(source) => {
-                return Err(LogError::Line { path: path.to_path_buf(), line, source });
-            }
-        }
+            Err(source) => Err(Bad::Row(source)),
+        };
+        f(line, &buffer, row)?;
     }
     Ok(())
 }
@@ -113,6 +157,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("metrics.jsonl");
         (folder, file)
+    }
+
+    fn resume(file: &Path, step: u64) -> Metrics {
+        Metrics::resume(file, step, &file.with_extension("aside")).unwrap().0
+    }
+
+    #[test]
+    fn rows_that_a_run_leaves_are_kept() {
+        let (_folder, file) = folder();
+        let aside = file.with_extension("aside");
+        let eval = |step, bpb| Row::Eval(EvalRow { step, tokens: 0, elapsed: 0.0, loss: 1.0, bpb, best: true });
+        let rows = [train(1), eval(2, 0.5), sample(2, "a"), train(3), eval(4, 0.25), sample(4, "b")];
+        let line = |row: &Row| serde_json::to_string(row).unwrap() + "\n";
+        fs::write(&file, rows.iter().map(line).collect::<String>()).unwrap();
+        let (_, kept) = Metrics::resume(&file, 3, &aside).unwrap();
+        let validated = Some(Best { bpb: 0.5, step: 2 });
+        assert_eq!(kept, Kept { validated, sampled: Some(2), damaged: 0 });
+        assert_eq!((read(&file).unwrap(), read(&aside).unwrap()), (rows[..4].to_vec(), rows[4..].to_vec()));
+        // And again: what was set aside before stays.
+        Metrics::resume(&file, 1, &aside).unwrap();
+        assert_eq!(read(&aside).unwrap(), [&rows[4..], &rows[1..4]].concat());
     }
 
     fn train(step: u64) -> Row {
@@ -172,12 +237,13 @@ mod tests {
         fs::write(&file, format!("{kept}{late}\n{kept}{torn}")).unwrap();
         assert_eq!(read(&file).unwrap().len(), 3);
 
-        let mut metrics = Metrics::resume(&file, 4).unwrap();
+        let mut metrics = Metrics::resume(&file, 4, &folder.path().join("aside")).unwrap().0;
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}{kept}"));
         metrics.append(&train(5)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}{kept}{late}\n"));
+        assert_eq!(fs::read_to_string(folder.path().join("aside")).unwrap(), format!("{late}\n"));
         let names: Vec<_> = fs::read_dir(&folder).unwrap().collect();
-        assert_eq!(names.len(), 1, "the temporary file is gone");
+        assert_eq!(names.len(), 2, "the temporary file is gone");
     }
 
     #[test]
@@ -194,7 +260,7 @@ mod tests {
             // Only the last cut or two leave the second row whole.
             let rows = if cut >= whole.len() - 1 { 2 } else { 1 };
             assert_eq!(read(&file).unwrap().len(), rows, "cut at {cut}");
-            Metrics::resume(&file, 9).unwrap().append(&train(3)).unwrap();
+            resume(&file, 9).append(&train(3)).unwrap();
             assert_eq!(read(&file).unwrap().len(), rows + 1, "cut at {cut}");
         }
     }
@@ -208,9 +274,14 @@ mod tests {
             fs::write(&file, &text).unwrap();
             let error = read(&file).unwrap_err();
             assert!(matches!(error, LogError::Line { line: 2, .. }), "{error}");
-            assert!(Metrics::resume(&file, 9).is_err());
             assert_eq!(fs::read_to_string(&file).unwrap(), text, "left as it was");
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+            // A run that goes on keeps its rows, and the damaged line beside them.
+            let aside = folder.path().join("aside");
+            let (_, kept) = Metrics::resume(&file, 9, &aside).unwrap();
+            assert_eq!((kept.damaged, read(&file).unwrap().len()), (1, 2));
+            assert_eq!(fs::read_to_string(&aside).unwrap(), format!("{bad}\n"));
+            fs::remove_file(aside).unwrap();
         }
     }
 
@@ -231,7 +302,7 @@ mod tests {
     fn a_missing_file_is_resumed_as_empty_and_an_error_to_read() {
         let (_folder, file) = folder();
         assert!(read(&file).unwrap_err().to_string().contains("metrics.jsonl"));
-        Metrics::resume(&file, 5).unwrap().append(&train(6)).unwrap();
+        resume(&file, 5).append(&train(6)).unwrap();
         assert_eq!(read(&file).unwrap(), [train(6)]);
     }
 }

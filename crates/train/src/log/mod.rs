@@ -128,6 +128,9 @@ pub enum LogError {
         /// The system's reason.
         source: io::Error,
     },
+    /// It could not be read.
+    #[error(transparent)]
+    Read(#[from] flashlm_model::io::IoError),
     /// The shortened log of a resumed run could not be put in the place of the old one.
     #[error(transparent)]
     Atomic(#[from] crate::atomic::AtomicError),

@@ -2,10 +2,9 @@
 //! the other in the order of time; and the rotation of a head's pairs ([`crate::ops::rope`]).
 
 use super::{dot, exp};
-use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
 
 /// `o: [d]` from the scaled query `q: [d]` and a ring of `keys, values: [window, d]`, of which the rows `from .. from + count`
 /// count, modulo the window; `scores: [count]` is working memory.
@@ -94,7 +93,7 @@ mod tests {
             let sum: f64 = rows().map(|row| dot(row).exp()).sum();
             let want =
                 (0..d).map(|i| rows().map(|row| dot(row).exp() / sum * f64::from(values[row + i])).sum::<f64>() as f32);
-            let first = run(&Exec::new(crate::Isa::Scalar, 1));
+            let first = run(&Exec::new(crate::Isa::SCALAR, 1));
             assert_close(&first, &want.collect::<Vec<_>>(), 1e-6, "attention");
             all_isas(|cx| assert!(run(cx) == first, "{:?}", cx.isa()));
         }

@@ -1,9 +1,8 @@
 //! What choosing a token takes of its logits: `max_i z_i`, and weights `w_i = exp((z_i - max) / temperature)` with their sum.
 
 use super::{Lanes, exp, sum};
-use crate::dispatch::Op;
 use crate::exec::Exec;
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
 
 /// The largest of `z`, -inf of none, NaN where one is.
 pub fn exact_max(cx: &Exec, z: &[f32]) -> f32 {

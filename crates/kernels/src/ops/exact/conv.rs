@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
+use crate::size::{area, end, strided};
 
 /// Rows of a sequence that is convolved: some of the columns of `u`.
 #[derive(Clone, Copy)]
@@ -25,7 +25,8 @@ pub struct ConvRows<'a> {
 pub fn exact_conv(cx: &Exec, y: &mut [f32], history: &[f32], from: ConvRows, rows: Range<usize>, taps: &[f32]) {
     let d = y.len() / rows.len().max(1);
     let ConvRows { u, ld, at, past } = from;
-    assert!(d > 0 && y.len() == rows.len() * d && rows.end <= past.len() && u.len() >= (rows.end - 1) * ld + at + d);
+    assert!(d > 0 && y.len() == area([rows.len(), d]) && rows.end <= past.len());
+    assert!(u.len() >= strided(rows.end, ld, end(at, d)));
     assert!(taps.len() == history.len() + d && taps.len().is_multiple_of(d));
     let _time = time(cx, "exact_conv", (d, taps.len() / d), Work::Flops((2 * rows.len() * taps.len()) as f64));
     cx.op(Conv { y, history, from, rows, taps, d });

@@ -4,11 +4,10 @@
 //! The state is `[dk, dv']` with `dv' =` [`exact_delta_width`]`(dv)`: whole lanes, what fills them up stays zero.
 
 use super::{Lanes, exp};
-use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::ops::Rule;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
 
 /// Elements of a row of the state.
 pub fn exact_delta_width(dv: usize) -> usize {
@@ -123,7 +122,7 @@ mod tests {
                     }
                     (o, s)
                 };
-                let scalar = Exec::new(crate::Isa::Scalar, 1);
+                let scalar = Exec::new(crate::Isa::SCALAR, 1);
                 let first = run(&scalar);
                 let wide = |x: &[f32]| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
                 let kq = wide(&[&k[..], &q[..]].concat());

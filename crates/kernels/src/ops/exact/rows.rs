@@ -3,10 +3,9 @@
 
 use super::choose::max;
 use super::{Lanes, dot, exp, sigmoid, sum};
-use crate::dispatch::Op;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
 
 /// What a gate goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +238,7 @@ mod tests {
                 }
                 all
             };
-            let first = run(&Exec::new(crate::Isa::Scalar, 1));
+            let first = run(&Exec::new(crate::Isa::SCALAR, 1));
             let want = [norm, unit, cap, act(Gate::Sigmoid), act(Gate::Silu), act(Gate::Relu2)];
             for (got, want) in first.iter().zip(&want) {
                 assert_close(got, want, 1e-6, "exact rows");

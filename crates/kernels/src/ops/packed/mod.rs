@@ -12,10 +12,10 @@
 mod product;
 mod rows;
 
-use crate::dot::{CELL, GROUP, Unit};
+use crate::dot::{CELL, GROUP};
 use crate::exec::Exec;
-use crate::isa;
 use crate::profile::{Work, time};
+use crate::size::{area, end, whole};
 pub(crate) use product::Product;
 pub use rows::Int8Rows;
 
@@ -26,6 +26,14 @@ pub const INT8_ROWS: usize = 64;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Line(pub(crate) [u8; 64]);
+
+impl Line {
+    /// The bytes of all lines.
+    fn bytes(lines: &mut [Line]) -> &mut [u8] {
+        // SAFETY: a line is 64 bytes and nothing else, and so many bytes are there already.
+        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
+    }
+}
 
 /// How the columns of a matrix lie: segments of `segment` columns (the last may be shorter), each filled up to whole groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +69,7 @@ impl Columns {
 
     /// Bytes of a row of activations: whole lines, so that tiles can be loaded.
     fn stride(&self) -> usize {
-        (self.all_groups() * GROUP).next_multiple_of(64)
+        whole(area([self.all_groups(), GROUP]), 64)
     }
 }
 
@@ -118,9 +126,10 @@ impl PackedMatrix {
     }
 
     fn empty(kind: Kind, scales: &[f32], outputs: usize, columns: Columns) -> Self {
+        assert!(columns.inputs > 0 && columns.segment > 0);
         let (segments, blocks) = (columns.segments(), outputs.div_ceil(CELL));
-        assert!(outputs > 0 && columns.inputs > 0 && columns.segment > 0 && scales.len() == outputs * segments);
-        let mut own = vec![0.0; blocks * segments * CELL];
+        assert!(outputs > 0 && scales.len() == area([outputs, segments]));
+        let mut own = vec![0.0; area([blocks, segments, CELL])];
         for (at, &scale) in scales.iter().enumerate() {
             let (output, segment) = (at / segments, at % segments);
             own[(output / CELL * segments + segment) * CELL + output % CELL] = scale;
@@ -129,7 +138,7 @@ impl PackedMatrix {
             Kind::Ternary => (0b01010101, 1),
             Kind::Bytes => (128, 4),
         };
-        let cells = vec![Line([zero; 64]); (blocks * columns.all_groups() + 4) * group];
+        let cells = vec![Line([zero; 64]); area([end(area([blocks, columns.all_groups()]), 4), group])];
         PackedMatrix { kind, outputs, columns, cells, scales: own }
     }
 
@@ -182,25 +191,7 @@ pub fn packed_matmul(
     let flops = 2 * x.rows * w.outputs * w.columns.inputs;
     let _time = time(cx, "packed_matmul", (w.columns.inputs, w.outputs), Work::Flops(flops as f64));
     let product = Product::new((y, ld, at), x, w, add);
-    match Unit::of(cx.isa()) {
-        // SAFETY: plain arithmetic runs anywhere.
-        Unit::Scalar => unsafe { product.run::<isa::scalar::ScalarDot>() },
-        // SAFETY: a unit is only named where its features were detected.
-        #[cfg(target_arch = "x86_64")]
-        Unit::Avx2 => unsafe { isa::avx2::packed(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Unit::AvxVnni => unsafe { isa::avx2::packed_vnni(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Unit::Avx512Vnni => unsafe { isa::avx512::packed(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Unit::Amx => unsafe { isa::avx512::packed_amx(product) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        Unit::Neon => unsafe { isa::neon::packed(product) },
-    }
+    cx.isa().packed(product);
 }
 
 #[cfg(test)]
@@ -272,7 +263,7 @@ mod tests {
                     packed_matmul(cx, (&mut y, outputs, 0), &mut q, w, add);
                     y
                 };
-                let scalar = Exec::new(crate::Isa::Scalar, 1);
+                let scalar = Exec::new(crate::Isa::SCALAR, 1);
                 for (w, plain, scales) in [(&ternary, &w, &scales[..]), (&bytes, &wide, row_scales)] {
                     let want = reference(&x, plain, scales, outputs, w.columns());
                     let (set, added) = (run(&scalar, w, false), run(&scalar, w, true));

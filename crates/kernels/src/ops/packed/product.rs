@@ -8,6 +8,7 @@ use std::ops::Range;
 use super::{Int8Rows, Kind, Line, PackedMatrix};
 use crate::dot::{CELL, Dot, GROUP};
 use crate::simd::Simd;
+use crate::size::{area, end};
 
 /// One product, ready to run on a unit. Plain numbers and pointers: a row of activations leaves no time to look anything up.
 pub(crate) struct Product<'a> {
@@ -30,7 +31,8 @@ pub(crate) struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    /// `y (+)= x w^T`, `y` the columns from `at` on of `[rows, ld]`; checks all that the units rely on.
+    /// `y (+)= x w^T`, `y` the columns from `at` on of `[rows, ld]`; checks all that the units rely on. What `x` holds is as large
+    /// as its columns and rows say: [`Int8Rows::quantise`] has checked that.
     pub(super) fn new(
         (y, ld, at): (&'a mut [f32], usize, usize),
         x: &'a mut Int8Rows,
@@ -38,9 +40,8 @@ impl<'a> Product<'a> {
         add: bool,
     ) -> Self {
         assert!(x.columns == w.columns, "rows quantised for another matrix");
-        assert!(y.len() == x.rows * ld && at + w.outputs <= ld);
+        assert!(y.len() == area([x.rows, ld]) && end(at, w.outputs) <= ld);
         let (segments, stride) = (w.columns.segments(), w.columns.stride());
-        assert!(x.scales.len() >= x.rows && x.sums.len() >= x.rows * segments && x.q.len() * 64 >= x.rows * stride);
         Product {
             w,
             y: y.as_mut_ptr().wrapping_add(at),
@@ -264,8 +265,7 @@ mod tiles {
                             let panel = &mut panel[..2 * steps * 16];
                             for (i, panel) in panel.chunks_exact_mut(steps * 16).take(own).enumerate() {
                                 let from = (first + i) * all;
-                                // SAFETY: the caller's promise.
-                                unsafe { expand(panel, &w.cells[from + groups.start..from + groups.end]) };
+                                expand(panel, &w.cells[from + groups.start..from + groups.end]);
                             }
                             (self.panel.0.cast_const(), steps * 16, 1)
                         }
@@ -276,7 +276,7 @@ mod tiles {
                         let rows = SIDE.min(self.rows - row);
                         let mut sums = MaybeUninit::<[[[i32; CELL]; 2]; SIDE]>::uninit();
                         let sums: *mut i32 = sums.as_mut_ptr().cast();
-                        // SAFETY: rows are held in multiples of 32, `b` has two panels of whole steps.
+                        // SAFETY: rows are held in multiples of 32 and a line behind them, `b` has two panels of whole steps.
                         unsafe {
                             let a = self.q.cast::<u8>().add(row * stride + groups.start * GROUP);
                             amx::int8_block(sums, a, stride, b.cast(), apart * 64, steps, rows > CELL);
@@ -305,11 +305,8 @@ mod tiles {
     }
 
     /// Codes of ternary cells as bytes; what fills up the last step is zero.
-    ///
-    /// # Safety
-    /// None beyond the features it is compiled with.
     #[inline(always)]
-    unsafe fn expand(panel: &mut [Line], cells: &[Line]) {
+    fn expand(panel: &mut [Line], cells: &[Line]) {
         for (quads, cell) in panel.chunks_exact_mut(4).zip(cells) {
             for (j, quad) in quads.iter_mut().enumerate() {
                 for i in 0..64 {

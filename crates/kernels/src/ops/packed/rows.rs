@@ -1,22 +1,23 @@
 //! Rows of int8 activations: `q = round(127 x / m)`, `m = max |x|` of the row, with the sums that codes above their weights need.
 
 use super::{Columns, INT8_ROWS, Line};
-use crate::dispatch::Op;
 use crate::dot::{CELL, GROUP};
 use crate::exec::Exec;
 use crate::ops::exact;
 use crate::profile::{Work, time};
-use crate::simd::Simd;
+use crate::simd::{Op, Simd};
+use crate::size::{area, end};
 
 /// At most [`INT8_ROWS`] rows of int8 activations.
 pub struct Int8Rows {
+    /// The buffers have room for these rows of these columns, whatever happens in between.
     pub(super) columns: Columns,
     pub(super) rows: usize,
-    /// `[INT8_ROWS, stride]`.
+    /// `[held rows, stride]`, and a spare line: tiles read whole lines from where a segment starts.
     pub(super) q: Vec<Line>,
     /// `m / 127` of each row.
     pub(super) scales: Vec<f32>,
-    /// Sums of `q` in each segment: `[INT8_ROWS, segments]`.
+    /// Sums of `q` in each segment: `[rows, segments]`.
     pub(super) sums: Vec<i32>,
     /// Ternary weights of two blocks as bytes, for tiles.
     pub(super) panel: Vec<Line>,
@@ -36,15 +37,13 @@ impl Int8Rows {
         }
         let columns = first.expect("the columns of a matrix");
         assert!((1..=INT8_ROWS).contains(&rows));
-        // Tiles read 16 rows at a time.
-        let held = if rows == 1 { 1 } else { rows.next_multiple_of(2 * CELL) };
         Int8Rows {
             columns,
             rows: 0,
-            q: vec![Line([0; 64]); held * lines],
+            q: vec![Line([0; 64]); end(area([held(rows), lines]), 1)],
             scales: vec![0.0; rows],
-            sums: vec![0; rows * segments],
-            panel: vec![Line([0; 64]); if rows == 1 { 0 } else { 2 * lines * 16 }],
+            sums: vec![0; area([rows, segments])],
+            panel: vec![Line([0; 64]); if rows == 1 { 0 } else { area([2, lines, 16]) }],
         }
     }
 
@@ -53,10 +52,17 @@ impl Int8Rows {
         self.scales.len()
     }
 
+    /// Whether the buffers hold as many rows of these columns as of those that they were made for.
+    fn has_room(&self, columns: Columns) -> bool {
+        let rows = self.capacity();
+        area([held(rows), columns.stride() / 64]) < self.q.len() && area([rows, columns.segments()]) <= self.sums.len()
+    }
+
     /// Overwrites the rows with those of `x: [rows, inputs]`, for matrices whose columns lie so.
     pub fn quantise(&mut self, cx: &Exec, x: &[f32], columns: Columns) {
         let rows = x.len() / columns.inputs;
         assert!(rows <= self.capacity() && x.len() == rows * columns.inputs);
+        assert!(self.has_room(columns), "columns larger than those that the rows were made for");
         let _time = time(cx, "quantise_rows", (columns.inputs, 0), Work::Bytes((x.len() * 5) as f64));
         if self.columns != columns && columns.stride() > columns.inputs {
             // What fills up segments must be zero, and lies elsewhere now.
@@ -65,6 +71,11 @@ impl Int8Rows {
         (self.columns, self.rows) = (columns, rows);
         cx.op(Quantise { rows: self, x });
     }
+}
+
+/// Rows in memory for `rows` rows: tiles read 32 at a time.
+fn held(rows: usize) -> usize {
+    if rows == 1 { 1 } else { rows.next_multiple_of(2 * CELL) }
 }
 
 struct Quantise<'a> {
@@ -82,9 +93,7 @@ impl Op<f32> for Quantise<'_> {
             let m = largest(x);
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             scales[i] = m / 127.0;
-            let q = q[i * lines..(i + 1) * lines].as_mut_ptr().cast::<u8>();
-            // SAFETY: the bytes of whole lines.
-            let q = unsafe { std::slice::from_raw_parts_mut(q, lines * 64) };
+            let q = Line::bytes(&mut q[i * lines..(i + 1) * lines]);
             let sums = &mut sums[i * segments..(i + 1) * segments];
             if !m.is_finite() {
                 // No number that comes of the row is one; codes would be whatever NaN rounds to.

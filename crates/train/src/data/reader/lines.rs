@@ -2,7 +2,7 @@
 //! text by its first bytes is refused.
 
 use super::compression::{self, Compression, Input};
-use super::{DataError, MAGICS, SEPARATOR};
+use super::{DataError, SEPARATOR};
 use std::cell::Cell;
 use std::io::{BufRead, Read};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ impl Lines {
     pub fn open(path: &Path, compression: Compression, limit: usize) -> Result<Lines, DataError> {
         let Input { text: mut input, read } = compression::open(path, compression)?;
         let block = input.fill_buf().map_err(|e| compression::failed(path, compression, e))?;
-        let magic = MAGICS.iter().find(|(magic, _)| block.starts_with(magic)).map(|(_, found)| *found);
+        let magic = super::foreign(block);
         let nul = block.contains(&0).then_some("it contains NUL bytes");
         if let Some(found) = magic.or(nul) {
             return Err(DataError::NotText { path: path.to_path_buf(), found });

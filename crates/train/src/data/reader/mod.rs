@@ -21,7 +21,7 @@ use std::path::Path;
 pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
 
 /// Endings of the files that a folder is searched for.
-pub(super) const ENDINGS: [&str; 5] = [".txt", ".jsonl", ".parquet", ".zst", ".gz"];
+pub(crate) const ENDINGS: [&str; 5] = [".txt", ".jsonl", ".parquet", ".zst", ".gz"];
 
 /// First bytes of formats that are often mistaken for text.
 const MAGICS: [(&[u8], &str); 14] = [
@@ -40,6 +40,11 @@ const MAGICS: [(&[u8], &str); 14] = [
     (b"\xfe\xff", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (b"FLMTOKS\0", "it is a token cache"),
 ];
+
+/// What a file is, and what to do with it, if its first bytes are of a format that is often mistaken for text.
+pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
+    MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, found)| *found)
+}
 
 /// Which fields of a record, or columns of a table, to read.
 pub(super) struct Fields<'a> {

@@ -1,0 +1,60 @@
+//! Ctrl-C, SIGTERM and a closed terminal: the first asks to stop, the second ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::common::say;
+
+/// The exit code of a command that was interrupted.
+pub const INTERRUPTED: u8 = 130;
+
+/// What signals set.
+pub struct Stop {
+    /// Whether to stop.
+    pub flag: Arc<AtomicBool>,
+    /// Whether there is something to save.
+    pub training: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Listens from now on.
+    pub fn listen() -> anyhow::Result<Stop> {
+        let stop = Stop { flag: Arc::default(), training: Arc::default() };
+        let mut signals = vec![SIGINT, SIGTERM];
+        #[cfg(unix)]
+        if !hangup_is_ignored() {
+            signals.push(signal_hook::consts::SIGHUP);
+        }
+        for signal in signals {
+            // In this order: the first signal finds the flag down and raises it.
+            flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.flag.clone())
+                .and_then(|_| flag::register(signal, stop.flag.clone()))
+                .context("cannot listen for Ctrl-C")?;
+        }
+        let (flag, training) = (stop.flag.clone(), stop.training.clone());
+        thread::spawn(move || {
+            while !flag.load(Relaxed) {
+                thread::sleep(Duration::from_millis(50));
+            }
+            match training.load(Relaxed) {
+                true => say!("\nstopping and saving; Ctrl-C once more stops at once, without saving"),
+                false => say!("\nstopping; nothing has been trained yet"),
+            }
+        });
+        Ok(stop)
+    }
+}
+
+/// Whether the process was started so as to outlive its terminal, as by `nohup`: the first bit of the ignored signals.
+#[cfg(unix)]
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}

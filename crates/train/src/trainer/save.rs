@@ -1,0 +1,174 @@
+//! What a run writes while it trains. The checkpoint alone may end a run, and not even that for want of room: it waits until there
+//! is some. What fails besides is told once, and the run goes on.
+
+use std::fmt::Display;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use flashlm_model::io::safetensors::TensorRef;
+
+use super::{Event, Tell, TrainError, Trainer};
+use crate::atomic::AtomicError;
+use crate::checkpoint::{CheckpointError, Part};
+use crate::load::save_params;
+use crate::log::Row;
+use crate::log::console;
+use crate::log::jsonl;
+use crate::log::svg::{self, Axis, Series};
+use crate::progress::State;
+use crate::run_folder::{CURVE, METRICS};
+use crate::stepper::Stepper;
+
+/// How often a checkpoint is tried that fails for another reason than want of room.
+const TRIES: u32 = 3;
+/// The first wait between two tries, and the longest; it doubles.
+const WAIT: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
+
+/// When the last checkpoint was made, in seconds of the clock.
+#[derive(Default)]
+pub(super) struct Saved {
+    /// The step, and that of the last validation it knows of.
+    pub key: Option<(u64, Option<u64>)>,
+    pub at: f64,
+}
+
+impl Trainer<'_> {
+    /// The step that is on the disk in the run's folder, saved by this process or gone on from.
+    pub fn saved_step(&self) -> Option<u64> {
+        self.saved.key.map(|(step, _)| step)
+    }
+
+    /// Saves a checkpoint of this step, unless there is one, and removes old ones. A full disk is waited for.
+    pub(super) fn save(&mut self, tell: Tell) -> Result<(), TrainError> {
+        let step = self.state.step;
+        let key = Some((step, self.state.validated.map(|v| v.step)));
+        if self.saved.key != key {
+            let began = Instant::now();
+            let (mut tries, mut wait, mut waited) = (0, WAIT[0], false);
+            while let Err(error) = self.write_checkpoint() {
+                let full = matches!(&error, CheckpointError::Save { source: AtomicError::DiskFull { .. }, .. });
+                tries += 1;
+                if !full && tries == TRIES {
+                    return Err(error.into());
+                }
+                if !full {
+                    tell(Event::Note(&format!("{error}. Trying again")));
+                } else if waited {
+                    let waiting = console::duration(began.elapsed().as_secs_f64());
+                    tell(Event::Progress(&format!("step {step} is not saved: the disk is full, for {waiting} now")));
+                } else {
+                    tell(Event::Note(&format!(
+                        "{error}. The run waits and goes on when there is room; Ctrl-C twice ends it without this step"
+                    )));
+                }
+                waited |= full;
+                self.clock.pause(true);
+                thread::sleep(wait);
+                self.clock.pause(false);
+                wait = (2 * wait).min(WAIT[1]);
+            }
+            if tries > 0 {
+                tell(Event::Note(&format!("the checkpoint of step {step} could be written now; the run goes on")));
+            }
+            self.saved.key = key;
+            let protect: Vec<u64> = self.resumed.into_iter().chain([step]).collect();
+            let pruned = self.inputs.claim.prune(self.inputs.settings.train.keep, &protect);
+            self.aside("removing old checkpoints", pruned.map(drop), tell);
+        }
+        self.saved.at = self.clock.seconds();
+        Ok(())
+    }
+
+    fn write_checkpoint(&mut self) -> Result<(), CheckpointError> {
+        let Stepper { lm, params, optimizers, .. } = &mut self.stepper;
+        let settings = &self.inputs.settings;
+        let (tensors, metadata) = save_params(lm.layout(), params, &settings.model);
+        let kept = optimizers.state();
+        let kept = kept.iter().map(|t| TensorRef { name: &t.name, shape: &t.shape, data: t.data });
+        let step = self.state.step;
+        let state = serde_json::to_vec_pretty(&self.state).map_err(io::Error::from).map_err(|e| {
+            let source = AtomicError::new(Path::new("state.json"), "writing", 0, e);
+            CheckpointError::Save { step, bytes: 0, source }
+        })?;
+        let (toml, tokenizer) = (settings.to_toml(), self.inputs.tokenizer.to_json());
+        let parts = [
+            Part::Tensors { file: "model.safetensors", tensors, metadata },
+            Part::Tensors { file: "optimizer.safetensors", tensors: kept.collect(), metadata: Default::default() },
+            Part::Bytes { file: "state.json", data: &state },
+            Part::Bytes { file: "config.toml", data: toml.as_bytes() },
+            Part::Bytes { file: "tokenizer.json", data: &tokenizer },
+        ];
+        self.inputs.claim.save(step, &parts)
+    }
+
+    /// Before the run ends with an error: what has been trained is saved, if it is numbers. What there is of checkpoints stays, since
+    /// an earlier one may be what is gone on from.
+    pub(super) fn rescue(&mut self, tell: Tell) {
+        let step = self.state.step;
+        if step == 0 || self.saved_step() == Some(step) || self.stepper.params.iter().any(|p| !p.is_finite()) {
+            return;
+        }
+        match self.write_checkpoint() {
+            Ok(()) => {
+                self.saved.key = Some((step, None));
+                let run = self.inputs.claim.folder().path().display();
+                tell(Event::Note(&format!("step {step}, the last before the error, is saved in {run}")));
+            }
+            Err(error) => tell(Event::Note(&error.to_string())),
+        }
+    }
+
+    /// Where a run can go on after a loss that is not a number: the newest checkpoint from which an update was made that was one, or
+    /// where there is none, one of the start. A checkpoint of the very step that failed is set aside.
+    pub(super) fn last_good(&mut self) -> Result<PathBuf, TrainError> {
+        let claim = &mut self.inputs.claim;
+        if let Some(before) = self.state.step.checked_sub(1) {
+            claim.abandon_after(before)?;
+        }
+        if let Some((_, path)) = claim.folder().list()?.pop() {
+            return Ok(path);
+        }
+        let (t, rows) = (&self.inputs.settings.train, self.stepper.lm.rows());
+        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, (1, rows), t)?;
+        self.state = State { epochs_before: vec![0.0; self.inputs.texts.texts().len()], ..State::default() };
+        self.write_checkpoint()?;
+        Ok(self.inputs.claim.folder().list()?.pop().map(|(_, path)| path).unwrap_or_default())
+    }
+
+    /// What may fail without ending the run: told when it begins to fail, and not again until it has worked.
+    pub(super) fn aside<E: Display>(&mut self, what: &'static str, result: Result<(), E>, tell: Tell) {
+        match result {
+            Ok(()) => drop(self.failing.remove(what)),
+            Err(error) if self.failing.insert(what) => {
+                tell(Event::Note(&format!("{what} failed, training goes on: {error}")));
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Writes a row to the log and to TensorBoard.
+    pub(super) fn log(&mut self, row: &Row, tell: Tell) {
+        if let (None, Some(step)) = (&self.metrics, self.resumed) {
+            let opened = self.open_log(step).map(drop);
+            self.aside("going on with metrics.jsonl", opened, tell);
+        }
+        let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(row));
+        self.aside("writing metrics.jsonl", written, tell);
+        let written = self.events.as_mut().map_or(Ok(()), |events| events.append(row));
+        self.aside("writing the TensorBoard events", written, tell);
+    }
+
+    /// Draws the curve of the metrics written so far.
+    pub(super) fn draw(&mut self, tell: Tell) {
+        let name = self.inputs.settings.name.clone();
+        let entropy_bound = self.inputs.entropy_bound;
+        let drawn = jsonl::read(&self.inputs.claim.folder().file(METRICS)).map_err(TrainError::from).and_then(|rows| {
+            let options = svg::Options { title: name.clone(), axis: Axis::Tokens, entropy_bound };
+            let picture = svg::draw(&[Series::new(name, rows)], &options);
+            Ok(self.inputs.claim.write(CURVE, picture.as_bytes())?)
+        });
+        self.aside("drawing the curve", drawn, tell);
+    }
+}
