@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_row_of_zeros_has_a_norm_at_the_least_epsilon() {
-        let cx = &Exec::new(Isa::Scalar, 1);
+        let cx = &Exec::new(Isa::SCALAR, 1);
         let run = |eps| {
             let (x, scale) = ([0f32; 4], [1f32; 4]);
             let (mut y, mut dx, mut dscale) = ([f32::NAN; 4], [f32::NAN; 4], [0f32; 4]);
