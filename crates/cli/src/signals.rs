@@ -43,9 +43,7 @@ impl Stop {
                 thread::sleep(Duration::from_millis(50));
             }
             match training.load(Relaxed) {
-                true => say!(
-                    "\nstopping: what has been trained is saved first; Ctrl-C once more stops at once, without saving"
-                ),
+                true => say!("\nstopping and saving; Ctrl-C once more stops at once, without saving"),
                 false => say!("\nstopping; nothing has been trained yet"),
             }
         });

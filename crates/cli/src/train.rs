@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use anyhow::{Context, bail, ensure};
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
+use flashlm_model::io::read_limited;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::{Layers, Settings, preset, preset_names};
@@ -21,6 +22,9 @@ use crate::common::{Status, counted, precision, say, set_all, threads, try_out};
 use crate::plan;
 use crate::prepared::Prepared;
 use crate::signals::{INTERRUPTED, Stop};
+
+/// Longest file of settings.
+const MAX_CONFIG: u64 = 1 << 20;
 
 /// Train a model.
 #[derive(clap::Args)]
@@ -342,7 +346,8 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         }
     };
     if let Some(path) = &args.config {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
+        let text = text.with_context(|| format!("{}: settings are text in UTF-8", path.display()))?;
         layers.merge_text(&text, &path.display().to_string())?;
     }
     set_all(&mut layers, &args.set)?;

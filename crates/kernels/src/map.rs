@@ -2,7 +2,8 @@
 //!
 //! The mapping is private, so it is only as constant as the file. Files opened here are ones that this project
 //! replaces by renaming (never writes in place): a replaced file leaves the old mapping whole. Cutting a mapped
-//! file short from outside ends the process with SIGBUS, as with every memory map.
+//! file short from outside ends the process with SIGBUS, as with every memory map. This is the one safe function of the crate
+//! that trusts in something outside of it.
 //!
 //! File contents are little-endian, and [`as_u16`] views them in place: big-endian hosts do not compile.
 
@@ -53,7 +54,7 @@ pub fn as_u16(bytes: &[u8]) -> Option<&[u16]> {
 }
 
 // 64-bit only: there `off_t` is 64 bits wide in every C library, which the declaration below relies on.
-#[cfg(all(unix, target_pointer_width = "64"))]
+#[cfg(all(unix, target_pointer_width = "64", not(miri)))]
 mod sys {
     use std::ffi::{c_int, c_void};
     use std::fs::File;
@@ -131,7 +132,7 @@ mod sys {
     }
 }
 
-#[cfg(not(all(unix, target_pointer_width = "64")))]
+#[cfg(not(all(unix, target_pointer_width = "64", not(miri))))]
 mod sys {
     use std::fs::File;
     use std::io::{self, Read};

@@ -52,10 +52,11 @@ impl Shared {
     /// Keeps the first panic of a region for its caller.
     fn keep(&self, panic: Box<dyn Any + Send>) {
         let mut first = self.panic.lock().unwrap_or_else(|e| e.into_inner());
-        match *first {
-            None => *first = Some(panic),
-            // Not dropped: what was thrown may panic again when it is, and the region would never end.
-            Some(_) => std::mem::forget(panic),
+        if first.is_none() {
+            *first = Some(panic);
+        } else if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            // What panics when it is dropped may throw another of its kind: the region has to end nevertheless.
+            std::mem::forget(again);
         }
     }
 }
@@ -301,7 +302,7 @@ mod tests {
     impl Drop for Again {
         fn drop(&mut self) {
             if !thread::panicking() {
-                panic!("again");
+                std::panic::panic_any(());
             }
         }
     }

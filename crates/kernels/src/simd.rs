@@ -137,8 +137,6 @@ pub(crate) use each;
 /// no more.
 macro_rules! promised {
     ($(fn $name:ident $(<$S:ident: $bound:path>)? ($($arguments:tt)*) $(-> $out:ty)? { $($body:tt)* })*) => {$(
-        // Where the target itself has the instructions, as all of aarch64 has NEON, those on values alone are safe.
-        #[allow(unused_unsafe)]
         #[inline(always)]
         unsafe fn $name $(<$S: $bound>)? ($($arguments)*) $(-> $out)? {
             // SAFETY: the caller's promise: the machine has the instructions of the type, and pointers are valid for the

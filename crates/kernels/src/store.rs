@@ -32,7 +32,7 @@ pub unsafe trait Store: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'stat
     /// `n` lanes, widened; missing ones are zero.
     ///
     /// # Safety
-    /// As [`Simd`]; this holds for all that follow.
+    /// As `Simd`; this holds for all that follow.
     unsafe fn get<S: Simd<E = Self::E>>(p: *const Self, n: usize) -> S::V;
     /// `n` lanes, narrowed.
     unsafe fn put<S: Simd<E = Self::E>>(p: *mut Self, v: S::V, n: usize);

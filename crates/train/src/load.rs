@@ -598,7 +598,7 @@ mod tests {
                 Part::Bytes { file: TOKENIZER, data: &tokenizer },
             ];
             parts.extend(settings.map(|data| Part::Bytes { file: SETTINGS, data }));
-            let saved = save(&run, 1, &parts).unwrap();
+            let saved = save(&run.join("checkpoints"), 1, &parts).unwrap();
             if settings.is_none() {
                 fs::write(saved.join(SETTINGS), FOREIGN).unwrap();
             }

@@ -98,10 +98,10 @@ fn damaged_checkpoints() {
     );
     place.fails(&format!("train {TINY} --steps 1 --save-dir run"), &["--resume"]);
     place.fails("train --resume run --large", &["checkpoint of another config", "model."]);
-    place.fails("train --resume cache", &["no checkpoint"]);
-    place.fails("train --resume nowhere", &["nowhere", "not there"]);
+    place.fails("train --resume cache", &["cache", "a run with a checkpoint"]);
+    place.fails("train --resume nowhere", &["nowhere", "no such file"]);
     place.write("model.pt", "PK");
-    place.fails("train --resume model.pt", &["model.pt", "folder"]);
+    place.fails("train --resume model.pt", &["model.pt", "a run with a checkpoint"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The binary as a person uses it.
 
+mod commands;
 mod common;
 mod curriculum;
 mod data;

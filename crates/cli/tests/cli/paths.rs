@@ -82,7 +82,7 @@ const KINDS: [(&str, &str, &[&str]); 30] = [
     ("prep", "i", &["found a folder that `flashlm data prepare` wrote", "prep/tokenizer.json"]),
     ("prep/train.tok", "i", &["found a token cache", "name the text"]),
     ("run/metrics.jsonl", "ic", &["found the log of a run", "flashlm plot run/metrics.jsonl"]),
-    ("run/config.toml", "", &["found settings", "flashlm train --config run/config.toml"]),
+    ("run/settings.toml", "", &["found settings", "flashlm train --config run/settings.toml"]),
     ("story.txt", "i", &["found text", "to train on it: flashlm train --data story.txt"]),
     ("notes", "i", &["found text", "flashlm train --data notes"]),
     ("lines.jsonl", "i", &["found text in JSON lines", "flashlm train --data lines.jsonl"]),
@@ -203,6 +203,7 @@ fn a_named_pipe_is_never_waited_for() {
     pipe("piped/a.txt");
     let train = "train --preset flash-tiny --steps 1 --vocab 300";
     let others = [
+        "train --config pipe",
         "eval run --data pipe.txt",
         "eval run --data piped",
         "data stats pipe",
@@ -263,7 +264,7 @@ fn nothing_is_written_over_without_force() {
     place.fails("plot run", &["curve.svg is there already"]);
     // Drawn by training itself.
     place.ok("plot run -o run/curve.svg");
-    place.fails("plot run -o run/README.md", &["is there already"]);
+    place.fails("plot run -o run/MODEL_CARD.md", &["is there already"]);
     place.write("texts/curve.svg", mine);
     place.fails("plot run -o texts/curve.svg", &["is there already"]);
 }

@@ -173,7 +173,6 @@ unsafe impl Dot for Avx2Dot {
             let sum = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
             _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)))
         }
-        fn ternary_total(acc: [__m256i; 4]) -> __m256i { acc[0] }
         fn total(acc: [__m256i; 4]) -> __m256i {
             _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]))
         }
@@ -181,6 +180,11 @@ unsafe impl Dot for Avx2Dot {
         fn floats(v: __m256i, shift: i32) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn ternary_total(acc: [__m256i; 4]) -> __m256i {
+        acc[0]
     }
 }
 

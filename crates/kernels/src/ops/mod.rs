@@ -1,4 +1,4 @@
-//! One op, one file: formula, body written once over [`crate::simd::Simd`], reference loop, tests.
+//! One op, one file: formula, body written once over the trait `Simd`, reference loop, tests.
 
 mod adamw;
 mod attention;

@@ -155,6 +155,9 @@ impl ModelConfig {
 
 #[cfg(test)]
 mod tests {
+    use flashlm_kernels::ops::{rmsnorm_backward, rmsnorm_forward};
+    use flashlm_kernels::{Exec, Isa};
+
     use super::*;
     use crate::config::{AttentionConfig, DeltaConfig};
     use crate::infer::testing::{Noise, shapes};
@@ -183,6 +186,19 @@ mod tests {
         assert!(error(|c| c.norm_eps = 1e-13).contains("norm_eps = 0.0000000000001: must be at least 1e-12"));
         let said = error(|c| c.pattern = vec!["conv".into(); 129]);
         assert_eq!(said, "model.pattern = [129 mixers]: must be of at most 128 mixers");
+    }
+
+    #[test]
+    fn a_row_of_zeros_has_a_norm_at_the_least_epsilon() {
+        let cx = &Exec::new(Isa::SCALAR, 1);
+        let run = |eps| {
+            let (x, scale) = ([0f32; 4], [1f32; 4]);
+            let (mut y, mut dx, mut dscale) = ([f32::NAN; 4], [f32::NAN; 4], [0f32; 4]);
+            rmsnorm_forward(cx, &mut y, &x, &scale, eps, (1, 4));
+            rmsnorm_backward(cx, &mut dx, &mut dscale, &scale, &x, &scale, eps, (1, 4), false);
+            y.iter().chain(&dx).chain(&dscale).all(|x| x.is_finite())
+        };
+        assert!(run(1e-12) && !run(1e-90));
     }
 
     #[test]

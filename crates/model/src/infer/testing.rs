@@ -99,10 +99,12 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             quant: quant(ScaleKind::Group, 32, StatKind::Mean, true),
             ..plain.clone()
         };
+        // Blocks that begin anywhere in a row.
+        let odd = ModelConfig { quant: quant(ScaleKind::Block, 35, StatKind::Mean, false), ..plain.clone() };
         let bytes =
             ModelConfig { block_norm: false, quant: quant(ScaleKind::None, 1, StatKind::Mean, false), ..tiny(name) };
         for (shape, config) in
-            [("plain", plain), ("recipe", recipe), ("blocks", blocks), ("wide", wide), ("bytes", bytes)]
+            [("plain", plain), ("recipe", recipe), ("blocks", blocks), ("wide", wide), ("bytes", bytes), ("odd", odd)]
         {
             all.push((format!("{name} {shape}"), config));
         }

@@ -434,24 +434,6 @@ mod tests {
     use crate::data::testing::{Folder, collect, keep_on, large, open_or_build, source};
     use std::fs;
 
-    /// Windows in the order of an epoch, copied as a batch copies them; the fastest training here takes 30,000 tokens a
-    /// second. (14 million a second were measured among ten times as many busy programs as cores.)
-    #[test]
-    fn windows_are_read_twenty_times_faster_than_training_consumes() {
-        let folder = Folder::new();
-        let (cache, _) = open_or_build(&folder.path().join("a.tok"), &large(), Split::All, 2);
-        let windows = crate::data::window::Windows::packed(cache.tokens().len(), 256, 1).unwrap();
-        let (mut batch, mut sum) = (vec![0; 256], 0u64);
-        let started = std::time::Instant::now();
-        for n in 0..windows.per_epoch() {
-            batch.copy_from_slice(windows.window(&cache, n).rest);
-            sum += batch.iter().map(|id| u64::from(*id)).sum::<u64>();
-        }
-        let speed = 256.0 * windows.per_epoch() as f64 / started.elapsed().as_secs_f64();
-        eprintln!("{:.0} million tokens/s", speed / 1e6);
-        assert!(speed > 20.0 * 30_000.0 && sum > 0, "{speed} tokens/s");
-    }
-
     #[test]
     fn holds_every_story_of_its_side_in_order() {
         let folder = Folder::new();

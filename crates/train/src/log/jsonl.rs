@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one [`Row`] a line, as JSON, UTF-8, each line ended by `\n` and in the file once `append` returns.
 //!
 //! A number that is not finite is written as null and read as NaN. A run that died may leave a last line without its
-//! end: reading skips it, and so does resuming, which also drops rows past the checkpoint and keeps the bytes of all
+//! end: reading skips it, and so does resuming, which also moves rows past the checkpoint away and keeps the bytes of all
 //! others. Any other line that is not a row is an error to read; resuming moves it aside. Lines have at most [`MAX_LINE`] bytes.
 
 use std::fs::{File, OpenOptions};
@@ -34,10 +34,9 @@ impl Metrics {
         Self::open(path)
     }
 
-    /// Goes on after the rows up to and including `step`; the later ones are dropped, for the run will write them again. Where the run
-    /// leaves another line of its history (`fork`) they are added to the file `aside` first, and so are lines that are no
-    /// rows. A missing file counts as empty.
-    pub fn resume(path: &Path, step: u64, aside: &Path, fork: bool) -> Result<(Self, Kept), LogError> {
+    /// Goes on after the rows up to and including `step`. The later ones, which the run will write again or has turned away from, are
+    /// moved to the file `aside`, and so are lines that are no rows. A missing file counts as empty.
+    pub fn resume(path: &Path, step: u64, aside: &Path) -> Result<(Self, Kept), LogError> {
         let (mut kept, mut dropped, mut found) = (Vec::new(), Vec::new(), Kept::default());
         if path.exists() {
             lines(path, |line, bytes, row| {
@@ -54,7 +53,7 @@ impl Metrics {
                 to.push(b'\n');
                 Ok(())
             })?;
-            if fork || found.damaged > 0 {
+            if !dropped.is_empty() {
                 let mut file = Append::open(aside, OpenOptions::new().create(true))?;
                 file.write(&dropped)?;
                 file.file.sync_all().map_err(LogError::io("sync", aside))?;
@@ -161,23 +160,23 @@ mod tests {
     }
 
     fn resume(file: &Path, step: u64) -> Metrics {
-        Metrics::resume(file, step, &file.with_extension("aside"), false).unwrap().0
+        Metrics::resume(file, step, &file.with_extension("aside")).unwrap().0
     }
 
     #[test]
-    fn a_fork_keeps_the_rows_that_it_leaves() {
+    fn rows_that_a_run_leaves_are_kept() {
         let (_folder, file) = folder();
         let aside = file.with_extension("aside");
         let eval = |step, bpb| Row::Eval(EvalRow { step, tokens: 0, elapsed: 0.0, loss: 1.0, bpb, best: true });
         let rows = [train(1), eval(2, 0.5), sample(2, "a"), train(3), eval(4, 0.25), sample(4, "b")];
         let line = |row: &Row| serde_json::to_string(row).unwrap() + "\n";
         fs::write(&file, rows.iter().map(line).collect::<String>()).unwrap();
-        let (_, kept) = Metrics::resume(&file, 3, &aside, true).unwrap();
+        let (_, kept) = Metrics::resume(&file, 3, &aside).unwrap();
         let validated = Some(Best { bpb: 0.5, step: 2 });
         assert_eq!(kept, Kept { validated, sampled: Some(2), damaged: 0 });
         assert_eq!((read(&file).unwrap(), read(&aside).unwrap()), (rows[..4].to_vec(), rows[4..].to_vec()));
         // And again: what was set aside before stays.
-        Metrics::resume(&file, 1, &aside, true).unwrap();
+        Metrics::resume(&file, 1, &aside).unwrap();
         assert_eq!(read(&aside).unwrap(), [&rows[4..], &rows[1..4]].concat());
     }
 
@@ -238,12 +237,13 @@ mod tests {
         fs::write(&file, format!("{kept}{late}\n{kept}{torn}")).unwrap();
         assert_eq!(read(&file).unwrap().len(), 3);
 
-        let mut metrics = Metrics::resume(&file, 4, &folder.path().join("aside"), false).unwrap().0;
+        let mut metrics = Metrics::resume(&file, 4, &folder.path().join("aside")).unwrap().0;
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}{kept}"));
         metrics.append(&train(5)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}{kept}{late}\n"));
+        assert_eq!(fs::read_to_string(folder.path().join("aside")).unwrap(), format!("{late}\n"));
         let names: Vec<_> = fs::read_dir(&folder).unwrap().collect();
-        assert_eq!(names.len(), 1, "the temporary file is gone");
+        assert_eq!(names.len(), 2, "the temporary file is gone");
     }
 
     #[test]
@@ -278,7 +278,7 @@ mod tests {
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
             // A run that goes on keeps its rows, and the damaged line beside them.
             let aside = folder.path().join("aside");
-            let (_, kept) = Metrics::resume(&file, 9, &aside, false).unwrap();
+            let (_, kept) = Metrics::resume(&file, 9, &aside).unwrap();
             assert_eq!((kept.damaged, read(&file).unwrap().len()), (1, 2));
             assert_eq!(fs::read_to_string(&aside).unwrap(), format!("{bad}\n"));
             fs::remove_file(aside).unwrap();

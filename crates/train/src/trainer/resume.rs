@@ -7,9 +7,9 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::vocab::TokenizerChoice;
 use crate::load::{read_params, read_state};
-use crate::log::console;
-use crate::log::jsonl::Metrics;
+use crate::log::jsonl::{Kept, Metrics};
 use crate::log::tensorboard::Events;
+use crate::log::{LogError, console};
 use crate::progress::State;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 use crate::stepper::{ROWS, Stepper};
@@ -82,7 +82,9 @@ impl Estimate {
         let tokens = sequences as u64 * seq_len as u64;
         // The GLU and, of each mixer, at least three square matrices.
         let block = (3 * m.dim * (m.ffn_hidden + m.dim)) as f64;
-        let weights = m.blocks as f64 * block + (m.vocab_size * m.dim) as f64;
+        // A vocabulary that is still to be made has at most the size that is aimed for.
+        let vocab = m.vocab_size.min(settings.tokenizer.vocab);
+        let weights = m.blocks as f64 * block + (vocab * m.dim) as f64;
         // Forward, and backward twice as much: the same of each weight for each token.
         let operations = 6.0 * weights * tokens as f64;
         // Parameters, gradients and two moments; of each row of a pass the stream, and what a block keeps in two bytes.
@@ -142,14 +144,12 @@ impl Trainer<'_> {
         {
             return Err(over);
         }
-        let moved = self.inputs.claim.abandon_after(step)?;
-        let fork = !moved.is_empty();
-        for path in moved {
+        for path in self.inputs.claim.abandon_after(step)? {
             self.notes.push(format!("set aside, since the run goes on from step {step}: now {}", path.display()));
         }
-        match Metrics::resume(&folder.file(METRICS), step, &folder.file(ABANDONED_METRICS), fork) {
-            Ok((metrics, rows)) => {
-                self.metrics = Some(metrics);
+        self.resumed = Some(step);
+        match self.open_log(step) {
+            Ok(rows) => {
                 self.state.validated = self.state.validated.or(rows.validated);
                 self.sampled = rows.sampled;
                 if rows.damaged > 0 {
@@ -159,9 +159,7 @@ impl Trainer<'_> {
                     ));
                 }
             }
-            Err(error) => {
-                self.notes.push(format!("the log cannot be gone on with, training goes on without it: {error}"))
-            }
+            Err(error) => self.notes.push(format!("{error}; it is tried again with the next row")),
         }
         match Events::resume(folder.path(), step) {
             Ok(events) => self.events = Some(events),
@@ -179,7 +177,35 @@ impl Trainer<'_> {
         self.notes
             .extend(written.into_iter().filter_map(|written| Some(format!("{}; training goes on", written.err()?))));
         self.saved.key = Some((step, self.state.validated.map(|v| v.step)));
-        self.resumed = Some(step);
         Ok(())
+    }
+
+    /// The log after the rows of `step`.
+    pub(super) fn open_log(&mut self, step: u64) -> Result<Kept, LogError> {
+        let folder = self.inputs.claim.folder();
+        let (metrics, rows) = Metrics::resume(&folder.file(METRICS), step, &folder.file(ABANDONED_METRICS))?;
+        self.metrics = Some(metrics);
+        Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_update_beyond_the_machine_is_refused_with_its_size() {
+        let mut settings = Settings { name: "test".into(), ..crate::config::preset("flash-tiny").unwrap() };
+        let check = |settings: &Settings, memory| check(settings, None, 2, memory).map_err(|e| e.to_string());
+        settings.train.batch = 32;
+        assert_eq!(check(&settings, 1 << 30), Ok(()));
+        // Parameters, gradients and moments of 1.2 million are 19 MB, without any activations.
+        let error = check(&settings, 16 << 20).unwrap_err();
+        assert!(error.contains("32 sequences of train.seq_len = 256") && error.contains("has 16.0 MiB"), "{error}");
+        (settings.train.batch, settings.train.seq_len) = (65_536, 65_536);
+        let error = check(&settings, 1 << 50).unwrap_err();
+        // 2^32 tokens, six operations for each of a million weights, 10^11 a second on each thread: more than 30 hours.
+        let days: f64 = error.split("would take ").nth(1).and_then(|e| e.split('d').next()).unwrap().parse().unwrap();
+        assert!((1.0..=2.0).contains(&days) && error.contains("4,294,967,296 tokens"), "{error}");
     }
 }

@@ -70,7 +70,7 @@ impl Trainer<'_> {
                 wait = (2 * wait).min(WAIT[1]);
             }
             if tries > 0 {
-                tell(Event::Note(&format!("step {step} is saved now; the run goes on")));
+                tell(Event::Note(&format!("the checkpoint of step {step} could be written now; the run goes on")));
             }
             self.saved.key = key;
             let protect: Vec<u64> = self.resumed.into_iter().chain([step]).collect();
@@ -150,6 +150,10 @@ impl Trainer<'_> {
 
     /// Writes a row to the log and to TensorBoard.
     pub(super) fn log(&mut self, row: &Row, tell: Tell) {
+        if let (None, Some(step)) = (&self.metrics, self.resumed) {
+            let opened = self.open_log(step).map(drop);
+            self.aside("going on with metrics.jsonl", opened, tell);
+        }
         let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(row));
         self.aside("writing metrics.jsonl", written, tell);
         let written = self.events.as_mut().map_or(Ok(()), |events| events.append(row));

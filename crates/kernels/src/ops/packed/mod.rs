@@ -222,7 +222,7 @@ mod tests {
     }
 
     /// `(outputs, inputs, segment)`: odd sizes, whole tiles, and segments that are no whole groups.
-    const SIZES: [(usize, usize, usize); 14] = [
+    const SIZES: [(usize, usize, usize); 16] = [
         (1, 1, 1),
         (3, 15, 15),
         (16, 16, 16),
@@ -236,6 +236,8 @@ mod tests {
         (20, 200, 64),
         (19, 90, 30),
         (5, 40, 4),
+        (33, 70, 1),
+        (7, 65, 2),
         (48, 256, 16),
     ];
 

@@ -18,6 +18,9 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 
+/// Most rows without text that may follow each other: a few bytes can claim any number of them, and nothing could stop it.
+const MAX_EMPTY: u64 = 1 << 26;
+
 /// What can be wrong with a file, before it is known which.
 pub(super) enum Fault {
     Io(io::Error),
@@ -74,7 +77,7 @@ pub(super) fn read(
     let groups = meta::groups(&footer, columns.len(), &wanted).map_err(told)?;
     drop(footer);
     let total = groups.iter().fold(0u64, |sum, group| sum.saturating_add(group.rows)).max(1);
-    let mut row = 0u64;
+    let (mut row, mut told_last) = (0u64, 0);
     for group in groups {
         let mut rows = Vec::with_capacity(wanted.len());
         for (column, chunk) in wanted.iter().zip(&group.chunks) {
@@ -87,6 +90,10 @@ pub(super) fn read(
                 path: path.to_path_buf(),
                 reason: format!("row {row}: {reason}"),
             };
+            if row - told_last > MAX_EMPTY {
+                let column = fields.text;
+                return Err(at(format!("no text in {MAX_EMPTY} rows of column `{column}`; name another, or leave them out")));
+            }
             let score = match scores.first_mut().map(Rows::next).transpose().map_err(told)? {
                 Some(Cell::Number(score)) => Some(score),
                 _ => None,
@@ -100,7 +107,11 @@ pub(super) fn read(
             };
             let text = text.trim_matches(['\n', '\r']);
             let read = (size as f64 * (row as f64 / total as f64)) as u64;
-            if !text.is_empty() && f(Story { text, score }, read).is_break() {
+            if text.is_empty() {
+                continue;
+            }
+            told_last = row;
+            if f(Story { text, score }, read).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }

@@ -278,3 +278,22 @@ fn claimed_sizes_are_not_believed() {
     secret[n - 1] = b'E';
     assert!(message(&folder.file("c.parquet", secret), "text", None).contains("encrypted"));
 }
+
+/// A file of 90 bytes that claims 2^28 rows without a value, in one run of one page, is not counted out.
+#[test]
+fn rows_without_end_that_are_empty_are_an_error() {
+    let folder = Folder::new();
+    // 2^29: the length of the run, and 2^28 as a signed number.
+    let many = [0x80, 0x80, 0x80, 0x80, 2];
+    // Type 0, sizes 10 and 10, 5: {values, plain, levels in runs}; then the length of the levels, the run, its level 0.
+    let head = [&[0x15, 0, 0x15, 20, 0x15, 20, 0x2c, 0x15][..], &many, &[0x15, 0, 0x15, 6, 0x15, 6, 0, 0]].concat();
+    let page = [&head[..], &[6, 0, 0, 0], &many, &[0]].concat();
+    // 2: the root with one field, and that: type 6, optional, "text".
+    let schema = [0x29, 0x2c, 0x48, 1, b'r', 0x15, 2, 0, 0x15, 12, 0x25, 2, 0x18, 4, b't', b'e', b'x', b't', 0];
+    // 4: one group of one chunk, not compressed, its length, from byte 4 on; and the rows.
+    let group = [0x29, 0x1c, 0x19, 0x1c, 0x3c, 0x45, 0, 0x36, 2 * page.len() as u8, 0x26, 8, 0, 0, 0x26];
+    let footer = [&schema[..], &group, &many, &[0, 0]].concat();
+    let file = [b"PAR1", &page[..], &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat();
+    let text = message(&folder.file("a.parquet", file), "text", None);
+    assert!(text.contains("row 67108865: no text in 67108864 rows of column `text`"), "{text}");
+}

@@ -50,7 +50,7 @@ impl<R: Read> Thrift<R> {
             }
             id = match head >> 4 {
                 0 => self.int()?,
-                delta => id + i64::from(delta),
+                delta => id.saturating_add(delta.into()),
             };
             f(self, id, head & 15)?;
         }
@@ -200,5 +200,7 @@ mod tests {
         assert!(skip(&[&[0x19][..], &[0x19; 100_000]].concat()));
         assert!(skip(&[&[0x15][..], &[0xff; 100]].concat()));
         assert!(skip(&[0x1d, 0]));
+        // A field after the one of the largest number.
+        assert!(!skip(&[0x05, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0x15, 0, 0]));
     }
 }
