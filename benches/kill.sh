@@ -4,6 +4,6 @@
 # Usage: benches/kill.sh [KILLS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-FLASHLM_KILLS=${1:-200} cargo test --quiet --release -p flashlm --test cli -- \
+RUST_BACKTRACE=0 FLASHLM_KILLS=${1:-200} cargo test --quiet --release -p flashlm --test cli -- \
   --exact kills::a_run_killed_many_times_goes_on_as_if_it_had_not_been --ignored --nocapture |
   { grep -Ev '^(running|test |\.?$)' || true; }
