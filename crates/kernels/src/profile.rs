@@ -88,23 +88,27 @@ impl Drop for Timer {
 mod tests {
     use super::*;
     use crate::Isa;
-    use crate::ops::{add, sum_squares};
+    use crate::ops::add;
 
     #[test]
     fn calls_and_work_are_added_up_while_a_profile_is_taken() {
         let cx = Exec::new(Isa::SCALAR, 1);
         let (x, mut y) = (vec![1f32; 4096], vec![2f32; 4096]);
-        add(&cx, &mut y, &x);
-        let (sum, entries) = profile(|| {
+        // A name that no op has: other tests run ops at the same time.
+        let mut call = |size, bytes| {
+            let _time = time(&cx, "a test", size, Work::Bytes(bytes));
             add(&cx, &mut y, &x);
-            add(&cx, &mut y, &x);
-            sum_squares(&cx, &y)
+        };
+        call((1, 2), 100.0);
+        let ((), entries) = profile(|| {
+            call((1, 2), 3.0);
+            call((1, 2), 4.0);
+            call((1, 3), 5.0);
         });
-        assert_eq!(sum, 4096.0 * 25.0);
-        // Other tests may run at the same time.
-        let adds = entries.iter().find(|entry| entry.name == "add").unwrap();
-        assert!(adds.calls >= 2 && adds.seconds > 0.0);
-        assert!(matches!(adds.work, Work::Bytes(bytes) if bytes >= 2.0 * 3.0 * 4.0 * 4096.0));
-        assert!(entries.iter().any(|entry| entry.name == "sum_squares"));
+        let found = |size| entries.iter().find(|entry| entry.name == "a test" && entry.size == size).unwrap();
+        assert_eq!((found((1, 2)).calls, found((1, 2)).work), (2, Work::Bytes(7.0)));
+        assert_eq!((found((1, 3)).calls, found((1, 3)).work), (1, Work::Bytes(5.0)));
+        assert!(found((1, 2)).seconds > 0.0);
+        assert!(entries.iter().any(|entry| entry.name == "add"));
     }
 }
