@@ -325,3 +325,29 @@ fn one_long_update_hears_ctrl_c() {
     assert!(asked.elapsed().as_secs_f64() < 3.0, "it took {:?}", asked.elapsed());
     assert!(text(&output.stderr).contains("step 0 is saved in run"), "{}", text(&output.stderr));
 }
+
+#[cfg(unix)]
+#[test]
+fn the_last_validation_can_be_stopped_and_made_later() {
+    let place = Place::new();
+    // A validation text of a million tokens, of which 2,000 are scored while training.
+    let args = format!("train {TINY} --valid synthetic:1500 --steps 2 --threads 1 --save-dir run");
+    let child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let best = place.path("run/best");
+    let began = Instant::now();
+    while !best.exists() {
+        assert!(began.elapsed().as_secs() < 120, "training does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("step 2 is saved in run") && !place.path("run/result.json").exists(), "{stderr}");
+    let before = rows(&place, "run/metrics.jsonl");
+    place.ok("train --resume run");
+    let after = rows(&place, "run/metrics.jsonl");
+    let evals = |rows: &[Value]| rows.iter().filter(|row| row["kind"] == "eval").count();
+    assert_eq!((evals(&before), evals(&after)), (1, 1));
+    assert_eq!(result(&place, "run")["last"]["full"]["protocol"], "full");
+}
