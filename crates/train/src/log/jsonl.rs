@@ -73,11 +73,9 @@ impl Metrics {
         let path = &self.file.path;
         let mut line = serde_json::to_vec(row).map_err(|e| LogError::io("write a row to", path)(e.into()))?;
         if line.len() > MAX_LINE {
-            let error = io::Error::other(format!(
-                "the row of step {} has {} bytes, at most {MAX_LINE} are read back",
-                row.step(),
-                line.len()
-            ));
+            let what =
+                format!("the row of step {} has {} bytes, at most {MAX_LINE} are read back", row.step(), line.len());
+            let error = io::Error::new(io::ErrorKind::InvalidData, what);
             return Err(LogError::io("write a row to", path)(error));
         }
         line.push(b'\n');

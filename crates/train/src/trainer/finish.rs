@@ -189,7 +189,7 @@ impl Trainer<'_> {
                 for row in &rows {
                     tell(Event::Sample(row));
                     if log {
-                        self.log(&Row::Sample(row.clone()), tell);
+                        self.log(Row::Sample(row.clone()), tell);
                         self.sampled = Some(step);
                     }
                 }

@@ -8,7 +8,7 @@ mod finish;
 mod resume;
 mod save;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -154,6 +154,8 @@ pub struct Trainer<'a> {
     /// The last validation: its step and figures.
     probed: Option<(u64, Report)>,
     metrics: Option<Metrics>,
+    /// Rows that are not in the log yet.
+    pending: VecDeque<Row>,
     events: Option<Events>,
     saved: Saved,
     /// The step of this run that was gone on from; its checkpoint is kept while this process trains.
@@ -192,6 +194,7 @@ impl<'a> Trainer<'a> {
             probe,
             probed: None,
             metrics: None,
+            pending: VecDeque::new(),
             events: None,
             saved: Saved::default(),
             resumed: None,
@@ -312,7 +315,7 @@ impl<'a> Trainer<'a> {
                     tell(Event::Progress(&console::progress(&row, &limits)));
                     shown = Instant::now();
                 }
-                self.log(&Row::Train(row), tell);
+                self.log(Row::Train(row), tell);
             }
         }
     }
@@ -400,7 +403,7 @@ impl<'a> Trainer<'a> {
         let (step, tokens, elapsed) = (self.state.step, self.state.tokens, self.state.elapsed);
         let row = EvalRow { step, tokens, elapsed, loss: report.loss_per_token, bpb: report.bpb, best };
         tell(Event::Note(&console::valid(&row, self.inputs.entropy_bound)));
-        self.log(&Row::Eval(row), tell);
+        self.log(Row::Eval(row), tell);
         if best {
             self.save(tell)?;
             let marked = self.inputs.claim.mark_best(Some(step));

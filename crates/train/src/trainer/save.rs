@@ -2,7 +2,7 @@
 //! is some. What fails besides is told once, and the run goes on.
 
 use std::fmt::Display;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
 use crate::checkpoint::{CheckpointError, Part};
 use crate::load::save_params;
-use crate::log::Row;
 use crate::log::console;
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};
+use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
 use crate::stepper::Stepper;
@@ -25,6 +25,9 @@ use crate::stepper::Stepper;
 const TRIES: u32 = 3;
 /// The first wait between two tries, and the longest; it doubles.
 const WAIT: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
+
+/// Rows kept while the log cannot be written; further ones are lost.
+const MAX_PENDING: usize = 100_000;
 
 /// When the last checkpoint was made, in seconds of the clock.
 #[derive(Default)]
@@ -148,20 +151,37 @@ impl Trainer<'_> {
         }
     }
 
-    /// Writes a row to the log and to TensorBoard.
-    pub(super) fn log(&mut self, row: &Row, tell: Tell) {
-        if let (None, Some(step)) = (&self.metrics, self.resumed) {
-            let opened = self.open_log(step).map(drop);
-            self.aside("going on with metrics.jsonl", opened, tell);
-        }
-        let written = self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(row));
-        self.aside("writing metrics.jsonl", written, tell);
-        let written = self.events.as_mut().map_or(Ok(()), |events| events.append(row));
+    /// Writes a row to the log and to TensorBoard. Rows that the log does not take are kept and written before the next.
+    pub(super) fn log(&mut self, row: Row, tell: Tell) {
+        let written = self.events.as_mut().map_or(Ok(()), |events| events.append(&row));
         self.aside("writing the TensorBoard events", written, tell);
+        if self.pending.len() < MAX_PENDING {
+            self.pending.push_back(row);
+        }
+        let written = self.write_rows();
+        self.aside("writing metrics.jsonl", written, tell);
+    }
+
+    fn write_rows(&mut self) -> Result<(), LogError> {
+        if let (None, Some(step)) = (&self.metrics, self.resumed) {
+            self.open_log(step)?;
+        }
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
+        while let Some(row) = self.pending.front() {
+            let written = metrics.append(row);
+            // A row that no reader would take is not tried again.
+            if !matches!(&written, Err(LogError::Io { source, .. }) if source.kind() != ErrorKind::InvalidData) {
+                self.pending.pop_front();
+            }
+            written?;
+        }
+        Ok(())
     }
 
     /// Draws the curve of the metrics written so far.
     pub(super) fn draw(&mut self, tell: Tell) {
+        let written = self.write_rows();
+        self.aside("writing metrics.jsonl", written, tell);
         let name = self.inputs.settings.name.clone();
         let entropy_bound = self.inputs.entropy_bound;
         let drawn = jsonl::read(&self.inputs.claim.folder().file(METRICS)).map_err(TrainError::from).and_then(|rows| {
