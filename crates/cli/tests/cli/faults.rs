@@ -45,6 +45,8 @@ fn settings_that_no_run_can_have() {
     place.fails(&format!("{train} --set train.batch=many"), &["train.batch", "integer"]);
     place.fails(&format!("{train} --set model.dim=0"), &["model.dim"]);
     place.fails(&format!("{train} --set train.seq_len=60000"), &["tokens"]);
+    place.fails(&format!("{train} --set train.activation_bits=8"), &["did you mean `model.activation_bits`"]);
+    place.fails(&format!("{train} --set model.dim=8192 --set model.blocks=128"), &["model.blocks = 128", "at most"]);
     place.fails("train --preset v5", &["v5", "v4-small"]);
     place.fails("train --tokenizer nonsense --data text.txt", &["nonsense"]);
     place.write("bad.toml", "[train\nlr = 1");
@@ -54,6 +56,24 @@ fn settings_that_no_run_can_have() {
     assert!(!output.status.success() && text(&output.stderr).contains("FLASHLM_ISA=mmx"));
     let output = place.command(&format!("{train} --save-dir y")).env("FLASHLM_THREADS", "none").output().unwrap();
     assert!(!output.status.success() && text(&output.stderr).contains("FLASHLM_THREADS"));
+}
+
+#[test]
+fn scales_that_begin_anywhere_in_a_row_and_a_project_beside_the_model_are_no_trouble() {
+    let place = Place::new();
+    let odd = "--set model.quant.scale=block --set model.quant.size=100 --set model.activation_bits=8";
+    place.ok(&format!("train {TINY} {odd} --steps 4 --set train.sample_every=2 --save-dir run"));
+    for file in ["model.safetensors", "tokenizer.json"] {
+        fs::copy(place.path("run/checkpoints/step-00000004").join(file), place.path(file)).unwrap();
+    }
+    place.write("config.toml", "[package]\nname = \"mine\"\n");
+    let eval = |model: &str| -> serde_json::Value {
+        let data = "--data synthetic:5 --json --threads 1";
+        serde_json::from_str(&place.ok(&format!("eval {model} {data}"))).unwrap()
+    };
+    let (run, file) = (eval("run"), eval("model.safetensors"));
+    assert_eq!((&file["latent"], &file["bpb"]), (&run["latent"], &run["bpb"]));
+    assert_eq!((&run["latent_activation_bits"], &file["latent_activation_bits"]), (&8.into(), &8.into()));
 }
 
 #[test]

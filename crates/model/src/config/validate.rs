@@ -97,8 +97,11 @@ impl ModelConfig {
             let (width, heads) = (expand * self.dim as f64, c.heads);
             let whole = width.round();
             let shared = (width - whole).abs() < 1e-6 && whole >= 1.0 && (whole as usize).is_multiple_of(heads);
-            let expected =
-                || format!("such that the width of all heads, now {width}, is a multiple of delta.heads = {heads}");
+            let expected = || {
+                let near = (width / heads as f64).round().max(1.0) * heads as f64 / self.dim as f64;
+                let near = if near <= 8.0 { format!(", such as {near}") } else { String::new() };
+                format!("such that the width of all heads, now {width}, is a multiple of delta.heads = {heads}{near}")
+            };
             check(shared || !self.uses("delta"), || ConfigError::new(key, expand, expected()))?;
         }
         Ok(())
@@ -111,7 +114,11 @@ impl ModelConfig {
         let base = c.rope_base;
         check((1.0..=1e9).contains(&base), || ConfigError::new("attention.rope_base", base, "between 1 and 1e9"))?;
         let even = self.dim.is_multiple_of(2 * c.heads) || !self.uses("attention");
-        let expected = || format!("such that each head of dim = {} has an even width", self.dim);
+        let expected = || {
+            let fewer = (1..c.heads).rev().find(|heads| self.dim.is_multiple_of(2 * heads));
+            let fewer = fewer.map_or("; an odd dim has none".into(), |heads| format!(", such as {heads}"));
+            format!("such that each head of dim = {} has an even width{fewer}", self.dim)
+        };
         check(even, || ConfigError::new("attention.heads", c.heads, expected()))
     }
 
@@ -186,6 +193,38 @@ mod tests {
         assert!(error(|c| c.norm_eps = 1e-13).contains("norm_eps = 0.0000000000001: must be at least 1e-12"));
         let said = error(|c| c.pattern = vec!["conv".into(); 129]);
         assert_eq!(said, "model.pattern = [129 mixers]: must be of at most 128 mixers");
+    }
+
+    #[test]
+    fn the_values_that_errors_name_are_good() {
+        let of = |mixer: &str, dim, heads| ModelConfig {
+            mixer: mixer.into(),
+            dim,
+            delta: DeltaConfig { heads, ..DeltaConfig::default() },
+            attention: AttentionConfig { heads, ..AttentionConfig::default() },
+            ..ModelConfig::v4_small()
+        };
+        let (mut mended, mut refused) = (0, 0);
+        for (dim, heads) in (1..150).flat_map(|dim| (1..30).map(move |heads| (dim, heads))) {
+            for mixer in ["delta", "attention"] {
+                let mut config = of(mixer, dim, heads);
+                while let Err(error) = config.validate() {
+                    let Some((_, value)) = error.expected.split_once(", such as ") else {
+                        assert!(heads > 8 * dim || mixer == "attention" && dim % 2 == 1, "{error}");
+                        refused += 1;
+                        break;
+                    };
+                    match error.key {
+                        "delta.expand_k" => config.delta.expand_k = value.parse().unwrap(),
+                        "delta.expand_v" => config.delta.expand_v = value.parse().unwrap(),
+                        _ => config.attention.heads = value.parse().unwrap(),
+                    }
+                    mended += 1;
+                    assert_ne!(config.validate(), Err(error));
+                }
+            }
+        }
+        assert!(mended > 1000 && refused > 1000, "{mended} {refused}");
     }
 
     #[test]
