@@ -1,5 +1,5 @@
 //! The clock of training: seconds in which the process could run. What passes while it is stopped (Ctrl-Z), or the machine asleep, is
-//! no time of training: a thread looks at the time four times a second, and where two looks lie more than [`GAP`] apart,
+//! no time of training: a thread looks at the time four times per second, and where two looks lie more than two seconds apart,
 //! nothing ran between them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
