@@ -79,9 +79,8 @@ fn measure(
     seconds: f64,
 ) -> anyhow::Result<Vec<Row>> {
     let settings = config::preset("v4-small")?.train;
-    let of = |&mixer: &&'static str| {
-        lengths.iter().map(move |&len| Row { mixer, len, parameters: 0, speeds: Vec::new() })
-    };
+    let of =
+        |&mixer: &&'static str| lengths.iter().map(move |&len| Row { mixer, len, parameters: 0, speeds: Vec::new() });
     let mut rows: Vec<Row> = mixer::NAMES.iter().flat_map(of).collect();
     let seconds = seconds / (ROUNDS * rows.len()) as f64;
     for round in 0..ROUNDS {
@@ -130,7 +129,8 @@ mod tests {
         let rows = measure(&cx, Precision::F32, 64, &[16, 64], 0.001).unwrap();
         let result = json(&rows, &cx, Precision::F32);
         let listed = result["rows"].as_array().unwrap();
-        let found: Vec<_> = listed.iter().map(|row| (row["mixer"].as_str().unwrap(), row["seq"].as_u64().unwrap())).collect();
+        let found: Vec<_> =
+            listed.iter().map(|row| (row["mixer"].as_str().unwrap(), row["seq"].as_u64().unwrap())).collect();
         let expected: Vec<_> = mixer::NAMES.iter().flat_map(|name| [(*name, 16), (*name, 64)]).collect();
         assert_eq!(found, expected);
         for row in listed {

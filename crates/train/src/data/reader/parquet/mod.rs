@@ -92,7 +92,9 @@ pub(super) fn read(
             };
             if row - told_last > MAX_EMPTY {
                 let column = fields.text;
-                return Err(at(format!("no text in {MAX_EMPTY} rows of column `{column}`; name another, or leave them out")));
+                return Err(at(format!(
+                    "no text in {MAX_EMPTY} rows of column `{column}`; name another, or leave them out"
+                )));
             }
             let score = match scores.first_mut().map(Rows::next).transpose().map_err(told)? {
                 Some(Cell::Number(score)) => Some(score),
