@@ -31,7 +31,8 @@ fn settings() -> Settings {
 fn seeds() -> [Vec<u8>; 9] {
     let manifest = fs::read(folder().join(AT).join("checkpoint.json")).expect("the checkpoint just saved");
     let older = STATE.replace("[0.0]", "0.25").replace("{\"bpb\":2.5,\"step\":4}", "null");
-    let others = br#"{"version":1,"step":5,"files":{"../best":{"bytes":3,"xxh3":"0"},"state.json":{"bytes":1,"xxh3":"0"}}}"#;
+    let others =
+        br#"{"version":1,"step":5,"files":{"../best":{"bytes":3,"xxh3":"0"},"state.json":{"bytes":1,"xxh3":"0"}}}"#;
     let with = |kind: u8, bytes: &[u8]| [&[kind], bytes].concat();
     [
         with(0, &manifest),

@@ -20,7 +20,8 @@ fn made(which: u8, mut rest: &[u8]) -> Vec<u8> {
         let text = pairs.iter().map(|&(id, base)| if inverse { (base, id) } else { (id, base) });
         text.map(|(key, value)| format!("\"{key}\": {value}")).collect::<Vec<_>>().join(", ")
     };
-    format!("{{\"vocab_size\": {size}, \"id_to_base\": {{{}}}, \"base_to_id\": {{{}}}}}", pairs(false), pairs(true)).into()
+    format!("{{\"vocab_size\": {size}, \"id_to_base\": {{{}}}, \"base_to_id\": {{{}}}}}", pairs(false), pairs(true))
+        .into()
 }
 
 fn seeds() -> [Vec<u8>; 3] {

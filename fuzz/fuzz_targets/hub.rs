@@ -115,7 +115,9 @@ fn seeds() -> Vec<Vec<u8>> {
     let part = "HTTP/1.1 206 Partial\r\ncontent-range: bytes 3-5/6\r\ncontent-length: 3\r\n\r\nlo\n";
     let cut = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhel";
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n3\r\nlo\n\r\n0\r\n\r\n";
-    let head = format!("HTTP/1.1 302 Found\r\nx-linked-etag: \"{sha}\"\r\nx-linked-size: 6\r\nx-repo-commit: {COMMIT}\r\nlocation: /f\r\n\r\n");
+    let head = format!(
+        "HTTP/1.1 302 Found\r\nx-linked-etag: \"{sha}\"\r\nx-linked-size: 6\r\nx-repo-commit: {COMMIT}\r\nlocation: /f\r\n\r\n"
+    );
     let busy = "HTTP/1.1 429 Slow\r\nretry-after: 0\r\nx-error-message: slow down\r\n\r\n";
     let gone = "HTTP/1.1 404 Not Found\r\nx-error-message: none\r\n\r\n";
     let answers = |answers: &[&str]| ["\0", &answers.join("\n~\n")].concat().into_bytes();

@@ -20,7 +20,8 @@ fn seeds() -> [Vec<u8>; 3] {
 /// The texts of a file that is all right.
 fn plainly(bytes: &[u8]) -> Option<Vec<String>> {
     let text = std::str::from_utf8(bytes).ok()?;
-    let lines = text.strip_prefix('\u{feff}').unwrap_or(text).split('\n').map(str::trim).filter(|line| !line.is_empty());
+    let lines =
+        text.strip_prefix('\u{feff}').unwrap_or(text).split('\n').map(str::trim).filter(|line| !line.is_empty());
     let texts = lines.map(|line| {
         let value: Value = serde_json::from_str(line).ok()?;
         Some(value.get("text")?.as_str()?.trim_matches(['\n', '\r']).to_string())

@@ -20,11 +20,13 @@ fn seeds() -> [Vec<u8>; 2] {
             8 * step
         )
     };
-    let eval = "{\"kind\":\"eval\",\"step\":20,\"tokens\":20000,\"elapsed\":3.25,\"loss\":2.5,\"bpb\":1.25,\"best\":true}\n";
+    let eval =
+        "{\"kind\":\"eval\",\"step\":20,\"tokens\":20000,\"elapsed\":3.25,\"loss\":2.5,\"bpb\":1.25,\"best\":true}\n";
     let sample = "{\"kind\":\"sample\",\"step\":25,\"prompt\":\"Once\",\"text\":\" upon\\n\"}\n";
     let plain = train(10, "5.5", "") + &train(20, "null", "") + eval + &train(30, "-4e29", "") + sample + "{\"kind\"";
     let staged = |stage: u64, name: &str| format!(",\"stage\":{stage},\"sources\":{{\"{name}\":0.5}}");
-    let mixed = train(10, "5", &staged(1, "a")) + &train(20, "4", &staged(2, "b")) + eval + &train(30, "3", &staged(2, "c"));
+    let mixed =
+        train(10, "5", &staged(1, "a")) + &train(20, "4", &staged(2, "b")) + eval + &train(30, "3", &staged(2, "c"));
     [plain, mixed].map(String::into_bytes)
 }
 

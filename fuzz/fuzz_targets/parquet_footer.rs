@@ -29,10 +29,11 @@ fn seeds() -> Vec<Vec<u8>> {
         leaf("note", BYTES, 0),
         leaf("text", BYTES, 2),
     ];
-    let group = || Struct::default().list(1, vec![chunk(4 + text, score), chunk(4, text), chunk(4, text)]).i64(2, 0).i64(3, 2);
+    let group =
+        || Struct::default().list(1, vec![chunk(4 + text, score), chunk(4, text), chunk(4, text)]).i64(2, 0).i64(3, 2);
     let nested = Struct::default().i32(1, 1).list(2, schema).i64(3, 4).list(4, vec![group(), group()]).text(6, "fuzz");
     // The largest number that a field can have, and the one after it.
-    let largest = [&[0x05][..], &varint(u64::MAX - 1), &[0, 0x15, 0, 0]].concat();
+    let largest = [&[0x05u8][..], &varint(u64::MAX - 1), &[0, 0x15, 0, 0]].concat();
     vec![largest, footer(&columns[..1], 0, &lengths[..1], 2), footer(&columns, 0, &lengths, 2), nested.end()]
 }
 

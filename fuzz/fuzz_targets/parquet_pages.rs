@@ -89,7 +89,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds.extend((0..8).map(|codec| input(codec, 0, 6, &[dictionary.clone(), (0, 2, 6, 0, places.clone())])));
     // What a few bytes can claim: a million numbers in each block of two bytes; rows without a value in one run.
     let claimed = [&varint(1 << 20)[..], &[1], &varint(u64::MAX), &[0; 4001]].concat();
-    let none = [&[6, 0, 0, 0][..], &varint(1 << 32), &[0]].concat();
+    let none = [&[6u8, 0, 0, 0][..], &varint(1 << 32), &[0]].concat();
     seeds.push(input(0, 0, 1, &[(0, 6, 1, 0, claimed)]));
     seeds.push(input(OPTIONAL | 3 << 3, 0, 1 << 15, &[(0, 0, 1 << 15, 0, none)]));
     let raw = Page { values: 3, data: &plain_texts, ..Page::default() }.bytes(0);

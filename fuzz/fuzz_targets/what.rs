@@ -11,7 +11,9 @@ const NAMES: [&str; 8] =
 
 fn seeds() -> Vec<Vec<u8>> {
     let tensors = |metadata: &str| {
-        let header = format!("{{\"__metadata__\":{{{metadata}}},\"a\":{{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}}}");
+        let header = format!(
+            "{{\"__metadata__\":{{{metadata}}},\"a\":{{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}}}"
+        );
         [&(header.len() as u64).to_le_bytes(), header.as_bytes(), b"x"].concat()
     };
     let eval = r#"{"kind":"eval","step":2,"tokens":9,"elapsed":3.5,"loss":2.5,"bpb":1.25,"best":true}"#;
@@ -41,6 +43,6 @@ fuzz_target!(init: seed(seeds()), |input: &[u8]| {
     let what = What::of(&path);
     assert_eq!(what, What::of(&path));
     let said = Unwanted::new(&path, "a model", what).to_string();
-    assert!(said.contains(name) && said.len() < 1000, "{said}");
+    assert!(said.contains(name), "{said}");
     let _ = std::fs::remove_file(path);
 });

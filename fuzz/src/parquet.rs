@@ -82,9 +82,7 @@ pub type Column = (&'static str, i64, bool);
 /// The footer of a table of one row group, whose chunks follow each other from the start of the file.
 pub fn footer(columns: &[Column], codec: i64, lengths: &[usize], rows: i64) -> Vec<u8> {
     let root = Struct::default().text(4, "rows").i32(5, columns.len() as i64);
-    let leaf = |&(name, kind, optional): &Column| {
-        Struct::default().i32(1, kind).i32(3, optional.into()).text(4, name)
-    };
+    let leaf = |&(name, kind, optional): &Column| Struct::default().i32(1, kind).i32(3, optional.into()).text(4, name);
     let mut start = 4;
     let chunk = |&length: &usize| {
         let data = Struct::default().i32(4, codec).i64(7, length as i64).i64(9, start);

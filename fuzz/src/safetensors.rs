@@ -1,6 +1,6 @@
 //! Small models as safetensors files, and the same with bytes changed.
 
-use flashlm_model::{Exec, Isa, Lm, LanguageModel, ModelConfig, mixer, params::Layout};
+use flashlm_model::{Exec, Isa, LanguageModel, Lm, ModelConfig, mixer, params::Layout};
 use serde_json::Value;
 
 /// The `i`-th of many small models: its config and layout.
