@@ -289,7 +289,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
             Part::Bytes { file: "config.toml", data: toml.as_bytes() },
             Part::Bytes { file: "tokenizer.json", data: &json },
         ];
-        checkpoint::save(folder.path(), 2, &parts).unwrap();
+        checkpoint::save(&folder.path().join("checkpoints"), 2, &parts).unwrap();
         folder.path().to_path_buf()
     } else {
         let path = folder.path().join("model.safetensors");
