@@ -14,9 +14,9 @@ use crate::progress::State;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 use crate::stepper::{ROWS, Stepper};
 
-/// Sequences of one update and their tokens are refused where even a fast machine would take longer than this, in seconds.
+/// An update that even a fast machine would take longer for than this, in seconds, is refused.
 const LONGEST_UPDATE: f64 = 3600.0;
-/// Operations a second that a thread of a fast machine makes.
+/// Operations per second of one thread of a fast machine.
 const FAST: f64 = 1e11;
 
 /// The settings that a checkpoint was saved with.
@@ -204,7 +204,7 @@ mod tests {
         assert!(error.contains("32 sequences of train.seq_len = 256") && error.contains("has 16.0 MiB"), "{error}");
         (settings.train.batch, settings.train.seq_len) = (65_536, 65_536);
         let error = check(&settings, 1 << 50).unwrap_err();
-        // 2^32 tokens, six operations for each of a million weights, 10^11 a second on each thread: more than 30 hours.
+        // 2^32 tokens, six operations for each of a million weights, 10^11 per second on each thread: more than 30 hours.
         let days: f64 = error.split("would take ").nth(1).and_then(|e| e.split('d').next()).unwrap().parse().unwrap();
         assert!((1.0..=2.0).contains(&days) && error.contains("4,294,967,296 tokens"), "{error}");
     }
