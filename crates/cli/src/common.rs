@@ -1,6 +1,6 @@
 //! What commands share: output that survives a closed pipe, the executor, numbers of threads.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
@@ -10,12 +10,15 @@ use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
 use flashlm_model::io::not_a_file;
+use flashlm_train::atomic::write_file;
 use flashlm_train::config::Layers;
 use flashlm_train::data::DataError;
+use flashlm_train::data::cache::default_dir;
 use flashlm_train::data::hub::Client;
 use flashlm_train::data::source::Source;
-use flashlm_train::log::console::{bytes, duration};
+use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::what::What;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -53,9 +56,13 @@ pub fn try_out(text: std::fmt::Arguments, newline: bool) -> std::io::Result<()> 
     stdout.flush()
 }
 
-/// A number with its noun: `1 thread`, `2 threads`.
+/// A number with its noun: `1 thread`, `2 threads`, `2 stories`.
 pub fn counted(n: u64, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+    match (n, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{} {stem}ies", thousands(n)),
+        _ => format!("{} {noun}s", thousands(n)),
+    }
 }
 
 /// The number of threads: the flag, else `FLASHLM_THREADS`, else the processors of this process.
@@ -76,6 +83,76 @@ pub fn threads(flag: Option<usize>) -> anyhow::Result<usize> {
 /// The executor for a command.
 pub fn exec(flag: Option<usize>) -> anyhow::Result<Exec> {
     Ok(Exec::new(Isa::detect().map_err(anyhow::Error::msg)?, threads(flag)?))
+}
+
+/// The text that `--data` names, once or several times: files and folders are one text, a line each, and `-` is standard input,
+/// kept as a file among the caches, since a text is read more than once.
+pub fn data_spec(given: &[String]) -> anyhow::Result<String> {
+    if given.len() > 1
+        && let Some(spec) = given.iter().find(|spec| !is_files(spec))
+    {
+        bail!(
+            "--data {spec}: a dataset or synthetic stories cannot be one text with files; mix them by weights, such as \
+             --data {spec}@1 --data FILE@1"
+        );
+    }
+    let line = |spec: &String| if spec == "-" { from_stdin() } else { Ok(spec.clone()) };
+    Ok(given.iter().map(line).collect::<anyhow::Result<Vec<_>>>()?.join("\n"))
+}
+
+/// Whether a specification is of files, there or not.
+pub fn is_files(spec: &str) -> bool {
+    spec == "-"
+        || match Source::parse(spec) {
+            Ok(source) => source.is_files(),
+            Err(error) => !matches!(error, DataError::Spec { .. }),
+        }
+}
+
+/// Standard input as a file.
+fn from_stdin() -> anyhow::Result<String> {
+    let mut stdin = std::io::stdin().lock();
+    if std::io::IsTerminal::is_terminal(&stdin) {
+        say!("reading the text from the terminal; Ctrl-D ends it");
+    }
+    let folder = default_dir();
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    let (mut hash, mut failed) = (Xxh3::new(), None);
+    let spool = folder.join(format!("stdin-{}", std::process::id()));
+    let written = write_file(&spool, |file| {
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            match stdin.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(n) => {
+                    hash.update(&buffer[..n]);
+                    file.write_all(&buffer[..n])?;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(std::io::Error::other("standard input failed"));
+                }
+            }
+        }
+    });
+    if let Some(error) = failed {
+        bail!("cannot read standard input: {error}");
+    }
+    written?;
+    let path = folder.join(format!("stdin-{:016x}", hash.digest()));
+    std::fs::rename(&spool, &path).with_context(|| format!("cannot rename {}", spool.display()))?;
+    Ok(path.display().to_string())
+}
+
+/// The same specification with full paths, so that a run can go on from anywhere.
+pub fn in_full(spec: &str) -> String {
+    if spec.is_empty() || !is_files(spec) {
+        return spec.to_string();
+    }
+    let full =
+        |line: &str| std::path::absolute(line).map_or_else(|_| line.to_string(), |path| path.display().to_string());
+    spec.lines().map(full).collect::<Vec<_>>().join("\n")
 }
 
 /// The source that a specification names, a dataset of the hub fetched if it is not here yet.

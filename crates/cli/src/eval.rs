@@ -18,7 +18,7 @@ use flashlm_train::load::Found;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, exec, open_source, out, precision, say};
+use crate::common::{Status, data_spec, exec, open_source, out, precision, say};
 
 /// Most rows of one pass over latent weights.
 const ROWS: usize = 2048;
@@ -34,9 +34,12 @@ const PART: usize = 1 << 20;
 pub struct Args {
     /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
     model: PathBuf,
-    /// A text, .jsonl or .zst file, a folder of those, a dataset (hf:OWNER/DATASET::validation; see `train`), or `synthetic:N`.
-    #[arg(long, value_name = "SOURCE")]
-    data: String,
+    /// A file, a folder or a pattern, repeated for several; a dataset (hf:OWNER/DATASET::validation); or `synthetic:N`; see `train`
+    #[arg(long, value_name = "SOURCE", required = true, allow_hyphen_values = true)]
+    data: Vec<String>,
+    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
     /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1.
     #[arg(long)]
     offline: bool,
@@ -72,7 +75,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Found::Packed(packed) => (*packed, None),
     };
     let packed = Arc::new(packed);
-    let source = open_source(&args.data, 0, args.offline, &|| false)?;
+    let source = open_source(&data_spec(&args.data)?, 0, args.offline, &|| false)?;
+    let source = args.column.iter().fold(source, |source, column| source.with_column(column));
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
     match step {
@@ -128,7 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ("packed_over_latent", json!(apart.map(|apart| 1.0 + apart))),
             ("model", json!(from.to_string())),
             ("step", json!(step)),
-            ("data", json!(args.data)),
+            ("data", json!(args.data.join(", "))),
             ("repaired", json!(read.repaired)),
             ("runtime", json!(runtime)),
             ("precision", json!(precision)),

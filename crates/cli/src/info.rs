@@ -313,11 +313,9 @@ mod tests {
         for split in [Split::All, Split::Train(0.3), Split::Valid(0.3)] {
             let tokenizer = Tokenizer::bytes();
             let go_on = &mut |_: &_| ControlFlow::Continue(());
-            TokenCache::open_or_build(&path, &source, &tokenizer, split, 1, go_on).unwrap();
-            assert_eq!(
-                TokenCache::inspect(&path).unwrap().made_from(),
-                Expect::new(&source, &tokenizer, split).unwrap()
-            );
+            let side = source.clone().with_split(split);
+            TokenCache::open_or_build(&path, &side, &tokenizer, 1, go_on).unwrap();
+            assert_eq!(TokenCache::inspect(&path).unwrap().made_from(), Expect::new(&side, &tokenizer).unwrap());
         }
         std::fs::write(&path, &std::fs::read(&path).unwrap()[..47]).unwrap();
         assert!(TokenCache::inspect(&path).unwrap_err().to_string().contains("cut off"));

@@ -8,6 +8,7 @@ use std::time::Instant;
 use anyhow::{bail, ensure};
 use flashlm_kernels::cpu::peak_rss;
 use flashlm_kernels::{Exec, Isa};
+use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::Settings;
 use flashlm_train::data::curriculum::Curriculum;
@@ -17,7 +18,7 @@ use flashlm_train::stepper::Stepper;
 use flashlm_train::trainer;
 use serde_json::{Value, json};
 
-use crate::common::{Status, out, say};
+use crate::common::{Status, is_files, out, say};
 use crate::prepared::{self, Prepared};
 
 /// Updates of each stage that are measured, after one that is not.
@@ -27,6 +28,7 @@ const MEASURED: u64 = 3;
 pub fn dry_run(
     mut settings: Settings,
     resume: Option<&Checkpoint>,
+    tokenizer: Option<Tokenizer>,
     isa: Isa,
     threads: usize,
     stop: &AtomicBool,
@@ -34,7 +36,7 @@ pub fn dry_run(
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     missing(&settings)?;
-    let Prepared { texts, .. } = Prepared::new(&mut settings, resume, threads, true, stop, status)?;
+    let Prepared { texts, .. } = Prepared::new(&mut settings, tokenizer, threads, true, stop, status)?;
     settings.validate()?;
     let batch = settings.train.batch * settings.train.accumulation;
     let plan = Plan::new(&settings, texts.extents(), batch);
@@ -96,6 +98,9 @@ fn missing(settings: &Settings) -> anyhow::Result<()> {
         say!("stage {} of {}: T {}, {share:.0} % of the run: {texts}", i + 1, stages.len(), stage.seq_len);
     }
     let (count, all) = (errors.len(), specs.len());
+    if all == 1 && settings.texts().iter().all(|spec| is_files(&spec.source)) {
+        bail!("{}", errors[0].trim_start());
+    }
     bail!(
         "{count} of the {all} texts of this run are not here to be counted (datasets are fetched by `flashlm train` without \
          --dry-run):\n{}",

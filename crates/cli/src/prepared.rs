@@ -2,14 +2,15 @@
 //! stories to validate on.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use anyhow::bail;
 use flashlm_model::tok::Tokenizer;
-use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::Settings;
 use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
 use flashlm_train::data::curriculum::{Curriculum, Text};
+use flashlm_train::data::holdout::{Held, Holdout};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
@@ -18,7 +19,7 @@ use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
 use flashlm_train::stage::StageSource;
 
-use crate::common::{Status, open_source, say};
+use crate::common::{Status, counted, open_source, say};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -33,11 +34,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Reads, or builds where they are not there yet, the vocabulary and the token caches; the vocabulary's size and its end
-    /// of stories go into the settings.
+    /// Reads, or builds where they are not there yet, the vocabulary (but for the `own` one of a model that is trained on) and
+    /// the token caches; the vocabulary's size and its end of stories go into the settings.
     pub fn new(
         settings: &mut Settings,
-        resume: Option<&Checkpoint>,
+        own: Option<Tokenizer>,
         threads: usize,
         offline: bool,
         stop: &AtomicBool,
@@ -55,33 +56,26 @@ impl Prepared {
             settings.data.valid = own.to_string();
             say!("validation: the dataset's own, {own}; --valid names another");
         }
-        let (side, valid_source, valid_side) = if settings.data.valid.is_empty() {
-            let share = settings.data.holdout;
-            let source = sources[last].0.clone();
-            let of = if sources.len() > 1 { format!(" of {}", specs[last].source) } else { String::new() };
-            say!("validation: {} % of the stories{of}, chosen by a hash of each, are held out", share * 100.0);
-            (Split::Train(share), source, Split::Valid(share))
-        } else {
-            // Another seed, so that two synthetic sources do not tell the same stories.
-            let valid = open_source(&settings.data.valid, seed.wrapping_add(1), offline, &stopped)?;
-            if sources.iter().any(|(source, _)| source.place() == valid.place()) {
-                bail!("--valid is the training text itself; name another text, or leave it out to hold out a share");
+        let mut sources = sources;
+        let valid_source = held_out(settings, &mut sources, last, offline, &stopped)?;
+        for ((source, _), spec) in sources.iter().zip(&specs) {
+            let passed = source.passed_over();
+            if !passed.is_empty() {
+                say!("{}: passed over: {passed}", spec.source.replace('\n', ", "));
             }
-            (Split::All, valid, Split::All)
-        };
-
+        }
         let mut progress = |what: &str, p: &Progress| {
             let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);
             let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
             status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", console::duration(eta)));
             if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let tokenizer = match resume {
-            Some(from) => Tokenizer::from_json(&from.bytes("tokenizer.json")?)?,
+        let tokenizer = match own {
+            Some(own) => own,
             None => {
                 let choice: TokenizerChoice = settings.tokenizer.kind.parse()?;
                 let wanted = &settings.tokenizer;
-                tokenizer(&default_dir(), &choice, wanted.vocab, wanted.stories, &sources, side, &mut |p| {
+                tokenizer(&default_dir(), &choice, wanted.vocab, wanted.stories, &sources, &mut |p| {
                     progress("vocabulary", p)
                 })?
             }
@@ -89,14 +83,14 @@ impl Prepared {
         (settings.model.vocab_size, settings.model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
         let mut texts: Vec<Text> = Vec::new();
         for ((source, _), spec) in sources.iter().zip(&specs) {
-            let path = cache_path(&default_dir(), source, &tokenizer, side);
+            let path = cache_path(&default_dir(), source, &tokenizer);
             let what = if sources.len() > 1 { format!("tokens of {}", source.name()) } else { "tokens".into() };
-            let (cache, stale) =
-                TokenCache::open_or_build(&path, source, &tokenizer, side, threads, &mut |p| progress(&what, p))?;
-            let about = stale.map_or("reused".to_string(), |reason| format!("built: {reason}"));
+            let (cache, built) =
+                TokenCache::open_or_build(&path, source, &tokenizer, threads, &mut |p| progress(&what, p))?;
+            let about = built.map_or("reused".to_string(), |built| format!("built: {}", built.reason));
             let short = source.name();
             let taken = sources.iter().filter(|(other, _)| other.name() == short).count() > 1;
-            let name = if taken { spec.source.clone() } else { short.to_string() };
+            let name = if taken { spec.source.replace('\n', ", ") } else { short.to_string() };
             let label = if sources.len() > 1 { format!("text {name}") } else { "text".into() };
             say!("{label}: {cache} ({about})");
             texts.push(Text { name, cache });
@@ -106,16 +100,32 @@ impl Prepared {
         // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
         let mut bits = Some(0.0);
         let budget = Budget { tokens: Some(VALID_TOKENS) };
-        let (valid, _) = Stories::read_with(&valid_source, &tokenizer, valid_side, budget, &mut |story| {
+        let (valid, _) = Stories::read_with(&valid_source, &tokenizer, budget, &mut |story| {
             bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
         })?;
         if valid.is_empty() {
-            let named = if settings.data.valid.is_empty() { &specs[last].source } else { &settings.data.valid };
-            bail!(
-                "no story of {named} is left for validation ({} for training); give a text for it with --valid, or raise \
-                 data.holdout (now {})",
-                texts.iter().map(|text| text.cache.stories()).sum::<usize>(),
-                settings.data.holdout
+            match settings.data.valid.is_empty() {
+                true => bail!(
+                    "no story of {} is left for validation ({} for training); name a text for it with --valid, or raise \
+                     data.holdout (now {})",
+                    specs[last].source,
+                    texts[last].cache.stories(),
+                    settings.data.holdout
+                ),
+                false => {
+                    bail!("{}: the validation text holds no story; name another with --valid", settings.data.valid)
+                }
+            }
+        }
+        if settings.data.valid.is_empty() {
+            say!("validation: {}", of_text(&texts[last].cache, &valid_source, settings.data.holdout));
+        }
+        let doubles: u64 = texts.iter().map(|text| text.cache.doubles()).sum();
+        if doubles > 0 {
+            say!(
+                "{} of the training text are in the validation text, too, and left out; \
+                 --set data.keep_doubles=true trains on them",
+                counted(doubles, "story")
             );
         }
         let entropy_bound = bits.map(|bits| bits / valid.totals().bytes as f64);
@@ -129,6 +139,82 @@ fn heaviest_of_last_stage(settings: &Settings) -> StageSource {
     let sources = settings.stages().pop().map(|stage| stage.sources).unwrap_or_default();
     let first = sources[0].clone();
     sources.into_iter().fold(first, |best, source| if source.weight > best.weight { source } else { best })
+}
+
+/// The validation text: the one named, or what is held out of source `last`. Of the training texts, the files and stories of
+/// it are left out.
+fn held_out(
+    settings: &Settings,
+    sources: &mut [(Source, f64)],
+    last: usize,
+    offline: bool,
+    stop: &dyn Fn() -> bool,
+) -> anyhow::Result<Source> {
+    let data = &settings.data;
+    let by_place = |split| matches!(split, Split::After(_));
+    let valid = if !data.valid.is_empty() {
+        // Another seed, so that two synthetic sources do not tell the same stories.
+        let valid = open_source(&data.valid, settings.train.seed.wrapping_add(1), offline, stop)?;
+        let valid = if data.column.is_empty() { valid } else { valid.with_column(&data.column) };
+        for (source, _) in sources.iter_mut() {
+            if source.place() == valid.place() {
+                bail!(
+                    "--valid is the training text itself; name another text, leave it out to hold out a share, or validate \
+                     on what is trained on with --set data.holdout=0"
+                );
+            }
+            source.leave_out_files_of(&valid)?;
+        }
+        valid
+    } else if data.holdout == 0.0 {
+        return Ok(sources[last].0.clone());
+    } else {
+        let Holdout { train, valid } = Holdout::of(&sources[last].0, data.holdout)?;
+        let held = sources[last].0.clone().with_split(valid);
+        for (i, (source, _)) in sources.iter_mut().enumerate() {
+            // By hash, a story is held out of all texts alike.
+            if i == last || !by_place(valid) {
+                *source = source.clone().with_split(train);
+            }
+        }
+        held
+    };
+    if !data.keep_doubles && (!data.valid.is_empty() || by_place(valid.split())) {
+        let held = Arc::new(Held::of(&valid)?);
+        for (source, _) in sources.iter_mut() {
+            *source = source.clone().without(held.clone());
+        }
+    }
+    Ok(valid)
+}
+
+/// Fewer stories, or bytes by place, are said to be few.
+const FEW: (u64, u64) = (50, 16 << 10);
+
+/// What is held out of a text, in words.
+fn of_text(train: &TokenCache, valid: &Source, share: f64) -> String {
+    if share == 0.0 {
+        return "nothing is held out (data.holdout = 0); the training text itself is scored".into();
+    }
+    let (stories, all) = train.read();
+    let stories_held = stories.saturating_sub(train.stories() as u64);
+    let held = match valid.split() {
+        Split::After(at) => all.saturating_sub(at),
+        _ => all.saturating_sub(train.bytes()),
+    };
+    let part = format!("{}, {:.1} % of the text", console::bytes(held), 100.0 * held as f64 / all.max(1) as f64);
+    let few = "; so few are a rough measure, --valid names a text of your own";
+    match valid.split() {
+        Split::After(_) => {
+            format!("the end of the text is held out: {part}{}", if held < FEW.1 { few } else { "" })
+        }
+        _ => format!(
+            "{} of {} stories are held out, chosen by a hash of each: {part}{}",
+            console::thousands(stories_held),
+            console::thousands(stories),
+            if stories_held < FEW.0 { few } else { "" }
+        ),
+    }
 }
 
 /// A text of the run.

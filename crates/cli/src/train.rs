@@ -6,19 +6,22 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use anyhow::{Context, bail, ensure};
 use flashlm_kernels::cpu::Machine;
-use flashlm_kernels::{Exec, Isa};
+use flashlm_kernels::{Buf, Exec, Isa};
 use flashlm_model::io::read_limited;
+use flashlm_model::tok::Tokenizer;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::Checkpoint;
-use flashlm_train::config::{Layers, Settings, preset, preset_names};
+use flashlm_train::config::{DataSettings, Layers, Settings, TrainSettings, preset, preset_names};
 use flashlm_train::data::DataError;
+use flashlm_train::load::{Found, Model, unpacked};
 use flashlm_train::log::console;
 use flashlm_train::run_folder::{CARD, CURVE, Claim, METRICS, RESULT, RunError, RunFolder};
+use flashlm_train::stage::{Stage, StageSource};
 use flashlm_train::trainer::{self, Ending, Event, Inputs, Outcome, TrainError, Trainer, finished};
 use flashlm_train::what::{Unwanted, What, quoted};
 use toml::Value;
 
-use crate::common::{Status, counted, precision, say, set_all, threads, try_out};
+use crate::common::{Status, counted, data_spec, exec, in_full, precision, say, set_all, threads, try_out};
 use crate::plan;
 use crate::prepared::Prepared;
 use crate::signals::{INTERRUPTED, Stop};
@@ -45,11 +48,15 @@ pub struct Args {
     /// One setting, such as train.lr=3e-3; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Text: tinystories (the default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`,
-    /// a file (text, .jsonl or .parquet with `text`), a folder, `synthetic` or `synthetic:N`
-    #[arg(long, value_name = "SOURCE")]
-    data: Option<String>,
-    /// Text for validation; without it that of the dataset, if it has one, else one story in a hundred is held out
+    /// Text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input; tinystories (the
+    /// default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`; `synthetic` or
+    /// `synthetic:N`. Several files or folders are one text; SOURCE@WEIGHT for each mixes them by weights
+    #[arg(long, value_name = "SOURCE", allow_hyphen_values = true)]
+    data: Vec<String>,
+    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
+    /// Text for validation; without it that of the dataset, if it has one, else 1 % of the text is held out, more of a small one
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
     /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
@@ -94,6 +101,10 @@ pub struct Args {
     /// Go on with a run or from one of its checkpoints
     #[arg(long, value_name = "PATH")]
     resume: Option<PathBuf>,
+    /// Start from the weights and the vocabulary of a model (a run, a checkpoint, a model file, a packed model), with a fresh
+    /// optimizer and schedule: fine-tuning
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"])]
+    from: Option<PathBuf>,
     /// Print the plan and train nothing: for each stage its texts, tokens, epochs and updates; time and memory, measured
     #[arg(long)]
     dry_run: bool,
@@ -121,7 +132,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let machine = Machine::detect();
     let resume = args.resume.as_deref().map(Resume::open).transpose()?;
     let from = resume.as_ref().map(|resume| &resume.from);
-    let mut settings = resolve(&args, from, &machine)?;
+    let start = args.from.as_deref().map(Start::load).transpose()?;
+    let mut settings = resolve(&args, from, start.as_ref(), &machine)?;
     let isa = Isa::detect().map_err(anyhow::Error::msg)?;
     settings.train.precision = settings.train.precision.resolve(isa);
     let threads = if settings.train.threads > 0 {
@@ -132,8 +144,9 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         threads
     };
     let mut status = Status::new();
-    if args.data.is_some()
+    if !args.data.is_empty()
         && settings.stages().iter().flat_map(|stage| &stage.sources).all(|s| s.source != settings.data.source)
+        && !args.data.iter().any(|spec| weighted(spec).is_some())
     {
         bail!("--data is not used: every stage of train.stages names its own sources");
     }
@@ -146,12 +159,17 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         return Err(over.into());
     }
     let stop = Stop::listen()?;
+    let (tokenizer, weights) = match (from, start) {
+        (Some(from), _) => (Some(Tokenizer::from_json(&from.bytes("tokenizer.json")?)?), None),
+        (None, Some(start)) => (Some(start.tokenizer), Some(start.params)),
+        (None, None) => (None, None),
+    };
     if args.dry_run {
-        return plan::dry_run(settings, from, isa, threads, &stop.flag, &mut status, args.json);
+        return plan::dry_run(settings, from, tokenizer, isa, threads, &stop.flag, &mut status, args.json);
     }
     let claim = run.claim(args.config.as_deref())?;
     let folder = claim.folder().clone();
-    let text = Prepared::new(&mut settings, from, threads, args.offline, &stop.flag, &mut status)?;
+    let text = Prepared::new(&mut settings, tokenizer, threads, args.offline, &stop.flag, &mut status)?;
 
     settings.validate()?;
     let mut product = Product { open: true };
@@ -160,7 +178,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let Prepared { tokenizer, texts, valid, entropy_bound } = text;
     let train_stories: usize = texts.texts().iter().map(|text| text.cache.stories()).sum();
     let (valid_stories, valid_bytes) = (valid.len(), valid.totals().bytes);
-    let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, claim };
+    let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, start: weights, claim };
     let mut trainer = Trainer::new(&cx, inputs, from)?;
     say!(
         "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} in {} on {}",
@@ -305,8 +323,84 @@ impl Folder {
     }
 }
 
+/// The model that `--from` names.
+struct Start {
+    config: ModelConfig,
+    params: Buf<f32>,
+    tokenizer: Tokenizer,
+    /// Of the checkpoint that it is.
+    path: PathBuf,
+}
+
+impl Start {
+    fn load(path: &Path) -> anyhow::Result<Start> {
+        match Found::load(path)? {
+            Found::Latent(model) => {
+                let Model { config, params, tokenizer, path, step } = *model;
+                let step = step.map_or(String::new(), |step| format!(" (step {step})"));
+                say!("starting from {}{step}, with a fresh optimizer and schedule", path.display());
+                Ok(Start { config, params, tokenizer, path })
+            }
+            Found::Packed(model) => {
+                say!(
+                    "starting from {}: a packed model has lost its master weights; they begin at the ternary ones, which takes some \
+                     steps to make up for",
+                    path.display()
+                );
+                Ok(Start {
+                    config: model.config().clone(),
+                    params: unpacked(&exec(None)?, path)?,
+                    tokenizer: Tokenizer::from_json(&model.tokenizer().to_json())?,
+                    path: path.to_path_buf(),
+                })
+            }
+        }
+    }
+
+    /// How the model was trained, without its text and length; none where that is not known.
+    fn recipe(&self) -> Option<Settings> {
+        let saved = trainer::continued(&Checkpoint::open(&self.path).ok()?).ok()?;
+        let Settings { data, tokenizer, train, .. } = Settings::default();
+        let (steps, minutes, epochs, stages) = (train.steps, train.minutes, train.epochs, train.stages);
+        let boundaries = saved.data.boundaries;
+        Some(Settings {
+            data: DataSettings { boundaries, ..data },
+            tokenizer,
+            train: TrainSettings { steps, minutes, epochs, stages, ..saved.train },
+            ..saved
+        })
+    }
+}
+
+/// The source and the weight of `SOURCE@WEIGHT`.
+fn weighted(spec: &str) -> Option<(&str, f64)> {
+    let (source, weight) = spec.rsplit_once('@')?;
+    let weight = weight.parse().ok().filter(|weight: &f64| weight.is_finite())?;
+    (!source.is_empty() && !Path::new(spec).exists()).then_some((source, weight))
+}
+
+/// The texts of one stage, where `--data` gives weights.
+fn mixed(data: &[String]) -> anyhow::Result<Option<Vec<StageSource>>> {
+    let parts: Vec<_> = data.iter().map(|spec| weighted(spec)).collect();
+    if parts.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let source = |(part, spec): (Option<(&str, f64)>, &String)| match part {
+        Some((source, weight)) => {
+            Ok(StageSource { weight, ..StageSource::new(&in_full(&data_spec(&[source.to_string()])?)) })
+        }
+        None => bail!("--data {spec} has no weight; give each a weight, such as --data {spec}@1, or none"),
+    };
+    parts.into_iter().zip(data).map(source).collect::<anyhow::Result<_>>().map(Some)
+}
+
 /// Preset, file, flags, then what is left to the hardware.
-fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyhow::Result<Settings> {
+fn resolve(
+    args: &Args,
+    resume: Option<&Checkpoint>,
+    start: Option<&Start>,
+    machine: &Machine,
+) -> anyhow::Result<Settings> {
     let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));
     for (flag, none, key) in [
         ("--minutes 0", args.minutes == Some(0.0), "minutes"),
@@ -339,12 +433,17 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         }
         (None, Some(name)) => Layers::preset(name)?,
         (None, None) if args.config.is_some() => Layers::defaults(),
+        (None, None) if start.is_some() => Layers::of(&start.and_then(Start::recipe).unwrap_or_default()),
         (None, None) => {
             let (name, why) = size_for(machine, minutes);
             say!("preset {name}: {why}. Others: {}", preset_names().join(", "));
             Layers::preset(name)?
         }
     };
+    let model = start.map(|start| &start.config);
+    if let Some(model) = model {
+        layers.set_value("model", Value::try_from(model)?)?;
+    }
     if let Some(path) = &args.config {
         let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
         let text = text.with_context(|| format!("{}: settings are text in UTF-8", path.display()))?;
@@ -352,13 +451,17 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
     }
     set_all(&mut layers, &args.set)?;
     let text = |value: &Option<String>| value.clone().map(Value::String);
+    let mixed = mixed(&args.data)?;
+    let data = if args.data.is_empty() || mixed.is_some() { None } else { Some(in_full(&data_spec(&args.data)?)) };
+    let valid = args.valid.as_deref().map(in_full);
     let float = |value: Option<f64>| value.map(Value::Float);
     let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
         value.map(|n| Ok(Value::Integer(i64::try_from(n).context("a number above 9223372036854775807")?))).transpose()
     };
     let flags = [
-        ("data.source", text(&args.data)),
-        ("data.valid", text(&args.valid)),
+        ("data.source", data.map(Value::String)),
+        ("data.column", text(&args.column)),
+        ("data.valid", valid.map(Value::String)),
         ("tokenizer.kind", text(&args.tokenizer)),
         ("tokenizer.vocab", whole(args.vocab.map(|n| n as u64))?),
         ("train.minutes", float(minutes)),
@@ -376,13 +479,28 @@ fn resolve(args: &Args, resume: Option<&Checkpoint>, machine: &Machine) -> anyho
         }
     }
     if resume.is_none()
-        && args.data.is_none()
+        && args.data.is_empty()
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
         say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
     }
     let mut settings = layers.settings()?;
+    if let Some(sources) = mixed {
+        let (seq_len, column) = (settings.train.seq_len, settings.data.column.clone());
+        let sources = sources.into_iter().map(|source| StageSource { column: column.clone(), ..source }).collect();
+        settings.train.stages = vec![Stage { seq_len, share: 1.0, sources }];
+    }
+    if resume.is_none() {
+        // So that the run can go on from anywhere.
+        let texts = settings.train.stages.iter_mut().flat_map(|stage| &mut stage.sources).map(|text| &mut text.source);
+        texts.chain([&mut settings.data.source, &mut settings.data.valid]).for_each(|spec| *spec = in_full(spec));
+    }
+    if let Some(model) = model.filter(|model| **model != settings.model) {
+        let wanted = Settings { model: model.clone(), ..settings.clone() };
+        let differs = wanted.conflict(&settings).unwrap_or_default();
+        bail!("--from: the model is what it is ({differs}); leave out the setting, or train a new model");
+    }
     if settings.train.batch == 0 {
         let cores = machine.cores;
         settings.train.batch = if settings.model.dim >= 384 { (2 * cores).clamp(4, 64) } else { cores.clamp(2, 8) };

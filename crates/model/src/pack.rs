@@ -409,6 +409,17 @@ impl Reader {
     /// A matrix of a BitLinear: ternary, or of bytes where the config has no quantiser.
     pub(crate) fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<PackedMatrix, PackError> {
         let Some(quant) = self.config.quant.quant() else { return self.bytes(name, outputs, inputs) };
+        let (codes, columns, scales) = self.ternary(name, quant, (outputs, inputs))?;
+        Ok(PackedMatrix::ternary(codes, &scales, outputs, columns))
+    }
+
+    /// The codes of a ternary matrix, row by row, how the columns share scales, and the scales `[outputs, segments]`.
+    fn ternary(
+        &self,
+        name: &str,
+        quant: Quant,
+        (outputs, inputs): (usize, usize),
+    ) -> Result<(impl Iterator<Item = i8>, Columns, Vec<f32>), PackError> {
         let (columns, scales) = self.scales(&format!("{name}.scale"), quant, (outputs, inputs))?;
         let each = self.density.per_byte();
         let width = inputs.div_ceil(each);
@@ -422,11 +433,11 @@ impl Reader {
         if let Some(bad) = bad {
             return Err(self.wrong(name, "ternary codes", format!("a byte of {bad}")));
         }
-        let weights = (0..outputs).flat_map(|output| {
+        let codes = (0..outputs).flat_map(move |output| {
             let row = &bytes[output * width..(output + 1) * width];
             (0..inputs).map(move |i| from_byte(row[i / each], i % each, self.density))
         });
-        Ok(PackedMatrix::ternary(weights, &scales, outputs, columns))
+        Ok((codes, columns, scales))
     }
 
     /// How the columns share scales, and the scales `[outputs, segments]`.
@@ -472,9 +483,16 @@ impl Reader {
 
     /// Embedding and head.
     pub(crate) fn table(&self) -> Result<PackedMatrix, PackError> {
+        let (codes, scales) = self.table_codes()?;
+        Ok(PackedMatrix::bytes(codes.into_iter(), &scales, self.config.vocab_size, self.config.dim))
+    }
+
+    /// Its codes and the scale of each row.
+    fn table_codes(&self) -> Result<(Vec<i8>, Vec<f32>), PackError> {
         let (outputs, inputs) = (self.config.vocab_size, self.config.dim);
         if self.table == TableBits::Eight {
-            return self.bytes(TABLE, outputs, inputs);
+            let (codes, scales) = self.byte_codes(TABLE, outputs, inputs)?;
+            return Ok((codes.collect(), scales));
         }
         let common = outputs.div_ceil(COMMON);
         let (codes, mut row_scales) = self.byte_codes(TABLE, common, inputs)?;
@@ -499,7 +517,7 @@ impl Reader {
             codes.extend(row.iter().map(|&code| code as i8));
             row_scales.extend(scale);
         }
-        Ok(PackedMatrix::bytes(codes.into_iter(), &row_scales, outputs, inputs))
+        Ok((codes, row_scales))
     }
 
     /// The tokenizer, which fits the model.
@@ -535,6 +553,9 @@ fn shown(text: &str) -> String {
 fn divisor(a: usize, b: usize) -> usize {
     if b == 0 { a } else { divisor(b, a % b) }
 }
+
+mod unpack;
+pub use unpack::unpack;
 
 #[cfg(test)]
 mod tests;

@@ -40,12 +40,16 @@ pub struct TokenizerSettings {
 /// `[data]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DataSettings {
-    /// A text file, folder, `.zst`, `.jsonl`, dataset of the hub, or `synthetic`.
+    /// Files, a folder, a pattern or several of these, a line each; a dataset of the hub; or `synthetic`.
     pub source: String,
-    /// The same for validation; empty: the dataset's own, else hold out a share of `source`.
+    /// Field or column of the text, in `source` and `valid`; empty: `text`, or that of the dataset.
+    pub column: String,
+    /// The same as `source` for validation; empty: the dataset's own, else hold out a share of `source`.
     pub valid: String,
-    /// Share of the stories held out, chosen by a hash of each story.
+    /// Share of the text held out, more where that would be little; 0: none, and the training text is validated on.
     pub holdout: f64,
+    /// Whether to train on stories that are in the validation text, too.
+    pub keep_doubles: bool,
     /// What becomes of the ends of stories; `model.reset` follows from it, and it from that: the later setting rules.
     pub boundaries: Boundaries,
 }
@@ -162,7 +166,7 @@ const PRESETS: &[(&str, &str)] = &[
 ];
 
 /// Keys of `[train]` that enter each update anew, so that a run may go on with others.
-const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip"];
+const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip", "batch", "accumulation", "decay_share"];
 
 /// The names that `--preset` takes.
 pub fn preset_names() -> Vec<&'static str> {
@@ -183,8 +187,10 @@ impl Default for Settings {
             tokenizer: TokenizerSettings { kind: "bpe".into(), vocab: 4096, stories: vocab::STORIES },
             data: DataSettings {
                 source: "tinystories".into(),
+                column: String::new(),
                 valid: String::new(),
                 holdout: 0.01,
+                keep_doubles: false,
                 boundaries: Boundaries::Packed,
             },
             train: TrainSettings {
@@ -304,7 +310,8 @@ impl Settings {
         check(t.threads <= 1024, "train.threads", t.threads.to_string(), "at most 1024")?;
         check(t.sample_tokens <= 100_000, "train.sample_tokens", t.sample_tokens.to_string(), "at most 100000")?;
         let holdout = self.data.holdout;
-        check(within(holdout, 1e-6, 0.9), "data.holdout", holdout.to_string(), "above 0 and at most 0.9")?;
+        let held = holdout == 0.0 || within(holdout, 1e-6, 0.9);
+        check(held, "data.holdout", holdout.to_string(), "0 for none, or between 0.000001 and 0.9")?;
         let (boundaries, reset) = (self.data.boundaries, self.model.reset);
         if boundaries != Boundaries::Padded && reset != (boundaries == Boundaries::Reset) {
             return Err(SettingsError::Boundaries { boundaries: boundaries.name(), reset });
@@ -317,6 +324,10 @@ impl Settings {
         let fixed = |s: &Settings| {
             let mut all = flatten("", &table_of(s));
             let free = |key: &str| {
+                // Of the text, what it is counts, and that is compared once it is read.
+                if ["data.source", "data.column", "data.valid", "data.holdout", "data.keep_doubles"].contains(&key) {
+                    return true;
+                }
                 let key = key.strip_prefix("train.").unwrap_or(key);
                 STEPWISE.contains(&key)
                     || ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)

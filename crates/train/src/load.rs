@@ -142,6 +142,11 @@ impl Found {
     }
 }
 
+/// Parameters to train on from, of a packed model.
+pub fn unpacked(cx: &Exec, path: &Path) -> Result<Buf<f32>, LoadError> {
+    Ok(pack::unpack(cx, path)?)
+}
+
 /// A model for the packed runtime: one that is packed, or whatever [`Model::load`] takes, packed in memory.
 pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
     match Found::load(path)? {

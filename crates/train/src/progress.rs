@@ -20,6 +20,15 @@ pub struct State {
     pub stage: usize,
     /// Update at which the stage began.
     pub stage_start: u64,
+    /// Windows of the stage so far; older states do not tell, their batch never changed.
+    #[serde(default)]
+    pub windows: Option<u64>,
+    /// The contents of each text, and of the validation text, as the runs before this one had them; older states do not tell.
+    #[serde(default)]
+    pub texts: Vec<u64>,
+    #[serde(default)]
+    #[allow(missing_docs)]
+    pub valid: Option<u64>,
     /// Passes over each text of the run before this stage; one number in runs saved when there was but one text.
     #[serde(deserialize_with = "one_or_many")]
     pub epochs_before: Vec<f64>,
@@ -32,6 +41,13 @@ pub struct State {
     pub validated: Option<Best>,
     /// Sum of losses since the last row of metrics, and their number.
     pub loss_sum: (f64, u64),
+}
+
+impl State {
+    /// The start of a run on these texts and this validation text.
+    pub fn new((texts, valid): (Vec<u64>, u64)) -> State {
+        State { epochs_before: vec![0.0; texts.len()], texts, valid: Some(valid), ..State::default() }
+    }
 }
 
 fn one_or_many<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<f64>, D::Error> {
@@ -176,7 +192,7 @@ mod tests {
 
     /// Of a text of so many tokens, packed.
     fn extents(tokens: usize) -> [Extent; 3] {
-        [128, 256, 512].map(|t| Extent { windows: tokens as f64 / (t + 1) as f64, tokens: t as f64 })
+        [128, 256, 512].map(|t| Extent { windows: tokens as f64 / t as f64, tokens: t as f64 })
     }
 
     #[test]
@@ -195,9 +211,9 @@ mod tests {
     fn stages_by_epochs_count_the_tokens_that_each_trains_on() {
         let mut settings = staged([0.25, 0.25, 0.5]);
         settings.train.epochs = 4.0;
-        let plan = Plan::new(&settings, &extents(129 * 257 * 513), 1);
+        let plan = Plan::new(&settings, &extents(128 * 256 * 512), 1);
         // One epoch of 128, one of 256, two of 512.
-        assert_eq!(plan.ends, Some(vec![257 * 513, 257 * 513 + 129 * 513, 257 * 513 + 129 * 513 + 2 * 129 * 257]));
+        assert_eq!(plan.ends, Some(vec![256 * 512, 256 * 512 + 128 * 512, 256 * 512 + 128 * 512 + 2 * 128 * 256]));
     }
 
     #[test]

@@ -138,7 +138,8 @@ impl Settings {
             stages.push(Stage { seq_len: self.train.seq_len, share: 1.0, sources: Vec::new() });
         }
         for stage in stages.iter_mut().filter(|stage| stage.sources.is_empty()) {
-            stage.sources.push(StageSource::new(&self.data.source));
+            let column = self.data.column.clone();
+            stage.sources.push(StageSource { column, ..StageSource::new(&self.data.source) });
         }
         stages
     }

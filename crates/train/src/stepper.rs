@@ -95,7 +95,7 @@ impl Stepper {
     ) -> Option<Update> {
         zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
-        let tokens: usize = (0..batch).map(|i| window(i).into().rest.len()).sum();
+        let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
         let pass = (self.lm.rows() / seq_len).max(1);
@@ -109,10 +109,10 @@ impl Stepper {
             self.targets.clear();
             for i in first..first + n {
                 let Window { first, rest } = window(i).into();
-                let end = self.inputs.len() + seq_len;
+                let (start, end) = (self.inputs.len(), self.inputs.len() + seq_len);
+                rest.iter().for_each(|run| self.targets.extend_from_slice(run));
                 self.inputs.push(first);
-                self.inputs.extend_from_slice(&rest[..rest.len() - 1]);
-                self.targets.extend_from_slice(rest);
+                self.inputs.extend_from_slice(&self.targets[start..self.targets.len() - 1]);
                 // Causal models do not look at what comes after.
                 self.inputs.resize(end, first);
                 self.targets.resize(end, NO_TARGET);

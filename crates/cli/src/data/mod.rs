@@ -11,7 +11,7 @@ use flashlm_train::data::source::Source;
 use flashlm_train::log::console::thousands;
 use serde_json::json;
 
-use crate::common::open_source;
+use crate::common::{data_spec, open_source, say};
 use crate::report::Report;
 pub use prepare::summary;
 
@@ -44,7 +44,7 @@ struct Select {
     /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
     #[arg(long)]
     offline: bool,
-    /// Field of .jsonl or column of .parquet that holds the text: `text`, or that of the dataset
+    /// Field of JSON or CSV, or column of .parquet, that holds the text: `text`, or that of the dataset
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
     /// Take stories of at least this number in the field or column `score`; 0: all
@@ -62,6 +62,15 @@ struct Select {
 }
 
 impl Select {
+    fn open_all(&self, given: &[String], seed: u64) -> anyhow::Result<Source> {
+        let source = self.open(&data_spec(given)?, seed)?;
+        let passed = source.passed_over();
+        if !passed.is_empty() {
+            say!("{}: passed over: {passed}", given.join(", "));
+        }
+        Ok(source)
+    }
+
     fn open(&self, spec: &str, seed: u64) -> anyhow::Result<Source> {
         let Select { min_score, min_chars, max_chars, min_simple, .. } = *self;
         let filter = Filter { min_score, min_chars, max_chars, min_simple };

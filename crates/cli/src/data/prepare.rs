@@ -5,6 +5,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use flashlm_model::tok::Tokenizer;
@@ -13,6 +14,7 @@ use flashlm_train::config::Settings;
 use flashlm_train::data::DataError;
 use flashlm_train::data::cache::{Progress, Stale, TokenCache, default_dir};
 use flashlm_train::data::filter::Dropped;
+use flashlm_train::data::holdout::{Held, Holdout};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
@@ -27,10 +29,10 @@ use crate::report::Report;
 /// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
 #[derive(clap::Args)]
 pub struct Args {
-    /// A text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, hf:OWNER/DATASET; see `train`), or
-    /// synthetic:N (N stories made on the spot)
-    #[arg(long, value_name = "SOURCE")]
-    data: String,
+    /// A file, folder or pattern, repeated for several; `-` for standard input; a dataset (tinystories, hf:OWNER/DATASET; see
+    /// `train`); or synthetic:N (N stories made on the spot)
+    #[arg(long, value_name = "SOURCE", required = true, allow_hyphen_values = true)]
+    data: Vec<String>,
     #[command(flatten)]
     select: Select,
     /// frequency (lossy, as FlashLM v4), bpe, bytes, or a tokenizer file
@@ -42,7 +44,7 @@ pub struct Args {
     /// Stories from the first on that a frequency tokenizer counts
     #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.stories)]
     stories: usize,
-    /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each
+    /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each, or more of few
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
     /// Folder to write to; prepared/NAME-OF-THE-DATA if not given
@@ -65,10 +67,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let choice: TokenizerChoice = args.tokenizer.parse()?;
     let defaults = Settings::default();
     let (share, seed) = (defaults.data.holdout, defaults.train.seed);
-    let data = args.select.open(&args.data, seed)?;
+    let data = args.select.open_all(&args.data, seed)?;
     let other = args.valid.or_else(|| data.validation().map(str::to_string));
     let (train, valid) = match &other {
-        None => ((data.clone(), Split::Train(share)), (data, Split::Valid(share))),
+        None => {
+            let Holdout { train, valid } = Holdout::of(&data, share)?;
+            (data.clone().with_split(train), data.with_split(valid))
+        }
         Some(spec) => {
             // Another seed, or synthetic validation would repeat the stories of synthetic training.
             let valid = args.select.open(spec, seed.wrapping_add(1))?;
@@ -77,10 +82,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     "--valid {spec} is the training data itself; name other text, or leave it out to hold out a share"
                 );
             }
-            ((data, Split::All), (valid, Split::All))
+            let mut train = data;
+            train.leave_out_files_of(&valid)?;
+            (train, valid)
         }
     };
-    let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
+    let train = match (&other, valid.split()) {
+        (None, Split::Valid(_)) => train,
+        _ => train.without(Arc::new(Held::of(&valid)?)),
+    };
+    let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.name()));
     match What::of(&dir) {
         What::Missing(_) | What::EmptyFolder | What::Prepared => {}
         found => bail!(
@@ -90,8 +101,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
-    let sources = [(train.0.clone(), 1.0)];
-    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, train.1, &mut told)?;
+    let sources = [(train.clone(), 1.0)];
+    let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, &mut told)?;
     status.clear();
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
     let mut report = Report::default();
@@ -104,15 +115,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         json!({"kind": kind, "vocab_size": size, "eos": tokenizer.eos(), "hash": format!("{:016x}", tokenizer.hash())}),
     );
     let sides = [("train", train), ("valid", valid)];
-    let caches = match &other {
-        // Both sides of one source in one pass.
-        None => build(&dir, &sides, &tokenizer, threads),
-        Some(_) => sides.chunks(1).try_fold(Vec::new(), |mut caches, side| {
-            caches.extend(build(&dir, side, &tokenizer, threads)?);
-            Ok(caches)
-        }),
-    };
-    let caches = match caches {
+    let build = |(name, source): &(&str, Source)| build(&dir, name, source, &tokenizer, threads);
+    let caches: Vec<TokenCache> = match sides.iter().map(build).collect() {
         Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
         caches => caches?,
     };
@@ -135,12 +139,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Dropped { score: sum(|d| d.score), short: sum(|d| d.short), long: sum(|d| d.long), hard: sum(|d| d.hard) };
         report_dropped(&mut report, &dropped);
     }
-    match other {
-        Some(_) => report.add("held out", "nothing: validation has a source of its own", Value::Null),
-        None => {
-            let text = format!("{} % of the stories, chosen by a hash of each story's text", share * 100.0);
+    let (cache, side) = (&caches[0], sides[1].1.split());
+    let (all, held) = (cache.read().1, caches[1].bytes());
+    let part = 100.0 * held as f64 / all.max(1) as f64;
+    match side {
+        Split::All => report.add("held out", "nothing: validation has a source of its own", Value::Null),
+        Split::Valid(share) => {
+            let text = format!("{part:.2} % of the text: stories chosen by a hash of each");
             report.add("held out", text, share);
         }
+        _ => {
+            report.add("held out", format!("{part:.2} % of the text: its end, since it has few stories"), part / 100.0)
+        }
+    }
+    if cache.doubles() > 0 {
+        let text = format!("{} stories of train that are in valid, too, and left out", thousands(cache.doubles()));
+        report.add("doubles", text, cache.doubles());
     }
     let text =
         format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
@@ -149,29 +163,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The caches of sides of one source.
+/// The cache of one side.
 fn build(
     dir: &Path,
-    sides: &[(&str, (Source, Split))],
+    name: &str,
+    source: &Source,
     tokenizer: &Tokenizer,
     threads: usize,
-) -> Result<Vec<TokenCache>, DataError> {
-    let Some((_, (source, _))) = sides.first() else { return Ok(Vec::new()) };
-    let names: Vec<&str> = sides.iter().map(|(name, _)| *name).collect();
-    let paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name).with_extension("tok")).collect();
-    let splits: Vec<Split> = sides.iter().map(|(_, (_, split))| *split).collect();
-    let (mut status, label) = (Status::new(), names.join(" and "));
-    let mut told = |p: &Progress| progress(&mut status, &label, p);
-    let built = TokenCache::open_or_build_all(&paths, source, tokenizer, &splits, threads, &mut told)?;
+) -> Result<TokenCache, DataError> {
+    let (path, mut status) = (dir.join(name).with_extension("tok"), Status::new());
+    let mut told = |p: &Progress| progress(&mut status, name, p);
+    let (cache, built) = TokenCache::open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
-    for ((name, path), (_, stale)) in names.iter().zip(&paths).zip(&built) {
-        match stale {
-            None => say!("{name}: {} serves as it is", path.display()),
-            Some(Stale::Missing) => {}
-            Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
-        }
+    match built.map(|built| built.reason) {
+        None => say!("{name}: {} serves as it is", path.display()),
+        Some(Stale::Missing) => {}
+        Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
     }
-    Ok(built.into_iter().map(|(cache, _)| cache).collect())
+    Ok(cache)
 }
 
 /// Stories, tokens and bytes of one side, in words and as JSON.

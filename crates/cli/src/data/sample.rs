@@ -12,9 +12,9 @@ use crate::common::out;
 /// Print stories drawn at random
 #[derive(clap::Args)]
 pub struct Args {
-    /// A text, .jsonl or .parquet file, a folder of those, a dataset (see `train`), or synthetic:N
-    #[arg(value_name = "SOURCE")]
-    data: String,
+    /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
+    #[arg(value_name = "SOURCE", required = true)]
+    data: Vec<String>,
     #[command(flatten)]
     select: Select,
     /// How many
@@ -30,12 +30,12 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let source = args.select.open(&args.data, 0)?;
+    let source = args.select.open_all(&args.data, 0)?;
     let (stories, read) = sample(&source, args.n, args.seed)?;
     if read.stories == 0 {
         bail!(
             "{}: no stories{}",
-            args.data,
+            args.data.join(", "),
             if read.dropped.total() > 0 { "; the filter drops every one" } else { "" }
         );
     }

@@ -20,9 +20,9 @@ use crate::report::Report;
 /// Count stories, bytes, tokens, doubled stories and lengths
 #[derive(clap::Args)]
 pub struct Args {
-    /// A text, .jsonl or .parquet file, a folder of those, a dataset (see `train`), or synthetic:N
-    #[arg(value_name = "SOURCE")]
-    data: String,
+    /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
+    #[arg(value_name = "SOURCE", required = true)]
+    data: Vec<String>,
     #[command(flatten)]
     select: Select,
     /// Also count the tokens of this tokenizer file
@@ -42,7 +42,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.svg.as_ref().map_or(Ok(()), |svg| may_write(svg, "--svg", args.force))?;
-    let source = args.select.open(&args.data, 0)?;
+    let source = args.select.open_all(&args.data, 0)?;
     let tokenizer = args.tokenizer.as_deref().map(of_file).transpose()?;
     let (mut status, started) = (Status::new(), Instant::now());
     let stats = Stats::of(&source, tokenizer.as_ref(), &mut |stories, read, fraction| {

@@ -147,7 +147,8 @@ fn the_plan_counts_what_a_run_then_does() {
     let rows = metrics(&place, "run");
     let last = rows.iter().rfind(|row| row["kind"] == "train").unwrap();
     let number = |value: &Value| value.as_f64().unwrap();
-    assert_eq!(number(&plan["tokens"]), number(&last["tokens"]));
+    // The plan counts with windows of mean length; the last one of each epoch is shorter, wherever it comes.
+    assert!((number(&plan["tokens"]) - number(&last["tokens"])).abs() < 32.0, "{plan} {last}");
     assert_eq!(number(&plan["updates"]), number(&last["step"]));
     // Shares are of tokens, and a tenth of an epoch is a tenth of all texts of the run.
     let (mut all, mut seen) = (0.0, Vec::new());

@@ -16,6 +16,7 @@ mod resume;
 #[cfg(target_os = "linux")]
 mod shim;
 mod story;
+mod texts;
 mod timeline;
 
 #[cfg(not(target_os = "linux"))]

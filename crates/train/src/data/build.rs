@@ -1,15 +1,14 @@
 //! Builds token caches with all cores: one reader -> `n` encoders -> one writer.
 //!
-//! One pass serves both sides of a split. Batches of about 1 MB of text of one side go to the encoders in turn and are
-//! collected in turn, over channels that hold two: each file is the same for any number of threads, and memory is bounded by
-//! the channels (and 8 bytes a story for the offsets). A story that goes beyond a batch is cut where its tokens do not
-//! notice, so that one book keeps all cores busy. Files appear under their names when all are complete, or not at all.
+//! Batches of about 1 MB of text go to the encoders in turn and are collected in turn, over channels that hold two: the file
+//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes a story for the offsets). A story
+//! that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file appears under
+//! its name when it is complete, or not at all.
 
 use super::DataError;
 use super::cache::{Expect, HEADER, Header, Progress};
 use super::filter::Dropped;
 use super::source::{Source, SourceReport};
-use super::split::Split;
 use crate::atomic;
 use flashlm_model::tok::{Encoder, Tokenizer, cut};
 use std::fs::{self, File};
@@ -24,27 +23,18 @@ use xxhash_rust::xxh3::Xxh3;
 const BATCH: usize = 1 << 20;
 const QUEUE: usize = 2;
 
-/// A cache to be built: where, and from what.
-pub(super) struct Job<'a> {
-    pub path: &'a Path,
-    pub expect: Expect,
-}
-
 /// Stories one after the other, on their way to an encoder.
 #[derive(Default)]
 struct Batch {
-    /// The number of the job.
-    job: usize,
     text: String,
     ends: Vec<usize>,
-    /// Whether the last story goes on in the next batch of the job.
+    /// Whether the last story goes on in the next batch.
     open: bool,
     fraction: f64,
 }
 
 /// The same stories as tokens, on their way to the file.
 struct Encoded {
-    job: usize,
     tokens: Vec<u8>,
     /// Tokens since the story before, for each that ends here, EOS included.
     lengths: Vec<u64>,
@@ -55,15 +45,16 @@ struct Encoded {
     fraction: f64,
 }
 
-/// Builds the caches of all jobs, which differ in their split, in one pass over the source.
+/// Builds the cache of what the source gives.
 pub(super) fn build(
-    jobs: &[Job],
+    path: &Path,
+    expect: Expect,
     source: &Source,
     tokenizer: &Tokenizer,
     threads: usize,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-) -> Result<(), DataError> {
-    for folder in jobs.iter().filter_map(|job| job.path.parent()).filter(|folder| !folder.as_os_str().is_empty()) {
+) -> Result<SourceReport, DataError> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(|e| DataError::io("create", folder, e))?;
         atomic::clean_leftovers(folder)?;
     }
@@ -71,65 +62,49 @@ pub(super) fn build(
         0 => thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
-    let splits: Vec<Split> = jobs.iter().map(|job| job.expect.split).collect();
-    let built = stage(jobs, Vec::new(), &mut |files| {
-        let new = |(file, job)| Output::new(file, job, tokenizer);
-        let mut outputs: Vec<Output> = files.into_iter().zip(jobs).map(new).collect();
+    // Kept apart, so that a full disk is told as such.
+    let mut failed = None;
+    let mut report = SourceReport::default();
+    let written = atomic::write_file(path, |file| {
+        let mut output = Output::new(file, expect, tokenizer);
         let started = Instant::now();
-        let report = encode_all(source, tokenizer, &splits, threads, &mut |batch| {
+        let read = encode_all(source, tokenizer, threads, &mut |batch| {
             let fraction = batch.fraction;
-            outputs[batch.job].push(batch)?;
-            let sum = |count: fn(&Header) -> u64| outputs.iter().map(|output| count(&output.header)).sum();
-            let so_far = Progress {
-                stories: sum(|header| header.stories),
-                bytes: sum(|header| header.bytes),
-                tokens: sum(|header| header.tokens),
-                fraction,
-                seconds: started.elapsed().as_secs_f64(),
-            };
-            match progress(&so_far) {
+            output.push(batch)?;
+            let Header { stories, bytes, tokens, .. } = output.header;
+            let seconds = started.elapsed().as_secs_f64();
+            match progress(&Progress { stories, bytes, tokens, fraction, seconds }) {
                 ControlFlow::Continue(()) => Ok(()),
                 ControlFlow::Break(()) => Err(DataError::Stopped.into()),
             }
-        })?;
-        outputs.into_iter().enumerate().try_for_each(|(job, output)| output.finish(job, source, &report))
-    });
-    built.map_err(|failed| match failed {
-        Failed::Data(e) => e,
-        Failed::Write(job, e) => DataError::io("write", jobs[job].path, e),
-    })
-}
-
-/// Fills the files of all jobs.
-type Fill<'a> = dyn FnMut(Vec<&mut BufWriter<File>>) -> Result<(), Failed> + 'a;
-
-/// Calls `fill` with a file for each job, all of which appear under their names if it succeeds.
-fn stage(jobs: &[Job], open: Vec<&mut BufWriter<File>>, fill: &mut Fill) -> Result<(), Failed> {
-    let number = open.len();
-    let Some(job) = jobs.get(number) else { return fill(open) };
-    let mut failure = None;
-    let written = atomic::write_file(job.path, |file| {
-        let mut open: Vec<&mut BufWriter<File>> = open;
-        open.push(file);
-        stage(jobs, open, fill).map_err(|failed| match failed {
-            Failed::Write(at, e) if at == number => e,
-            failed => {
-                failure = Some(failed);
+        });
+        let ended = read.and_then(|read| {
+            report = read;
+            output.finish(source, &read)
+        });
+        ended.map_err(|e| match e {
+            Failed::Write(e) => e,
+            Failed::Data(e) => {
+                failed = Some(e);
                 io::Error::other("there is no whole cache to write")
             }
         })
     });
-    match failure {
+    match failed {
         Some(failed) => Err(failed),
-        None => Ok(written.map_err(DataError::from)?),
+        None => Ok(written.map(|()| report)?),
     }
 }
 
-/// Kept apart, so that a full disk is told as such.
 enum Failed {
-    /// Of the file of the job of this number.
-    Write(usize, io::Error),
+    Write(io::Error),
     Data(DataError),
+}
+
+impl From<io::Error> for Failed {
+    fn from(e: io::Error) -> Failed {
+        Failed::Write(e)
+    }
 }
 
 impl From<DataError> for Failed {
@@ -142,7 +117,6 @@ impl From<DataError> for Failed {
 fn encode_all(
     source: &Source,
     tokenizer: &Tokenizer,
-    splits: &[Split],
     threads: usize,
     write: &mut dyn FnMut(Encoded) -> Result<(), Failed>,
 ) -> Result<SourceReport, Failed> {
@@ -162,7 +136,7 @@ fn encode_all(
                 (to_encoder, encoded)
             })
             .unzip();
-        let reader = scope.spawn(move || read_all(source, splits, &batches));
+        let reader = scope.spawn(move || read_all(source, &batches));
         // The first encoder without a further batch in its turn has had the last one.
         let mut turns = encoded.iter().cycle();
         let written = loop {
@@ -182,36 +156,31 @@ fn encode_all(
     })
 }
 
-fn read_all(source: &Source, splits: &[Split], encoders: &[SyncSender<Batch>]) -> Result<SourceReport, DataError> {
+fn read_all(source: &Source, encoders: &[SyncSender<Batch>]) -> Result<SourceReport, DataError> {
     let mut turns = encoders.iter().cycle();
-    let mut send = |batch: &mut Batch| {
-        let empty = Batch { job: batch.job, ..Batch::default() };
-        match turns.next().map(|turn| turn.send(std::mem::replace(batch, empty))) {
-            Some(Ok(())) => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(()),
-        }
+    let mut send = |batch: &mut Batch| match turns.next().map(|turn| turn.send(std::mem::take(batch))) {
+        Some(Ok(())) => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
     };
-    let mut batches: Vec<Batch> = (0..splits.len()).map(|job| Batch { job, ..Batch::default() }).collect();
+    let mut batch = Batch::default();
     let report = source.stories_at(&mut |story, fraction| {
-        for (batch, split) in batches.iter_mut().zip(splits) {
-            let mut rest = if split.keeps(story) { story } else { "" };
-            while !rest.is_empty() {
-                let room = BATCH - batch.text.len();
-                let end = if rest.len() <= room { None } else { cut(rest, room) };
-                let (part, later) = rest.split_at(end.unwrap_or(rest.len()));
-                rest = later;
-                batch.text.push_str(part);
-                batch.ends.push(batch.text.len());
-                batch.open = !rest.is_empty();
-                batch.fraction = fraction;
-                if batch.text.len() >= BATCH {
-                    send(batch)?;
-                }
+        let mut rest = story;
+        while !rest.is_empty() {
+            let room = BATCH - batch.text.len();
+            let end = if rest.len() <= room { None } else { cut(rest, room) };
+            let (part, later) = rest.split_at(end.unwrap_or(rest.len()));
+            rest = later;
+            batch.text.push_str(part);
+            batch.ends.push(batch.text.len());
+            batch.open = !rest.is_empty();
+            batch.fraction = fraction;
+            if batch.text.len() >= BATCH {
+                send(&mut batch)?;
             }
         }
         ControlFlow::Continue(())
     })?;
-    for mut batch in batches.into_iter().filter(|batch| !batch.ends.is_empty()) {
+    if !batch.ends.is_empty() {
         batch.fraction = 1.0;
         // A writer that is gone has its own error to tell.
         let _ = send(&mut batch);
@@ -238,7 +207,6 @@ fn encode(tokenizer: &Tokenizer, encoder: &mut Encoder, batch: &Batch) -> Encode
         bytes.copy_from_slice(&id.to_le_bytes());
     }
     Encoded {
-        job: batch.job,
         unk: tokenizer.unk().map_or(0, |unk| ids.iter().filter(|id| **id == unk).count() as u64),
         tokens,
         lengths,
@@ -258,9 +226,9 @@ struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    fn new(file: &'a mut BufWriter<File>, job: &Job, tokenizer: &Tokenizer) -> Output<'a> {
+    fn new(file: &'a mut BufWriter<File>, expect: Expect, tokenizer: &Tokenizer) -> Output<'a> {
         let header = Header {
-            expect: job.expect,
+            expect,
             vocab_size: tokenizer.vocab_size() as u32,
             eos: tokenizer.eos(),
             stories: 0,
@@ -269,6 +237,9 @@ impl<'a> Output<'a> {
             unk: 0,
             repaired: 0,
             dropped: Dropped::default(),
+            read: 0,
+            read_bytes: 0,
+            doubles: 0,
             payload_hash: 0,
         };
         Output { file, header, offsets: vec![0], hash: Xxh3::new(), written: 0 }
@@ -283,8 +254,8 @@ impl<'a> Output<'a> {
         self.file.write_all(bytes)
     }
 
-    fn push(&mut self, batch: Encoded) -> Result<(), Failed> {
-        self.put(&batch.tokens).map_err(|e| Failed::Write(batch.job, e))?;
+    fn push(&mut self, batch: Encoded) -> io::Result<()> {
+        self.put(&batch.tokens)?;
         for length in &batch.lengths {
             self.header.tokens += length;
             self.offsets.push(self.header.tokens);
@@ -296,15 +267,15 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    fn finish(mut self, job: usize, source: &Source, report: &SourceReport) -> Result<(), Failed> {
+    fn finish(mut self, source: &Source, report: &SourceReport) -> Result<(), Failed> {
         if self.header.stories == 0 {
-            let split = self.header.expect.split;
-            let name = source.name().to_string();
-            return Err(DataError::NoStories { name, split, seen: report.stories }.into());
+            let (split, name) = (self.header.expect.split, source.name().to_string());
+            let (seen, doubles) = (report.read, report.doubles);
+            return Err(DataError::NoStories { name, split, seen, doubles }.into());
         }
-        self.header.repaired = report.repaired;
-        self.header.dropped = report.dropped;
-        self.close().map_err(|e| Failed::Write(job, e))
+        let SourceReport { repaired, dropped, read, read_bytes, doubles, .. } = *report;
+        self.header = Header { repaired, dropped, read, read_bytes, doubles, ..self.header };
+        Ok(self.close()?)
     }
 
     fn close(&mut self) -> io::Result<()> {
@@ -323,6 +294,7 @@ mod tests {
     use super::*;
     use crate::data::cache::{Stale, TokenCache};
     use crate::data::filter::Filter;
+    use crate::data::split::Split;
     use crate::data::testing::{Folder, keep_on, large, open_or_build, source};
     use std::env;
     use std::path::PathBuf;
@@ -352,7 +324,7 @@ mod tests {
         let source = source(&folder, "long.txt", &stories);
         let tokenizer = Tokenizer::train_bpe([book.as_str()].into_iter(), 300).unwrap();
         let path = folder.path().join("long.tok");
-        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, Split::All, 3, &mut keep_on).unwrap();
+        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, 3, &mut keep_on).unwrap();
         assert_eq!(cache.stories(), stories.len());
         for (i, story) in stories.iter().enumerate() {
             let mut ids = Vec::new();
@@ -360,36 +332,6 @@ mod tests {
             ids.push(tokenizer.eos());
             assert!(cache.story(i) == ids, "{i}");
         }
-    }
-
-    #[test]
-    fn both_sides_in_one_pass_are_the_files_of_two() {
-        let folder = Folder::new();
-        let path = |name: &str| folder.path().join(name);
-        let splits = [Split::Train(0.3), Split::Valid(0.3)];
-        let paths = [path("train.tok"), path("valid.tok")];
-        let mut passes = Vec::new();
-        let both = |passes: &mut Vec<f64>| {
-            let mut hear = |p: &Progress| {
-                passes.push(p.fraction);
-                ControlFlow::Continue(())
-            };
-            TokenCache::open_or_build_all(&paths, &large(), &Tokenizer::bytes(), &splits, 3, &mut hear).unwrap()
-        };
-        let built = both(&mut passes);
-        assert!(passes.is_sorted() && built.iter().all(|(_, stale)| *stale == Some(Stale::Missing)));
-        for (name, split) in [("a.tok", splits[0]), ("b.tok", splits[1])] {
-            open_or_build(&path(name), &large(), split, 2);
-        }
-        assert!(fs::read(&paths[0]).unwrap() == fs::read(path("a.tok")).unwrap());
-        assert!(fs::read(&paths[1]).unwrap() == fs::read(path("b.tok")).unwrap());
-        // What is missing is built, and nothing else.
-        fs::write(&paths[0], "damaged").unwrap();
-        let again = both(&mut passes);
-        assert!(matches!(again[0].1, Some(Stale::Damaged(_))) && again[1].1.is_none());
-        assert!(fs::read(&paths[0]).unwrap() == fs::read(path("a.tok")).unwrap());
-        passes.clear();
-        assert!(both(&mut passes).iter().all(|(_, stale)| stale.is_none()) && passes.is_empty());
     }
 
     #[test]
@@ -413,7 +355,8 @@ mod tests {
         let cache_dir = folder.path().join("cache");
         let path = cache_dir.join("a.tok");
         let build = |source: &Source, split, progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>| {
-            let error = TokenCache::open_or_build(&path, source, &Tokenizer::bytes(), split, 2, progress).unwrap_err();
+            let source = source.clone().with_split(split);
+            let error = TokenCache::open_or_build(&path, &source, &Tokenizer::bytes(), 2, progress).unwrap_err();
             assert_eq!(entries(&cache_dir), [""; 0].map(PathBuf::from));
             error
         };
@@ -444,7 +387,7 @@ mod tests {
                 println!("building");
                 std::thread::sleep(std::time::Duration::from_millis(50));
             };
-            let _ = TokenCache::open_or_build(path.as_ref(), &large(), &Tokenizer::bytes(), Split::All, 1, hang);
+            let _ = TokenCache::open_or_build(path.as_ref(), &large(), &Tokenizer::bytes(), 1, hang);
             return;
         }
         let folder = Folder::new();

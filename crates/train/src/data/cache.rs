@@ -1,14 +1,14 @@
 //! The token cache: every story of one side of a source as `u16` tokens, memory-mapped.
 //!
-//! File, little-endian: header of 128 bytes (field offsets in `Header::to_bytes`), `tokens` x u16 (each story
+//! File, little-endian: header of 192 bytes (field offsets in `Header::to_bytes`), `tokens` x u16 (each story
 //! followed by EOS), zeros up to a multiple of 8, `stories + 1` x u64 (the token at which each story starts, and
 //! the end). The header carries an XXH3 of itself and one of everything behind it; both are verified at open, as
 //! are all lengths, offsets and token ids, so that whatever a `TokenCache` gives can be used as an index.
 
 use super::DataError;
-use super::build::{self, Job};
+use super::build;
 use super::filter::Dropped;
-use super::source::Source;
+use super::source::{Source, SourceReport};
 use super::split::Split;
 use flashlm_kernels::map::{Map, as_u16};
 use flashlm_model::tok::Tokenizer;
@@ -20,11 +20,13 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 pub(crate) const MAGIC: [u8; 8] = *b"FLMTOKS\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// What is looked at before its memory is let go, in bytes or tokens.
 const PASS: usize = 16 << 20;
 /// Length of the header in bytes.
-pub(super) const HEADER: usize = 128;
+pub(super) const HEADER: usize = 192;
+/// Where the hash of what is before it lies in the header.
+const HASH: usize = HEADER - 8;
 
 /// Why a cache file does not serve. `Display` is the reason to show for a rebuild.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,10 +63,19 @@ pub struct Expect {
 }
 
 impl Expect {
-    /// Of these three, as they are now.
-    pub fn new(source: &Source, tokenizer: &Tokenizer, split: Split) -> Result<Expect, DataError> {
-        Ok(Expect { tokenizer: tokenizer.hash(), source: source.fingerprint()?, split })
+    /// Of these, as they are now.
+    pub fn new(source: &Source, tokenizer: &Tokenizer) -> Result<Expect, DataError> {
+        Ok(Expect { tokenizer: tokenizer.hash(), source: source.fingerprint()?, split: source.split() })
     }
+}
+
+/// Why a cache was built, and from what.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Why there was none that served.
+    pub reason: Stale,
+    /// What the source gave.
+    pub read: SourceReport,
 }
 
 /// State of a build, given to its progress callback.
@@ -99,11 +110,12 @@ pub fn default_dir() -> PathBuf {
 
 /// `<dir>/<name of the source>-<hash>.tok`, the hash being of where the source is, the side of the split, and the kind and
 /// size of the tokenizer: a source that has changed keeps its file, which is then made again for that reason.
-pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer, split: Split) -> PathBuf {
+pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer) -> PathBuf {
     let mut hash = Xxh3::new();
     hash.update(source.place().as_bytes());
     hash.update(tokenizer.kind().as_bytes());
-    for word in [tokenizer.vocab_size() as u64, u64::from(split.id()), split.share().to_bits()] {
+    let (side, of) = source.split().to_parts();
+    for word in [tokenizer.vocab_size() as u64, side.into(), of] {
         hash.update(&word.to_le_bytes());
     }
     dir.join(format!("{}-{:016x}.tok", source.name(), hash.digest()))
@@ -121,6 +133,9 @@ pub(super) struct Header {
     pub unk: u64,
     pub repaired: u64,
     pub dropped: Dropped,
+    pub read: u64,
+    pub read_bytes: u64,
+    pub doubles: u64,
     pub payload_hash: u64,
 }
 
@@ -133,9 +148,10 @@ impl Header {
         put(12, &(HEADER as u32).to_le_bytes());
         put(16, &self.expect.tokenizer.to_le_bytes());
         put(24, &self.expect.source.to_le_bytes());
-        put(32, &self.expect.split.id().to_le_bytes());
+        let (side, of) = self.expect.split.to_parts();
+        put(32, &side.to_le_bytes());
         put(36, &self.vocab_size.to_le_bytes());
-        put(40, &self.expect.split.share().to_le_bytes());
+        put(40, &of.to_le_bytes());
         put(48, &self.stories.to_le_bytes());
         put(56, &self.tokens.to_le_bytes());
         put(64, &self.bytes.to_le_bytes());
@@ -146,36 +162,34 @@ impl Header {
         for (i, count) in [score, short, long, hard].into_iter().enumerate() {
             put(92 + 4 * i, &u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
         }
-        put(112, &self.payload_hash.to_le_bytes());
-        let hash = xxh3_64(&out[..120]);
-        out[120..].copy_from_slice(&hash.to_le_bytes());
+        put(112, &self.read.to_le_bytes());
+        put(120, &self.read_bytes.to_le_bytes());
+        put(128, &self.doubles.to_le_bytes());
+        put(176, &self.payload_hash.to_le_bytes());
+        let hash = xxh3_64(&out[..HASH]);
+        out[HASH..].copy_from_slice(&hash.to_le_bytes());
         out
     }
 
     fn from_bytes(file: &[u8]) -> Result<Header, Stale> {
         let damaged = |what: &str| Stale::Damaged(what.to_string());
-        let Some((bytes, _)) = file.split_first_chunk::<HEADER>() else {
-            return Err(Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}: cut off", file.len())));
-        };
-        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        if bytes[..8] != MAGIC {
+        let short = || Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}: cut off", file.len()));
+        let version = file.get(8..12).map(|v| u32::from_le_bytes([v[0], v[1], v[2], v[3]])).ok_or_else(short)?;
+        if file[..8] != MAGIC {
             return Err(damaged("it does not start as a token cache does"));
         }
-        // Before the checksum, whose place another version may have moved.
-        if u32_at(8) != VERSION {
-            return Err(Stale::Version(u32_at(8)));
+        // Before the rest of the header, which another version may have elsewhere.
+        if version != VERSION {
+            return Err(Stale::Version(version));
         }
-        if u64_at(120) != xxh3_64(&bytes[..120]) {
+        let (bytes, _) = file.split_first_chunk::<HEADER>().ok_or_else(short)?;
+        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+        if u64_at(HASH) != xxh3_64(&bytes[..HASH]) {
             return Err(damaged("the checksum of the header does not match"));
         }
-        let share = f64::from_bits(u64_at(40));
-        let split = match u32_at(32) {
-            0 => Split::All,
-            1 => Split::Train(share),
-            2 => Split::Valid(share),
-            id => return Err(Stale::Damaged(format!("unknown split {id}"))),
-        };
+        let unknown = || Stale::Damaged(format!("unknown split {}", u32_at(32)));
+        let split = Split::from_parts((u32_at(32), u64_at(40))).ok_or_else(unknown)?;
         Ok(Header {
             expect: Expect { tokenizer: u64_at(16), source: u64_at(24), split },
             vocab_size: u32_at(36),
@@ -191,7 +205,10 @@ impl Header {
                 long: u32_at(100).into(),
                 hard: u32_at(104).into(),
             },
-            payload_hash: u64_at(112),
+            read: u64_at(112),
+            read_bytes: u64_at(120),
+            doubles: u64_at(128),
+            payload_hash: u64_at(176),
         })
     }
 
@@ -240,54 +257,23 @@ impl TokenCache {
         cache.map_err(|reason| DataError::Cache { path: path.to_path_buf(), reason })
     }
 
-    /// Opens the file if it serves; otherwise builds it first (with `threads` threads, 0 for all cores) and gives
-    /// the reason why that was necessary. The callback may stop the build by breaking.
+    /// Opens the file if it serves; otherwise builds it first (with `threads` threads, 0 for all cores) and tells why that was
+    /// necessary and what was read. The callback may stop the build by breaking.
     pub fn open_or_build(
         path: &Path,
         source: &Source,
         tokenizer: &Tokenizer,
-        split: Split,
         threads: usize,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<(TokenCache, Option<Stale>), DataError> {
-        let mut built = TokenCache::open_or_build_all(&[path], source, tokenizer, &[split], threads, progress)?;
-        // One path, one cache.
-        built.pop().ok_or(DataError::Stopped)
-    }
-
-    /// The same for several sides of one source: what has to be built is built in one pass.
-    pub fn open_or_build_all(
-        paths: &[impl AsRef<Path>],
-        source: &Source,
-        tokenizer: &Tokenizer,
-        splits: &[Split],
-        threads: usize,
-        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Vec<(TokenCache, Option<Stale>)>, DataError> {
-        let one = Expect::new(source, tokenizer, Split::All)?;
-        let all: Vec<Job> = paths
-            .iter()
-            .zip(splits)
-            .map(|(path, &split)| Job { path: path.as_ref(), expect: Expect { split, ..one } })
-            .collect();
-        let mut found = Vec::new();
-        for job in &all {
-            found.push(match TokenCache::open(job.path, &job.expect) {
-                Ok(cache) => Ok(cache),
-                Err(DataError::Cache { reason, .. }) => Err(reason),
-                Err(e) => return Err(e),
-            });
-        }
-        let missing = all.iter().zip(&found).filter(|(_, found)| found.is_err());
-        let jobs: Vec<Job> = missing.map(|(job, _)| Job { ..*job }).collect();
-        if !jobs.is_empty() {
-            build::build(&jobs, source, tokenizer, threads, progress)?;
-        }
-        let open = |(found, job): (Result<TokenCache, Stale>, &Job)| match found {
-            Ok(cache) => Ok((cache, None)),
-            Err(reason) => Ok((TokenCache::open(job.path, &job.expect)?, Some(reason))),
+    ) -> Result<(TokenCache, Option<Built>), DataError> {
+        let expect = Expect::new(source, tokenizer)?;
+        let reason = match TokenCache::open(path, &expect) {
+            Ok(cache) => return Ok((cache, None)),
+            Err(DataError::Cache { reason, .. }) => reason,
+            Err(e) => return Err(e),
         };
-        found.into_iter().zip(&all).map(open).collect()
+        let read = build::build(path, expect, source, tokenizer, threads, progress)?;
+        Ok((TokenCache::open(path, &expect)?, Some(Built { reason, read })))
     }
 
     fn verify(map: Map, expect: &Expect) -> Result<TokenCache, Stale> {
@@ -393,9 +379,24 @@ impl TokenCache {
         self.header.dropped
     }
 
+    /// Stories of the whole source that its filter kept, and their bytes: of all sides of the split.
+    pub fn read(&self) -> (u64, u64) {
+        (self.header.read, self.header.read_bytes)
+    }
+
+    /// Stories that were left out as those of the validation text.
+    pub fn doubles(&self) -> u64 {
+        self.header.doubles
+    }
+
     /// Size of the vocabulary; every token is below.
     pub fn vocab_size(&self) -> usize {
         self.header.vocab_size as usize
+    }
+
+    /// A hash of the tokens and of where stories end: the same for the same text, wherever it lies.
+    pub fn content(&self) -> u64 {
+        self.header.payload_hash
     }
 
     /// What the cache was made from.
@@ -421,6 +422,9 @@ impl fmt::Display for TokenCache {
         if h.dropped.total() > 0 {
             write!(f, ", {} stories dropped by the filter", h.dropped.total())?;
         }
+        if h.doubles > 0 {
+            write!(f, ", {} left out as in the validation text", h.doubles)?;
+        }
         if h.repaired > 0 {
             write!(f, ", {} mojibake sequences repaired", h.repaired)?;
         }
@@ -441,10 +445,10 @@ mod tests {
         let stories = collect(&source);
         let mut sides = 0;
         for split in [Split::All, Split::Train(0.1), Split::Valid(0.1)] {
-            let path = folder.path().join("deep/er").join(format!("{}.tok", split.id()));
+            let path = folder.path().join("deep/er").join(format!("{}.tok", split.to_parts().0));
             let (cache, reason) = open_or_build(&path, &source, split, 2);
             assert_eq!(reason, Some(Stale::Missing));
-            let expected: Vec<&String> = stories.iter().filter(|s| split.keeps(s)).collect();
+            let expected: Vec<&String> = stories.iter().filter(|s| !split.take(s, 0).is_empty()).collect();
             assert!(expected.len() > 100);
             assert_eq!(cache.stories(), expected.len());
             assert_eq!(cache.bytes(), expected.iter().map(|s| s.len() as u64).sum::<u64>());
@@ -487,7 +491,9 @@ mod tests {
         let path = folder.path().join("a.tok");
         let one = source(&folder, "a.txt", &["abc", "de"]);
         let reason = |source: &Source, tokenizer: &Tokenizer, split| {
-            TokenCache::open_or_build(&path, source, tokenizer, split, 1, &mut keep_on).unwrap().1
+            let source = source.clone().with_split(split);
+            let (_, built) = TokenCache::open_or_build(&path, &source, tokenizer, 1, &mut keep_on).unwrap();
+            built.map(|built| built.reason)
         };
         let bytes = Tokenizer::bytes();
         assert_eq!(reason(&one, &bytes, Split::All), Some(Stale::Missing));
@@ -503,7 +509,7 @@ mod tests {
         let mut file = fs::read(&path).unwrap();
         file[8] = 9;
         fs::write(&path, &file).unwrap();
-        assert_eq!(reason(&two, &frequency, Split::All).unwrap().to_string(), "version 9, expected 1");
+        assert_eq!(reason(&two, &frequency, Split::All).unwrap().to_string(), "version 9, expected 2");
         fs::write(&path, b"").unwrap();
         let damaged = reason(&two, &frequency, Split::All).unwrap().to_string();
         assert!(damaged.starts_with("file damaged: 0 bytes"), "{damaged}");
@@ -516,9 +522,9 @@ mod tests {
         let path = folder.path().join("a.tok");
         let source = source(&folder, "a.txt", &["abc", "de"]);
         open_or_build(&path, &source, Split::All, 1);
-        let expect = Expect::new(&source, &Tokenizer::bytes(), Split::All).unwrap();
+        let expect = Expect::new(&source, &Tokenizer::bytes()).unwrap();
         let whole = fs::read(&path).unwrap();
-        assert_eq!(whole.len(), 128 + 16 + 3 * 8, "4 + 3 tokens, padding, 3 offsets");
+        assert_eq!(whole.len(), 192 + 16 + 3 * 8, "4 + 3 tokens, padding, 3 offsets");
         for i in 0..whole.len() {
             let mut altered = whole.clone();
             altered[i] ^= 0x10;
@@ -577,7 +583,7 @@ mod tests {
         let tokenizer = Tokenizer::train_frequency(["aaaa aaaa"].into_iter(), 100).unwrap();
         let source = source(&folder, "a.txt", &["aaaa", "zzzz qqq", "aaaa zzzz"]);
         let path = folder.path().join("a.tok");
-        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, Split::All, 1, &mut keep_on).unwrap();
+        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, 1, &mut keep_on).unwrap();
         let unk = cache.tokens().iter().filter(|id| Some(**id) == tokenizer.unk()).count() as u64;
         assert!(unk > 0);
         assert_eq!(cache.unk(), unk);
@@ -592,13 +598,13 @@ mod tests {
         for source in [&one, &two] {
             for tokenizer in [&Tokenizer::bytes(), &frequency] {
                 for split in [Split::All, Split::Train(0.1), Split::Valid(0.1), Split::Valid(0.2)] {
-                    paths.push(cache_path(folder.path(), source, tokenizer, split));
+                    paths.push(cache_path(folder.path(), &source.clone().with_split(split), tokenizer));
                 }
             }
         }
         let name = paths[0].file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with("a-") && name.ends_with(".tok") && name.len() == 2 + 16 + 4, "{name}");
-        assert_eq!(paths[0], cache_path(folder.path(), &one, &Tokenizer::bytes(), Split::All));
+        assert_eq!(paths[0], cache_path(folder.path(), &one, &Tokenizer::bytes()));
         paths.sort();
         paths.dedup();
         assert_eq!(paths.len(), 16);

@@ -7,7 +7,9 @@
 mod build;
 pub mod cache;
 pub mod curriculum;
+mod files;
 pub mod filter;
+pub mod holdout;
 pub mod hub;
 pub mod mix;
 pub mod mojibake;
@@ -22,8 +24,9 @@ pub mod window;
 
 use crate::atomic::AtomicError;
 use crate::what::Unwanted;
+pub(crate) use files::is_readable;
 use flashlm_model::tok::TokError;
-pub(crate) use reader::{ENDINGS, foreign};
+pub(crate) use reader::foreign;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -66,10 +69,22 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A folder without a single file to read.
-    #[error("{path}: the folder holds no .txt, .jsonl, .parquet, .zst or .gz file, nor does any folder below it")]
+    #[error(
+        "{path}: the folder holds no file of text (.txt, .md, .jsonl, .csv, .parquet, ...), nor does any folder below it{passed}"
+    )]
     EmptyFolder {
         /// The folder.
         path: PathBuf,
+        /// What was passed over, as text to append.
+        passed: String,
+    },
+    /// All files of a training text are those of the validation text.
+    #[error(
+        "{name}: every file of it is validated on; name another text with --valid, or leave it out to hold out a share"
+    )]
+    SameFiles {
+        /// Name of the source.
+        name: String,
     },
     /// Something else than text.
     #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .parquet")]
@@ -160,7 +175,7 @@ pub enum DataError {
         reason: cache::Stale,
     },
     /// A build that found nothing to put into the cache.
-    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text, or its filter drops every story" } else { "add data or change the held-out share" })]
+    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text, or its filter drops every story" } else if *doubles > 0 { "all others are in the validation text, too" } else { "add data or change the held-out share" })]
     NoStories {
         /// Name of the source.
         name: String,
@@ -168,16 +183,14 @@ pub enum DataError {
         split: split::Split,
         /// Stories in the source, both sides.
         seen: u64,
+        /// Those that are in the validation text, too.
+        doubles: u64,
     },
-    /// Less data than a single training window.
-    #[error("{name}: {tokens} tokens do not fill one window of {seq_len} + 1; add data or lower the sequence length")]
-    FewTokens {
+    /// A token cache with nothing in it.
+    #[error("{name}: the text has no tokens; add data")]
+    NoTokens {
         /// Name of the text.
         name: String,
-        /// Tokens there are.
-        tokens: usize,
-        /// Sequence length asked for.
-        seq_len: usize,
     },
     /// A name that is none of a tokenizer.
     #[error("tokenizer `{found}`: expected frequency, bpe, bytes, or the path of a tokenizer file")]
@@ -317,7 +330,10 @@ pub(crate) mod testing {
         split: Split,
         threads: usize,
     ) -> (TokenCache, Option<Stale>) {
-        TokenCache::open_or_build(path, source, &Tokenizer::bytes(), split, threads, &mut keep_on).unwrap()
+        let source = source.clone().with_split(split);
+        let (cache, built) =
+            TokenCache::open_or_build(path, &source, &Tokenizer::bytes(), threads, &mut keep_on).unwrap();
+        (cache, built.map(|built| built.reason))
     }
 
     pub(crate) fn source(folder: &Folder, name: &str, stories: &[&str]) -> Source {

@@ -1,26 +1,25 @@
-//! Where stories come from: a text or .jsonl file, compressed or not, a Parquet table, a folder of those, a dataset of the
-//! hub (`tinystories`, `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets:
-//! `hub/`. Stories come in file order, files of a folder in the order of their paths; mojibake is repaired on the way,
-//! then the filter decides.
+//! Where stories come from: files ([`files`]: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
+//! `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets: `hub/`. Stories come in
+//! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, stories of the
+//! validation text are left out.
 
+use super::files::{FileEntry, Files};
 use super::filter::{Dropped, Filter};
+use super::holdout::Held;
 use super::hub::{self, Client, Dataset, HubError};
-use super::reader::{self, ENDINGS, Fields};
+use super::reader::{self, Fields};
+use super::split::Split;
 use super::{DataError, mojibake, synthetic};
-use flashlm_model::io::not_a_file;
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::path::Path;
+use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Longest story, in bytes.
 const MAX_STORY: usize = 64 << 20;
 /// Stories of `synthetic` without a number.
 const SYNTHETIC_STORIES: u64 = 100_000;
-/// How much of each end of a file enters the fingerprint.
-const SAMPLE: u64 = 64 << 10;
 /// The field or column that holds the text, if no other is named.
 const COLUMN: &str = "text";
 /// The field or column that holds the score.
@@ -35,6 +34,8 @@ pub struct Source {
     kind: Kind,
     column: String,
     filter: Filter,
+    split: Split,
+    without: Option<Arc<Held>>,
     validation: Option<String>,
     limit: usize,
 }
@@ -47,18 +48,7 @@ enum Kind {
     },
     /// Not yet fetched; then it is files.
     Hub(Dataset),
-    /// `given` is the file, folder or dataset that was named, `root` that folder or the one that the files lie in.
-    Files {
-        given: PathBuf,
-        root: PathBuf,
-        files: Vec<FileEntry>,
-    },
-}
-
-#[derive(Clone, Debug)]
-struct FileEntry {
-    path: PathBuf,
-    size: u64,
+    Files(Files),
 }
 
 /// What a source gave.
@@ -68,6 +58,12 @@ pub struct SourceReport {
     pub stories: u64,
     /// UTF-8 bytes of those stories, after repair.
     pub bytes: u64,
+    /// Stories that the filter kept, of all sides of the split.
+    pub read: u64,
+    /// UTF-8 bytes of those.
+    pub read_bytes: u64,
+    /// Stories of this side that were left out as those of the validation text.
+    pub doubles: u64,
     /// Mojibake sequences repaired, in stories that were dropped too.
     pub repaired: u64,
     /// Stories that had such sequences.
@@ -77,8 +73,8 @@ pub struct SourceReport {
 }
 
 impl Source {
-    /// `synthetic`, `synthetic:N` (N stories), a dataset of the hub by its name ([`Dataset`]), or the path of a file or
-    /// folder. A file whose name is of another form can be given as `./synthetic`.
+    /// `synthetic`, `synthetic:N` (N stories), a dataset of the hub by its name ([`Dataset`]), or files: the path of a file or
+    /// folder, a pattern, or several of these, a line each. A file whose name is of another form can be given as `./synthetic`.
     pub fn parse(spec: &str) -> Result<Source, DataError> {
         let bad = |reason: String| DataError::Spec { spec: spec.to_string(), reason };
         if spec.is_empty() {
@@ -101,18 +97,28 @@ impl Source {
                 let dataset = dataset.map_err(bad)?;
                 (dataset.name(), Kind::Hub(dataset))
             }
-            (None, None) => (name_of(Path::new(spec)), files_of(Path::new(spec)).map_err(|e| e.or_dataset(spec))?),
+            (None, None) => {
+                let files = Files::named(spec).map_err(|e| e.or_dataset(spec))?;
+                let name = files.given.first().map_or_else(String::new, |first| name_of(first));
+                (if files.given.len() > 1 { name + "-and-more" } else { name }, Kind::Files(files))
+            }
         };
         let column = match &kind {
             Kind::Hub(dataset) => dataset.column().to_string(),
             _ => COLUMN.to_string(),
         };
-        Ok(Source { name, kind, column, filter: Filter::default(), validation: None, limit: MAX_STORY })
+        let (filter, split) = (Filter::default(), Split::All);
+        Ok(Source { name, kind, column, filter, split, without: None, validation: None, limit: MAX_STORY })
     }
 
     /// Whether it has to be fetched before it can be read.
     pub fn is_remote(&self) -> bool {
         matches!(self.kind, Kind::Hub(_))
+    }
+
+    /// Whether it is read from files that were named as such.
+    pub fn is_files(&self) -> bool {
+        matches!(self.kind, Kind::Files(_))
     }
 
     /// The same source with all its files on this machine. The callback hears of a download and may stop it by breaking.
@@ -126,9 +132,8 @@ impl Source {
                 HubError::Stopped => DataError::Stopped,
                 e => DataError::Hub(e),
             })?;
-            let files = fetched.files.into_iter().map(entry).collect::<Result<_, _>>()?;
             self.validation = fetched.validation.map(|valid| valid.spec());
-            self.kind = Kind::Files { given: dataset.spec().into(), root: fetched.root, files };
+            self.kind = Kind::Files(Files::fetched(dataset.spec(), &fetched.root, fetched.files)?);
         }
         Ok(self)
     }
@@ -155,6 +160,42 @@ impl Source {
         Ok(self)
     }
 
+    /// One side of the source.
+    pub fn with_split(mut self, split: Split) -> Source {
+        self.split = split;
+        self
+    }
+
+    /// The side that is taken; all of it, if no other was asked for.
+    pub fn split(&self) -> Split {
+        self.split
+    }
+
+    /// The same source without the stories of a validation text.
+    pub fn without(mut self, held: Arc<Held>) -> Source {
+        self.without = Some(held);
+        self
+    }
+
+    /// Leaves out the files that `other` reads, too. An error if nothing is left.
+    pub fn leave_out_files_of(&mut self, other: &Source) -> Result<(), DataError> {
+        if let (Kind::Files(own), Kind::Files(theirs)) = (&mut self.kind, &other.kind)
+            && own.leave_out(theirs) > 0
+            && own.entries.is_empty()
+        {
+            return Err(DataError::SameFiles { name: self.name.clone() });
+        }
+        Ok(())
+    }
+
+    /// What was passed over in its folders, in words; empty where nothing was.
+    pub fn passed_over(&self) -> String {
+        match &self.kind {
+            Kind::Files(files) => files.passed_over(),
+            _ => String::new(),
+        }
+    }
+
     /// The same source with another seed of the synthetic grammar (0 by default); files have none.
     pub fn with_seed(mut self, new: u64) -> Source {
         if let Kind::Synthetic { seed, .. } = &mut self.kind {
@@ -169,16 +210,21 @@ impl Source {
         let place = match &self.kind {
             Kind::Synthetic { stories, seed } => format!("synthetic:{stories}:{seed}"),
             Kind::Hub(dataset) => dataset.spec(),
-            Kind::Files { given, .. } => given.canonicalize().unwrap_or_else(|_| given.clone()).display().to_string(),
+            Kind::Files(files) => {
+                let full = |given: &std::path::PathBuf| given.canonicalize().unwrap_or_else(|_| given.clone());
+                let full: Vec<String> = files.given.iter().map(|given| full(given).display().to_string()).collect();
+                full.join("\n")
+            }
         };
         place + &self.selection()
     }
 
-    /// Column and filter in words; empty for the usual ones.
+    /// Column, filter and what is left out, in words; empty for the usual ones.
     fn selection(&self) -> String {
         let column = if self.column == COLUMN { String::new() } else { format!(" column {}", self.column) };
         let filter = if self.filter.keeps_all() { String::new() } else { format!(" {:?}", self.filter) };
-        column + &filter
+        let without = self.without.as_ref().map_or(String::new(), |held| format!(" without {:016x}", held.digest()));
+        column + &filter + &without
     }
 
     /// A short name fit for a file name: `train` for `data/train.jsonl.zst`.
@@ -189,7 +235,7 @@ impl Source {
     /// A cheap fingerprint of the content, whatever folder it lies in: for each file its name (relative to the
     /// folder given), size, modification time and first and last 64 KB. A change in the middle of a larger file
     /// that keeps its size and its time is not seen. For synthetic stories: their number, the seed, and the text
-    /// of the first 64 as the version of the generator. Column and filter enter it too.
+    /// of the first 64 as the version of the generator. Column, filter and what is left out enter it too, the split does not.
     pub fn fingerprint(&self) -> Result<u64, DataError> {
         let mut hash = Xxh3::new();
         hash.update(VERSION);
@@ -203,14 +249,9 @@ impl Source {
                 }
             }
             Kind::Hub(_) => return Err(DataError::NotFetched { name: self.name.clone() }),
-            Kind::Files { root, files, .. } => {
-                for FileEntry { path, .. } in files {
-                    let relative = path.strip_prefix(root).unwrap_or(path);
-                    for part in relative.iter() {
-                        hash.update(part.to_string_lossy().as_bytes());
-                        hash.update(b"/");
-                    }
-                    hash_file(path, &mut hash).map_err(|e| DataError::io("read", path, e))?;
+            Kind::Files(files) => {
+                for file in &files.entries {
+                    file.hash(&mut hash).map_err(|e| DataError::io("read", &file.path, e))?;
                 }
             }
         }
@@ -225,36 +266,44 @@ impl Source {
     /// As [`Source::stories`], with the share of the source that has been read so far, 0..=1, as second argument.
     pub fn stories_at(&self, f: &mut dyn FnMut(&str, f64) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
         let mut report = SourceReport::default();
+        let mut give = |report: &mut SourceReport, story: &str, score: Option<f64>, done: f64| {
+            if !self.filter.keeps(story, score, &mut report.dropped) {
+                return ControlFlow::Continue(());
+            }
+            let part = self.split.take(story, report.read_bytes);
+            report.read += 1;
+            report.read_bytes += story.len() as u64;
+            if part.is_empty() {
+                return ControlFlow::Continue(());
+            }
+            if self.without.as_ref().is_some_and(|held| held.contains(part)) {
+                report.doubles += 1;
+                return ControlFlow::Continue(());
+            }
+            report.stories += 1;
+            report.bytes += part.len() as u64;
+            f(part, done)
+        };
         match &self.kind {
             Kind::Synthetic { stories, seed } => {
                 for i in 0..*stories {
-                    let story = synthetic::story(*seed, i);
-                    if !self.filter.keeps(&story, None, &mut report.dropped) {
-                        continue;
-                    }
-                    report.stories += 1;
-                    report.bytes += story.len() as u64;
-                    if f(&story, (i + 1) as f64 / *stories as f64).is_break() {
+                    let done = (i + 1) as f64 / *stories as f64;
+                    if give(&mut report, &synthetic::story(*seed, i), None, done).is_break() {
                         break;
                     }
                 }
             }
             Kind::Hub(_) => return Err(DataError::NotFetched { name: self.name.clone() }),
-            Kind::Files { files, .. } => {
-                let total = files.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
+            Kind::Files(files) => {
+                let total = files.entries.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
                 let fields = Fields { text: &self.column, score: self.filter.scores().then_some(SCORE) };
                 let mut before = 0;
-                for FileEntry { path, size } in files {
+                for FileEntry { path, size, .. } in &files.entries {
                     let flow = reader::read_file(path, &fields, self.limit, &mut |story, read| {
                         let (text, repaired) = mojibake::repair(story.text);
                         report.repaired += repaired;
                         report.mended += u64::from(repaired > 0);
-                        if !self.filter.keeps(&text, story.score, &mut report.dropped) {
-                            return ControlFlow::Continue(());
-                        }
-                        report.stories += 1;
-                        report.bytes += text.len() as u64;
-                        f(&text, ((before + read) as f64 / total).min(1.0))
+                        give(&mut report, &text, story.score, ((before + read) as f64 / total).min(1.0))
                     })?;
                     if flow.is_break() {
                         break;
@@ -278,74 +327,20 @@ fn name_of(path: &Path) -> String {
     if name.is_empty() { "data".to_string() } else { name }
 }
 
-fn files_of(path: &Path) -> Result<Kind, DataError> {
-    let meta = fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
-    if !meta.is_dir() {
-        let root = path.parent().unwrap_or(Path::new("")).to_path_buf();
-        return Ok(Kind::Files { given: path.to_path_buf(), root, files: vec![entry(path.to_path_buf())?] });
-    }
-    let mut files = Vec::new();
-    let mut folders = vec![path.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        let failed = |e| DataError::io("list", &folder, e);
-        for item in fs::read_dir(&folder).map_err(failed)? {
-            let item = item.map_err(failed)?;
-            let name = item.file_name().to_string_lossy().to_lowercase();
-            // A link to a folder is not followed: it may lead back here.
-            if item.file_type().map_err(failed)?.is_dir() {
-                folders.push(item.path());
-            } else if ENDINGS.iter().any(|end| name.ends_with(end)) && !item.path().is_dir() {
-                files.push(entry(item.path())?);
-            }
-        }
-    }
-    if files.is_empty() {
-        return Err(DataError::EmptyFolder { path: path.to_path_buf() });
-    }
-    files.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(Kind::Files { given: path.to_path_buf(), root: path.to_path_buf(), files })
-}
-
-fn entry(path: PathBuf) -> Result<FileEntry, DataError> {
-    let meta = fs::metadata(&path).map_err(|e| DataError::io("open", &path, e))?;
-    if let Some(found) = not_a_file(&meta) {
-        // Data is read more than once, which a pipe does not allow.
-        let cause = io::Error::new(io::ErrorKind::InvalidInput, format!("it is {found}, not a file"));
-        return Err(DataError::io("read", &path, cause));
-    }
-    match meta.len() {
-        0 => Err(DataError::EmptyFile { path }),
-        size => Ok(FileEntry { path, size }),
-    }
-}
-
-/// Size, modification time in nanoseconds, and both ends (the whole file if they meet).
-fn hash_file(path: &Path, hash: &mut Xxh3) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let meta = file.metadata()?;
-    let time = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-    hash.update(&meta.len().to_le_bytes());
-    hash.update(&time.as_nanos().to_le_bytes());
-    let mut bytes = Vec::new();
-    if meta.len() <= 2 * SAMPLE {
-        (&file).take(2 * SAMPLE).read_to_end(&mut bytes)?;
-    } else {
-        (&file).take(SAMPLE).read_to_end(&mut bytes)?;
-        file.seek(SeekFrom::End(-(SAMPLE as i64)))?;
-        (&file).take(SAMPLE).read_to_end(&mut bytes)?;
-    }
-    hash.update(&bytes);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::testing::Folder;
+    use std::fs::File;
     use std::time::{Duration, SystemTime};
 
     fn source(path: &Path) -> Result<Source, DataError> {
         Source::parse(path.to_str().unwrap())
+    }
+
+    /// Of a source that is taken whole.
+    fn counted(stories: u64, bytes: u64) -> SourceReport {
+        SourceReport { stories, bytes, read: stories, read_bytes: bytes, ..SourceReport::default() }
     }
 
     fn collect(source: &Source) -> (Vec<String>, SourceReport) {
@@ -372,10 +367,10 @@ mod tests {
         folder.file("set/a.jsonl", "{\"text\":\"a\"}\n{\"text\":\"b\"}\n");
         folder.file("set/b/1.TXT", "c");
         folder.file("set/c/deep/er/x.txt", "f\n");
-        folder.file("set/b/3.md", "not data");
+        folder.file("set/b/3.md", "no");
         let (stories, report) = collect(&source(&folder.path().join("set")).unwrap());
         assert_eq!((stories, report), collect(&source(&plain).unwrap()));
-        assert_eq!(report, SourceReport { stories: 6, bytes: 6, ..SourceReport::default() });
+        assert_eq!(report, counted(6, 6));
     }
 
     #[test]
@@ -388,7 +383,7 @@ mod tests {
             ("books/classic_books_valid.txt", 4, 531_837),
         ] {
             let report = source(&shared.join("data").join(file)).unwrap().stories(&mut |_| ControlFlow::Continue(()));
-            assert_eq!(report.unwrap(), SourceReport { stories, bytes, ..SourceReport::default() }, "{file}");
+            assert_eq!(report.unwrap(), counted(stories, bytes), "{file}");
         }
     }
 
@@ -398,10 +393,7 @@ mod tests {
         let path = folder.file("a.txt", "Itâ€™s a cafÃ©.\n<|endoftext|>\nnaïve café, señor");
         let (stories, report) = collect(&source(&path).unwrap());
         assert_eq!(stories, ["It’s a café.", "naïve café, señor"]);
-        assert_eq!(
-            report,
-            SourceReport { stories: 2, bytes: 15 + 20, repaired: 2, mended: 1, ..SourceReport::default() }
-        );
+        assert_eq!(report, SourceReport { repaired: 2, mended: 1, ..counted(2, 15 + 20) });
     }
 
     #[test]
@@ -420,13 +412,13 @@ mod tests {
     fn bad_specifications_say_why() {
         let folder = Folder::new();
         folder.file("stories/train.txt", "x");
-        folder.file("none/readme.md", "x");
+        folder.file("none/readme.doc", "x");
         let empty = folder.file("empty/zero.txt", "");
         let error = |path: &Path| source(path).unwrap_err().to_string();
         assert!(error(&folder.path().join("stories/trian.txt")).contains("did you mean"));
         assert!(error(&empty).contains("empty"));
-        assert!(error(&folder.path().join("empty")).contains("zero.txt"));
-        assert!(error(&folder.path().join("none")).contains("no .txt, .jsonl, .parquet"));
+        assert!(error(&folder.path().join("empty")).contains("1 file of 0 bytes"));
+        assert!(error(&folder.path().join("none")).contains("1 file of other kinds (.doc 1)"));
         let error = Source::parse("TinyStory").unwrap_err().to_string();
         assert!(error.contains("did you mean the dataset tinystories?"), "{error}");
         for spec in ["", "hf:stories", "synthetic:", "synthetic:0", "synthetic:many", "synthetic:-1"] {

@@ -1,6 +1,6 @@
 //! The vocabulary of a run: one of the three kinds trained on its sources, or one from a file.
 //!
-//! Training sees the stories of one side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
+//! Training sees the stories of each source, of its side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
 //! the original) or 64 MB, BPE up to 64 MB, so memory is bounded by that and one story. Of several sources each gives its
 //! share of that, from its start; one with less than its share gives what it has. A trained vocabulary is kept beside the
 //! token caches, and used again for the same sources and shares, side, kind, size and number of stories:
@@ -12,7 +12,6 @@
 use super::DataError;
 use super::cache::Progress;
 use super::source::Source;
-use super::split::Split;
 use crate::atomic;
 use crate::what::{Unwanted, What};
 use flashlm_model::io::read_limited;
@@ -95,7 +94,7 @@ impl fmt::Display for TokenizerChoice {
     }
 }
 
-/// The tokenizer chosen; a frequency or BPE one is trained on `split` of `sources`, by their weights, with `vocab_size`
+/// The tokenizer chosen; a frequency or BPE one is trained on `sources`, by their weights, with `vocab_size`
 /// tokens to aim for, the former on `stories` of them, and kept in the folder `dir`. The callback hears of the text being
 /// read (its tokens stay 0) and may stop it by breaking.
 pub fn tokenizer(
@@ -104,7 +103,6 @@ pub fn tokenizer(
     vocab_size: usize,
     stories: usize,
     sources: &[(Source, f64)],
-    split: Split,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Tokenizer, DataError> {
     let (kind, max_stories) = match choice {
@@ -113,11 +111,11 @@ pub fn tokenizer(
         TokenizerChoice::Frequency => ("frequency", stories.max(1)),
         TokenizerChoice::Bpe => ("bpe", usize::MAX),
     };
-    let path = vocab_path(dir, kind, vocab_size, max_stories, sources, split)?;
+    let path = vocab_path(dir, kind, vocab_size, max_stories, sources)?;
     if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
         return Ok(kept);
     }
-    let sample = Sample::of(sources, split, max_stories, SAMPLE, progress)?;
+    let sample = Sample::of(sources, max_stories, SAMPLE, progress)?;
     let trained = match choice {
         TokenizerChoice::Bpe => Tokenizer::train_bpe(sample.stories(), vocab_size)?,
         _ => Tokenizer::train_frequency(sample.stories(), vocab_size)?,
@@ -140,7 +138,6 @@ fn vocab_path(
     size: usize,
     stories: usize,
     sources: &[(Source, f64)],
-    split: Split,
 ) -> Result<PathBuf, DataError> {
     let mut hash = Xxh3::new();
     hash.update(VERSION);
@@ -152,9 +149,10 @@ fn vocab_path(
         // A source that is alone has no share to tell.
         let weight = (sources.len() > 1).then_some(weight.to_bits().to_le_bytes());
         hash.update(weight.as_ref().map_or(&[], |weight| &weight[..]));
+        let (side, of) = source.split().to_parts();
+        hash.update(&u64::from(side).to_le_bytes());
+        hash.update(&of.to_le_bytes());
     }
-    hash.update(&u64::from(split.id()).to_le_bytes());
-    hash.update(&split.share().to_bits().to_le_bytes());
     let name = match sources {
         [(source, _)] => source.name(),
         _ => "mix",
@@ -197,7 +195,6 @@ impl Sample {
     /// Of each source its share of `max_stories` and `max_bytes`, one after the other.
     fn of(
         sources: &[(Source, f64)],
-        split: Split,
         max_stories: usize,
         max_bytes: usize,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
@@ -207,7 +204,7 @@ impl Sample {
         for (source, weight) in sources {
             let share = weight / sum;
             let part = |limit: usize| if sources.len() == 1 { limit } else { (share * limit as f64).ceil() as usize };
-            sample.read(source, split, part(max_stories), part(max_bytes), &mut |p| {
+            sample.read(source, part(max_stories), part(max_bytes), &mut |p| {
                 let (fraction, seconds) = (before + share * p.fraction, started.elapsed().as_secs_f64());
                 progress(&Progress { fraction, seconds, ..*p })
             })?;
@@ -220,7 +217,6 @@ impl Sample {
     fn read(
         &mut self,
         source: &Source,
-        split: Split,
         max_stories: usize,
         max_bytes: usize,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
@@ -229,9 +225,6 @@ impl Sample {
         let mut said = had_bytes;
         let mut stopped = false;
         source.stories_at(&mut |story, read| {
-            if !split.keeps(story) {
-                return ControlFlow::Continue(());
-            }
             self.text.push_str(story);
             self.ends.push(self.text.len());
             let (stories, bytes) = (self.ends.len() - had_stories, self.text.len() - had_bytes);
@@ -257,11 +250,13 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::split::Split;
     use crate::data::testing::{Folder, collect, keep_on, large, source};
     use std::time::SystemTime;
 
     fn trained(folder: &Path, choice: &TokenizerChoice, size: usize, source: &Source, split: Split) -> Tokenizer {
-        tokenizer(folder, choice, size, STORIES, &[(source.clone(), 1.0)], split, &mut keep_on).unwrap()
+        let sources = [(source.clone().with_split(split), 1.0)];
+        tokenizer(folder, choice, size, STORIES, &sources, &mut keep_on).unwrap()
     }
 
     /// The only file in a folder.
@@ -306,7 +301,7 @@ mod tests {
         let source = Source::parse("synthetic:300").unwrap();
         let split = Split::Train(0.5);
         let stories = collect(&source);
-        let side: Vec<&str> = stories.iter().map(|s| s.as_str()).filter(|s| split.keeps(s)).collect();
+        let side: Vec<&str> = stories.iter().map(|s| s.as_str()).filter(|s| !split.take(s, 0).is_empty()).collect();
         let bpe = trained(folder.path(), &TokenizerChoice::Bpe, 400, &source, split);
         let frequency = trained(folder.path(), &TokenizerChoice::Frequency, 60, &source, split);
         assert_eq!(bpe.to_json(), Tokenizer::train_bpe(side.iter().copied(), 400).unwrap().to_json());
@@ -321,7 +316,7 @@ mod tests {
         let text = [(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]), 1.0)];
         let of = |stories| {
             let choice = TokenizerChoice::Frequency;
-            tokenizer(folder.path(), &choice, 100, stories, &text, Split::All, &mut keep_on).unwrap().to_json()
+            tokenizer(folder.path(), &choice, 100, stories, &text, &mut keep_on).unwrap().to_json()
         };
         let first_two = Tokenizer::train_frequency(["a a", "c c"].into_iter(), 100).unwrap().to_json();
         assert_eq!(of(2), first_two);
@@ -338,8 +333,7 @@ mod tests {
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second =
-                tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], Split::All, &mut silent).unwrap();
+            let second = tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
@@ -382,9 +376,9 @@ mod tests {
             fractions.push(p.fraction);
             ControlFlow::Continue(())
         };
-        let sample = Sample::of(&sources, Split::All, 50, usize::MAX, &mut hear).unwrap();
+        let sample = Sample::of(&sources, 50, usize::MAX, &mut hear).unwrap();
         assert_eq!(sample.stories().collect::<Vec<_>>(), stories[..50]);
-        let sample = Sample::of(&sources, Split::All, usize::MAX, 100_000, &mut hear).unwrap();
+        let sample = Sample::of(&sources, usize::MAX, 100_000, &mut hear).unwrap();
         let last = sample.stories().last().unwrap().len();
         assert!(sample.text.len() >= 100_000 && sample.text.len() - last < 100_000);
         assert_eq!(fractions, [1.0, 1.0]);
@@ -393,7 +387,7 @@ mod tests {
             fractions.push(p.fraction);
             ControlFlow::Continue(())
         };
-        let sample = Sample::of(&sources, Split::All, usize::MAX, usize::MAX, &mut hear).unwrap();
+        let sample = Sample::of(&sources, usize::MAX, usize::MAX, &mut hear).unwrap();
         assert_eq!(sample.text.len(), total);
         assert!((total / STRIDE / 2..=total / STRIDE).contains(&fractions.len()), "{fractions:?} for {total} bytes");
         assert!(fractions.is_sorted());
@@ -409,17 +403,17 @@ mod tests {
             ControlFlow::Continue(())
         };
         let sources = [(a.clone(), 3.0), (b.clone(), 1.0)];
-        let sample = Sample::of(&sources, Split::All, 400, usize::MAX, &mut hear).unwrap();
+        let sample = Sample::of(&sources, 400, usize::MAX, &mut hear).unwrap();
         let expected: Vec<String> = [&collect(&a)[..300], &collect(&b)[..100]].concat();
         assert_eq!(sample.stories().collect::<Vec<_>>(), expected);
         assert_eq!(fractions, [0.75, 1.0]);
         // A source with less than its share gives all it has, and no other takes its place.
         let few = [(source(&folder, "few.txt", &["one", "two"]), 1.0), (b.clone(), 1.0)];
-        assert_eq!(Sample::of(&few, Split::All, 100, usize::MAX, &mut keep_on).unwrap().ends.len(), 2 + 50);
+        assert_eq!(Sample::of(&few, 100, usize::MAX, &mut keep_on).unwrap().ends.len(), 2 + 50);
         // Other weights are another vocabulary.
         let path = |weights: [f64; 2]| {
             let sources = [(a.clone(), weights[0]), (b.clone(), weights[1])];
-            vocab_path(folder.path(), "bpe", 300, STORIES, &sources, Split::All).unwrap()
+            vocab_path(folder.path(), "bpe", 300, STORIES, &sources).unwrap()
         };
         assert_eq!(path([0.5, 0.5]), path([0.5, 0.5]));
         assert_ne!(path([0.5, 0.5]), path([0.6, 0.4]));
@@ -430,7 +424,7 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let mut stop = |_: &Progress| ControlFlow::Break(());
-        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, STORIES, &[(large(), 1.0)], Split::All, &mut stop);
+        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, STORIES, &[(large(), 1.0)], &mut stop);
         assert!(matches!(stopped, Err(DataError::Stopped)));
         assert!(!dir.exists());
     }
@@ -446,11 +440,9 @@ mod tests {
         assert!(!dir.exists());
         let missing = TokenizerChoice::File(folder.path().join("none.json"));
         let text = [(text, 1.0)];
-        let error = tokenizer(&dir, &missing, 1, STORIES, &text, Split::All, &mut keep_on).unwrap_err().to_string();
+        let error = tokenizer(&dir, &missing, 1, STORIES, &text, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("none.json"), "{error}");
-        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, STORIES, &text, Split::All, &mut keep_on)
-            .unwrap_err()
-            .to_string();
+        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, STORIES, &text, &mut keep_on).unwrap_err().to_string();
         assert!(error.contains("choose 257 to 65535"), "{error}");
     }
 }

@@ -1,12 +1,13 @@
 //! Training windows over a token cache, in the order of [`Order`].
 //!
-//! * packed: `count = tokens / (T + 1)` runs of `T + 1` tokens that do not overlap, across the ends of stories; the up to `T`
-//!   tokens after the last are not used.
+//! * packed: the `N` tokens are a circle. An epoch cuts it at a place of its own, a pure function of (seed, epoch), into
+//!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every
+//!   token is a target once an epoch, and over epochs each sees contexts of every length. Windows go across the ends of stories.
 //! * padded: one story a window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
 //!   than `T` rows where the story is shorter; what lies beyond `T` is not used.
 
 use super::cache::TokenCache;
-use super::order::Order;
+use super::order::{Order, mix};
 use flashlm_kernels::Token;
 
 /// What one sequence of a batch is made of: `rest` is to be predicted, from `first` and all of it but the last token.
@@ -14,14 +15,21 @@ use flashlm_kernels::Token;
 pub struct Window<'a> {
     /// The token before `rest`.
     pub first: Token,
-    /// At most `T` tokens.
-    pub rest: &'a [Token],
+    /// 1 to `T` tokens, in two runs where they go on from the end of the text to its start; the second may be empty.
+    pub rest: [&'a [Token]; 2],
+}
+
+impl Window<'_> {
+    /// Tokens to be predicted.
+    pub fn targets(&self) -> usize {
+        self.rest[0].len() + self.rest[1].len()
+    }
 }
 
 impl<'a> From<&'a [Token]> for Window<'a> {
-    /// `T + 1` tokens, at least one.
+    /// `T + 1` tokens, at least two.
     fn from(tokens: &'a [Token]) -> Self {
-        Window { first: tokens[0], rest: &tokens[1..] }
+        Window { first: tokens[0], rest: [&tokens[1..], &[]] }
     }
 }
 
@@ -37,22 +45,23 @@ pub struct Windows {
     order: Order,
     seq_len: usize,
     padded: bool,
+    seed: u64,
     /// Tokens that an epoch trains on.
     trained: u64,
 }
 
 impl Windows {
-    /// Over a text of so many tokens; none where it does not fill a single window.
+    /// Over a text of so many tokens; none where it has none.
     pub fn packed(tokens: usize, seq_len: usize, seed: u64) -> Option<Windows> {
-        let order = Order::new((tokens / seq_len.checked_add(1)?) as u64, seed)?;
-        Some(Windows { order, seq_len, padded: false, trained: order.count() * seq_len as u64 })
+        let order = Order::new(tokens.div_ceil(seq_len) as u64, seed)?;
+        Some(Windows { order, seq_len, padded: false, seed, trained: tokens as u64 })
     }
 
     /// Over the stories of a cache; none where there is no story.
     pub fn padded(cache: &TokenCache, seq_len: usize, seed: u64) -> Option<Windows> {
         let order = Order::new(cache.stories() as u64, seed)?;
         let trained = (0..cache.stories()).map(|i| cache.story_len(i).min(seq_len) as u64).sum();
-        Some(Windows { order, seq_len, padded: true, trained })
+        Some(Windows { order, seq_len, padded: true, seed, trained })
     }
 
     /// Windows in an epoch.
@@ -70,11 +79,24 @@ impl Windows {
         let i = self.order.at(n) as usize;
         if self.padded {
             let story = cache.story(i);
-            return Window { first: cache.eos(), rest: &story[..story.len().min(self.seq_len)] };
+            return Window { first: cache.eos(), rest: [&story[..story.len().min(self.seq_len)], &[]] };
         }
-        let len = self.seq_len + 1;
-        // Fits: below count, and count windows of len fit in a usize.
-        Window::from(&cache.tokens()[i * len..][..len])
+        self.on_circle(cache.tokens(), i, n / self.per_epoch())
+    }
+
+    /// Window `i` of an epoch in the circle of `tokens`.
+    fn on_circle<'a>(&self, tokens: &'a [Token], i: usize, epoch: u64) -> Window<'a> {
+        let cut = (mix(mix(!self.seed) ^ epoch) % self.trained) as usize;
+        // Below 2 N: the last window starts before the place where the circle closes.
+        let start = i * self.seq_len;
+        let targets = self.seq_len.min(tokens.len() - start);
+        let start = (cut + start) % tokens.len();
+        let ahead = &tokens[start + 1..];
+        let rest = match ahead.split_at_checked(targets) {
+            Some((rest, _)) => [rest, &[]],
+            None => [ahead, &tokens[..targets - ahead.len()]],
+        };
+        Window { first: tokens[start], rest }
     }
 }
 
@@ -84,31 +106,64 @@ mod tests {
     use crate::data::split::Split;
     use crate::data::testing::{Folder, open_or_build, source};
 
+    /// Tokens that tell their places.
+    fn places(n: usize) -> Vec<Token> {
+        (0..n as Token).collect()
+    }
+
     #[test]
-    fn packed_windows_cover_the_text_once_an_epoch() {
+    fn every_token_is_a_target_once_an_epoch() {
+        for (n, seq_len) in [(1, 1), (1, 256), (2, 1), (2, 5), (7, 7), (53, 256), (257, 256), (1000, 7), (1024, 256)] {
+            let tokens = places(n);
+            let windows = Windows::packed(n, seq_len, 5).unwrap();
+            assert_eq!((windows.per_epoch() as usize, windows.trained()), (n.div_ceil(seq_len), n as u64));
+            for epoch in 0..50 {
+                let mut targets = Vec::new();
+                for i in 0..windows.per_epoch() as usize {
+                    let window = windows.on_circle(&tokens, i, epoch);
+                    let rest = window.rest.concat();
+                    assert!((1..=seq_len).contains(&rest.len()) && rest.len() == window.targets());
+                    // A run of the circle, by a plain loop.
+                    let run = (1..=rest.len()).map(|k| ((usize::from(window.first) + k) % n) as Token);
+                    assert!(run.eq(rest.iter().copied()), "{n} {seq_len}");
+                    targets.extend(rest);
+                }
+                targets.sort();
+                assert_eq!(targets, tokens, "{n} {seq_len}, epoch {epoch}");
+            }
+        }
+        assert!(Windows::packed(0, 256, 0).is_none());
+    }
+
+    /// 290 epochs of a page of 1,000 tokens: at each place, windows start in about as many as at every other.
+    #[test]
+    fn each_epoch_cuts_elsewhere() {
+        let tokens = places(1000);
+        let windows = Windows::packed(1000, 250, 1).unwrap();
+        let mut started = vec![0; 1000];
+        for epoch in 0..2900 {
+            for i in 0..4 {
+                started[usize::from(windows.on_circle(&tokens, i, epoch).first)] += 1;
+            }
+        }
+        // 11.6 on average, give or take 3.4.
+        assert!(started.iter().all(|n| (1..30).contains(n)), "{started:?}");
+        let cut = |seed, epoch| Windows::packed(1000, 250, seed).unwrap().on_circle(&tokens, 0, epoch).first;
+        assert!((0..9).all(|epoch| cut(1, epoch) == cut(1, epoch)));
+        assert!((0..9).any(|epoch| cut(1, epoch) != cut(2, epoch)));
+    }
+
+    #[test]
+    fn windows_follow_the_order_and_the_cache() {
         let folder = Folder::new();
         let text = source(&folder, "a.txt", &["one story of some length", "two", "three, and that is the last one"]);
         let (cache, _) = open_or_build(&folder.path().join("a.tok"), &text, Split::All, 1);
-        let tokens = cache.tokens();
-        for seq_len in [1, 4, 7, tokens.len() - 1] {
-            let windows = Windows::packed(tokens.len(), seq_len, 5).unwrap();
-            let count = windows.per_epoch();
-            assert_eq!((count as usize, windows.trained()), (tokens.len() / (seq_len + 1), count * seq_len as u64));
-            for epoch in 0..3 {
-                let mut all: Vec<Vec<Token>> = (0..count)
-                    .map(|i| windows.window(&cache, epoch * count + i))
-                    .map(|w| [&[w.first], w.rest].concat())
-                    .collect();
-                all.sort();
-                let mut plain: Vec<_> = tokens.chunks_exact(seq_len + 1).map(<[_]>::to_vec).collect();
-                plain.sort();
-                assert_eq!(all, plain, "{seq_len}, epoch {epoch}");
-            }
+        let windows = Windows::packed(cache.tokens().len(), 7, 5).unwrap();
+        let count = windows.per_epoch();
+        for n in 0..3 * count {
+            let i = windows.order.at(n) as usize;
+            assert_eq!(windows.window(&cache, n), windows.on_circle(cache.tokens(), i, n / count));
         }
-        for (tokens, seq_len) in [(0, 256), (256, 256), (usize::MAX, usize::MAX)] {
-            assert!(Windows::packed(tokens, seq_len, 0).is_none());
-        }
-        assert!(Windows::packed(257, 256, 0).is_some());
     }
 
     #[test]
@@ -126,9 +181,9 @@ mod tests {
         let eos = cache.eos();
         for epoch in 0..4 {
             let mut all: Vec<Window> = (0..3).map(|i| windows.window(&cache, epoch * 3 + i)).collect();
-            all.sort_by_key(|w| w.rest[0]);
+            all.sort_by_key(|w| w.rest[0][0]);
             assert!(all.iter().all(|w| w.first == eos));
-            let rests: Vec<&[Token]> = all.iter().map(|w| w.rest).collect();
+            let rests: Vec<&[Token]> = all.iter().map(|w| w.rest[0]).collect();
             assert_eq!(rests, [&[97, 98, 99, 100][..], &[103, eos], &[104, 105, 106, eos]]);
         }
     }

@@ -7,10 +7,10 @@ pub mod verify;
 
 use crate::data::DataError;
 use crate::data::source::{Source, SourceReport};
-use crate::data::split::Split;
 use flashlm_kernels::Token;
 use flashlm_model::tok::Tokenizer;
 use std::ops::ControlFlow;
+use xxhash_rust::xxh3::Xxh3;
 
 /// How much of a set is scored: whole stories from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,30 +39,22 @@ pub struct Totals {
 }
 
 impl Stories {
-    /// One side of a source, as far as the budget goes. The report is of what was read, both sides counted.
-    pub fn read(
-        source: &Source,
-        tokenizer: &Tokenizer,
-        split: Split,
-        budget: Budget,
-    ) -> Result<(Stories, SourceReport), DataError> {
-        Stories::read_with(source, tokenizer, split, budget, &mut |_| ())
+    /// What a source gives, as far as the budget goes.
+    pub fn read(source: &Source, tokenizer: &Tokenizer, budget: Budget) -> Result<(Stories, SourceReport), DataError> {
+        Stories::read_with(source, tokenizer, budget, &mut |_| ())
     }
 
     /// The same; `see` is shown the text of each story taken.
     pub fn read_with(
         source: &Source,
         tokenizer: &Tokenizer,
-        split: Split,
         budget: Budget,
         see: &mut dyn FnMut(&str),
     ) -> Result<(Stories, SourceReport), DataError> {
         let mut stories = Stories::default();
         let report = source.stories(&mut |text| {
-            if split.keeps(text) {
-                stories.push(tokenizer, text);
-                see(text);
-            }
+            stories.push(tokenizer, text);
+            see(text);
             match budget.tokens {
                 Some(limit) if stories.totals().tokens >= limit => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
@@ -93,6 +85,13 @@ impl Stories {
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.totals.clear();
+    }
+
+    /// A hash of all tokens.
+    pub fn content(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        self.tokens.iter().for_each(|token| hash.update(&token.to_le_bytes()));
+        hash.digest()
     }
 
     /// Number of stories.
@@ -146,6 +145,7 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::split::Split;
     use crate::data::testing::shared;
 
     #[test]
@@ -171,23 +171,25 @@ mod tests {
     fn a_budget_takes_whole_stories_of_one_side_from_the_start() {
         let tokenizer = Tokenizer::bytes();
         let source = Source::parse("synthetic:200").unwrap();
-        let read = |split, tokens| Stories::read(&source, &tokenizer, split, Budget { tokens }).unwrap().0;
+        let split = Split::Valid(0.3);
+        let side = source.clone().with_split(split);
+        let read = |tokens| Stories::read(&side, &tokenizer, Budget { tokens }).unwrap().0;
         let mut wanted = Vec::new();
         let keep = |story: &str| {
-            wanted.extend(Split::Valid(0.3).keeps(story).then(|| story.to_string()));
+            wanted.extend((!split.take(story, 0).is_empty()).then(|| story.to_string()));
             ControlFlow::Continue(())
         };
         source.stories(&mut { keep }).unwrap();
         assert!(wanted.len() > 20);
-        let all = read(Split::Valid(0.3), None);
+        let all = read(None);
         assert_eq!(all.len(), wanted.len());
         for (i, text) in wanted.iter().enumerate() {
             assert_eq!(tokenizer.decode(all.story(i)), text.as_bytes());
         }
         // One token more than the first three stories have asks for the fourth.
         let three = all.totals_of(3).tokens;
-        assert_eq!(read(Split::Valid(0.3), Some(three)).totals(), all.totals_of(3));
-        assert_eq!(read(Split::Valid(0.3), Some(three + 1)).totals(), all.totals_of(4));
+        assert_eq!(read(Some(three)).totals(), all.totals_of(3));
+        assert_eq!(read(Some(three + 1)).totals(), all.totals_of(4));
     }
 
     #[test]
@@ -195,7 +197,7 @@ mod tests {
         let Some(shared) = shared() else { return };
         let tokenizer = Tokenizer::load(&shared.join("fixtures/tokenizer/frequency_tokenizer.json")).unwrap();
         let source = Source::parse(shared.join("data/tinystories/valid.txt").to_str().unwrap()).unwrap();
-        let (stories, report) = Stories::read(&source, &tokenizer, Split::All, Budget::default()).unwrap();
+        let (stories, report) = Stories::read(&source, &tokenizer, Budget::default()).unwrap();
         assert_eq!((stories.len(), stories.totals().bytes, stories.totals().tokens), (500, 402_270, 98_610));
         assert_eq!((report.stories, report.bytes), (500, 402_270));
     }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use flashlm_kernels::Exec;
+use flashlm_kernels::{Buf, Exec};
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
 use flashlm_model::pack::PackError;
@@ -100,8 +100,17 @@ pub struct Inputs {
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,
+    /// What a new run starts from, in the order of the layout; none for a fresh start.
+    pub start: Option<Buf<f32>>,
     /// The run's folder.
     pub claim: Claim,
+}
+
+impl Inputs {
+    /// What tells the texts, and the validation text, from others.
+    fn contents(&self) -> (Vec<u64>, u64) {
+        (self.texts.texts().iter().map(|text| text.cache.content()).collect(), self.valid.content())
+    }
 }
 
 /// What the trainer tells while it works.
@@ -178,9 +187,13 @@ impl<'a> Trainer<'a> {
         let batch = t.batch * t.accumulation;
         let plan = Plan::new(settings, texts.extents(), batch);
         let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t)?;
+        let mut notes = Vec::new();
         let state = match resume {
-            Some(from) => resume::restore(from, settings, &mut stepper)?,
-            None => State { epochs_before: vec![0.0; texts.texts().len()], ..State::default() },
+            Some(from) => resume::same_text(resume::restore(from, settings, &mut stepper)?, &inputs, &mut notes),
+            None => {
+                inputs.start.iter().for_each(|start| stepper.params.copy_from_slice(start));
+                State::new(inputs.contents())
+            }
         };
         let (probe, before) = (inputs.valid.first(t.eval_tokens), state.elapsed);
         let mut trainer = Trainer {
@@ -200,7 +213,7 @@ impl<'a> Trainer<'a> {
             resumed: None,
             sampled: None,
             failing: BTreeSet::new(),
-            notes: Vec::new(),
+            notes,
         };
         match resume {
             Some(from) => trainer.go_on(from)?,
@@ -326,7 +339,7 @@ impl<'a> Trainer<'a> {
         let t = &settings.train;
         if stage != self.state.stage {
             self.state.epochs_before = self.epochs();
-            (self.state.stage, self.state.stage_start) = (stage, self.state.step);
+            (self.state.stage, self.state.stage_start, self.state.windows) = (stage, self.state.step, Some(0));
         }
         let (seq_len, batch) = (self.plan.seq_len(stage), t.batch * t.accumulation);
         let (texts, first) = (&self.inputs.texts, self.windows());
@@ -340,6 +353,7 @@ impl<'a> Trainer<'a> {
             let last_good = self.last_good()?;
             return Err(TrainError::NotFinite { step, loss: update.loss, grad_norm: update.grad_norm, last_good });
         }
+        self.state.windows = Some(self.windows() + batch as u64);
         self.state.step = step;
         self.state.tokens += update.tokens;
         self.state.loss_sum.0 += update.loss;
@@ -350,7 +364,8 @@ impl<'a> Trainer<'a> {
     /// Windows of the stage so far.
     fn windows(&self) -> u64 {
         let t = &self.inputs.settings.train;
-        (self.state.step - self.state.stage_start) * (t.batch * t.accumulation) as u64
+        let even = (self.state.step - self.state.stage_start) * (t.batch * t.accumulation) as u64;
+        self.state.windows.unwrap_or(even)
     }
 
     /// Passes over each text so far.

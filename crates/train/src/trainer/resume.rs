@@ -126,6 +126,28 @@ pub(super) fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Step
     state(from, settings)
 }
 
+/// Where the run stands on the texts that it has now. On other ones, such as the old text with more behind it, epochs are counted
+/// anew; on another validation text, no earlier validation counts.
+pub(super) fn same_text(mut state: State, inputs: &Inputs, notes: &mut Vec<String>) -> State {
+    let (texts, valid) = inputs.contents();
+    if !state.texts.is_empty() && state.texts != texts {
+        notes.push(
+            "the training text is another one than at this checkpoint: the same weights go on with it, epochs are counted anew, \
+             and the figures before and after do not compare"
+                .into(),
+        );
+        state.epochs_before = vec![0.0; texts.len()];
+        (state.stage_start, state.windows) = (state.step, Some(0));
+    }
+    if state.valid.is_some_and(|before| before != valid) {
+        notes.push(
+            "the validation text is another one than at this checkpoint: validations before it do not count".into(),
+        );
+        (state.best, state.since_best, state.validated) = (None, 0, None);
+    }
+    State { texts, valid: Some(valid), ..state }
+}
+
 impl Trainer<'_> {
     /// The folder of a run that goes on. Only the timeline of checkpoints must be right; what else fails is told, and the run goes on.
     pub(super) fn go_on(&mut self, from: &Checkpoint) -> Result<(), TrainError> {

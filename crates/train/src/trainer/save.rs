@@ -135,7 +135,8 @@ impl Trainer<'_> {
         }
         let (t, rows) = (&self.inputs.settings.train, self.stepper.lm.rows());
         self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, (1, rows), t)?;
-        self.state = State { epochs_before: vec![0.0; self.inputs.texts.texts().len()], ..State::default() };
+        self.inputs.start.iter().for_each(|start| self.stepper.params.copy_from_slice(start));
+        self.state = State::new(self.inputs.contents());
         self.write_checkpoint()?;
         Ok(self.inputs.claim.folder().list()?.pop().map(|(_, path)| path).unwrap_or_default())
     }

@@ -5,7 +5,7 @@
 use super::{What, quoted};
 use crate::data::cache::MAGIC;
 use crate::data::hub::Dataset;
-use crate::data::{ENDINGS, foreign, missing_hint};
+use crate::data::{foreign, is_readable, missing_hint};
 use crate::load;
 use crate::log::Row;
 use crate::run_folder::RunFolder;
@@ -113,7 +113,7 @@ fn holds_text(mut entries: Vec<PathBuf>) -> bool {
         // A link to a folder is not followed: it may lead back here.
         if entry.symlink_metadata().is_ok_and(|about| about.is_dir()) {
             entries.extend(entry.read_dir().into_iter().flatten().flatten().take(MAX_ENTRIES).map(|item| item.path()));
-        } else if ENDINGS.iter().any(|ending| name.ends_with(ending)) {
+        } else if is_readable(&name) {
             return true;
         }
     }
@@ -414,7 +414,7 @@ mod tests {
         for (file, bytes, found) in [
             ("project/checkpoints/run.json", &b"{}"[..], "a folder with a run in it"),
             ("gpt2/model.safetensors", b"x", "a folder with a model file in it"),
-            ("code/main.rs", b"x", "a folder without a run, a model or text"),
+            ("code/main.o", b"x", "a folder without a run, a model or text"),
             ("hidden/.a.txt", b"x", "a folder without a run, a model or text"),
         ] {
             let top = place.file(file, bytes);

@@ -1,0 +1,506 @@
+//! The files that a text is read from: one file, every readable file of a folder and those below it, or a pattern (`notes/*.md`,
+//! `**/*.txt`); several of these, a line each, are one text, in the order given.
+//!
+//! In a folder, files come in the order of their paths. Passed over and counted: names that begin with `.` and folders
+//! `__MACOSX`, files of 0 bytes, and endings that are none of a text. Records (tables, JSON) and documents (Markdown, source
+//! code) are seldom one text: of these two kinds the one with fewer bytes is passed over as well, so that a dataset is read
+//! without its README and a project without its package.json. Links are followed, each folder once.
+
+use super::DataError;
+use flashlm_model::io::not_a_file;
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+use xxhash_rust::xxh3::Xxh3;
+
+/// How much of each end of a file enters the fingerprint.
+const SAMPLE: u64 = 64 << 10;
+/// Endings of text that may be read from a folder, before `.gz` or `.zst`.
+const TEXTS: [&str; 2] = [".txt", ".text"];
+/// Of records with fields.
+const RECORDS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
+/// Of documents and source code.
+const DOCUMENTS: [&str; 41] = [
+    ".md",
+    ".markdown",
+    ".rst",
+    ".org",
+    ".adoc",
+    ".tex",
+    ".html",
+    ".htm",
+    ".xml",
+    ".srt",
+    ".py",
+    ".rs",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".hpp",
+    ".java",
+    ".kt",
+    ".go",
+    ".js",
+    ".jsx",
+    ".ts",
+    ".tsx",
+    ".rb",
+    ".php",
+    ".cs",
+    ".swift",
+    ".scala",
+    ".lua",
+    ".pl",
+    ".r",
+    ".jl",
+    ".hs",
+    ".ml",
+    ".sh",
+    ".sql",
+    ".lisp",
+    ".el",
+    ".f90",
+    ".zig",
+];
+/// Of compressed files.
+const COMPRESSED: [&str; 2] = [".gz", ".zst"];
+
+/// What a file of a folder is by its name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Text,
+    Records,
+    Document,
+}
+
+impl Kind {
+    fn of(name: &str) -> Option<Kind> {
+        let name = name.to_lowercase();
+        let inner = COMPRESSED.iter().find_map(|end| name.strip_suffix(end));
+        let has = |endings: &[&str]| endings.iter().any(|end| inner.unwrap_or(&name).ends_with(end));
+        // A table is compressed within.
+        if has(&RECORDS) && !(inner.is_some_and(|inner| inner.ends_with(".parquet"))) {
+            return Some(Kind::Records);
+        }
+        if has(&DOCUMENTS) {
+            return Some(Kind::Document);
+        }
+        // What is compressed and has no other ending is text.
+        let plain = |inner: &str| !inner.contains('.') || !inner.rsplit('.').next().is_some_and(is_ending);
+        (has(&TEXTS) || inner.is_some_and(plain)).then_some(Kind::Text)
+    }
+}
+
+/// Whether what follows the last dot of a name looks like an ending: `tar` of `a.tar`, not `2` of `v1.2`.
+fn is_ending(last: &str) -> bool {
+    (1..=8).contains(&last.len()) && last.chars().any(|c| c.is_ascii_alphabetic())
+}
+
+/// Whether a folder is searched for files of this name.
+pub(crate) fn is_readable(name: &str) -> bool {
+    Kind::of(name).is_some()
+}
+
+/// A file of a source.
+#[derive(Clone, Debug)]
+pub(super) struct FileEntry {
+    pub path: PathBuf,
+    /// What enters the fingerprint: the path within the folder that was named.
+    pub name: PathBuf,
+    pub size: u64,
+}
+
+/// Files of a folder that were passed over.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Passed {
+    hidden: u64,
+    empty: u64,
+    /// Of these endings.
+    others: BTreeMap<String, u64>,
+    /// Of the kind that had fewer bytes, and whether that is records.
+    fewer: Option<(u64, bool)>,
+    /// That are the validation text's.
+    validation: u64,
+}
+
+impl Passed {
+    /// In words; empty where nothing was passed over that anybody would miss.
+    fn words(&self) -> String {
+        let files = |n: u64| if n == 1 { "1 file".to_string() } else { format!("{n} files") };
+        let mut words = Vec::new();
+        if self.validation > 0 {
+            words.push(format!("{} of the validation text", files(self.validation)));
+        }
+        if self.empty > 0 {
+            words.push(format!("{} of 0 bytes", files(self.empty)));
+        }
+        if self.hidden > 0 {
+            words.push(format!("{} with hidden names", files(self.hidden)));
+        }
+        match self.fewer {
+            Some((n, true)) => {
+                words.push(format!("{} of JSON or tables, having fewer bytes than the documents", files(n)))
+            }
+            Some((n, false)) => words.push(format!("{} of documents, having fewer bytes than the records", files(n))),
+            None => {}
+        }
+        if !self.others.is_empty() {
+            let mut others: Vec<_> = self.others.iter().collect();
+            others.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
+            let named: Vec<String> = others.iter().take(5).map(|(ending, n)| format!("{ending} {n}")).collect();
+            let more = if others.len() > 5 { ", ..." } else { "" };
+            words.push(format!("{} of other kinds ({}{more})", files(self.others.values().sum()), named.join(", ")));
+        }
+        words.join(", ")
+    }
+}
+
+/// The files of a source, in the order they are read.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
+    /// What was named, in words.
+    pub given: Vec<PathBuf>,
+    pub entries: Vec<FileEntry>,
+    pub passed: Passed,
+}
+
+impl Files {
+    /// What a specification names: a path, a pattern, or several, a line each.
+    pub fn named(spec: &str) -> Result<Files, DataError> {
+        let mut all = Files { given: Vec::new(), entries: Vec::new(), passed: Passed::default() };
+        let lines: Vec<&str> = spec.lines().filter(|line| !line.is_empty()).collect();
+        for line in lines {
+            let path = Path::new(line);
+            if line.contains(['*', '?', '[']) && !path.exists() {
+                let found = matching(line)?;
+                let root = fixed_part(path);
+                for path in found {
+                    let name = path.strip_prefix(&root).unwrap_or(&path).to_path_buf();
+                    all.add(path, name)?;
+                }
+                all.given.push(path.to_path_buf());
+            } else {
+                all.read(path)?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// The files of a dataset below `root`.
+    pub fn fetched(spec: String, root: &Path, paths: Vec<PathBuf>) -> Result<Files, DataError> {
+        let mut all = Files { given: vec![spec.into()], entries: Vec::new(), passed: Passed::default() };
+        for path in paths {
+            let name = path.strip_prefix(root).unwrap_or(&path).to_path_buf();
+            all.add(path, name)?;
+        }
+        Ok(all)
+    }
+
+    /// What was passed over, in words; empty where nothing was.
+    pub fn passed_over(&self) -> String {
+        self.passed.words()
+    }
+
+    /// Leaves out the files that are also files of `other`; how many these were.
+    pub fn leave_out(&mut self, other: &Files) -> u64 {
+        let theirs: HashSet<Identity> = other.entries.iter().flat_map(|entry| identities(&entry.path)).collect();
+        let before = self.entries.len();
+        self.entries.retain(|entry| !identities(&entry.path).iter().any(|own| theirs.contains(own)));
+        let left_out = (before - self.entries.len()) as u64;
+        self.passed.validation += left_out;
+        left_out
+    }
+
+    /// One file, or those of a folder.
+    fn read(&mut self, path: &Path) -> Result<(), DataError> {
+        let meta = fs::metadata(path).map_err(|e| DataError::io("open", path, e))?;
+        self.given.push(path.to_path_buf());
+        if !meta.is_dir() {
+            let name = path.file_name().map_or_else(|| path.to_path_buf(), PathBuf::from);
+            return self.add(path.to_path_buf(), name);
+        }
+        let mut found = Vec::new();
+        let (mut folders, mut seen) = (vec![path.to_path_buf()], HashSet::new());
+        while let Some(folder) = folders.pop() {
+            let failed = |e| DataError::io("list", &folder, e);
+            // A link may lead back here.
+            if !seen.insert(folder.canonicalize().map_err(failed)?) {
+                continue;
+            }
+            for item in fs::read_dir(&folder).map_err(failed)? {
+                self.look(&item.map_err(failed)?.path(), &mut folders, &mut found);
+            }
+        }
+        found.sort();
+        let found = self.of_one_kind(found);
+        for at in found {
+            let name = at.strip_prefix(path).unwrap_or(&at).to_path_buf();
+            let entry = entry(at, name)?;
+            self.entries.push(entry);
+        }
+        let passed = self.passed_over();
+        if self.entries.is_empty() {
+            let passed = if passed.is_empty() { passed } else { format!("; passed over: {passed}") };
+            return Err(DataError::EmptyFolder { path: path.to_path_buf(), passed });
+        }
+        Ok(())
+    }
+
+    /// One item of a folder: a folder to go into, a file to take, or one to pass over.
+    fn look(&mut self, path: &Path, folders: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let meta = fs::metadata(path);
+        if meta.as_ref().is_ok_and(Metadata::is_dir) {
+            if !name.starts_with('.') && name != "__MACOSX" {
+                folders.push(path.to_path_buf());
+            }
+        } else if name.starts_with('.') {
+            self.passed.hidden += u64::from(Kind::of(&name).is_some());
+        } else if Kind::of(&name).is_none() {
+            let ending = name.rsplit_once('.').map(|(_, last)| last).filter(|last| is_ending(last));
+            let ending = ending.map_or("without ending".to_string(), |last| format!(".{}", last.to_lowercase()));
+            *self.passed.others.entry(ending).or_default() += 1;
+        } else if meta.is_ok_and(|meta| meta.len() == 0) {
+            self.passed.empty += 1;
+        } else {
+            found.push(path.to_path_buf());
+        }
+    }
+
+    /// Without records, or without documents, whichever are fewer bytes.
+    fn of_one_kind(&mut self, found: Vec<PathBuf>) -> Vec<PathBuf> {
+        let kind = |path: &Path| Kind::of(&path.file_name().unwrap_or_default().to_string_lossy());
+        let bytes = |wanted: Kind| -> u64 {
+            let of = found.iter().filter(|path| kind(path) == Some(wanted));
+            of.map(|path| fs::metadata(path).map_or(0, |meta| meta.len())).sum()
+        };
+        let (records, documents) = (bytes(Kind::Records), bytes(Kind::Document));
+        let fewer = if records < documents { Kind::Records } else { Kind::Document };
+        let (kept, left): (Vec<PathBuf>, Vec<PathBuf>) = found.into_iter().partition(|path| kind(path) != Some(fewer));
+        if !left.is_empty() {
+            self.passed.fewer = Some((left.len() as u64, fewer == Kind::Records));
+        }
+        kept
+    }
+
+    fn add(&mut self, path: PathBuf, name: PathBuf) -> Result<(), DataError> {
+        self.entries.push(entry(path, name)?);
+        Ok(())
+    }
+}
+
+/// The files that a pattern names, sorted.
+fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
+    let bad = |reason: String| DataError::Spec { spec: pattern.to_string(), reason };
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::default() };
+    let paths = glob::glob_with(pattern, options).map_err(|e| bad(format!("not a pattern: {e}")))?;
+    let mut found = Vec::new();
+    for path in paths {
+        let path = path.map_err(|e| DataError::io("list", e.path(), io::Error::from(e.error().kind())))?;
+        if fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    if found.is_empty() {
+        return Err(bad("no file with anything in it is named like this".to_string()));
+    }
+    Ok(found)
+}
+
+/// The folder of a pattern before its first wildcard.
+fn fixed_part(pattern: &Path) -> PathBuf {
+    pattern.iter().take_while(|part| !part.to_string_lossy().contains(['*', '?', '['])).collect()
+}
+
+fn entry(path: PathBuf, name: PathBuf) -> Result<FileEntry, DataError> {
+    let meta = fs::metadata(&path).map_err(|e| DataError::io("open", &path, e))?;
+    if let Some(found) = not_a_file(&meta) {
+        // Data is read more than once, which a pipe does not allow.
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, format!("it is {found}, not a file"));
+        return Err(DataError::io("read", &path, cause));
+    }
+    match meta.len() {
+        0 => Err(DataError::EmptyFile { path }),
+        size => Ok(FileEntry { path, name, size }),
+    }
+}
+
+/// What makes two paths one file: where they lead, and, for hard links, device and inode.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    Path(PathBuf),
+    #[cfg(unix)]
+    Inode(u64, u64),
+}
+
+fn identities(path: &Path) -> Vec<Identity> {
+    let mut all: Vec<Identity> = path.canonicalize().into_iter().map(Identity::Path).collect();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        all.extend(fs::metadata(path).map(|meta| Identity::Inode(meta.dev(), meta.ino())));
+    }
+    all
+}
+
+impl FileEntry {
+    /// Name, size, modification time in nanoseconds, and both ends (the whole file if they meet).
+    pub fn hash(&self, hash: &mut Xxh3) -> io::Result<()> {
+        for part in self.name.iter() {
+            hash.update(part.to_string_lossy().as_bytes());
+            hash.update(b"/");
+        }
+        let mut file = File::open(&self.path)?;
+        let meta = file.metadata()?;
+        let time = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        hash.update(&meta.len().to_le_bytes());
+        hash.update(&time.as_nanos().to_le_bytes());
+        hash.update(&ends(&mut file, meta.len())?);
+        Ok(())
+    }
+}
+
+/// First and last 64 KB of a file of `len` bytes.
+fn ends(file: &mut File, len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if len <= 2 * SAMPLE {
+        file.take(2 * SAMPLE).read_to_end(&mut bytes)?;
+    } else {
+        file.take(SAMPLE).read_to_end(&mut bytes)?;
+        file.seek(SeekFrom::End(-(SAMPLE as i64)))?;
+        file.take(SAMPLE).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::Folder;
+
+    fn names(files: &Files) -> Vec<String> {
+        files.entries.iter().map(|entry| entry.name.display().to_string()).collect()
+    }
+
+    fn of(path: &Path) -> Files {
+        Files::named(path.to_str().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn names_tell_what_a_folder_is_read_for() {
+        for (name, kind) in [
+            ("a.txt", Some(Kind::Text)),
+            ("A.TXT.GZ", Some(Kind::Text)),
+            ("dump.zst", Some(Kind::Text)),
+            ("dump-v1.2.zst", Some(Kind::Text)),
+            ("a.tar.gz", None),
+            ("a.png", None),
+            ("LICENSE", None),
+            ("a.ndjson.zst", Some(Kind::Records)),
+            ("a.json", Some(Kind::Records)),
+            ("a.parquet", Some(Kind::Records)),
+            ("a.parquet.gz", None),
+            ("notes.md", Some(Kind::Document)),
+            ("main.rs", Some(Kind::Document)),
+        ] {
+            assert_eq!(Kind::of(name), kind, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_folder_as_people_have_it() {
+        let folder = Folder::new();
+        for (name, text) in [
+            ("set/b.txt", "b"),
+            ("set/a.txt", "a"),
+            ("set/._a.txt", "AppleDouble"),
+            ("set/.ipynb_checkpoints/a.txt", "a"),
+            ("set/__MACOSX/a.txt", "a"),
+            ("set/_SUCCESS", ""),
+            ("set/part-0.txt", ""),
+            ("set/picture.PNG", "x"),
+            ("set/picture2.png", "x"),
+            ("set/LICENSE", "x"),
+        ] {
+            folder.file(name, text);
+        }
+        let files = of(&folder.path().join("set"));
+        assert_eq!(names(&files), ["a.txt", "b.txt"]);
+        assert_eq!(
+            files.passed_over(),
+            "1 file of 0 bytes, 1 file with hidden names, 4 files of other kinds (.png 2, without ending 2)"
+        );
+        // The folder that is named may be hidden itself.
+        folder.file(".hidden/a.txt", "a");
+        assert_eq!(names(&of(&folder.path().join(".hidden"))), ["a.txt"]);
+        folder.file("nothing/a.txt", "");
+        let error = Files::named(folder.path().join("nothing").to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("1 file of 0 bytes"), "{error}");
+    }
+
+    #[test]
+    fn records_and_documents_are_not_mixed() {
+        let folder = Folder::new();
+        folder.file("set/data.jsonl", "{\"text\": \"a long story\"}");
+        folder.file("set/README.md", "About.");
+        folder.file("set/notes.txt", "n");
+        let files = of(&folder.path().join("set"));
+        assert_eq!(names(&files), ["data.jsonl", "notes.txt"]);
+        assert_eq!(files.passed_over(), "1 file of documents, having fewer bytes than the records");
+        folder.file("code/src/main.rs", "fn main() { println!(\"Hello\"); }");
+        folder.file("code/package.json", "{}");
+        let files = of(&folder.path().join("code"));
+        assert_eq!(names(&files), ["src/main.rs"]);
+        assert!(files.passed_over().contains("1 file of JSON or tables"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_once() {
+        let folder = Folder::new();
+        folder.file("set/a.txt", "a");
+        folder.file("other/b.txt", "b");
+        std::os::unix::fs::symlink(folder.path().join("other"), folder.path().join("set/link")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("set"), folder.path().join("other/back")).unwrap();
+        assert_eq!(names(&of(&folder.path().join("set"))), ["a.txt", "link/b.txt"]);
+    }
+
+    #[test]
+    fn patterns_and_several_paths() {
+        let folder = Folder::new();
+        for name in ["a.md", "b.md", "c.txt", "deep/d.md", "deep/.e.md"] {
+            folder.file(name, name);
+        }
+        let spec = |pattern: &str| format!("{}/{pattern}", folder.path().display());
+        assert_eq!(names(&Files::named(&spec("*.md")).unwrap()), ["a.md", "b.md"]);
+        assert_eq!(names(&Files::named(&spec("**/*.md")).unwrap()), ["a.md", "b.md", "deep/d.md"]);
+        let both = format!("{}\n{}", spec("c.txt"), spec("deep/*"));
+        assert_eq!(names(&Files::named(&both).unwrap()), ["c.txt", "d.md"]);
+        let error = Files::named(&spec("*.doc")).unwrap_err().to_string();
+        assert!(error.contains("*.doc") && error.contains("no file"), "{error}");
+        // A name that is there is no pattern.
+        folder.file("what?.txt", "x");
+        assert_eq!(names(&Files::named(&spec("what?.txt")).unwrap()), ["what?.txt"]);
+    }
+
+    #[test]
+    fn files_of_the_validation_text_are_left_out() {
+        let folder = Folder::new();
+        for name in ["set/a.txt", "set/valid/v.txt", "elsewhere.txt"] {
+            folder.file(name, name);
+        }
+        let mut files = of(&folder.path().join("set"));
+        assert_eq!(files.leave_out(&of(&folder.path().join("elsewhere.txt"))), 0);
+        assert_eq!(files.leave_out(&of(&folder.path().join("set/../set/valid"))), 1);
+        assert_eq!(names(&files), ["a.txt"]);
+        #[cfg(unix)]
+        {
+            fs::hard_link(folder.path().join("set/a.txt"), folder.path().join("hard.txt")).unwrap();
+            assert_eq!(files.leave_out(&of(&folder.path().join("hard.txt"))), 1);
+        }
+    }
+}
