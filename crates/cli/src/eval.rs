@@ -35,7 +35,7 @@ pub struct Args {
     /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
     model: PathBuf,
     /// A file, a folder or a pattern, repeated for several; a dataset (hf:OWNER/DATASET::validation); or `synthetic:N`; see `train`
-    #[arg(long, value_name = "SOURCE", required = true, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
     #[arg(long, value_name = "NAME")]

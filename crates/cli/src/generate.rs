@@ -23,7 +23,7 @@ pub struct Args {
     /// Packed model, run folder, checkpoint folder, or .safetensors file with its tokenizer.json beside it
     model: PathBuf,
     /// What the text begins with; none starts a story
-    #[arg(short, long, default_value = "", hide_default_value = true)]
+    #[arg(short, long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
     /// Most tokens to write (with --interactive, in a turn); the model may end its story before
     #[arg(short = 'n', long, default_value_t = 200)]
@@ -53,13 +53,13 @@ pub struct Args {
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f32,
     /// Add to a token's logit, -100 to 100: `1234=-100` by its number, ` cat=3` by its text; can be given several times
-    #[arg(long, value_name = "TOKEN=BIAS")]
+    #[arg(long, value_name = "TOKEN=BIAS", allow_hyphen_values = true)]
     logit_bias: Vec<String>,
     /// The same seed gives the same text on any machine
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// End before this text; can be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Write in turns: after each, a line from you goes on with the story; an empty line lets the model go on
     #[arg(short, long)]

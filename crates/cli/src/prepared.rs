@@ -93,6 +93,13 @@ impl Prepared {
             let name = if taken { spec.source.replace('\n', ", ") } else { short.to_string() };
             let label = if sources.len() > 1 { format!("text {name}") } else { "text".into() };
             say!("{label}: {cache} ({about})");
+            let (tokens, longest) = (cache.tokens().len(), settings.stages().iter().map(|stage| stage.seq_len).max());
+            if longest.is_some_and(|longest| longest >= 2 * tokens) {
+                say!(
+                    "{label}: much shorter than a window; --set train.seq_len={} trains faster",
+                    tokens.next_power_of_two()
+                );
+            }
             texts.push(Text { name, cache });
         }
         status.clear();

@@ -51,7 +51,7 @@ pub struct Args {
     /// Text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input; tinystories (the
     /// default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`; `synthetic` or
     /// `synthetic:N`. Several files or folders are one text; SOURCE@WEIGHT for each mixes them by weights
-    #[arg(long, value_name = "SOURCE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SOURCE")]
     data: Vec<String>,
     /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
     #[arg(long, value_name = "NAME")]

@@ -5,7 +5,7 @@
 mod decode;
 mod kernels;
 mod mixers;
-mod train;
+pub(crate) mod train;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -184,7 +184,7 @@ fn flops_per_token(layout: &Layout) -> f64 {
 }
 
 /// A model in training, and the batches it is given.
-pub(super) struct Steps {
+pub(crate) struct Steps {
     pub(super) stepper: Stepper,
     settings: TrainSettings,
     size: (usize, usize),
@@ -194,7 +194,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
-    pub(super) fn new(
+    pub(crate) fn new(
         model: &ModelConfig,
         precision: Precision,
         settings: TrainSettings,
@@ -208,7 +208,7 @@ impl Steps {
     }
 
     /// One whole step.
-    pub(super) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
+    pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
         let (batch, seq) = self.size;
         let first = self.step as usize % BATCHES * batch;
         let window = |i: usize| &self.tokens[(first + i) * (seq + 1)..][..seq + 1];

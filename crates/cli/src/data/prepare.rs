@@ -31,7 +31,7 @@ use crate::report::Report;
 pub struct Args {
     /// A file, folder or pattern, repeated for several; `-` for standard input; a dataset (tinystories, hf:OWNER/DATASET; see
     /// `train`); or synthetic:N (N stories made on the spot)
-    #[arg(long, value_name = "SOURCE", required = true, allow_hyphen_values = true)]
+    #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,

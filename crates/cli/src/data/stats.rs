@@ -6,7 +6,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::bail;
+use flashlm_kernels::cpu::Machine;
+use flashlm_model::ModelConfig;
+use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
+use flashlm_train::config::{Settings, preset};
+use flashlm_train::data::near::MOST as NEAR;
+use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::data::vocab::of_file;
 use flashlm_train::log::console::{bytes, count, duration, thousands};
@@ -14,10 +21,12 @@ use flashlm_train::log::histogram;
 use serde_json::{Value, json};
 
 use super::{Select, report_dropped};
-use crate::common::{Status, may_write};
+use crate::bench::train::Steps;
+use crate::common::{Status, exec, may_write};
 use crate::report::Report;
+use crate::train::size_for;
 
-/// Count stories, bytes, tokens, doubled stories and lengths
+/// Look at a text before training on it: stories, bytes, scripts, doubles, lengths, tokens, and what an hour of training would be
 #[derive(clap::Args)]
 pub struct Args {
     /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
@@ -25,7 +34,7 @@ pub struct Args {
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// Also count the tokens of this tokenizer file
+    /// Count the tokens of this tokenizer file; without it those of a BPE vocabulary of 4,096, made of the first 4 MB
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Draw the histogram of lengths to this file
@@ -34,18 +43,28 @@ pub struct Args {
     /// Replace a file that is there
     #[arg(short, long, requires = "svg")]
     force: bool,
+    /// Leave out the row that measures this machine
+    #[arg(long)]
+    quick: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Text that the vocabulary of the row `tokens` is made of, in bytes.
+const SAMPLE: usize = 4 << 20;
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.svg.as_ref().map_or(Ok(()), |svg| may_write(svg, "--svg", args.force))?;
     let source = args.select.open_all(&args.data, 0)?;
-    let tokenizer = args.tokenizer.as_deref().map(of_file).transpose()?;
+    let own = args.tokenizer.is_some();
+    let tokenizer = match &args.tokenizer {
+        Some(file) => of_file(file)?,
+        None => sample_vocabulary(&source)?,
+    };
     let (mut status, started) = (Status::new(), Instant::now());
-    let stats = Stats::of(&source, tokenizer.as_ref(), &mut |stories, read, fraction| {
+    let stats = Stats::of(&source, Some(&tokenizer), &mut |stories, read, fraction| {
         if stories % 256 == 0 {
             let seconds = started.elapsed().as_secs_f64();
             let speed = bytes((read as f64 / seconds.max(1e-9)) as u64);
@@ -75,20 +94,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     let value = json!({"total": stats.chars, "mean": mean, "shortest": shortest, "longest": longest});
     report.add("characters", text, value);
-    if let Some(tokenizer) = &tokenizer {
-        let per_token = read.bytes as f64 / stats.tokens.max(1) as f64;
-        // EOS is never unknown, so it says nothing about coverage.
-        let coverage = 1.0 - stats.unk as f64 / (stats.tokens - read.stories).max(1) as f64;
-        let text = format!(
-            "{} of {} (EOS included), {per_token:.3} bytes a token, {} UNK (coverage {:.3} %)",
-            thousands(stats.tokens),
-            tokenizer.kind(),
-            thousands(stats.unk),
-            coverage * 100.0
-        );
-        let value =
-            json!({"total": stats.tokens, "bytes_per_token": per_token, "unk": stats.unk, "coverage": coverage});
-        report.add("tokens", text, value);
+    report_looks(&mut report, &stats);
+    report_tokens(&mut report, &stats, &tokenizer, own);
+    if !args.quick {
+        report_hour(&mut report, stats.tokens)?;
     }
     let within = if stats.forgot {
         format!(", compared with the first {} alone", thousands(MAX_DISTINCT as u64))
@@ -97,6 +106,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let doubled = format!("{} ({:.3} %){within}", thousands(stats.duplicates), share(stats.duplicates) * 100.0);
     report.add("duplicates", doubled, json!({"stories": stats.duplicates, "complete": !stats.forgot}));
+    let within = match stats.near_forgot {
+        true => format!(", compared with the first {} alone", thousands(NEAR as u64)),
+        false => String::new(),
+    };
+    let text = format!(
+        "{} ({:.3} %) have four fifths of their five-word runs in common with one before{within}",
+        thousands(stats.near),
+        share(stats.near) * 100.0
+    );
+    report.add("near duplicates", text, json!({"stories": stats.near, "complete": !stats.near_forgot}));
     // Mended before the filter, which may drop some of them.
     let all = read.stories + read.dropped.total();
     let mended = read.mended as f64 / all.max(1) as f64;
@@ -120,4 +139,95 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a run would train by itself, near enough: a BPE vocabulary of the default size.
+fn sample_vocabulary(source: &Source) -> anyhow::Result<Tokenizer> {
+    let mut text: Vec<String> = Vec::new();
+    let mut bytes = 0;
+    source.stories(&mut |story| {
+        let end = story.floor_char_boundary((SAMPLE - bytes).min(story.len()));
+        text.push(story[..end].to_string());
+        bytes += end;
+        if bytes + 4 < SAMPLE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    if text.is_empty() {
+        bail!("{}: no stories: the data holds only blank text, or the filter drops every one", source.name());
+    }
+    Ok(Tokenizer::train_bpe(text.iter().map(String::as_str), Settings::default().tokenizer.vocab)?)
+}
+
+/// The rows of scripts, lines, separators and control characters.
+fn report_looks(report: &mut Report, stats: &Stats) {
+    let looks = &stats.looks;
+    let shares = looks.shares();
+    let shown = shares.iter().filter(|(_, share)| *share >= 0.0005);
+    let text: Vec<String> = shown.map(|(script, share)| format!("{script} {:.1} %", 100.0 * share)).collect();
+    let value: serde_json::Map<String, Value> =
+        shares.iter().map(|(script, share)| (script.to_string(), json!(share))).collect();
+    report.add("scripts", if text.is_empty() { "no letters".into() } else { text.join(", ") }, value);
+    let text = format!(
+        "{} in {} paragraphs, the longest of {} characters",
+        thousands(looks.lines),
+        thousands(looks.paragraphs),
+        thousands(looks.longest_line)
+    );
+    let value = json!({"total": looks.lines, "paragraphs": looks.paragraphs, "longest": looks.longest_line});
+    report.add("lines", text, value);
+    let found: Vec<String> =
+        looks.separators.iter().map(|(line, n)| format!("{} lines {:?}", thousands(*n), line)).collect();
+    if !found.is_empty() {
+        let text = format!("{}: if stories end there, make these lines <|endoftext|>", found.join(", "));
+        report.add("separators", text, json!(looks.separators));
+    }
+    if looks.controls + looks.replaced > 0 {
+        let text = format!(
+            "{} control characters, {} U+FFFD where a byte was lost in decoding",
+            thousands(looks.controls),
+            thousands(looks.replaced)
+        );
+        report.add("odd characters", text, json!({"controls": looks.controls, "replaced": looks.replaced}));
+    }
+}
+
+fn report_tokens(report: &mut Report, stats: &Stats, tokenizer: &Tokenizer, own: bool) {
+    let read = &stats.read;
+    let per_token = read.bytes as f64 / stats.tokens.max(1) as f64;
+    // EOS is never unknown, so it says nothing about coverage.
+    let coverage = 1.0 - stats.unk as f64 / (stats.tokens - read.stories).max(1) as f64;
+    let mut text = format!(
+        "{} (EOS included) of {}{} with {} tokens, {per_token:.3} bytes per token",
+        thousands(stats.tokens),
+        if own { "" } else { "a vocabulary made for this look: " },
+        tokenizer.kind(),
+        thousands(tokenizer.vocab_size() as u64)
+    );
+    if tokenizer.unk().is_some() {
+        text += &format!(", {} UNK (coverage {:.3} %)", thousands(stats.unk), coverage * 100.0);
+    }
+    let value = json!({"total": stats.tokens, "bytes_per_token": per_token, "unk": stats.unk, "coverage": coverage});
+    report.add("tokens", text, value);
+}
+
+/// What an hour of training comes to: the preset that `train` would take here, measured on random tokens.
+fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
+    let machine = Machine::detect();
+    let (name, _) = size_for(&machine, Some(60.0));
+    let settings = preset(name)?;
+    let vocab_size = settings.tokenizer.vocab;
+    let cx = exec(None)?;
+    let (batch, seq_len) = (machine.cores.clamp(2, 8), settings.train.seq_len);
+    let model = ModelConfig { vocab_size, ..settings.model };
+    let mut steps = Steps::new(&model, settings.train.precision.resolve(cx.isa()), settings.train, (batch, seq_len))?;
+    steps.step(&cx)?;
+    let started = Instant::now();
+    for _ in 0..3 {
+        steps.step(&cx)?;
+    }
+    let speed = (3 * batch * seq_len) as f64 / started.elapsed().as_secs_f64();
+    let epochs = 3600.0 * speed / tokens.max(1) as f64;
+    let text =
+        format!("{epochs:.1} epochs of this text: {name} trains {} tokens per second here", thousands(speed as u64));
+    report.add("an hour", text, json!({"epochs": epochs, "tokens_per_second": speed, "preset": name}));
+    Ok(())
 }

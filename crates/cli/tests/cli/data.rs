@@ -15,7 +15,7 @@ fn stats_count_and_draw() {
     let place = Place::new();
     place.write("a.jsonl", LINES);
     place.write("tok.json", "{\"kind\":\"bytes\"}");
-    let told = place.ok("data stats a.jsonl --column story --tokenizer tok.json --svg lengths.svg --json");
+    let told = place.ok("data stats a.jsonl --column story --tokenizer tok.json --quick --svg lengths.svg --json");
     let stats = json(&told);
     assert_eq!((&stats["stories"], &stats["duplicates"]["stories"]), (&5.into(), &1.into()), "{stats}");
     assert_eq!((&stats["mojibake"]["stories"], &stats["characters"]["longest"]), (&1.into(), &27.into()));
@@ -26,7 +26,7 @@ fn stats_count_and_draw() {
     assert!(std::fs::read_to_string(place.path("lengths.svg")).unwrap().starts_with("<svg"));
 
     let filter = "--column story --min-score 2 --min-simple 0.5 --max-chars 30";
-    let stats = json(&place.ok(&format!("data stats a.jsonl {filter} --json")));
+    let stats = json(&place.ok(&format!("data stats a.jsonl {filter} --quick --json")));
     assert_eq!(stats["stories"], 3);
     assert_eq!(stats["dropped"], serde_json::json!({"score": 1, "short": 0, "long": 0, "hard": 1}));
     assert!(place.ok(&format!("data stats a.jsonl {filter}")).contains("2 stories by the filter"));

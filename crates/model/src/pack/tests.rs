@@ -118,6 +118,35 @@ fn four_and_five_a_byte_are_the_same_model() {
     }
 }
 
+/// What is unpacked packs into the same codes, and the same scales but for the rounding of their mean, a sum in f32.
+#[test]
+fn unpacked_parameters_pack_into_the_same_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.safetensors");
+    let cx = Exec::new(Isa::SCALAR, 1);
+    for (name, config) in shapes() {
+        let noise = Noise::new(config);
+        std::fs::write(&path, &noise.bytes).unwrap();
+        let params = unpack(&cx, &path).unwrap();
+        let again = pack(&cx, &noise.config, &noise.layout, &params, noise.model.tokenizer(), Options::default());
+        let (want, got) = (File::of(&noise.bytes), File::of(&again));
+        assert_eq!(want.tensors.len(), got.tensors.len());
+        for (want, got) in want.tensors.iter().zip(&got.tensors) {
+            assert_eq!((&want.0, &want.1, &want.2), (&got.0, &got.1, &got.2), "{name}");
+            if want.1 != "F32" {
+                assert!(want.3 == got.3, "{name}: other codes in {}", want.0);
+                continue;
+            }
+            let floats = |bytes: &[u8]| -> Vec<f32> {
+                bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+            };
+            for (want, got) in floats(&want.3).into_iter().zip(floats(&got.3)) {
+                assert!((want - got).abs() <= 2e-5 * want.abs(), "{name}: {want} became {got}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_table_of_four_bits_is_near() {
     let noise = Noise::new(shapes().remove(0).1);

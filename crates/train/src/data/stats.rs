@@ -1,10 +1,12 @@
-//! What a source holds: counts, doubled stories, lengths; and a sample of it.
+//! What a source holds: counts, doubled and nearly doubled stories, lengths, looks; and a sample of it.
 //!
 //! Doubled stories are found by the XXH3-64 of their text (two of 10 million different stories collide with a chance of
 //! 3e-6). Memory: one story, and up to 14 million hashes in 288 MB; of more different stories the first 14 million are
 //! compared with. A sample holds the stories it gives.
 
 use super::DataError;
+use super::looks::Looks;
+use super::near::Near;
 use super::source::{Source, SourceReport};
 use flashlm_model::rng::Rng;
 use flashlm_model::tok::Tokenizer;
@@ -31,6 +33,12 @@ pub struct Stats {
     pub duplicates: u64,
     /// Whether there were more different stories than are remembered.
     pub forgot: bool,
+    /// Stories that are nearly one that came before, and not word for word.
+    pub near: u64,
+    /// Whether these were looked for in the first [`near::MOST`](super::near::MOST) stories alone.
+    pub near_forgot: bool,
+    /// Scripts, lines and the like.
+    pub looks: Looks,
     /// Tokens, EOS of each story included; 0 without a tokenizer.
     pub tokens: u64,
     /// Tokens that are unknown.
@@ -57,7 +65,7 @@ impl Stats {
     ) -> Result<Stats, DataError> {
         let mut stats = Stats { range: (u64::MAX, 0), lengths: vec![0; BINS], ..Stats::default() };
         let mut encoder = tokenizer.map(|tokenizer| (tokenizer.unk(), tokenizer.encoder()));
-        let (mut seen, mut ids) = (HashSet::new(), Vec::new());
+        let (mut seen, mut near, mut ids) = (HashSet::new(), Near::default(), Vec::new());
         let (mut stories, mut bytes, mut stopped) = (0, 0, false);
         stats.read = source.stories_at(&mut |story, fraction| {
             let chars = story.chars().count() as u64;
@@ -65,10 +73,15 @@ impl Stats {
             stats.range = (stats.range.0.min(chars), stats.range.1.max(chars));
             let place = (0..BINS).rev().find(|i| bin(*i) <= chars).unwrap_or(0);
             stats.lengths[place] += 1;
+            stats.looks.add(story);
             let hash = xxh3_64(story.as_bytes());
+            let known = seen.contains(&hash);
+            if !known && near.doubles(story) {
+                stats.near += 1;
+            }
             if seen.len() < MAX_DISTINCT {
                 stats.duplicates += u64::from(!seen.insert(hash));
-            } else if seen.contains(&hash) {
+            } else if known {
                 stats.duplicates += 1;
             } else {
                 stats.forgot = true;
@@ -87,6 +100,7 @@ impl Stats {
         if stopped {
             return Err(DataError::Interrupted);
         }
+        stats.near_forgot = near.is_full();
         let used = stats.lengths.iter().rposition(|n| *n > 0).map_or(0, |last| last + 1);
         stats.lengths.truncate(used);
         if stories == 0 {
