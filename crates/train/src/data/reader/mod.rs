@@ -1,27 +1,41 @@
-//! The stories of one file, streamed: text with lines `<|endoftext|>` between stories, .jsonl with one field of text, either
-//! compressed with zstd (`.zst`) or gzip (`.gz`) or not; or one column of a Parquet table (`.parquet`).
+//! The stories of one file, streamed. What a file is, its name and its bytes say together:
 //!
+//! ```text
+//! .jsonl .ndjson .json      JSON: a record a line, records over several lines, or one array of records
+//! .csv .tsv                 CSV under a header
+//! .parquet                  a column of a Parquet table
+//! .txt .text .md            text with lines `<|endoftext|>` between stories
+//! any other, or none        JSON lines if the first is an object that has the field, else text
+//! any but .parquet, + .zst or .gz      the same, compressed with zstd or gzip
+//! ```
 //! A story is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
-//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story; of a table, a page
-//! and a dictionary.
+//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story or record; of a table,
+//! a page and a dictionary.
 
 mod compression;
-mod jsonl;
+mod csv;
+mod json;
 mod lines;
 mod parquet;
+mod seen;
 mod text;
 
 use super::DataError;
 use compression::{Compression, GZIP, ZSTD};
 use lines::Lines;
+pub use seen::Seen;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// The line between two stories, without its line end.
-pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
-
 /// Endings of the files that a folder is searched for.
-pub(crate) const ENDINGS: [&str; 5] = [".txt", ".jsonl", ".parquet", ".zst", ".gz"];
+pub(crate) const ENDINGS: [&str; 9] = [".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".zst", ".gz"];
+
+/// Endings that say what a file holds, which its name can do without.
+pub(super) const FORMATS: [&str; 9] =
+    [".txt", ".text", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
+
+/// Longest file that can be a git LFS pointer.
+const POINTER: usize = 1024;
 
 /// First bytes of formats that are often mistaken for text.
 const MAGICS: [(&[u8], &str); 14] = [
@@ -43,7 +57,23 @@ const MAGICS: [(&[u8], &str); 14] = [
 
 /// What a file is, and what to do with it, if its first bytes are of a format that is often mistaken for text.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
-    MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, found)| *found)
+    let tar = start.get(257..262) == Some(b"ustar");
+    let magic = MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, found)| *found);
+    magic.or(tar.then_some("it is a tar archive; unpack it first (`tar -xf`)"))
+}
+
+/// The same of the few lines that git leaves in the place of a large file. `start` is all of a small file.
+fn pointer(start: &[u8]) -> Option<&'static str> {
+    let pointer = start.len() <= POINTER && start.starts_with(b"version https://git-lfs.github.com/spec/");
+    pointer.then_some("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`")
+}
+
+/// The same of a web page, which servers send instead of a file that they do not give.
+fn markup(start: &[u8]) -> Option<&'static str> {
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let begins = |word: &str| start.get(..word.len()).is_some_and(|s| s.eq_ignore_ascii_case(word.as_bytes()));
+    let page = ["<!doctype", "<html", "<head", "<?xml", "<!--"].into_iter().any(begins);
+    page.then_some("it begins like HTML, so it may be the error page of a server; fetch it again")
 }
 
 /// Which fields of a record, or columns of a table, to read.
@@ -65,22 +95,38 @@ pub(super) fn read_file(
     path: &Path,
     fields: &Fields,
     limit: usize,
+    seen: &mut Seen,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     if name.ends_with(".parquet") {
-        return parquet::read(path, fields, limit, f);
+        return parquet::read(path, fields, limit, seen, f);
     }
     let (compression, inner) = Compression::of(&name);
     let mut lines = Lines::open(path, compression, limit)?;
-    if inner.ends_with(".jsonl") {
-        jsonl::read(&mut lines, fields, f)
-    } else if let Some(score) = fields.score {
-        let path = path.display();
-        let reason = format!("{path} is text and has no `{score}`; leave out min_score, or give .jsonl or .parquet");
-        Err(DataError::Filter { reason })
-    } else {
-        text::read(&mut lines, f)
+    let format = FORMATS.into_iter().find(|ending| inner.ends_with(ending));
+    let page = markup(lines.head());
+    match (format, page) {
+        (Some(".jsonl" | ".ndjson" | ".json" | ".csv" | ".tsv"), Some(found)) => {
+            Err(DataError::NotText { path: path.to_path_buf(), found })
+        }
+        (Some(".jsonl" | ".ndjson" | ".json"), _) => json::read(&mut lines, fields, seen, f),
+        (Some(".csv"), _) => csv::read(&mut lines, None, fields, seen, f),
+        (Some(".tsv"), _) => csv::read(&mut lines, Some(b'\t'), fields, seen, f),
+        (None, _) if json::begins(lines.head(), Some(fields)) => json::read(&mut lines, fields, seen, f),
+        _ => match fields.score {
+            Some(score) => {
+                let path = path.display();
+                let reason = format!(
+                    "{path} is text and has no `{score}`; leave out min_score, or give JSON lines, CSV or Parquet"
+                );
+                Err(DataError::Filter { reason })
+            }
+            None => {
+                seen.json += u64::from(json::begins(lines.head(), None));
+                text::read(&mut lines, seen, f)
+            }
+        },
     }
 }
 
@@ -94,7 +140,7 @@ mod tests {
 
     fn read_limited(path: &Path, limit: usize) -> Result<Vec<String>, DataError> {
         let mut stories = Vec::new();
-        let flow = read_file(path, &TEXT_FIELD, limit, &mut |story, _| {
+        let flow = read_file(path, &TEXT_FIELD, limit, &mut Seen::default(), &mut |story, _| {
             stories.push(story.text.to_string());
             ControlFlow::Continue(())
         })?;
@@ -251,13 +297,15 @@ mod tests {
         );
         let mut seen = Vec::new();
         let fields = Fields { text: "story", score: Some("score") };
-        let flow = read_file(&path, &fields, 100, &mut |story, _| {
+        let flow = read_file(&path, &fields, 100, &mut Seen::default(), &mut |story, _| {
             seen.push((story.text.to_string(), story.score));
             ControlFlow::Continue(())
         });
         assert!(flow.unwrap().is_continue());
         assert_eq!(seen, [("one", Some(3.0)), ("two", None), ("three", Some(-2.5))].map(|(s, x)| (s.to_string(), x)));
-        let wrong = |path: &Path, fields| read_file(path, &fields, 100, &mut |_, _| ControlFlow::Continue(()));
+        let wrong = |path: &Path, fields| {
+            read_file(path, &fields, 100, &mut Seen::default(), &mut |_, _| ControlFlow::Continue(()))
+        };
         let error = wrong(&path, Fields { text: "body", score: None }).unwrap_err().to_string();
         assert!(error.contains("missing field `body`") && error.contains("{\"body\": \"...\"}"), "{error}");
         let error = wrong(&path, Fields { text: "story", score: Some("points") }).unwrap_err().to_string();
@@ -275,13 +323,8 @@ mod tests {
         let story = "0123456789\n".repeat(10);
         let fits = folder.file("fits.txt", format!("{story}<|endoftext|>\n").repeat(3));
         assert_eq!(read_limited(&fits, story.len()).unwrap().len(), 3);
-        let over = folder.file("over.txt", format!("fine\n<|endoftext|>\n{}", story.repeat(2)));
-        let DataError::LongStory { line, .. } = read_limited(&over, story.len()).unwrap_err() else { panic!() };
-        assert_eq!(line, 3);
-        let one_line = folder.file("line.txt", "x".repeat(10_000));
-        assert!(read_limited(&one_line, 1000).unwrap_err().to_string().contains("split it"));
         let json = folder.file("long.jsonl", format!("{{\"text\": \"{}\"}}", "x".repeat(10_000)));
-        assert!(matches!(read_limited(&json, 1000), Err(DataError::LongStory { line: 1, .. })));
+        assert!(matches!(read_limited(&json, 1000), Err(DataError::LongRecord { line: 1, .. })));
     }
 
     #[test]
@@ -289,7 +332,7 @@ mod tests {
         let folder = Folder::new();
         let path = folder.file("a.txt", b"a\n<|endoftext|>\nb\n<|endoftext|>\n\xc3\x28");
         let mut seen = Vec::new();
-        let flow = read_file(&path, &TEXT_FIELD, 100, &mut |story, _| {
+        let flow = read_file(&path, &TEXT_FIELD, 100, &mut Seen::default(), &mut |story, _| {
             seen.push(story.text.to_string());
             if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

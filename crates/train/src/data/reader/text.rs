@@ -1,38 +1,80 @@
-//! Text with lines `<|endoftext|>` between stories; without any, the file is one story.
+//! Text with lines `<|endoftext|>` between stories; without any, the file is one story. A story longer than the limit is cut
+//! into pieces: after the last paragraph that fits, else the last line, else the last blank, else between two characters.
 
 use super::lines::Lines;
-use super::{DataError, SEPARATOR, Story};
+use super::{DataError, Seen, Story};
+use memchr::{memchr_iter, memmem, memrchr, memrchr2};
 use std::ops::ControlFlow;
+
+/// The line between two stories, without its line end.
+const SEPARATOR: &[u8] = b"<|endoftext|>";
 
 pub(super) fn read(
     lines: &mut Lines,
+    seen: &mut Seen,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
+    let limit = lines.limit;
+    let separator = memmem::Finder::new(SEPARATOR);
     let mut story = Vec::new();
+    // Where what is in `story` begins, whether the next byte begins a line, and the pieces given of this story.
+    let (mut line, mut offset, mut fresh, mut pieces) = (1, lines.offset, true, 0);
     loop {
-        let (first_line, offset) = (lines.line + 1, lines.offset);
-        let end = loop {
-            let start = story.len();
-            if !lines.next(&mut story, first_line)? {
-                break true;
-            }
-            if trim_line_end(&story[start..]) == SEPARATOR {
-                story.truncate(start);
-                break false;
-            }
-        };
-        let text = lines.utf8(&story, first_line, offset)?.trim_matches(['\n', '\r']);
-        if !text.is_empty() && f(Story { text, score: None }, lines.read()).is_break() {
-            return Ok(ControlFlow::Break(()));
+        let start = story.len();
+        // Room for a story of exactly the limit and the separator after it: what fills it is no separator.
+        let n = lines.next((limit + SEPARATOR.len() + 4).saturating_sub(start), &mut story)?;
+        let ends = fresh && trim_line_end(&story[start..]) == SEPARATOR;
+        if ends {
+            story.truncate(start);
         }
-        if end {
+        fresh = story.last().is_none_or(|byte| *byte == b'\n');
+        let whole = ends || n == 0;
+        while whole || story.len() > limit {
+            let piece = if story.len() > limit { cut(&story, limit) } else { story.len() };
+            let text = lines.utf8(&story[..piece], line, offset)?.trim_matches(['\n', '\r']);
+            if !text.is_empty() {
+                pieces += 1;
+                seen.cut += u64::from(pieces == 2);
+                seen.separators += separator.find_iter(text.as_bytes()).count() as u64;
+                seen.returns += lone_returns(text.as_bytes());
+                if f(Story { text, score: None }, lines.read()).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            line += memchr_iter(b'\n', &story[..piece]).count() as u64;
+            offset += piece as u64;
+            story.drain(..piece);
+            if whole && story.is_empty() {
+                break;
+            }
+        }
+        if n == 0 {
             return Ok(ControlFlow::Continue(()));
         }
-        story.clear();
+        if ends {
+            (line, offset, fresh, pieces) = (lines.line + 1, lines.offset, true, 0);
+        }
     }
 }
 
 fn trim_line_end(line: &[u8]) -> &[u8] {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// Where to cut a story that is longer than the limit.
+fn cut(story: &[u8], limit: usize) -> usize {
+    let text = &story[..limit];
+    let behind = |end: &[u8]| memmem::rfind(text, end).map(|at| at + end.len());
+    let blank = || memrchr2(b' ', b'\t', text).map(|at| at + 1);
+    // Bytes within a character are 10xxxxxx; four of them in a row are an error that is found later.
+    let character = || (limit.saturating_sub(3)..=limit).rev().find(|at| *at > 0 && story[*at] & 0xc0 != 0x80);
+    let paragraph = behind(b"\n\n").max(behind(b"\n\r\n"));
+    let line = || memrchr(b'\n', text).map(|at| at + 1);
+    paragraph.or_else(line).or_else(blank).or_else(character).unwrap_or(limit).max(1)
+}
+
+/// Carriage returns within the text that end no line of `\r\n`.
+fn lone_returns(text: &[u8]) -> u64 {
+    memchr_iter(b'\r', text).filter(|at| !matches!(text.get(at + 1), None | Some(b'\n' | b'\r'))).count() as u64
 }

@@ -75,7 +75,7 @@ fn stories(path: &Path, text: &str, score: Option<&str>) -> Result<Vec<(String, 
     let mut stories = Vec::new();
     let size = path.metadata().unwrap().len();
     let mut before = 0;
-    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut |story, read| {
+    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut Seen::default(), &mut |story, read| {
         assert!((before..=size).contains(&read));
         before = read;
         stories.push((story.text.to_string(), story.score));
@@ -171,8 +171,11 @@ fn a_story_over_the_limit_is_told_by_its_row() {
     let folder = Folder::new();
     let long: Row = (Some("x".repeat(101)), None);
     let path = folder.file("a.parquet", table(&[&[rows(1)[0].clone(), long]], small()));
-    let read =
-        |limit| read_file(&path, &Fields { text: "text", score: None }, limit, &mut |_, _| ControlFlow::Break(()));
+    let read = |limit| {
+        read_file(&path, &Fields { text: "text", score: None }, limit, &mut Seen::default(), &mut |_, _| {
+            ControlFlow::Break(())
+        })
+    };
     assert!(read(101).unwrap().is_break());
     assert!(read(100).unwrap_err().to_string().contains("row 2: the story is longer"));
 }
@@ -250,10 +253,16 @@ fn flipped_bits_never_panic() {
             std::fs::write(&path, changed).unwrap();
             let mut read = 0;
             // A damaged footer may claim any number of rows.
-            let _ = read_file(&path, &Fields { text: "text", score: Some("score") }, 1 << 20, &mut |_, _| {
-                read += 1;
-                if read < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
+            let _ = read_file(
+                &path,
+                &Fields { text: "text", score: Some("score") },
+                1 << 20,
+                &mut Seen::default(),
+                &mut |_, _| {
+                    read += 1;
+                    if read < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                },
+            );
         }
     }
 }
