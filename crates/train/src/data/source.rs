@@ -141,7 +141,7 @@ impl Source {
         self.validation.as_deref()
     }
 
-    /// The same source with its text in another field of .jsonl files and another column of tables (`text` by default).
+    /// The same source with its text in another field of JSON and another column of tables (`text` by default).
     pub fn with_column(mut self, column: &str) -> Source {
         self.column = column.to_string();
         self

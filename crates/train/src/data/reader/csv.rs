@@ -152,3 +152,70 @@ impl Records<'_> {
         DataError::Record { path: self.lines.path.clone(), line: self.line, reason }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{message, read, scored, stories};
+    use crate::data::testing::Folder;
+
+    const STORIES: [&str; 3] = ["One, and \"two\".", "Three;\nfour\t", "naïve 😀"];
+
+    /// As Python's module `csv` writes these, with its default and with `quoting=QUOTE_ALL`.
+    #[test]
+    fn what_python_writes() {
+        let folder = Folder::new();
+        let comma = "id,text,score\r\n0,\"One, and \"\"two\"\".\",2.5\r\n1,\"Three;\nfour\t\",\r\n2,naïve 😀,-1e1\r\n";
+        let semicolon = "id;text;score\n0;\"One, and \"\"two\"\".\";2.5\n1;\"Three;\nfour\t\";\n2;naïve 😀;-1e1";
+        let tabs = "\u{feff}id\ttext\tscore\r\n0\t\"One, and \"\"two\"\".\"\t2.5\r\n1\t\"Three;\nfour\t\"\t\r\n2\tnaïve 😀\t-1e1\r\n";
+        let all =
+            "\"score\",\"text\"\n\"2.5\",\"One, and \"\"two\"\".\"\n\n\"\",\"Three;\nfour\t\"\n\" -10 \",\"naïve 😀\"";
+        let expected: Vec<_> = STORIES.iter().map(|s| s.to_string()).zip([Some(2.5), None, Some(-10.0)]).collect();
+        for (name, text) in [("a.csv", comma), ("b.csv", semicolon), ("c.csv", tabs), ("d.TSV", tabs), ("e.csv", all)] {
+            let path = folder.file(name, text);
+            assert_eq!(read(&path).unwrap(), STORIES, "{name}");
+            assert_eq!(scored(&path, "text", "score").unwrap(), expected, "{name}");
+        }
+        assert_eq!(read(&folder.file("mac.csv", "text\ra\r\"b\rc\"\r")).unwrap(), ["a", "b\rc"]);
+        assert_eq!(read(&folder.file("cells.csv", "a,text,\n,x,\n\"\",y,\"\"")).unwrap(), ["x", "y"]);
+    }
+
+    #[test]
+    fn columns_by_name_and_cells_without_text() {
+        let folder = Folder::new();
+        let path = folder.file("a.csv", "title, body \n1,a\n2,\n\n3,\"\n\"\n4,b");
+        let (found, seen) = stories(&path, "body", 100).unwrap();
+        assert_eq!((found, seen.without), (vec!["a".to_string(), "b".to_string()], 2));
+        let text = message(&path);
+        assert!(
+            text.contains("must name the columns, has no `text`; columns of the file: title, body; choose"),
+            "{text}"
+        );
+        assert!(message(&folder.file("twice.csv", "text,text\na,b")).contains("`text` twice"));
+        assert_eq!(read(&folder.file("blank.csv", "\n\r\n")).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn bad_records_are_told_by_their_line() {
+        let folder = Folder::new();
+        for (text, line, word) in [
+            ("id,text\n1,\"a\nb\"\n\n2,b,c\n", 5, "3 cells instead of 2"),
+            ("id,text\r\n1,a\r\n2\r\n", 3, "1 cells instead of 2"),
+            ("id,text\n1,\"a\"\n2,\"b\n3,c\n4,d\n", 3, "never ends"),
+            ("id,text\n1,\"", 2, "never ends"),
+        ] {
+            let message = message(&folder.file("a.csv", text));
+            assert!(message.contains(&format!("line {line}: ")) && message.contains(word), "{message}");
+        }
+        let latin = message(&folder.file("a.csv", b"id,text\n1,ok\n2,caf\xe9\n"));
+        assert!(latin.contains("line 3: column `text` is not UTF-8"), "{latin}");
+        assert_eq!(read(&folder.file("a.csv", b"text,other\nok,caf\xe9\n")).unwrap(), ["ok"]);
+        let path = folder.file("a.csv", "score,text\n1,a\nmany,b");
+        let error = scored(&path, "text", "score").unwrap_err().to_string();
+        assert!(error.contains("line 3: `many`") && error.contains("not a number"), "{error}");
+        let long = folder.file("a.csv", format!("text\n{}\n\"{}", "x".repeat(1000), "y\n".repeat(50_000)));
+        let error = stories(&long, "text", 1000).unwrap_err().to_string();
+        assert!(error.contains("the record that starts at line 3 is longer"), "{error}");
+        let wide = folder.file("a.csv", format!("text\n{}", ",".repeat(1 << 20)));
+        assert!(message(&wide).contains("more than 100000 cells"));
+    }
+}

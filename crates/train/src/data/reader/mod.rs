@@ -131,37 +131,56 @@ pub(super) fn read_file(
 }
 
 #[cfg(test)]
-mod tests {
+mod testing {
     use super::*;
-    use crate::data::testing::Folder;
-    use std::io::Write;
 
-    const TEXT_FIELD: Fields = Fields { text: "text", score: None };
-
-    fn read_limited(path: &Path, limit: usize) -> Result<Vec<String>, DataError> {
-        let mut stories = Vec::new();
-        let flow = read_file(path, &TEXT_FIELD, limit, &mut Seen::default(), &mut |story, _| {
+    /// The stories of a file whose text is in `column`, and what was seen beside them.
+    pub fn stories(path: &Path, column: &str, limit: usize) -> Result<(Vec<String>, Seen), DataError> {
+        let (mut stories, mut seen) = (Vec::new(), Seen::default());
+        let fields = Fields { text: column, score: None };
+        let flow = read_file(path, &fields, limit, &mut seen, &mut |story, _| {
             stories.push(story.text.to_string());
+            ControlFlow::Continue(())
+        })?;
+        assert!(flow.is_continue());
+        Ok((stories, seen))
+    }
+
+    /// The same with scores, without what was seen.
+    pub fn scored(path: &Path, text: &str, score: &str) -> Result<Vec<(String, Option<f64>)>, DataError> {
+        let mut stories = Vec::new();
+        let fields = Fields { text, score: Some(score) };
+        let flow = read_file(path, &fields, 1 << 20, &mut Seen::default(), &mut |story, _| {
+            stories.push((story.text.to_string(), story.score));
             ControlFlow::Continue(())
         })?;
         assert!(flow.is_continue());
         Ok(stories)
     }
 
-    fn read(path: &Path) -> Result<Vec<String>, DataError> {
-        read_limited(path, 1 << 20)
+    pub fn read(path: &Path) -> Result<Vec<String>, DataError> {
+        stories(path, "text", 1 << 20).map(|(stories, _)| stories)
     }
+
+    /// The error for a file, which names it.
+    pub fn message(path: &Path) -> String {
+        let text = read(path).unwrap_err().to_string();
+        assert!(text.contains(&path.display().to_string()), "the message names the file: {text}");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::*;
+    use super::*;
+    use crate::data::testing::Folder;
+    use std::io::Write;
 
     fn gz(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
-    }
-
-    fn message(path: &Path) -> String {
-        let text = read(path).unwrap_err().to_string();
-        assert!(text.contains(&path.display().to_string()), "the message names the file: {text}");
-        text
     }
 
     const TEXT: &str = "\n\nOne day.\n\nThe end. \n\n<|endoftext|>\n<|endoftext|>\n\n<|endoftext|>\n  Two\t\n<|endoftext|> \n\
@@ -260,7 +279,7 @@ mod tests {
         for (ending, whole) in [("zst", whole), ("gz", zipped)] {
             for (name, end) in [("cut", whole.len() - 3), ("half", whole.len() / 2), ("head", 5)] {
                 let text = message(&folder.file(&format!("{name}.{ending}"), &whole[..end]));
-                assert!(text.contains("cannot decompress") && text.contains("fetch or compress it again"), "{text}");
+                assert!(text.contains("cannot decompress: it ends too early"), "{text}");
             }
             // zstd, without the checksum that is optional, finds a changed header only.
             let mut altered = whole.clone();
@@ -271,72 +290,106 @@ mod tests {
     }
 
     #[test]
-    fn bad_json_lines_are_numbered() {
-        let folder = Folder::new();
-        for (line, word) in [
-            ("{\"text\": \"cut", "EOF"),
-            ("{\"text\": \"a\"} x", "trailing"),
-            ("{\"text\": 3}", "invalid type"),
-            ("{\"body\": \"a\"}", "missing field `text`"),
-            ("[\"a\"]", "object"),
-            ("{\"text\": \"\\ud800\"}", "hex escape"),
-        ] {
-            let text = message(&folder.file("a.jsonl", format!("{{\"text\":\"fine\"}}\n\n{line}\n")));
-            assert!(text.contains("line 3") && text.contains(word), "{text}");
-        }
-        let deep = format!("{{\"x\": {}", "[".repeat(500_000));
-        assert!(message(&folder.file("deep.jsonl", deep)).contains("line 1"));
-    }
-
-    #[test]
-    fn fields_of_another_name_and_scores() {
-        let folder = Folder::new();
-        let path = folder.file(
-            "a.jsonl",
-            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n{\"\\u0073tory\":\"three\",\"score\":-2.5}",
-        );
-        let mut seen = Vec::new();
-        let fields = Fields { text: "story", score: Some("score") };
-        let flow = read_file(&path, &fields, 100, &mut Seen::default(), &mut |story, _| {
-            seen.push((story.text.to_string(), story.score));
-            ControlFlow::Continue(())
-        });
-        assert!(flow.unwrap().is_continue());
-        assert_eq!(seen, [("one", Some(3.0)), ("two", None), ("three", Some(-2.5))].map(|(s, x)| (s.to_string(), x)));
-        let wrong = |path: &Path, fields| {
-            read_file(path, &fields, 100, &mut Seen::default(), &mut |_, _| ControlFlow::Continue(()))
-        };
-        let error = wrong(&path, Fields { text: "body", score: None }).unwrap_err().to_string();
-        assert!(error.contains("missing field `body`") && error.contains("{\"body\": \"...\"}"), "{error}");
-        let error = wrong(&path, Fields { text: "story", score: Some("points") }).unwrap_err().to_string();
-        assert!(error.contains("missing field `points`"), "{error}");
-        let twice = folder.file("twice.jsonl", "{\"text\":\"a\",\"text\":\"b\"}");
-        assert!(message(&twice).contains("twice"));
-        let text = folder.file("a.txt", "a story");
-        let error = wrong(&text, Fields { text: "text", score: Some("score") }).unwrap_err().to_string();
-        assert!(error.contains("min_score"), "{error}");
-    }
-
-    #[test]
-    fn the_limit_is_that_of_a_story() {
-        let folder = Folder::new();
-        let story = "0123456789\n".repeat(10);
-        let fits = folder.file("fits.txt", format!("{story}<|endoftext|>\n").repeat(3));
-        assert_eq!(read_limited(&fits, story.len()).unwrap().len(), 3);
-        let json = folder.file("long.jsonl", format!("{{\"text\": \"{}\"}}", "x".repeat(10_000)));
-        assert!(matches!(read_limited(&json, 1000), Err(DataError::LongRecord { line: 1, .. })));
-    }
-
-    #[test]
     fn reading_stops_when_told() {
         let folder = Folder::new();
         let path = folder.file("a.txt", b"a\n<|endoftext|>\nb\n<|endoftext|>\n\xc3\x28");
         let mut seen = Vec::new();
-        let flow = read_file(&path, &TEXT_FIELD, 100, &mut Seen::default(), &mut |story, _| {
-            seen.push(story.text.to_string());
-            if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+        let flow =
+            read_file(&path, &Fields { text: "text", score: None }, 100, &mut Seen::default(), &mut |story, _| {
+                seen.push(story.text.to_string());
+                if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
         assert!(flow.unwrap().is_break());
         assert_eq!(seen, ["a", "b"]);
+    }
+
+    #[test]
+    fn names_and_first_bytes_tell_what_a_file_is() {
+        let folder = Folder::new();
+        let jsonl = "\n{\"id\": 1, \"text\": \"one\"}\n{\"id\": 2, \"text\": \"two\"}\n";
+        let array = "[{\"text\": \"one\"}, {\"text\": \"two\"}]";
+        let zst = |text: &str| zstd::encode_all(text.as_bytes(), 3).unwrap();
+        for path in [
+            folder.file("a.NDJSON", jsonl),
+            folder.file("a.json", jsonl),
+            folder.file("b.json", array),
+            folder.file("b.json.gz", gz(array.as_bytes())),
+            folder.file("b.ndjson.zst", zst(jsonl)),
+            folder.file("c", jsonl),
+            folder.file("c.dump", jsonl),
+            folder.file("c.gz", gz(jsonl.as_bytes())),
+            folder.file("c.ZST", zst(jsonl)),
+            folder.file("d.csv", "text\none\ntwo\n"),
+            folder.file("d.csv.gz", gz(b"id,text\n1,one\n2,two\n")),
+            folder.file("d.TSV.zst", zst("id\ttext\r\n1\tone\r\n2\ttwo")),
+            folder.file("e.md", "one\n<|endoftext|>\ntwo"),
+            folder.file("e.v2", "one\n<|endoftext|>\ntwo"),
+        ] {
+            let (read, seen) = stories(&path, "text", 1000).unwrap();
+            assert_eq!(
+                (read, seen),
+                (vec!["one".to_string(), "two".to_string()], Seen::default()),
+                "{}",
+                path.display()
+            );
+        }
+        // Text is text, with a doubt; so is an object without the field under a name that says nothing.
+        for path in [folder.file("f.txt", jsonl), folder.file("f.log", jsonl.replace("\"text\"", "\"message\""))] {
+            let (read, seen) = stories(&path, "text", 1000).unwrap();
+            assert_eq!((read.len(), seen), (1, Seen { json: 1, ..Seen::default() }), "{}", path.display());
+        }
+        let text = folder.file("g.txt", "{braces} are text");
+        assert_eq!(stories(&text, "text", 100).unwrap().1, Seen::default());
+        assert!(scored(&text, "text", "score").unwrap_err().to_string().contains("leave out min_score"));
+    }
+
+    #[test]
+    fn what_stands_for_another_file_is_told() {
+        let folder = Folder::new();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 248731111\n";
+        for name in ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.zst", "a"] {
+            let text = message(&folder.file(name, pointer));
+            assert!(
+                text.ends_with("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`"),
+                "{text}"
+            );
+        }
+        let page = "\n<!DOCTYPE html>\n<html><body>Access denied</body></html>\n";
+        for name in ["b.jsonl", "b.json", "b.csv", "b.tsv", "b.parquet", "b.parquet.gz", "b.txt.zst"] {
+            assert!(message(&folder.file(name, page)).contains("it begins like HTML"), "{name}");
+        }
+        assert!(message(&folder.file("c.jsonl", "<?xml version=\"1.0\"?><Error/>")).contains("fetch it again"));
+        assert_eq!(read(&folder.file("d.txt", page)).unwrap(), [page.trim()], "a text may be a page");
+        let long = pointer.repeat(20);
+        assert_eq!(read(&folder.file("e.txt", &long)).unwrap(), [long.trim_end()], "no pointer is so long");
+        let tar = [&[b'x'; 257][..], b"ustar\x0000"].concat();
+        assert!(message(&folder.file("f.tar.gz", gz(&tar))).contains("tar archive"));
+    }
+
+    #[test]
+    fn frames_to_be_passed_over_padding_and_windows() {
+        let folder = Folder::new();
+        let whole = zstd::encode_all(TEXT.as_bytes(), 3).unwrap();
+        for kind in 0..16 {
+            let skipped = [&[0x50 + kind, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 7, 7, 7][..], &whole].concat();
+            assert_eq!(read(&folder.file("a.zst", [&skipped[..], &skipped].concat())).unwrap().len(), 5, "{kind}");
+        }
+        // A frame of one raw block, with a window of 2 GB: 31 = 10 + 21, in the upper five bits.
+        let wide = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 4 << 3 | 1, 0, 0][..], b"wide"].concat();
+        assert_eq!(read(&folder.file("b.zst", wide)).unwrap(), ["wide"]);
+        let zipped = gz(TEXT.as_bytes());
+        for zeros in [1, 2, 700_000] {
+            assert_eq!(read(&folder.file("c.gz", [&zipped[..], &vec![0; zeros]].concat())).unwrap(), STORIES);
+        }
+        assert_eq!(read(&folder.file("d.gz", [&zipped[..], &gz(b""), &gz(b"x"), &[0]].concat())).unwrap().len(), 3);
+        for (name, rest) in [("e.gz", &[0, 0, 9][..]), ("f.gz", b"\0\x1f\x8b"), ("g.gz", b"a")] {
+            assert!(
+                message(&folder.file(name, [&zipped[..], rest].concat())).contains("something else follows"),
+                "{name}"
+            );
+        }
+        // The fourth byte of a frame says that a dictionary follows, by its number.
+        let trained = [&[0x28, 0xb5, 0x2f, 0xfd, 1, 0, 77, 4 << 3 | 1, 0, 0][..], b"text"].concat();
+        assert!(message(&folder.file("h.zst", trained)).contains("with a dictionary"));
     }
 }

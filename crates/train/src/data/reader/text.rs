@@ -78,3 +78,70 @@ fn cut(story: &[u8], limit: usize) -> usize {
 fn lone_returns(text: &[u8]) -> u64 {
     memchr_iter(b'\r', text).filter(|at| !matches!(text.get(at + 1), None | Some(b'\n' | b'\r'))).count() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::stories;
+    use super::*;
+    use crate::data::testing::Folder;
+
+    fn read(text: &[u8], limit: usize) -> (Vec<String>, Seen) {
+        stories(&Folder::new().file("a.txt", text), "text", limit).unwrap()
+    }
+
+    #[test]
+    fn separators_and_returns_within_lines_are_counted() {
+        let (stories, seen) =
+            read(b"a<|endoftext|>b\n<|endoftext|>\n <|endoftext|><|endoftext|>\nc\n<|endoftext|>", 1000);
+        assert_eq!(stories, ["a<|endoftext|>b", " <|endoftext|><|endoftext|>\nc"]);
+        assert_eq!(seen, Seen { separators: 3, ..Seen::default() });
+        let (stories, seen) = read(b"one\rtwo\r\nthree\r\r\n\rfour\r", 1000);
+        assert_eq!(stories, ["one\rtwo\r\nthree\r\r\n\rfour"]);
+        assert_eq!(seen, Seen { returns: 2, ..Seen::default() });
+    }
+
+    /// Worked out by hand, with a limit of ten bytes.
+    #[test]
+    fn long_documents_are_cut_where_it_hurts_least() {
+        for (text, pieces) in [
+            ("aaaa\n\nbb\nccccc\ndd", &["aaaa", "bb\nccccc", "dd"][..]),
+            ("aa\r\n\r\nbb cccccc", &["aa", "bb cccccc"]),
+            ("aa bb\ncc dd ee", &["aa bb", "cc dd ee"]),
+            ("aa bb cc dd ee", &["aa bb cc ", "dd ee"]),
+            ("aaaaaaaaaabbbbbbbbbbcc", &["aaaaaaaaaa", "bbbbbbbbbb", "cc"]),
+            ("aaaaaaaaaé", &["aaaaaaaaa", "é"]),
+            ("aaaaaaa😀b", &["aaaaaaa", "😀b"]),
+            ("ééééé", &["ééééé"]),
+            ("\n\n\nééééé\n", &["ééééé"]),
+        ] {
+            let seen = Seen { cut: (pieces.len() > 1).into(), ..Seen::default() };
+            assert_eq!(read(text.as_bytes(), 10), (pieces.iter().map(|s| s.to_string()).collect(), seen), "{text:?}");
+            let twice = format!("{text}\n<|endoftext|>\n{text}\n<|endoftext|>\nshort");
+            let (stories, counted) = read(twice.as_bytes(), 10);
+            assert_eq!(stories, [pieces, pieces, &["short"]].concat(), "{text:?}");
+            assert_eq!(counted.cut, 2 * seen.cut);
+        }
+    }
+
+    /// Nothing is lost, whatever the limit, and what looks like a separator where a line was cut is none.
+    #[test]
+    fn pieces_add_up_to_the_document() {
+        let line: String = (0..400).map(|i| ["word ", "ü", "<|endoftext|>", "x"][i * i % 7 % 4]).collect();
+        for limit in [13, 14, 50, 333, 1000] {
+            for text in [line.clone(), format!("{line}\n{line}\n")] {
+                let (pieces, seen) = read(text.as_bytes(), limit);
+                assert!(pieces.iter().all(|piece| piece.len() <= limit) && seen.cut == 1, "{limit}");
+                assert_eq!(pieces.concat(), text.replace('\n', ""), "{limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_place_of_bad_bytes_is_that_in_the_file() {
+        let folder = Folder::new();
+        let text = [&b"aaaa bbbb cccc\n\ndddd\n"[..], b"eee\xff"].concat();
+        let error = stories(&folder.file("a.txt", &text), "text", 10).unwrap_err();
+        let crate::data::DataError::Utf8 { offset, line, .. } = error else { panic!("{error}") };
+        assert_eq!((offset, line), (text.len() as u64 - 1, 4));
+    }
+}

@@ -45,3 +45,23 @@ fn unit(escape: &[u8]) -> Option<u32> {
     let hex = std::str::from_utf8(escape.strip_prefix(b"\\u")?.get(..4)?).ok()?;
     u32::from_str_radix(hex, 16).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_no_json_changes() {
+        for json in [r#"{"a": "NaN \"Infinity\" \\", "b\ud83d\ude00": -1}"#, r#"["\\ud83d", "é😀", null]"#] {
+            assert_eq!(mended(json), None);
+        }
+        for (json, strict, halves) in [
+            (r#"{"a": [NaN,-Infinity,Infinity], "NaN": "NaN"}"#, r#"{"a": [null,null,null], "NaN": "NaN"}"#, false),
+            (r#"["\ud83d", NaN]"#, r#"["\ufffd", null]"#, true),
+            (r#"["\uDE00\uD83D\uDE00\uD83Dé\\ud83d"]"#, r#"["\ufffd\uD83D\uDE00\ufffdé\\ud83d"]"#, true),
+            (r#"["\ud83d\ud83d\ude00"#, r#"["\ufffd\ud83d\ude00"#, true),
+        ] {
+            assert_eq!(mended(json), Some((strict.to_string(), halves)), "{json}");
+        }
+    }
+}

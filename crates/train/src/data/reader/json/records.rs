@@ -79,13 +79,12 @@ impl<'l> Records<'l> {
             }
             Some(b']') => {
                 self.lines.take(1, None)?;
-                match self.peek(true)? {
-                    None => Ok(false),
-                    Some(_) => {
-                        Err(self
-                            .bad(0, "something follows the array; give one array a file, or JSON lines".to_string()))
-                    }
+                if self.peek(true)?.is_none() {
+                    return Ok(false);
                 }
+                self.begin();
+                self.layout = Layout::Values;
+                Err(self.bad(0, "something follows the array; give each array a file of its own".to_string()))
             }
             Some(_) => self.value(record).map(|()| true),
         }

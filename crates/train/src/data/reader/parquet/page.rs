@@ -286,28 +286,35 @@ fn plain<'a>(kind: Type, page: &'a [u8], at: &mut usize) -> Result<&'a [u8], Fau
 }
 
 fn number(kind: Type, sense: Sense, bytes: &[u8]) -> f64 {
+    let two = bytes.first_chunk().copied().unwrap_or_default();
     let four = bytes.first_chunk().copied().unwrap_or_default();
     let eight = bytes.first_chunk().copied().unwrap_or_default();
-    let n = match (kind, sense) {
-        (Type::Int32, Sense::Unsigned) => u32::from_le_bytes(four).into(),
-        (Type::Int32, _) => i32::from_le_bytes(four).into(),
-        (Type::Int64, Sense::Unsigned) => u64::from_le_bytes(eight) as f64,
-        (Type::Int64, _) => i64::from_le_bytes(eight) as f64,
-        (Type::Float, _) => f32::from_le_bytes(four).into(),
-        (Type::Double, _) => f64::from_le_bytes(eight),
-        (_, Sense::Half) => half(u16::from_le_bytes([four[0], four[1]])),
+    let (whole, more) = match (kind, sense) {
+        (Type::Float, _) => return f32::from_le_bytes(four).into(),
+        (Type::Double, _) => return f64::from_le_bytes(eight),
+        (_, Sense::Half) => return half(u16::from_le_bytes(two)),
+        (Type::Int32, Sense::Unsigned) => (u32::from_le_bytes(four).into(), 0),
+        (Type::Int32, _) => (i32::from_le_bytes(four).into(), 0),
+        (Type::Int64, Sense::Unsigned) => (u64::from_le_bytes(eight).into(), 0),
+        (Type::Int64, _) => (i64::from_le_bytes(eight).into(), 0),
         _ => big_endian(bytes),
     };
-    if let Sense::Decimal(scale) = sense { n / 10f64.powi(scale) } else { n }
+    match sense {
+        // Through its digits, which are rounded once.
+        Sense::Decimal(scale) if more == 0 => format!("{whole}e{}", -i64::from(scale)).parse().unwrap_or(f64::NAN),
+        Sense::Decimal(scale) => whole as f64 * 256f64.powi(more) / 10f64.powi(scale),
+        _ => whole as f64,
+    }
 }
 
-/// A signed integer of any length, highest byte first; rounded to 16 bytes, which are more than a float has.
-fn big_endian(bytes: &[u8]) -> f64 {
+/// A signed integer of any length, highest byte first: its first 16 bytes, which are more than a float has, and the number of
+/// those left out.
+fn big_endian(bytes: &[u8]) -> (i128, i32) {
     let sign = bytes.first().map_or(0, |first| if *first < 128 { 0 } else { 255 });
-    let zeros = bytes.iter().take_while(|byte| **byte == sign).count().saturating_sub(1);
-    let (head, tail) = bytes[zeros..].split_at((bytes.len() - zeros).min(16));
+    let filling = bytes.windows(2).take_while(|two| two[0] == sign && (two[1] ^ sign) < 128).count();
+    let (head, tail) = bytes[filling..].split_at((bytes.len() - filling).min(16));
     let head = head.iter().fold(-i128::from(sign == 255), |n, byte| n << 8 | i128::from(*byte));
-    head as f64 * 256f64.powi(tail.len() as i32)
+    (head, tail.len() as i32)
 }
 
 /// Sign, 5 bits of exponent, 10 of the fraction.
@@ -428,4 +435,63 @@ fn hadoop(bytes: &[u8], out: &mut [u8]) -> Option<usize> {
         }
     }
     Some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &[u8] = b"Once upon a time, once upon a time, there was a kite. ";
+
+    fn unpacked(codec: i64, bytes: &[u8], size: usize) -> Option<Vec<u8>> {
+        let mut out = b"before".to_vec();
+        decompress(codec, bytes, size as u64, &mut out).ok()?;
+        Some(out.split_off(6))
+    }
+
+    /// The text four times by Python's `brotli.compress`, and LZ4 as literals alone: 15 and 39 more of them behind their count.
+    #[test]
+    fn brotli_and_lz4_in_all_its_frames() {
+        let brotli = b"\x1b\xd7\x00\x00\x9c\x07\x76\x83\x75\x33\x71\x47\x49\x9e\x3d\x46\x09\xf2\x54\xd6\x63\x69\x6e\x6f\x2a\
+            \x6c\xad\x41\x58\x5c\xe8\xc0\x06\x9c\x88\x07\x98\x50\xc2\x93\xe0\x49\x5d\x9b\xc5\x74\x00\xb6\xd6\xde\x3e\xa7\x9f\x12";
+        assert_eq!(unpacked(4, brotli, 4 * TEXT.len()), Some(TEXT.repeat(4)));
+        assert_eq!(unpacked(4, &brotli[..40], 4 * TEXT.len()), None);
+        let raw = [&[0xf0, 39][..], TEXT].concat();
+        let n = TEXT.len() as u8;
+        let block = [&[0, 0, 0, raw.len() as u8][..], &raw].concat();
+        let framed = [&[0, 0, 0, n][..], &block].concat();
+        // Two frames; one frame of two blocks.
+        let two = [&framed[..], &framed].concat();
+        let parts = [&[0, 0, 0, 2 * n][..], &block, &block].concat();
+        assert_eq!(unpacked(7, &raw, TEXT.len()).as_deref(), Some(TEXT));
+        assert_eq!(unpacked(5, &raw, TEXT.len()).as_deref(), Some(TEXT));
+        assert_eq!(unpacked(5, &framed, TEXT.len()).as_deref(), Some(TEXT));
+        assert_eq!(unpacked(5, &two, 2 * TEXT.len()), Some(TEXT.repeat(2)));
+        assert_eq!(unpacked(5, &parts, 2 * TEXT.len()), Some(TEXT.repeat(2)));
+        for end in 0..two.len() {
+            assert_eq!(unpacked(5, &two[..end], 2 * TEXT.len()), None, "{end}");
+        }
+        for codec in 0..9 {
+            assert_eq!(unpacked(codec, &raw, TEXT.len() + 1), None, "{codec}");
+            assert_eq!(unpacked(codec, &raw, MAX_PAGE as usize), None, "{codec}");
+        }
+    }
+
+    /// Python: `int.from_bytes(..., 'big', signed=True)`.
+    #[test]
+    fn integers_of_any_length() {
+        for (bytes, n) in [
+            (&[][..], 0.0),
+            (&[0x7f], 127.0),
+            (&[0x80], -128.0),
+            (&[0, 0x80], 128.0),
+            (&[0xff, 0xff, 0xff], -1.0),
+            (&[0xff; 32], -1.0),
+            (&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 3.402823669209385e38),
+            (&[0xff, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], -1.1237484885197072e43),
+        ] {
+            let (whole, more) = big_endian(bytes);
+            assert_eq!(whole as f64 * 256f64.powi(more), n, "{bytes:?}");
+        }
+    }
 }
