@@ -23,6 +23,7 @@ mod text;
 use super::DataError;
 use compression::{Compression, GZIP, ZSTD};
 use lines::Lines;
+use memchr::memmem;
 pub use seen::Seen;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -38,7 +39,7 @@ pub(super) const FORMATS: [&str; 9] =
 const POINTER: usize = 1024;
 
 /// First bytes of formats that are often mistaken for text.
-const MAGICS: [(&[u8], &str); 14] = [
+const MAGICS: [(&[u8], &str); 16] = [
     (b"\x7fELF", "it is an ELF program"),
     (b"\x89PNG", "it is a PNG image"),
     (b"\xff\xd8\xff", "it is a JPEG image"),
@@ -46,6 +47,8 @@ const MAGICS: [(&[u8], &str); 14] = [
     (GZIP, "it is gzip-compressed; rename it to end in .gz"),
     (b"BZh", "it is bzip2-compressed; decompress it first (`bunzip2`)"),
     (b"\xfd7zXZ\0", "it is xz-compressed; decompress it first (`unxz`)"),
+    (b"\x04\x22\x4d\x18", "it is lz4-compressed; decompress it first (`unlz4`)"),
+    (b"ARROW1", "it is an Arrow file; write it as Parquet"),
     (b"PK\x03\x04", "it is a zip archive (or a .pt file); unpack it first"),
     (ZSTD, "it is zstd-compressed; rename it to end in .zst"),
     (b"PAR1", "it is a Parquet table; rename it to end in .parquet (decompress it first if it is compressed)"),
@@ -92,6 +95,23 @@ pub(super) struct Story<'a> {
 
 /// Calls `f(story, bytes of the file read so far)` for each story of the file, in order, until it breaks.
 pub(super) fn read_file(
+    path: &Path,
+    fields: &Fields,
+    limit: usize,
+    seen: &mut Seen,
+    f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, DataError> {
+    let separator = memmem::Finder::new(text::SEPARATOR);
+    let mut separators = 0;
+    let flow = read_format(path, fields, limit, seen, &mut |story, read| {
+        separators += separator.find_iter(story.text.as_bytes()).count() as u64;
+        f(story, read)
+    });
+    seen.separators += separators;
+    flow
+}
+
+fn read_format(
     path: &Path,
     fields: &Fields,
     limit: usize,

@@ -9,7 +9,7 @@ pub struct Seen {
     pub joined: u64,
     /// Records of JSON with half of a pair of surrogates in their text.
     pub halves: u64,
-    /// Separators of stories inside lines of text, where they separate nothing.
+    /// Separators of stories inside lines of text, or in records, where they separate nothing.
     pub separators: u64,
     /// Carriage returns in text that no newline follows.
     pub returns: u64,
@@ -55,7 +55,7 @@ impl Seen {
             (
                 self.separators,
                 count(self.separators, "separator <|endoftext|> stands", "separators <|endoftext|> stand")
-                    + " inside a line and count as text; put each on a line of its own to separate stories",
+                    + " inside lines or records and count as text; to separate stories, put each on a line of its own in a text file",
             ),
             (
                 self.returns,
@@ -89,7 +89,7 @@ mod tests {
         let notes = seen.notes();
         assert_eq!(notes.len(), 3);
         assert_eq!(notes[0], "1 record held no text and was passed over");
-        assert!(notes[1].starts_with("3 separators <|endoftext|> stand inside a line"), "{}", notes[1]);
+        assert!(notes[1].starts_with("3 separators <|endoftext|> stand inside lines or records"), "{}", notes[1]);
         assert!(notes[2].starts_with("1 document longer than 64 MB was read in pieces"), "{}", notes[2]);
         let all = Seen { without: 1, joined: 2, halves: 3, separators: 4, returns: 5, cut: 6, json: 7 };
         let mut twice = all;

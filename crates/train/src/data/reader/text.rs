@@ -7,7 +7,7 @@ use memchr::{memchr_iter, memmem, memrchr, memrchr2};
 use std::ops::ControlFlow;
 
 /// The line between two stories, without its line end.
-const SEPARATOR: &[u8] = b"<|endoftext|>";
+pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
 
 pub(super) fn read(
     lines: &mut Lines,
@@ -15,7 +15,6 @@ pub(super) fn read(
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let limit = lines.limit;
-    let separator = memmem::Finder::new(SEPARATOR);
     let mut story = Vec::new();
     // Where what is in `story` begins, whether the next byte begins a line, and the pieces given of this story.
     let (mut line, mut offset, mut fresh, mut pieces) = (1, lines.offset, true, 0);
@@ -35,18 +34,18 @@ pub(super) fn read(
             if !text.is_empty() {
                 pieces += 1;
                 seen.cut += u64::from(pieces == 2);
-                seen.separators += separator.find_iter(text.as_bytes()).count() as u64;
                 seen.returns += lone_returns(text.as_bytes());
                 if f(Story { text, score: None }, lines.read()).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             }
+            if piece == story.len() {
+                story.clear();
+                break;
+            }
             line += memchr_iter(b'\n', &story[..piece]).count() as u64;
             offset += piece as u64;
             story.drain(..piece);
-            if whole && story.is_empty() {
-                break;
-            }
         }
         if n == 0 {
             return Ok(ControlFlow::Continue(()));
