@@ -21,7 +21,7 @@ const CLAIMS: u8 = 32;
 
 fn file(mut input: &[u8]) -> (Vec<u8>, bool) {
     let first = byte(&mut input);
-    let codec = [0, 1, 2, 6, 0, 1, 2, 5][usize::from(first & 7)];
+    let codec = [0, 1, 2, 6, 4, 5, 7, 3][usize::from(first & 7)];
     let kinds = [None, Some(INT32), Some(INT64), Some(FLOAT), Some(DOUBLE)];
     let scores = kinds[usize::from(byte(&mut input)) % kinds.len()];
     let rows = i64::from(word(&mut input)) << (6 * (first >> 3 & 7));

@@ -108,9 +108,39 @@ pub fn compress(codec: i64, bytes: &[u8]) -> Vec<u8> {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
             encoder.write_all(bytes).and_then(|()| encoder.finish()).expect("memory to write to")
         }
+        4 => brotli(bytes),
+        5 => {
+            let block = lz4(bytes);
+            let length = |n: usize| (n as u32).to_be_bytes();
+            [&length(bytes.len())[..], &length(block.len()), &block].concat()
+        }
         6 => zstd::encode_all(bytes, 1).expect("memory to write to"),
+        7 => lz4(bytes),
         _ => bytes.to_vec(),
     }
+}
+
+/// A block of literals alone: their number as 15 and bytes that are added up, the last of which is below 255.
+fn lz4(bytes: &[u8]) -> Vec<u8> {
+    let mut block = vec![bytes.len().min(15) as u8 * 16];
+    if let Some(more) = bytes.len().checked_sub(15) {
+        block.extend(vec![255; more / 255]);
+        block.push((more % 255) as u8);
+    }
+    [&block[..], bytes].concat()
+}
+
+/// Blocks that are not compressed (a bit 0, two bits 0, the length less one in 16 bits, a bit 1), behind a bit 0 that says how
+/// large the window is; then an empty one, the last.
+fn brotli(bytes: &[u8]) -> Vec<u8> {
+    let mut stream = Vec::new();
+    for (i, block) in bytes.chunks(1 << 16).enumerate() {
+        let head = ((block.len() as u32 - 1) << 3 | 1 << 19) << u32::from(i == 0);
+        stream.extend_from_slice(&head.to_le_bytes()[..3]);
+        stream.extend_from_slice(block);
+    }
+    stream.push(if bytes.is_empty() { 6 } else { 3 });
+    stream
 }
 
 /// What a page says of itself; its sizes are those of `data` unless others are claimed.

@@ -15,7 +15,7 @@ use flashlm_train::config::Layers;
 use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::data::hub::Client;
-use flashlm_train::data::source::Source;
+use flashlm_train::data::source::{Seen, Source};
 use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::what::What;
 use xxhash_rust::xxh3::Xxh3;
@@ -54,6 +54,14 @@ pub fn try_out(text: std::fmt::Arguments, newline: bool) -> std::io::Result<()> 
         stdout.write_all(b"\n")?;
     }
     stdout.flush()
+}
+
+/// Says in one line what readers met and went on from.
+pub fn noted(what: &str, seen: &Seen) {
+    let notes = seen.notes();
+    if !notes.is_empty() {
+        say!("{what}: {}", notes.join(". "));
+    }
 }
 
 /// A number with its noun: `1 thread`, `2 threads`, `2 stories`.

@@ -19,7 +19,7 @@ use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
 use flashlm_train::stage::StageSource;
 
-use crate::common::{Status, counted, open_source, say};
+use crate::common::{Status, counted, noted, open_source, say};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -87,12 +87,13 @@ impl Prepared {
             let what = if sources.len() > 1 { format!("tokens of {}", source.name()) } else { "tokens".into() };
             let (cache, built) =
                 TokenCache::open_or_build(&path, source, &tokenizer, threads, &mut |p| progress(&what, p))?;
-            let about = built.map_or("reused".to_string(), |built| format!("built: {}", built.reason));
+            let about = built.as_ref().map_or("reused".to_string(), |built| format!("built: {}", built.reason));
             let short = source.name();
             let taken = sources.iter().filter(|(other, _)| other.name() == short).count() > 1;
             let name = if taken { spec.source.replace('\n', ", ") } else { short.to_string() };
             let label = if sources.len() > 1 { format!("text {name}") } else { "text".into() };
             say!("{label}: {cache} ({about})");
+            noted(&label, &built.map(|built| built.read.seen).unwrap_or_default());
             let (tokens, longest) = (cache.tokens().len(), settings.stages().iter().map(|stage| stage.seq_len).max());
             if longest.is_some_and(|longest| longest >= 2 * tokens) {
                 say!(
@@ -107,9 +108,12 @@ impl Prepared {
         // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
         let mut bits = Some(0.0);
         let budget = Budget { tokens: Some(VALID_TOKENS) };
-        let (valid, _) = Stories::read_with(&valid_source, &tokenizer, budget, &mut |story| {
+        let (valid, read) = Stories::read_with(&valid_source, &tokenizer, budget, &mut |story| {
             bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
         })?;
+        if !settings.data.valid.is_empty() {
+            noted("validation", &read.seen);
+        }
         if valid.is_empty() {
             match settings.data.valid.is_empty() {
                 true => bail!(

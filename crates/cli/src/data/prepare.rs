@@ -23,7 +23,7 @@ use flashlm_train::what::What;
 use serde_json::{Value, json};
 
 use super::{Select, report_dropped};
-use crate::common::{Status, say, threads};
+use crate::common::{Status, noted, say, threads};
 use crate::report::Report;
 
 /// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
@@ -175,6 +175,7 @@ fn build(
     let mut told = |p: &Progress| progress(&mut status, name, p);
     let (cache, built) = TokenCache::open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
+    noted(name, &built.as_ref().map(|built| built.read.seen).unwrap_or_default());
     match built.map(|built| built.reason) {
         None => say!("{name}: {} serves as it is", path.display()),
         Some(Stale::Missing) => {}

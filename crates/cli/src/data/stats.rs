@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::{Select, report_dropped};
 use crate::bench::train::Steps;
-use crate::common::{Status, exec, may_write};
+use crate::common::{Status, data_spec, exec, may_write};
 use crate::report::Report;
 use crate::train::size_for;
 
@@ -57,7 +57,7 @@ const SAMPLE: usize = 4 << 20;
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     args.svg.as_ref().map_or(Ok(()), |svg| may_write(svg, "--svg", args.force))?;
-    let source = args.select.open_all(&args.data, 0)?;
+    let source = args.select.open(&data_spec(&args.data)?, 0)?;
     let own = args.tokenizer.is_some();
     let tokenizer = match &args.tokenizer {
         Some(file) => of_file(file)?,
@@ -82,6 +82,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let read = &stats.read;
     let share = |n: u64| n as f64 / (read.stories.max(1)) as f64;
     let mut report = Report::default();
+    let notes = [vec![passed_over(&source)], read.seen.notes()].concat();
+    let notes: Vec<String> = notes.into_iter().filter(|note| !note.is_empty()).collect();
     report.add("stories", thousands(read.stories), read.stories);
     report.add("bytes", format!("{} ({})", thousands(read.bytes), bytes(read.bytes)), read.bytes);
     let mean = stats.chars as f64 / read.stories.max(1) as f64;
@@ -136,6 +138,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let svg = histogram::draw(&title, "Characters of a story", bins);
         write_file(path, |w| w.write_all(svg.as_bytes()))?;
         report.add("histogram", path.display(), path.display().to_string());
+    }
+    if !notes.is_empty() {
+        report.add("notes", notes.join("\n"), notes);
     }
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
@@ -230,4 +235,11 @@ fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
         format!("{epochs:.1} epochs of this text: {name} trains {} tokens per second here", thousands(speed as u64));
     report.add("an hour", text, json!({"epochs": epochs, "tokens_per_second": speed, "preset": name}));
     Ok(())
+}
+
+fn passed_over(source: &Source) -> String {
+    match source.passed_over() {
+        passed if passed.is_empty() => passed,
+        passed => format!("passed over: {passed}"),
+    }
 }

@@ -31,7 +31,7 @@ fn stats_count_and_draw() {
     assert_eq!(stats["dropped"], serde_json::json!({"score": 1, "short": 0, "long": 0, "hard": 1}));
     assert!(place.ok(&format!("data stats a.jsonl {filter}")).contains("2 stories by the filter"));
 
-    place.fails("data stats a.jsonl", &["missing field `text`", "line 1"]);
+    place.fails("data stats a.jsonl", &["no field `text`", "line 1"]);
     place.fails("data stats a.jsonl --column story --min-simple 2", &["min_simple", "from 0 to 1"]);
     place.fails("data stats synthetic:9 --min-score 2", &["leave out min_score"]);
     place.fails("data stats none.txt", &["no such file"]);

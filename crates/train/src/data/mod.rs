@@ -55,7 +55,7 @@ pub enum DataError {
     },
     /// The data specification is none of the known forms.
     #[error(
-        "data `{spec}`: {reason}; expected a text, .jsonl or .parquet file, a folder of those, a dataset (tinystories, \
+        "data `{spec}`: {reason}; expected a file of text, JSON, CSV or Parquet, a folder of those, a dataset (tinystories, \
          hf:OWNER/NAME), or `synthetic:N`"
     )]
     Spec {
@@ -89,7 +89,7 @@ pub enum DataError {
         name: String,
     },
     /// Something else than text.
-    #[error("{path}: this is not text: {found}; give UTF-8 text, .jsonl or .parquet")]
+    #[error("{path}: this is not text: {found}{}", if found.contains(';') { "" } else { "; give UTF-8 text, JSON lines, CSV or Parquet" })]
     NotText {
         /// The file.
         path: PathBuf,
@@ -108,39 +108,36 @@ pub enum DataError {
         /// Its line, counted from 1.
         line: u64,
     },
-    /// One story that does not fit into the memory set aside for it.
+    /// One record that does not fit into the memory set aside for it.
     #[error(
-        "{path}: the story that starts at line {line} is longer than {} MB; \
-         split it into several with lines `<|endoftext|>` (in .jsonl, into several lines)",
+        "{path}: the record that starts at line {line} is longer than {} MB; split it into several, or leave it out",
         limit >> 20
     )]
-    LongStory {
+    LongRecord {
         /// The file.
         path: PathBuf,
-        /// First line of the story, counted from 1.
+        /// First line of the record, counted from 1.
         line: u64,
         /// The limit in bytes.
         limit: usize,
     },
-    /// A line of a .jsonl file without a story.
-    #[error("{path}: line {line}: {reason}; each line must be like {{\"{field}\": \"...\"}}")]
-    Jsonl {
+    /// A record of JSON or CSV without a story.
+    #[error("{path}: line {line}: {reason}")]
+    Record {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,
-        /// What is wrong with it.
+        /// What is wrong with it, and what to do.
         reason: String,
-        /// The field that holds the text.
-        field: String,
     },
     /// A compressed file that cannot be decompressed.
-    #[error("{path}: cannot decompress: {cause}; the file is damaged or cut off: fetch or compress it again")]
+    #[error("{path}: cannot decompress: {reason}")]
     Compressed {
         /// The file.
         path: PathBuf,
-        /// What the decompressor says.
-        cause: io::Error,
+        /// Why not, and what to do.
+        reason: String,
     },
     /// A Parquet table that cannot be read.
     #[error("{path}: Parquet table: {reason}")]
@@ -151,7 +148,7 @@ pub enum DataError {
         reason: String,
     },
     /// A table without the column that was asked for.
-    #[error("{path}: {problem}; columns of {wanted}: {found}")]
+    #[error("{path}: {problem}; columns of {wanted}: {found}{}", if wanted == &"numbers" { "" } else { "; choose one with --column" })]
     Column {
         /// The file.
         path: PathBuf,

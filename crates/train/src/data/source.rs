@@ -7,7 +7,8 @@ use super::files::{FileEntry, Files};
 use super::filter::{Dropped, Filter};
 use super::holdout::Held;
 use super::hub::{self, Client, Dataset, HubError};
-use super::reader::{self, Fields};
+pub use super::reader::Seen;
+use super::reader::{self, FORMATS, Fields};
 use super::split::Split;
 use super::{DataError, mojibake, synthetic};
 use std::fs;
@@ -25,7 +26,7 @@ const COLUMN: &str = "text";
 /// The field or column that holds the score.
 const SCORE: &str = "score";
 /// Part of every fingerprint; to be raised when the same files come to give other stories.
-const VERSION: &[u8] = b"flashlm stories 1";
+const VERSION: &[u8] = b"flashlm stories 2";
 
 /// A source of stories, checked to exist.
 #[derive(Clone, Debug)]
@@ -70,6 +71,8 @@ pub struct SourceReport {
     pub mended: u64,
     /// Stories that the filter dropped.
     pub dropped: Dropped,
+    /// What the files hold that was passed over, or read with a doubt.
+    pub seen: Seen,
 }
 
 impl Source {
@@ -143,7 +146,7 @@ impl Source {
         self.validation.as_deref()
     }
 
-    /// The same source with its text in another field of .jsonl files and another column of tables (`text` by default).
+    /// The same source with its text in another field of JSON and another column of tables (`text` by default).
     pub fn with_column(mut self, column: &str) -> Source {
         self.column = column.to_string();
         self
@@ -298,8 +301,9 @@ impl Source {
                 let total = files.entries.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
                 let fields = Fields { text: &self.column, score: self.filter.scores().then_some(SCORE) };
                 let mut before = 0;
+                let mut seen = Seen::default();
                 for FileEntry { path, size, .. } in &files.entries {
-                    let flow = reader::read_file(path, &fields, self.limit, &mut |story, read| {
+                    let flow = reader::read_file(path, &fields, self.limit, &mut seen, &mut |story, read| {
                         let (text, repaired) = mojibake::repair(story.text);
                         report.repaired += repaired;
                         report.mended += u64::from(repaired > 0);
@@ -310,6 +314,7 @@ impl Source {
                     }
                     before += size;
                 }
+                report.seen = seen;
             }
         }
         Ok(report)
@@ -321,7 +326,7 @@ fn name_of(path: &Path) -> String {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_suffix(".zst").or_else(|| name.strip_suffix(".gz")).unwrap_or(&name);
-    let name = [".txt", ".jsonl", ".parquet"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+    let name = FORMATS.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
     let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let name: String = name.chars().take(64).map(safe).collect();
     if name.is_empty() { "data".to_string() } else { name }

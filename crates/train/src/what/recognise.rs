@@ -213,7 +213,11 @@ fn of_content(path: &Path, start: &[u8], name: &str) -> Result<What, String> {
     }
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     if text.starts_with(b"{") || text.starts_with(b"[") && name.ends_with(".json") {
-        return of_json(path, text, name);
+        let first = text[1..].trim_ascii_start().first();
+        return match (text[0], first) {
+            (b'[', Some(b'{' | b'"')) => Ok(What::Text("text in a JSON array".into())),
+            _ => of_json(path, text, name),
+        };
     }
     if name.ends_with(".toml") {
         return Ok(other("settings", format!("to train with them: flashlm train --config {}", quoted(path))));
@@ -334,6 +338,7 @@ mod tests {
             ("k.json", b"{\"model\":{\"type\":\"Unigram\"}}", "a tokenizer of another program (model type Unigram)"),
             ("l.json", b"{\"model\":\"gpt2\"}", "a JSON file that is no tokenizer"),
             ("m.json", b"[1, 2]", "a JSON file that is no tokenizer"),
+            ("ma.json", b"[\n {\"text\": \"x\"}]", "text in a JSON array"),
             (
                 "n.json",
                 b"{\"model\":{\"type\":\"BP",

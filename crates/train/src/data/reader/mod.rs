@@ -1,30 +1,42 @@
-//! The stories of one file, streamed: text with lines `<|endoftext|>` between stories, .jsonl with one field of text, either
-//! compressed with zstd (`.zst`) or gzip (`.gz`) or not; or one column of a Parquet table (`.parquet`).
+//! The stories of one file, streamed. What a file is, its name and its bytes say together:
 //!
+//! ```text
+//! .jsonl .ndjson .json      JSON: a record a line, records over several lines, or one array of records
+//! .csv .tsv                 CSV under a header
+//! .parquet                  a column of a Parquet table
+//! .txt .text .md            text with lines `<|endoftext|>` between stories
+//! any other, or none        JSON lines if the first is an object that has the field, else text
+//! any but .parquet, + .zst or .gz      the same, compressed with zstd or gzip
+//! ```
 //! A story is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
-//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story; of a table, a page
-//! and a dictionary.
+//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story or record; of a table,
+//! a page and a dictionary.
 
 mod compression;
-mod jsonl;
+mod csv;
+mod json;
 mod lines;
 mod parquet;
+mod seen;
 mod text;
 
 use super::DataError;
 use compression::{Compression, GZIP, ZSTD};
 use lines::Lines;
+use memchr::memmem;
+pub use seen::Seen;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// The line between two stories, without its line end.
-pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
+/// Endings that say what a file holds, which its name can do without.
+pub(super) const FORMATS: [&str; 9] =
+    [".txt", ".text", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
 
-/// Endings of the files that a folder is searched for.
-pub(crate) const ENDINGS: [&str; 5] = [".txt", ".jsonl", ".parquet", ".zst", ".gz"];
+/// Longest file that can be a git LFS pointer.
+const POINTER: usize = 1024;
 
 /// First bytes of formats that are often mistaken for text.
-const MAGICS: [(&[u8], &str); 14] = [
+const MAGICS: [(&[u8], &str); 16] = [
     (b"\x7fELF", "it is an ELF program"),
     (b"\x89PNG", "it is a PNG image"),
     (b"\xff\xd8\xff", "it is a JPEG image"),
@@ -32,6 +44,8 @@ const MAGICS: [(&[u8], &str); 14] = [
     (GZIP, "it is gzip-compressed; rename it to end in .gz"),
     (b"BZh", "it is bzip2-compressed; decompress it first (`bunzip2`)"),
     (b"\xfd7zXZ\0", "it is xz-compressed; decompress it first (`unxz`)"),
+    (b"\x04\x22\x4d\x18", "it is lz4-compressed; decompress it first (`unlz4`)"),
+    (b"ARROW1", "it is an Arrow file; write it as Parquet"),
     (b"PK\x03\x04", "it is a zip archive (or a .pt file); unpack it first"),
     (ZSTD, "it is zstd-compressed; rename it to end in .zst"),
     (b"PAR1", "it is a Parquet table; rename it to end in .parquet (decompress it first if it is compressed)"),
@@ -43,7 +57,23 @@ const MAGICS: [(&[u8], &str); 14] = [
 
 /// What a file is, and what to do with it, if its first bytes are of a format that is often mistaken for text.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
-    MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, found)| *found)
+    let tar = start.get(257..262) == Some(b"ustar");
+    let magic = MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, found)| *found);
+    magic.or(tar.then_some("it is a tar archive; unpack it first (`tar -xf`)"))
+}
+
+/// The same of the few lines that git leaves in the place of a large file. `start` is all of a small file.
+fn pointer(start: &[u8]) -> Option<&'static str> {
+    let pointer = start.len() <= POINTER && start.starts_with(b"version https://git-lfs.github.com/spec/");
+    pointer.then_some("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`")
+}
+
+/// The same of a web page, which servers send instead of a file that they do not give.
+fn markup(start: &[u8]) -> Option<&'static str> {
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let begins = |word: &str| start.get(..word.len()).is_some_and(|s| s.eq_ignore_ascii_case(word.as_bytes()));
+    let page = ["<!doctype", "<html", "<head", "<?xml", "<!--"].into_iter().any(begins);
+    page.then_some("it begins like HTML, so it may be the error page of a server; fetch it again")
 }
 
 /// Which fields of a record, or columns of a table, to read.
@@ -65,57 +95,109 @@ pub(super) fn read_file(
     path: &Path,
     fields: &Fields,
     limit: usize,
+    seen: &mut Seen,
+    f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, DataError> {
+    let separator = memmem::Finder::new(text::SEPARATOR);
+    let mut separators = 0;
+    let flow = read_format(path, fields, limit, seen, &mut |story, read| {
+        separators += separator.find_iter(story.text.as_bytes()).count() as u64;
+        f(story, read)
+    });
+    seen.separators += separators;
+    flow
+}
+
+fn read_format(
+    path: &Path,
+    fields: &Fields,
+    limit: usize,
+    seen: &mut Seen,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     if name.ends_with(".parquet") {
-        return parquet::read(path, fields, limit, f);
+        return parquet::read(path, fields, limit, seen, f);
     }
     let (compression, inner) = Compression::of(&name);
     let mut lines = Lines::open(path, compression, limit)?;
-    if inner.ends_with(".jsonl") {
-        jsonl::read(&mut lines, fields, f)
-    } else if let Some(score) = fields.score {
-        let path = path.display();
-        let reason = format!("{path} is text and has no `{score}`; leave out min_score, or give .jsonl or .parquet");
-        Err(DataError::Filter { reason })
-    } else {
-        text::read(&mut lines, f)
+    let format = FORMATS.into_iter().find(|ending| inner.ends_with(ending));
+    let page = markup(lines.head());
+    match (format, page) {
+        (Some(".jsonl" | ".ndjson" | ".json" | ".csv" | ".tsv"), Some(found)) => {
+            Err(DataError::NotText { path: path.to_path_buf(), found })
+        }
+        (Some(".jsonl" | ".ndjson" | ".json"), _) => json::read(&mut lines, fields, seen, f),
+        (Some(".csv"), _) => csv::read(&mut lines, None, fields, seen, f),
+        (Some(".tsv"), _) => csv::read(&mut lines, Some(b'\t'), fields, seen, f),
+        (None, _) if json::begins(lines.head(), Some(fields)) => json::read(&mut lines, fields, seen, f),
+        _ => match fields.score {
+            Some(score) => {
+                let path = path.display();
+                let reason = format!(
+                    "{path} is text and has no `{score}`; leave out min_score, or give JSON lines, CSV or Parquet"
+                );
+                Err(DataError::Filter { reason })
+            }
+            None => {
+                seen.json += u64::from(json::begins(lines.head(), None));
+                text::read(&mut lines, seen, f)
+            }
+        },
     }
 }
 
 #[cfg(test)]
-mod tests {
+mod testing {
     use super::*;
-    use crate::data::testing::Folder;
-    use std::io::Write;
 
-    const TEXT_FIELD: Fields = Fields { text: "text", score: None };
-
-    fn read_limited(path: &Path, limit: usize) -> Result<Vec<String>, DataError> {
-        let mut stories = Vec::new();
-        let flow = read_file(path, &TEXT_FIELD, limit, &mut |story, _| {
+    /// The stories of a file whose text is in `column`, and what was seen beside them.
+    pub fn stories(path: &Path, column: &str, limit: usize) -> Result<(Vec<String>, Seen), DataError> {
+        let (mut stories, mut seen) = (Vec::new(), Seen::default());
+        let fields = Fields { text: column, score: None };
+        let flow = read_file(path, &fields, limit, &mut seen, &mut |story, _| {
             stories.push(story.text.to_string());
+            ControlFlow::Continue(())
+        })?;
+        assert!(flow.is_continue());
+        Ok((stories, seen))
+    }
+
+    /// The same with scores, without what was seen.
+    pub fn scored(path: &Path, text: &str, score: &str) -> Result<Vec<(String, Option<f64>)>, DataError> {
+        let mut stories = Vec::new();
+        let fields = Fields { text, score: Some(score) };
+        let flow = read_file(path, &fields, 1 << 20, &mut Seen::default(), &mut |story, _| {
+            stories.push((story.text.to_string(), story.score));
             ControlFlow::Continue(())
         })?;
         assert!(flow.is_continue());
         Ok(stories)
     }
 
-    fn read(path: &Path) -> Result<Vec<String>, DataError> {
-        read_limited(path, 1 << 20)
+    pub fn read(path: &Path) -> Result<Vec<String>, DataError> {
+        stories(path, "text", 1 << 20).map(|(stories, _)| stories)
     }
+
+    /// The error for a file, which names it.
+    pub fn message(path: &Path) -> String {
+        let text = read(path).unwrap_err().to_string();
+        assert!(text.contains(&path.display().to_string()), "the message names the file: {text}");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::*;
+    use super::*;
+    use crate::data::testing::Folder;
+    use std::io::Write;
 
     fn gz(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
-    }
-
-    fn message(path: &Path) -> String {
-        let text = read(path).unwrap_err().to_string();
-        assert!(text.contains(&path.display().to_string()), "the message names the file: {text}");
-        text
     }
 
     const TEXT: &str = "\n\nOne day.\n\nThe end. \n\n<|endoftext|>\n<|endoftext|>\n\n<|endoftext|>\n  Two\t\n<|endoftext|> \n\
@@ -214,7 +296,7 @@ mod tests {
         for (ending, whole) in [("zst", whole), ("gz", zipped)] {
             for (name, end) in [("cut", whole.len() - 3), ("half", whole.len() / 2), ("head", 5)] {
                 let text = message(&folder.file(&format!("{name}.{ending}"), &whole[..end]));
-                assert!(text.contains("cannot decompress") && text.contains("fetch or compress it again"), "{text}");
+                assert!(text.contains("cannot decompress: it ends too early"), "{text}");
             }
             // zstd, without the checksum that is optional, finds a changed header only.
             let mut altered = whole.clone();
@@ -225,75 +307,106 @@ mod tests {
     }
 
     #[test]
-    fn bad_json_lines_are_numbered() {
-        let folder = Folder::new();
-        for (line, word) in [
-            ("{\"text\": \"cut", "EOF"),
-            ("{\"text\": \"a\"} x", "trailing"),
-            ("{\"text\": 3}", "invalid type"),
-            ("{\"body\": \"a\"}", "missing field `text`"),
-            ("[\"a\"]", "object"),
-            ("{\"text\": \"\\ud800\"}", "hex escape"),
-        ] {
-            let text = message(&folder.file("a.jsonl", format!("{{\"text\":\"fine\"}}\n\n{line}\n")));
-            assert!(text.contains("line 3") && text.contains(word), "{text}");
-        }
-        let deep = format!("{{\"x\": {}", "[".repeat(500_000));
-        assert!(message(&folder.file("deep.jsonl", deep)).contains("line 1"));
-    }
-
-    #[test]
-    fn fields_of_another_name_and_scores() {
-        let folder = Folder::new();
-        let path = folder.file(
-            "a.jsonl",
-            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n{\"\\u0073tory\":\"three\",\"score\":-2.5}",
-        );
-        let mut seen = Vec::new();
-        let fields = Fields { text: "story", score: Some("score") };
-        let flow = read_file(&path, &fields, 100, &mut |story, _| {
-            seen.push((story.text.to_string(), story.score));
-            ControlFlow::Continue(())
-        });
-        assert!(flow.unwrap().is_continue());
-        assert_eq!(seen, [("one", Some(3.0)), ("two", None), ("three", Some(-2.5))].map(|(s, x)| (s.to_string(), x)));
-        let wrong = |path: &Path, fields| read_file(path, &fields, 100, &mut |_, _| ControlFlow::Continue(()));
-        let error = wrong(&path, Fields { text: "body", score: None }).unwrap_err().to_string();
-        assert!(error.contains("missing field `body`") && error.contains("{\"body\": \"...\"}"), "{error}");
-        let error = wrong(&path, Fields { text: "story", score: Some("points") }).unwrap_err().to_string();
-        assert!(error.contains("missing field `points`"), "{error}");
-        let twice = folder.file("twice.jsonl", "{\"text\":\"a\",\"text\":\"b\"}");
-        assert!(message(&twice).contains("twice"));
-        let text = folder.file("a.txt", "a story");
-        let error = wrong(&text, Fields { text: "text", score: Some("score") }).unwrap_err().to_string();
-        assert!(error.contains("min_score"), "{error}");
-    }
-
-    #[test]
-    fn the_limit_is_that_of_a_story() {
-        let folder = Folder::new();
-        let story = "0123456789\n".repeat(10);
-        let fits = folder.file("fits.txt", format!("{story}<|endoftext|>\n").repeat(3));
-        assert_eq!(read_limited(&fits, story.len()).unwrap().len(), 3);
-        let over = folder.file("over.txt", format!("fine\n<|endoftext|>\n{}", story.repeat(2)));
-        let DataError::LongStory { line, .. } = read_limited(&over, story.len()).unwrap_err() else { panic!() };
-        assert_eq!(line, 3);
-        let one_line = folder.file("line.txt", "x".repeat(10_000));
-        assert!(read_limited(&one_line, 1000).unwrap_err().to_string().contains("split it"));
-        let json = folder.file("long.jsonl", format!("{{\"text\": \"{}\"}}", "x".repeat(10_000)));
-        assert!(matches!(read_limited(&json, 1000), Err(DataError::LongStory { line: 1, .. })));
-    }
-
-    #[test]
     fn reading_stops_when_told() {
         let folder = Folder::new();
         let path = folder.file("a.txt", b"a\n<|endoftext|>\nb\n<|endoftext|>\n\xc3\x28");
         let mut seen = Vec::new();
-        let flow = read_file(&path, &TEXT_FIELD, 100, &mut |story, _| {
-            seen.push(story.text.to_string());
-            if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+        let flow =
+            read_file(&path, &Fields { text: "text", score: None }, 100, &mut Seen::default(), &mut |story, _| {
+                seen.push(story.text.to_string());
+                if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
         assert!(flow.unwrap().is_break());
         assert_eq!(seen, ["a", "b"]);
+    }
+
+    #[test]
+    fn names_and_first_bytes_tell_what_a_file_is() {
+        let folder = Folder::new();
+        let jsonl = "\n{\"id\": 1, \"text\": \"one\"}\n{\"id\": 2, \"text\": \"two\"}\n";
+        let array = "[{\"text\": \"one\"}, {\"text\": \"two\"}]";
+        let zst = |text: &str| zstd::encode_all(text.as_bytes(), 3).unwrap();
+        for path in [
+            folder.file("a.NDJSON", jsonl),
+            folder.file("a.json", jsonl),
+            folder.file("b.json", array),
+            folder.file("b.json.gz", gz(array.as_bytes())),
+            folder.file("b.ndjson.zst", zst(jsonl)),
+            folder.file("c", jsonl),
+            folder.file("c.dump", jsonl),
+            folder.file("c.gz", gz(jsonl.as_bytes())),
+            folder.file("c.ZST", zst(jsonl)),
+            folder.file("d.csv", "text\none\ntwo\n"),
+            folder.file("d.csv.gz", gz(b"id,text\n1,one\n2,two\n")),
+            folder.file("d.TSV.zst", zst("id\ttext\r\n1\tone\r\n2\ttwo")),
+            folder.file("e.md", "one\n<|endoftext|>\ntwo"),
+            folder.file("e.v2", "one\n<|endoftext|>\ntwo"),
+        ] {
+            let (read, seen) = stories(&path, "text", 1000).unwrap();
+            assert_eq!(
+                (read, seen),
+                (vec!["one".to_string(), "two".to_string()], Seen::default()),
+                "{}",
+                path.display()
+            );
+        }
+        // Text is text, with a doubt; so is an object without the field under a name that says nothing.
+        for path in [folder.file("f.txt", jsonl), folder.file("f.log", jsonl.replace("\"text\"", "\"message\""))] {
+            let (read, seen) = stories(&path, "text", 1000).unwrap();
+            assert_eq!((read.len(), seen), (1, Seen { json: 1, ..Seen::default() }), "{}", path.display());
+        }
+        let text = folder.file("g.txt", "{braces} are text");
+        assert_eq!(stories(&text, "text", 100).unwrap().1, Seen::default());
+        assert!(scored(&text, "text", "score").unwrap_err().to_string().contains("leave out min_score"));
+    }
+
+    #[test]
+    fn what_stands_for_another_file_is_told() {
+        let folder = Folder::new();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 248731111\n";
+        for name in ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.zst", "a"] {
+            let text = message(&folder.file(name, pointer));
+            assert!(
+                text.ends_with("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`"),
+                "{text}"
+            );
+        }
+        let page = "\n<!DOCTYPE html>\n<html><body>Access denied</body></html>\n";
+        for name in ["b.jsonl", "b.json", "b.csv", "b.tsv", "b.parquet", "b.parquet.gz", "b.txt.zst"] {
+            assert!(message(&folder.file(name, page)).contains("it begins like HTML"), "{name}");
+        }
+        assert!(message(&folder.file("c.jsonl", "<?xml version=\"1.0\"?><Error/>")).contains("fetch it again"));
+        assert_eq!(read(&folder.file("d.txt", page)).unwrap(), [page.trim()], "a text may be a page");
+        let long = pointer.repeat(20);
+        assert_eq!(read(&folder.file("e.txt", &long)).unwrap(), [long.trim_end()], "no pointer is so long");
+        let tar = [&[b'x'; 257][..], b"ustar\x0000"].concat();
+        assert!(message(&folder.file("f.tar.gz", gz(&tar))).contains("tar archive"));
+    }
+
+    #[test]
+    fn frames_to_be_passed_over_padding_and_windows() {
+        let folder = Folder::new();
+        let whole = zstd::encode_all(TEXT.as_bytes(), 3).unwrap();
+        for kind in 0..16 {
+            let skipped = [&[0x50 + kind, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 7, 7, 7][..], &whole].concat();
+            assert_eq!(read(&folder.file("a.zst", [&skipped[..], &skipped].concat())).unwrap().len(), 5, "{kind}");
+        }
+        // A frame of one raw block, with a window of 2 GB: 31 = 10 + 21, in the upper five bits.
+        let wide = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3, 4 << 3 | 1, 0, 0][..], b"wide"].concat();
+        assert_eq!(read(&folder.file("b.zst", wide)).unwrap(), ["wide"]);
+        let zipped = gz(TEXT.as_bytes());
+        for zeros in [1, 2, 700_000] {
+            assert_eq!(read(&folder.file("c.gz", [&zipped[..], &vec![0; zeros]].concat())).unwrap(), STORIES);
+        }
+        assert_eq!(read(&folder.file("d.gz", [&zipped[..], &gz(b""), &gz(b"x"), &[0]].concat())).unwrap().len(), 3);
+        for (name, rest) in [("e.gz", &[0, 0, 9][..]), ("f.gz", b"\0\x1f\x8b"), ("g.gz", b"a")] {
+            assert!(
+                message(&folder.file(name, [&zipped[..], rest].concat())).contains("something else follows"),
+                "{name}"
+            );
+        }
+        // The fourth byte of a frame says that a dictionary follows, by its number.
+        let trained = [&[0x28, 0xb5, 0x2f, 0xfd, 1, 0, 77, 4 << 3 | 1, 0, 0][..], b"text"].concat();
+        assert!(message(&folder.file("h.zst", trained)).contains("with a dictionary"));
     }
 }

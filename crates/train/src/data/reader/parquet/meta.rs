@@ -6,20 +6,23 @@
 //! Source: parquet.thrift of apache/parquet-format.
 
 use super::Fault;
-use super::thrift::{BINARY, I32, I64, LIST, STRUCT, Thrift};
+use super::thrift::{BINARY, FALSE, I32, I64, LIST, STRUCT, Thrift};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 pub(super) const MAGIC: &[u8] = b"PAR1";
 pub(super) const ENCRYPTED: &[u8] = b"PARE";
-/// A footer is some hundred bytes for each column of each row group; this is room for 100,000 of them.
-const MAX_FOOTER: u64 = 16 << 20;
+/// A footer is some hundred bytes for each column of each row group, or megabytes where whole stories are its statistics.
+const MAX_FOOTER: u64 = 256 << 20;
 /// Longest name of a column in bytes.
 const MAX_NAME: u64 = 4096;
 /// Fields within fields.
 const MAX_DEPTH: usize = 32;
 
-/// What the values of a column are, as far as anything here wants them.
+/// Longest value of a column of one length, in bytes.
+const MAX_FIXED: i64 = 1024;
+
+/// How values are stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Type {
     Int32,
@@ -27,8 +30,24 @@ pub(super) enum Type {
     Float,
     Double,
     Bytes,
-    /// Truth values, 96-bit times, byte arrays of one length.
+    /// So many bytes.
+    Fixed(usize),
+    /// Truth values, 96-bit times.
     Other,
+}
+
+/// What values mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sense {
+    Text,
+    Number,
+    Unsigned,
+    /// An integer over ten to the power of this.
+    Decimal(i32),
+    /// A float of 16 bits.
+    Half,
+    /// Something else, by its name.
+    Other(&'static str),
 }
 
 /// A column: a leaf of the tree of fields.
@@ -37,6 +56,7 @@ pub(super) struct Column {
     /// Names from the root, joined by dots.
     pub name: String,
     pub kind: Type,
+    pub sense: Sense,
     /// Definition level of a value that is there; fewer: null.
     pub max_def: u32,
     /// Whether a row may hold several.
@@ -88,8 +108,14 @@ pub(super) fn footer(file: &mut File) -> Result<Vec<u8>, Fault> {
 struct Field {
     name: String,
     kind: Option<i64>,
+    /// Bytes of a value.
+    length: i64,
     repetition: i64,
     children: i64,
+    scale: i64,
+    /// The older and the newer note on what values mean.
+    converted: i64,
+    logical: Option<Sense>,
 }
 
 /// The columns, in the order of their chunks.
@@ -128,15 +154,8 @@ pub(super) fn columns(footer: &[u8]) -> Result<Vec<Column>, Fault> {
             match field.kind {
                 None => open.push((field.children, def, list, path.len())),
                 Some(kind) => {
-                    let kind = match kind {
-                        1 => Type::Int32,
-                        2 => Type::Int64,
-                        4 => Type::Float,
-                        5 => Type::Double,
-                        6 => Type::Bytes,
-                        _ => Type::Other,
-                    };
-                    columns.push(Column { name: path.clone(), kind, max_def: def, list });
+                    let (kind, sense) = meaning(kind, &field);
+                    columns.push(Column { name: path.clone(), kind, sense, max_def: def, list });
                 }
             }
             Ok(())
@@ -146,12 +165,82 @@ pub(super) fn columns(footer: &[u8]) -> Result<Vec<Column>, Fault> {
     Ok(columns)
 }
 
+/// How the values of a leaf are stored, and what they mean.
+fn meaning(kind: i64, field: &Field) -> (Type, Sense) {
+    let kind = match kind {
+        0 => return (Type::Other, Sense::Other("truth values")),
+        1 => Type::Int32,
+        2 => Type::Int64,
+        3 => return (Type::Other, Sense::Other("times")),
+        4 => Type::Float,
+        5 => Type::Double,
+        6 => Type::Bytes,
+        7 if (1..=MAX_FIXED).contains(&field.length) => Type::Fixed(field.length as usize),
+        _ => return (Type::Other, Sense::Other("bytes")),
+    };
+    let noted = field.logical.unwrap_or(match field.converted {
+        5 => Sense::Decimal(field.scale as i32),
+        6 => Sense::Other("dates"),
+        7 | 8 => Sense::Other("times of day"),
+        9 | 10 => Sense::Other("times"),
+        11..=14 => Sense::Unsigned,
+        21 => Sense::Other("intervals"),
+        _ => Sense::Number,
+    });
+    let sense = match (kind, noted) {
+        (_, Sense::Other(_)) => noted,
+        (Type::Float | Type::Double, _) => Sense::Number,
+        (Type::Int32 | Type::Int64, Sense::Unsigned | Sense::Decimal(_)) => noted,
+        (Type::Int32 | Type::Int64, _) => Sense::Number,
+        (_, Sense::Decimal(_)) => noted,
+        (Type::Fixed(2), Sense::Half) => noted,
+        (Type::Bytes, _) => Sense::Text,
+        _ => Sense::Other("bytes"),
+    };
+    (kind, sense)
+}
+
+/// What the newer note says; nothing of what it does not distinguish.
+fn logical(t: &mut Thrift<&[u8]>) -> Result<Option<Sense>, Fault> {
+    let mut sense = None;
+    t.fields(&mut |t, id, kind| {
+        match (id, kind) {
+            (5, STRUCT) => {
+                let mut scale = 0;
+                t.fields(&mut |t, id, kind| match (id, kind) {
+                    (1, I32) => t.int().map(|n| scale = n),
+                    _ => t.skip(kind),
+                })?;
+                sense = Some(Sense::Decimal(scale as i32));
+                return Ok(());
+            }
+            (10, STRUCT) => {
+                return t.fields(&mut |t, id, kind| {
+                    sense = if (id, kind) == (2, FALSE) { Some(Sense::Unsigned) } else { sense };
+                    t.skip(kind)
+                });
+            }
+            (6, _) => sense = Some(Sense::Other("dates")),
+            (7, _) => sense = Some(Sense::Other("times of day")),
+            (8, _) => sense = Some(Sense::Other("times")),
+            (15, _) => sense = Some(Sense::Half),
+            _ => {}
+        }
+        t.skip(kind)
+    })?;
+    Ok(sense)
+}
+
 fn field(t: &mut Thrift<&[u8]>) -> Result<Field, Fault> {
-    let mut field = Field::default();
+    let mut field = Field { converted: -1, ..Field::default() };
     t.fields(&mut |t, id, kind| {
         match (id, kind) {
             (1, I32) => field.kind = Some(t.int()?),
+            (2, I32) => field.length = t.int()?,
             (3, I32) => field.repetition = t.int()?,
+            (6, I32) => field.converted = t.int()?,
+            (7, I32) => field.scale = t.int()?,
+            (10, STRUCT) => field.logical = logical(t)?,
             (4, BINARY) => field.name = t.text(MAX_NAME)?,
             (5, I32) => field.children = t.int()?.max(0),
             _ => t.skip(kind)?,
@@ -181,8 +270,8 @@ fn group(t: &mut Thrift<&[u8]>, columns: usize, wanted: &[usize]) -> Result<Grou
         match (id, kind) {
             (1, LIST) => t.list(&mut |t, _| {
                 let chunk = chunk(t)?;
-                for (place, _) in group.chunks.iter_mut().zip(wanted).filter(|(_, wanted)| **wanted == found) {
-                    *place = chunk;
+                if let Some(i) = wanted.iter().position(|wanted| *wanted == found) {
+                    group.chunks[i] = chunk?;
                 }
                 found += 1;
                 Ok(())
@@ -200,29 +289,40 @@ fn group(t: &mut Thrift<&[u8]>, columns: usize, wanted: &[usize]) -> Result<Grou
     Ok(group)
 }
 
-fn chunk(t: &mut Thrift<&[u8]>) -> Result<Chunk, Fault> {
+/// Where a column lies, or why it cannot be read, which matters if it is wanted.
+fn chunk(t: &mut Thrift<&[u8]>) -> Result<Result<Chunk, Fault>, Fault> {
     let (mut codec, mut len, mut data, mut dictionary) = (0, 0, None, None);
-    t.fields(&mut |t, id, kind| match (id, kind) {
-        (1, BINARY) => Err(Fault::Unsupported("its columns lie in other files; write it as one file".to_string())),
-        (3, STRUCT) => t.fields(&mut |t, id, kind| {
-            match (id, kind) {
-                (4, I32) => codec = t.int()?,
-                (7, I64) => len = t.int()?,
-                (9, I64) => data = Some(t.int()?),
-                (11, I64) => dictionary = Some(t.int()?),
-                _ => t.skip(kind)?,
+    let mut why_not = None;
+    t.fields(&mut |t, id, kind| {
+        match (id, kind) {
+            (1, BINARY) => why_not = Some("its columns lie in other files; write it as one file"),
+            (8, _) => why_not = Some("its column is encrypted; write it without encryption, or name another column"),
+            (3, STRUCT) => {
+                return t.fields(&mut |t, id, kind| {
+                    match (id, kind) {
+                        (4, I32) => codec = t.int()?,
+                        (7, I64) => len = t.int()?,
+                        (9, I64) => data = Some(t.int()?),
+                        (11, I64) => dictionary = Some(t.int()?),
+                        _ => t.skip(kind)?,
+                    }
+                    Ok(())
+                });
             }
-            Ok(())
-        }),
-        _ => t.skip(kind),
+            _ => {}
+        }
+        t.skip(kind)
     })?;
+    if let Some(what) = why_not {
+        return Ok(Err(Fault::Unsupported(what.to_string())));
+    }
     // Some writers state a dictionary at 0 where there is none.
     let start = match (data, dictionary) {
         (Some(data), Some(dictionary)) if dictionary > 0 => Some(data.min(dictionary)),
         (data, _) => data,
     };
-    match (start.map(u64::try_from), u64::try_from(len)) {
+    Ok(match (start.map(u64::try_from), u64::try_from(len)) {
         (Some(Ok(start)), Ok(len)) => Ok(Chunk { codec, start, len }),
         _ => Err(Fault::damaged("a column has no place in the file")),
-    }
+    })
 }

@@ -1,17 +1,18 @@
 //! The stories of a Parquet file: one column of text, and its scores if they are wanted.
 //!
-//! Row group by row group, page by page: memory is bounded by a page and a dictionary of each column (128 and 32 MB; most
-//! writers make 1 MB of each). Our own reader, because those at hand believe the sizes that a file claims. Rows without a
-//! value are skipped. Columns in structs are named by their path (`meta.text`); lists of texts are not stories.
-//! Plain, dictionary, delta and byte-split encoding; zstd, Snappy, gzip or no compression.
+//! Row group by row group, page by page: memory is that of a page and a dictionary of each column (most writers make 1 MB of
+//! each; 1 GB is the most), and grows with what is really there. Our own reader, because those at hand believe the sizes
+//! that a file claims. Rows without a value are passed over. Columns in structs are named by their path (`meta.text`);
+//! lists of texts are not stories. Scores are numbers of any type, decimals too.
+//! Plain, dictionary, delta and byte-split encoding; zstd, Snappy, gzip, Brotli, LZ4 or no compression.
 
 mod meta;
 mod page;
 mod runs;
 mod thrift;
 
-use super::{DataError, Fields, Story};
-use meta::{Column, Type};
+use super::{DataError, Fields, POINTER, Seen, Story, markup, pointer};
+use meta::{Column, Sense};
 use page::{Cell, Rows};
 use std::fs::File;
 use std::io::{self, Read};
@@ -57,16 +58,19 @@ pub(super) fn read(
     path: &Path,
     fields: &Fields,
     limit: usize,
+    seen: &mut Seen,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let told = |fault: Fault| fault.told(path);
     let open = || File::open(path).map_err(|e| DataError::io("open", path, e));
     let mut file = open()?;
     let size = file.metadata().map_err(|e| DataError::io("read", path, e))?.len();
-    let mut magic = [0; 4];
-    let head = file.read(&mut magic).map_err(|e| DataError::io("read", path, e))?;
-    if &magic[..head] != meta::MAGIC && &magic[..head] != meta::ENCRYPTED {
-        let found = "it ends in .parquet but is not a Parquet table; rename it after what it is";
+    let mut head = Vec::new();
+    let filled = file.by_ref().take(POINTER as u64 + 1).read_to_end(&mut head);
+    filled.map_err(|e| DataError::io("read", path, e))?;
+    if !head.starts_with(meta::MAGIC) && !head.starts_with(meta::ENCRYPTED) {
+        let named = "it ends in .parquet but is not a Parquet table; rename it after what it is";
+        let found = pointer(&head).or(markup(&head)).unwrap_or(named);
         return Err(DataError::NotText { path: path.to_path_buf(), found });
     }
     let footer = meta::footer(&mut file).map_err(told)?;
@@ -100,7 +104,10 @@ pub(super) fn read(
                 Some(Cell::Number(score)) => Some(score),
                 _ => None,
             };
-            let Cell::Bytes(bytes) = texts.next().map_err(told)? else { continue };
+            let Cell::Bytes(bytes) = texts.next().map_err(told)? else {
+                seen.without += 1;
+                continue;
+            };
             if bytes.len() > limit {
                 return Err(at(format!("the story is longer than {} MB; split it or leave it out", limit >> 20)));
             }
@@ -110,6 +117,7 @@ pub(super) fn read(
             let text = text.trim_matches(['\n', '\r']);
             let read = (size as f64 * (row as f64 / total as f64)) as u64;
             if text.is_empty() {
+                seen.without += 1;
                 continue;
             }
             told_last = row;
@@ -123,11 +131,19 @@ pub(super) fn read(
 
 /// The number of the column, which must hold one text, or one number, a row.
 fn find(path: &Path, columns: &[Column], name: &str, wanted: &'static str) -> Result<usize, DataError> {
-    let fits = |c: &Column| !c.list && (c.kind == Type::Bytes) == (wanted == "text") && c.kind != Type::Other;
+    let fits = |c: &Column| match c.sense {
+        Sense::Text => wanted == "text" && !c.list,
+        Sense::Other(_) => false,
+        _ => wanted == "numbers" && !c.list,
+    };
+    // A list is a group, whose name that of its column begins with.
+    let within = |c: &&Column| c.name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     let found = columns.iter().position(|column| column.name == name);
-    let problem = match found.map(|i| &columns[i]) {
-        Some(column) if fits(column) => return Ok(found.unwrap_or_default()),
+    let problem = match found.map(|i| &columns[i]).or(columns.iter().find(within)) {
         Some(column) if column.list => format!("column `{name}` holds lists"),
+        Some(column) if column.name != name => format!("column `{name}` is a group of columns"),
+        Some(column) if fits(column) => return Ok(found.unwrap_or_default()),
+        Some(Column { sense: Sense::Other(what), .. }) => format!("column `{name}` holds {what}, not {wanted}"),
         Some(_) => format!("column `{name}` does not hold {wanted}"),
         None => format!("there is no column `{name}`"),
     };

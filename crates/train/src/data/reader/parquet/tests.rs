@@ -4,8 +4,10 @@ use super::*;
 use crate::data::reader::read_file;
 use crate::data::synthetic;
 use crate::data::testing::Folder;
-use ::parquet::basic::{Compression, Encoding, GzipLevel, ZstdLevel};
-use ::parquet::data_type::{ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type};
+use ::parquet::basic::{BrotliLevel, Compression, Encoding, GzipLevel, ZstdLevel};
+use ::parquet::data_type::{
+    BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
+};
 use ::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use ::parquet::schema::parser::parse_message_type;
@@ -75,7 +77,7 @@ fn stories(path: &Path, text: &str, score: Option<&str>) -> Result<Vec<(String, 
     let mut stories = Vec::new();
     let size = path.metadata().unwrap().len();
     let mut before = 0;
-    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut |story, read| {
+    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut Seen::default(), &mut |story, read| {
         assert!((before..=size).contains(&read));
         before = read;
         stories.push((story.text.to_string(), story.score));
@@ -100,6 +102,9 @@ fn every_encoding_codec_and_version() {
         Compression::SNAPPY,
         Compression::ZSTD(ZstdLevel::default()),
         Compression::GZIP(GzipLevel::default()),
+        Compression::BROTLI(BrotliLevel::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
     ];
     for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
         for codec in codecs {
@@ -152,10 +157,14 @@ fn columns_that_do_not_serve_name_those_that_do() {
     let folder = Folder::new();
     let path = folder.file("a.parquet", table(&[&rows(10)], small()));
     let text = message(&path, "story", None);
-    assert!(text.contains("no column `story`; columns of text: text, more.note"), "{text}");
+    assert!(text.contains("no column `story`; columns of text: text, more.note; choose one with --column"), "{text}");
     let text = message(&path, "score", None);
     assert!(text.contains("`score` does not hold text"), "{text}");
-    assert!(message(&path, "tags.list.element", None).contains("holds lists"));
+    for list in ["tags", "tags.list", "tags.list.element"] {
+        assert!(message(&path, list, None).contains(&format!("column `{list}` holds lists")));
+    }
+    assert!(message(&path, "more", None).contains("column `more` is a group of columns"));
+    assert!(message(&path, "mor", None).contains("no column `mor`"));
     let text = message(&path, "text", Some("note"));
     assert!(text.contains("no column `note`; columns of numbers: id, score, more.f, more.i, more.l"), "{text}");
     assert!(message(&path, "text", Some("text")).contains("does not hold numbers"));
@@ -166,13 +175,117 @@ fn columns_that_do_not_serve_name_those_that_do() {
     assert!(text.contains("row 4") && text.contains("not UTF-8"), "{text}");
 }
 
+/// One text a row and a column `score` of this type; the values are for the encoding of that column.
+fn scores<T: DataType>(kind: &str, values: &[T::T], encoding: Option<Encoding>) -> Vec<u8> {
+    let schema = format!("message rows {{ required binary text (UTF8); required {kind}; }}");
+    let schema = Arc::new(parse_message_type(&schema).unwrap());
+    let props = match encoding {
+        None => small(),
+        Some(encoding) => small().set_dictionary_enabled(false).set_column_encoding("score".into(), encoding),
+    };
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(props.build())).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    put::<ByteArrayType>(&mut group, &bytes(values.iter().map(|_| "x")), None, None);
+    put::<T>(&mut group, values, None, None);
+    group.close().unwrap();
+    writer.into_inner().unwrap()
+}
+
+#[test]
+fn numbers_mean_what_their_column_says() {
+    let folder = Folder::new();
+    let check = |file: Vec<u8>, expected: &[f64], what: &str| {
+        let read = stories(&folder.file("a.parquet", file), "text", Some("score")).unwrap();
+        assert_eq!(read.iter().map(|row| row.1.unwrap()).collect::<Vec<_>>(), expected, "{what}");
+    };
+    let hundredths = [-301.0, 0.0, 299.0, 475.0, 2_147_483_647.0].map(|n: f64| n / 100.0);
+    let small: Vec<i32> = vec![-301, 0, 299, 475, i32::MAX];
+    let large: Vec<i64> = small.iter().map(|n| i64::from(*n)).collect();
+    // Highest byte first, in two's complement.
+    let fixed: Vec<_> = large.iter().map(|n| ByteArray::from((*n as i128).to_be_bytes().to_vec()).into()).collect();
+    let short: Vec<_> = large
+        .iter()
+        .map(|n| {
+            let all = n.to_be_bytes();
+            let from = (0..8).rev().find(|from| {
+                let mut wide = [if *n < 0 { 255 } else { 0 }; 8];
+                wide[*from..].copy_from_slice(&all[*from..]);
+                i64::from_be_bytes(wide) == *n && (all[*from] >= 128) == (*n < 0)
+            });
+            ByteArray::from(all[from.unwrap()..].to_vec())
+        })
+        .collect();
+    let halves = [0x3c00u16, 0xc000, 0x7bff, 0x0001, 0x4200, 0x3555];
+    let halves: Vec<_> = halves.iter().map(|n| ByteArray::from(n.to_le_bytes().to_vec()).into()).collect();
+    for encoding in
+        [None, Some(Encoding::PLAIN), Some(Encoding::DELTA_BINARY_PACKED), Some(Encoding::BYTE_STREAM_SPLIT)]
+    {
+        let what = format!("{encoding:?}");
+        check(scores::<Int32Type>("int32 score (DECIMAL(9, 2))", &small, encoding), &hundredths, &what);
+        check(scores::<Int64Type>("int64 score (DECIMAL(18, 2))", &large, encoding), &hundredths, &what);
+        check(
+            scores::<Int32Type>("int32 score (UINT_32)", &[-1, 0, i32::MIN, 3], encoding),
+            &[4294967295.0, 0.0, 2147483648.0, 3.0],
+            &what,
+        );
+        check(
+            scores::<Int64Type>("int64 score (INTEGER(64, false))", &[-1, 7], encoding),
+            &[18446744073709551616.0, 7.0],
+            &what,
+        );
+        check(scores::<Int32Type>("int32 score (INTEGER(8, true))", &[-1, 7], encoding), &[-1.0, 7.0], &what);
+        if encoding != Some(Encoding::DELTA_BINARY_PACKED) {
+            check(
+                scores::<FixedLenByteArrayType>("fixed_len_byte_array(16) score (DECIMAL(38, 2))", &fixed, encoding),
+                &hundredths,
+                &what,
+            );
+            // Python: struct.unpack('<e', ...)
+            let expected = [1.0, -2.0, 65504.0, 5.960464477539063e-08, 3.0, 0.333251953125];
+            check(
+                scores::<FixedLenByteArrayType>("fixed_len_byte_array(2) score (FLOAT16)", &halves, encoding),
+                &expected,
+                &what,
+            );
+        }
+    }
+    for encoding in [None, Some(Encoding::DELTA_BYTE_ARRAY), Some(Encoding::DELTA_LENGTH_BYTE_ARRAY)] {
+        check(scores::<ByteArrayType>("binary score (DECIMAL(20, 2))", &short, encoding), &hundredths, "bytes");
+    }
+    for (file, what) in [
+        (scores::<Int32Type>("int32 score (DATE)", &[1], None), "dates"),
+        (scores::<Int32Type>("int32 score (TIME_MILLIS)", &[1], None), "times of day"),
+        (scores::<Int64Type>("int64 score (TIMESTAMP(MICROS, true))", &[1], None), "times"),
+        (scores::<BoolType>("boolean score", &[true], None), "truth values"),
+    ] {
+        let text = message(&folder.file("a.parquet", file), "text", Some("score"));
+        assert!(text.contains(&format!("column `score` holds {what}, not numbers")), "{text}");
+    }
+}
+
+#[test]
+fn rows_without_text_are_counted() {
+    let all = rows(70);
+    let path = Folder::new();
+    let path = path.file("a.parquet", table(&[&all], small()));
+    let mut seen = Seen::default();
+    let fields = Fields { text: "text", score: None };
+    assert!(
+        read_file(&path, &fields, 1 << 20, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap().is_continue()
+    );
+    assert_eq!(seen, Seen { without: 20, ..Seen::default() });
+}
+
 #[test]
 fn a_story_over_the_limit_is_told_by_its_row() {
     let folder = Folder::new();
     let long: Row = (Some("x".repeat(101)), None);
     let path = folder.file("a.parquet", table(&[&[rows(1)[0].clone(), long]], small()));
-    let read =
-        |limit| read_file(&path, &Fields { text: "text", score: None }, limit, &mut |_, _| ControlFlow::Break(()));
+    let read = |limit| {
+        read_file(&path, &Fields { text: "text", score: None }, limit, &mut Seen::default(), &mut |_, _| {
+            ControlFlow::Break(())
+        })
+    };
     assert!(read(101).unwrap().is_break());
     assert!(read(100).unwrap_err().to_string().contains("row 2: the story is longer"));
 }
@@ -250,10 +363,16 @@ fn flipped_bits_never_panic() {
             std::fs::write(&path, changed).unwrap();
             let mut read = 0;
             // A damaged footer may claim any number of rows.
-            let _ = read_file(&path, &Fields { text: "text", score: Some("score") }, 1 << 20, &mut |_, _| {
-                read += 1;
-                if read < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            });
+            let _ = read_file(
+                &path,
+                &Fields { text: "text", score: Some("score") },
+                1 << 20,
+                &mut Seen::default(),
+                &mut |_, _| {
+                    read += 1;
+                    if read < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                },
+            );
         }
     }
 }
@@ -269,7 +388,7 @@ fn claimed_sizes_are_not_believed() {
     let table = |size: &[u8]| [&whole[..7], size, &whole[7 + size.len()..]].concat();
     let path = folder.file("a.parquet", table(&[0xfe, 0xff, 0xff, 0xff, 0x0f]));
     let text = message(&path, "text", Some("id"));
-    assert!(text.contains("claims 2147483647 bytes, more than 128 MB"), "{text}");
+    assert!(text.contains("claims 2147483647 bytes, more than 1024 MB"), "{text}");
     let mut footer = whole.clone();
     let n = footer.len();
     footer[n - 8..n - 4].copy_from_slice(&[0xff; 4]);
@@ -277,6 +396,47 @@ fn claimed_sizes_are_not_believed() {
     let mut secret = whole.clone();
     secret[n - 1] = b'E';
     assert!(message(&folder.file("c.parquet", secret), "text", None).contains("encrypted"));
+}
+
+/// A table of one row group with one column `text`, which is optional and not compressed; `more` goes into its chunk.
+fn by_hand(pages: &[u8], rows: &[u8], more: &[u8]) -> Vec<u8> {
+    // 2: the root with one field, and that: type 6, optional, "text".
+    let schema = [0x29, 0x2c, 0x48, 1, b'r', 0x15, 2, 0, 0x15, 12, 0x25, 2, 0x18, 4, b't', b'e', b'x', b't', 0];
+    let mut size = Vec::new();
+    let mut left = 2 * pages.len();
+    while left > 127 {
+        size.push(left as u8 | 128);
+        left >>= 7;
+    }
+    size.push(left as u8);
+    // 4: one group of one chunk: its length, from byte 4 on; and the rows.
+    let chunk = [&[0x29, 0x1c, 0x19, 0x1c, 0x3c, 0x45, 0, 0x36][..], &size, &[0x26, 8, 0], more, &[0, 0x26]].concat();
+    let footer = [&schema[..], &chunk, rows, &[0, 0]].concat();
+    [b"PAR1", pages, &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
+}
+
+/// Statistics may be whole stories: 3 MB of smallest and largest value, in the header of a page of one short text.
+#[test]
+fn headers_of_any_size_and_encrypted_columns() {
+    let folder = Folder::new();
+    // A run of one level 1, then "Hi."
+    let data = [&[2u8, 0, 0, 0, 2, 1, 3, 0, 0, 0][..], b"Hi."].concat();
+    let varint =
+        |n: usize| [n as u8 & 127 | 128, (n >> 7) as u8 & 127 | 128, (n >> 14) as u8 & 127 | 128, (n >> 21) as u8];
+    let value = vec![b'a'; 3 << 20];
+    let statistics =
+        [&[0x1c, 0x18][..], &varint(value.len()), &value, &[0x18], &varint(value.len()), &value, &[0]].concat();
+    let sizes = 2 * data.len() as u8;
+    // 5: {one value, plain, levels in runs twice, statistics}.
+    let head =
+        [&[0x15, 0, 0x15, sizes, 0x15, sizes, 0x2c, 0x15, 2, 0x15, 0, 0x15, 6, 0x15, 6][..], &statistics, &[0, 0]]
+            .concat();
+    let pages = [&head[..], &data].concat();
+    let path = folder.file("a.parquet", by_hand(&pages, &[2], &[]));
+    assert_eq!(stories(&path, "text", None).unwrap(), [("Hi.".to_string(), None)]);
+    // 8: {1: {}}, the footer's own key.
+    let text = message(&folder.file("b.parquet", by_hand(&pages, &[2], &[0x5c, 0x1c, 0, 0])), "text", None);
+    assert!(text.contains("its column is encrypted"), "{text}");
 }
 
 /// A file of 90 bytes that claims 2^28 rows without a value, in one run of one page, is not counted out.
@@ -288,12 +448,7 @@ fn rows_without_end_that_are_empty_are_an_error() {
     // Type 0, sizes 10 and 10, 5: {values, plain, levels in runs}; then the length of the levels, the run, its level 0.
     let head = [&[0x15, 0, 0x15, 20, 0x15, 20, 0x2c, 0x15][..], &many, &[0x15, 0, 0x15, 6, 0x15, 6, 0, 0]].concat();
     let page = [&head[..], &[6, 0, 0, 0], &many, &[0]].concat();
-    // 2: the root with one field, and that: type 6, optional, "text".
-    let schema = [0x29, 0x2c, 0x48, 1, b'r', 0x15, 2, 0, 0x15, 12, 0x25, 2, 0x18, 4, b't', b'e', b'x', b't', 0];
-    // 4: one group of one chunk, not compressed, its length, from byte 4 on; and the rows.
-    let group = [0x29, 0x1c, 0x19, 0x1c, 0x3c, 0x45, 0, 0x36, 2 * page.len() as u8, 0x26, 8, 0, 0, 0x26];
-    let footer = [&schema[..], &group, &many, &[0, 0]].concat();
-    let file = [b"PAR1", &page[..], &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat();
+    let file = by_hand(&page, &many, &[]);
     let text = message(&folder.file("a.parquet", file), "text", None);
     assert!(text.contains("row 67108865: no text in 67108864 rows of column `text`"), "{text}");
 }

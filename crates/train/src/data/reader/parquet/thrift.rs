@@ -11,7 +11,7 @@ use std::io::{self, Read};
 
 /// Types of fields.
 pub(super) const TRUE: u8 = 1;
-const FALSE: u8 = 2;
+pub(super) const FALSE: u8 = 2;
 pub(super) const I32: u8 = 5;
 pub(super) const I64: u8 = 6;
 pub(super) const BINARY: u8 = 8;

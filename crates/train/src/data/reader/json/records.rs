@@ -1,0 +1,158 @@
+//! Where the records of a file of JSON begin and end: brackets and quotes are counted, no more, and the parser finds what is wrong.
+
+use super::super::lines::Lines;
+use super::DataError;
+
+/// How records follow each other.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Layout {
+    Unknown,
+    Lines,
+    Values,
+    Array,
+}
+
+pub(super) struct Records<'l> {
+    pub lines: &'l mut Lines,
+    pub layout: Layout,
+    /// Where the last record began.
+    pub line: u64,
+    pub offset: u64,
+    /// Elements of the array so far.
+    count: u64,
+}
+
+impl<'l> Records<'l> {
+    pub fn new(lines: &'l mut Lines) -> Records<'l> {
+        Records { lines, layout: Layout::Unknown, line: 1, offset: 0, count: 0 }
+    }
+
+    /// Puts the next record into `record`; false at the end. What it gives of lines may be blank.
+    pub fn next(&mut self, record: &mut Vec<u8>) -> Result<bool, DataError> {
+        record.clear();
+        match self.layout {
+            Layout::Lines => {
+                self.begin();
+                let n = self.lines.next(self.lines.limit.saturating_add(1), record)?;
+                if n > self.lines.limit { Err(self.lines.too_long(self.line)) } else { Ok(n > 0) }
+            }
+            Layout::Array => self.element(record),
+            Layout::Values => match self.peek(true)? {
+                None => Ok(false),
+                Some(_) => self.value(record).map(|()| true),
+            },
+            Layout::Unknown => match self.peek(true)? {
+                None => Ok(false),
+                Some(b'[') => {
+                    self.lines.take(1, None)?;
+                    self.layout = Layout::Array;
+                    self.element(record)
+                }
+                Some(b'{') => {
+                    self.value(record)?;
+                    let one_line = !record.contains(&b'\n') && matches!(self.peek(false)?, None | Some(b'\n'));
+                    self.layout = if one_line { Layout::Lines } else { Layout::Values };
+                    Ok(true)
+                }
+                Some(_) => {
+                    self.layout = Layout::Lines;
+                    self.next(record)
+                }
+            },
+        }
+    }
+
+    fn element(&mut self, record: &mut Vec<u8>) -> Result<bool, DataError> {
+        let mut next = self.peek(true)?;
+        if next == Some(b',') && self.count > 0 {
+            self.lines.take(1, None)?;
+            next = self.peek(true)?;
+        } else if self.count > 0 && !matches!(next, None | Some(b']')) {
+            self.begin();
+            return Err(self.bad(0, "a comma is missing before it".to_string()));
+        }
+        self.count += 1;
+        self.begin();
+        match next {
+            None => {
+                Err(self.bad(0, "the array does not end: the file was cut off; fetch or write it again".to_string()))
+            }
+            Some(b']') => {
+                self.lines.take(1, None)?;
+                if self.peek(true)?.is_none() {
+                    return Ok(false);
+                }
+                self.begin();
+                self.layout = Layout::Values;
+                Err(self.bad(0, "something follows the array; give each array a file of its own".to_string()))
+            }
+            Some(_) => self.value(record).map(|()| true),
+        }
+    }
+
+    /// The next byte that is not blank, or with `lines` also no line end; blanks and marks before it are taken.
+    fn peek(&mut self, lines: bool) -> Result<Option<u8>, DataError> {
+        loop {
+            let blank =
+                |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\r' | 0xef | 0xbb | 0xbf) || lines && **byte == b'\n';
+            let chunk = self.lines.chunk()?;
+            let blanks = chunk.iter().take_while(blank).count();
+            if blanks == 0 {
+                return Ok(chunk.first().copied());
+            }
+            self.lines.take(blanks, None)?;
+        }
+    }
+
+    fn begin(&mut self) {
+        (self.line, self.offset) = (self.lines.line + 1, self.lines.offset);
+    }
+
+    /// Appends the value that begins at the next byte. Brackets are counted, no more: the parser finds what is wrong.
+    fn value(&mut self, record: &mut Vec<u8>) -> Result<(), DataError> {
+        self.begin();
+        let (mut depth, mut string, mut escaped) = (0u64, false, false);
+        loop {
+            let chunk = self.lines.chunk()?;
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            let mut end = None;
+            for (i, byte) in chunk.iter().enumerate() {
+                match byte {
+                    _ if escaped => escaped = false,
+                    b'\\' if string => escaped = true,
+                    b'"' => string = !string,
+                    // No string holds a line end: the record is broken, and the lines after it may be whole.
+                    b'\n' if string => end = Some(i + 1),
+                    _ if string => continue,
+                    b'{' | b'[' => depth += 1,
+                    b'}' | b']' if depth > 0 => depth -= 1,
+                    b'}' | b']' | b',' | b' ' | b'\t' | b'\r' | b'\n' if depth == 0 => end = Some(i),
+                    _ => continue,
+                }
+                if end.is_none() && depth == 0 && !string && matches!(byte, b'}' | b']' | b'"') {
+                    end = Some(i + 1);
+                }
+                if end.is_some() {
+                    break;
+                }
+            }
+            let n = end.unwrap_or(chunk.len());
+            if record.len().saturating_add(n) > self.lines.limit {
+                return Err(self.lines.too_long(self.line));
+            }
+            self.lines.take(n, Some(record))?;
+            if end.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The error for the record, `below` lines after it began.
+    pub fn bad(&self, below: u64, reason: String) -> DataError {
+        let place =
+            if self.layout == Layout::Array { format!("element {} of the array: ", self.count) } else { String::new() };
+        DataError::Record { path: self.lines.path.clone(), line: self.line + below, reason: place + &reason }
+    }
+}

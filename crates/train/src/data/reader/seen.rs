@@ -1,0 +1,101 @@
+//! What the readers met in the files and went on from, to be told once at the end: each count that is not zero is a note.
+
+/// Counts of what is odd but no error.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Records, rows or cells without text: null, or empty.
+    pub without: u64,
+    /// Records whose text was a list, or lay in one.
+    pub joined: u64,
+    /// Records of JSON with half of a pair of surrogates in their text.
+    pub halves: u64,
+    /// Separators of stories inside lines of text, or in records, where they separate nothing.
+    pub separators: u64,
+    /// Carriage returns in text that no newline follows.
+    pub returns: u64,
+    /// Documents longer than a story may be, read in pieces.
+    pub cut: u64,
+    /// Files read as text whose first line is a JSON object.
+    pub json: u64,
+}
+
+impl Seen {
+    /// Adds what was met elsewhere.
+    pub fn add(&mut self, other: &Seen) {
+        self.without += other.without;
+        self.joined += other.joined;
+        self.halves += other.halves;
+        self.separators += other.separators;
+        self.returns += other.returns;
+        self.cut += other.cut;
+        self.json += other.json;
+    }
+
+    /// One clause for each count that is not zero, with what to do.
+    pub fn notes(&self) -> Vec<String> {
+        let count = |n: u64, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
+        let notes = [
+            (
+                self.without,
+                count(self.without, "record held no text and was", "records held no text and were") + " passed over",
+            ),
+            (
+                self.joined,
+                count(
+                    self.joined,
+                    "record holds its text as a list, whose parts were",
+                    "records hold their text as lists, whose parts were",
+                ) + " joined by newlines; write one string a record if that is not meant",
+            ),
+            (
+                self.halves,
+                count(self.halves, "record has", "records have")
+                    + " half of a character (a lone surrogate), which became U+FFFD; cut texts between characters, not within",
+            ),
+            (
+                self.separators,
+                count(self.separators, "separator <|endoftext|> stands", "separators <|endoftext|> stand")
+                    + " inside lines or records and count as text; to separate stories, put each on a line of its own in a text file",
+            ),
+            (
+                self.returns,
+                count(self.returns, "carriage return is", "carriage returns are")
+                    + " not followed by a newline and count as text; if they end lines, convert the file first (`tr '\\r' '\\n'`)",
+            ),
+            (
+                self.cut,
+                count(self.cut, "document longer than 64 MB was", "documents longer than 64 MB were")
+                    + " read in pieces; put lines <|endoftext|> where stories end",
+            ),
+            (
+                self.json,
+                count(self.json, "file was read as text but looks", "files were read as text but look")
+                    + " like JSON lines; rename to .jsonl if a field of each line is the text",
+            ),
+        ];
+        notes.into_iter().filter(|(n, _)| *n > 0).map(|(_, note)| note).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_tell_what_was_met_and_nothing_else() {
+        assert!(Seen::default().notes().is_empty());
+        let mut seen = Seen { cut: 1, separators: 1, ..Seen::default() };
+        seen.add(&Seen { separators: 2, without: 1, ..Seen::default() });
+        let notes = seen.notes();
+        assert_eq!(notes.len(), 3);
+        assert_eq!(notes[0], "1 record held no text and was passed over");
+        assert!(notes[1].starts_with("3 separators <|endoftext|> stand inside lines or records"), "{}", notes[1]);
+        assert!(notes[2].starts_with("1 document longer than 64 MB was read in pieces"), "{}", notes[2]);
+        let all = Seen { without: 1, joined: 2, halves: 3, separators: 4, returns: 5, cut: 6, json: 7 };
+        let mut twice = all;
+        twice.add(&all);
+        for (note, n) in twice.notes().iter().zip([2, 4, 6, 8, 10, 12, 14]) {
+            assert!(note.starts_with(&format!("{n} ")), "{note}");
+        }
+    }
+}
