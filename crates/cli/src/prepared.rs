@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use anyhow::bail;
+use flashlm_kernels::Token;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::config::Settings;
 use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
@@ -129,7 +130,13 @@ impl Prepared {
             }
         }
         if settings.data.valid.is_empty() {
-            say!("validation: {}", of_text(&texts[last].cache, &valid_source, settings.data.holdout));
+            let train = &texts[last].cache;
+            let other = if apart(train, &valid, &tokenizer) > KIND {
+                "; its letters are other ones than the rest has, --valid names a text of the same kind"
+            } else {
+                ""
+            };
+            say!("validation: {}{other}", of_text(train, &valid_source, settings.data.holdout));
         }
         let doubles: u64 = texts.iter().map(|text| text.cache.doubles()).sum();
         if doubles > 0 {
@@ -201,6 +208,36 @@ fn held_out(
 
 /// Fewer stories, or bytes by place, are said to be few.
 const FEW: (u64, u64) = (50, 16 << 10);
+
+/// Bits by which texts of two kinds are apart at least. Measured: German after English 0.26, the other way round 0.16, verse after
+/// source code 0.09; the last files of a program after its others 0.05, the end of the last of four novels 0.02.
+const KIND: f64 = 0.08;
+/// Fewer bytes say nothing about that.
+const MEASURABLE: f64 = 4096.0;
+
+/// How far the bytes of the validation text are from those of the training text: the Kullback-Leibler divergence in bits.
+fn apart(train: &TokenCache, valid: &Stories, tokenizer: &Tokenizer) -> f64 {
+    let bytes: Vec<Vec<u8>> = (0..tokenizer.vocab_size()).map(|id| tokenizer.decode(&[id as Token])).collect();
+    let count = |tokens: &mut dyn Iterator<Item = Token>| {
+        let mut ids = vec![0u64; bytes.len()];
+        tokens.for_each(|id| ids[usize::from(id)] += 1);
+        let mut counts = [0.0; 256];
+        for (n, bytes) in ids.into_iter().zip(&bytes) {
+            bytes.iter().for_each(|byte| counts[usize::from(*byte)] += n as f64);
+        }
+        counts
+    };
+    let total = |counts: &[f64; 256]| counts.iter().sum::<f64>();
+    let train = count(&mut train.tokens().iter().copied());
+    let valid = count(&mut (0..valid.len()).flat_map(|i| valid.story(i)).copied());
+    if total(&valid) < MEASURABLE {
+        return 0.0;
+    }
+    // One more of each in the training text, so that none is impossible there.
+    let (all_valid, all_train) = (total(&valid), total(&train) + 256.0);
+    let shares = valid.iter().zip(&train).map(|(v, t)| (v / all_valid, (t + 1.0) / all_train));
+    shares.filter(|(p, _)| *p > 0.0).map(|(p, q)| p * (p / q).log2()).sum()
+}
 
 /// What is held out of a text, in words.
 fn of_text(train: &TokenCache, valid: &Source, share: f64) -> String {

@@ -13,6 +13,7 @@ use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::{DataSettings, Layers, Settings, TrainSettings, preset, preset_names};
 use flashlm_train::data::DataError;
+use flashlm_train::data::cache::TokenCache;
 use flashlm_train::load::{Found, Model, unpacked};
 use flashlm_train::log::console;
 use flashlm_train::run_folder::{CARD, CURVE, Claim, METRICS, RESULT, RunError, RunFolder};
@@ -176,15 +177,18 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     product.print(format_args!("{}\n", settings.to_toml().trim_end()));
     let cx = Exec::new(isa, threads);
     let Prepared { tokenizer, texts, valid, entropy_bound } = text;
-    let train_stories: usize = texts.texts().iter().map(|text| text.cache.stories()).sum();
+    let count = |of: fn(&TokenCache) -> u64| texts.texts().iter().map(|text| of(&text.cache)).sum::<u64>();
+    let (train_stories, doubles) = (count(|cache| cache.stories() as u64), count(TokenCache::doubles));
+    let left_out =
+        if doubles > 0 { format!(", {} of them left out", console::thousands(doubles)) } else { String::new() };
     let (valid_stories, valid_bytes) = (valid.len(), valid.totals().bytes);
     let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, start: weights, claim };
     let mut trainer = Trainer::new(&cx, inputs, from)?;
     say!(
-        "{}: {} parameters, {} stories to train on, {} ({}) to validate, {} in {} on {}",
+        "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
         settings.name,
         console::thousands(trainer.layout().parameters() as u64),
-        console::thousands(train_stories as u64),
+        counted(train_stories + doubles, "story"),
         console::thousands(valid_stories as u64),
         console::bytes(valid_bytes),
         isa.name(),

@@ -414,7 +414,8 @@ impl fmt::Display for TokenCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let h = &self.header;
         let per_token = h.bytes as f64 / h.tokens.max(1) as f64;
-        write!(f, "{} stories, {} tokens, {} bytes ({per_token:.3} a token)", h.stories, h.tokens, h.bytes)?;
+        let stories = if h.stories == 1 { "story" } else { "stories" };
+        write!(f, "{} {stories}, {} tokens, {} bytes ({per_token:.3} per token)", h.stories, h.tokens, h.bytes)?;
         if h.unk > 0 {
             let coverage = 100.0 * (1.0 - h.unk as f64 / (h.tokens - h.stories).max(1) as f64);
             write!(f, ", {} UNK (coverage {coverage:.3} %)", h.unk)?;
