@@ -52,14 +52,7 @@ pub(super) fn read(
         if mended.is_some() {
             parsed = parse(json, fields);
         }
-        let (text, score) = parsed.map_err(|e| match e.is_data() {
-            true => records.bad(0, without_place(&e)),
-            // serde_json counts lines within the record.
-            false => records.bad(
-                (e.line() as u64).saturating_sub(1),
-                format!("bad JSON: {} (column {})", without_place(&e), e.column()),
-            ),
-        })?;
+        let (text, score) = parsed.map_err(|e| records.syntax(&e))?;
         let text = match text {
             Found::Text(text) => text,
             Found::List(texts) => {
@@ -97,11 +90,6 @@ pub(super) fn begins(head: &[u8], fields: Option<&Fields>) -> bool {
         Some(Fields { text, .. }) => parse(json, &Fields { text, score: None })
             .is_ok_and(|(found, _)| !matches!(found, Found::Missing | Found::Other(_))),
     }
-}
-
-/// What serde_json says, without the place that it adds.
-fn without_place(e: &serde_json::Error) -> String {
-    e.to_string().split(" at line ").next().unwrap_or_default().to_string()
 }
 
 fn parse<'de>(json: &'de str, fields: &Fields) -> serde_json::Result<(Found<'de>, Option<f64>)> {
@@ -267,6 +255,9 @@ mod tests {
             let error = message(&folder.file("a.json", text));
             assert!(error.contains(place) && error.contains(word), "{text}: {error}");
         }
+        let open = folder.file("a.jsonl", "{\"text\": \"a\"\n".repeat(1000));
+        let error = stories(&open, "text", 500).unwrap_err().to_string();
+        assert!(error.contains("line 2: bad JSON: expected `,` or `}`"), "{error}");
         let deep = format!("{{\"x\": {}", "[".repeat(500_000));
         assert!(message(&folder.file("deep.jsonl", deep)).contains("line 1"));
         let deep = format!("{{\"text\": {}{}}}", "[".repeat(50_000), "]".repeat(50_000));

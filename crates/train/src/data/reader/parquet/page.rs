@@ -368,7 +368,12 @@ fn decompress<R: io::BufRead>(codec: i64, mut input: R, size: u64, out: &mut Vec
         0 => fill(&mut input, size, out)?,
         2 => fill(flate2::bufread::MultiGzDecoder::new(&mut input), size, out)?,
         4 => fill(brotli_decompressor::Decompressor::new(&mut input, 4096), size, out)?,
-        6 => fill(zstd::Decoder::with_buffer(&mut input)?, size, out)?,
+        6 => {
+            let mut decoder = zstd::Decoder::with_buffer(&mut input)?;
+            // The window of a page is at most the page; 128 MB is what zstd takes by itself.
+            decoder.window_log_max(size.max(1 << 27).next_power_of_two().ilog2())?;
+            fill(decoder, size, out)?
+        }
         1 | 5 | 7 => {
             let mut bytes = Vec::new();
             input.read_to_end(&mut bytes)?;
