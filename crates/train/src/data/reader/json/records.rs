@@ -121,10 +121,11 @@ impl<'l> Records<'l> {
             }
             let end = open.end(chunk);
             let n = end.unwrap_or(chunk.len());
-            if record.len().saturating_add(n) > self.lines.limit {
+            let room = self.lines.limit - record.len();
+            self.lines.take(n.min(room), Some(record))?;
+            if n > room {
                 return Err(self.too_long(record));
             }
-            self.lines.take(n, Some(record))?;
             if end.is_some() {
                 return Ok(());
             }
