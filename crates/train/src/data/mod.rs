@@ -67,14 +67,18 @@ pub enum DataError {
     },
     /// A folder without a single file to read.
     #[error(
-        "{path}: the folder holds no .txt, .jsonl, .parquet, .csv, .tsv, .json, .ndjson, .zst or .gz file, nor does any folder below it"
+        "{path}: the folder holds no .txt, .jsonl, .parquet, .csv, .tsv, .json, .ndjson, .zst or .gz file, nor does any \
+         folder below it"
     )]
     EmptyFolder {
         /// The folder.
         path: PathBuf,
     },
     /// Something else than text.
-    #[error("{path}: this is not text: {found}{}", if found.contains(';') { "" } else { "; give UTF-8 text, JSON lines, CSV or Parquet" })]
+    #[error(
+        "{path}: this is not text: {found}{}",
+        if found.contains(';') { "" } else { "; give UTF-8 text, JSON lines, CSV or Parquet" }
+    )]
     NotText {
         /// The file.
         path: PathBuf,
@@ -133,7 +137,10 @@ pub enum DataError {
         reason: String,
     },
     /// A table without the column that was asked for.
-    #[error("{path}: {problem}; columns of {wanted}: {found}{}", if wanted == &"numbers" { "" } else { "; choose one with --column" })]
+    #[error(
+        "{path}: {problem}; columns of {wanted}: {found}{}",
+        if wanted == &"numbers" { "" } else { "; choose one with --column" }
+    )]
     Column {
         /// The file.
         path: PathBuf,

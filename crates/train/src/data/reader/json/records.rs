@@ -1,4 +1,5 @@
-//! Where the records of a file of JSON begin and end: brackets and quotes are counted, no more, and the parser finds what is wrong.
+//! Where the records of a file of JSON begin and end: brackets and quotes are counted, no more, and the parser finds what is
+//! wrong.
 
 use super::super::lines::Lines;
 use super::{DataError, mended};
