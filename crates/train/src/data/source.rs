@@ -1,5 +1,5 @@
-//! Where stories come from: a file of text, JSON or CSV, compressed or not, a Parquet table, a folder of those, a dataset of the
-//! hub (`tinystories`, `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets:
+//! Where stories come from: a file of text, JSON or CSV, compressed or not, a Parquet table, a folder of those, a dataset of
+//! the hub (`tinystories`, `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets:
 //! `hub/`. Stories come in file order, files of a folder in the order of their paths; mojibake is repaired on the way,
 //! then the filter decides.
 

@@ -149,7 +149,8 @@ mod tests {
         let records: Vec<_> = STORIES.iter().map(|s| json!({"id": [{"text": 1}, [[]]], "text": s, "x": {}})).collect();
         let compact: Vec<String> = records.iter().map(|r| r.to_string()).collect();
         let pretty: Vec<String> = records.iter().map(|r| serde_json::to_string_pretty(r).unwrap()).collect();
-        let escaped = "[{\"text\": \"One {day}] \\u0022she\\u0022\\n\\\\ran,\"}\n,\"na\\u00efve \\ud83d\\ude00\\t\" , {\"\\u0074ext\":\"}{\"}]";
+        let escaped = "[{\"text\": \"One {day}] \\u0022she\\u0022\\n\\\\ran,\"}\n\
+            ,\"na\\u00efve \\ud83d\\ude00\\t\" , {\"\\u0074ext\":\"}{\"}]";
         for (name, text) in [
             ("lines", compact.join("\n")),
             ("blank lines", format!("\n \r\n{}\r\n\n", compact.join(" \r\n\r\n\t"))),
@@ -207,7 +208,8 @@ mod tests {
     #[test]
     fn records_without_text_and_what_python_writes() {
         let folder = Folder::new();
-        let lines = "{\"text\": null}\n{\"p\": NaN, \"text\": \"a\"}\n{\"text\": \"cut \\ud83d\", \"p\": [-Infinity]}\n{\"text\": \"\\n\"}\n";
+        let lines = "{\"text\": null}\n{\"p\": NaN, \"text\": \"a\"}\n\
+            {\"text\": \"cut \\ud83d\", \"p\": [-Infinity]}\n{\"text\": \"\\n\"}\n";
         let array = format!("[null, {}]", lines.trim_end().replace('\n', ", "));
         for (text, without) in [(lines, 2), (&array, 3)] {
             let (found, seen) = stories(&folder.file("a.json", text), "text", 100).unwrap();
@@ -269,7 +271,8 @@ mod tests {
         let folder = Folder::new();
         let path = folder.file(
             "a.jsonl",
-            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n{\"\\u0073tory\":\"three\",\"score\":-2.5}\n{\"story\":\"four\",\"score\":NaN}",
+            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n\
+            {\"\\u0073tory\":\"three\",\"score\":-2.5}\n{\"story\":\"four\",\"score\":NaN}",
         );
         let expected = [("one", Some(3.0)), ("two", None), ("three", Some(-2.5)), ("four", None)];
         assert_eq!(scored(&path, "story", "score").unwrap(), expected.map(|(s, x)| (s.to_string(), x)));

@@ -6,8 +6,8 @@
 //! data of v2:  [definition levels] | values                    only the values compressed
 //! values:      as they are, or places in the dictionary, which is the first page
 //! ```
-//! Memory: a page and a dictionary, which grow as their bytes arrive, whatever their headers claim. Statistics in a header, which
-//! may be whole stories, are passed over.
+//! Memory: a page and a dictionary, which grow as their bytes arrive, whatever their headers claim. Statistics in a header,
+//! which may be whole stories, are passed over.
 //! Source: parquet.thrift and Encodings.md of apache/parquet-format.
 
 use super::Fault;
@@ -457,8 +457,10 @@ mod tests {
     /// The text four times by Python's `brotli.compress`, and LZ4 as literals alone: 15 and 39 more of them behind their count.
     #[test]
     fn brotli_and_lz4_in_all_its_frames() {
-        let brotli = b"\x1b\xd7\x00\x00\x9c\x07\x76\x83\x75\x33\x71\x47\x49\x9e\x3d\x46\x09\xf2\x54\xd6\x63\x69\x6e\x6f\x2a\
-            \x6c\xad\x41\x58\x5c\xe8\xc0\x06\x9c\x88\x07\x98\x50\xc2\x93\xe0\x49\x5d\x9b\xc5\x74\x00\xb6\xd6\xde\x3e\xa7\x9f\x12";
+        let brotli =
+            b"\x1b\xd7\x00\x00\x9c\x07\x76\x83\x75\x33\x71\x47\x49\x9e\x3d\x46\x09\xf2\x54\xd6\x63\x69\x6e\x6f\x2a\
+            \x6c\xad\x41\x58\x5c\xe8\xc0\x06\x9c\x88\x07\x98\x50\xc2\x93\xe0\x49\x5d\x9b\xc5\x74\x00\
+            \xb6\xd6\xde\x3e\xa7\x9f\x12";
         assert_eq!(unpacked(4, brotli, 4 * TEXT.len()), Some(TEXT.repeat(4)));
         assert_eq!(unpacked(4, &brotli[..40], 4 * TEXT.len()), None);
         let raw = [&[0xf0, 39][..], TEXT].concat();
