@@ -4,7 +4,7 @@
 //! In a folder, files come in the order of their paths. Passed over and counted: names that begin with `.` and folders
 //! `__MACOSX`, files of 0 bytes, and endings that are none of a text. Records (tables, JSON) and documents (Markdown, source
 //! code) are seldom one text: of these two kinds the one with fewer bytes is passed over as well, so that a dataset is read
-//! without its README and a project without its package.json. Links are followed, each folder once.
+//! without its README and a project without its settings. Links are followed, each folder once.
 
 use super::DataError;
 use flashlm_model::io::not_a_file;
@@ -68,6 +68,20 @@ const DOCUMENTS: [&str; 41] = [
 /// Of compressed files.
 const COMPRESSED: [&str; 2] = [".gz", ".zst"];
 
+/// Names of JSON that is about a dataset, a model or a project, and no text of it.
+const ABOUT: [&str; 10] = [
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "package.json",
+];
+
 /// What a file of a folder is by its name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
@@ -79,6 +93,9 @@ enum Kind {
 impl Kind {
     fn of(name: &str) -> Option<Kind> {
         let name = name.to_lowercase();
+        if ABOUT.contains(&&*name) {
+            return None;
+        }
         let inner = COMPRESSED.iter().find_map(|end| name.strip_suffix(end));
         let has = |endings: &[&str]| endings.iter().any(|end| inner.unwrap_or(&name).ends_with(end));
         // A table is compressed within.
@@ -402,6 +419,7 @@ mod tests {
             ("LICENSE", None),
             ("a.ndjson.zst", Some(Kind::Records)),
             ("a.json", Some(Kind::Records)),
+            ("dataset_info.json", None),
             ("a.parquet", Some(Kind::Records)),
             ("a.parquet.gz", None),
             ("notes.md", Some(Kind::Document)),
@@ -452,7 +470,7 @@ mod tests {
         assert_eq!(names(&files), ["data.jsonl", "notes.txt"]);
         assert_eq!(files.passed_over(), "1 file of documents, having fewer bytes than the records");
         folder.file("code/src/main.rs", "fn main() { println!(\"Hello\"); }");
-        folder.file("code/package.json", "{}");
+        folder.file("code/settings.json", "{}");
         let files = of(&folder.path().join("code"));
         assert_eq!(names(&files), ["src/main.rs"]);
         assert!(files.passed_over().contains("1 file of JSON or tables"));

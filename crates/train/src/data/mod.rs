@@ -89,7 +89,10 @@ pub enum DataError {
         name: String,
     },
     /// Something else than text.
-    #[error("{path}: this is not text: {found}{}", if found.contains(';') { "" } else { "; give UTF-8 text, JSON lines, CSV or Parquet" })]
+    #[error(
+        "{path}: this is not text: {found}{}",
+        if found.contains(';') { "" } else { "; give UTF-8 text, JSON lines, CSV or Parquet" }
+    )]
     NotText {
         /// The file.
         path: PathBuf,
@@ -148,7 +151,10 @@ pub enum DataError {
         reason: String,
     },
     /// A table without the column that was asked for.
-    #[error("{path}: {problem}; columns of {wanted}: {found}{}", if wanted == &"numbers" { "" } else { "; choose one with --column" })]
+    #[error(
+        "{path}: {problem}; columns of {wanted}: {found}{}",
+        if wanted == &"numbers" { "" } else { "; choose one with --column" }
+    )]
     Column {
         /// The file.
         path: PathBuf,

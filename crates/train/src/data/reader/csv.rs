@@ -166,7 +166,8 @@ mod tests {
         let folder = Folder::new();
         let comma = "id,text,score\r\n0,\"One, and \"\"two\"\".\",2.5\r\n1,\"Three;\nfour\t\",\r\n2,naïve 😀,-1e1\r\n";
         let semicolon = "id;text;score\n0;\"One, and \"\"two\"\".\";2.5\n1;\"Three;\nfour\t\";\n2;naïve 😀;-1e1";
-        let tabs = "\u{feff}id\ttext\tscore\r\n0\t\"One, and \"\"two\"\".\"\t2.5\r\n1\t\"Three;\nfour\t\"\t\r\n2\tnaïve 😀\t-1e1\r\n";
+        let tabs = "\u{feff}id\ttext\tscore\r\n\
+            0\t\"One, and \"\"two\"\".\"\t2.5\r\n1\t\"Three;\nfour\t\"\t\r\n2\tnaïve 😀\t-1e1\r\n";
         let all =
             "\"score\",\"text\"\n\"2.5\",\"One, and \"\"two\"\".\"\n\n\"\",\"Three;\nfour\t\"\n\" -10 \",\"naïve 😀\"";
         let expected: Vec<_> = STORIES.iter().map(|s| s.to_string()).zip([Some(2.5), None, Some(-10.0)]).collect();

@@ -55,12 +55,12 @@ impl Seen {
             (
                 self.separators,
                 count(self.separators, "separator <|endoftext|> stands", "separators <|endoftext|> stand")
-                    + " inside lines or records and count as text; to separate stories, put each on a line of its own in a text file",
+                    + " inside lines or records and count as text; to separate stories, put each on its own line of a text",
             ),
             (
                 self.returns,
                 count(self.returns, "carriage return is", "carriage returns are")
-                    + " not followed by a newline and count as text; if they end lines, convert the file first (`tr '\\r' '\\n'`)",
+                    + " not followed by a newline and count as text; if they end lines, convert the file (`tr '\\r' '\\n'`)",
             ),
             (
                 self.cut,

@@ -52,14 +52,7 @@ pub(super) fn read(
         if mended.is_some() {
             parsed = parse(json, fields);
         }
-        let (text, score) = parsed.map_err(|e| match e.is_data() {
-            true => records.bad(0, without_place(&e)),
-            // serde_json counts lines within the record.
-            false => records.bad(
-                (e.line() as u64).saturating_sub(1),
-                format!("bad JSON: {} (column {})", without_place(&e), e.column()),
-            ),
-        })?;
+        let (text, score) = parsed.map_err(|e| records.syntax(&e))?;
         let text = match text {
             Found::Text(text) => text,
             Found::List(texts) => {
@@ -97,11 +90,6 @@ pub(super) fn begins(head: &[u8], fields: Option<&Fields>) -> bool {
         Some(Fields { text, .. }) => parse(json, &Fields { text, score: None })
             .is_ok_and(|(found, _)| !matches!(found, Found::Missing | Found::Other(_))),
     }
-}
-
-/// What serde_json says, without the place that it adds.
-fn without_place(e: &serde_json::Error) -> String {
-    e.to_string().split(" at line ").next().unwrap_or_default().to_string()
 }
 
 fn parse<'de>(json: &'de str, fields: &Fields) -> serde_json::Result<(Found<'de>, Option<f64>)> {
@@ -161,7 +149,8 @@ mod tests {
         let records: Vec<_> = STORIES.iter().map(|s| json!({"id": [{"text": 1}, [[]]], "text": s, "x": {}})).collect();
         let compact: Vec<String> = records.iter().map(|r| r.to_string()).collect();
         let pretty: Vec<String> = records.iter().map(|r| serde_json::to_string_pretty(r).unwrap()).collect();
-        let escaped = "[{\"text\": \"One {day}] \\u0022she\\u0022\\n\\\\ran,\"}\n,\"na\\u00efve \\ud83d\\ude00\\t\" , {\"\\u0074ext\":\"}{\"}]";
+        let escaped = "[{\"text\": \"One {day}] \\u0022she\\u0022\\n\\\\ran,\"}\n\
+            ,\"na\\u00efve \\ud83d\\ude00\\t\" , {\"\\u0074ext\":\"}{\"}]";
         for (name, text) in [
             ("lines", compact.join("\n")),
             ("blank lines", format!("\n \r\n{}\r\n\n", compact.join(" \r\n\r\n\t"))),
@@ -219,7 +208,8 @@ mod tests {
     #[test]
     fn records_without_text_and_what_python_writes() {
         let folder = Folder::new();
-        let lines = "{\"text\": null}\n{\"p\": NaN, \"text\": \"a\"}\n{\"text\": \"cut \\ud83d\", \"p\": [-Infinity]}\n{\"text\": \"\\n\"}\n";
+        let lines = "{\"text\": null}\n{\"p\": NaN, \"text\": \"a\"}\n\
+            {\"text\": \"cut \\ud83d\", \"p\": [-Infinity]}\n{\"text\": \"\\n\"}\n";
         let array = format!("[null, {}]", lines.trim_end().replace('\n', ", "));
         for (text, without) in [(lines, 2), (&array, 3)] {
             let (found, seen) = stories(&folder.file("a.json", text), "text", 100).unwrap();
@@ -267,6 +257,9 @@ mod tests {
             let error = message(&folder.file("a.json", text));
             assert!(error.contains(place) && error.contains(word), "{text}: {error}");
         }
+        let open = folder.file("a.jsonl", "{\"text\": \"a\"\n".repeat(1000));
+        let error = stories(&open, "text", 500).unwrap_err().to_string();
+        assert!(error.contains("line 2: bad JSON: expected `,` or `}`"), "{error}");
         let deep = format!("{{\"x\": {}", "[".repeat(500_000));
         assert!(message(&folder.file("deep.jsonl", deep)).contains("line 1"));
         let deep = format!("{{\"text\": {}{}}}", "[".repeat(50_000), "]".repeat(50_000));
@@ -278,7 +271,8 @@ mod tests {
         let folder = Folder::new();
         let path = folder.file(
             "a.jsonl",
-            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n{\"\\u0073tory\":\"three\",\"score\":-2.5}\n{\"story\":\"four\",\"score\":NaN}",
+            "{\"story\":\"one\",\"score\":3,\"text\":7}\n{\"score\":null,\"story\":\"t\\u0077o\"}\n\
+            {\"\\u0073tory\":\"three\",\"score\":-2.5}\n{\"story\":\"four\",\"score\":NaN}",
         );
         let expected = [("one", Some(3.0)), ("two", None), ("three", Some(-2.5)), ("four", None)];
         assert_eq!(scored(&path, "story", "score").unwrap(), expected.map(|(s, x)| (s.to_string(), x)));

@@ -1,7 +1,10 @@
-//! Where the records of a file of JSON begin and end: brackets and quotes are counted, no more, and the parser finds what is wrong.
+//! Where the records of a file of JSON begin and end: brackets and quotes are counted, no more, and the parser finds what is
+//! wrong.
 
 use super::super::lines::Lines;
-use super::DataError;
+use super::{DataError, mended};
+use memchr::memchr3;
+use serde::de::IgnoredAny;
 
 /// How records follow each other.
 #[derive(Clone, Copy, PartialEq)]
@@ -108,45 +111,46 @@ impl<'l> Records<'l> {
         (self.line, self.offset) = (self.lines.line + 1, self.lines.offset);
     }
 
-    /// Appends the value that begins at the next byte. Brackets are counted, no more: the parser finds what is wrong.
+    /// Appends the value that begins at the next byte.
     fn value(&mut self, record: &mut Vec<u8>) -> Result<(), DataError> {
         self.begin();
-        let (mut depth, mut string, mut escaped) = (0u64, false, false);
+        let mut open = Open::default();
         loop {
             let chunk = self.lines.chunk()?;
             if chunk.is_empty() {
                 return Ok(());
             }
-            let mut end = None;
-            for (i, byte) in chunk.iter().enumerate() {
-                match byte {
-                    _ if escaped => escaped = false,
-                    b'\\' if string => escaped = true,
-                    b'"' => string = !string,
-                    // No string holds a line end: the record is broken, and the lines after it may be whole.
-                    b'\n' if string => end = Some(i + 1),
-                    _ if string => continue,
-                    b'{' | b'[' => depth += 1,
-                    b'}' | b']' if depth > 0 => depth -= 1,
-                    b'}' | b']' | b',' | b' ' | b'\t' | b'\r' | b'\n' if depth == 0 => end = Some(i),
-                    _ => continue,
-                }
-                if end.is_none() && depth == 0 && !string && matches!(byte, b'}' | b']' | b'"') {
-                    end = Some(i + 1);
-                }
-                if end.is_some() {
-                    break;
-                }
-            }
+            let end = open.end(chunk);
             let n = end.unwrap_or(chunk.len());
-            if record.len().saturating_add(n) > self.lines.limit {
-                return Err(self.lines.too_long(self.line));
+            let room = self.lines.limit - record.len();
+            self.lines.take(n.min(room), Some(record))?;
+            if n > room {
+                return Err(self.too_long(record));
             }
-            self.lines.take(n, Some(record))?;
             if end.is_some() {
                 return Ok(());
             }
         }
+    }
+
+    /// The error for a record that does not end within the limit: perhaps a bracket is missing.
+    fn too_long(&self, start: &[u8]) -> DataError {
+        let start = String::from_utf8_lossy(start);
+        let start = mended(&start).map_or(start, |(strict, _)| strict.into());
+        match serde_json::from_str::<IgnoredAny>(&start) {
+            Err(e) if !e.is_eof() => self.syntax(&e),
+            _ => self.lines.too_long(self.line),
+        }
+    }
+
+    /// The error for a record that the parser refuses.
+    pub fn syntax(&self, e: &serde_json::Error) -> DataError {
+        let what = without_place(e);
+        if e.is_data() {
+            return self.bad(0, what);
+        }
+        // serde_json counts lines within the record.
+        self.bad((e.line() as u64).saturating_sub(1), format!("bad JSON: {what} (column {})", e.column()))
     }
 
     /// The error for the record, `below` lines after it began.
@@ -154,5 +158,49 @@ impl<'l> Records<'l> {
         let place =
             if self.layout == Layout::Array { format!("element {} of the array: ", self.count) } else { String::new() };
         DataError::Record { path: self.lines.path.clone(), line: self.line + below, reason: place + &reason }
+    }
+}
+
+/// What serde_json says, without the place that it adds.
+fn without_place(e: &serde_json::Error) -> String {
+    e.to_string().split(" at line ").next().unwrap_or_default().to_string()
+}
+
+/// What is open where a value goes on.
+#[derive(Default)]
+struct Open {
+    depth: u64,
+    string: bool,
+    escaped: bool,
+}
+
+impl Open {
+    /// Where the value ends in the bytes that follow, if it does.
+    fn end(&mut self, bytes: &[u8]) -> Option<usize> {
+        let mut i = 0;
+        while i < bytes.len() {
+            if std::mem::take(&mut self.escaped) {
+                i += 1;
+                continue;
+            }
+            if self.string {
+                i += memchr3(b'"', b'\\', b'\n', &bytes[i..])?;
+            }
+            match bytes[i] {
+                b'\\' if self.string => self.escaped = true,
+                b'"' => self.string = !self.string,
+                // No string holds a line end: the record is broken, and the lines after it may be whole.
+                b'\n' if self.string => return Some(i + 1),
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' if self.depth > 0 => self.depth -= 1,
+                b'}' | b']' | b',' | b' ' | b'\t' | b'\r' | b'\n' if self.depth == 0 => return Some(i),
+                _ => {}
+            }
+            i += 1;
+            if self.depth == 0 && !self.string && matches!(bytes[i - 1], b'}' | b']' | b'"') {
+                return Some(i);
+            }
+        }
+        None
     }
 }

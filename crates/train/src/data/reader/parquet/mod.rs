@@ -136,16 +136,16 @@ fn find(path: &Path, columns: &[Column], name: &str, wanted: &'static str) -> Re
         Sense::Other(_) => false,
         _ => wanted == "numbers" && !c.list,
     };
-    // A list is a group, whose name that of its column begins with.
+    // A list is a group, whose name the names of its columns begin with.
     let within = |c: &&Column| c.name.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
     let found = columns.iter().position(|column| column.name == name);
-    let problem = match found.map(|i| &columns[i]).or(columns.iter().find(within)) {
-        Some(column) if column.list => format!("column `{name}` holds lists"),
-        Some(column) if column.name != name => format!("column `{name}` is a group of columns"),
-        Some(column) if fits(column) => return Ok(found.unwrap_or_default()),
-        Some(Column { sense: Sense::Other(what), .. }) => format!("column `{name}` holds {what}, not {wanted}"),
-        Some(_) => format!("column `{name}` does not hold {wanted}"),
-        None => format!("there is no column `{name}`"),
+    let problem = match (found.map(|i| &columns[i]), columns.iter().find(within)) {
+        (Some(column), _) if fits(column) => return Ok(found.unwrap_or_default()),
+        (_, Some(_)) if columns.iter().filter(within).all(|c| c.list) => format!("column `{name}` holds lists"),
+        (Some(Column { sense: Sense::Other(what), .. }), _) => format!("column `{name}` holds {what}, not {wanted}"),
+        (Some(_), _) => format!("column `{name}` does not hold {wanted}"),
+        (None, Some(_)) => format!("column `{name}` is a group of columns"),
+        (None, None) => format!("there is no column `{name}`"),
     };
     let names: Vec<&str> = columns.iter().filter(|c| fits(c)).take(50).map(|c| c.name.as_str()).collect();
     let found = if names.is_empty() { "none".to_string() } else { names.join(", ") };

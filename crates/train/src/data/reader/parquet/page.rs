@@ -6,8 +6,8 @@
 //! data of v2:  [definition levels] | values                    only the values compressed
 //! values:      as they are, or places in the dictionary, which is the first page
 //! ```
-//! Memory: a page and a dictionary, which grow as their bytes arrive, whatever their headers claim. Statistics in a header, which
-//! may be whole stories, are passed over.
+//! Memory: a page and a dictionary, which grow as their bytes arrive, whatever their headers claim. Statistics in a header,
+//! which may be whole stories, are passed over.
 //! Source: parquet.thrift and Encodings.md of apache/parquet-format.
 
 use super::Fault;
@@ -368,7 +368,12 @@ fn decompress<R: io::BufRead>(codec: i64, mut input: R, size: u64, out: &mut Vec
         0 => fill(&mut input, size, out)?,
         2 => fill(flate2::bufread::MultiGzDecoder::new(&mut input), size, out)?,
         4 => fill(brotli_decompressor::Decompressor::new(&mut input, 4096), size, out)?,
-        6 => fill(zstd::Decoder::with_buffer(&mut input)?, size, out)?,
+        6 => {
+            let mut decoder = zstd::Decoder::with_buffer(&mut input)?;
+            // The window of a page is at most the page; 128 MB is what zstd takes by itself.
+            decoder.window_log_max(size.max(1 << 27).next_power_of_two().ilog2())?;
+            fill(decoder, size, out)?
+        }
         1 | 5 | 7 => {
             let mut bytes = Vec::new();
             input.read_to_end(&mut bytes)?;
@@ -452,8 +457,10 @@ mod tests {
     /// The text four times by Python's `brotli.compress`, and LZ4 as literals alone: 15 and 39 more of them behind their count.
     #[test]
     fn brotli_and_lz4_in_all_its_frames() {
-        let brotli = b"\x1b\xd7\x00\x00\x9c\x07\x76\x83\x75\x33\x71\x47\x49\x9e\x3d\x46\x09\xf2\x54\xd6\x63\x69\x6e\x6f\x2a\
-            \x6c\xad\x41\x58\x5c\xe8\xc0\x06\x9c\x88\x07\x98\x50\xc2\x93\xe0\x49\x5d\x9b\xc5\x74\x00\xb6\xd6\xde\x3e\xa7\x9f\x12";
+        let brotli =
+            b"\x1b\xd7\x00\x00\x9c\x07\x76\x83\x75\x33\x71\x47\x49\x9e\x3d\x46\x09\xf2\x54\xd6\x63\x69\x6e\x6f\x2a\
+            \x6c\xad\x41\x58\x5c\xe8\xc0\x06\x9c\x88\x07\x98\x50\xc2\x93\xe0\x49\x5d\x9b\xc5\x74\x00\
+            \xb6\xd6\xde\x3e\xa7\x9f\x12";
         assert_eq!(unpacked(4, brotli, 4 * TEXT.len()), Some(TEXT.repeat(4)));
         assert_eq!(unpacked(4, &brotli[..40], 4 * TEXT.len()), None);
         let raw = [&[0xf0, 39][..], TEXT].concat();
