@@ -415,13 +415,13 @@ mod tests {
             (0..n).map(|_| word()).collect::<Vec<_>>().join(" ")
         };
         vec![
-            words("abc", 12, 3000),
-            words("ab", 30, 1000),
-            words("a", 60, 500),
-            words("ACGT", 900, 40),
-            words("abcdefgh", 9, 5000),
-            words("你好吗，👍é", 20, 2000),
-            words("0123456789+/ \n-", 40, 1000),
+            words("abc", 12, 1000),
+            words("ab", 30, 400),
+            words("a", 60, 300),
+            words("ACGT", 900, 15),
+            words("abcdefgh", 9, 2000),
+            words("你好吗，👍é", 20, 600),
+            words("0123456789+/ \n-", 40, 300),
         ]
     }
 
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn merges_are_those_of_the_crate() {
         for text in texts(&mut Random(17)) {
-            for size in [300, 1000, 20_000] {
+            for size in [300, 2000] {
                 let crates = bpe::tests::trained_by_the_crate(&[&text], size);
                 let ours = Tokenizer::train_bpe([text.as_str()].into_iter(), size).unwrap();
                 assert!(String::from_utf8(ours.to_json()).unwrap() == crates, "{size} of {text:.40}");
