@@ -22,7 +22,7 @@ mod words;
 pub use stream::StreamDecoder;
 pub use trainer::Trainer;
 
-use crate::io::{IoError, read_limited};
+use crate::io::{IoError, LFS_POINTER, read_limited};
 use bpe::Bpe;
 use frequency::Frequency;
 use merge::Scratch;
@@ -65,6 +65,9 @@ pub enum TokError {
         /// Largest size that is read.
         limit: usize,
     },
+    /// What git has in the place of a large file.
+    #[error("a git LFS pointer, which stands for a file that is not here: fetch it with `git lfs pull`")]
+    LfsPointer,
     /// Not JSON, or not the JSON of this kind.
     #[error("not valid {kind} JSON: {reason}; the file may be cut off or of another format")]
     Json {
@@ -171,6 +174,9 @@ impl FileKind {
         }
         if json.len() > MAX_FILE {
             return Err(TokError::TooLarge { limit: MAX_FILE });
+        }
+        if json.starts_with(LFS_POINTER) {
+            return Err(TokError::LfsPointer);
         }
         let probe: Probe = parse("tokenizer", json)?;
         if probe.kind.is_some_and(|kind| kind == "bytes") {
@@ -610,6 +616,7 @@ mod tests {
             (b"{\"kind\":\"bytes\"", "not valid tokenizer JSON"),
             (b"{\"kind\":\"\xff\"}", "not valid tokenizer JSON"),
             (b"[1, 2]", "not valid tokenizer JSON"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
             (b"{}", "not a tokenizer"),
             (b"{\"kind\":\"words\"}", "not a tokenizer"),
             (b"{\"model\":{\"type\":\"WordLevel\",\"vocab\":{}}}", "type is WordLevel"),
