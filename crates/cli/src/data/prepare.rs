@@ -80,8 +80,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ((data, Split::All), (valid, Split::All))
         }
     };
+    let chosen = args.out.is_some();
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.0.name()));
     match What::of(&dir) {
+        // Two texts of one name have one folder, but for whom has chosen it.
+        What::Prepared if !chosen && is_of_another(&dir, &train.0)? => bail!(
+            "{at}: holds the tokens of another text, or of this one before it changed; \
+             `--out {at}` replaces them, another --out keeps them",
+            at = dir.display()
+        ),
         What::Missing(_) | What::EmptyFolder | What::Prepared => {}
         found => bail!(
             "{}: expected a new or empty folder, or one that `flashlm data prepare` wrote, found {found}; name another with --out",
@@ -93,7 +100,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sources = [(train.0.clone(), 1.0)];
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, train.1, &mut told)?;
     status.clear();
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
+    let stage = Stage::new(&dir)?;
     let mut report = Report::default();
     report.add("folder", dir.display(), dir.display().to_string());
     let (kind, size) = (tokenizer.kind(), tokenizer.vocab_size());
@@ -106,9 +113,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sides = [("train", train), ("valid", valid)];
     let caches = match &other {
         // Both sides of one source in one pass.
-        None => build(&dir, &sides, &tokenizer, threads),
+        None => build(&stage, &sides, &tokenizer, threads),
         Some(_) => sides.chunks(1).try_fold(Vec::new(), |mut caches, side| {
-            caches.extend(build(&dir, side, &tokenizer, threads)?);
+            caches.extend(build(&stage, side, &tokenizer, threads)?);
             Ok(caches)
         }),
     };
@@ -116,8 +123,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
         caches => caches?,
     };
-    // Behind the caches: a text that cannot be prepared leaves what was there as it was.
-    write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;
+    write_file(&stage.folder.join(TOKENIZER), |w| w.write_all(&tokenizer.to_json()))?;
+    stage.publish()?;
     for ((name, _), cache) in sides.iter().zip(&caches) {
         if args.raw {
             let path = dir.join(name).with_extension("u16");
@@ -149,22 +156,80 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether the folder has tokens of another source.
+fn is_of_another(dir: &Path, source: &Source) -> anyhow::Result<bool> {
+    // What is damaged is nobody's.
+    let Ok(cache) = TokenCache::inspect(&dir.join(CACHES[0])) else { return Ok(false) };
+    Ok(cache.made_from().source != source.fingerprint()?)
+}
+
+const CACHES: [&str; 2] = ["train.tok", "valid.tok"];
+const TOKENIZER: &str = "tokenizer.json";
+
+/// A folder within the one to write to, for files that take their places when all are there: what cannot be prepared leaves
+/// everything as it was.
+struct Stage<'a> {
+    dir: &'a Path,
+    folder: PathBuf,
+    /// Whether `dir` was not there before.
+    new: bool,
+}
+
+impl<'a> Stage<'a> {
+    fn new(dir: &'a Path) -> anyhow::Result<Self> {
+        let stage = Stage { dir, folder: dir.join(".tmp-prepare"), new: !dir.exists() };
+        // From a process that was killed.
+        let _ = fs::remove_dir_all(&stage.folder);
+        let created = fs::create_dir_all(&stage.folder);
+        created.with_context(|| format!("cannot create the folder {}", stage.folder.display()))?;
+        for name in CACHES {
+            let path = dir.join(name);
+            match path.symlink_metadata() {
+                // A cache that serves need not be built. Where links cannot be made, it is.
+                Ok(about) if about.is_file() => drop(fs::hard_link(&path, stage.folder.join(name))),
+                Ok(_) => drop(TokenCache::inspect(&path)?),
+                Err(_) => {}
+            }
+        }
+        Ok(stage)
+    }
+
+    fn publish(&self) -> anyhow::Result<()> {
+        for name in CACHES.into_iter().chain([TOKENIZER]) {
+            let to = self.dir.join(name);
+            fs::rename(self.folder.join(name), &to).with_context(|| format!("{}: cannot be written", to.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+        if self.new {
+            // Empty unless all went well.
+            let _ = fs::remove_dir(self.dir);
+        }
+    }
+}
+
 /// The caches of sides of one source.
 fn build(
-    dir: &Path,
+    stage: &Stage,
     sides: &[(&str, (Source, Split))],
     tokenizer: &Tokenizer,
     threads: usize,
 ) -> Result<Vec<TokenCache>, DataError> {
     let Some((_, (source, _))) = sides.first() else { return Ok(Vec::new()) };
     let names: Vec<&str> = sides.iter().map(|(name, _)| *name).collect();
-    let paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name).with_extension("tok")).collect();
+    let paths: Vec<PathBuf> = names.iter().map(|name| stage.folder.join(name).with_extension("tok")).collect();
     let splits: Vec<Split> = sides.iter().map(|(_, (_, split))| *split).collect();
     let (mut status, label) = (Status::new(), names.join(" and "));
     let mut told = |p: &Progress| progress(&mut status, &label, p);
     let built = TokenCache::open_or_build_all(&paths, source, tokenizer, &splits, threads, &mut told)?;
     status.clear();
-    for ((name, path), (_, stale)) in names.iter().zip(&paths).zip(&built) {
+    for (name, (_, stale)) in names.iter().zip(&built) {
+        let path = stage.dir.join(name).with_extension("tok");
         match stale {
             None => say!("{name}: {} serves as it is", path.display()),
             Some(Stale::Missing) => {}
