@@ -21,6 +21,11 @@ use std::ops::ControlFlow;
 const NONE: u16 = u16::MAX;
 /// A slot within a token: the id that is no text.
 const HOLE: u16 = 0;
+/// Counters of pairs by a hash, to tell which cannot come often.
+const BUCKETS: usize = 1 << 22;
+/// Places merged between two calls of the callback.
+const STRIDE: usize = 1 << 16;
+
 /// Which pairs are followed.
 #[derive(Clone, Copy)]
 struct Limits {
@@ -32,10 +37,6 @@ struct Limits {
 }
 
 const LIMITS: Limits = Limits { few: 4 << 20, times: 16 << 20, pairs: 1 << 20 };
-/// Counters of pairs by a hash, to tell which cannot come often.
-const BUCKETS: usize = 1 << 22;
-/// Places merged between two calls of the callback.
-const STRIDE: usize = 1 << 16;
 
 /// Left id above right id, so that numbers are in the order of pairs.
 type Pair = u32;
