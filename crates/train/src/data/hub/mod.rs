@@ -253,7 +253,7 @@ impl Client {
         let mut counts = BTreeMap::new();
         wanted.iter().filter_map(series).for_each(|series| *counts.entry(series).or_insert(0) += 1);
         match counts.into_iter().find(|((_, n), here)| here < n) {
-            Some(((name, n), here)) => Err(self.offline(dataset, format!("{} of the {n} files {name} are", n - here))),
+            Some(((_, n), here)) => Err(self.offline(dataset, format!("{} of its {n} files are", n - here))),
             None => Ok((commit, found.into_iter().map(|path| (path, Entry::default())).collect())),
         }
     }
