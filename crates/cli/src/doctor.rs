@@ -83,8 +83,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let why = match precision {
         _ if isa.has_tiles() => "tile registers",
         Precision::Bf16 => "its products were timed, and are faster by more than a third",
-        _ if isa.has_bf16() => "products of bf16 were timed, and are not faster by a third",
-        _ => "this instruction set has no products of bf16",
+        _ if isa.has_bf16() => "matmuls in bf16 were timed, and are not faster by a third",
+        _ => "this instruction set has no matmuls in bf16",
     };
     let text = format!("{}: {why}; --precision takes another", precision.name());
     report.add("precision", text, json!({"chosen": precision.name(), "why": why}));

@@ -20,11 +20,11 @@ use serde_json::json;
 
 use crate::common::{Status, data_spec, exec, open_source, out, precision, say};
 
-/// Most rows of one pass over latent weights.
+/// Most rows of one pass over master weights.
 const ROWS: usize = 2048;
 /// Most rows of one pass of the packed runtime, a thread.
 const PACKED_ROWS: usize = 64;
-/// How far the packed model may be above its latent weights without a word.
+/// How far the packed model may be above its master weights without a word.
 const APART: f64 = 0.005;
 /// Tokens that are read before they are scored; bounds the memory for any size of data.
 const PART: usize = 1 << 20;
@@ -52,7 +52,7 @@ pub struct Args {
     /// Threads to compute with [default: all processors].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// What products of the latent weights are computed in: f32, bf16, or auto for what this machine does fastest
+    /// What matmuls of the master weights are computed in: f32, bf16, or auto for what this machine does fastest
     #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
     precision: Precision,
 }
@@ -117,7 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         rows.insert(
             1,
             (
-                "  of latent weights",
+                "  of master weights",
                 format!("{latent:.4}, activations in {kept}; packed is {:+.2} %{why}", 100.0 * apart),
             ),
         );
@@ -155,7 +155,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; model.activation_bits=8 \
                    trains for them";
 
-/// What explains the share by which the packed model is above its latent weights; nothing explains a share below.
+/// What explains the share by which the packed model is above its master weights; nothing explains a share below.
 fn why(apart: f64, activation_bits: u32) -> &'static str {
     if apart > APART && activation_bits != 8 { WHY } else { "" }
 }

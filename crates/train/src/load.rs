@@ -121,12 +121,12 @@ pub enum LoadError {
 
 /// What may be named as a model.
 const ANY: &str = "a model: a run, a checkpoint, a packed model, or a model file of FlashLM";
-/// What may be named where latent weights are needed.
-const LATENT: &str = "a model with latent weights: a run, a checkpoint, or a model file of FlashLM";
+/// What may be named where master weights are needed.
+const LATENT: &str = "a model with master weights: a run, a checkpoint, or a model file of FlashLM";
 
 /// A model in the form it was found in.
 pub enum Found {
-    /// With its latent weights.
+    /// With its master weights.
     Latent(Box<Model>),
     /// As `flashlm pack` wrote it.
     Packed(Box<PackedModel>),
@@ -472,7 +472,7 @@ mod tests {
             let text = error(path);
             assert!(text.starts_with(&path.display().to_string()) && text.contains(part), "{text}");
         };
-        has(&at("none"), "; expected a model with latent weights: a run, a checkpoint, or a model file of FlashLM");
+        has(&at("none"), "; expected a model with master weights: a run, a checkpoint, or a model file of FlashLM");
         has(folder.path(), "found an empty folder");
         fs::write(at("run.json"), "{}").unwrap();
         has(folder.path(), "found a run that has no checkpoint yet");

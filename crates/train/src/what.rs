@@ -36,7 +36,7 @@ pub enum What {
     TextFolder,
     /// A folder with nothing in it.
     EmptyFolder,
-    /// A model file with latent weights, which has its tokenizer beside it.
+    /// A model file with master weights, which has its tokenizer beside it.
     Model,
     /// A file that `flashlm pack` wrote.
     Packed,
@@ -123,7 +123,7 @@ impl fmt::Display for What {
             What::Prepared => write!(f, "a folder that `flashlm data prepare` wrote"),
             What::TextFolder => write!(f, "a folder of text"),
             What::EmptyFolder => write!(f, "an empty folder"),
-            What::Model => write!(f, "a model with latent weights"),
+            What::Model => write!(f, "a model with master weights"),
             What::Packed => write!(f, "a packed model"),
             What::Vectors => write!(f, "test vectors"),
             What::Tensors { format, count } => {

@@ -91,8 +91,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, Split::Valid(_)) => train,
         _ => train.without(Arc::new(Held::of(&valid)?)),
     };
+    let chosen = args.out.is_some();
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.name()));
     match What::of(&dir) {
+        // Two texts of one name have one folder, but for whom has chosen it.
+        What::Prepared if !chosen && is_of_another(&dir, &train)? => bail!(
+            "{at}: holds the tokens of another text, or of this one before it changed; \
+             `--out {at}` replaces them, another --out keeps them",
+            at = dir.display()
+        ),
         What::Missing(_) | What::EmptyFolder | What::Prepared => {}
         found => bail!(
             "{}: expected a new or empty folder, or one that `flashlm data prepare` wrote, found {found}; name another with --out",
@@ -104,7 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sources = [(train.clone(), 1.0)];
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, &mut told)?;
     status.clear();
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder {}", dir.display()))?;
+    let stage = Stage::new(&dir)?;
     let mut report = Report::default();
     report.add("folder", dir.display(), dir.display().to_string());
     let (kind, size) = (tokenizer.kind(), tokenizer.vocab_size());
@@ -115,13 +122,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         json!({"kind": kind, "vocab_size": size, "eos": tokenizer.eos(), "hash": format!("{:016x}", tokenizer.hash())}),
     );
     let sides = [("train", train), ("valid", valid)];
-    let build = |(name, source): &(&str, Source)| build(&dir, name, source, &tokenizer, threads);
+    let build = |(name, source): &(&str, Source)| build(&stage, name, source, &tokenizer, threads);
     let caches: Vec<TokenCache> = match sides.iter().map(build).collect() {
         Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
         caches => caches?,
     };
-    // Behind the caches: a text that cannot be prepared leaves what was there as it was.
-    write_file(&dir.join("tokenizer.json"), |w| w.write_all(&tokenizer.to_json()))?;
+    write_file(&stage.folder.join(TOKENIZER), |w| w.write_all(&tokenizer.to_json()))?;
+    stage.publish()?;
     for ((name, _), cache) in sides.iter().zip(&caches) {
         if args.raw {
             let path = dir.join(name).with_extension("u16");
@@ -163,19 +170,77 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whether the folder has tokens of another source.
+fn is_of_another(dir: &Path, source: &Source) -> anyhow::Result<bool> {
+    // What is damaged is nobody's.
+    let Ok(cache) = TokenCache::inspect(&dir.join(CACHES[0])) else { return Ok(false) };
+    Ok(cache.made_from().source != source.fingerprint()?)
+}
+
+const CACHES: [&str; 2] = ["train.tok", "valid.tok"];
+const TOKENIZER: &str = "tokenizer.json";
+
+/// A folder within the one to write to, for files that take their places when all are there: what cannot be prepared leaves
+/// everything as it was.
+struct Stage<'a> {
+    dir: &'a Path,
+    folder: PathBuf,
+    /// Whether `dir` was not there before.
+    new: bool,
+}
+
+impl<'a> Stage<'a> {
+    fn new(dir: &'a Path) -> anyhow::Result<Self> {
+        let stage = Stage { dir, folder: dir.join(".tmp-prepare"), new: !dir.exists() };
+        // From a process that was killed.
+        let _ = fs::remove_dir_all(&stage.folder);
+        let created = fs::create_dir_all(&stage.folder);
+        created.with_context(|| format!("cannot create the folder {}", stage.folder.display()))?;
+        for name in CACHES {
+            let path = dir.join(name);
+            match path.symlink_metadata() {
+                // A cache that serves need not be built. Where links cannot be made, it is.
+                Ok(about) if about.is_file() => drop(fs::hard_link(&path, stage.folder.join(name))),
+                Ok(_) => drop(TokenCache::inspect(&path)?),
+                Err(_) => {}
+            }
+        }
+        Ok(stage)
+    }
+
+    fn publish(&self) -> anyhow::Result<()> {
+        for name in CACHES.into_iter().chain([TOKENIZER]) {
+            let to = self.dir.join(name);
+            fs::rename(self.folder.join(name), &to).with_context(|| format!("{}: cannot be written", to.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+        if self.new {
+            // Empty unless all went well.
+            let _ = fs::remove_dir(self.dir);
+        }
+    }
+}
+
 /// The cache of one side.
 fn build(
-    dir: &Path,
+    stage: &Stage,
     name: &str,
     source: &Source,
     tokenizer: &Tokenizer,
     threads: usize,
 ) -> Result<TokenCache, DataError> {
-    let (path, mut status) = (dir.join(name).with_extension("tok"), Status::new());
+    let (path, mut status) = (stage.folder.join(name).with_extension("tok"), Status::new());
     let mut told = |p: &Progress| progress(&mut status, name, p);
     let (cache, built) = TokenCache::open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
     noted(name, &built.as_ref().map(|built| built.read.seen).unwrap_or_default());
+    let path = stage.dir.join(name).with_extension("tok");
     match built.map(|built| built.reason) {
         None => say!("{name}: {} serves as it is", path.display()),
         Some(Stale::Missing) => {}

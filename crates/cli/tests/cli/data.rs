@@ -71,3 +71,34 @@ fn prepare_takes_columns_filters_and_stories() {
     assert!(report["train"]["coverage"].as_f64().unwrap() < 0.99, "one story has not all words: {report}");
     assert!(report["train"]["stories"].as_u64().unwrap() + report["valid"]["stories"].as_u64().unwrap() == 400);
 }
+
+/// What cannot be prepared leaves the folder as it was, whichever side it is of, and no folder where there was none.
+#[test]
+fn a_failed_prepare_changes_nothing() {
+    let place = Place::new();
+    let story = |n: usize| format!("Story {n} of a cat and a dog.\n<|endoftext|>\n");
+    for folder in ["a", "b"] {
+        std::fs::create_dir(place.path(folder)).unwrap();
+    }
+    place.write("a/text.txt", (0..300).map(story).collect::<String>());
+    place.write("b/text.txt", (300..800).map(story).collect::<String>());
+    place.write("none.jsonl", "{\"other\":1}\n");
+    let files = || {
+        let names = std::fs::read_dir(place.path("prepared/text")).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = names.map(|path| (std::fs::read(&path).unwrap(), path)).collect();
+        files.sort();
+        files
+    };
+    let prepare = "data prepare --tokenizer bpe --vocab 300 --data";
+    place.ok(&format!("{prepare} a/text.txt"));
+    let before = files();
+    assert_eq!(before.len(), 3);
+    place.fails(&format!("{prepare} b/text.txt"), &["prepared/text", "another text", "--out prepared/text"]);
+    place.fails(&format!("{prepare} b/text.txt --valid none.jsonl --out prepared/text"), &["none.jsonl"]);
+    place.fails(&format!("{prepare} b/text.txt --valid none.jsonl --out new"), &["none.jsonl"]);
+    assert!(files() == before && !place.path("new").exists());
+    place.ok(&format!("{prepare} a/text.txt"));
+    assert!(files() == before);
+    place.ok(&format!("{prepare} b/text.txt --out prepared/text"));
+    assert!(files() != before && files().len() == 3);
+}

@@ -53,7 +53,7 @@ const COMMANDS: [(char, &str, &str); 7] = [
     ('g', "generate PATH -n 2", "expected a model"),
     ('e', "eval PATH --data synthetic:2", "expected a model"),
     ('d', "bench decode PATH --seconds 0.01 --prompt 2", "expected a model"),
-    ('p', "pack PATH -o OUT", "expected a model with latent weights"),
+    ('p', "pack PATH -o OUT", "expected a model with master weights"),
     ('c', "plot PATH -o OUT", "expected a run, or the metrics.jsonl of one"),
     ('v', "verify PATH", "expected test vectors"),
 ];
@@ -62,7 +62,7 @@ const COMMANDS: [(char, &str, &str); 7] = [
 const KINDS: [(&str, &str, &[&str]); 30] = [
     ("run", "igedpc", &["found a run", "flashlm info run"]),
     (STEP, "igedp", &["found a checkpoint", "flashlm info"]),
-    ("model.safetensors", "igedp", &["found a model with latent weights"]),
+    ("model.safetensors", "igedp", &["found a model with master weights"]),
     ("packed.safetensors", "iged", &["found a packed model"]),
     ("new", "i", &["found a run that has no checkpoint yet", "Ctrl-C"]),
     ("run/checkpoints", "", &["found the folder of a run's checkpoints", "name the run"]),

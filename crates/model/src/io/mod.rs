@@ -12,6 +12,9 @@ use std::path::Path;
 
 use flashlm_kernels::map::Map;
 
+/// How what git has in the place of a large file begins.
+pub const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum IoError {

@@ -213,6 +213,10 @@ impl Header {
 /// The header at the start of a file of `length` bytes, and where its data begins.
 fn parse(bytes: &[u8], length: u64, label: &str) -> Result<(Metadata, usize), IoError> {
     let file = || label.to_owned();
+    if bytes.starts_with(super::LFS_POINTER) {
+        let found = "a git LFS pointer (fetch the file with `git lfs pull`)".to_owned();
+        return Err(IoError::Malformed { file: file(), format: "safetensors", found });
+    }
     let short = |expected: u64| IoError::Length { file: file(), expected, found: length };
     let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or_else(|| short(PREFIX as u64))?;
     let declared = u64::from_le_bytes(*prefix);

@@ -4,21 +4,21 @@
 //! first is merged until none is left (leftmost first among equals). A new vocabulary has EOS `<|endoftext|>` = 0, the 256
 //! bytes = 1..=256 in the order of their printable stand-ins, then one id a merge.
 //!
-//! The `tokenizers` crate trains; the split and the merging are our own: no regex, no lock, no cache to warm, and equal to
-//! the crate's (tests). Encode and decode agree with Python `tokenizers` on the saved file, but for one thing: Python turns
+//! Split, training (`learn.rs`) and merging are our own, and equal to those of the crate `tokenizers` (tests): no regex, no
+//! lock, no cache to warm. Encode and decode agree with Python `tokenizers` on the saved file, but for one thing: Python turns
 //! `<|endoftext|>` inside a text into id 0, we spell it as plain text, as Python does with `encode_special_tokens = True`.
 
 use super::hash::FastMap;
+use super::learn::{Learned, learn};
 use super::merge::{Ranks, Scratch, merge};
-use super::split::{cut, split};
+use super::pieces::Pieces;
 use super::{MAX_TOKEN, MAX_VOCAB, Pairs, TokError};
 use serde::{Deserialize, de::IgnoredAny};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 
 const KIND: &str = "bpe";
 const EOS: &str = "<|endoftext|>";
-/// Text given to the trainer at once, in bytes: it makes a string of each piece.
-const PART: usize = 64 << 10;
 
 // ---- Bytes as printable characters ----------------------------------------------------------------------------------
 
@@ -41,6 +41,13 @@ fn byte_of(c: char) -> Option<u8> {
         _ => return None,
     };
     u8::try_from(b).ok()
+}
+
+/// The stand-ins in the order in which training numbers them.
+fn alphabet() -> [char; 256] {
+    let mut chars = std::array::from_fn(|b| char_of(b as u8));
+    chars.sort_unstable();
+    chars
 }
 
 // ---- The file -------------------------------------------------------------------------------------------------------
@@ -77,6 +84,7 @@ struct Model {
     continuing_subword_prefix: Option<String>,
     end_of_word_suffix: Option<String>,
     ignore_merges: Option<bool>,
+    byte_fallback: Option<bool>,
     vocab: Pairs,
     merges: Vec<Merge>,
 }
@@ -92,6 +100,10 @@ fn invalid(what: String) -> TokError {
     TokError::Invalid { kind: KIND, what }
 }
 
+fn too_many(tokens: usize) -> TokError {
+    invalid(format!("{tokens} tokens; expected at most {MAX_VOCAB}, for ids are 16 bits: choose a smaller one"))
+}
+
 /// Refuses every setting that would make the file encode or decode unlike plain byte-level BPE.
 fn check(file: &File) -> Result<(), TokError> {
     fn shown<T: ToString>(value: Option<T>) -> String {
@@ -101,6 +113,14 @@ fn check(file: &File) -> Result<(), TokError> {
         shown(part.as_ref().map(|p| &p.r#type))
     }
     let (pre, m) = (file.pre_tokenizer.as_ref(), &file.model);
+    let spaces = || m.vocab.list.iter().any(|(token, _)| token.starts_with('▁'));
+    if m.byte_fallback == Some(true) || spaces() {
+        let what = "its tokens are characters, as SentencePiece makes them (`▁` for a space, byte_fallback)";
+        return Err(invalid(format!("{what}; expected byte-level BPE, as of GPT-2")));
+    }
+    if m.vocab.len > MAX_VOCAB {
+        return Err(too_many(m.vocab.len));
+    }
     let prefix_space = pre.and_then(|p| p.add_prefix_space);
     let use_regex = pre.and_then(|p| p.use_regex);
     let some = |part: &Option<IgnoredAny>| shown(part.as_ref().map(|_| "set"));
@@ -146,32 +166,30 @@ pub(super) struct Bpe {
 }
 
 impl Bpe {
-    #[cfg(not(target_arch = "wasm32"))]
-    pub(super) fn train<'a>(
-        stories: impl Iterator<Item = &'a str> + Send,
+    /// The vocabulary of counted pieces. The callback hears which share is done, and may stop it by breaking.
+    pub(super) fn train(
+        pieces: Pieces,
         vocab_size: usize,
+        progress: &mut dyn FnMut(f64) -> ControlFlow<()>,
     ) -> Result<Self, TokError> {
-        use tokenizers::{
-            AddedToken, Trainer,
-            models::bpe::{BPE, BpeTrainer},
-        };
-        TokError::check_vocab_size(KIND, vocab_size, 257..=MAX_VOCAB)?;
-        let failed = |e: &dyn std::fmt::Display| TokError::Train(e.to_string());
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocab_size)
-            .show_progress(false)
-            .special_tokens(vec![AddedToken::from(EOS, true)])
-            .initial_alphabet((0..=255).map(char_of).collect())
-            .build();
-        let printable = |piece: &str| piece.bytes().map(char_of).collect();
-        trainer
-            .feed(stories.flat_map(parts), |part| Ok(split(part).map(printable).collect()))
-            .map_err(|e| failed(&e))?;
-        let mut model = BPE::default();
-        trainer.train(&mut model).map_err(|e| failed(&e))?;
-        // The merges are not public; their serialised form is.
-        let model = serde_json::to_vec(&model).map_err(|e| failed(&e))?;
-        Self::new(super::parse(KIND, &model)?, BTreeMap::from([(0, EOS.into())]))
+        let name = |bytes: &[u8]| bytes.iter().map(|&b| char_of(b)).collect::<String>();
+        let alphabet = alphabet().into_iter().filter_map(byte_of).map(|byte| Box::from([byte]));
+        let tokens = [Box::default()].into_iter().chain(alphabet).collect();
+        let Learned { tokens, merges } = learn(pieces, tokens, vocab_size, progress)?;
+        let mut names: Vec<String> = tokens.iter().map(|token| name(token)).collect();
+        names[0] = EOS.into();
+        // A pair that came to be again, after all of it was merged, has the rank of its last merge.
+        let last: HashMap<[u16; 2], usize> = merges.iter().copied().zip(0..).collect();
+        let merges = merges.iter().enumerate().filter(|&(rank, pair)| last[pair] == rank);
+        let merges = merges.map(|(_, pair)| pair.map(|id| names[usize::from(id)].clone()));
+        let merges = merges.map(|[left, right]| Merge::Pair(left, right)).collect();
+        let model = Model { merges, vocab: names.into_iter().zip(0..).collect(), ..Model::default() };
+        Self::new(model, BTreeMap::from([(0, EOS.into())]))
+    }
+
+    /// No vocabulary has fewer tokens than EOS and the bytes.
+    pub(super) fn check_size(vocab_size: usize) -> Result<(), TokError> {
+        TokError::check_vocab_size(KIND, vocab_size, 257..=MAX_VOCAB)
     }
 
     pub(super) fn from_json(json: &[u8]) -> Result<Self, TokError> {
@@ -205,7 +223,7 @@ impl Bpe {
             return Err(invalid(format!("no special token {EOS:?}, which must end a story")));
         };
         let mut vocab = HashMap::new();
-        for (token, id) in &model.vocab.0 {
+        for (token, id) in &model.vocab.list {
             if vocab.insert(token.as_str(), *id).is_some() {
                 return Err(invalid(format!("token {token:?} comes twice")));
             }
@@ -217,7 +235,7 @@ impl Bpe {
         }
         let n = vocab.len();
         if n > MAX_VOCAB {
-            return Err(invalid(format!("{n} tokens; expected at most {MAX_VOCAB}")));
+            return Err(too_many(n));
         }
         let mut tokens: Vec<Option<Box<[u8]>>> = vec![None; n];
         for (token, &id) in &vocab {
@@ -321,9 +339,8 @@ impl Bpe {
 
     /// EOS 0, the bytes 1 to 256, then the result of each merge, as training numbers them.
     pub(super) fn from_merges(merges: &[[u16; 2]]) -> Result<Self, TokError> {
-        let mut bytes: Vec<char> = (0..=255).map(char_of).collect();
-        bytes.sort_unstable();
-        let mut tokens: Vec<String> = [EOS.into()].into_iter().chain(bytes.into_iter().map(String::from)).collect();
+        let bytes = alphabet().map(String::from);
+        let mut tokens: Vec<String> = [EOS.into()].into_iter().chain(bytes).collect();
         let mut pairs = Vec::with_capacity(merges.len());
         for (rank, ids) in merges.iter().enumerate() {
             let [Some(left), Some(right)] = ids.map(|id| tokens.get(usize::from(id)).filter(|_| id > 0)) else {
@@ -337,7 +354,7 @@ impl Bpe {
             pairs.push(Merge::Pair(left.clone(), right.clone()));
             tokens.push(both);
         }
-        let vocab = Pairs(tokens.into_iter().zip(0..).collect());
+        let vocab = tokens.into_iter().zip(0..).collect();
         let model = Model { vocab, merges: pairs, ..Model::default() };
         Self::new(model, BTreeMap::from([(0, EOS.into())]))
     }
@@ -367,23 +384,12 @@ impl Bpe {
     }
 }
 
-/// The story in parts that have the pieces of the whole.
-#[cfg(not(target_arch = "wasm32"))]
-fn parts(story: &str) -> impl Iterator<Item = &str> {
-    let mut rest = story;
-    std::iter::from_fn(move || {
-        let end = cut(rest, PART).unwrap_or(rest.len());
-        let (part, later) = rest.split_at(end);
-        rest = later;
-        (!part.is_empty()).then_some(part)
-    })
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::tok::{
         Tokenizer,
+        split::split,
         testing::{Random, odd_texts, random_text, shared, stories},
     };
     use std::collections::HashSet;
@@ -412,7 +418,7 @@ mod tests {
     }
 
     /// The crate's own pipeline: its regex, its added-token handling, its training.
-    fn trained_by_the_crate(stories: &[&str], vocab_size: usize) -> String {
+    pub fn trained_by_the_crate(stories: &[&str], vocab_size: usize) -> String {
         type Parts =
             TokenizerBuilder<BPE, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
         let mut t = Parts::new()
@@ -575,7 +581,31 @@ mod tests {
         assert!(Tokenizer::from_json(&t.to_json()).unwrap().to_json() == t.to_json());
         v["model"]["vocab"]["abc"] = 65_535.into();
         let e = Tokenizer::from_json(v.to_string().as_bytes()).unwrap_err();
-        assert!(e.to_string().contains("more than 65535"), "{e}");
+        assert!(e.to_string().contains("65536 tokens; expected at most 65535"), "{e}");
+    }
+
+    /// Told by what they are, whatever else is in them.
+    #[test]
+    fn tokenizers_of_other_kinds_are_told_by_their_kind() {
+        let many: Vec<String> = (0..70_000).map(|id| format!("\"t{id}\":{id}")).collect();
+        let bpe = |rest: &str| format!(r#"{{"added_tokens":[],"model":{{"type":"BPE","merges":[],{rest}}}}}"#);
+        for (json, says) in [
+            (r#"{"model":{"type":"Unigram","unk_id":0,"vocab":[["a",-1.5]]}}"#.to_string(), "model type is Unigram"),
+            (r#"{"model":{"type":"WordPiece","vocab":{"a":0}}}"#.into(), "model type is WordPiece"),
+            (r#"{"model":{"type":"WordLevel","vocab":{"a":0}}}"#.into(), "model type is WordLevel"),
+            (r#"{"model":{"unk_id":null,"vocab":[["a",-1.5]]}}"#.into(), "model type is Unigram"),
+            (
+                r#"{"model":{"unk_token":"?","max_input_chars_per_word":9,"vocab":{}}}"#.into(),
+                "model type is WordPiece",
+            ),
+            (r#"{"model":{"unk_token":"?","vocab":{"a":0}}}"#.into(), "model type is WordLevel"),
+            (bpe(&format!(r#""vocab":{{{}}}"#, many.join(","))), "70000 tokens; expected at most 65535"),
+            (bpe(r#""byte_fallback":true,"vocab":{"a":0}"#), "as SentencePiece makes them"),
+            (bpe(r#""vocab":{"▁the":0}"#), "as SentencePiece makes them"),
+        ] {
+            let e = Tokenizer::from_json(json.as_bytes()).unwrap_err().to_string();
+            assert!(e.contains(says) && !e.contains("cut off"), "{e}");
+        }
     }
 
     /// The older spelling of merges, a special outside the vocabulary, GPT-2's post-processor.

@@ -42,32 +42,49 @@ fn invalid(what: String) -> TokError {
     TokError::Invalid { kind: KIND, what }
 }
 
-impl Frequency {
-    pub(super) fn train<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
-        let range = SPECIALS + 1..=SPECIALS + BASES;
-        TokError::check_vocab_size(KIND, vocab_size, range)?;
-        let mut counts = vec![0u64; BASES];
-        let mut bases = Vec::new();
-        let (mut words, mut scratch, mut ids) = (Words::new(), Scratch::default(), Vec::new());
-        for story in stories {
-            ids.clear();
-            words.encode(story, &mut ids, |piece, out| gpt2::encode(piece, &mut scratch, out));
-            for &base in &ids {
-                let count = &mut counts[usize::from(base)];
-                if *count == 0 {
-                    bases.push(base);
-                }
-                *count += 1;
+/// The base ids of stories, counted.
+pub(super) struct Counter {
+    vocab_size: usize,
+    counts: Vec<u64>,
+    /// Ids that came, in the order of their first time.
+    bases: Vec<u16>,
+    words: Words,
+    scratch: Scratch,
+    ids: Vec<u16>,
+}
+
+impl Counter {
+    pub(super) fn new(vocab_size: usize) -> Result<Self, TokError> {
+        TokError::check_vocab_size(KIND, vocab_size, SPECIALS + 1..=SPECIALS + BASES)?;
+        let (words, scratch) = (Words::new(), Scratch::default());
+        Ok(Self { vocab_size, counts: vec![0; BASES], bases: Vec::new(), words, scratch, ids: Vec::new() })
+    }
+
+    pub(super) fn add(&mut self, story: &str) {
+        let Self { counts, bases, words, scratch, ids, .. } = self;
+        ids.clear();
+        words.encode(story, ids, |piece, out| gpt2::encode(piece, scratch, out));
+        for &base in &*ids {
+            let count = &mut counts[usize::from(base)];
+            if *count == 0 {
+                bases.push(base);
             }
+            *count += 1;
         }
+    }
+
+    pub(super) fn finish(self) -> Result<Frequency, TokError> {
+        let Self { vocab_size, counts, mut bases, .. } = self;
         if bases.is_empty() {
             return Err(TokError::NoText { kind: KIND });
         }
         bases.sort_by_key(|&base| std::cmp::Reverse(counts[usize::from(base)]));
         bases.truncate(vocab_size - SPECIALS);
-        Ok(Self::new(vocab_size, bases))
+        Ok(Frequency::new(vocab_size, bases))
     }
+}
 
+impl Frequency {
     fn new(declared: usize, bases: Vec<u16>) -> Self {
         let mut ids = vec![UNK; BASES];
         for (id, &base) in (SPECIALS as u16..).zip(&bases) {
@@ -81,12 +98,12 @@ impl Frequency {
     }
 
     fn from_file(file: File) -> Result<Self, TokError> {
-        let n = file.id_to_base.0.len();
+        let n = file.id_to_base.len;
         if n == 0 {
             return Err(invalid("id_to_base has no entries".into()));
         }
-        if n != file.base_to_id.0.len() {
-            let m = file.base_to_id.0.len();
+        if n != file.base_to_id.len {
+            let m = file.base_to_id.len;
             let what = format!("id_to_base has {n} entries and base_to_id {m}; expected equally many");
             return Err(invalid(what));
         }
@@ -98,7 +115,7 @@ impl Frequency {
         };
         let mut bases = vec![NO_BASE; n];
         let mut used = vec![false; BASES];
-        for (id, base) in &file.id_to_base.0 {
+        for (id, base) in &file.id_to_base.list {
             let place =
                 (id.parse::<usize>().ok()).and_then(|id| id.checked_sub(SPECIALS)).and_then(|i| bases.get_mut(i));
             let Some(place) = place else {
@@ -118,7 +135,7 @@ impl Frequency {
         }
         let new = Self::new(declared, bases);
         let mut seen = vec![false; n];
-        for (base, id) in &file.base_to_id.0 {
+        for (base, id) in &file.base_to_id.list {
             let known = base.parse::<usize>().ok().and_then(|b| new.ids.get(b));
             let seen = known
                 .filter(|&&k| k != UNK && u64::from(k) == *id)
@@ -140,8 +157,8 @@ impl Frequency {
         let with_ids = || (SPECIALS as u64..).zip(&bases);
         let file = File {
             vocab_size: declared.into(),
-            id_to_base: Pairs(with_ids().map(|(id, base)| (id.to_string(), u64::from(*base))).collect()),
-            base_to_id: Pairs(with_ids().map(|(id, base)| (base.to_string(), id)).collect()),
+            id_to_base: with_ids().map(|(id, base)| (id.to_string(), u64::from(*base))).collect(),
+            base_to_id: with_ids().map(|(id, base)| (base.to_string(), id)).collect(),
         };
         Self::from_file(file)
     }

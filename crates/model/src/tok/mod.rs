@@ -11,24 +11,28 @@ mod compact;
 mod frequency;
 mod gpt2;
 mod hash;
+mod learn;
 mod merge;
+mod pieces;
 mod split;
 mod stream;
+mod trainer;
 mod words;
 
 pub use stream::StreamDecoder;
+pub use trainer::Trainer;
 
-use crate::io::{IoError, read_limited};
+use crate::io::{IoError, LFS_POINTER, read_limited};
 use bpe::Bpe;
 use frequency::Frequency;
 use merge::Scratch;
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+    de::{IgnoredAny, MapAccess, Visitor},
 };
 use std::{
     fmt,
-    ops::RangeInclusive,
+    ops::{ControlFlow, RangeInclusive},
     path::{Path, PathBuf},
 };
 use words::Words;
@@ -61,6 +65,9 @@ pub enum TokError {
         /// Largest size that is read.
         limit: usize,
     },
+    /// What git has in the place of a large file.
+    #[error("a git LFS pointer, which stands for a file that is not here: fetch it with `git lfs pull`")]
+    LfsPointer,
     /// Not JSON, or not the JSON of this kind.
     #[error("not valid {kind} JSON: {reason}; the file may be cut off or of another format")]
     Json {
@@ -110,9 +117,9 @@ pub enum TokError {
         /// Kind of tokenizer.
         kind: &'static str,
     },
-    /// The BPE trainer failed.
-    #[error("BPE training failed: {0}")]
-    Train(String),
+    /// The callback asked for it.
+    #[error("stopped")]
+    Stopped,
 }
 
 impl TokError {
@@ -149,15 +156,27 @@ impl FileKind {
             base_to_id: Option<IgnoredAny>,
             model: Option<Model>,
         }
-        /// Older files do not name the type; what only one type has does.
+        /// Older files do not name the type; what only one type has does, whatever its value.
         #[derive(Deserialize)]
         struct Model {
             r#type: Option<String>,
-            unk_id: Option<IgnoredAny>,
-            max_input_chars_per_word: Option<IgnoredAny>,
+            #[serde(default, deserialize_with = "there")]
+            unk_id: bool,
+            #[serde(default, deserialize_with = "there")]
+            max_input_chars_per_word: bool,
+            #[serde(default, deserialize_with = "there")]
+            unk_token: bool,
+            #[serde(default, deserialize_with = "there")]
+            merges: bool,
+        }
+        fn there<'de, D: Deserializer<'de>>(d: D) -> Result<bool, D::Error> {
+            IgnoredAny::deserialize(d).map(|_| true)
         }
         if json.len() > MAX_FILE {
             return Err(TokError::TooLarge { limit: MAX_FILE });
+        }
+        if json.starts_with(LFS_POINTER) {
+            return Err(TokError::LfsPointer);
         }
         let probe: Probe = parse("tokenizer", json)?;
         if probe.kind.is_some_and(|kind| kind == "bytes") {
@@ -167,9 +186,10 @@ impl FileKind {
             return Ok(Self::Frequency);
         }
         let model = probe.model.ok_or(TokError::UnknownKind)?;
-        let by_key = match (model.unk_id, model.max_input_chars_per_word) {
-            (Some(_), _) => "Unigram",
-            (_, Some(_)) => "WordPiece",
+        let by_key = match model {
+            Model { unk_id: true, .. } => "Unigram",
+            Model { max_input_chars_per_word: true, .. } => "WordPiece",
+            Model { merges: false, unk_token: true, .. } => "WordLevel",
             _ => "BPE",
         };
         let found = model.r#type.unwrap_or(by_key.into());
@@ -192,21 +212,21 @@ impl Tokenizer {
         Self(Kind::Bytes)
     }
 
-    /// FlashLM v4's vocabulary, counted over `stories`; `vocab_size` 5 to 50261, 4 specials included.
+    /// FlashLM v4's vocabulary, counted over `stories`: see [`Trainer::frequency`].
     ///
-    /// Text with fewer kinds of tokens gives a smaller vocabulary. The original takes the first 50,000 stories and strips
-    /// newlines around each: so should the caller.
+    /// The original takes the first 50,000 stories and strips newlines around each: so should the caller.
     pub fn train_frequency<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
-        Frequency::train(stories, vocab_size).map(|t| Self(Kind::Frequency(t)))
+        Self::train(Trainer::frequency(vocab_size)?, stories)
     }
 
-    /// Byte-level BPE learned from `stories`; `vocab_size` 257 to 65535 counts the 256 bytes and EOS.
-    ///
-    /// The same stories, in any order and on any number of threads, give the same vocabulary; text that runs out of pairs
-    /// to merge gives a smaller one. Memory grows with the number of distinct words.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn train_bpe<'a>(stories: impl Iterator<Item = &'a str> + Send, vocab_size: usize) -> Result<Self, TokError> {
-        Bpe::train(stories, vocab_size).map(|t| Self(Kind::Bpe(t)))
+    /// Byte-level BPE learned from `stories`: see [`Trainer::bpe`].
+    pub fn train_bpe<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
+        Self::train(Trainer::bpe(vocab_size)?, stories)
+    }
+
+    fn train<'a>(mut trainer: Trainer, stories: impl Iterator<Item = &'a str>) -> Result<Self, TokError> {
+        stories.for_each(|story| trainer.add(story));
+        trainer.finish(&mut |_| ControlFlow::Continue(()))
     }
 
     /// Reads a tokenizer file of any kind; at most 64 MiB are read.
@@ -350,9 +370,20 @@ fn parse<'a, T: Deserialize<'a>>(kind: &'static str, json: &'a [u8]) -> Result<T
     serde_json::from_slice(json).map_err(|e| TokError::Json { kind, reason: e.to_string() })
 }
 
-/// A JSON object of integers in file order, doubled keys kept, so that they can be refused; no longer than a vocabulary.
+/// A JSON object of integers in file order, doubled keys kept, so that they can be refused; of more than a vocabulary may have
+/// only the number.
 #[derive(Default)]
-struct Pairs(Vec<(String, u64)>);
+struct Pairs {
+    list: Vec<(String, u64)>,
+    len: usize,
+}
+
+impl FromIterator<(String, u64)> for Pairs {
+    fn from_iter<I: IntoIterator<Item = (String, u64)>>(pairs: I) -> Self {
+        let list: Vec<(String, u64)> = pairs.into_iter().collect();
+        Self { len: list.len(), list }
+    }
+}
 
 impl<'de> Deserialize<'de> for Pairs {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -363,14 +394,17 @@ impl<'de> Deserialize<'de> for Pairs {
                 f.write_str("an object of token ids")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    if pairs.len() == MAX_VOCAB {
-                        return Err(A::Error::custom(format!("more than {MAX_VOCAB} entries")));
-                    }
-                    pairs.push(pair);
+                let mut pairs = Pairs::default();
+                while pairs.list.len() < MAX_VOCAB
+                    && let Some(pair) = map.next_entry()?
+                {
+                    pairs.list.push(pair);
                 }
-                Ok(Pairs(pairs))
+                pairs.len = pairs.list.len();
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+                    pairs.len += 1;
+                }
+                Ok(pairs)
             }
         }
         d.deserialize_map(Entries)
@@ -582,6 +616,7 @@ mod tests {
             (b"{\"kind\":\"bytes\"", "not valid tokenizer JSON"),
             (b"{\"kind\":\"\xff\"}", "not valid tokenizer JSON"),
             (b"[1, 2]", "not valid tokenizer JSON"),
+            (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
             (b"{}", "not a tokenizer"),
             (b"{\"kind\":\"words\"}", "not a tokenizer"),
             (b"{\"model\":{\"type\":\"WordLevel\",\"vocab\":{}}}", "type is WordLevel"),

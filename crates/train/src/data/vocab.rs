@@ -1,7 +1,8 @@
 //! The vocabulary of a run: one of the three kinds trained on its sources, or one from a file.
 //!
 //! Training sees the stories of each source, of its side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
-//! the original) or 64 MB, BPE up to 64 MB, so memory is bounded by that and one story. Of several sources each gives its
+//! the original) or 64 MB, BPE up to 64 MB, and counts what is in them as it reads: memory is bounded by one story and the
+//! different words of that. Of several sources each gives its
 //! share of that, from its start; one with less than its share gives what it has. A trained vocabulary is kept beside the
 //! token caches, and used again for the same sources and shares, side, kind, size and number of stories:
 //!
@@ -15,7 +16,7 @@ use super::source::Source;
 use crate::atomic;
 use crate::what::{Unwanted, What};
 use flashlm_model::io::read_limited;
-use flashlm_model::tok::{TokError, Tokenizer};
+use flashlm_model::tok::{TokError, Tokenizer, Trainer, cut};
 use std::fmt;
 use std::fs;
 use std::io::Write;
@@ -31,10 +32,12 @@ pub const STORIES: usize = 50_000;
 const SAMPLE: usize = 64 << 20;
 /// Text between two calls of the progress callback, in bytes.
 const STRIDE: usize = 1 << 20;
+/// Share of the work that is reading, where merges are learned after it.
+const READING: f64 = 0.5;
 /// Longest vocabulary file accepted.
 const MAX_FILE: u64 = 64 << 20;
 /// Part of every fingerprint; to be raised when the same stories come to give another vocabulary.
-const VERSION: &[u8] = b"flashlm vocabulary 1";
+const VERSION: &[u8] = b"flashlm vocabulary 2";
 
 /// Which tokenizer to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,17 +72,13 @@ impl FromStr for TokenizerChoice {
 impl TokenizerChoice {
     /// What can be known before any text is read: whether there is such a file, or may be such a vocabulary.
     pub fn check(&self, vocab_size: usize) -> Result<(), DataError> {
-        // Of no text there is no vocabulary, but its size is looked at first.
-        let trained = match self {
-            TokenizerChoice::Bytes => return Ok(()),
-            TokenizerChoice::File(path) => return Ok(Tokenizer::load(path).map(drop)?),
-            TokenizerChoice::Frequency => Tokenizer::train_frequency(std::iter::empty(), vocab_size),
-            TokenizerChoice::Bpe => Tokenizer::train_bpe(std::iter::empty(), vocab_size),
-        };
-        match trained {
-            Err(error @ TokError::VocabSize { .. }) => Err(error.into()),
-            _ => Ok(()),
+        match self {
+            TokenizerChoice::Bytes => {}
+            TokenizerChoice::File(path) => drop(of_file(path)?),
+            TokenizerChoice::Frequency => drop(Trainer::frequency(vocab_size)?),
+            TokenizerChoice::Bpe => drop(Trainer::bpe(vocab_size)?),
         }
+        Ok(())
     }
 }
 
@@ -96,7 +95,7 @@ impl fmt::Display for TokenizerChoice {
 
 /// The tokenizer chosen; a frequency or BPE one is trained on `sources`, by their weights, with `vocab_size`
 /// tokens to aim for, the former on `stories` of them, and kept in the folder `dir`. The callback hears of the text being
-/// read (its tokens stay 0) and may stop it by breaking.
+/// read, and of the merges learned from it (its tokens stay 0), and may stop both by breaking.
 pub fn tokenizer(
     dir: &Path,
     choice: &TokenizerChoice,
@@ -115,11 +114,21 @@ pub fn tokenizer(
     if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
         return Ok(kept);
     }
-    let sample = Sample::of(sources, max_stories, SAMPLE, progress)?;
-    let trained = match choice {
-        TokenizerChoice::Bpe => Tokenizer::train_bpe(sample.stories(), vocab_size)?,
-        _ => Tokenizer::train_frequency(sample.stories(), vocab_size)?,
+    let (mut trainer, reading) = match choice {
+        TokenizerChoice::Bpe => (Trainer::bpe(vocab_size)?, READING),
+        _ => (Trainer::frequency(vocab_size)?, 1.0),
     };
+    let started = Instant::now();
+    let mut said = |fraction, read: &Read| {
+        let (stories, bytes) = (read.stories as u64, read.bytes as u64);
+        let seconds = started.elapsed().as_secs_f64();
+        progress(&Progress { stories, bytes, tokens: 0, fraction, seconds })
+    };
+    let read = sample(sources, max_stories, SAMPLE, &mut |text| trainer.add(text), &mut |fraction, read| {
+        said(reading * fraction, read)
+    })?;
+    let trained = trainer.finish(&mut |fraction| said(reading + (1.0 - reading) * fraction, &read));
+    let trained = trained.map_err(|e| if matches!(e, TokError::Stopped) { DataError::Stopped } else { e.into() })?;
     keep(&path, &trained)?;
     Ok(trained)
 }
@@ -184,67 +193,64 @@ fn checksum(json: &[u8]) -> String {
     format!("{:016x}\n", xxh3_64(json))
 }
 
-/// The first stories of a source, one after the other.
-#[derive(Default)]
-struct Sample {
-    text: String,
-    ends: Vec<usize>,
+/// How much of a sample has been read.
+#[derive(Clone, Copy, Default)]
+struct Read {
+    stories: usize,
+    bytes: usize,
 }
 
-impl Sample {
-    /// Of each source its share of `max_stories` and `max_bytes`, one after the other.
-    fn of(
-        sources: &[(Source, f64)],
-        max_stories: usize,
-        max_bytes: usize,
-        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Sample, DataError> {
-        let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
-        let (mut sample, mut before, started) = (Sample::default(), 0.0, Instant::now());
-        for (source, weight) in sources {
-            let share = weight / sum;
-            let part = |limit: usize| if sources.len() == 1 { limit } else { (share * limit as f64).ceil() as usize };
-            sample.read(source, part(max_stories), part(max_bytes), &mut |p| {
-                let (fraction, seconds) = (before + share * p.fraction, started.elapsed().as_secs_f64());
-                progress(&Progress { fraction, seconds, ..*p })
-            })?;
-            before += share;
-        }
-        Ok(sample)
+/// Gives `take` of each source its share of `max_stories` and `max_bytes`, one after the other. `progress` hears which share of
+/// all has been read.
+fn sample(
+    sources: &[(Source, f64)],
+    max_stories: usize,
+    max_bytes: usize,
+    take: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(f64, &Read) -> ControlFlow<()>,
+) -> Result<Read, DataError> {
+    let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
+    let (mut all, mut before) = (Read::default(), 0.0);
+    for (source, weight) in sources {
+        let share = weight / sum;
+        let part = |limit: usize| if sources.len() == 1 { limit } else { (share * limit as f64).ceil() as usize };
+        let most = Read { stories: part(max_stories), bytes: part(max_bytes) };
+        first_stories(source, most, &mut all, take, &mut |fraction, all| progress(before + share * fraction, all))?;
+        before += share;
     }
+    Ok(all)
+}
 
-    /// Adds whole stories, until there are `max_stories` or at least `max_bytes` of text more.
-    fn read(
-        &mut self,
-        source: &Source,
-        max_stories: usize,
-        max_bytes: usize,
-        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<(), DataError> {
-        let (had_stories, had_bytes) = (self.ends.len(), self.text.len());
-        let mut said = had_bytes;
-        let mut stopped = false;
-        source.stories_at(&mut |story, read| {
-            self.text.push_str(story);
-            self.ends.push(self.text.len());
-            let (stories, bytes) = (self.ends.len() - had_stories, self.text.len() - had_bytes);
-            let full = stories >= max_stories || bytes >= max_bytes;
-            if full || self.text.len() - said >= STRIDE {
-                said = self.text.len();
-                let parts = [read, stories as f64 / max_stories as f64, bytes as f64 / max_bytes as f64];
+/// Whole stories, until there are as many as `most` says or at least as many bytes.
+fn first_stories(
+    source: &Source,
+    most: Read,
+    all: &mut Read,
+    take: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(f64, &Read) -> ControlFlow<()>,
+) -> Result<(), DataError> {
+    let (had, mut said, mut stopped) = (*all, all.bytes, false);
+    source.stories_at(&mut |story, read| {
+        all.stories += 1;
+        let mut rest = story;
+        let mut full = false;
+        while !rest.is_empty() && !stopped {
+            let (part, later) = rest.split_at(cut(rest, STRIDE).unwrap_or(rest.len()));
+            take(part);
+            rest = later;
+            all.bytes += part.len();
+            let (stories, bytes) = (all.stories - had.stories, all.bytes - had.bytes);
+            full = rest.is_empty() && (stories >= most.stories || bytes >= most.bytes);
+            if full || all.bytes - said >= STRIDE {
+                said = all.bytes;
+                let parts = [read, stories as f64 / most.stories as f64, bytes as f64 / most.bytes as f64];
                 let fraction = parts.into_iter().fold(0.0, f64::max).min(1.0);
-                let (stories, bytes) = (self.ends.len() as u64, self.text.len() as u64);
-                stopped = progress(&Progress { stories, bytes, tokens: 0, fraction, seconds: 0.0 }).is_break();
+                stopped = progress(fraction, all).is_break();
             }
-            if full || stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        if stopped { Err(DataError::Stopped) } else { Ok(()) }
-    }
-
-    fn stories(&self) -> impl Iterator<Item = &str> + Send {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        starts.zip(&self.ends).map(|(&start, &end)| &self.text[start..end])
-    }
+        }
+        if full || stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if stopped { Err(DataError::Stopped) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -310,6 +316,14 @@ mod tests {
         assert_ne!(all.hash(), bpe.hash());
     }
 
+    /// The hash is that of what the crate `tokenizers` 0.23 learned of these stories.
+    #[test]
+    fn a_vocabulary_is_that_of_the_crate() {
+        let source = Source::parse("synthetic:2000").unwrap().with_seed(42);
+        let trained = trained(Folder::new().path(), &TokenizerChoice::Bpe, 1000, &source, Split::Train(0.01));
+        assert_eq!(trained.hash(), 0xb5ca_70c3_65ef_ca1f);
+    }
+
     #[test]
     fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
         let folder = Folder::new();
@@ -365,51 +379,77 @@ mod tests {
         }
     }
 
+    /// The texts of a sample, and the shares told.
+    fn sampled(sources: &[(Source, f64)], max_stories: usize, max_bytes: usize) -> (Vec<String>, Vec<f64>) {
+        let (mut stories, mut fractions) = (Vec::new(), Vec::new());
+        let mut take = |story: &str| stories.push(story.to_string());
+        let read = sample(sources, Split::All, max_stories, max_bytes, &mut take, &mut |fraction, read| {
+            assert!(read.stories > 0 && read.bytes > 0);
+            fractions.push(fraction);
+            ControlFlow::Continue(())
+        });
+        let read = read.unwrap();
+        assert_eq!((read.stories, read.bytes), (stories.len(), stories.iter().map(String::len).sum()));
+        (stories, fractions)
+    }
+
     #[test]
     fn the_sample_is_bounded_and_told_on_the_way() {
         let sources = [(large(), 0.3)];
         let stories = collect(&sources[0].0);
         let total: usize = stories.iter().map(String::len).sum();
-        let mut fractions = Vec::new();
-        let mut hear = |p: &Progress| {
-            assert!(p.stories > 0 && p.bytes > 0 && p.tokens == 0);
-            fractions.push(p.fraction);
-            ControlFlow::Continue(())
-        };
-        let sample = Sample::of(&sources, 50, usize::MAX, &mut hear).unwrap();
-        assert_eq!(sample.stories().collect::<Vec<_>>(), stories[..50]);
-        let sample = Sample::of(&sources, usize::MAX, 100_000, &mut hear).unwrap();
-        let last = sample.stories().last().unwrap().len();
-        assert!(sample.text.len() >= 100_000 && sample.text.len() - last < 100_000);
-        assert_eq!(fractions, [1.0, 1.0]);
-        fractions.clear();
-        let mut hear = |p: &Progress| {
-            fractions.push(p.fraction);
-            ControlFlow::Continue(())
-        };
-        let sample = Sample::of(&sources, usize::MAX, usize::MAX, &mut hear).unwrap();
-        assert_eq!(sample.text.len(), total);
+        assert_eq!(sampled(&sources, 50, usize::MAX), (stories[..50].to_vec(), vec![1.0]));
+        let (some, fractions) = sampled(&sources, usize::MAX, 100_000);
+        let bytes: usize = some.iter().map(String::len).sum();
+        assert!(bytes >= 100_000 && bytes - some.last().unwrap().len() < 100_000 && fractions == [1.0]);
+        let (all, fractions) = sampled(&sources, usize::MAX, usize::MAX);
+        assert!(all == stories);
         assert!((total / STRIDE / 2..=total / STRIDE).contains(&fractions.len()), "{fractions:?} for {total} bytes");
         assert!(fractions.is_sorted());
+    }
+
+    /// A story of many strides is told of on the way, and given whole.
+    #[test]
+    fn a_long_story_is_no_silence() {
+        let folder = Folder::new();
+        let long = "once upon a time ".repeat(5 * STRIDE / 17);
+        let sources = [(source(&folder, "long.txt", &[&long]), 1.0)];
+        let (mut text, mut calls) = (String::new(), 0);
+        let mut hear = |_: f64, _: &Read| {
+            calls += 1;
+            ControlFlow::Continue(())
+        };
+        sample(&sources, Split::All, 1, usize::MAX, &mut |part| text.push_str(part), &mut hear).unwrap();
+        assert!(text == collect(&sources[0].0)[0] && calls >= 4, "{calls}");
+    }
+
+    /// The callback hears of the merges as well, after the text, and can stop them.
+    #[test]
+    fn learning_is_told_and_stopped() {
+        let folder = Folder::new();
+        let text: Vec<String> =
+            (0..40_000u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
+        let sources = [(source(&folder, "a.txt", &[&text.join(" ")]), 1.0)];
+        let mut fractions = Vec::new();
+        let mut hear = |p: &Progress| {
+            fractions.push(p.fraction);
+            if p.fraction > READING { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let (choice, dir) = (TokenizerChoice::Bpe, folder.path().join("cache"));
+        let stopped = tokenizer(&dir, &choice, 5000, STORIES, &sources, Split::All, &mut hear);
+        assert!(matches!(stopped, Err(DataError::Stopped)) && !dir.exists());
+        assert!(fractions.is_sorted() && fractions.last().is_some_and(|last| *last > READING), "{fractions:?}");
     }
 
     #[test]
     fn several_sources_share_the_sample_by_weight() {
         let folder = Folder::new();
         let (a, b) = (Source::parse("synthetic:4000").unwrap(), large());
-        let mut fractions = Vec::new();
-        let mut hear = |p: &Progress| {
-            fractions.push(p.fraction);
-            ControlFlow::Continue(())
-        };
-        let sources = [(a.clone(), 3.0), (b.clone(), 1.0)];
-        let sample = Sample::of(&sources, 400, usize::MAX, &mut hear).unwrap();
         let expected: Vec<String> = [&collect(&a)[..300], &collect(&b)[..100]].concat();
-        assert_eq!(sample.stories().collect::<Vec<_>>(), expected);
-        assert_eq!(fractions, [0.75, 1.0]);
+        assert_eq!(sampled(&[(a.clone(), 3.0), (b.clone(), 1.0)], 400, usize::MAX), (expected, vec![0.75, 1.0]));
         // A source with less than its share gives all it has, and no other takes its place.
         let few = [(source(&folder, "few.txt", &["one", "two"]), 1.0), (b.clone(), 1.0)];
-        assert_eq!(Sample::of(&few, 100, usize::MAX, &mut keep_on).unwrap().ends.len(), 2 + 50);
+        assert_eq!(sampled(&few, 100, usize::MAX).0.len(), 2 + 50);
         // Other weights are another vocabulary.
         let path = |weights: [f64; 2]| {
             let sources = [(a.clone(), weights[0]), (b.clone(), weights[1])];

@@ -10,10 +10,11 @@ use crate::load;
 use crate::log::Row;
 use crate::run_folder::RunFolder;
 use flashlm_model::io::safetensors::Header;
-use flashlm_model::io::{self, IoError, not_a_file, read_limited};
+use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
 use flashlm_model::pack;
 use flashlm_model::tok::FileKind;
 use serde::de::IgnoredAny;
+use std::collections::HashMap;
 use std::fs::Metadata;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ const HEAD: u64 = 64 << 10;
 const MAX_JSON: u64 = 64 << 20;
 /// Most entries of folders that are looked at.
 const MAX_ENTRIES: usize = 10_000;
+
+/// Endings of JSON lines.
+const JSON_LINES: [&str; 2] = [".jsonl", ".ndjson"];
 
 pub(super) fn recognise(path: &Path) -> What {
     match path.metadata() {
@@ -135,7 +139,7 @@ fn of_file(path: &Path, about: &Metadata) -> Result<What, String> {
     if start.starts_with(&MAGIC) {
         return Ok(What::TokenCache);
     }
-    if start.starts_with(b"version https://git-lfs.github.com/spec/") {
+    if start.starts_with(LFS_POINTER) {
         return Ok(What::LfsPointer);
     }
     // A length of 8 bytes, far below 2^32, then a JSON object.
@@ -198,7 +202,9 @@ fn of_content(path: &Path, start: &[u8], name: &str) -> Result<What, String> {
         }
         return Ok(What::Text(match format {
             "Parquet" => "a Parquet table of text".into(),
-            _ if inner.ends_with(".jsonl") => format!("{format}-compressed text in JSON lines"),
+            _ if JSON_LINES.iter().any(|end| inner.ends_with(end)) || inner.ends_with(".json") => {
+                format!("{format}-compressed text in JSON lines")
+            }
             _ => format!("{format}-compressed text"),
         }));
     }
@@ -208,8 +214,17 @@ fn of_content(path: &Path, start: &[u8], name: &str) -> Result<What, String> {
         let data = if what.ends_with("-compressed") { " data" } else { "" };
         return Ok(other(format!("{what}{data}"), mend));
     }
+    // Its first field is a piece, whose first field is the text.
+    if start.first() == Some(&0x0a) && (name.ends_with(".model") || start.get(2) == Some(&0x0a) && has(start, b"<unk>"))
+    {
+        let mend = "FlashLM takes byte-level BPE (tokenizer.json), and trains its own: flashlm data prepare";
+        return Ok(other("a SentencePiece model", mend));
+    }
     if start.contains(&0) {
         return Ok(other("a binary file", "name another file"));
+    }
+    if start.starts_with(b"#version:") || name == "merges.txt" {
+        return Ok(other("the merges of a tokenizer (merges.txt) without its vocabulary", WHOLE));
     }
     let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     if text.starts_with(b"{") || text.starts_with(b"[") && name.ends_with(".json") {
@@ -239,16 +254,43 @@ fn of_json(path: &Path, start: &[u8], name: &str) -> Result<What, String> {
     }
     let is_json = |json: &[u8]| serde_json::from_slice::<IgnoredAny>(json).map_err(|e| e.to_string());
     let first = first_line(start);
-    if name.ends_with(".jsonl") || first.len() < start.trim_ascii_end().len() && is_json(first).is_ok() {
+    let named = JSON_LINES.iter().any(|end| name.ends_with(end));
+    if named || first.len() < start.trim_ascii_end().len() && is_json(first).is_ok() {
         return Ok(What::Text("text in JSON lines".into()));
     }
     let Ok(json) = read_limited(path, MAX_JSON) else { return Ok(What::Text("text".into())) };
     Ok(match (FileKind::of(&json), is_json(&json)) {
         (Ok(kind), _) => What::Tokenizer(kind),
-        (Err(_), Ok(_)) => other("a JSON file that is no tokenizer", "name another file"),
+        (Err(_), Ok(_)) => match part_of_tokenizer(&json, name) {
+            Some(part) => other(part, WHOLE),
+            None => other("a JSON file that is no tokenizer", "name another file"),
+        },
         (Err(_), Err(why)) if name.ends_with(".json") => What::Damaged("JSON", why),
         _ => What::Text("text".into()),
     })
+}
+
+/// What to do with a part of a tokenizer.
+const WHOLE: &str = "name the tokenizer.json beside it, which has all of it";
+
+/// Which of the files beside a tokenizer.json this JSON is.
+fn part_of_tokenizer(json: &[u8], name: &str) -> Option<&'static str> {
+    let keys: HashMap<String, IgnoredAny> = serde_json::from_slice(json).ok()?;
+    let settings = ["tokenizer_class", "added_tokens_decoder", "model_max_length"];
+    if name == "tokenizer_config.json" || settings.iter().any(|key| keys.contains_key(*key)) {
+        return Some("the settings of a tokenizer (tokenizer_config.json)");
+    }
+    if name == "special_tokens_map.json" || name == "added_tokens.json" {
+        return Some("special tokens of a tokenizer");
+    }
+    // More numbers than a table of one's own has.
+    let many = name == "vocab.json" || keys.len() > 256;
+    let ids = many && serde_json::from_slice::<HashMap<String, u32>>(json).is_ok();
+    ids.then_some("the vocabulary of a tokenizer (vocab.json) without its merges")
+}
+
+fn has(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).take(64).any(|window| window == part)
 }
 
 fn first_line(start: &[u8]) -> &[u8] {
@@ -321,7 +363,7 @@ mod tests {
         let long = "x\u{e9}".repeat(40_000);
         let cases: &[(&str, &[u8], &str)] = &[
             // Whatever the name.
-            ("a.txt", &format("flashlm"), "a model with latent weights"),
+            ("a.txt", &format("flashlm"), "a model with master weights"),
             ("b", &format("flashlm-packed"), "a packed model"),
             ("c.safetensors", &format("pt"), "a safetensors file of another program (format \"pt\", 0 tensors)"),
             (
@@ -337,6 +379,17 @@ mod tests {
             ("j.txt", b"{\"model\":{\"vocab\":{},\"merges\":[]}}", "a tokenizer (BPE)"),
             ("k.json", b"{\"model\":{\"type\":\"Unigram\"}}", "a tokenizer of another program (model type Unigram)"),
             ("l.json", b"{\"model\":\"gpt2\"}", "a JSON file that is no tokenizer"),
+            ("tokenizer_config.json", b"{\"x\":1}", "the settings of a tokenizer (tokenizer_config.json)"),
+            ("l2.json", b"{\"tokenizer_class\":\"X\"}", "the settings of a tokenizer (tokenizer_config.json)"),
+            (
+                "vocab.json",
+                "{\"a\":0,\"Ġb\":1}".as_bytes(),
+                "the vocabulary of a tokenizer (vocab.json) without its merges",
+            ),
+            ("l3", b"#version: 0.2\n\xc4\xa0 t\n", "the merges of a tokenizer (merges.txt) without its vocabulary"),
+            ("l4.model", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02", "a SentencePiece model"),
+            ("l5", b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02", "a SentencePiece model"),
+            ("l6.json", b"{\"model\":{\"unk_id\":null}}", "a tokenizer of another program (model type Unigram)"),
             ("m.json", b"[1, 2]", "a JSON file that is no tokenizer"),
             ("ma.json", b"[\n {\"text\": \"x\"}]", "text in a JSON array"),
             (
@@ -360,6 +413,8 @@ mod tests {
             ("u.jsonl", b"{\"text\":\"x\"}", "text in JSON lines"),
             ("v.jsonl", b"{\"text\":", "text in JSON lines"),
             ("w.json", b"{\"text\":\"x\"}\n{\"text\":\"y\"}\n", "text in JSON lines"),
+            ("w2.ndjson", b"{\"text\":\"x\"}", "text in JSON lines"),
+            ("x.json.gz", b"\x1f\x8b\x08", "gzip-compressed text in JSON lines"),
             ("x.txt.gz", b"\x1f\x8b\x08", "gzip-compressed text"),
             ("x.JSONL.ZST", b"\x28\xb5\x2f\xfd", "zstd-compressed text in JSON lines"),
             ("y.zst", b"\x50\x2a\x4d\x18\x04", "zstd-compressed text"),

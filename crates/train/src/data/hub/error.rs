@@ -1,7 +1,5 @@
 //! What can go wrong between the name of a dataset and its files, and what to do about it.
 
-use std::path::PathBuf;
-
 use crate::atomic::AtomicError;
 
 /// Why a dataset could not be had.
@@ -22,16 +20,14 @@ pub enum HubError {
     },
     /// Offline, and not all is here.
     #[error(
-        "{repo}: offline, and {missing} not in {}. Run once without --offline and HF_HUB_OFFLINE to fetch it; \
-         or take `--data synthetic` or `--data PATH`", folder.display()
+        "{repo}: offline, and {missing}. Run once without --offline and HF_HUB_OFFLINE to fetch it; \
+         or take `--data synthetic` or `--data PATH`"
     )]
     Offline {
         /// The dataset.
         repo: String,
-        /// What is missing, with its verb.
+        /// What is missing, and where it would be.
         missing: String,
-        /// Where it would be.
-        folder: PathBuf,
     },
     /// The hub says no.
     #[error("{repo}: {url} answers {status}{message}: {why}")]

@@ -15,6 +15,7 @@ mod http;
 mod names;
 mod retry;
 
+use std::collections::BTreeMap;
 use std::env;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -235,18 +236,31 @@ impl Client {
             repo.commit().or_else(|| repo.only_snapshot()).ok_or_else(|| self.offline(dataset, "it is".to_string()))?;
         let found = repo.found(&commit);
         let paths: Vec<&str> = found.iter().map(String::as_str).collect();
-        let wanted = dataset.select(&paths).map_err(|_| self.offline(dataset, "its files are".to_string()))?;
-        let series = |path: &str| path.rsplit_once("-of-")?.1.get(..5)?.parse::<usize>().ok();
-        match wanted.iter().find_map(|path| series(path)) {
-            Some(n) if n != wanted.len() => {
-                Err(self.offline(dataset, format!("{} of its {n} files are", n.saturating_sub(wanted.len()))))
+        let wanted = match dataset.select(&paths) {
+            Ok(wanted) => wanted,
+            Err(_) if found.is_empty() => return Err(self.offline(dataset, "its files are".to_string())),
+            Err(reason) => {
+                let missing = format!("in {} {reason}", self.cache.display());
+                return Err(HubError::Offline { repo: dataset.repo().to_string(), missing });
             }
-            _ => Ok((commit, found.into_iter().map(|path| (path, Entry::default())).collect())),
+        };
+        // `data/train-00000-of-00004.parquet`: what the files of a series have in common, and how many there should be.
+        let series = |path: &&str| {
+            let (start, end) = path.rsplit_once("-of-")?;
+            let n = end.get(..5)?.parse::<usize>().ok()?;
+            Some((start.rsplit_once('-')?.0.to_string(), n))
+        };
+        let mut counts = BTreeMap::new();
+        wanted.iter().filter_map(series).for_each(|series| *counts.entry(series).or_insert(0) += 1);
+        match counts.into_iter().find(|((_, n), here)| here < n) {
+            Some(((_, n), here)) => Err(self.offline(dataset, format!("{} of its {n} files are", n - here))),
+            None => Ok((commit, found.into_iter().map(|path| (path, Entry::default())).collect())),
         }
     }
 
     fn offline(&self, dataset: &Dataset, missing: String) -> HubError {
-        HubError::Offline { repo: dataset.repo().to_string(), missing, folder: self.cache.clone() }
+        let missing = format!("{missing} not in {}", self.cache.display());
+        HubError::Offline { repo: dataset.repo().to_string(), missing }
     }
 
     /// Size and entity tag of a file that the list says too little of.

@@ -6,7 +6,7 @@
 //!
 //! CONFIG is a folder, a file, or the start of a file's name (`sample-10BT` also means `sample/10BT`). A file belongs
 //! to the split whose word stands last in its path (`data/train-00000-of-00004.parquet`); where no file has such a word,
-//! all are of the split `train`. Of several formats one is taken: Parquet, else JSON lines, else text.
+//! all are of the split `train`. A split of another name (`train_sft`) has the files whose path it stands in. Of several formats one is taken: Parquet, else JSON lines, else text.
 
 use std::collections::BTreeSet;
 
@@ -118,10 +118,16 @@ impl Dataset {
             let kind = if self.config.is_empty() && !in_data.is_empty() { in_data } else { kind };
             let none_named = kind.iter().all(|file| split_of(file).is_none());
             let mine = |file: &&str| match split_of(file) {
+                // One of another name stands in the path as it is: `train_sft`.
+                _ if !SPLITS.iter().any(|(split, _)| *split == self.split) => has_word(file, &self.split),
                 Some(split) => split == self.split,
-                None => (none_named && self.split == "train") || has_word(file, &self.split),
+                None => none_named && self.split == "train",
             };
             let mut wanted: Vec<&str> = kind.iter().copied().filter(mine).collect();
+            // `train.jsonl` is the split, and `train_sft.jsonl` another, where both are there.
+            if wanted.iter().any(|file| !is_longer(file, &self.split)) {
+                wanted.retain(|file| !is_longer(file, &self.split));
+            }
             if !wanted.is_empty() {
                 tops.extend(wanted.iter().map(|file| file.split_once('/').map_or("", |(top, _)| top)));
                 if self.config.is_empty() && tops.len() > 1 {
@@ -135,7 +141,7 @@ impl Dataset {
                 wanted.sort_unstable();
                 return Ok(wanted);
             }
-            splits.extend(kind.iter().filter_map(|file| split_of(file)));
+            splits.extend(kind.iter().filter_map(|file| split_name(file)));
         }
         let what = if self.config.is_empty() { String::new() } else { format!(" of `{}`", self.config) };
         Err(if here.is_empty() {
@@ -180,6 +186,20 @@ fn words(file: &str) -> impl DoubleEndedIterator<Item = &str> {
 fn split_of(file: &str) -> Option<&'static str> {
     let split = |word: &str| SPLITS.iter().find(|(_, words)| words.contains(&word)).map(|(split, _)| *split);
     words(&file.to_ascii_lowercase()).rev().find_map(split)
+}
+
+/// The same with what is joined to it by `_`: `train_sft`; letters alone, for numbers count files.
+fn split_name(file: &str) -> Option<&str> {
+    let joined = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    let name = file.split(joined).rev().find(|name| split_of(name).is_some())?;
+    Some(name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '_'))
+}
+
+/// Whether a name of the path goes on after the split, as `train_sft` does after `train`.
+fn is_longer(file: &str, split: &str) -> bool {
+    let words = SPLITS.iter().find(|(known, _)| *known == split).map_or([split].to_vec(), |(_, words)| words.to_vec());
+    let Some(name) = split_name(file).map(str::to_ascii_lowercase) else { return false };
+    !words.iter().any(|word| name.ends_with(&word.to_ascii_lowercase()))
 }
 
 /// Whether the split of another name stands in the path, with no letter or digit beside it.
@@ -264,6 +284,38 @@ mod tests {
         assert!(error("hf:a/b:fr").contains("no file of `fr`"));
         assert!(error("hf:a/b:en:test").contains("there is train"));
         assert!(error("hf:a/b:LICENSE").contains("none of its 1 files"));
+    }
+
+    #[test]
+    fn splits_have_any_name() {
+        let files = [
+            "data/test_gen-00000-of-00001.parquet",
+            "data/test_sft-00000-of-00001.parquet",
+            "data/train_gen-00000-of-00003.parquet",
+            "data/train_sft-00000-of-00002.parquet",
+            "data/train_sft-00001-of-00002.parquet",
+        ];
+        let select = |spec: &str| parse(spec).select(&files);
+        assert_eq!(select("hf:a/b::train_sft").unwrap(), files[3..]);
+        assert_eq!(select("hf:a/b::test_gen").unwrap(), files[..1]);
+        // None is `train` alone, so all of training are.
+        assert_eq!(select("hf:a/b").unwrap(), files[2..]);
+        let error = select("hf:a/b::train_dpo").unwrap_err();
+        assert!(error.ends_with("there is test_gen, test_sft, train_gen, train_sft"), "{error}");
+        // As they stand in the path, beside others that go on.
+        let files = [
+            "creative_train.jsonl",
+            "train.jsonl",
+            "train_00.jsonl",
+            "train_sft.jsonl",
+            "valid_sft.jsonl",
+            "pre2019.jsonl",
+        ];
+        let select = |spec: &str| parse(spec).select(&files);
+        assert_eq!(select("hf:a/b").unwrap(), files[..3]);
+        assert_eq!(select("hf:a/b::validation").unwrap(), files[4..5]);
+        assert_eq!(select("hf:a/b::pre2019").unwrap(), files[5..]);
+        assert_eq!(select("hf:a/b::creative_train").unwrap(), files[..1]);
     }
 
     #[test]
