@@ -383,7 +383,7 @@ mod tests {
     fn sampled(sources: &[(Source, f64)], max_stories: usize, max_bytes: usize) -> (Vec<String>, Vec<f64>) {
         let (mut stories, mut fractions) = (Vec::new(), Vec::new());
         let mut take = |story: &str| stories.push(story.to_string());
-        let read = sample(sources, Split::All, max_stories, max_bytes, &mut take, &mut |fraction, read| {
+        let read = sample(sources, max_stories, max_bytes, &mut take, &mut |fraction, read| {
             assert!(read.stories > 0 && read.bytes > 0);
             fractions.push(fraction);
             ControlFlow::Continue(())
@@ -419,7 +419,7 @@ mod tests {
             calls += 1;
             ControlFlow::Continue(())
         };
-        sample(&sources, Split::All, 1, usize::MAX, &mut |part| text.push_str(part), &mut hear).unwrap();
+        sample(&sources, 1, usize::MAX, &mut |part| text.push_str(part), &mut hear).unwrap();
         assert!(text == collect(&sources[0].0)[0] && calls >= 4, "{calls}");
     }
 
@@ -436,7 +436,7 @@ mod tests {
             if p.fraction > READING { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let (choice, dir) = (TokenizerChoice::Bpe, folder.path().join("cache"));
-        let stopped = tokenizer(&dir, &choice, 5000, STORIES, &sources, Split::All, &mut hear);
+        let stopped = tokenizer(&dir, &choice, 5000, STORIES, &sources, &mut hear);
         assert!(matches!(stopped, Err(DataError::Stopped)) && !dir.exists());
         assert!(fractions.is_sorted() && fractions.last().is_some_and(|last| *last > READING), "{fractions:?}");
     }
