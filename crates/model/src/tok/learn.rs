@@ -448,7 +448,7 @@ mod tests {
                 learn_within(limits, pieces, tokens.clone(), 1000, &mut |_| ControlFlow::Continue(())).unwrap().merges
             };
             let all = merges(LIMITS);
-            assert!(all.len() > 70);
+            assert!(all.len() > 50, "{} of {text:.40}", all.len());
             assert!(merges(Limits { few: 100, times: 2000, pairs: 50 }) == all, "{text:.40}");
         }
     }
