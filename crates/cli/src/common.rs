@@ -104,7 +104,13 @@ pub fn data_spec(given: &[String]) -> anyhow::Result<String> {
              --data {spec}@1 --data FILE@1"
         );
     }
-    let line = |spec: &String| if spec == "-" { from_stdin() } else { Ok(spec.clone()) };
+    let line = |spec: &String| match spec.as_str() {
+        "-" => from_stdin(),
+        _ if given.len() > 1 && spec.contains('\n') => {
+            bail!("--data {spec:?}: a name with a line end cannot be one of several; name its folder, or rename it")
+        }
+        _ => Ok(spec.clone()),
+    };
     Ok(given.iter().map(line).collect::<anyhow::Result<Vec<_>>>()?.join("\n"))
 }
 
@@ -125,7 +131,7 @@ fn from_stdin() -> anyhow::Result<String> {
     }
     let folder = default_dir();
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
-    let (mut hash, mut failed) = (Xxh3::new(), None);
+    let (mut hash, mut bytes, mut failed) = (Xxh3::new(), 0, None);
     let spool = folder.join(format!("stdin-{}", std::process::id()));
     let written = write_file(&spool, |file| {
         let mut buffer = vec![0; 1 << 20];
@@ -133,6 +139,7 @@ fn from_stdin() -> anyhow::Result<String> {
             match stdin.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(n) => {
+                    bytes += n;
                     hash.update(&buffer[..n]);
                     file.write_all(&buffer[..n])?;
                 }
@@ -148,19 +155,30 @@ fn from_stdin() -> anyhow::Result<String> {
         bail!("cannot read standard input: {error}");
     }
     written?;
-    let path = folder.join(format!("stdin-{:016x}", hash.digest()));
+    if bytes == 0 {
+        let _ = std::fs::remove_file(&spool);
+        bail!(
+            "standard input holds nothing; `--data -` reads a text from it, such as `zcat text.gz | flashlm train --data -`"
+        );
+    }
+    // What is compressed or a table is known by its ending.
+    let mut start = [0; 4];
+    let read = std::fs::File::open(&spool).and_then(|mut file| file.read_exact(&mut start));
+    let ending = match &start {
+        [0x1f, 0x8b, ..] => ".gz",
+        [0x28, 0xb5, 0x2f, 0xfd] => ".zst",
+        b"PAR1" => ".parquet",
+        _ => "",
+    };
+    drop(read);
+    let path = folder.join(format!("stdin-{:016x}{ending}", hash.digest()));
     std::fs::rename(&spool, &path).with_context(|| format!("cannot rename {}", spool.display()))?;
     Ok(path.display().to_string())
 }
 
 /// The same specification with full paths, so that a run can go on from anywhere.
 pub fn in_full(spec: &str) -> String {
-    if spec.is_empty() || !is_files(spec) {
-        return spec.to_string();
-    }
-    let full =
-        |line: &str| std::path::absolute(line).map_or_else(|_| line.to_string(), |path| path.display().to_string());
-    spec.lines().map(full).collect::<Vec<_>>().join("\n")
+    if spec.is_empty() || !is_files(spec) { spec.to_string() } else { flashlm_train::data::in_full(spec) }
 }
 
 /// The source that a specification names, a dataset of the hub fetched if it is not here yet.

@@ -77,6 +77,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let packed = Arc::new(packed);
     let source = open_source(&data_spec(&args.data)?, 0, args.offline, &|| false)?;
     let source = args.column.iter().fold(source, |source, column| source.with_column(column));
+    let passed = source.passed_over();
+    if !passed.is_empty() {
+        say!("{}: passed over: {passed}", args.data.join(", "));
+    }
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
     match step {

@@ -55,7 +55,7 @@ impl Prepared {
         let last = specs.iter().position(|spec| spec.is_same(&last)).expect("all texts are listed");
         if let (true, Some(own)) = (settings.data.valid.is_empty(), sources[last].0.validation()) {
             settings.data.valid = own.to_string();
-            say!("validation: the dataset's own, {own}; --valid names another");
+            say!("validation: the text's own, {}; --valid names another", own.replace('\n', ", "));
         }
         let mut sources = sources;
         let valid_source = held_out(settings, &mut sources, last, offline, &stopped)?;
@@ -118,8 +118,8 @@ impl Prepared {
         if valid.is_empty() {
             match settings.data.valid.is_empty() {
                 true => bail!(
-                    "no story of {} is left for validation ({} for training); name a text for it with --valid, or raise \
-                     data.holdout (now {})",
+                    "no story of {} is left for validation ({} for training); name a text for it with --valid, raise \
+                     data.holdout (now {}), or validate on the training text itself with --set data.holdout=0",
                     specs[last].source,
                     texts[last].cache.stories(),
                     settings.data.holdout
@@ -136,7 +136,7 @@ impl Prepared {
             } else {
                 ""
             };
-            say!("validation: {}{other}", of_text(train, &valid_source, settings.data.holdout));
+            say!("validation: {}{other}", of_text(train, &valid_source, valid.len(), settings.data.holdout));
         }
         let doubles: u64 = texts.iter().map(|text| text.cache.doubles()).sum();
         if doubles > 0 {
@@ -187,7 +187,7 @@ fn held_out(
     } else if data.holdout == 0.0 {
         return Ok(sources[last].0.clone());
     } else {
-        let Holdout { train, valid } = Holdout::of(&sources[last].0, data.holdout)?;
+        let Holdout { train, valid } = Holdout::of(&sources[last].0, data.holdout, stop)?;
         let held = sources[last].0.clone().with_split(valid);
         for (i, (source, _)) in sources.iter_mut().enumerate() {
             // By hash, a story is held out of all texts alike.
@@ -198,7 +198,7 @@ fn held_out(
         held
     };
     if !data.keep_doubles && (!data.valid.is_empty() || by_place(valid.split())) {
-        let held = Arc::new(Held::of(&valid)?);
+        let held = Arc::new(Held::of(&valid, stop)?);
         for (source, _) in sources.iter_mut() {
             *source = source.clone().without(held.clone());
         }
@@ -240,12 +240,11 @@ fn apart(train: &TokenCache, valid: &Stories, tokenizer: &Tokenizer) -> f64 {
 }
 
 /// What is held out of a text, in words.
-fn of_text(train: &TokenCache, valid: &Source, share: f64) -> String {
+fn of_text(train: &TokenCache, valid: &Source, stories_held: usize, share: f64) -> String {
     if share == 0.0 {
         return "nothing is held out (data.holdout = 0); the training text itself is scored".into();
     }
     let (stories, all) = train.read();
-    let stories_held = stories.saturating_sub(train.stories() as u64);
     let held = match valid.split() {
         Split::After(at) => all.saturating_sub(at),
         _ => all.saturating_sub(train.bytes()),
@@ -254,14 +253,18 @@ fn of_text(train: &TokenCache, valid: &Source, share: f64) -> String {
     let few = "; so few are a rough measure, --valid names a text of your own";
     match valid.split() {
         Split::After(_) => {
-            format!("the end of the text is held out: {part}{}", if held < FEW.1 { few } else { "" })
+            let stories = counted(stories_held as u64, "story");
+            format!("the end of the text is held out: {stories}, {part}{}", if held < FEW.1 { few } else { "" })
         }
-        _ => format!(
-            "{} of {} stories are held out, chosen by a hash of each: {part}{}",
-            console::thousands(stories_held),
-            console::thousands(stories),
-            if stories_held < FEW.0 { few } else { "" }
-        ),
+        _ => {
+            let stories_held = stories.saturating_sub(train.stories() as u64);
+            format!(
+                "{} of {} stories are held out, chosen by a hash of each: {part}{}",
+                console::thousands(stories_held),
+                console::thousands(stories),
+                if stories_held < FEW.0 { few } else { "" }
+            )
+        }
     }
 }
 

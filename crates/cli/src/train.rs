@@ -457,7 +457,9 @@ fn resolve(
     let text = |value: &Option<String>| value.clone().map(Value::String);
     let mixed = mixed(&args.data)?;
     let data = if args.data.is_empty() || mixed.is_some() { None } else { Some(in_full(&data_spec(&args.data)?)) };
-    let valid = args.valid.as_deref().map(in_full);
+    let valid =
+        args.valid.as_ref().map(|spec| Ok::<_, anyhow::Error>(in_full(&data_spec(std::slice::from_ref(spec))?)));
+    let valid = valid.transpose()?;
     let float = |value: Option<f64>| value.map(Value::Float);
     let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
         value.map(|n| Ok(Value::Integer(i64::try_from(n).context("a number above 9223372036854775807")?))).transpose()

@@ -71,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let other = args.valid.or_else(|| data.validation().map(str::to_string));
     let (train, valid) = match &other {
         None => {
-            let Holdout { train, valid } = Holdout::of(&data, share)?;
+            let Holdout { train, valid } = Holdout::of(&data, share, &|| false)?;
             (data.clone().with_split(train), data.with_split(valid))
         }
         Some(spec) => {
@@ -89,7 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let train = match (&other, valid.split()) {
         (None, Split::Valid(_)) => train,
-        _ => train.without(Arc::new(Held::of(&valid)?)),
+        _ => train.without(Arc::new(Held::of(&valid, &|| false)?)),
     };
     let chosen = args.out.is_some();
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.name()));

@@ -145,6 +145,40 @@ fn files_and_stories_of_the_validation_text_are_not_trained_on() {
 }
 
 #[test]
+fn a_folder_of_splits_has_its_own_validation_text() {
+    let place = Place::new();
+    fs::create_dir(place.path("set")).unwrap();
+    let all = stories(0, 150);
+    for (name, part) in [("train", &all[..120]), ("valid", &all[120..140]), ("test", &all[140..])] {
+        place.write(&format!("set/{name}.txt"), separated(part));
+    }
+    let stderr = says(&place, &format!("train {} --data set --steps 2 --save-dir run", small()));
+    assert!(stderr.contains("validation: the text's own, ") && stderr.contains("set/valid.txt"), "{stderr}");
+    assert!(stderr.contains("passed over: 2 files of other splits than train"), "{stderr}");
+    assert!(stderr.contains("120 stories to train on, 20 ("), "{stderr}");
+}
+
+#[test]
+fn columns_of_tables_are_named_alike_everywhere() {
+    let place = Place::new();
+    let all = stories(0, 120);
+    let rows =
+        |stories: &[String]| stories.iter().map(|s| format!("5,\"{}\"\n", s.replace('"', "\"\""))).collect::<String>();
+    place.write("reviews.csv", format!("stars,review\n{}", rows(&all[..100])));
+    place.write("valid.csv", format!("stars,review\n{}", rows(&all[100..])));
+    place.fails(&format!("train {} --data reviews.csv --steps 2", small()), &["stars, review", "--column"]);
+    let args =
+        format!("train {} --data reviews.csv --valid valid.csv --column review --steps 2 --save-dir run", small());
+    assert!(says(&place, &args).contains("100 stories to train on, 20 ("));
+    place.write("valid.txt", separated(&all[100..]));
+    let bpb = |args: &str| {
+        let eval: Value = serde_json::from_str(&place.ok(&format!("eval run {args} --json"))).unwrap();
+        eval["bpb"].as_f64().unwrap()
+    };
+    assert_eq!(bpb("--data valid.csv --column review"), bpb("--data valid.txt"));
+}
+
+#[test]
 fn several_texts_patterns_and_standard_input() {
     let place = Place::new();
     let all = stories(0, 120);

@@ -1,12 +1,15 @@
 //! The files that a text is read from: one file, every readable file of a folder and those below it, or a pattern (`notes/*.md`,
 //! `**/*.txt`); several of these, a line each, are one text, in the order given.
 //!
+//! No file is read twice, be it named again, linked, or lying beside its compressed self. A folder of `train.txt` and `valid.txt`,
+//! or of others whose names differ in these words alone, is a text with a validation text of its own.
+//!
 //! In a folder, files come in the order of their paths. Passed over and counted: names that begin with `.` and folders
 //! `__MACOSX`, files of 0 bytes, and endings that are none of a text. Records (tables, JSON) and documents (Markdown, source
 //! code) are seldom one text: of these two kinds the one with fewer bytes is passed over as well, so that a dataset is read
 //! without its README and a project without its settings. Links are followed, each folder once.
 
-use super::DataError;
+use super::{DataError, hub};
 use flashlm_model::io::not_a_file;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, Metadata};
@@ -141,6 +144,12 @@ pub(super) struct Passed {
     fewer: Option<(u64, bool)>,
     /// That are the validation text's.
     validation: u64,
+    /// Of other splits than `train`, beside that.
+    splits: u64,
+    /// That would be read a second time.
+    again: u64,
+    /// Links that lead nowhere.
+    loose: u64,
 }
 
 impl Passed {
@@ -150,6 +159,18 @@ impl Passed {
         let mut words = Vec::new();
         if self.validation > 0 {
             words.push(format!("{} of the validation text", files(self.validation)));
+        }
+        if self.splits > 0 {
+            words.push(format!("{} of other splits than train", files(self.splits)));
+        }
+        if self.again > 0 {
+            words.push(format!("{} a second time", files(self.again)));
+        }
+        if self.loose > 0 {
+            words.push(format!(
+                "{} that leads nowhere",
+                if self.loose == 1 { "1 link".into() } else { format!("{} links", self.loose) }
+            ));
         }
         if self.empty > 0 {
             words.push(format!("{} of 0 bytes", files(self.empty)));
@@ -181,14 +202,19 @@ pub(super) struct Files {
     /// What was named, in words.
     pub given: Vec<PathBuf>,
     pub entries: Vec<FileEntry>,
-    pub passed: Passed,
+    /// Files of the split `validation` beside those of `train`.
+    pub validation: Vec<PathBuf>,
+    passed: Passed,
 }
 
 impl Files {
     /// What a specification names: a path, a pattern, or several, a line each.
     pub fn named(spec: &str) -> Result<Files, DataError> {
-        let mut all = Files { given: Vec::new(), entries: Vec::new(), passed: Passed::default() };
-        let lines: Vec<&str> = spec.lines().filter(|line| !line.is_empty()).collect();
+        let mut all =
+            Files { given: Vec::new(), entries: Vec::new(), validation: Vec::new(), passed: Passed::default() };
+        // A name may hold a line end itself.
+        let one = Path::new(spec).exists();
+        let lines: Vec<&str> = if one { vec![spec] } else { spec.lines().filter(|line| !line.is_empty()).collect() };
         for line in lines {
             let path = Path::new(line);
             if line.contains(['*', '?', '[']) && !path.exists() {
@@ -203,12 +229,30 @@ impl Files {
                 all.read(path)?;
             }
         }
+        all.once();
         Ok(all)
+    }
+
+    /// Leaves out what was there before, by whatever name, and of `a.txt` and `a.txt.gz` the second.
+    fn once(&mut self) {
+        let mut seen = HashSet::new();
+        let names: HashSet<PathBuf> = self.entries.iter().map(|entry| entry.path.clone()).collect();
+        let before = self.entries.len();
+        self.entries.retain(|entry| {
+            let compressed = entry.path.extension().is_some_and(|end| end == "gz" || end == "zst");
+            let own = identities(&entry.path);
+            let again = own.iter().any(|own| seen.contains(own));
+            seen.extend(own);
+            let twin = compressed && names.contains(&entry.path.with_extension(""));
+            !again && !twin
+        });
+        self.passed.again += (before - self.entries.len()) as u64;
     }
 
     /// The files of a dataset below `root`.
     pub fn fetched(spec: String, root: &Path, paths: Vec<PathBuf>) -> Result<Files, DataError> {
-        let mut all = Files { given: vec![spec.into()], entries: Vec::new(), passed: Passed::default() };
+        let given = vec![spec.into()];
+        let mut all = Files { given, entries: Vec::new(), validation: Vec::new(), passed: Passed::default() };
         for path in paths {
             let name = path.strip_prefix(root).unwrap_or(&path).to_path_buf();
             all.add(path, name)?;
@@ -253,6 +297,7 @@ impl Files {
         }
         found.sort();
         let found = self.of_one_kind(found);
+        let found = self.of_train(path, found);
         for at in found {
             let name = at.strip_prefix(path).unwrap_or(&at).to_path_buf();
             let entry = entry(at, name)?;
@@ -270,7 +315,9 @@ impl Files {
     fn look(&mut self, path: &Path, folders: &mut Vec<PathBuf>, found: &mut Vec<PathBuf>) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let meta = fs::metadata(path);
-        if meta.as_ref().is_ok_and(Metadata::is_dir) {
+        if meta.is_err() && path.is_symlink() {
+            self.passed.loose += 1;
+        } else if meta.as_ref().is_ok_and(Metadata::is_dir) {
             if !name.starts_with('.') && name != "__MACOSX" {
                 folders.push(path.to_path_buf());
             }
@@ -303,6 +350,31 @@ impl Files {
         kept
     }
 
+    /// Without the files of other splits, where there are files of `train` whose names begin alike.
+    fn of_train(&mut self, root: &Path, found: Vec<PathBuf>) -> Vec<PathBuf> {
+        let split = |path: &Path| split(&path.strip_prefix(root).unwrap_or(path).to_string_lossy().to_lowercase());
+        let train: HashSet<String> = found
+            .iter()
+            .filter_map(|path| split(path))
+            .filter(|(_, split)| *split == "train")
+            .map(|(start, _)| start)
+            .collect();
+        let (mut kept, mut validation) = (Vec::new(), Vec::new());
+        for path in found {
+            match split(&path) {
+                Some((start, split)) if split != "train" && train.contains(&start) => {
+                    self.passed.splits += 1;
+                    if split == "validation" {
+                        validation.push(path);
+                    }
+                }
+                _ => kept.push(path),
+            }
+        }
+        self.validation.extend(validation);
+        kept
+    }
+
     fn add(&mut self, path: PathBuf, name: PathBuf) -> Result<(), DataError> {
         self.entries.push(entry(path, name)?);
         Ok(())
@@ -312,13 +384,28 @@ impl Files {
 /// The files that a pattern names, sorted.
 fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     let bad = |reason: String| DataError::Spec { spec: pattern.to_string(), reason };
-    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::default() };
-    let paths = glob::glob_with(pattern, options).map_err(|e| bad(format!("not a pattern: {e}")))?;
-    let mut found = Vec::new();
-    for path in paths {
-        let path = path.map_err(|e| DataError::io("list", e.path(), io::Error::from(e.error().kind())))?;
-        if fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() > 0) {
-            found.push(path);
+    // The crate's own search fails on names that are not UTF-8.
+    let options =
+        glob::MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, ..Default::default() };
+    let matcher = glob::Pattern::new(pattern).map_err(|e| bad(format!("not a pattern: {e}")))?;
+    let root = fixed_part(Path::new(pattern));
+    let deepest =
+        if pattern.contains("**") { usize::MAX } else { Path::new(pattern).iter().count() - root.iter().count() };
+    let (mut found, mut folders, mut seen) = (Vec::new(), vec![(root, 1)], HashSet::new());
+    while let Some((folder, depth)) = folders.pop() {
+        let here = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
+        if !here.canonicalize().is_ok_and(|full| seen.insert(full)) {
+            continue;
+        }
+        for item in fs::read_dir(here).map_err(|e| DataError::io("list", here, e))? {
+            let item = item.map_err(|e| DataError::io("list", here, e))?;
+            let path = folder.join(item.file_name());
+            let Ok(meta) = fs::metadata(&path) else { continue };
+            if meta.is_dir() && depth < deepest {
+                folders.push((path, depth + 1));
+            } else if meta.is_file() && meta.len() > 0 && matcher.matches_path_with(&path, options) {
+                found.push(path);
+            }
         }
     }
     found.sort();
@@ -328,16 +415,46 @@ fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     Ok(found)
 }
 
+/// The split that a name tells by a word before its end, `.`, `-`, `_` or a folder's end, and what is before that word.
+fn split(name: &str) -> Option<(String, &'static str)> {
+    let words = name.split_inclusive(|c: char| !c.is_ascii_alphanumeric()).scan(0, |at, word| {
+        let start = *at;
+        *at += word.len();
+        Some((start, word))
+    });
+    let of = |(start, word): (usize, &str)| {
+        let bare = word.trim_end_matches(['.', '-', '_', '/']);
+        hub::split_of_word(bare).map(|split| (name[..start].to_string(), split))
+    };
+    words.filter_map(of).last()
+}
+
 /// The folder of a pattern before its first wildcard.
 fn fixed_part(pattern: &Path) -> PathBuf {
-    pattern.iter().take_while(|part| !part.to_string_lossy().contains(['*', '?', '['])).collect()
+    pattern.iter().map_while(|part| literal(part.to_str()?)).collect()
+}
+
+/// A part of a pattern that stands for one name: without wildcards, but for those that are escaped, as `[[]` is `[`.
+fn literal(part: &str) -> Option<String> {
+    let (mut name, mut rest) = (String::new(), part);
+    while let Some(c) = rest.chars().next() {
+        let escaped = ["[*]", "[?]", "[[]", "[]]"].into_iter().find(|escaped| rest.starts_with(escaped));
+        match (escaped, c) {
+            (Some(escaped), _) => name.push_str(&escaped[1..2]),
+            (None, '*' | '?' | '[') => return None,
+            (None, c) => name.push(c),
+        }
+        rest = &rest[escaped.map_or(c.len_utf8(), str::len)..];
+    }
+    Some(name)
 }
 
 fn entry(path: PathBuf, name: PathBuf) -> Result<FileEntry, DataError> {
     let meta = fs::metadata(&path).map_err(|e| DataError::io("open", &path, e))?;
     if let Some(found) = not_a_file(&meta) {
         // Data is read more than once, which a pipe does not allow.
-        let cause = io::Error::new(io::ErrorKind::InvalidInput, format!("it is {found}, not a file"));
+        let about = format!("it is {found}, not a file; `--data -` reads standard input");
+        let cause = io::Error::new(io::ErrorKind::InvalidInput, about);
         return Err(DataError::io("read", &path, cause));
     }
     match meta.len() {
@@ -362,6 +479,25 @@ fn identities(path: &Path) -> Vec<Identity> {
         all.extend(fs::metadata(path).map(|meta| Identity::Inode(meta.dev(), meta.ino())));
     }
     all
+}
+
+/// The same specification with full paths, so that it is found from anywhere; as it is where it cannot be written so.
+pub fn in_full(spec: &str) -> String {
+    let full = |line: &str| {
+        let path = Path::new(line);
+        let absolute = std::path::absolute(path).ok()?;
+        let absolute = absolute.to_str().filter(|full| !full.contains('\n'))?.to_string();
+        if path.exists() || path.is_absolute() || !line.contains(['*', '?', '[']) {
+            return Some(absolute);
+        }
+        // The folder that it is looked up from is no part of the pattern.
+        let here = std::env::current_dir().ok()?;
+        Some(format!("{}/{line}", glob::Pattern::escape(here.to_str()?)))
+    };
+    if Path::new(spec).exists() {
+        return full(spec).unwrap_or_else(|| spec.to_string());
+    }
+    spec.lines().map(|line| full(line).unwrap_or_else(|| line.to_string())).collect::<Vec<_>>().join("\n")
 }
 
 impl FileEntry {
@@ -488,6 +624,52 @@ mod tests {
     }
 
     #[test]
+    fn no_file_is_read_twice() {
+        let folder = Folder::new();
+        for name in ["set/a.txt", "set/a.txt.gz", "set/b.txt.zst"] {
+            folder.file(name, name);
+        }
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(folder.path().join("set/a.txt"), folder.path().join("set/link.txt")).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("nowhere", folder.path().join("set/loose.txt")).unwrap();
+        let set = folder.path().join("set");
+        let files = Files::named(&format!("{}\n{}", set.display(), set.join("b.txt.zst").display())).unwrap();
+        assert_eq!(names(&files), ["a.txt", "b.txt.zst"]);
+        #[cfg(unix)]
+        assert_eq!(files.passed_over(), "3 files a second time, 1 link that leads nowhere");
+    }
+
+    #[test]
+    fn splits_of_a_folder_are_not_mixed() {
+        let folder = Folder::new();
+        for name in ["TinyStories-train.txt", "TinyStories-valid.txt", "test.txt", "more.txt", "A test of faith.txt"] {
+            folder.file(&format!("one/{name}"), name);
+        }
+        let files = of(&folder.path().join("one"));
+        // Nothing of `train` begins as `test` does.
+        assert_eq!(names(&files), ["A test of faith.txt", "TinyStories-train.txt", "more.txt", "test.txt"]);
+        assert_eq!(files.validation, [folder.path().join("one/TinyStories-valid.txt")]);
+        assert_eq!(files.passed_over(), "1 file of other splits than train");
+        for name in ["train/a.txt", "train/b.txt", "dev/a.txt", "test/a.txt", "The train to Paris.txt"] {
+            folder.file(&format!("two/{name}"), name);
+        }
+        let files = of(&folder.path().join("two"));
+        assert_eq!(names(&files), ["The train to Paris.txt", "train/a.txt", "train/b.txt"]);
+        assert_eq!(files.validation, [folder.path().join("two/dev/a.txt")]);
+        for (name, told) in [
+            ("data/train-00000-of-00002-5852b5.parquet", Some(("data/", "train"))),
+            ("validation.jsonl", Some(("", "validation"))),
+            ("my_val_2.txt", Some(("my_", "validation"))),
+            ("training", Some(("", "train"))),
+            ("test of faith.txt", None),
+            ("trains.txt", None),
+        ] {
+            assert_eq!(split(name), told.map(|(start, split)| (start.to_string(), split)), "{name}");
+        }
+    }
+
+    #[test]
     fn patterns_and_several_paths() {
         let folder = Folder::new();
         for name in ["a.md", "b.md", "c.txt", "deep/d.md", "deep/.e.md"] {
@@ -498,11 +680,25 @@ mod tests {
         assert_eq!(names(&Files::named(&spec("**/*.md")).unwrap()), ["a.md", "b.md", "deep/d.md"]);
         let both = format!("{}\n{}", spec("c.txt"), spec("deep/*"));
         assert_eq!(names(&Files::named(&both).unwrap()), ["c.txt", "d.md"]);
+        let fixed = |pattern: &str| fixed_part(Path::new(pattern)).display().to_string();
+        assert_eq!([fixed("/a/[[]x]/*.md"), fixed("a/b?/c"), fixed("[]]é/x")], ["/a/[x]", "a", "]é/x"]);
+        // A folder that looks like a pattern, and a name that no text can hold.
+        folder.file("[x]/in.md", "x");
+        let here = glob::Pattern::escape(folder.path().to_str().unwrap());
+        assert_eq!(names(&Files::named(&format!("{here}/[[]x]/*.md")).unwrap()), ["in.md"]);
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::unix::ffi::OsStrExt;
+            fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"\xff.md")), "x").unwrap();
+            assert_eq!(names(&Files::named(&spec("*.md")).unwrap()), ["a.md", "b.md"]);
+        }
         let error = Files::named(&spec("*.doc")).unwrap_err().to_string();
         assert!(error.contains("*.doc") && error.contains("no file"), "{error}");
         // A name that is there is no pattern.
         folder.file("what?.txt", "x");
         assert_eq!(names(&Files::named(&spec("what?.txt")).unwrap()), ["what?.txt"]);
+        folder.file("two\nlines.txt", "x");
+        assert_eq!(names(&Files::named(&spec("two\nlines.txt")).unwrap()), ["two\nlines.txt"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::source::Source;
 use super::split::Split;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Fewer stories are split by place.
 const FEW: u64 = 100;
@@ -34,13 +34,18 @@ pub struct Holdout {
 
 impl Holdout {
     /// At least `share`, 0 < share < 1, of the source. Reads as far as is needed to know, all of it where stories are few.
-    pub fn of(source: &Source, share: f64) -> Result<Holdout, DataError> {
+    /// `stop` ends that with an error.
+    pub fn of(source: &Source, share: f64, stop: &dyn Fn() -> bool) -> Result<Holdout, DataError> {
         let enough = ((STORIES / share).ceil() as u64).max(FEW);
-        let mut stories = 0;
+        let (mut stories, mut stopped) = (0, false);
         let read = source.stories(&mut |_| {
             stories += 1;
-            if stories < enough { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            stopped = stop();
+            if stories < enough && !stopped { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        if stopped {
+            return Err(DataError::Stopped);
+        }
         Ok(Holdout::at(share, stories, read.bytes))
     }
 
@@ -56,7 +61,7 @@ impl Holdout {
     }
 }
 
-/// The stories of a validation text, by the XXH3-64 of each: none of them is trained on.
+/// The stories of a validation text, by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
 #[derive(Debug, Default)]
 pub struct Held {
     stories: HashSet<u64>,
@@ -64,28 +69,39 @@ pub struct Held {
 }
 
 impl Held {
-    /// All stories of the source.
-    pub fn of(source: &Source) -> Result<Held, DataError> {
-        let mut held = Held::default();
+    /// All stories of the source. `stop` ends that with an error.
+    pub fn of(source: &Source, stop: &dyn Fn() -> bool) -> Result<Held, DataError> {
+        let (mut held, mut stopped) = (Held::default(), false);
         source.stories(&mut |story| {
-            let hash = xxh3_64(story.as_bytes());
+            let hash = key(story);
             if held.stories.insert(hash) {
                 held.digest = held.digest.wrapping_add(mix(hash));
             }
-            ControlFlow::Continue(())
+            stopped = stop();
+            if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        Ok(held)
+        if stopped { Err(DataError::Stopped) } else { Ok(held) }
     }
 
-    /// Whether the story is one of them, to the byte.
+    /// Whether the story is one of them, word for word.
     pub fn contains(&self, story: &str) -> bool {
-        self.stories.contains(&xxh3_64(story.as_bytes()))
+        self.stories.contains(&key(story))
     }
 
     /// Tells one set from another, whatever the order.
     pub fn digest(&self) -> u64 {
         self.digest
     }
+}
+
+/// Of the words alone: line ends and blanks differ between copies.
+fn key(story: &str) -> u64 {
+    let mut hash = Xxh3::new();
+    for word in story.split_whitespace() {
+        hash.update(word.as_bytes());
+        hash.update(b" ");
+    }
+    hash.digest()
 }
 
 #[cfg(test)]
@@ -118,7 +134,7 @@ mod tests {
         let folder = Folder::new();
         let book: Vec<String> = (0..20_000).map(|i| format!("Line {i} of the book.")).collect();
         let text = source(&folder, "book.txt", &[&book.join("\n")]);
-        let holdout = Holdout::of(&text, 0.01).unwrap();
+        let holdout = Holdout::of(&text, 0.01, &|| false).unwrap();
         let side = |split| collect(&text.clone().with_split(split)).concat();
         let (train, valid) = (side(holdout.train), side(holdout.valid));
         assert_eq!(format!("{train}\n{valid}"), book.join("\n"));
@@ -132,14 +148,16 @@ mod tests {
     fn stories_of_the_validation_text_are_known() {
         let folder = Folder::new();
         let (a, b) = (source(&folder, "a.txt", &["one", "two", "two"]), source(&folder, "b.txt", &["two", "one"]));
-        let held = Held::of(&a).unwrap();
-        assert!(held.contains("two") && !held.contains("two "));
-        assert_eq!(held.digest(), Held::of(&b).unwrap().digest());
+        let held = Held::of(&a, &|| false).unwrap();
+        assert!(held.contains("two") && held.contains(" two\r\n") && !held.contains("tw o"));
+        assert_eq!(held.digest(), Held::of(&b, &|| false).unwrap().digest());
         let other = source(&folder, "c.txt", &["two", "three"]);
-        assert_ne!(held.digest(), Held::of(&other).unwrap().digest());
+        assert_ne!(held.digest(), Held::of(&other, &|| false).unwrap().digest());
         let left = other.without(held.into());
         assert_eq!(collect(&left), ["three"]);
         let report = left.stories(&mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!((report.stories, report.doubles, report.read), (1, 1, 2));
+        assert!(matches!(Held::of(&a, &|| true), Err(DataError::Stopped)));
+        assert!(matches!(Holdout::of(&a, 0.1, &|| true), Err(DataError::Stopped)));
     }
 }

@@ -26,6 +26,7 @@ pub mod window;
 
 use crate::atomic::AtomicError;
 use crate::what::Unwanted;
+pub use files::in_full;
 pub(crate) use files::is_readable;
 use flashlm_model::tok::TokError;
 pub(crate) use reader::foreign;
@@ -98,6 +99,16 @@ pub enum DataError {
         path: PathBuf,
         /// What it looks like, and what to do.
         found: &'static str,
+    },
+    /// A byte that is no text, somewhere behind the start.
+    #[error(
+        "{path}: line {line}: NUL bytes, as a file has that was cut off while it was written; `tr -d '\\0'` removes them"
+    )]
+    Nul {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
     },
     /// Text in another encoding, or damaged.
     #[error(
@@ -242,8 +253,15 @@ impl DataError {
     /// The same, with a hint where what is missing is named like a dataset.
     fn or_dataset(mut self, spec: &str) -> DataError {
         let alike = |name: &&&str| edit_distance(name, &spec.to_lowercase()) <= 3;
-        if let (DataError::Missing { hint, .. }, Some(name)) = (&mut self, hub::NAMES.iter().find(alike)) {
+        let DataError::Missing { hint, .. } = &mut self else { return self };
+        if let Some(name) = hub::NAMES.iter().find(alike) {
             *hint = format!("; did you mean the dataset {name}?");
+        } else if spec.contains("://") {
+            *hint = "; an address is not fetched: download the file first".to_string();
+        } else if let Some((owner, name)) = spec.split_once('/')
+            && ![owner, name].iter().any(|part| part.is_empty() || part.contains(['/', '.', '~', '*', ' ']))
+        {
+            *hint += &format!("; a dataset of the hub is named hf:{spec}");
         }
         self
     }

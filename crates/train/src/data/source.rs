@@ -1,4 +1,4 @@
-//! Where stories come from: files ([`files`]: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
+//! Where stories come from: files (`files.rs`: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
 //! `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets: `hub/`. Stories come in
 //! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, stories of the
 //! validation text are left out.
@@ -94,6 +94,7 @@ impl Source {
             },
             None => None,
         };
+        let mut validation = None;
         let (name, kind) = match (stories, Dataset::parse(spec)) {
             (Some(stories), _) => (format!("synthetic-{stories}"), Kind::Synthetic { stories, seed: 0 }),
             (None, Some(dataset)) => {
@@ -102,6 +103,8 @@ impl Source {
             }
             (None, None) => {
                 let files = Files::named(spec).map_err(|e| e.or_dataset(spec))?;
+                validation =
+                    files.validation.iter().map(|path| path.to_str().map(String::from)).collect::<Option<Vec<_>>>();
                 let name = files.given.first().map_or_else(String::new, |first| name_of(first));
                 (if files.given.len() > 1 { name + "-and-more" } else { name }, Kind::Files(files))
             }
@@ -111,7 +114,8 @@ impl Source {
             _ => COLUMN.to_string(),
         };
         let (filter, split) = (Filter::default(), Split::All);
-        Ok(Source { name, kind, column, filter, split, without: None, validation: None, limit: MAX_STORY })
+        let validation = validation.filter(|files| !files.is_empty()).map(|files| files.join("\n"));
+        Ok(Source { name, kind, column, filter, split, without: None, validation, limit: MAX_STORY })
     }
 
     /// Whether it has to be fetched before it can be read.
@@ -141,7 +145,8 @@ impl Source {
         Ok(self)
     }
 
-    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched.
+    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched, or that lies beside
+    /// the text of a folder.
     pub fn validation(&self) -> Option<&str> {
         self.validation.as_deref()
     }

@@ -29,6 +29,7 @@ use cache::{Entry, Files, MAX_FILES, MAX_LIST, Repo};
 use download::{Blob, Check};
 pub use error::HubError;
 use http::{Answer, Fault, Part, Request};
+pub(crate) use names::split_of_word;
 pub use names::{Dataset, NAMES};
 use retry::{Retry, Watch};
 

@@ -182,10 +182,14 @@ fn words(file: &str) -> impl DoubleEndedIterator<Item = &str> {
     file.split(|c: char| !c.is_ascii_alphanumeric())
 }
 
+/// The split that a word in lower case stands for.
+pub fn split_of_word(word: &str) -> Option<&'static str> {
+    SPLITS.iter().find(|(_, words)| words.contains(&word)).map(|(split, _)| *split)
+}
+
 /// The split whose word stands last in the path.
 fn split_of(file: &str) -> Option<&'static str> {
-    let split = |word: &str| SPLITS.iter().find(|(_, words)| words.contains(&word)).map(|(split, _)| *split);
-    words(&file.to_ascii_lowercase()).rev().find_map(split)
+    words(&file.to_ascii_lowercase()).rev().find_map(split_of_word)
 }
 
 /// The same with what is joined to it by `_`: `train_sft`; letters alone, for numbers count files.

@@ -7,6 +7,8 @@ use super::{DataError, Fields, Seen, Story};
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 use std::ops::ControlFlow;
 
+const BAD_QUOTE: &str = "text follows the quote that ends a cell; quotes within a cell in quotes are doubled (`\"\"`, not `\\\"`). \
+                         A program that does not quote should write JSON lines";
 /// Most cells of a record.
 const MAX_CELLS: usize = 100_000;
 
@@ -17,7 +19,15 @@ pub(super) fn read(
     seen: &mut Seen,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
-    let separator = separator.unwrap_or_else(|| guessed(lines.head()));
+    // A first line of Excel's, which names the separator.
+    let named = match lines.head() {
+        [b's', b'e', b'p', b'=', separator, b'\n' | b'\r', ..] => Some(*separator),
+        _ => None,
+    };
+    if named.is_some() {
+        lines.take(5, None)?;
+    }
+    let separator = named.or(separator).unwrap_or_else(|| guessed(lines.head()));
     let mut records = Records {
         lines,
         parser: ReaderBuilder::new().delimiter(separator).build(),
@@ -25,6 +35,8 @@ pub(super) fn read(
         ends: vec![0; 16],
         columns: 0,
         line: 1,
+        separator,
+        quote: Quote::Start,
     };
     if !records.next()? {
         return Ok(ControlFlow::Continue(()));
@@ -46,7 +58,13 @@ pub(super) fn read(
         let cell = |i: usize| {
             let not_utf8 =
                 || format!("column `{}` is not UTF-8; convert the file first (`iconv -f CP1252 -t UTF-8`)", names[i]);
-            std::str::from_utf8(records.cell(i)).map_err(|_| records.bad(not_utf8()))
+            let cell = std::str::from_utf8(records.cell(i)).map_err(|_| records.bad(not_utf8()))?;
+            match memchr::memchr(0, cell.as_bytes()) {
+                Some(_) => {
+                    Err(records.bad("NUL bytes, as a file has that was cut off while it was written".to_string()))
+                }
+                None => Ok(cell),
+            }
         };
         let score = match score.map(cell).transpose()?.map(str::trim) {
             None | Some("") => None,
@@ -91,6 +109,38 @@ struct Records<'l> {
     columns: usize,
     /// Where it began.
     line: u64,
+    separator: u8,
+    quote: Quote,
+}
+
+/// Where in a cell a byte stands. The parser takes whatever comes; what it would make another text of is an error.
+#[derive(Clone, Copy, PartialEq)]
+enum Quote {
+    /// A cell begins.
+    Start,
+    /// In a cell without quotes.
+    Bare,
+    /// Between quotes.
+    Within,
+    /// Behind a quote that ends the cell, or is the first of two.
+    Behind,
+}
+
+impl Quote {
+    /// Behind `bytes`; none where something follows the quote that ends a cell.
+    fn after(self, bytes: &[u8], separator: u8) -> Option<Quote> {
+        bytes.iter().try_fold(self, |quote, &byte| {
+            let ends = byte == separator || matches!(byte, b'\n' | b'\r');
+            Some(match (quote, byte) {
+                (Quote::Within, b'"') => Quote::Behind,
+                (Quote::Within, _) => Quote::Within,
+                (Quote::Start, b'"') | (Quote::Behind, b'"') => Quote::Within,
+                _ if ends => Quote::Start,
+                (Quote::Behind, _) => return None,
+                _ => Quote::Bare,
+            })
+        })
+    }
 }
 
 impl Records<'_> {
@@ -113,12 +163,14 @@ impl Records<'_> {
             let input = if at_end { b"\n" } else { chunk };
             let (result, read, written, ended) =
                 self.parser.read_record(input, &mut self.cells[bytes..], &mut self.ends[columns..]);
+            let quote = self.quote.after(&input[..read], self.separator);
             bytes += written;
             columns += ended;
             if bytes > self.lines.limit {
                 return Err(self.lines.too_long(self.line));
             }
             if !at_end {
+                self.quote = quote.ok_or_else(|| self.bad(BAD_QUOTE.to_string()))?;
                 self.lines.take(read, None)?;
             }
             match result {
@@ -177,6 +229,8 @@ mod tests {
             assert_eq!(scored(&path, "text", "score").unwrap(), expected, "{name}");
         }
         assert_eq!(read(&folder.file("mac.csv", "text\ra\r\"b\rc\"\r")).unwrap(), ["a", "b\rc"]);
+        assert_eq!(read(&folder.file("excel.csv", "sep=|\r\nid|text\r\n1|a,b\r\n")).unwrap(), ["a,b"]);
+        assert_eq!(read(&folder.file("bare.csv", "id,text\n1,5\" wide\n2,\"\"\"\"\n")).unwrap(), ["5\" wide", "\""]);
         assert_eq!(read(&folder.file("cells.csv", "a,text,\n,x,\n\"\",y,\"\"")).unwrap(), ["x", "y"]);
     }
 
@@ -203,6 +257,9 @@ mod tests {
             ("id,text\r\n1,a\r\n2\r\n", 3, "1 cells instead of 2"),
             ("id,text\n1,\"a\"\n2,\"b\n3,c\n4,d\n", 3, "never ends"),
             ("id,text\n1,\"", 2, "never ends"),
+            ("id,text\n1,a\n2,\"He said \\\"hi\\\" to me.\"\n", 3, "text follows the quote"),
+            ("id,text\n1,\"Hello\" she said\n", 2, "text follows the quote"),
+            ("id,text\n1,\"She said \"hi\" to me\"\n", 2, "text follows the quote"),
         ] {
             let message = message(&folder.file("a.csv", text));
             assert!(message.contains(&format!("line {line}: ")) && message.contains(word), "{message}");

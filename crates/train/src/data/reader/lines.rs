@@ -108,6 +108,10 @@ impl Lines {
     }
 
     pub fn utf8<'a>(&self, bytes: &'a [u8], first_line: u64, offset: u64) -> Result<&'a str, DataError> {
+        if let Some(at) = memchr(0, bytes) {
+            let line = first_line + memchr_iter(b'\n', &bytes[..at]).count() as u64;
+            return Err(DataError::Nul { path: self.path.clone(), line });
+        }
         std::str::from_utf8(bytes).map_err(|e| {
             let valid = &bytes[..e.valid_up_to()];
             DataError::Utf8 {

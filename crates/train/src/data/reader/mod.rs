@@ -36,7 +36,7 @@ pub(super) const FORMATS: [&str; 9] =
 const POINTER: usize = 1024;
 
 /// First bytes of formats that are often mistaken for text.
-const MAGICS: [(&[u8], &str); 16] = [
+const MAGICS: [(&[u8], &str); 23] = [
     (b"\x7fELF", "it is an ELF program"),
     (b"\x89PNG", "it is a PNG image"),
     (b"\xff\xd8\xff", "it is a JPEG image"),
@@ -50,6 +50,13 @@ const MAGICS: [(&[u8], &str); 16] = [
     (ZSTD, "it is zstd-compressed; rename it to end in .zst"),
     (b"PAR1", "it is a Parquet table; rename it to end in .parquet (decompress it first if it is compressed)"),
     (b"GGUF", "it is a GGUF model"),
+    (b"{\\rtf", "it is RTF of a word processor; save it as plain text first"),
+    (b"\xd0\xcf\x11\xe0", "it is a document of an office program; save it as plain text or CSV first"),
+    (b"SQLite format 3\0", "it is an SQLite database; write a table of it as CSV first"),
+    (b"7z\xbc\xaf\x27\x1c", "it is a 7z archive; unpack it first (`7z x`)"),
+    (b"Rar!\x1a\x07", "it is a RAR archive; unpack it first"),
+    (b"\xff\xfe\0\0", "it is UTF-32; convert it to UTF-8 first (`iconv -f UTF-32 -t UTF-8`)"),
+    (b"\0\0\xfe\xff", "it is UTF-32; convert it to UTF-8 first (`iconv -f UTF-32 -t UTF-8`)"),
     (b"\xff\xfe", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (b"\xfe\xff", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (b"FLMTOKS\0", "it is a token cache"),
@@ -64,6 +71,9 @@ pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
 
 /// The same of the few lines that git leaves in the place of a large file. `start` is all of a small file.
 fn pointer(start: &[u8]) -> Option<&'static str> {
+    if start.len() <= POINTER && start.starts_with(b"/annex/objects/") {
+        return Some("it is a git-annex pointer, which stands for a file not yet fetched; run `git annex get`");
+    }
     let pointer = start.len() <= POINTER && start.starts_with(b"version https://git-lfs.github.com/spec/");
     pointer.then_some("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`")
 }
@@ -141,6 +151,7 @@ fn read_format(
             }
             None => {
                 seen.json += u64::from(json::begins(lines.head(), None));
+                seen.pages += u64::from(page.is_some() && matches!(format, Some(".txt" | ".text")));
                 text::read(&mut lines, seen, f)
             }
         },
@@ -272,6 +283,9 @@ mod tests {
             ("c.txt", b"PK\x03\x04", "zip"),
             ("d.txt", b"PAR1abc", "rename it to end in .parquet"),
             ("e.txt", b"\xff\xfeO\0n\0", "UTF-16"),
+            ("r.txt", b"{\\rtf1\\ansi", "RTF"),
+            ("u.txt", b"\xff\xfe\0\0a\0\0\0", "UTF-32"),
+            ("annex.txt", b"/annex/objects/SHA256E-s5--abc\n", "git annex get"),
             ("f.txt", b"some text and \0", "NUL"),
             ("g.txt", &zstd::encode_all(&b"text"[..], 0).unwrap(), "rename"),
             ("h.zst", b"plain text", "not zstd"),
@@ -283,6 +297,18 @@ mod tests {
             let text = message(&folder.file(name, bytes));
             assert!(text.contains("not text") && text.contains(word), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_no_text_behind_the_start_is_told_by_its_line() {
+        let folder = Folder::new();
+        let long = "All is well.\n".repeat(40_000);
+        for (name, text) in [("a.txt", format!("{long}cut\0\0\0")), ("a.csv", format!("text\n{long}cut\0\0\0\n"))] {
+            let text = read(&folder.file(name, text)).unwrap_err().to_string();
+            assert!(text.contains("NUL bytes") && text.contains("line 4000"), "{text}");
+        }
+        let page = folder.file("page.txt", "<!DOCTYPE html>\n<p>Not found");
+        assert_eq!(stories(&page, "text", 100).unwrap().1, Seen { pages: 1, ..Seen::default() });
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Seen {
     pub cut: u64,
     /// Files read as text whose first line is a JSON object.
     pub json: u64,
+    /// Files named as plain text that begin like HTML.
+    pub pages: u64,
 }
 
 impl Seen {
@@ -29,6 +31,7 @@ impl Seen {
         self.returns += other.returns;
         self.cut += other.cut;
         self.json += other.json;
+        self.pages += other.pages;
     }
 
     /// One clause for each count that is not zero, with what to do.
@@ -72,6 +75,11 @@ impl Seen {
                 count(self.json, "file was read as text but looks", "files were read as text but look")
                     + " like JSON lines; rename to .jsonl if a field of each line is the text",
             ),
+            (
+                self.pages,
+                count(self.pages, "file of plain text begins", "files of plain text begin")
+                    + " like HTML; if that is the error page of a server, fetch it again",
+            ),
         ];
         notes.into_iter().filter(|(n, _)| *n > 0).map(|(_, note)| note).collect()
     }
@@ -91,10 +99,10 @@ mod tests {
         assert_eq!(notes[0], "1 record held no text and was passed over");
         assert!(notes[1].starts_with("3 separators <|endoftext|> stand inside lines or records"), "{}", notes[1]);
         assert!(notes[2].starts_with("1 document longer than 64 MB was read in pieces"), "{}", notes[2]);
-        let all = Seen { without: 1, joined: 2, halves: 3, separators: 4, returns: 5, cut: 6, json: 7 };
+        let all = Seen { without: 1, joined: 2, halves: 3, separators: 4, returns: 5, cut: 6, json: 7, pages: 8 };
         let mut twice = all;
         twice.add(&all);
-        for (note, n) in twice.notes().iter().zip([2, 4, 6, 8, 10, 12, 14]) {
+        for (note, n) in twice.notes().iter().zip([2, 4, 6, 8, 10, 12, 14, 16]) {
             assert!(note.starts_with(&format!("{n} ")), "{note}");
         }
     }

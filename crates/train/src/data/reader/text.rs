@@ -9,6 +9,9 @@ use std::ops::ControlFlow;
 /// The line between two stories, without its line end.
 pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
 
+/// The byte-order mark.
+const MARK: &[u8] = b"\xef\xbb\xbf";
+
 pub(super) fn read(
     lines: &mut Lines,
     seen: &mut Seen,
@@ -22,9 +25,14 @@ pub(super) fn read(
         let start = story.len();
         // Room for a story of exactly the limit and the separator after it: what fills it is no separator.
         let n = lines.next((limit + SEPARATOR.len() + 4).saturating_sub(start), &mut story)?;
-        let ends = fresh && trim_line_end(&story[start..]) == SEPARATOR;
+        let line_of = |line: &[u8]| trim_line_end(line.strip_prefix(MARK).unwrap_or(line)) == SEPARATOR;
+        let ends = fresh && line_of(&story[start..]);
         if ends {
             story.truncate(start);
+        }
+        // A mark where files were joined.
+        if fresh && !ends && story[start..].starts_with(MARK) {
+            story.drain(start..start + MARK.len());
         }
         fresh = story.last().is_none_or(|byte| *byte == b'\n');
         let whole = ends || n == 0;
@@ -97,6 +105,12 @@ mod tests {
         let (stories, seen) = read(b"one\rtwo\r\nthree\r\r\n\rfour\r", 1000);
         assert_eq!(stories, ["one\rtwo\r\nthree\r\r\n\rfour"]);
         assert_eq!(seen, Seen { returns: 2, ..Seen::default() });
+    }
+
+    #[test]
+    fn marks_of_joined_files_are_left_out() {
+        let (stories, _) = read("\u{feff}one\n\u{feff}two\n\u{feff}<|endoftext|>\nthr\u{feff}ee".as_bytes(), 1000);
+        assert_eq!(stories, ["one\ntwo", "thr\u{feff}ee"]);
     }
 
     /// Worked out by hand, with a limit of ten bytes.
