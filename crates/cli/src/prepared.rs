@@ -141,8 +141,7 @@ impl Prepared {
         let doubles: u64 = texts.iter().map(|text| text.cache.doubles()).sum();
         if doubles > 0 {
             say!(
-                "{} of the training text are in the validation text, too, and left out; \
-                 --set data.keep_doubles=true trains on them",
+                "left out of training, being in the validation text, too: {}; --set data.keep_doubles=true keeps them",
                 counted(doubles, "story")
             );
         }

@@ -111,9 +111,7 @@ pub enum DataError {
         line: u64,
     },
     /// Text in another encoding, or damaged.
-    #[error(
-        "{path}: invalid UTF-8 at byte {offset} (line {line}); convert the file first, e.g. `iconv -f CP1252 -t UTF-8`"
-    )]
+    #[error("{path}: invalid UTF-8 at byte {offset} (line {line}); {mend}")]
     Utf8 {
         /// The file.
         path: PathBuf,
@@ -121,6 +119,8 @@ pub enum DataError {
         offset: u64,
         /// Its line, counted from 1.
         line: u64,
+        /// What it may be, and what to do.
+        mend: &'static str,
     },
     /// One record that does not fit into the memory set aside for it.
     #[error(

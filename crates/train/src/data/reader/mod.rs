@@ -268,6 +268,10 @@ mod tests {
         }
         let cut = folder.file("cut.txt", b"\xef\xbb\xbfcaf\xc3");
         assert!(matches!(read(&cut).unwrap_err(), DataError::Utf8 { offset: 6, line: 1, .. }));
+        assert!(message(&cut).contains("cut off"));
+        let damaged = message(&folder.file("damaged.txt", b"caf\xc3\xa9 au l\xffit"));
+        assert!(damaged.contains("at byte 10 (line 1)") && damaged.contains("-t UTF-8 -c"), "{damaged}");
+        assert!(message(&folder.file("latin.txt", b"caf\xe9 au lait")).contains("-f CP1252"));
         let line = folder.file("bad.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"\xe9\"}\n");
         assert!(matches!(read(&line).unwrap_err(), DataError::Utf8 { offset: 24, line: 2, .. }));
     }
