@@ -487,8 +487,12 @@ pub fn in_full(spec: &str) -> String {
         let path = Path::new(line);
         let absolute = std::path::absolute(path).ok()?;
         let absolute = absolute.to_str().filter(|full| !full.contains('\n'))?.to_string();
-        if path.exists() || path.is_absolute() || !line.contains(['*', '?', '[']) {
+        if path.exists() || path.is_absolute() {
             return Some(absolute);
+        }
+        // What is not there is told as it was given.
+        if !line.contains(['*', '?', '[']) {
+            return None;
         }
         // The folder that it is looked up from is no part of the pattern.
         let here = std::env::current_dir().ok()?;

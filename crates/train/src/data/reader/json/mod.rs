@@ -43,6 +43,10 @@ pub(super) fn read(
             continue;
         }
         if !(json.starts_with('{') || array && (json.starts_with('"') || json == "null")) {
+            if !array && (json.is_empty() || json.starts_with(',')) {
+                let reason = "a comma or bracket where a record was expected; JSON lines have none between them, an array has [ and ] around all";
+                return Err(records.bad(0, reason.to_string()));
+            }
             let wanted = if array { "neither an object nor a string" } else { "not a JSON object" };
             return Err(records.bad(0, format!("{wanted}, like {{\"{}\": \"...\"}}", fields.text)));
         }
@@ -248,7 +252,8 @@ mod tests {
             ("[{\"text\": \"a\"},\n\n{\"text\": \"b", "line 3: element 2", "EOF"),
             ("[{\"text\": \"a\"}]\n[]", "line 2", "follows the array"),
             ("{\n\"text\": \"a\"\n}\n{\n\"text\": 3}", "line 4", "number"),
-            ("{\n\"text\": \"a\"\n}\n,{}", "line 4", "not a JSON object"),
+            ("{\n\"text\": \"a\"\n}\n,{}", "line 4", "a comma or bracket where a record"),
+            ("{\"text\": \"a\"},\n{\"text\": \"b\"},\n", "line 1", "a comma or bracket where a record"),
             ("{\n\"text\" \"a\"\n}\n{}", "line 2", "expected `:`"),
             ("{\"text\": \"a\"\n{\"text\": \"b\"}\n", "line 2", "expected `,` or `}`"),
             ("{\"text\": \"a\n{\"text\": \"b\"}\n", "line 1", "string"),
