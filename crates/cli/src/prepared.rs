@@ -172,7 +172,8 @@ fn held_out(
     let valid = if !data.valid.is_empty() {
         // Another seed, so that two synthetic sources do not tell the same stories.
         let valid = open_source(&data.valid, settings.train.seed.wrapping_add(1), offline, stop)?;
-        let valid = if data.column.is_empty() { valid } else { valid.with_column(&data.column) };
+        let column = if data.valid_column.is_empty() { &data.column } else { &data.valid_column };
+        let valid = if column.is_empty() { valid } else { valid.with_column(column) };
         for (source, _) in sources.iter_mut() {
             if source.place() == valid.place() {
                 bail!(

@@ -54,7 +54,8 @@ pub struct Args {
     /// `synthetic:N`. Several files or folders are one text; SOURCE@WEIGHT for each mixes them by weights
     #[arg(long, value_name = "SOURCE")]
     data: Vec<String>,
-    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
+    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]; --set
+    /// data.valid_column=NAME where --valid has another
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
     /// Text for validation; without it that of the dataset, if it has one, else 1 % of the text is held out, more of a small one

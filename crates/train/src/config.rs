@@ -46,6 +46,8 @@ pub struct DataSettings {
     pub column: String,
     /// The same as `source` for validation; empty: the dataset's own, else hold out a share of `source`.
     pub valid: String,
+    /// Field or column of the text in `valid`; empty: as in `source`.
+    pub valid_column: String,
     /// Share of the text held out, more where that would be little; 0: none, and the training text is validated on.
     pub holdout: f64,
     /// Whether to train on stories that are in the validation text, too.
@@ -189,6 +191,7 @@ impl Default for Settings {
                 source: "tinystories".into(),
                 column: String::new(),
                 valid: String::new(),
+                valid_column: String::new(),
                 holdout: 0.01,
                 keep_doubles: false,
                 boundaries: Boundaries::Packed,
@@ -325,7 +328,7 @@ impl Settings {
             let mut all = flatten("", &table_of(s));
             let free = |key: &str| {
                 // Of the text, what it is counts, and that is compared once it is read.
-                if ["data.source", "data.column", "data.valid", "data.holdout", "data.keep_doubles"].contains(&key) {
+                if key.starts_with("data.") && key != "data.boundaries" {
                     return true;
                 }
                 let key = key.strip_prefix("train.").unwrap_or(key);

@@ -170,6 +170,10 @@ fn columns_of_tables_are_named_alike_everywhere() {
     let args =
         format!("train {} --data reviews.csv --valid valid.csv --column review --steps 2 --save-dir run", small());
     assert!(says(&place, &args).contains("100 stories to train on, 20 ("));
+    let jsonl = |s: &String| format!("{}\n", serde_json::json!({ "text": s }));
+    place.write("valid.jsonl", all[100..].iter().map(jsonl).collect::<String>());
+    let args = "--data reviews.csv --column review --valid valid.jsonl --set data.valid_column=text --steps 2 --save-dir other";
+    assert!(says(&place, &format!("train {} {args}", small())).contains("100 stories to train on, 20 ("));
     place.write("valid.txt", separated(&all[100..]));
     let bpb = |args: &str| {
         let eval: Value = serde_json::from_str(&place.ok(&format!("eval run {args} --json"))).unwrap();
