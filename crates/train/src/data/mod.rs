@@ -191,7 +191,7 @@ pub enum DataError {
         reason: cache::Stale,
     },
     /// A build that found nothing to put into the cache.
-    #[error("{name}: no stories for {split}, of {seen} in the data; {}", if *seen == 0 { "the data holds only blank text, or its filter drops every story" } else if *doubles > 0 { "all others are in the validation text, too" } else { "add data or change the held-out share" })]
+    #[error("{name}: no stories for {split}, of {seen} in the data; {}", none_left(*seen, *doubles))]
     NoStories {
         /// Name of the source.
         name: String,
@@ -238,6 +238,15 @@ pub enum DataError {
     /// The progress callback asked to stop.
     #[error("stopped before the token cache was complete; nothing was written")]
     Stopped,
+}
+
+/// Why there is no story, and what to do.
+fn none_left(seen: u64, doubles: u64) -> &'static str {
+    match (seen, doubles) {
+        (0, _) => "the data holds only blank text, or its filter drops every story",
+        (_, 0) => "add data or change the held-out share",
+        _ => "all that are left are in the validation text, too; name another with --valid",
+    }
 }
 
 impl DataError {

@@ -7,6 +7,7 @@
 
 use super::order::mix;
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Stories that are remembered: some 100 MB.
@@ -65,6 +66,10 @@ impl Near {
     }
 }
 
+/// Thai and Lao, Burmese, Khmer, kana, Han: no spaces between words.
+const UNSPACED: [RangeInclusive<u32>; 6] =
+    [0x0E00..=0x0EFF, 0x1000..=0x109F, 0x1780..=0x17FF, 0x3040..=0x30FF, 0x3400..=0x9FFF, 0x20000..=0x3FFFF];
+
 /// Hashes of the words of a text.
 fn words(text: &str, mut word: impl FnMut(u64)) {
     let mut run = String::new();
@@ -75,8 +80,7 @@ fn words(text: &str, mut word: impl FnMut(u64)) {
         }
     };
     for c in text.chars() {
-        // Thai to Khmer, kana, Han: no spaces between words.
-        let unspaced = matches!(c as u32, 0x0E00..=0x0EFF | 0x1000..=0x109F | 0x1780..=0x17FF | 0x3040..=0x30FF | 0x3400..=0x9FFF | 0x20000..=0x3FFFF);
+        let unspaced = UNSPACED.iter().any(|letters| letters.contains(&(c as u32)));
         if unspaced {
             end(&mut run);
         }
