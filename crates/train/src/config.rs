@@ -135,8 +135,8 @@ pub struct TrainSettings {
 pub enum SettingsError {
     #[error("unknown preset {name:?}; there are: {known}")]
     Preset { name: String, known: String },
-    #[error("{origin}: unknown key `{key}`; did you mean `{nearest}`?")]
-    UnknownKey { origin: String, key: String, nearest: String },
+    #[error("{origin}: unknown key `{key}`; {hint}")]
+    UnknownKey { origin: String, key: String, hint: String },
     #[error("{origin}: {message}")]
     Syntax { origin: String, message: String },
     #[error("{key} = {found}: must be {expected}")]
@@ -488,9 +488,25 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
 
 fn unknown(key: String, known: &Table, origin: &str) -> SettingsError {
     let known = flatten("", known);
-    let nearest = nearest(&key, known.iter().map(|(name, _)| name.as_str())).unwrap_or_default().to_string();
-    SettingsError::UnknownKey { origin: origin.into(), key, nearest }
+    let hint = match nearest(&key, known.iter().map(|(name, _)| name.as_str())) {
+        Some(nearest) => format!("did you mean `{nearest}`?"),
+        None => "docs/formats.md and the settings.toml of any run list the keys".to_string(),
+    };
+    SettingsError::UnknownKey { origin: origin.into(), key, hint }
 }
+
+/// What other programs call our keys.
+const ALIASES: [(&str, &[&str]); 9] = [
+    ("train.lr", &["learning_rate"]),
+    ("train.batch", &["batch_size", "per_device_train_batch_size"]),
+    ("train.epochs", &["num_epochs", "num_train_epochs", "max_epochs"]),
+    ("train.steps", &["max_steps", "max_iters", "num_steps", "iters"]),
+    ("train.seq_len", &["block_size", "context_length", "context", "max_seq_len", "seq_length"]),
+    ("model.dim", &["hidden_size", "n_embd", "d_model", "hidden"]),
+    ("model.blocks", &["n_layer", "n_layers", "num_layers", "layers", "num_hidden_layers"]),
+    ("model.ffn_hidden", &["intermediate_size", "d_ff"]),
+    ("tokenizer.vocab", &["vocab_size"]),
+];
 
 /// Looks for keys that the template does not have, in tables and in lists of tables.
 fn check_keys(value: &Value, template: &Value, path: &str, origin: &str) -> Result<(), SettingsError> {
@@ -514,15 +530,26 @@ fn check_keys(value: &Value, template: &Value, path: &str, origin: &str) -> Resu
     }
 }
 
-/// The candidate with the smallest edit distance; a match of the last part of a dotted key counts as near, of the first
-/// part (a misspelt section) as a little less so.
-pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate that is called so elsewhere, else that with the smallest edit distance, up to half the name; a match of the last
+/// part of a dotted key counts as near, of the first part (a misspelt section) as a little less so.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let section = |key: &str| key.split('.').next().unwrap_or_default().to_string();
-    candidates.min_by_key(|c| {
-        let by_section = if name.contains('.') { usize::MAX } else { distance(name, &section(c)) + 2 };
-        distance(name, c).min(distance(&last(name), &last(c)) + 1).min(by_section)
-    })
+    let own = last(name);
+    let called = |other: &&str| distance(&own, other) <= other.len() / 6;
+    let alias = ALIASES.iter().find(|(_, others)| others.iter().any(called)).map(|(key, _)| *key);
+    if let Some(key) = candidates.clone().find(|candidate| Some(*candidate) == alias) {
+        return Some(key);
+    }
+    let far = |candidate: &str| {
+        let by_section = if name.contains('.') { usize::MAX } else { distance(name, &section(candidate)) + 1 };
+        let by_key = distance(&own, &last(candidate));
+        // A key of another section is as near as a key of this one only if it is the same.
+        let other = name.contains('.') && section(name) != section(candidate) && by_key > 0;
+        distance(name, candidate).min(by_key + 1 + 2 * usize::from(other)).min(by_section)
+    };
+    let best = candidates.min_by_key(|candidate| far(candidate))?;
+    (far(best) <= own.chars().count() / 2 + 1).then_some(best)
 }
 
 /// Levenshtein distance in characters.
@@ -624,6 +651,16 @@ mod tests {
         }
         let error = layers.set("batch", "4").unwrap_err().to_string();
         assert!(error.contains("train.batch"), "{error}");
+        for (key, hint) in [
+            ("train.learning_rate", "did you mean `train.lr`?"),
+            ("train.lerning_rate", "did you mean `train.lr`?"),
+            ("model.n_layer", "did you mean `model.blocks`?"),
+            ("train.block_size", "did you mean `train.seq_len`?"),
+            ("train.xyzzy_plugh", "list the keys"),
+        ] {
+            let error = layers.set(key, "1").unwrap_err().to_string();
+            assert!(error.contains(hint), "{error}");
+        }
     }
 
     #[test]
