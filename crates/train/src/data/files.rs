@@ -350,9 +350,13 @@ impl Files {
         kept
     }
 
-    /// Without the files of other splits, where there are files of `train` whose names begin alike.
+    /// Without the files of other splits, where there are files of `train` whose names begin alike. Not of documents: a program may
+    /// have a train.py and a test.py.
     fn of_train(&mut self, root: &Path, found: Vec<PathBuf>) -> Vec<PathBuf> {
-        let split = |path: &Path| split(&path.strip_prefix(root).unwrap_or(path).to_string_lossy().to_lowercase());
+        let split = |path: &Path| {
+            let name = path.strip_prefix(root).unwrap_or(path).to_string_lossy().to_lowercase();
+            if Kind::of(&name) == Some(Kind::Document) { None } else { split(&name) }
+        };
         let train: HashSet<String> = found
             .iter()
             .filter_map(|path| split(path))
@@ -661,6 +665,10 @@ mod tests {
         let files = of(&folder.path().join("two"));
         assert_eq!(names(&files), ["The train to Paris.txt", "train/a.txt", "train/b.txt"]);
         assert_eq!(files.validation, [folder.path().join("two/dev/a.txt")]);
+        for name in ["code/train.py", "code/test.py", "code/eval.py"] {
+            folder.file(name, name);
+        }
+        assert_eq!(names(&of(&folder.path().join("code"))).len(), 3);
         for (name, told) in [
             ("data/train-00000-of-00002-5852b5.parquet", Some(("data/", "train"))),
             ("validation.jsonl", Some(("", "validation"))),
