@@ -35,7 +35,8 @@ impl Lines {
         let mut head = Vec::new();
         let filled = input.by_ref().take(HEAD).read_to_end(&mut head);
         filled.map_err(|e| compression::failed(path, compression, e))?;
-        let magic = super::foreign(&head);
+        // Compressed or not, the same text is the same.
+        let magic = super::foreign(&head).or(super::pointer(&head));
         let nul = head.contains(&0).then_some("it contains NUL bytes");
         if let Some(found) = magic.or(nul) {
             return Err(DataError::NotText { path: path.to_path_buf(), found });

@@ -304,6 +304,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pointer_is_one_compressed_too() {
+        let folder = Folder::new();
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 7\n";
+        for path in [
+            folder.file("a.txt", pointer),
+            folder.file("b.txt.gz", gz(pointer.as_bytes())),
+            folder.file("c.gz", pointer),
+        ] {
+            assert!(message(&path).contains("git lfs pull"), "{}", path.display());
+        }
+    }
+
+    #[test]
     fn what_is_no_text_behind_the_start_is_told_by_its_line() {
         let folder = Folder::new();
         let long = "All is well.\n".repeat(40_000);
