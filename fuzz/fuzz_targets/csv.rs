@@ -6,10 +6,8 @@
 //! What was written must be read.
 #![no_main]
 
-use std::ops::ControlFlow;
-
-use flashlm_fuzz::{byte, file, seed};
-use flashlm_train::data::{filter::Filter, mojibake::repair, source::Source};
+use flashlm_fuzz::{byte, file, seed, stories};
+use flashlm_train::data::{mojibake::repair, source::Source};
 use libfuzzer_sys::fuzz_target;
 
 fn seeds() -> [Vec<u8>; 6] {
@@ -24,25 +22,18 @@ fn seeds() -> [Vec<u8>; 6] {
     ]
 }
 
-fn stories(name: &str, bytes: &[u8]) -> Option<Vec<String>> {
+fn read(name: &str, bytes: &[u8]) -> Option<Vec<String>> {
     let path = file(name, bytes);
     let source = Source::parse(path.to_str().expect("a name in UTF-8")).ok()?;
-    let mut stories = Vec::new();
-    let report = source.stories(&mut |story| {
-        stories.push(story.to_string());
-        ControlFlow::Continue(())
-    });
-    let scored = source.with_filter(Filter { min_score: f64::MIN, ..Filter::default() }).expect("a filter");
-    let _ = scored.stories(&mut |_| ControlFlow::Continue(()));
-    report.ok().filter(|report| report.repaired == 0).map(|_| stories)
+    stories(source).filter(|(_, report)| report.repaired == 0).map(|(stories, _)| stories)
 }
 
 fuzz_target!(init: seed(seeds()), |input: &[u8]| {
     let mut rest = input;
     let kind = byte(&mut rest) % 4;
     if kind == 0 {
-        stories("a.csv", rest);
-        stories("a.tsv", rest);
+        read("a.csv", rest);
+        read("a.tsv", rest);
         return;
     }
     let Ok(text) = std::str::from_utf8(rest) else { return };
@@ -54,7 +45,7 @@ fuzz_target!(init: seed(seeds()), |input: &[u8]| {
     }
     let expected: Vec<&str> =
         texts.iter().map(|text| text.trim_matches(['\n', '\r'])).filter(|text| !text.is_empty()).collect();
-    match stories(name, table.as_bytes()) {
+    match read(name, table.as_bytes()) {
         Some(stories) => assert_eq!(stories, expected),
         None => assert!(expected.iter().any(|text| repair(text).1 > 0), "what was written is not read"),
     }

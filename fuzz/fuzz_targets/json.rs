@@ -2,10 +2,8 @@
 //! The first byte says whether the text lies below another field.
 #![no_main]
 
-use std::ops::ControlFlow;
-
-use flashlm_fuzz::{byte, file, seed};
-use flashlm_train::data::{filter::Filter, source::Source};
+use flashlm_fuzz::{byte, file, seed, stories};
+use flashlm_train::data::source::Source;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
@@ -32,7 +30,9 @@ fn plainly(bytes: &[u8]) -> Option<Vec<String>> {
         _ => None,
     });
     let texts: Option<Vec<&str>> = texts.collect();
-    Some(texts?.iter().map(|text| text.trim_matches(['\n', '\r']).to_string()).filter(|text| !text.is_empty()).collect())
+    Some(
+        texts?.iter().map(|text| text.trim_matches(['\n', '\r']).to_string()).filter(|text| !text.is_empty()).collect(),
+    )
 }
 
 fuzz_target!(init: seed(seeds()), |input: &[u8]| {
@@ -41,18 +41,9 @@ fuzz_target!(init: seed(seeds()), |input: &[u8]| {
     let path = file("stories.json", bytes);
     let Ok(source) = Source::parse(path.to_str().expect("a name in UTF-8")) else { return };
     let source = source.with_column(if below { "meta.text" } else { "text" });
-    let mut stories = Vec::new();
-    let mut keep = |story: &str| {
-        stories.push(story.to_string());
-        ControlFlow::Continue(())
-    };
-    if let Ok(report) = source.stories(&mut keep) {
-        assert_eq!(report.bytes, stories.iter().map(|story| story.len() as u64).sum::<u64>());
-        report.seen.notes();
+    if let Some((stories, report)) = stories(source) {
         if let Some(plain) = plainly(bytes).filter(|_| report.repaired == 0 && !below) {
             assert_eq!(stories, plain);
         }
     }
-    let scored = source.with_filter(Filter { min_score: f64::MIN, ..Filter::default() }).expect("a filter");
-    let _ = scored.stories(&mut |_| ControlFlow::Continue(()));
 });

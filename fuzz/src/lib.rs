@@ -6,10 +6,13 @@
 pub mod parquet;
 pub mod safetensors;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use flashlm_model::{Engine, Exec, Isa, PackedModel};
+use flashlm_train::data::filter::Filter;
+use flashlm_train::data::source::{Source, SourceReport};
 
 /// Largest state of a sequence that a model is run with, in numbers.
 const MAX_STATE: usize = 1 << 22;
@@ -40,6 +43,21 @@ pub fn file(name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
     }
     std::fs::write(&path, bytes).expect("a file");
     path
+}
+
+/// The stories of records, and the report where there was no error; they are read with their scores, too.
+pub fn stories(source: Source) -> Option<(Vec<String>, SourceReport)> {
+    let mut stories = Vec::new();
+    let report = source.stories(&mut |story| {
+        stories.push(story.to_string());
+        ControlFlow::Continue(())
+    });
+    let scored = source.with_filter(Filter { min_score: f64::MIN, ..Filter::default() }).expect("a filter");
+    let _ = scored.stories(&mut |_| ControlFlow::Continue(()));
+    let report = report.ok()?;
+    assert_eq!(report.bytes, stories.iter().map(|story| story.len() as u64).sum::<u64>());
+    report.seen.notes();
+    Some((stories, report))
 }
 
 /// Takes numbers off the front of an input; what is missing is 0.

@@ -64,6 +64,14 @@ pub fn noted(what: &str, seen: &Seen) {
     }
 }
 
+/// Says in one line what was passed over in the folders of a source.
+pub fn passed_over(what: &str, source: &Source) {
+    let passed = source.passed_over();
+    if !passed.is_empty() {
+        say!("{what}: passed over: {passed}");
+    }
+}
+
 /// A number with its noun: `1 thread`, `2 threads`, `2 stories`.
 pub fn counted(n: u64, noun: &str) -> String {
     match (n, noun.strip_suffix('y')) {

@@ -18,7 +18,7 @@ use flashlm_train::load::Found;
 use flashlm_train::log::console::{duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, data_spec, exec, open_source, out, precision, say};
+use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};
 
 /// Most rows of one pass over master weights.
 const ROWS: usize = 2048;
@@ -77,10 +77,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let packed = Arc::new(packed);
     let source = open_source(&data_spec(&args.data)?, 0, args.offline, &|| false)?;
     let source = args.column.iter().fold(source, |source, column| source.with_column(column));
-    let passed = source.passed_over();
-    if !passed.is_empty() {
-        say!("{}: passed over: {passed}", args.data.join(", "));
-    }
+    passed_over(&args.data.join(", "), &source);
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
     match step {

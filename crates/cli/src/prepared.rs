@@ -20,7 +20,7 @@ use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::log::console;
 use flashlm_train::stage::StageSource;
 
-use crate::common::{Status, counted, noted, open_source, say};
+use crate::common::{Status, counted, noted, open_source, passed_over, say};
 
 /// Most validation tokens that are scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
@@ -60,10 +60,7 @@ impl Prepared {
         let mut sources = sources;
         let valid_source = held_out(settings, &mut sources, last, offline, &stopped)?;
         for ((source, _), spec) in sources.iter().zip(&specs) {
-            let passed = source.passed_over();
-            if !passed.is_empty() {
-                say!("{}: passed over: {passed}", spec.source.replace('\n', ", "));
-            }
+            passed_over(&spec.source.replace('\n', ", "), source);
         }
         let mut progress = |what: &str, p: &Progress| {
             let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);

@@ -11,7 +11,7 @@ use flashlm_train::data::source::Source;
 use flashlm_train::log::console::thousands;
 use serde_json::json;
 
-use crate::common::{data_spec, open_source, say};
+use crate::common::{data_spec, open_source, passed_over};
 use crate::report::Report;
 pub use prepare::summary;
 
@@ -64,10 +64,7 @@ struct Select {
 impl Select {
     fn open_all(&self, given: &[String], seed: u64) -> anyhow::Result<Source> {
         let source = self.open(&data_spec(given)?, seed)?;
-        let passed = source.passed_over();
-        if !passed.is_empty() {
-            say!("{}: passed over: {passed}", given.join(", "));
-        }
+        passed_over(&given.join(", "), &source);
         Ok(source)
     }
 

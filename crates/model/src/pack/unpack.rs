@@ -1,7 +1,7 @@
 //! Parameters that pack into the model they come from: what training can start from where only the packed file is left.
 //!
-//! A ternary weight `s c` (code c, scale s) becomes the latent weight `w = s c * (s / s')`, with the scale `s'` that the quantiser
-//! gives to `s c`; since that is in proportion to the weights, `w` has the code c and the scale s again. What the latent weights
+//! A ternary weight `s c` (code c, scale s) becomes the master weight `w = s c * (s / s')`, with the scale `s'` that the quantiser
+//! gives to `s c`; since that is in proportion to the weights, `w` has the code c and the scale s again. What the master weights
 //! were between the codes is lost.
 
 use super::{PackError, Reader};

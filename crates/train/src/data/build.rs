@@ -1,7 +1,7 @@
 //! Builds token caches with all cores: one reader -> `n` encoders -> one writer.
 //!
 //! Batches of about 1 MB of text go to the encoders in turn and are collected in turn, over channels that hold two: the file
-//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes a story for the offsets). A story
+//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per story for the offsets). A story
 //! that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file appears under
 //! its name when it is complete, or not at all.
 

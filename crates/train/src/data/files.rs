@@ -197,7 +197,7 @@ impl Passed {
 }
 
 /// The files of a source, in the order they are read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Files {
     /// What was named, in words.
     pub given: Vec<PathBuf>,
@@ -210,8 +210,7 @@ pub(super) struct Files {
 impl Files {
     /// What a specification names: a path, a pattern, or several, a line each.
     pub fn named(spec: &str) -> Result<Files, DataError> {
-        let mut all =
-            Files { given: Vec::new(), entries: Vec::new(), validation: Vec::new(), passed: Passed::default() };
+        let mut all = Files::default();
         // A name may hold a line end itself.
         let one = Path::new(spec).exists();
         let lines: Vec<&str> = if one { vec![spec] } else { spec.lines().filter(|line| !line.is_empty()).collect() };
@@ -251,8 +250,7 @@ impl Files {
 
     /// The files of a dataset below `root`.
     pub fn fetched(spec: String, root: &Path, paths: Vec<PathBuf>) -> Result<Files, DataError> {
-        let given = vec![spec.into()];
-        let mut all = Files { given, entries: Vec::new(), validation: Vec::new(), passed: Passed::default() };
+        let mut all = Files { given: vec![spec.into()], ..Files::default() };
         for path in paths {
             let name = path.strip_prefix(root).unwrap_or(&path).to_path_buf();
             all.add(path, name)?;
@@ -300,8 +298,7 @@ impl Files {
         let found = self.of_train(path, found);
         for at in found {
             let name = at.strip_prefix(path).unwrap_or(&at).to_path_buf();
-            let entry = entry(at, name)?;
-            self.entries.push(entry);
+            self.add(at, name)?;
         }
         let passed = self.passed_over();
         if self.entries.is_empty() {

@@ -22,6 +22,7 @@ mod text;
 
 use super::DataError;
 use compression::{Compression, GZIP, ZSTD};
+use flashlm_model::io::LFS_POINTER;
 use lines::Lines;
 use memchr::memmem;
 pub use seen::Seen;
@@ -74,7 +75,7 @@ fn pointer(start: &[u8]) -> Option<&'static str> {
     if start.len() <= POINTER && start.starts_with(b"/annex/objects/") {
         return Some("it is a git-annex pointer, which stands for a file not yet fetched; run `git annex get`");
     }
-    let pointer = start.len() <= POINTER && start.starts_with(b"version https://git-lfs.github.com/spec/");
+    let pointer = start.len() <= POINTER && start.starts_with(LFS_POINTER);
     pointer.then_some("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`")
 }
 
