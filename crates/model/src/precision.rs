@@ -5,7 +5,8 @@ use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::lm::{LanguageModel, Lm};
+use crate::family;
+use crate::family::forms::LanguageModel;
 
 /// What matrix products and saved activations are kept as; sums and parameters are f32 in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,10 +47,10 @@ impl Precision {
         rows: usize,
         training: bool,
     ) -> Result<Box<dyn LanguageModel<f32>>, ConfigError> {
-        Ok(match self {
-            Precision::Bf16 => Box::new(Lm::<Bf16>::new(config, rows, training)?),
-            Precision::Auto | Precision::F32 => Box::new(Lm::<f32>::new(config, rows, training)?),
-        })
+        match self {
+            Precision::Bf16 => family::build::<Bf16>(config, rows, training),
+            Precision::Auto | Precision::F32 => family::build::<f32>(config, rows, training),
+        }
     }
 }
 

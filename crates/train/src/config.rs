@@ -576,7 +576,7 @@ pub fn ternary_share(layout: &Layout) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use flashlm_model::{LanguageModel, Lm};
+    use flashlm_model::params::Layout;
 
     use super::*;
 
@@ -584,7 +584,7 @@ mod tests {
     fn presets_have_the_published_sizes() {
         for (name, parameters) in [("v4-small", 4_364_736), ("v4-large", 16_847_232), ("gdn-small", 5_042_112)] {
             let model = preset(name).unwrap().model;
-            assert_eq!(Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters(), parameters, "{name}");
+            assert_eq!(Layout::of(&model).parameters(), parameters, "{name}");
         }
         for name in preset_names() {
             let settings = preset(name).unwrap();

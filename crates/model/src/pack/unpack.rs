@@ -4,9 +4,9 @@
 //! gives to `s c`; since that is in proportion to the weights, `w` has the code c and the scale s again. What the master weights
 //! were between the codes is lost.
 
-use super::{PackError, Reader};
+use super::error::PackError;
+use super::open::Opened;
 use crate::io::safetensors::TensorFile;
-use crate::lm::Lm;
 use crate::params::Group;
 use flashlm_kernels::ops::quantise;
 use flashlm_kernels::{Buf, Exec};
@@ -14,11 +14,8 @@ use std::path::Path;
 
 /// The parameters of the packed model in the file, in the order of its layout.
 pub fn unpack(cx: &Exec, path: &Path) -> Result<Buf<f32>, PackError> {
-    let reader = Reader::new(TensorFile::open(path)?)?;
-    let config = reader.config().clone();
-    let lm = Lm::<f32>::new(&config, 1, false)
-        .map_err(|source| PackError::Config { file: path.display().to_string(), source })?;
-    let layout = crate::LanguageModel::layout(&lm);
+    let Opened { config, reader, .. } = Opened::read(TensorFile::open(path)?)?;
+    let layout = &reader.layout;
     let mut params = Buf::zeros(layout.len());
     for spec in layout.specs() {
         let w = &mut params[spec.range.clone()];
@@ -36,14 +33,14 @@ pub fn unpack(cx: &Exec, path: &Path) -> Result<Buf<f32>, PackError> {
                 }
             }
             (_, Group::Embedding, &[_, inputs]) => {
-                let (codes, scales) = reader.table_codes()?;
+                let (codes, scales) = reader.table_codes(spec)?;
                 rows(w, codes.into_iter(), &scales, inputs);
             }
             (_, Group::Matrix, &[outputs, inputs]) => {
                 let (codes, scales) = reader.byte_codes(&spec.name, outputs, inputs)?;
                 rows(w, codes, &scales, inputs);
             }
-            (_, _, shape) => w.copy_from_slice(&reader.floats(&spec.name, shape)?),
+            _ => w.copy_from_slice(&reader.floats(&spec.range)?),
         }
     }
     Ok(params)

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flashlm_kernels::Exec;
 use flashlm_kernels::cpu::Machine;
+use flashlm_model::model_file::read_params;
 use flashlm_model::pack::{self, pack};
 use flashlm_model::sample;
 use flashlm_model::{Engine, PackedModel, Writer};
@@ -19,7 +20,6 @@ use super::{Event, Inputs, Outcome, Tell, TrainError, Trainer};
 use crate::checkpoint::folder_name;
 use crate::config::{Settings, ternary_share};
 use crate::eval::bpb::Report;
-use crate::load::read_params;
 use crate::log::card::{Card, Scores};
 use crate::log::{Row, SampleRow};
 use crate::run_folder::{CARD, RESULT, RunFolder};
@@ -127,7 +127,7 @@ impl Trainer<'_> {
             None => last.clone(),
             Some(chosen) => {
                 let file = chosen.tensors("model.safetensors")?;
-                self.stepper.params = read_params(&file, self.stepper.lm.layout())?;
+                self.stepper.params = read_params(&file, self.stepper.lm.config(), "")?;
                 let Some(best) = self.score_all(chosen.step(), stop, tell)? else { return interrupted };
                 best
             }
@@ -205,7 +205,7 @@ impl Trainer<'_> {
     fn write_samples(&self, step: u64) -> Result<Vec<SampleRow>, TrainError> {
         let t = &self.inputs.settings.train;
         let Stepper { lm, params, .. } = &self.stepper;
-        let bytes = pack(self.cx, lm.config(), lm.layout(), params, &self.inputs.tokenizer, pack::Options::default());
+        let bytes = pack(self.cx, lm.config(), params, &self.inputs.tokenizer, pack::Options::default());
         let model = Arc::new(PackedModel::from_bytes(bytes, "the model being trained")?);
         let mut engine = Engine::new(model.clone(), Exec::new(self.cx.isa(), 1), SAMPLE_ROWS);
         let mut rows = Vec::new();

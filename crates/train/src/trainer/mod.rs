@@ -17,6 +17,7 @@ use std::time::Instant;
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
+use flashlm_model::model_file::ModelError;
 use flashlm_model::pack::PackError;
 use flashlm_model::params::Layout;
 use flashlm_model::sample::SampleError;
@@ -80,6 +81,9 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The parameters of a checkpoint were not read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error(transparent)]
     Io(#[from] IoError),
     #[error(transparent)]

@@ -1,12 +1,13 @@
 //! A run that goes on: what may not differ from its checkpoint, what it is filled with, and what becomes of the steps after it.
 
 use flashlm_model::ModelConfig;
+use flashlm_model::model_file::read_params;
 
 use super::{Inputs, TrainError, Trainer, finish};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::vocab::TokenizerChoice;
-use crate::load::{read_params, read_state};
+use crate::load::read_state;
 use crate::log::jsonl::{Kept, Metrics};
 use crate::log::tensorboard::Events;
 use crate::log::{LogError, console};
@@ -121,7 +122,7 @@ pub(super) fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Step
     if let Some(conflict) = saved.conflict(settings) {
         return Err(TrainError::Conflict(conflict));
     }
-    stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.layout())?;
+    stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.config(), "")?;
     read_state(&from.tensors("optimizer.safetensors")?, &mut stepper.optimizers.state())?;
     state(from, settings)
 }

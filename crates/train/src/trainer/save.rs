@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use flashlm_model::io::safetensors::TensorRef;
+use flashlm_model::model_file::save_params;
 
 use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
 use crate::checkpoint::{CheckpointError, Part};
-use crate::load::save_params;
 use crate::log::console;
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};

@@ -1,4 +1,4 @@
-//! The mixer `conv` in the packed runtime: see [`crate::mixer::conv`].
+//! The convolution in the packed runtime.
 
 use std::ops::Range;
 
@@ -6,29 +6,26 @@ use flashlm_kernels::ops::{ConvRows, Gate, exact_conv, exact_conv_keep, exact_ga
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
-use super::linear::{Input, Linear, Work};
-use super::{Near, PackedMixer, taps};
-use crate::pack::{PackError, Reader};
+use super::Params;
+use crate::layer::packed::{Input, PackedLinear, Work};
+use crate::mixer::forms::{Near, PackedMixer};
+use crate::pack::error::PackError;
+use crate::pack::reader::Reader;
 
 /// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
-/// are shared out among threads even where all are of one stream.
-pub(crate) struct Conv {
-    up: Linear,
+/// are shared out among threads even where all are of one sequence.
+pub(crate) struct Packed {
+    up: PackedLinear,
     /// `[K, D]`.
     taps: Buf<f32>,
-    down: Linear,
+    down: PackedLinear,
     d: usize,
 }
 
-impl Conv {
-    pub(crate) fn read(from: &Reader, prefix: &str) -> Result<Self, PackError> {
-        let (d, k) = (from.config().dim, from.config().kernel_size);
-        Ok(Conv {
-            up: Linear::read(from, &format!("{prefix}.up"), (2 * d, d))?,
-            taps: taps(from, &format!("{prefix}.conv.weight"), d, k)?,
-            down: Linear::output(from, &format!("{prefix}.down"), (d, d))?,
-            d,
-        })
+impl Packed {
+    pub(crate) fn read(from: &Reader, of: &Params) -> Result<Self, PackError> {
+        let (up, down) = (PackedLinear::read(from, &of.up)?, PackedLinear::read(from, &of.down)?);
+        Ok(Packed { up, taps: from.taps(&of.conv)?, down, d: of.down.outputs })
     }
 
     fn rows<'a>(&self, u: &'a [f32], past: &'a [u32]) -> ConvRows<'a> {
@@ -36,8 +33,8 @@ impl Conv {
     }
 }
 
-impl PackedMixer for Conv {
-    fn linears(&self) -> Vec<&Linear> {
+impl PackedMixer for Packed {
+    fn linears(&self) -> Vec<&PackedLinear> {
         vec![&self.up, &self.down]
     }
 
@@ -78,7 +75,7 @@ impl PackedMixer for Conv {
     }
 }
 
-impl Near for Conv {
+impl Near for Packed {
     fn mix_rows(
         &self,
         cx: &Exec,

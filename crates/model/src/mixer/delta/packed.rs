@@ -1,111 +1,87 @@
-//! The mixer `delta` in the packed runtime: see [`crate::mixer::delta`].
+//! The gated delta rule in the packed runtime.
 
 use flashlm_kernels::ops::{
-    ConvRows, Gate, Rule, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
+    Act, ConvRows, Gate, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
     exact_sigmoid, exact_silu_unit, exact_softplus,
 };
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
-use super::linear::{Input, Linear, Norm, Work};
-use super::{PackedMixer, taps};
-use crate::config::{DeltaForm, DeltaRule};
-use crate::mixer::delta::NORM_EPS;
-use crate::pack::{PackError, Reader};
+use super::Params;
+use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work};
+use crate::mixer::forms::PackedMixer;
+use crate::pack::error::PackError;
+use crate::pack::reader::Reader;
 
 /// `u` of a row is `[q, k, v, gate, a, b]`; mixing leaves the rule's output in the place of `v`.
 ///
 /// The state is the history of the convolutions of `q`, `k` and `v` of all heads, then `S` of each head.
-pub(crate) struct Delta {
+pub(crate) struct Packed {
+    of: Params,
     /// Of queries, keys, values, the output gate.
-    inputs: [Linear; 4],
+    inputs: [PackedLinear; 4],
     gates: Gates,
     /// `[K, C]` of queries, keys, values.
     taps: [Buf<f32>; 3],
-    head_norm: Option<Norm>,
-    output: Linear,
-    act: Gate,
-    rule: Rule,
+    head_norm: Option<PackedNorm>,
+    output: PackedLinear,
     strength: f32,
-    /// Epsilon and scale of queries' and keys' norms.
-    units: [(f64, f64); 2],
-    heads: usize,
-    dk: usize,
-    dv: usize,
 }
 
 /// What decay and write strength are made of.
 enum Gates {
     /// Two ternary matrices: the original form.
-    Ternary(Box<[Linear; 2]>),
+    Ternary(Box<[PackedLinear; 2]>),
     /// Two float matrices `[H, D]`, `exp(A_log)` and `dt_bias`: the published form.
     Float { a: Vec<f32>, b: Vec<f32>, rate: Vec<f32>, bias: Vec<f32> },
 }
 
-impl Delta {
-    pub(crate) fn read(from: &Reader, prefix: &str) -> Result<Self, PackError> {
-        let (d, c) = (from.config().dim, &from.config().delta);
-        let (heads, k, (dk, dv)) = (c.heads, c.conv, c.widths(d));
-        let (keys, values) = (heads * dk, heads * dv);
-        let published = c.form == DeltaForm::Published;
-        let name = |part: &str| format!("{prefix}.{part}");
-        let linear = |part: &str, width| Linear::read(from, &name(part), (width, d));
-        let floats = |part: &str, shape: &[usize]| from.floats(&name(part), shape);
-        Ok(Delta {
-            inputs: [
-                linear("q_proj", keys)?,
-                linear("k_proj", keys)?,
-                linear("v_proj", values)?,
-                linear("g_proj", values)?,
-            ],
-            gates: if published {
-                Gates::Float {
-                    a: floats("a_proj.weight", &[heads, d])?,
-                    b: floats("b_proj.weight", &[heads, d])?,
-                    // Once a model, in f64 and rounded: no platform's `exp` is off by as much as matters then.
-                    rate: floats("A_log", &[heads])?.iter().map(|&x| f64::from(x).exp() as f32).collect(),
-                    bias: floats("dt_bias", &[heads])?,
-                }
-            } else {
-                Gates::Ternary(Box::new([linear("gk_proj", heads)?, linear("beta_proj", heads)?]))
+impl Packed {
+    pub(crate) fn read(from: &Reader, of: &Params) -> Result<Self, PackError> {
+        let ([q, k, v, gate], [a, b], [q_conv, k_conv, v_conv]) = (&of.inputs, &of.gates, &of.convs);
+        let linear = |of| PackedLinear::read(from, of);
+        Ok(Packed {
+            inputs: [linear(q)?, linear(k)?, linear(v)?, linear(gate)?],
+            gates: match &of.decay {
+                Some([(log, _), (bias, _)]) => Gates::Float {
+                    a: from.floats(&a.weight)?,
+                    b: from.floats(&b.weight)?,
+                    // Once for a model, in f64 and rounded: no platform's `exp` is off by as much as matters then.
+                    rate: from.floats(log)?.iter().map(|&x| f64::from(x).exp() as f32).collect(),
+                    bias: from.floats(bias)?,
+                },
+                None => Gates::Ternary(Box::new([linear(a)?, linear(b)?])),
             },
-            taps: [
-                taps(from, &name("q_conv.weight"), keys, k)?,
-                taps(from, &name("k_conv.weight"), keys, k)?,
-                taps(from, &name("v_conv.weight"), values, k)?,
-            ],
-            head_norm: match published {
-                true => Some(Norm::read(from, &name("o_norm.scale"), dv, NORM_EPS)?),
-                false => None,
-            },
-            output: Linear::output(from, &name("o_proj"), (d, values))?,
-            act: if published { Gate::Silu } else { Gate::Sigmoid },
-            rule: match c.rule {
-                DeltaRule::Canonical => Rule::Canonical,
-                DeltaRule::Undecayed => Rule::Undecayed,
-            },
-            strength: if c.negative_eigenvalues { 2.0 } else { 1.0 },
-            units: crate::mixer::delta::units(c.form, dk),
-            heads,
-            dk,
-            dv,
+            taps: [from.taps(q_conv)?, from.taps(k_conv)?, from.taps(v_conv)?],
+            head_norm: of.head_norm.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?,
+            output: linear(&of.output)?,
+            strength: of.strength as f32,
+            of: of.clone(),
         })
+    }
+
+    /// What the output gate goes through.
+    fn act(&self) -> Gate {
+        match self.of.act {
+            Act::Sigmoid => Gate::Sigmoid,
+            Act::Silu => Gate::Silu,
+        }
     }
 
     /// Where `q, k, v, gate, a, b` begin in a row of `u`, and its end.
     fn places(&self) -> [usize; 7] {
-        let (keys, values) = (self.heads * self.dk, self.heads * self.dv);
+        let ([queries, keys, values], heads) = (self.of.widths(), self.of.heads);
         let mut at = [0; 7];
-        for (i, width) in [keys, keys, values, values, self.heads, self.heads].into_iter().enumerate() {
+        for (i, width) in [queries, keys, values, values, heads, heads].into_iter().enumerate() {
             at[i + 1] = at[i] + width;
         }
         at
     }
 }
 
-impl PackedMixer for Delta {
-    fn linears(&self) -> Vec<&Linear> {
-        let gates: &[Linear] = match &self.gates {
+impl PackedMixer for Packed {
+    fn linears(&self) -> Vec<&PackedLinear> {
+        let gates: &[PackedLinear] = match &self.gates {
             Gates::Ternary(gates) => &gates[..],
             Gates::Float { .. } => &[],
         };
@@ -117,12 +93,11 @@ impl PackedMixer for Delta {
     }
 
     fn state_len(&self) -> usize {
-        let k = self.taps[0].len() / (self.heads * self.dk);
-        (k - 1) * self.places()[3] + self.heads * self.dk * exact_delta_width(self.dv)
+        self.of.state_len()
     }
 
     fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
-        let (at, heads) = (self.places(), self.heads);
+        let (at, heads) = (self.places(), self.of.heads);
         let mut input = Input::new(x);
         for (i, linear) in self.inputs.iter().enumerate() {
             linear.forward(cx, (u, at[6], at[i]), &mut input, work, false);
@@ -154,13 +129,14 @@ impl PackedMixer for Delta {
     }
 
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
-        let (at, heads, dk, dv) = (self.places(), self.heads, self.dk, self.dv);
+        let (at, Params { heads, dk, dv, units, rule, .. }) = (self.places(), &self.of);
+        let (heads, dk, dv) = (*heads, *dk, *dv);
         let n = past.len();
         let ld = at[6];
         let mut rest = state;
         let (q, k, v) =
             (local.take::<f32>(n * heads * dk), local.take::<f32>(n * heads * dk), local.take::<f32>(n * heads * dv));
-        let norms = [Some(self.units[0]), Some(self.units[1]), None];
+        let norms = [Some(units[0]), Some(units[1]), None];
         for (i, (y, width)) in [(&mut *q, dk), (&mut *k, dk), (&mut *v, dv)].into_iter().enumerate() {
             let (history, left) = rest.split_at_mut(self.taps[i].len() - heads * width);
             rest = left;
@@ -180,14 +156,14 @@ impl PackedMixer for Delta {
                 let inputs = (&q[keys.clone()], &k[keys], &v[row * dv..(row + 1) * dv]);
                 let gates = (u[at[4] + head], u[at[5] + head]);
                 let o = &mut u[at[2] + head * dv..at[2] + (head + 1) * dv];
-                exact_delta_step(cx, o, s, inputs, gates, self.rule);
+                exact_delta_step(cx, o, s, inputs, gates, *rule);
             }
         }
     }
 
     fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
         let at = self.places();
-        let (ld, values) = (at[6], at[3] - at[2]);
+        let (ld, values, act) = (at[6], at[3] - at[2], self.act());
         let rows = u.len() / ld;
         let (m, normed) = (local.take::<f32>(rows * values), local.take::<f32>(values));
         for (m, u) in m.chunks_exact_mut(values).zip(u.chunks_exact(ld)) {
@@ -195,9 +171,9 @@ impl PackedMixer for Delta {
             match &self.head_norm {
                 Some(norm) => {
                     norm.forward(cx, normed, o);
-                    exact_gate(cx, m, gate, normed, self.act);
+                    exact_gate(cx, m, gate, normed, act);
                 }
-                None => exact_gate(cx, m, gate, o, self.act),
+                None => exact_gate(cx, m, gate, o, act),
             }
         }
         let d = h.len() / rows;

@@ -1,47 +1,47 @@
-//! The mixer `attention` in the packed runtime: see [`crate::mixer::attention`].
+//! Attention in the packed runtime.
 
 use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{exact_attention, exact_rope};
 use flashlm_kernels::tile::Local;
 
-use super::PackedMixer;
-use super::linear::{Input, Linear, Norm, Work};
-use crate::mixer::attention::{NORM_EPS, Turns};
-use crate::pack::{PackError, Reader};
+use super::Params;
+use super::angles::Angles;
+use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work};
+use crate::mixer::forms::PackedMixer;
+use crate::pack::error::PackError;
+use crate::pack::reader::Reader;
 
 /// `u` of a row is `[q, k, v]`; mixing leaves the output in the place of `q`.
 ///
 /// The state is the ring of keys of each head, then that of values: the row at `past` stands in slot `past % window`.
-pub(crate) struct Attention {
-    inputs: [Linear; 3],
-    head_norms: [Norm; 2],
-    output: Linear,
-    turns: Turns<f32>,
+pub(crate) struct Packed {
+    inputs: [PackedLinear; 3],
+    head_norms: [PackedNorm; 2],
+    output: PackedLinear,
+    angles: Angles<f32>,
     heads: usize,
     window: usize,
     d: usize,
 }
 
-impl Attention {
-    pub(crate) fn read(from: &Reader, prefix: &str) -> Result<Self, PackError> {
-        let (d, c) = (from.config().dim, &from.config().attention);
-        let name = |part: &str| format!("{prefix}.{part}");
-        let linear = |part: &str| Linear::read(from, &name(part), (d, d));
-        let norm = |part: &str| Norm::read(from, &name(part), d / c.heads, NORM_EPS);
-        Ok(Attention {
-            inputs: [linear("q_proj")?, linear("k_proj")?, linear("v_proj")?],
-            head_norms: [norm("q_norm.scale")?, norm("k_norm.scale")?],
-            output: Linear::output(from, &name("o_proj"), (d, d))?,
-            turns: Turns::new(d / c.heads, c.rope_base, 0),
-            heads: c.heads,
-            window: c.window,
-            d,
+impl Packed {
+    pub(crate) fn read(from: &Reader, of: &Params) -> Result<Self, PackError> {
+        let ([q, k, v], [q_norm, k_norm]) = (&of.inputs, &of.head_norms);
+        let linear = |of| PackedLinear::read(from, of);
+        Ok(Packed {
+            inputs: [linear(q)?, linear(k)?, linear(v)?],
+            head_norms: [PackedNorm::read(from, q_norm)?, PackedNorm::read(from, k_norm)?],
+            output: linear(&of.output)?,
+            angles: Angles::new(of.width(), of.rope_base, 0),
+            heads: of.heads,
+            window: of.window,
+            d: of.output.outputs,
         })
     }
 }
 
-impl PackedMixer for Attention {
-    fn linears(&self) -> Vec<&Linear> {
+impl PackedMixer for Packed {
+    fn linears(&self) -> Vec<&PackedLinear> {
         self.inputs.iter().chain([&self.output]).collect()
     }
 
@@ -64,14 +64,14 @@ impl PackedMixer for Attention {
         let (d, heads, window) = (self.d, self.heads, self.window);
         let width = d / heads;
         let (keys, values) = state.split_at_mut(window * d);
-        let (turns, normed) = (local.take::<f32>(width), local.take::<f32>(d));
+        let (angles, normed) = (local.take::<f32>(width), local.take::<f32>(d));
         let scores = local.take::<f32>(window);
         for (u, &past) in u.chunks_exact_mut(3 * d).zip(past) {
-            self.turns.fill(turns, &[past]);
+            self.angles.fill(angles, &[past]);
             for (i, by) in [(width as f64).powf(-0.5) as f32, 1.0].into_iter().enumerate() {
                 let x = &mut u[i * d..(i + 1) * d];
                 self.head_norms[i].forward(cx, normed, x);
-                normed.chunks_exact_mut(width).for_each(|x| exact_rope(x, turns, by));
+                normed.chunks_exact_mut(width).for_each(|x| exact_rope(x, angles, by));
                 x.copy_from_slice(normed);
             }
             let (slot, count) = (past as usize % window, window.min(past as usize + 1));

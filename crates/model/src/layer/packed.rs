@@ -3,23 +3,45 @@
 
 use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{Columns, Int8Rows, PackedMatrix, exact_rmsnorm, packed_matmul};
+use flashlm_kernels::tile::Local;
 
-use crate::pack::{PackError, Reader};
+use super::linear::Linear;
+use super::norm::{BranchNorm, Norm};
+use crate::pack::reader::Reader;
+use crate::pack::error::PackError;
 
 /// A learned scale.
-pub(crate) struct Norm {
+pub(crate) struct PackedNorm {
     scale: Vec<f32>,
     eps: f64,
 }
 
-impl Norm {
-    pub(crate) fn read(from: &Reader, name: &str, d: usize, eps: f64) -> Result<Self, PackError> {
-        Ok(Norm { scale: from.floats(name, &[d])?, eps })
+impl PackedNorm {
+    pub(crate) fn read(from: &Reader, of: &Norm) -> Result<Self, PackError> {
+        Ok(PackedNorm { scale: from.floats(&of.scale)?, eps: of.eps })
     }
 
     /// `y, x: [rows, d]`.
     pub(crate) fn forward(&self, cx: &Exec, y: &mut [f32], x: &[f32]) {
         exact_rmsnorm(cx, y, x, &self.scale, self.eps);
+    }
+}
+
+/// The norm before a branch, where the model has one.
+pub(crate) struct PackedBranchNorm(Option<PackedNorm>);
+
+impl PackedBranchNorm {
+    pub(crate) fn read(from: &Reader, of: &BranchNorm) -> Result<Self, PackError> {
+        let norm = of.0.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?;
+        Ok(PackedBranchNorm(norm))
+    }
+
+    /// The input of the branch, from `h: [rows, d]`.
+    pub(crate) fn forward<'a>(&self, cx: &Exec, h: &'a [f32], local: &'a Local) -> &'a [f32] {
+        let Some(norm) = &self.0 else { return h };
+        let x = local.take::<f32>(h.len());
+        norm.forward(cx, x, h);
+        x
     }
 }
 
@@ -51,27 +73,15 @@ impl<'a> Input<'a> {
 }
 
 /// One matrix.
-pub(crate) struct Linear {
+pub(crate) struct PackedLinear {
     matrix: PackedMatrix,
-    norm: Option<Norm>,
+    norm: Option<PackedNorm>,
 }
 
-impl Linear {
-    /// A matrix `name.weight: [outputs, inputs]`.
-    pub(crate) fn read(from: &Reader, name: &str, size: (usize, usize)) -> Result<Self, PackError> {
-        Self::with(from, name, size, from.config().quant.norm)
-    }
-
-    /// The same for the output projection of a branch.
-    pub(crate) fn output(from: &Reader, name: &str, size: (usize, usize)) -> Result<Self, PackError> {
-        Self::with(from, name, size, from.config().quant.norm || from.config().sub_norm)
-    }
-
-    fn with(from: &Reader, name: &str, (outputs, inputs): (usize, usize), norm: bool) -> Result<Self, PackError> {
-        let matrix = from.matrix(&format!("{name}.weight"), outputs, inputs)?;
-        let eps = from.config().norm_eps;
-        let norm = if norm { Some(Norm::read(from, &format!("{name}.norm.scale"), inputs, eps)?) } else { None };
-        Ok(Linear { matrix, norm })
+impl PackedLinear {
+    pub(crate) fn read(from: &Reader, of: &Linear) -> Result<Self, PackError> {
+        let norm = of.norm.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?;
+        Ok(PackedLinear { matrix: from.matrix(of)?, norm })
     }
 
     pub(crate) fn columns(&self) -> Columns {
