@@ -16,7 +16,7 @@ use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::data::hub::Client;
 use flashlm_train::data::source::{Seen, Source};
-use flashlm_train::log::console::{bytes, duration, thousands};
+use flashlm_train::units::{bytes, duration, thousands};
 use flashlm_train::what::What;
 use xxhash_rust::xxh3::Xxh3;
 

@@ -9,8 +9,8 @@ use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store, Token};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config;
-use flashlm_train::log::console::{bytes, thousands};
 use flashlm_train::stepper::Stepper;
+use flashlm_train::units::{bytes, thousands};
 use serde_json::json;
 
 use crate::common::threads;

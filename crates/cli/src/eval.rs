@@ -15,7 +15,7 @@ use flashlm_train::eval::bpb::{
     self, EvalError, Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums,
 };
 use flashlm_train::load::Found;
-use flashlm_train::log::console::{duration, thousands};
+use flashlm_train::units::{duration, thousands};
 use serde_json::json;
 
 use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};

@@ -12,9 +12,9 @@ use flashlm_model::{LanguageModel, Lm, ModelConfig, PackedModel};
 use flashlm_train::config::ternary_share;
 use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::Model;
-use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::log::{EvalRow, Row, jsonl};
 use flashlm_train::run_folder::{METRICS, RunFolder};
+use flashlm_train::units::{bytes, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
 

@@ -9,7 +9,7 @@ use flashlm_model::PackedModel;
 use flashlm_model::pack::{Density, Options, TableBits};
 use flashlm_train::atomic::write_file;
 use flashlm_train::load::Model;
-use flashlm_train::log::console::{bytes, thousands};
+use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
 use crate::common::{exec, may_write};

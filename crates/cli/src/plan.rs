@@ -12,10 +12,10 @@ use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::Settings;
 use flashlm_train::data::curriculum::Curriculum;
-use flashlm_train::log::console::{bytes, duration, thousands};
 use flashlm_train::progress::{Plan, State};
 use flashlm_train::stepper::Stepper;
 use flashlm_train::trainer;
+use flashlm_train::units::{bytes, duration, thousands};
 use serde_json::{Value, json};
 
 use crate::common::{Status, is_files, out, say};

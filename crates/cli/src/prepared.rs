@@ -17,8 +17,8 @@ use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::data::{DataError, synthetic};
 use flashlm_train::eval::{Budget, Stories};
-use flashlm_train::log::console;
 use flashlm_train::stage::StageSource;
+use flashlm_train::units;
 
 use crate::common::{Status, counted, noted, open_source, passed_over, say};
 
@@ -65,7 +65,7 @@ impl Prepared {
         let mut progress = |what: &str, p: &Progress| {
             let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);
             let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
-            status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", console::duration(eta)));
+            status.show(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", units::duration(eta)));
             if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let tokenizer = match own {
@@ -246,7 +246,7 @@ fn of_text(train: &TokenCache, valid: &Source, stories_held: usize, share: f64) 
         Split::After(at) => all.saturating_sub(at),
         _ => all.saturating_sub(train.bytes()),
     };
-    let part = format!("{}, {:.1} % of the text", console::bytes(held), 100.0 * held as f64 / all.max(1) as f64);
+    let part = format!("{}, {:.1} % of the text", units::bytes(held), 100.0 * held as f64 / all.max(1) as f64);
     let few = "; so few are a rough measure, --valid names a text of your own";
     match valid.split() {
         Split::After(_) => {
@@ -257,8 +257,8 @@ fn of_text(train: &TokenCache, valid: &Source, stories_held: usize, share: f64) 
             let stories_held = stories.saturating_sub(train.stories() as u64);
             format!(
                 "{} of {} stories are held out, chosen by a hash of each: {part}{}",
-                console::thousands(stories_held),
-                console::thousands(stories),
+                units::thousands(stories_held),
+                units::thousands(stories),
                 if stories_held < FEW.0 { few } else { "" }
             )
         }

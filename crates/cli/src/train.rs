@@ -15,10 +15,10 @@ use flashlm_train::config::{DataSettings, Layers, Settings, TrainSettings, prese
 use flashlm_train::data::DataError;
 use flashlm_train::data::cache::TokenCache;
 use flashlm_train::load::{Found, Model, unpacked};
-use flashlm_train::log::console;
 use flashlm_train::run_folder::{CARD, CURVE, Claim, METRICS, RESULT, RunError, RunFolder};
 use flashlm_train::stage::{Stage, StageSource};
 use flashlm_train::trainer::{self, Ending, Event, Inputs, Outcome, TrainError, Trainer, finished};
+use flashlm_train::units;
 use flashlm_train::what::{Unwanted, What, quoted};
 use toml::Value;
 
@@ -181,17 +181,17 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let count = |of: fn(&TokenCache) -> u64| texts.texts().iter().map(|text| of(&text.cache)).sum::<u64>();
     let (train_stories, doubles) = (count(|cache| cache.stories() as u64), count(TokenCache::doubles));
     let left_out =
-        if doubles > 0 { format!(", {} of them left out", console::thousands(doubles)) } else { String::new() };
+        if doubles > 0 { format!(", {} of them left out", units::thousands(doubles)) } else { String::new() };
     let (valid_stories, valid_bytes) = (valid.len(), valid.totals().bytes);
     let inputs = Inputs { settings: settings.clone(), tokenizer, texts, valid, entropy_bound, start: weights, claim };
     let mut trainer = Trainer::new(&cx, inputs, from)?;
     say!(
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
         settings.name,
-        console::thousands(trainer.layout().parameters() as u64),
+        units::thousands(trainer.layout().parameters() as u64),
         counted(train_stories + doubles, "story"),
-        console::thousands(valid_stories as u64),
-        console::bytes(valid_bytes),
+        units::thousands(valid_stories as u64),
+        units::bytes(valid_bytes),
         isa.name(),
         settings.train.precision.name(),
         counted(threads as u64, "thread")
@@ -534,11 +534,11 @@ fn summary(ending: &Ending, folder: &RunFolder) -> String {
     let Ending { steps, best, last, entropy_bound, tokens, seconds, .. } = ending;
     let report = &best.full;
     let weights = match best.step == *steps {
-        true => format!("step {}", console::thousands(*steps)),
+        true => format!("step {}", units::thousands(*steps)),
         false => format!(
             "step {} of {}, the best in validation; the last has {:.4} bits per byte",
-            console::thousands(best.step),
-            console::thousands(*steps),
+            units::thousands(best.step),
+            units::thousands(*steps),
             last.full.bpb
         ),
     };
@@ -551,8 +551,8 @@ fn summary(ending: &Ending, folder: &RunFolder) -> String {
         ("perplexity", format!("{:.3}", report.perplexity)),
         ("bytes per token", format!("{:.3}", report.bytes_per_token)),
         ("weights", weights),
-        ("tokens trained", console::thousands(*tokens)),
-        ("time", console::duration(*seconds)),
+        ("tokens trained", units::thousands(*tokens)),
+        ("time", units::duration(*seconds)),
         ("run", format!("{} ({CURVE}, {CARD}, {METRICS}, {RESULT})", run.display())),
         ("next", format!("flashlm generate {} -p \"Once upon a time\"", quoted(run))),
     ];

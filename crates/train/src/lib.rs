@@ -16,4 +16,5 @@ pub mod schedule;
 pub mod stage;
 pub mod stepper;
 pub mod trainer;
+pub mod units;
 pub mod what;

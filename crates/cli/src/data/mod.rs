@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use flashlm_train::data::filter::{Dropped, Filter};
 use flashlm_train::data::source::Source;
-use flashlm_train::log::console::thousands;
+use flashlm_train::units::thousands;
 use serde_json::json;
 
 use crate::common::{data_spec, open_source, passed_over};

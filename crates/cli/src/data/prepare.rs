@@ -18,7 +18,7 @@ use flashlm_train::data::holdout::{Held, Holdout};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
 use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
-use flashlm_train::log::console::{bytes, count, duration, thousands};
+use flashlm_train::units::{bytes, count, duration, thousands};
 use flashlm_train::what::What;
 use serde_json::{Value, json};
 

@@ -16,8 +16,8 @@ use flashlm_train::data::near::MOST as NEAR;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::data::vocab::of_file;
-use flashlm_train::log::console::{bytes, count, duration, thousands};
 use flashlm_train::log::histogram;
+use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 
 use super::{Select, report_dropped};

@@ -6,7 +6,7 @@
 use flashlm_model::Precision;
 
 use super::SampleRow;
-use super::console::{count, duration, thousands};
+use crate::units::{count, duration, thousands};
 
 /// The final numbers of the model on its validation set.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,12 +7,13 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::vocab::TokenizerChoice;
 use crate::load::{read_params, read_state};
+use crate::log::LogError;
 use crate::log::jsonl::{Kept, Metrics};
 use crate::log::tensorboard::Events;
-use crate::log::{LogError, console};
 use crate::progress::State;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 use crate::stepper::{ROWS, Stepper};
+use crate::units;
 
 /// An update that even a fast machine would take longer for than this, in seconds, is refused.
 const LONGEST_UPDATE: f64 = 3600.0;
@@ -48,7 +49,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
         estimate.seq_len
     );
     if estimate.bytes > memory {
-        let (needed, memory) = (console::bytes(estimate.bytes), console::bytes(memory));
+        let (needed, memory) = (units::bytes(estimate.bytes), units::bytes(memory));
         let what = format!("{about} need about {needed} of memory, and this machine has {memory}; lower train.seq_len");
         return Err(TrainError::TooLarge(what));
     }
@@ -56,8 +57,8 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     if seconds > LONGEST_UPDATE {
         let what = format!(
             "{about} are {} tokens: one update would take {} or longer on {threads} {}; lower either",
-            console::thousands(estimate.tokens),
-            console::duration(seconds),
+            units::thousands(estimate.tokens),
+            units::duration(seconds),
             if threads == 1 { "thread" } else { "threads" }
         );
         return Err(TrainError::TooLarge(what));

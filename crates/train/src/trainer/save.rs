@@ -13,13 +13,13 @@ use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
 use crate::checkpoint::{CheckpointError, Part};
 use crate::load::save_params;
-use crate::log::console;
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
 use crate::stepper::Stepper;
+use crate::units;
 
 /// How often a checkpoint is tried that fails for another reason than want of room.
 const TRIES: u32 = 3;
@@ -59,7 +59,7 @@ impl Trainer<'_> {
                 if !full {
                     tell(Event::Note(&format!("{error}. Trying again")));
                 } else if waited {
-                    let waiting = console::duration(began.elapsed().as_secs_f64());
+                    let waiting = units::duration(began.elapsed().as_secs_f64());
                     tell(Event::Progress(&format!("step {step} is not saved: the disk is full, for {waiting} now")));
                 } else {
                     tell(Event::Note(&format!(

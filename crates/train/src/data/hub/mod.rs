@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use flashlm_model::io::read_limited;
 use serde::Deserialize;
 
-use crate::log::console;
+use crate::units;
 use cache::{Entry, Files, MAX_FILES, MAX_LIST, Repo};
 use download::{Blob, Check};
 pub use error::HubError;
@@ -160,7 +160,7 @@ impl Client {
         let sizes = missing.iter().filter_map(|path| files[*path].size);
         watch.total = sizes.fold(0, u64::saturating_add);
         if !missing.is_empty() {
-            let (n, size) = (missing.len(), console::bytes(watch.total));
+            let (n, size) = (missing.len(), units::bytes(watch.total));
             let files = if n == 1 { "file" } else { "files" };
             watch.note(&format!("fetching {n} {files}, {size}, from {} to {}", self.endpoint, self.cache.display()));
         }
@@ -302,7 +302,7 @@ impl Client {
                         continue;
                     }
                     Ok(Part::Bytes(piece)) if text.len() + piece.len() > MAX_LIST => {
-                        let reason = format!("a list of files longer than {}", console::bytes(MAX_LIST as u64));
+                        let reason = format!("a list of files longer than {}", units::bytes(MAX_LIST as u64));
                         return Err(HubError::Answer { url: url.to_string(), reason });
                     }
                     Ok(Part::Bytes(piece)) => {

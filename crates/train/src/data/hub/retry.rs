@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::http::{Fault, Head, TICK};
 use super::{Client, HubError, Progress};
-use crate::log::console;
+use crate::units;
 
 /// Pauses before further attempts, in milliseconds; progress begins the row anew.
 const PAUSES: [u64; 5] = [50, 500, 1000, 2000, 4000];
@@ -63,7 +63,7 @@ impl Retry<'_> {
         let Some(pause) = pause else { return Err(HubError::Broken { url: url.to_string(), cause }) };
         let until = Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let text = format!("{cause}; trying again in {}", console::duration(left.as_secs_f64().ceil()));
+            let text = format!("{cause}; trying again in {}", units::duration(left.as_secs_f64().ceil()));
             if watch.tell(Some(&text)).is_break() {
                 return Err(HubError::Stopped);
             }
