@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use crate::data::vocab;
 use crate::optim;
-use crate::schedule::Shape;
+use crate::schedule::{Schedule, Shape};
 use crate::stage::{self, Boundaries, Stage};
 
 /// A whole run.
@@ -127,6 +127,32 @@ pub struct TrainSettings {
     pub log_every: u64,
     /// 0: all processors. Results do not depend on it.
     pub threads: usize,
+}
+
+impl TrainSettings {
+    /// The learning rates of the run.
+    pub fn rates(&self) -> Schedule {
+        let &TrainSettings { lr, min_lr, schedule, warmup_steps, decay_share, .. } = self;
+        Schedule { shape: schedule, lr, min_lr, warmup_steps, decay_share }
+    }
+
+    /// The figures of its optimizers.
+    pub fn optim(&self) -> optim::Settings {
+        let &TrainSettings { lr, beta1, beta2, eps, weight_decay, clip, .. } = self;
+        let &TrainSettings { matrix_lr, momentum, matrix_beta2, matrix_weight_decay, .. } = self;
+        optim::Settings {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            clip,
+            matrix_lr,
+            momentum,
+            matrix_beta2,
+            matrix_weight_decay,
+        }
+    }
 }
 
 /// What is wrong with settings.

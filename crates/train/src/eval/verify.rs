@@ -5,7 +5,7 @@
 //! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
 //! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the latent matrices.
 
-use crate::config::{self, TrainSettings};
+use crate::config;
 use crate::load::{LoadError, layout_for, read_prefixed};
 use crate::optim::{self, Optimizers};
 use flashlm_kernels::{Buf, Exec, Token};
@@ -137,21 +137,19 @@ impl Settings {
         Ok(settings)
     }
 
-    fn train(&self) -> TrainSettings {
+    fn optim(&self) -> optim::Settings {
         let default = config::Settings::default().train;
-        TrainSettings {
+        optim::Settings {
             lr: self.lr,
             beta1: self.betas[0],
             beta2: self.betas[1],
             eps: self.eps,
             weight_decay: self.weight_decay,
             clip: self.clip,
-            optimizer: self.optimizer.clone().unwrap_or(optim::ADAMW.into()),
             matrix_lr: self.matrix_lr.unwrap_or(default.matrix_lr),
             momentum: self.momentum.unwrap_or(default.momentum),
             matrix_beta2: self.matrix_beta2.unwrap_or(default.matrix_beta2),
             matrix_weight_decay: self.matrix_weight_decay.unwrap_or(default.matrix_weight_decay),
-            ..default
         }
     }
 
@@ -344,8 +342,8 @@ fn trajectory(
     batches: &[Token],
     (n, b, t): (usize, usize, usize),
 ) -> Vec<f64> {
-    let train = s.train();
-    let mut optimizers = Optimizers::new(layout, &train.optimizer);
+    let settings = s.optim();
+    let mut optimizers = Optimizers::new(layout, s.optimizer.as_deref().unwrap_or(optim::ADAMW));
     let mut grads = Buf::<f32>::zeros(layout.len());
     let mean = 1.0 / (b * t) as f64;
     let objective = Objective { scale: mean, z_loss: s.z_loss };
@@ -356,7 +354,7 @@ fn trajectory(
         lm.prepare(cx, &params);
         grads.fill(0.0);
         let loss = mean * lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), objective);
-        optimizers.step(cx, &mut params, &grads, &train, s.lr, i as u64 + 1);
+        optimizers.step(cx, &mut params, &grads, &settings, s.lr, i as u64 + 1);
         loss
     };
     (0..s.steps).map(step).collect()

@@ -37,7 +37,7 @@ use crate::log::tensorboard::Events;
 use crate::log::{EvalRow, LogError, Row, SampleRow, TrainRow};
 use crate::progress::{Best, Plan, State};
 use crate::run_folder::{Claim, METRICS, RunError, SETTINGS};
-use crate::schedule::{activation_bits, learning_rate};
+use crate::schedule::activation_bits;
 use crate::stepper::Stepper;
 
 pub use finish::{Ending, Scored, finished};
@@ -344,9 +344,13 @@ impl<'a> Trainer<'a> {
         let (seq_len, batch) = (self.plan.seq_len(stage), t.batch * t.accumulation);
         let (texts, first) = (&self.inputs.texts, self.windows());
         let window = |i: usize| texts.window(stage, first + i as u64);
-        let lr = learning_rate(t, self.state.step, progress, self.plan.total());
+        let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());
         let step = self.state.step + 1;
-        self.stepper.lm.set_activation_bits(activation_bits(settings.model.activation_bits, t, progress));
+        self.stepper.lm.set_activation_bits(activation_bits(
+            settings.model.activation_bits,
+            t.activation_share,
+            progress,
+        ));
         let size = (batch, seq_len);
         let Some(update) = self.stepper.step_unless(stop, self.cx, size, window, t, lr, step) else { return Ok(None) };
         if !update.is_finite() {
