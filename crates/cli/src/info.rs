@@ -300,6 +300,8 @@ fn about_prepared(folder: &Path, report: &mut Report) -> anyhow::Result<()> {
 mod tests {
     use std::ops::ControlFlow;
 
+    use flashlm_train::data::build::open_or_build;
+    use flashlm_train::data::cache::expected;
     use flashlm_train::data::source::Source;
     use flashlm_train::data::split::Split;
 
@@ -314,8 +316,8 @@ mod tests {
             let tokenizer = Tokenizer::bytes();
             let go_on = &mut |_: &_| ControlFlow::Continue(());
             let side = source.clone().with_split(split);
-            TokenCache::open_or_build(&path, &side, &tokenizer, 1, go_on).unwrap();
-            assert_eq!(TokenCache::inspect(&path).unwrap().made_from(), Expect::new(&side, &tokenizer).unwrap());
+            open_or_build(&path, &side, &tokenizer, 1, go_on).unwrap();
+            assert_eq!(TokenCache::inspect(&path).unwrap().made_from(), expected(&side, &tokenizer).unwrap());
         }
         std::fs::write(&path, &std::fs::read(&path).unwrap()[..47]).unwrap();
         assert!(TokenCache::inspect(&path).unwrap_err().to_string().contains("cut off"));

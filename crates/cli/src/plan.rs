@@ -11,7 +11,7 @@ use flashlm_kernels::{Exec, Isa};
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::Settings;
-use flashlm_train::data::curriculum::Curriculum;
+use flashlm_train::curriculum::Curriculum;
 use flashlm_train::progress::{Plan, State};
 use flashlm_train::stepper::Stepper;
 use flashlm_train::trainer;
@@ -176,7 +176,7 @@ impl Stage {
             }
         };
         let windows = updates * batch as f64;
-        let source = |(part, epochs): (&flashlm_train::data::curriculum::Part, f64)| {
+        let source = |(part, epochs): (&flashlm_train::curriculum::Part, f64)| {
             let text = &texts.texts()[part.text];
             Source {
                 name: text.name.clone(),

@@ -9,15 +9,16 @@ use anyhow::bail;
 use flashlm_kernels::Token;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::config::Settings;
-use flashlm_train::data::cache::{Progress, TokenCache, cache_path, default_dir};
-use flashlm_train::data::curriculum::{Curriculum, Text};
-use flashlm_train::data::holdout::{Held, Holdout};
+use flashlm_train::curriculum::{Curriculum, Text};
+use flashlm_train::data::build::{Progress, open_or_build};
+use flashlm_train::data::cache::{TokenCache, cache_path, default_dir};
+use flashlm_train::data::holdout::{Holdout, stories_of};
 use flashlm_train::data::source::Source;
 use flashlm_train::data::split::Split;
-use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
 use flashlm_train::data::{DataError, synthetic};
 use flashlm_train::eval::{Budget, Stories};
 use flashlm_train::stage::StageSource;
+use flashlm_train::tokenizer::{TokenizerChoice, tokenizer};
 use flashlm_train::units;
 
 use crate::common::{Status, counted, noted, open_source, passed_over, say};
@@ -83,8 +84,7 @@ impl Prepared {
         for ((source, _), spec) in sources.iter().zip(&specs) {
             let path = cache_path(&default_dir(), source, &tokenizer);
             let what = if sources.len() > 1 { format!("tokens of {}", source.name()) } else { "tokens".into() };
-            let (cache, built) =
-                TokenCache::open_or_build(&path, source, &tokenizer, threads, &mut |p| progress(&what, p))?;
+            let (cache, built) = open_or_build(&path, source, &tokenizer, threads, &mut |p| progress(&what, p))?;
             let about = built.as_ref().map_or("reused".to_string(), |built| format!("built: {}", built.reason));
             let short = source.name();
             let taken = sources.iter().filter(|(other, _)| other.name() == short).count() > 1;
@@ -195,7 +195,7 @@ fn held_out(
         held
     };
     if !data.keep_doubles && (!data.valid.is_empty() || by_place(valid.split())) {
-        let held = Arc::new(Held::of(&valid, stop)?);
+        let held = Arc::new(stories_of(&valid, stop)?);
         for (source, _) in sources.iter_mut() {
             *source = source.clone().without(held.clone());
         }

@@ -15,8 +15,8 @@ use flashlm_train::config::{Settings, preset};
 use flashlm_train::data::near::MOST as NEAR;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
-use flashlm_train::data::vocab::of_file;
 use flashlm_train::log::histogram;
+use flashlm_train::tokenizer::of_file;
 use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 

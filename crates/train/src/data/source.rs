@@ -5,12 +5,13 @@
 
 use super::files::{FileEntry, Files};
 use super::filter::{Dropped, Filter};
-use super::holdout::Held;
+use super::held::Held;
 use super::hub::{self, Client, Dataset, HubError};
 pub use super::reader::Seen;
 use super::reader::{self, FORMATS, Fields};
 use super::split::Split;
 use super::{DataError, mojibake, synthetic};
+use crate::similar::edit_distance;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -102,7 +103,7 @@ impl Source {
                 (dataset.name(), Kind::Hub(dataset))
             }
             (None, None) => {
-                let files = Files::named(spec).map_err(|e| e.or_dataset(spec))?;
+                let files = Files::named(spec).map_err(|e| or_dataset(e, spec))?;
                 validation =
                     files.validation.iter().map(|path| path.to_str().map(String::from)).collect::<Option<Vec<_>>>();
                 let name = files.given.first().map_or_else(String::new, |first| name_of(first));
@@ -324,6 +325,22 @@ impl Source {
         }
         Ok(report)
     }
+}
+
+/// The error, with a hint where what is missing is named like a dataset.
+fn or_dataset(mut error: DataError, spec: &str) -> DataError {
+    let alike = |name: &&&str| edit_distance(name, &spec.to_lowercase()) <= 3;
+    let DataError::Missing { hint, .. } = &mut error else { return error };
+    if let Some(name) = hub::NAMES.iter().find(alike) {
+        *hint = format!("; did you mean the dataset {name}?");
+    } else if spec.contains("://") {
+        *hint = "; an address is not fetched: download the file first".to_string();
+    } else if let Some((owner, name)) = spec.split_once('/')
+        && ![owner, name].iter().any(|part| part.is_empty() || part.contains(['/', '.', '~', '*', ' ']))
+    {
+        *hint += &format!("; a dataset of the hub is named hf:{spec}");
+    }
+    error
 }
 
 /// The stem of a file without `.zst` or `.gz` and one more ending, or the name of a folder; odd characters become `_`.

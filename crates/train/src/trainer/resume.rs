@@ -5,7 +5,6 @@ use flashlm_model::ModelConfig;
 use super::{Inputs, TrainError, Trainer, finish};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::data::vocab::TokenizerChoice;
 use crate::load::{read_params, read_state};
 use crate::log::LogError;
 use crate::log::jsonl::{Kept, Metrics};
@@ -13,6 +12,7 @@ use crate::log::tensorboard::Events;
 use crate::progress::State;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 use crate::stepper::{ROWS, Stepper};
+use crate::tokenizer::TokenizerChoice;
 use crate::units;
 
 /// An update that even a fast machine would take longer for than this, in seconds, is refused.
