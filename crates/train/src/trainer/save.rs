@@ -29,14 +29,6 @@ const WAIT: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)
 /// Rows kept while the log cannot be written; further ones are lost.
 const MAX_PENDING: usize = 100_000;
 
-/// When the last checkpoint was made, in seconds of the clock.
-#[derive(Default)]
-pub(super) struct Saved {
-    /// The step, and that of the last validation it knows of.
-    pub key: Option<(u64, Option<u64>)>,
-    pub at: f64,
-}
-
 impl Trainer<'_> {
     /// The step that is on the disk in the run's folder, saved by this process or gone on from.
     pub fn saved_step(&self) -> Option<u64> {
