@@ -22,7 +22,7 @@ use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Writer}
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
 
-use super::{median, rate, windows};
+use super::measure::{median, rate, seconds, windows};
 use crate::common::{exec, out, say};
 
 /// Windows of the median.
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt: u32,
     /// Time of all windows of one figure together
-    #[arg(long, default_value = "5", value_parser = super::seconds)]
+    #[arg(long, default_value = "5", value_parser = seconds)]
     seconds: f64,
     /// Threads
     #[arg(long, default_value_t = 1)]

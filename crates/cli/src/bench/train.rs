@@ -18,7 +18,7 @@ use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{Layers, TrainSettings};
 use flashlm_train::stepper::{Stepper, Update};
 
-use super::{PEAK, median, peak, rate, windows};
+use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
 
 /// Windows of the median.
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     seq: Option<u32>,
     /// Time of all windows together
-    #[arg(long, default_value = "15", value_parser = super::seconds)]
+    #[arg(long, default_value = "15", value_parser = seconds)]
     seconds: f64,
     /// Threads [default: FLASHLM_THREADS, or all processors]
     #[arg(long)]

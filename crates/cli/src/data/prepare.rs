@@ -23,7 +23,7 @@ use flashlm_train::units::{bytes, count, duration, thousands};
 use flashlm_train::what::What;
 use serde_json::{Value, json};
 
-use super::{Select, report_dropped};
+use super::select::{Select, report_dropped};
 use crate::common::{Status, noted, say, threads};
 use crate::report::Report;
 

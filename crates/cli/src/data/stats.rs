@@ -20,7 +20,7 @@ use flashlm_train::tokenizer::of_file;
 use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 
-use super::{Select, report_dropped};
+use super::select::{Select, report_dropped};
 use crate::bench::train::Steps;
 use crate::common::{Status, data_spec, exec, may_write};
 use crate::report::Report;
