@@ -8,10 +8,9 @@ use flashlm_kernels::cpu::Machine;
 use super::ending::digest;
 use super::{Ending, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
 use crate::checkpoint::folder_name;
-use crate::config::ternary_share;
 use crate::load::read_params;
 use crate::log::SampleRow;
-use crate::log::card::{Card, Scores};
+use crate::log::card::{Card, Scores, ternary_share};
 use crate::run_folder::{CARD, RESULT};
 
 impl Trainer<'_> {
