@@ -13,6 +13,7 @@ pub mod log;
 pub mod optim;
 pub mod progress;
 mod recognise;
+pub mod run;
 pub mod run_folder;
 pub mod schedule;
 mod similar;

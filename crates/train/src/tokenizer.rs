@@ -2,7 +2,7 @@
 
 use crate::data::DataError;
 use crate::data::build::Progress;
-use crate::data::source::Source;
+use crate::data::source::Weighted;
 use crate::data::vocab::{Kind, vocabulary};
 use crate::what::{Unwanted, What};
 use flashlm_model::tok::Tokenizer;
@@ -67,7 +67,7 @@ pub fn tokenizer(
     choice: &TokenizerChoice,
     vocab_size: usize,
     stories: usize,
-    sources: &[(Source, f64)],
+    sources: &[Weighted],
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Tokenizer, DataError> {
     match choice {
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn files_and_bytes_need_no_training() {
         let folder = Folder::new();
-        let text = [(source(&folder, "a.txt", &["x"]), 1.0)];
+        let text = [Weighted::alone(source(&folder, "a.txt", &["x"]))];
         let path = folder.file("tok.json", Tokenizer::train_bpe(["the the"].into_iter(), 258).unwrap().to_json());
         let dir = folder.path().join("cache");
         let of = |choice: TokenizerChoice, size| tokenizer(&dir, &choice, size, STORIES, &text, &mut keep_on);

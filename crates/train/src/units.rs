@@ -40,6 +40,15 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// A number with its noun: `1 thread`, `2 threads`, `2 stories`.
+pub fn counted(n: u64, noun: &str) -> String {
+    match (n, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{} {stem}ies", thousands(n)),
+        _ => format!("{} {noun}s", thousands(n)),
+    }
+}
+
 fn scaled(n: u64, base: f64, units: &[&str]) -> String {
     let mut value = n as f64;
     let mut unit = 0;

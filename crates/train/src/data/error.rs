@@ -210,10 +210,7 @@ pub enum DataError {
         name: String,
     },
     /// The progress callback asked to stop.
-    #[error("stopped before the source was read to its end")]
-    Interrupted,
-    /// The progress callback asked to stop.
-    #[error("stopped before the token cache was complete; nothing was written")]
+    #[error("stopped before the text was read to its end; nothing was written")]
     Stopped,
 }
 

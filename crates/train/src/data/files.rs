@@ -225,7 +225,7 @@ fn split(name: &str) -> Option<(String, &'static str)> {
 }
 
 /// The same specification with full paths, so that it is found from anywhere; as it is where it cannot be written so.
-pub fn in_full(spec: &str) -> String {
+pub(super) fn in_full(spec: &str) -> String {
     let full = |line: &str| {
         let path = Path::new(line);
         let absolute = std::path::absolute(path).ok()?;

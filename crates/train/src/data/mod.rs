@@ -29,7 +29,6 @@ pub mod vocab;
 pub mod window;
 
 pub use error::DataError;
-pub use files::in_full;
 pub(crate) use files::is_readable;
 pub(crate) use hint::missing_hint;
 pub(crate) use reader::foreign;

@@ -3,7 +3,7 @@
 //! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, stories of the
 //! validation text are left out.
 
-use super::files::{FileEntry, Files};
+use super::files::{FileEntry, Files, in_full};
 use super::filter::{Dropped, Filter};
 use super::held::Held;
 use super::hub::{self, Client, Dataset, HubError};
@@ -51,6 +51,22 @@ enum Kind {
     /// Not yet fetched; then it is files.
     Hub(Dataset),
     Files(Files),
+}
+
+/// A source among others.
+#[derive(Clone, Debug)]
+pub struct Weighted {
+    /// The source.
+    pub source: Source,
+    /// Its part of all, relative to the others.
+    pub weight: f64,
+}
+
+impl Weighted {
+    /// One that is alone.
+    pub fn alone(source: Source) -> Weighted {
+        Weighted { source, weight: 1.0 }
+    }
 }
 
 /// What a source gave.
@@ -117,6 +133,19 @@ impl Source {
         let (filter, split) = (Filter::default(), Split::All);
         let validation = validation.filter(|files| !files.is_empty()).map(|files| files.join("\n"));
         Ok(Source { name, kind, column, filter, split, without: None, validation, limit: MAX_STORY })
+    }
+
+    /// Whether a specification is of files, there or not.
+    pub fn is_of_files(spec: &str) -> bool {
+        match Source::parse(spec) {
+            Ok(source) => source.is_files(),
+            Err(error) => !matches!(error, DataError::Spec { .. }),
+        }
+    }
+
+    /// The same specification with full paths where it is of files, so that it is found from anywhere.
+    pub fn in_full(spec: &str) -> String {
+        if spec.is_empty() || !Source::is_of_files(spec) { spec.to_string() } else { in_full(spec) }
     }
 
     /// Whether it has to be fetched before it can be read.

@@ -12,7 +12,7 @@
 
 use super::DataError;
 use super::build::Progress;
-use super::source::Source;
+use super::source::{Source, Weighted};
 use crate::atomic;
 use flashlm_model::io::read_limited;
 use flashlm_model::tok::{TokError, Tokenizer, Trainer, cut};
@@ -71,7 +71,7 @@ pub fn vocabulary(
     kind: Kind,
     vocab_size: usize,
     stories: usize,
-    sources: &[(Source, f64)],
+    sources: &[Weighted],
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Tokenizer, DataError> {
     let (max_stories, reading) = match kind {
@@ -98,19 +98,13 @@ pub fn vocabulary(
     Ok(trained)
 }
 
-fn vocab_path(
-    dir: &Path,
-    kind: &str,
-    size: usize,
-    stories: usize,
-    sources: &[(Source, f64)],
-) -> Result<PathBuf, DataError> {
+fn vocab_path(dir: &Path, kind: &str, size: usize, stories: usize, sources: &[Weighted]) -> Result<PathBuf, DataError> {
     let mut hash = Xxh3::new();
     hash.update(VERSION);
     hash.update(kind.as_bytes());
     hash.update(&(size as u64).to_le_bytes());
     hash.update(&(stories as u64).to_le_bytes());
-    for (source, weight) in sources {
+    for Weighted { source, weight } in sources {
         hash.update(&source.fingerprint()?.to_le_bytes());
         // A source that is alone has no share to tell.
         let weight = (sources.len() > 1).then_some(weight.to_bits().to_le_bytes());
@@ -120,7 +114,7 @@ fn vocab_path(
         hash.update(&of.to_le_bytes());
     }
     let name = match sources {
-        [(source, _)] => source.name(),
+        [Weighted { source, .. }] => source.name(),
         _ => "mix",
     };
     Ok(dir.join(format!("{name}-{:016x}.vocab", hash.digest())))
@@ -160,15 +154,15 @@ struct Read {
 /// Gives `take` of each source its share of `max_stories` and `max_bytes`, one after the other. `progress` hears which share of
 /// all has been read.
 fn sample(
-    sources: &[(Source, f64)],
+    sources: &[Weighted],
     max_stories: usize,
     max_bytes: usize,
     take: &mut dyn FnMut(&str),
     progress: &mut dyn FnMut(f64, &Read) -> ControlFlow<()>,
 ) -> Result<Read, DataError> {
-    let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
+    let sum: f64 = sources.iter().map(|source| source.weight).sum();
     let (mut all, mut before) = (Read::default(), 0.0);
-    for (source, weight) in sources {
+    for Weighted { source, weight } in sources {
         let share = weight / sum;
         let part = |limit: usize| if sources.len() == 1 { limit } else { (share * limit as f64).ceil() as usize };
         let most = Read { stories: part(max_stories), bytes: part(max_bytes) };
@@ -218,7 +212,7 @@ mod tests {
     use std::time::SystemTime;
 
     fn trained(folder: &Path, kind: Kind, size: usize, source: &Source, split: Split) -> Tokenizer {
-        let sources = [(source.clone().with_split(split), 1.0)];
+        let sources = [Weighted::alone(source.clone().with_split(split))];
         vocabulary(folder, kind, size, STORIES, &sources, &mut keep_on).unwrap()
     }
 
@@ -262,7 +256,7 @@ mod tests {
     #[test]
     fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
         let folder = Folder::new();
-        let text = [(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]), 1.0)];
+        let text = [Weighted::alone(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]))];
         let of = |stories| {
             let kind = Kind::Frequency;
             vocabulary(folder.path(), kind, 100, stories, &text, &mut keep_on).unwrap().to_json()
@@ -282,7 +276,7 @@ mod tests {
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second = vocabulary(&dir, kind, size, STORIES, &[(text.clone(), 1.0)], &mut silent).unwrap();
+            let second = vocabulary(&dir, kind, size, STORIES, &[Weighted::alone(text.clone())], &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
@@ -315,7 +309,7 @@ mod tests {
     }
 
     /// The texts of a sample, and the shares told.
-    fn sampled(sources: &[(Source, f64)], max_stories: usize, max_bytes: usize) -> (Vec<String>, Vec<f64>) {
+    fn sampled(sources: &[Weighted], max_stories: usize, max_bytes: usize) -> (Vec<String>, Vec<f64>) {
         let (mut stories, mut fractions) = (Vec::new(), Vec::new());
         let mut take = |story: &str| stories.push(story.to_string());
         let read = sample(sources, max_stories, max_bytes, &mut take, &mut |fraction, read| {
@@ -330,8 +324,8 @@ mod tests {
 
     #[test]
     fn the_sample_is_bounded_and_told_on_the_way() {
-        let sources = [(large(), 0.3)];
-        let stories = collect(&sources[0].0);
+        let sources = [Weighted { source: large(), weight: 0.3 }];
+        let stories = collect(&sources[0].source);
         let total: usize = stories.iter().map(String::len).sum();
         assert_eq!(sampled(&sources, 50, usize::MAX), (stories[..50].to_vec(), vec![1.0]));
         let (some, fractions) = sampled(&sources, usize::MAX, 100_000);
@@ -348,14 +342,14 @@ mod tests {
     fn a_long_story_is_no_silence() {
         let folder = Folder::new();
         let long = "once upon a time ".repeat(5 * STRIDE / 17);
-        let sources = [(source(&folder, "long.txt", &[&long]), 1.0)];
+        let sources = [Weighted::alone(source(&folder, "long.txt", &[&long]))];
         let (mut text, mut calls) = (String::new(), 0);
         let mut hear = |_: f64, _: &Read| {
             calls += 1;
             ControlFlow::Continue(())
         };
         sample(&sources, 1, usize::MAX, &mut |part| text.push_str(part), &mut hear).unwrap();
-        assert!(text == collect(&sources[0].0)[0] && calls >= 4, "{calls}");
+        assert!(text == collect(&sources[0].source)[0] && calls >= 4, "{calls}");
     }
 
     /// The callback hears of the merges as well, after the text, and can stop them.
@@ -364,7 +358,7 @@ mod tests {
         let folder = Folder::new();
         let text: Vec<String> =
             (0..40_000u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
-        let sources = [(source(&folder, "a.txt", &[&text.join(" ")]), 1.0)];
+        let sources = [Weighted::alone(source(&folder, "a.txt", &[&text.join(" ")]))];
         let mut fractions = Vec::new();
         let mut hear = |p: &Progress| {
             fractions.push(p.fraction);
@@ -378,16 +372,17 @@ mod tests {
 
     #[test]
     fn several_sources_share_the_sample_by_weight() {
+        let of = |source: &Source, weight| Weighted { source: source.clone(), weight };
         let folder = Folder::new();
         let (a, b) = (Source::parse("synthetic:4000").unwrap(), large());
         let expected: Vec<String> = [&collect(&a)[..300], &collect(&b)[..100]].concat();
-        assert_eq!(sampled(&[(a.clone(), 3.0), (b.clone(), 1.0)], 400, usize::MAX), (expected, vec![0.75, 1.0]));
+        assert_eq!(sampled(&[of(&a, 3.0), of(&b, 1.0)], 400, usize::MAX), (expected, vec![0.75, 1.0]));
         // A source with less than its share gives all it has, and no other takes its place.
-        let few = [(source(&folder, "few.txt", &["one", "two"]), 1.0), (b.clone(), 1.0)];
+        let few = [of(&source(&folder, "few.txt", &["one", "two"]), 1.0), of(&b, 1.0)];
         assert_eq!(sampled(&few, 100, usize::MAX).0.len(), 2 + 50);
         // Other weights are another vocabulary.
         let path = |weights: [f64; 2]| {
-            let sources = [(a.clone(), weights[0]), (b.clone(), weights[1])];
+            let sources = [of(&a, weights[0]), of(&b, weights[1])];
             vocab_path(folder.path(), "bpe", 300, STORIES, &sources).unwrap()
         };
         assert_eq!(path([0.5, 0.5]), path([0.5, 0.5]));
@@ -399,7 +394,7 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let mut stop = |_: &Progress| ControlFlow::Break(());
-        let stopped = vocabulary(&dir, Kind::Bpe, 300, STORIES, &[(large(), 1.0)], &mut stop);
+        let stopped = vocabulary(&dir, Kind::Bpe, 300, STORIES, &[Weighted::alone(large())], &mut stop);
         assert!(matches!(stopped, Err(DataError::Stopped)));
         assert!(!dir.exists());
     }

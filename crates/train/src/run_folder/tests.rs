@@ -1,9 +1,9 @@
 use super::names::*;
 use super::*;
 use crate::atomic::tests::{Tmpfs, names};
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::MANIFEST;
 use crate::checkpoint::tests::{folder, save_value, value};
-use crate::checkpoint::Checkpoint;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};

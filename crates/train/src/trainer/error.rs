@@ -15,6 +15,8 @@ use crate::eval::bpb::EvalError;
 use crate::load::LoadError;
 use crate::log::LogError;
 use crate::run_folder::RunError;
+use crate::stepper::Update;
+use crate::what::Unwanted;
 
 /// Why training cannot go on. Whatever was saved before is left as it is.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,27 @@ pub enum TrainError {
     Finished(String),
     #[error("{0}")]
     TooLarge(String),
+    #[error("--from: the model is what it is ({0}); leave out the setting, or train a new model")]
+    OtherModel(String),
+    #[error(
+        "--valid is the training text itself; name another text, leave it out to hold out a share, or validate on what is trained on \
+         with --set data.holdout=0"
+    )]
+    ValidIsTrain,
+    #[error("{spec}: the validation text holds no story; name another with --valid")]
+    NoValidation { spec: String },
+    #[error(
+        "no story of {text} is left for validation ({left} for training); name a text for it with --valid, raise data.holdout \
+         (now {holdout}), or validate on the training text itself with --set data.holdout=0"
+    )]
+    NothingHeldOut { text: String, left: usize, holdout: f64 },
+    /// Texts that are to be counted, not fetched: what is wrong with each.
+    #[error("{}", not_here(missing, *of, *files))]
+    NotHere { missing: Vec<String>, of: usize, files: bool },
+    #[error("update {n} of the measurement is not finite: {update:?}")]
+    NotMeasured { n: u64, update: Update },
+    #[error(transparent)]
+    Unwanted(#[from] Unwanted),
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
@@ -58,4 +81,15 @@ pub enum TrainError {
     Atomic(#[from] AtomicError),
     #[error(transparent)]
     Log(#[from] LogError),
+}
+
+fn not_here(missing: &[String], of: usize, files: bool) -> String {
+    if of == 1 && files {
+        return missing.join("");
+    }
+    format!(
+        "{} of the {of} texts of this run are not here to be counted (datasets are fetched by `flashlm train` without --dry-run):\n  {}",
+        missing.len(),
+        missing.join("\n  ")
+    )
 }
