@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Found::Packed(packed) => (*packed, None),
     };
     let packed = Arc::new(packed);
-    let source = open_source(&data_spec(&args.data)?, 0, args.offline, &|| false)?;
+    let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
     let source = args.column.iter().fold(source, |source, column| source.with_column(column));
     passed_over(&args.data.join(", "), &source);
     let step = latent.as_ref().and_then(|model| model.step);

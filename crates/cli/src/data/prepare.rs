@@ -16,7 +16,7 @@ use flashlm_train::data::build::{Progress, open_or_build};
 use flashlm_train::data::cache::{Stale, TokenCache, default_dir};
 use flashlm_train::data::filter::Dropped;
 use flashlm_train::data::holdout::{Holdout, stories_of};
-use flashlm_train::data::source::Source;
+use flashlm_train::data::source::{Source, Weighted};
 use flashlm_train::data::split::Split;
 use flashlm_train::tokenizer::{TokenizerChoice, tokenizer};
 use flashlm_train::units::{bytes, count, duration, thousands};
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
-    let sources = [(train.clone(), 1.0)];
+    let sources = [Weighted::alone(train.clone())];
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, &mut told)?;
     status.clear();
     let stage = Stage::new(&dir)?;
