@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use flashlm_fuzz::{file, folder, seed};
 use flashlm_model::tok::Tokenizer;
+use flashlm_train::data::build::open_or_build;
 use flashlm_train::data::cache::TokenCache;
 use flashlm_train::data::{source::Source, split::Split, window::Windows};
 use libfuzzer_sys::fuzz_target;
@@ -19,7 +20,7 @@ fn seeds() -> Vec<Vec<u8>> {
     let built = [(Tokenizer::bytes(), Split::All), (frequency, Split::Train(0.5))].map(|(tokenizer, split)| {
         let path = folder().join("built.tok");
         let progress = &mut |_: &_| ControlFlow::Continue(());
-        TokenCache::open_or_build(&path, &source.clone().with_split(split), &tokenizer, 1, progress).expect("a cache");
+        open_or_build(&path, &source.clone().with_split(split), &tokenizer, 1, progress).expect("a cache");
         std::fs::read(path).expect("the file just written")
     });
     built.into_iter().chain([vec![]]).collect()

@@ -1,7 +1,6 @@
 //! What commands share: output that survives a closed pipe, the executor, numbers of threads.
 
 use std::io::{Read, Write};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,11 +11,10 @@ use flashlm_model::Precision;
 use flashlm_model::io::not_a_file;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::Layers;
-use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
-use flashlm_train::data::hub::Client;
 use flashlm_train::data::source::{Seen, Source};
-use flashlm_train::log::console::{bytes, duration, thousands};
+use flashlm_train::run;
+use flashlm_train::trainer::Event;
 use flashlm_train::what::What;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -72,15 +70,6 @@ pub fn passed_over(what: &str, source: &Source) {
     }
 }
 
-/// A number with its noun: `1 thread`, `2 threads`, `2 stories`.
-pub fn counted(n: u64, noun: &str) -> String {
-    match (n, noun.strip_suffix('y')) {
-        (1, _) => format!("1 {noun}"),
-        (_, Some(stem)) => format!("{} {stem}ies", thousands(n)),
-        _ => format!("{} {noun}s", thousands(n)),
-    }
-}
-
 /// The number of threads: the flag, else `FLASHLM_THREADS`, else the processors of this process.
 pub fn threads(flag: Option<usize>) -> anyhow::Result<usize> {
     let threads = match (flag, std::env::var("FLASHLM_THREADS")) {
@@ -105,7 +94,7 @@ pub fn exec(flag: Option<usize>) -> anyhow::Result<Exec> {
 /// kept as a file among the caches, since a text is read more than once.
 pub fn data_spec(given: &[String]) -> anyhow::Result<String> {
     if given.len() > 1
-        && let Some(spec) = given.iter().find(|spec| !is_files(spec))
+        && let Some(spec) = given.iter().find(|spec| *spec != "-" && !Source::is_of_files(spec))
     {
         bail!(
             "--data {spec}: a dataset or synthetic stories cannot be one text with files; mix them by weights, such as \
@@ -120,15 +109,6 @@ pub fn data_spec(given: &[String]) -> anyhow::Result<String> {
         _ => Ok(spec.clone()),
     };
     Ok(given.iter().map(line).collect::<anyhow::Result<Vec<_>>>()?.join("\n"))
-}
-
-/// Whether a specification is of files, there or not.
-pub fn is_files(spec: &str) -> bool {
-    spec == "-"
-        || match Source::parse(spec) {
-            Ok(source) => source.is_files(),
-            Err(error) => !matches!(error, DataError::Spec { .. }),
-        }
 }
 
 /// Standard input as a file.
@@ -184,36 +164,12 @@ fn from_stdin() -> anyhow::Result<String> {
     Ok(path.display().to_string())
 }
 
-/// The same specification with full paths, so that a run can go on from anywhere.
-pub fn in_full(spec: &str) -> String {
-    if spec.is_empty() || !is_files(spec) { spec.to_string() } else { flashlm_train::data::in_full(spec) }
-}
-
 /// The source that a specification names, a dataset of the hub fetched if it is not here yet.
-pub fn open_source(spec: &str, seed: u64, offline: bool, stop: &dyn Fn() -> bool) -> anyhow::Result<Source> {
-    let source = Source::parse(spec)?.with_seed(seed);
-    if !source.is_remote() {
-        return Ok(source);
-    }
+pub fn open_source(spec: &str, seed: u64, offline: bool) -> anyhow::Result<Source> {
     let mut status = Status::new();
-    let fetched = source.fetch(&Client::from_env(offline)?, &mut |p| {
-        if let Some(note) = p.note {
-            status.note(&format!("{spec}: {note}"));
-        }
-        let eta = p.total.saturating_sub(p.done) as f64 / p.bytes_per_second.max(1.0);
-        let (done, total, speed) = (bytes(p.done), bytes(p.total), bytes(p.bytes_per_second as u64));
-        status.show(&match p.waiting {
-            Some(waiting) => format!("{}: {waiting}", p.file),
-            None if p.total == 0 => format!("{}: asking the hub for its files", p.file),
-            None => format!("{}  {done} of {total}  {speed}/s  eta {}", p.file, duration(eta)),
-        });
-        if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let source = run::open_source(spec, seed, offline, &|| false, &mut |event| status.tell(&event));
     status.clear();
-    if matches!(fetched, Err(DataError::Stopped)) {
-        say!("stopped; what has arrived is kept, and the same command goes on from there");
-    }
-    Ok(fetched?)
+    Ok(source?)
 }
 
 /// That an output of `flag` may be written: nothing is there, or a file that `--force` replaces, or the curve that training
@@ -288,8 +244,17 @@ impl Status {
         (self.shown, self.last, self.newer) = (true, Some(Instant::now()), None);
     }
 
+    /// Shows what a run tells, but for its samples.
+    pub fn tell(&mut self, event: &Event) {
+        match event {
+            Event::Progress(line) => self.show(line),
+            Event::Note(line) => self.note(line),
+            Event::Sample(_) => {}
+        }
+    }
+
     /// Writes a line that stays.
-    pub fn note(&mut self, line: &str) {
+    fn note(&mut self, line: &str) {
         self.clear();
         self.write(&format!("{line}\n"));
     }

@@ -9,13 +9,13 @@ use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store, Token};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config;
-use flashlm_train::log::console::{bytes, thousands};
+use flashlm_train::run::{Size, size_for};
 use flashlm_train::stepper::Stepper;
+use flashlm_train::units::{bytes, thousands};
 use serde_json::json;
 
 use crate::common::threads;
 use crate::report::Report;
-use crate::train::size_for;
 
 /// Rows, inner size and columns of the product that is timed: operands that stay in the cache.
 const PRODUCT: (usize, usize, usize) = (448, 192, 512);
@@ -107,7 +107,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         thousands(rounded(speed))
     );
     report.add("training", text, json!({"preset": "v4-small", "tokens_per_second": speed}));
-    let (preset, reason) = size_for(&machine, None);
+    let Size { preset, why: reason } = size_for(&machine, None);
     report.add("preset", format!("{preset}: {reason}"), json!({"name": preset, "why": reason}));
     report.print(args.json);
     Ok(ExitCode::SUCCESS)

@@ -15,7 +15,7 @@ use flashlm_train::eval::bpb::{
     self, EvalError, Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums,
 };
 use flashlm_train::load::Found;
-use flashlm_train::log::console::{duration, thousands};
+use flashlm_train::units::{duration, thousands};
 use serde_json::json;
 
 use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};
@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Found::Packed(packed) => (*packed, None),
     };
     let packed = Arc::new(packed);
-    let source = open_source(&data_spec(&args.data)?, 0, args.offline, &|| false)?;
+    let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
     let source = args.column.iter().fold(source, |source, column| source.with_column(column));
     passed_over(&args.data.join(", "), &source);
     let step = latent.as_ref().and_then(|model| model.step);

@@ -8,13 +8,13 @@ use anyhow::{Context, bail};
 use flashlm_model::io::safetensors::Header;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{LanguageModel, Lm, ModelConfig, PackedModel};
-use flashlm_train::config::ternary_share;
+use flashlm_model::{ModelConfig, PackedModel};
 use flashlm_train::data::cache::{Expect, TokenCache};
-use flashlm_train::load::Model;
-use flashlm_train::log::console::{bytes, duration, thousands};
+use flashlm_train::load::load_model;
+use flashlm_train::log::card::ternary_share;
 use flashlm_train::log::{EvalRow, Row, jsonl};
 use flashlm_train::run_folder::{METRICS, RunFolder};
+use flashlm_train::units::{bytes, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
 
@@ -163,7 +163,7 @@ fn about_model(path: &Path, kind: &str, report: &mut Report) -> anyhow::Result<(
 }
 
 fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let model = Model::load(path)?;
+    let model = load_model(path)?;
     report.add("model", model.path.display(), model.path.display().to_string());
     if let Some(step) = model.step {
         report.add("step", thousands(step), step);
@@ -216,9 +216,9 @@ fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
         ),
         serde_json::to_value(c)?,
     );
-    let lm = Lm::<f32>::new(c, 1, false)?;
-    about_parameters(lm.layout(), c.quant.quant().is_some(), report);
-    Ok(lm.layout().parameters())
+    let layout = Layout::of(c);
+    about_parameters(&layout, c.quant.quant().is_some(), report);
+    Ok(layout.parameters())
 }
 
 fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {
@@ -300,6 +300,8 @@ fn about_prepared(folder: &Path, report: &mut Report) -> anyhow::Result<()> {
 mod tests {
     use std::ops::ControlFlow;
 
+    use flashlm_train::data::build::open_or_build;
+    use flashlm_train::data::cache::expected;
     use flashlm_train::data::source::Source;
     use flashlm_train::data::split::Split;
 
@@ -314,8 +316,8 @@ mod tests {
             let tokenizer = Tokenizer::bytes();
             let go_on = &mut |_: &_| ControlFlow::Continue(());
             let side = source.clone().with_split(split);
-            TokenCache::open_or_build(&path, &side, &tokenizer, 1, go_on).unwrap();
-            assert_eq!(TokenCache::inspect(&path).unwrap().made_from(), Expect::new(&side, &tokenizer).unwrap());
+            open_or_build(&path, &side, &tokenizer, 1, go_on).unwrap();
+            assert_eq!(TokenCache::inspect(&path).unwrap().made_from(), expected(&side, &tokenizer).unwrap());
         }
         std::fs::write(&path, &std::fs::read(&path).unwrap()[..47]).unwrap();
         assert!(TokenCache::inspect(&path).unwrap_err().to_string().contains("cut off"));

@@ -43,9 +43,17 @@ pub struct State {
     pub loss_sum: (f64, u64),
 }
 
+/// What tells the texts of a run, and its validation text, from others.
+pub struct Contents {
+    /// Of each text.
+    pub texts: Vec<u64>,
+    /// Of the validation text.
+    pub valid: u64,
+}
+
 impl State {
-    /// The start of a run on these texts and this validation text.
-    pub fn new((texts, valid): (Vec<u64>, u64)) -> State {
+    /// The start of a run on these.
+    pub fn new(Contents { texts, valid }: Contents) -> State {
         State { epochs_before: vec![0.0; texts.len()], texts, valid: Some(valid), ..State::default() }
     }
 }

@@ -124,7 +124,7 @@ impl Stepper {
         if !loss.is_finite() {
             return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
-        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, settings, lr, step);
+        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, step);
         Some(Update { loss, tokens: tokens as u64, grad_norm })
     }
 }

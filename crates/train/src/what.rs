@@ -1,10 +1,7 @@
 //! What a path is, and the words for it: all commands know the same things and speak of them in the same way.
-//! How it is told is in `what/recognise.rs`.
-
-mod recognise;
+//! How it is told is in `recognise.rs`.
 
 use flashlm_model::tok::FileKind;
-use recognise::recognise;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -151,11 +148,6 @@ impl fmt::Display for What {
 }
 
 impl What {
-    /// Looks at a path.
-    pub fn of(path: &Path) -> What {
-        recognise(path)
-    }
-
     /// What to do with it instead.
     pub fn mend(&self, path: &Path) -> String {
         let at = quoted(path);

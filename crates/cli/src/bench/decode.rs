@@ -18,11 +18,11 @@ use flashlm_model::params::Layout;
 use flashlm_model::rng::Rng;
 use flashlm_model::sample::{SampleError, Settings};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Writer};
+use flashlm_model::{Engine, ModelConfig, PackedModel, Writer};
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
 
-use super::{median, rate, windows};
+use super::measure::{median, rate, seconds, windows};
 use crate::common::{exec, out, say};
 
 /// Windows of the median.
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt: u32,
     /// Time of all windows of one figure together
-    #[arg(long, default_value = "5", value_parser = super::seconds)]
+    #[arg(long, default_value = "5", value_parser = seconds)]
     seconds: f64,
     /// Threads
     #[arg(long, default_value_t = 1)]
@@ -150,10 +150,9 @@ fn random_model(cx: &Exec, preset: &str) -> anyhow::Result<PackedModel> {
     let tokenizer = vocabulary(&settings.tokenizer.kind, settings.tokenizer.vocab)?;
     let model = settings.model.clone();
     let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..model };
-    let lm = Lm::<f32>::new(&config, 1, false)?;
-    let layout: &Layout = lm.layout();
-    let params = layout.init::<f32>(1);
-    let bytes = pack(cx, &config, layout, &params, &tokenizer, pack::Options::default());
+    config.validate()?;
+    let params = Layout::of(&config).init::<f32>(1);
+    let bytes = pack(cx, &config, &params, &tokenizer, pack::Options::default());
     Ok(PackedModel::from_bytes(bytes, preset)?)
 }
 

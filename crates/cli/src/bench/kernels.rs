@@ -4,6 +4,7 @@
 //! of the difference must be at most [`BOUND`] times the RMS of the reference ([`BOUND_BF16`] for outputs kept in bf16), for
 //! every output. No check, no figure. GB/s counts each operand once, read or written; GFLOP/s counts `2 m n k`.
 
+mod case;
 mod ops;
 
 use std::process::ExitCode;
@@ -15,8 +16,9 @@ use serde_json::json;
 
 use flashlm_kernels::profile::Work;
 
+use self::case::{Output, Subject};
 use self::ops::{OPS, Op, make};
-use super::{median, rate, windows};
+use super::measure::{median, rate, seconds, windows};
 use crate::common::{out, say, threads};
 
 /// Largest RMS ratio of f32 to the f64 reference.
@@ -33,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
     /// Time for each kernel on each instruction set
-    #[arg(long, default_value = "0.25", value_parser = super::seconds)]
+    #[arg(long, default_value = "0.25", value_parser = seconds)]
     seconds: f64,
     /// Print one line of JSON
     #[arg(long)]
@@ -86,28 +88,6 @@ fn isas(name: Option<&str>) -> anyhow::Result<Vec<Isa>> {
         }
         None => Ok(Isa::available()),
     }
-}
-
-/// An op with its operands in place.
-trait Case {
-    /// Runs it once.
-    fn call(&mut self, cx: &Exec);
-    /// What it has written.
-    fn outputs(&self) -> Vec<Output>;
-}
-
-/// Written numbers, and what they were kept as.
-struct Output {
-    values: Vec<f64>,
-    kept: &'static str,
-}
-
-/// A case and how to speak of it.
-struct Subject {
-    name: &'static str,
-    size: String,
-    work: Work,
-    case: Box<dyn Case>,
 }
 
 /// The right outputs of one op.

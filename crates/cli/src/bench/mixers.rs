@@ -8,8 +8,8 @@ use flashlm_model::{ModelConfig, Precision, mixer};
 use flashlm_train::config;
 use serde_json::Value;
 
+use super::measure::{median, seconds, windows};
 use super::train::Steps;
-use super::{median, windows};
 use crate::common::{self, out, say};
 
 /// Tokens of a step.
@@ -23,7 +23,7 @@ const ROUNDS: usize = 3;
 #[derive(clap::Args)]
 pub struct Args {
     /// Time of all measurements together
-    #[arg(long, default_value = "45", value_parser = super::seconds)]
+    #[arg(long, default_value = "45", value_parser = seconds)]
     seconds: f64,
     /// Threads [default: FLASHLM_THREADS, or all processors]
     #[arg(long)]

@@ -1,19 +1,12 @@
 //! `flashlm bench`: how fast this machine trains, with each token mixer, writes, and how fast each kernel is.
-//!
-//! What both share is here: the timer and the peak that products are compared with.
 
 mod decode;
 mod kernels;
+mod measure;
 mod mixers;
 pub(crate) mod train;
 
 use std::process::ExitCode;
-use std::time::Instant;
-
-use flashlm_kernels::ops::{Packed, matmul};
-use flashlm_kernels::profile::Work;
-use flashlm_kernels::{Bf16, Buf, Exec, Store};
-use flashlm_model::Precision;
 
 /// Measures the speed of training and of kernels.
 #[derive(clap::Args)]
@@ -41,112 +34,5 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Mixers(args) => mixers::run(args),
         What::Decode(args) => decode::run(args),
         What::Kernels(args) => kernels::run(args),
-    }
-}
-
-/// Reads `--seconds`.
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(seconds) if (0.001..=3600.0).contains(&seconds) => Ok(seconds),
-        _ => Err("expected a number of seconds between 0.001 and 3600".into()),
-    }
-}
-
-/// The middle one, or the mean of the two in the middle; NaN of none.
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[n / 2],
-        n => (sorted[n / 2 - 1] + sorted[n / 2]) / 2.0,
-    }
-}
-
-/// Calls `f` for about `seconds` in `count` windows or more: seconds a call in each. Every window has at least one call.
-fn windows(seconds: f64, count: usize, mut f: impl FnMut()) -> Vec<f64> {
-    let length = seconds / count as f64;
-    let window = |_| {
-        let start = Instant::now();
-        let mut calls = 0u32;
-        loop {
-            f();
-            calls += 1;
-            let elapsed = start.elapsed().as_secs_f64();
-            if elapsed >= length {
-                return elapsed / f64::from(calls);
-            }
-        }
-    };
-    (0..count).map(window).collect()
-}
-
-/// The rate of work done in so many seconds, and its unit.
-fn rate(work: Work, seconds: f64) -> (f64, &'static str) {
-    match work {
-        Work::Flops(n) => (n / seconds / 1e9, "GFLOP/s"),
-        Work::Bytes(n) => (n / seconds / 1e9, "GB/s"),
-    }
-}
-
-/// How [`peak`] is measured, for the reader of the figure.
-const PEAK: &str = "best product with operands in cache, same precision, instruction set and threads, before and after";
-
-/// GFLOP/s of the fastest product in a precision: all threads, operands that stay in L2, the best of many windows.
-///
-/// The product's inner loop is multiply-adds on registers, so this is nearly what the units can do.
-fn peak(cx: &Exec, precision: Precision) -> f64 {
-    if precision == Precision::Bf16 { peak_of::<Bf16>(cx) } else { peak_of::<f32>(cx) }
-}
-
-fn peak_of<A: Store>(cx: &Exec) -> f64 {
-    let (m, k) = (448 * cx.pool().threads(), 256);
-    let (a, b) = (Buf::<A>::zeros(m * k), Buf::<A>::zeros(k * 512));
-    let mut best = 0f64;
-    for n in [64, 128, 256, 512] {
-        let mut packed = Packed::new(k, n);
-        packed.pack(cx, &b, n, k, n);
-        let mut c = Buf::<A::E>::zeros(m * n);
-        let times = windows(0.05, 25, || matmul(cx, &mut c, &a, k, &packed, m, false));
-        let fastest = times.into_iter().fold(f64::INFINITY, f64::min);
-        best = best.max(2.0 * (m * n * k) as f64 / fastest / 1e9);
-    }
-    best
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_the_middle_of_any_order() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), 2.5);
-        assert_eq!(median(&[7.0]), 7.0);
-        assert!(median(&[]).is_nan());
-    }
-
-    #[test]
-    fn windows_time_the_calls() {
-        let mut calls = 0;
-        let times = windows(0.06, 3, || {
-            calls += 1;
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        });
-        assert_eq!(times.len(), 3);
-        assert!((3..=12).contains(&calls), "{calls} calls of 5 ms in 60 ms");
-        assert!(times.iter().all(|t| *t >= 0.005), "{times:?}");
-        // A call longer than the window is still measured, once in each.
-        calls = 0;
-        assert_eq!(windows(1e-9, 4, || calls += 1).len(), 4);
-        assert_eq!(calls, 4);
-    }
-
-    #[test]
-    fn seconds_are_bounded() {
-        assert_eq!(seconds("0.5"), Ok(0.5));
-        for text in ["", "0", "-1", "nan", "inf", "1e9", "five"] {
-            assert!(seconds(text).is_err(), "{text}");
-        }
     }
 }

@@ -18,7 +18,7 @@ use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{Layers, TrainSettings};
 use flashlm_train::stepper::{Stepper, Update};
 
-use super::{PEAK, median, peak, rate, windows};
+use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
 
 /// Windows of the median.
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     seq: Option<u32>,
     /// Time of all windows together
-    #[arg(long, default_value = "15", value_parser = super::seconds)]
+    #[arg(long, default_value = "15", value_parser = seconds)]
     seconds: f64,
     /// Threads [default: FLASHLM_THREADS, or all processors]
     #[arg(long)]
@@ -223,17 +223,15 @@ impl Steps {
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Isa;
-    use flashlm_model::{LanguageModel, Lm};
     use flashlm_train::config::preset;
 
     use super::*;
 
     #[test]
     fn v4_small_costs_what_its_shapes_say() {
-        let lm = Lm::<f32>::new(&ModelConfig::v4_small(), 1, false).unwrap();
         let (d, f, v, n, k) = (192.0, 512.0, 10_000.0, 6.0, 8.0);
         let block = 2.0 * d * d + d * d + d * k + 3.0 * d * f;
-        assert_eq!(flops_per_token(lm.layout()), 6.0 * (n * block + v * d));
+        assert_eq!(flops_per_token(&Layout::of(&ModelConfig::v4_small())), 6.0 * (n * block + v * d));
     }
 
     /// What is timed is training: the loss of random tokens starts at ln V, and falls where they come again.

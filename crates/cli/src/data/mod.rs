@@ -2,17 +2,11 @@
 
 mod prepare;
 mod sample;
+mod select;
 mod stats;
 
 use std::process::ExitCode;
 
-use flashlm_train::data::filter::{Dropped, Filter};
-use flashlm_train::data::source::Source;
-use flashlm_train::log::console::thousands;
-use serde_json::json;
-
-use crate::common::{data_spec, open_source, passed_over};
-use crate::report::Report;
 pub use prepare::summary;
 
 /// Make text ready for training
@@ -36,59 +30,4 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Stats(args) => stats::run(args),
         Command::Sample(args) => sample::run(args),
     }
-}
-
-/// Which text of a source to take.
-#[derive(clap::Args)]
-struct Select {
-    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
-    #[arg(long)]
-    offline: bool,
-    /// Field of JSON or CSV, or column of .parquet, that holds the text: `text`, or that of the dataset
-    #[arg(long, value_name = "NAME")]
-    column: Option<String>,
-    /// Take stories of at least this number in the field or column `score`; 0: all
-    #[arg(long, value_name = "X", default_value_t = 0.0)]
-    min_score: f64,
-    /// Take stories of at least N characters
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    min_chars: usize,
-    /// Take stories of at most N characters; 0: any
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    max_chars: usize,
-    /// Take stories with at least this share (0 to 1) of words of at most six letters
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
-    min_simple: f64,
-}
-
-impl Select {
-    fn open_all(&self, given: &[String], seed: u64) -> anyhow::Result<Source> {
-        let source = self.open(&data_spec(given)?, seed)?;
-        passed_over(&given.join(", "), &source);
-        Ok(source)
-    }
-
-    fn open(&self, spec: &str, seed: u64) -> anyhow::Result<Source> {
-        let Select { min_score, min_chars, max_chars, min_simple, .. } = *self;
-        let filter = Filter { min_score, min_chars, max_chars, min_simple };
-        let source = open_source(spec, seed, self.offline, &|| false)?.with_filter(filter)?;
-        Ok(match &self.column {
-            Some(column) => source.with_column(column),
-            None => source,
-        })
-    }
-}
-
-/// The row of what a filter dropped.
-fn report_dropped(report: &mut Report, dropped: &Dropped) {
-    let Dropped { score, short, long, hard } = *dropped;
-    let text = format!(
-        "{} stories by the filter: {} for their score, {} too short, {} too long, {} of hard words",
-        thousands(dropped.total()),
-        thousands(score),
-        thousands(short),
-        thousands(long),
-        thousands(hard)
-    );
-    report.add("dropped", text, json!({"score": score, "short": short, "long": long, "hard": hard}));
 }

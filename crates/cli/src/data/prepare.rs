@@ -12,17 +12,18 @@ use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::Settings;
 use flashlm_train::data::DataError;
-use flashlm_train::data::cache::{Progress, Stale, TokenCache, default_dir};
+use flashlm_train::data::build::{Progress, open_or_build};
+use flashlm_train::data::cache::{Stale, TokenCache, default_dir};
 use flashlm_train::data::filter::Dropped;
-use flashlm_train::data::holdout::{Held, Holdout};
-use flashlm_train::data::source::Source;
+use flashlm_train::data::holdout::{Holdout, stories_of};
+use flashlm_train::data::source::{Source, Weighted};
 use flashlm_train::data::split::Split;
-use flashlm_train::data::vocab::{TokenizerChoice, tokenizer};
-use flashlm_train::log::console::{bytes, count, duration, thousands};
+use flashlm_train::tokenizer::{TokenizerChoice, tokenizer};
+use flashlm_train::units::{bytes, count, duration, thousands};
 use flashlm_train::what::What;
 use serde_json::{Value, json};
 
-use super::{Select, report_dropped};
+use super::select::{Select, report_dropped};
 use crate::common::{Status, noted, say, threads};
 use crate::report::Report;
 
@@ -89,7 +90,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let train = match (&other, valid.split()) {
         (None, Split::Valid(_)) => train,
-        _ => train.without(Arc::new(Held::of(&valid, &|| false)?)),
+        _ => train.without(Arc::new(stories_of(&valid, &|| false)?)),
     };
     let chosen = args.out.is_some();
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.name()));
@@ -108,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut status = Status::new();
     let mut told = |p: &Progress| progress(&mut status, "tokenizer", p);
-    let sources = [(train.clone(), 1.0)];
+    let sources = [Weighted::alone(train.clone())];
     let tokenizer = tokenizer(&default_dir(), &choice, args.vocab, args.stories, &sources, &mut told)?;
     status.clear();
     let stage = Stage::new(&dir)?;
@@ -237,7 +238,7 @@ fn build(
 ) -> Result<TokenCache, DataError> {
     let (path, mut status) = (stage.folder.join(name).with_extension("tok"), Status::new());
     let mut told = |p: &Progress| progress(&mut status, name, p);
-    let (cache, built) = TokenCache::open_or_build(&path, source, tokenizer, threads, &mut told)?;
+    let (cache, built) = open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
     noted(name, &built.as_ref().map(|built| built.read.seen).unwrap_or_default());
     let path = stage.dir.join(name).with_extension("tok");

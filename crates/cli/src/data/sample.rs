@@ -6,7 +6,7 @@ use anyhow::bail;
 use flashlm_train::data::stats::sample;
 use serde_json::{Value, json};
 
-use super::Select;
+use super::select::Select;
 use crate::common::out;
 
 /// Print stories drawn at random

@@ -15,16 +15,16 @@ use flashlm_train::config::{Settings, preset};
 use flashlm_train::data::near::MOST as NEAR;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
-use flashlm_train::data::vocab::of_file;
-use flashlm_train::log::console::{bytes, count, duration, thousands};
 use flashlm_train::log::histogram;
+use flashlm_train::run::size_for;
+use flashlm_train::tokenizer::of_file;
+use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
 
-use super::{Select, report_dropped};
+use super::select::{Select, report_dropped};
 use crate::bench::train::Steps;
 use crate::common::{Status, data_spec, exec, may_write};
 use crate::report::Report;
-use crate::train::size_for;
 
 /// Look at a text before training on it: stories, bytes, scripts, doubles, lengths, tokens, and what an hour of training would be
 #[derive(clap::Args)]
@@ -217,7 +217,7 @@ fn report_tokens(report: &mut Report, stats: &Stats, tokenizer: &Tokenizer, own:
 /// What an hour of training comes to: the preset that `train` would take here, measured on random tokens.
 fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
     let machine = Machine::detect();
-    let (name, _) = size_for(&machine, Some(60.0));
+    let name = size_for(&machine, Some(60.0)).preset;
     let settings = preset(name)?;
     let vocab_size = settings.tokenizer.vocab;
     let cx = exec(None)?;

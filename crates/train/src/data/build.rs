@@ -6,7 +6,7 @@
 //! its name when it is complete, or not at all.
 
 use super::DataError;
-use super::cache::{Expect, HEADER, Header, Progress};
+use super::cache::{Expect, HEADER, Header, Stale, TokenCache, expected};
 use super::filter::Dropped;
 use super::source::{Source, SourceReport};
 use crate::atomic;
@@ -22,6 +22,56 @@ use xxhash_rust::xxh3::Xxh3;
 
 const BATCH: usize = 1 << 20;
 const QUEUE: usize = 2;
+
+/// Why a cache was built, and from what.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Why there was none that served.
+    pub reason: Stale,
+    /// What the source gave.
+    pub read: SourceReport,
+}
+
+/// State of a build, given to its progress callback.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Stories encoded.
+    pub stories: u64,
+    /// UTF-8 bytes of those stories.
+    pub bytes: u64,
+    /// Their tokens, EOS included.
+    pub tokens: u64,
+    /// Share of the source that has been worked through, 0..=1.
+    pub fraction: f64,
+    /// Time since the start.
+    pub seconds: f64,
+}
+
+impl Progress {
+    /// Speed in bytes of text a second.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes as f64 / self.seconds.max(1e-9)
+    }
+}
+
+/// Opens the cache if it serves; otherwise builds it first (with `threads` threads, 0 for all cores) and tells why that was
+/// necessary and what was read. The callback may stop the build by breaking.
+pub fn open_or_build(
+    path: &Path,
+    source: &Source,
+    tokenizer: &Tokenizer,
+    threads: usize,
+    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<(TokenCache, Option<Built>), DataError> {
+    let expect = expected(source, tokenizer)?;
+    let reason = match TokenCache::open(path, &expect) {
+        Ok(cache) => return Ok((cache, None)),
+        Err(DataError::Cache { reason, .. }) => reason,
+        Err(e) => return Err(e),
+    };
+    let read = build(path, expect, source, tokenizer, threads, progress)?;
+    Ok((TokenCache::open(path, &expect)?, Some(Built { reason, read })))
+}
 
 /// Stories one after the other, on their way to an encoder.
 #[derive(Default)]
@@ -46,7 +96,7 @@ struct Encoded {
 }
 
 /// Builds the cache of what the source gives.
-pub(super) fn build(
+fn build(
     path: &Path,
     expect: Expect,
     source: &Source,
@@ -292,7 +342,6 @@ impl<'a> Output<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::cache::{Stale, TokenCache};
     use crate::data::filter::Filter;
     use crate::data::split::Split;
     use crate::data::testing::{Folder, keep_on, large, open_or_build, source};
@@ -324,7 +373,7 @@ mod tests {
         let source = source(&folder, "long.txt", &stories);
         let tokenizer = Tokenizer::train_bpe([book.as_str()].into_iter(), 300).unwrap();
         let path = folder.path().join("long.tok");
-        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, 3, &mut keep_on).unwrap();
+        let (cache, _) = super::open_or_build(&path, &source, &tokenizer, 3, &mut keep_on).unwrap();
         assert_eq!(cache.stories(), stories.len());
         for (i, story) in stories.iter().enumerate() {
             let mut ids = Vec::new();
@@ -356,7 +405,7 @@ mod tests {
         let path = cache_dir.join("a.tok");
         let build = |source: &Source, split, progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>| {
             let source = source.clone().with_split(split);
-            let error = TokenCache::open_or_build(&path, &source, &Tokenizer::bytes(), 2, progress).unwrap_err();
+            let error = super::open_or_build(&path, &source, &Tokenizer::bytes(), 2, progress).unwrap_err();
             assert_eq!(entries(&cache_dir), [""; 0].map(PathBuf::from));
             error
         };
@@ -387,7 +436,7 @@ mod tests {
                 println!("building");
                 std::thread::sleep(std::time::Duration::from_millis(50));
             };
-            let _ = TokenCache::open_or_build(path.as_ref(), &large(), &Tokenizer::bytes(), 1, hang);
+            let _ = super::open_or_build(path.as_ref(), &large(), &Tokenizer::bytes(), 1, hang);
             return;
         }
         let folder = Folder::new();

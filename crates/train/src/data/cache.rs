@@ -5,100 +5,27 @@
 //! the end). The header carries an XXH3 of itself and one of everything behind it; both are verified at open, as
 //! are all lengths, offsets and token ids, so that whatever a `TokenCache` gives can be used as an index.
 
+mod format;
+mod stale;
+
 use super::DataError;
-use super::build;
 use super::filter::Dropped;
-use super::source::{Source, SourceReport};
-use super::split::Split;
+use super::source::Source;
 use flashlm_kernels::map::{Map, as_u16};
 use flashlm_model::tok::Tokenizer;
+pub use format::Expect;
+pub(crate) use format::MAGIC;
+pub(super) use format::{HEADER, Header};
+pub use stale::Stale;
 use std::env;
 use std::fmt;
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+use xxhash_rust::xxh3::Xxh3;
 
-pub(crate) const MAGIC: [u8; 8] = *b"FLMTOKS\0";
-const VERSION: u32 = 2;
 /// What is looked at before its memory is let go, in bytes or tokens.
 const PASS: usize = 16 << 20;
-/// Length of the header in bytes.
-pub(super) const HEADER: usize = 192;
-/// Where the hash of what is before it lies in the header.
-const HASH: usize = HEADER - 8;
-
-/// Why a cache file does not serve. `Display` is the reason to show for a rebuild.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Stale {
-    /// There is no file.
-    #[error("there is no token cache yet")]
-    Missing,
-    /// Written by another version of the format.
-    #[error("version {0}, expected {VERSION}")]
-    Version(u32),
-    /// Made with another tokenizer.
-    #[error("tokenizer changed")]
-    Tokenizer,
-    /// Made from other data, or the data changed since.
-    #[error("source changed")]
-    Source,
-    /// Made for another side or held-out share.
-    #[error("split changed")]
-    Split,
-    /// Not as it was written.
-    #[error("file damaged: {0}")]
-    Damaged(String),
-}
-
-/// What a cache must have been made from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Expect {
-    /// [`Tokenizer::hash`].
-    pub tokenizer: u64,
-    /// [`Source::fingerprint`].
-    pub source: u64,
-    /// The side of the split.
-    pub split: Split,
-}
-
-impl Expect {
-    /// Of these, as they are now.
-    pub fn new(source: &Source, tokenizer: &Tokenizer) -> Result<Expect, DataError> {
-        Ok(Expect { tokenizer: tokenizer.hash(), source: source.fingerprint()?, split: source.split() })
-    }
-}
-
-/// Why a cache was built, and from what.
-#[derive(Clone, Debug)]
-pub struct Built {
-    /// Why there was none that served.
-    pub reason: Stale,
-    /// What the source gave.
-    pub read: SourceReport,
-}
-
-/// State of a build, given to its progress callback.
-#[derive(Clone, Copy, Debug)]
-pub struct Progress {
-    /// Stories encoded.
-    pub stories: u64,
-    /// UTF-8 bytes of those stories.
-    pub bytes: u64,
-    /// Their tokens, EOS included.
-    pub tokens: u64,
-    /// Share of the source that has been worked through, 0..=1.
-    pub fraction: f64,
-    /// Time since the start.
-    pub seconds: f64,
-}
-
-impl Progress {
-    /// Speed in bytes of text a second.
-    pub fn bytes_per_second(&self) -> f64 {
-        self.bytes as f64 / self.seconds.max(1e-9)
-    }
-}
 
 /// The folder for caches: `$FLASHLM_CACHE` if set, else `~/.cache/flashlm`, else `.cache/flashlm` right here.
 pub fn default_dir() -> PathBuf {
@@ -121,111 +48,9 @@ pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer) -> PathBuf
     dir.join(format!("{}-{:016x}.tok", source.name(), hash.digest()))
 }
 
-/// The fixed part of the file.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Header {
-    pub expect: Expect,
-    pub vocab_size: u32,
-    pub eos: u16,
-    pub stories: u64,
-    pub tokens: u64,
-    pub bytes: u64,
-    pub unk: u64,
-    pub repaired: u64,
-    pub dropped: Dropped,
-    pub read: u64,
-    pub read_bytes: u64,
-    pub doubles: u64,
-    pub payload_hash: u64,
-}
-
-impl Header {
-    pub fn to_bytes(self) -> [u8; HEADER] {
-        let mut out = [0; HEADER];
-        let mut put = |at: usize, field: &[u8]| out[at..at + field.len()].copy_from_slice(field);
-        put(0, &MAGIC);
-        put(8, &VERSION.to_le_bytes());
-        put(12, &(HEADER as u32).to_le_bytes());
-        put(16, &self.expect.tokenizer.to_le_bytes());
-        put(24, &self.expect.source.to_le_bytes());
-        let (side, of) = self.expect.split.to_parts();
-        put(32, &side.to_le_bytes());
-        put(36, &self.vocab_size.to_le_bytes());
-        put(40, &of.to_le_bytes());
-        put(48, &self.stories.to_le_bytes());
-        put(56, &self.tokens.to_le_bytes());
-        put(64, &self.bytes.to_le_bytes());
-        put(72, &self.unk.to_le_bytes());
-        put(80, &self.repaired.to_le_bytes());
-        put(88, &self.eos.to_le_bytes());
-        let Dropped { score, short, long, hard } = self.dropped;
-        for (i, count) in [score, short, long, hard].into_iter().enumerate() {
-            put(92 + 4 * i, &u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
-        }
-        put(112, &self.read.to_le_bytes());
-        put(120, &self.read_bytes.to_le_bytes());
-        put(128, &self.doubles.to_le_bytes());
-        put(176, &self.payload_hash.to_le_bytes());
-        let hash = xxh3_64(&out[..HASH]);
-        out[HASH..].copy_from_slice(&hash.to_le_bytes());
-        out
-    }
-
-    fn from_bytes(file: &[u8]) -> Result<Header, Stale> {
-        let damaged = |what: &str| Stale::Damaged(what.to_string());
-        let short = || Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}: cut off", file.len()));
-        let version = file.get(8..12).map(|v| u32::from_le_bytes([v[0], v[1], v[2], v[3]])).ok_or_else(short)?;
-        if file[..8] != MAGIC {
-            return Err(damaged("it does not start as a token cache does"));
-        }
-        // Before the rest of the header, which another version may have elsewhere.
-        if version != VERSION {
-            return Err(Stale::Version(version));
-        }
-        let (bytes, _) = file.split_first_chunk::<HEADER>().ok_or_else(short)?;
-        let u64_at = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-        if u64_at(HASH) != xxh3_64(&bytes[..HASH]) {
-            return Err(damaged("the checksum of the header does not match"));
-        }
-        let unknown = || Stale::Damaged(format!("unknown split {}", u32_at(32)));
-        let split = Split::from_parts((u32_at(32), u64_at(40))).ok_or_else(unknown)?;
-        Ok(Header {
-            expect: Expect { tokenizer: u64_at(16), source: u64_at(24), split },
-            vocab_size: u32_at(36),
-            eos: u16::from_le_bytes([bytes[88], bytes[89]]),
-            stories: u64_at(48),
-            tokens: u64_at(56),
-            bytes: u64_at(64),
-            unk: u64_at(72),
-            repaired: u64_at(80),
-            dropped: Dropped {
-                score: u32_at(92).into(),
-                short: u32_at(96).into(),
-                long: u32_at(100).into(),
-                hard: u32_at(104).into(),
-            },
-            read: u64_at(112),
-            read_bytes: u64_at(120),
-            doubles: u64_at(128),
-            payload_hash: u64_at(176),
-        })
-    }
-
-    /// Where tokens and offsets lie in a file of `len` bytes; an error unless they fill it exactly.
-    fn layout(&self, len: usize) -> Result<(Range<usize>, Range<usize>), Stale> {
-        let layout = || {
-            let tokens = usize::try_from(self.tokens).ok()?.checked_mul(2)?.checked_add(HEADER)?;
-            let start = tokens.checked_next_multiple_of(8)?;
-            let offsets = usize::try_from(self.stories).ok()?.checked_add(1)?.checked_mul(8)?;
-            Some((HEADER..tokens, start..start.checked_add(offsets)?))
-        };
-        match layout() {
-            Some((tokens, offsets)) if offsets.end == len => Ok((tokens, offsets)),
-            Some((_, offsets)) => Err(Stale::Damaged(format!("{len} bytes, expected {}", offsets.end))),
-            None => Err(Stale::Damaged("the header's counts are impossible".to_string())),
-        }
-    }
+/// What the cache of a source must have been made from, as both are now.
+pub fn expected(source: &Source, tokenizer: &Tokenizer) -> Result<Expect, DataError> {
+    Ok(Expect { tokenizer: tokenizer.hash(), source: source.fingerprint()?, split: source.split() })
 }
 
 /// An open, verified cache file.
@@ -255,25 +80,6 @@ impl TokenCache {
         let made_from = Header::from_bytes(&map).map(|header| header.expect);
         let cache = made_from.and_then(|expect| TokenCache::verify(map, &expect));
         cache.map_err(|reason| DataError::Cache { path: path.to_path_buf(), reason })
-    }
-
-    /// Opens the file if it serves; otherwise builds it first (with `threads` threads, 0 for all cores) and tells why that was
-    /// necessary and what was read. The callback may stop the build by breaking.
-    pub fn open_or_build(
-        path: &Path,
-        source: &Source,
-        tokenizer: &Tokenizer,
-        threads: usize,
-        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<(TokenCache, Option<Built>), DataError> {
-        let expect = Expect::new(source, tokenizer)?;
-        let reason = match TokenCache::open(path, &expect) {
-            Ok(cache) => return Ok((cache, None)),
-            Err(DataError::Cache { reason, .. }) => reason,
-            Err(e) => return Err(e),
-        };
-        let read = build::build(path, expect, source, tokenizer, threads, progress)?;
-        Ok((TokenCache::open(path, &expect)?, Some(Built { reason, read })))
     }
 
     fn verify(map: Map, expect: &Expect) -> Result<TokenCache, Stale> {
@@ -436,8 +242,11 @@ impl fmt::Display for TokenCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::build;
+    use crate::data::split::Split;
     use crate::data::testing::{Folder, collect, keep_on, large, open_or_build, source};
     use std::fs;
+    use xxhash_rust::xxh3::xxh3_64;
 
     #[test]
     fn holds_every_story_of_its_side_in_order() {
@@ -493,7 +302,7 @@ mod tests {
         let one = source(&folder, "a.txt", &["abc", "de"]);
         let reason = |source: &Source, tokenizer: &Tokenizer, split| {
             let source = source.clone().with_split(split);
-            let (_, built) = TokenCache::open_or_build(&path, &source, tokenizer, 1, &mut keep_on).unwrap();
+            let (_, built) = build::open_or_build(&path, &source, tokenizer, 1, &mut keep_on).unwrap();
             built.map(|built| built.reason)
         };
         let bytes = Tokenizer::bytes();
@@ -523,7 +332,7 @@ mod tests {
         let path = folder.path().join("a.tok");
         let source = source(&folder, "a.txt", &["abc", "de"]);
         open_or_build(&path, &source, Split::All, 1);
-        let expect = Expect::new(&source, &Tokenizer::bytes()).unwrap();
+        let expect = expected(&source, &Tokenizer::bytes()).unwrap();
         let whole = fs::read(&path).unwrap();
         assert_eq!(whole.len(), 192 + 16 + 3 * 8, "4 + 3 tokens, padding, 3 offsets");
         for i in 0..whole.len() {
@@ -584,7 +393,7 @@ mod tests {
         let tokenizer = Tokenizer::train_frequency(["aaaa aaaa"].into_iter(), 100).unwrap();
         let source = source(&folder, "a.txt", &["aaaa", "zzzz qqq", "aaaa zzzz"]);
         let path = folder.path().join("a.tok");
-        let (cache, _) = TokenCache::open_or_build(&path, &source, &tokenizer, 1, &mut keep_on).unwrap();
+        let (cache, _) = build::open_or_build(&path, &source, &tokenizer, 1, &mut keep_on).unwrap();
         let unk = cache.tokens().iter().filter(|id| Some(**id) == tokenizer.unk()).count() as u64;
         assert!(unk > 0);
         assert_eq!(cache.unk(), unk);

@@ -9,192 +9,20 @@
 //! code) are seldom one text: of these two kinds the one with fewer bytes is passed over as well, so that a dataset is read
 //! without its README and a project without its settings. Links are followed, each folder once.
 
+mod entry;
+mod kind;
+mod passed;
+mod pattern;
+
 use super::{DataError, hub};
-use flashlm_model::io::not_a_file;
-use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read, Seek, SeekFrom};
+pub(super) use entry::FileEntry;
+use entry::{Identity, identities};
+use kind::{Kind, is_ending};
+use passed::Passed;
+use pattern::{fixed_part, matching};
+use std::collections::HashSet;
+use std::fs::{self, Metadata};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
-use xxhash_rust::xxh3::Xxh3;
-
-/// How much of each end of a file enters the fingerprint.
-const SAMPLE: u64 = 64 << 10;
-/// Endings of text that may be read from a folder, before `.gz` or `.zst`.
-const TEXTS: [&str; 2] = [".txt", ".text"];
-/// Of records with fields.
-const RECORDS: [&str; 6] = [".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
-/// Of documents and source code.
-const DOCUMENTS: [&str; 41] = [
-    ".md",
-    ".markdown",
-    ".rst",
-    ".org",
-    ".adoc",
-    ".tex",
-    ".html",
-    ".htm",
-    ".xml",
-    ".srt",
-    ".py",
-    ".rs",
-    ".c",
-    ".h",
-    ".cc",
-    ".cpp",
-    ".hpp",
-    ".java",
-    ".kt",
-    ".go",
-    ".js",
-    ".jsx",
-    ".ts",
-    ".tsx",
-    ".rb",
-    ".php",
-    ".cs",
-    ".swift",
-    ".scala",
-    ".lua",
-    ".pl",
-    ".r",
-    ".jl",
-    ".hs",
-    ".ml",
-    ".sh",
-    ".sql",
-    ".lisp",
-    ".el",
-    ".f90",
-    ".zig",
-];
-/// Of compressed files.
-const COMPRESSED: [&str; 2] = [".gz", ".zst"];
-
-/// Names of JSON that is about a dataset, a model or a project, and no text of it.
-const ABOUT: [&str; 10] = [
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "package.json",
-];
-
-/// What a file of a folder is by its name.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    Text,
-    Records,
-    Document,
-}
-
-impl Kind {
-    fn of(name: &str) -> Option<Kind> {
-        let name = name.to_lowercase();
-        if ABOUT.contains(&&*name) {
-            return None;
-        }
-        let inner = COMPRESSED.iter().find_map(|end| name.strip_suffix(end));
-        let has = |endings: &[&str]| endings.iter().any(|end| inner.unwrap_or(&name).ends_with(end));
-        // A table is compressed within.
-        if has(&RECORDS) && !(inner.is_some_and(|inner| inner.ends_with(".parquet"))) {
-            return Some(Kind::Records);
-        }
-        if has(&DOCUMENTS) {
-            return Some(Kind::Document);
-        }
-        // What is compressed and has no other ending is text.
-        let plain = |inner: &str| !inner.contains('.') || !inner.rsplit('.').next().is_some_and(is_ending);
-        (has(&TEXTS) || inner.is_some_and(plain)).then_some(Kind::Text)
-    }
-}
-
-/// Whether what follows the last dot of a name looks like an ending: `tar` of `a.tar`, not `2` of `v1.2`.
-fn is_ending(last: &str) -> bool {
-    (1..=8).contains(&last.len()) && last.chars().any(|c| c.is_ascii_alphabetic())
-}
-
-/// Whether a folder is searched for files of this name.
-pub(crate) fn is_readable(name: &str) -> bool {
-    Kind::of(name).is_some()
-}
-
-/// A file of a source.
-#[derive(Clone, Debug)]
-pub(super) struct FileEntry {
-    pub path: PathBuf,
-    /// What enters the fingerprint: the path within the folder that was named.
-    pub name: PathBuf,
-    pub size: u64,
-}
-
-/// Files of a folder that were passed over.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Passed {
-    hidden: u64,
-    empty: u64,
-    /// Of these endings.
-    others: BTreeMap<String, u64>,
-    /// Of the kind that had fewer bytes, and whether that is records.
-    fewer: Option<(u64, bool)>,
-    /// That are the validation text's.
-    validation: u64,
-    /// Of other splits than `train`, beside that.
-    splits: u64,
-    /// That would be read a second time.
-    again: u64,
-    /// Links that lead nowhere.
-    loose: u64,
-}
-
-impl Passed {
-    /// In words; empty where nothing was passed over that anybody would miss.
-    fn words(&self) -> String {
-        let files = |n: u64| if n == 1 { "1 file".to_string() } else { format!("{n} files") };
-        let mut words = Vec::new();
-        if self.validation > 0 {
-            words.push(format!("{} of the validation text", files(self.validation)));
-        }
-        if self.splits > 0 {
-            words.push(format!("{} of other splits than train", files(self.splits)));
-        }
-        if self.again > 0 {
-            words.push(format!("{} a second time", files(self.again)));
-        }
-        if self.loose > 0 {
-            words.push(format!(
-                "{} that leads nowhere",
-                if self.loose == 1 { "1 link".into() } else { format!("{} links", self.loose) }
-            ));
-        }
-        if self.empty > 0 {
-            words.push(format!("{} of 0 bytes", files(self.empty)));
-        }
-        if self.hidden > 0 {
-            words.push(format!("{} with hidden names", files(self.hidden)));
-        }
-        match self.fewer {
-            Some((n, true)) => {
-                words.push(format!("{} of JSON or tables, having fewer bytes than the documents", files(n)))
-            }
-            Some((n, false)) => words.push(format!("{} of documents, having fewer bytes than the records", files(n))),
-            None => {}
-        }
-        if !self.others.is_empty() {
-            let mut others: Vec<_> = self.others.iter().collect();
-            others.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-            let named: Vec<String> = others.iter().take(5).map(|(ending, n)| format!("{ending} {n}")).collect();
-            let more = if others.len() > 5 { ", ..." } else { "" };
-            words.push(format!("{} of other kinds ({}{more})", files(self.others.values().sum()), named.join(", ")));
-        }
-        words.join(", ")
-    }
-}
 
 /// The files of a source, in the order they are read.
 #[derive(Clone, Debug, Default)]
@@ -377,43 +205,9 @@ impl Files {
     }
 
     fn add(&mut self, path: PathBuf, name: PathBuf) -> Result<(), DataError> {
-        self.entries.push(entry(path, name)?);
+        self.entries.push(FileEntry::new(path, name)?);
         Ok(())
     }
-}
-
-/// The files that a pattern names, sorted.
-fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
-    let bad = |reason: String| DataError::Spec { spec: pattern.to_string(), reason };
-    // The crate's own search fails on names that are not UTF-8.
-    let options =
-        glob::MatchOptions { require_literal_separator: true, require_literal_leading_dot: true, ..Default::default() };
-    let matcher = glob::Pattern::new(pattern).map_err(|e| bad(format!("not a pattern: {e}")))?;
-    let root = fixed_part(Path::new(pattern));
-    let deepest =
-        if pattern.contains("**") { usize::MAX } else { Path::new(pattern).iter().count() - root.iter().count() };
-    let (mut found, mut folders, mut seen) = (Vec::new(), vec![(root, 1)], HashSet::new());
-    while let Some((folder, depth)) = folders.pop() {
-        let here = if folder.as_os_str().is_empty() { Path::new(".") } else { &folder };
-        if !here.canonicalize().is_ok_and(|full| seen.insert(full)) {
-            continue;
-        }
-        for item in fs::read_dir(here).map_err(|e| DataError::io("list", here, e))? {
-            let item = item.map_err(|e| DataError::io("list", here, e))?;
-            let path = folder.join(item.file_name());
-            let Ok(meta) = fs::metadata(&path) else { continue };
-            if meta.is_dir() && depth < deepest {
-                folders.push((path, depth + 1));
-            } else if meta.is_file() && meta.len() > 0 && matcher.matches_path_with(&path, options) {
-                found.push(path);
-            }
-        }
-    }
-    found.sort();
-    if found.is_empty() {
-        return Err(bad("no file with anything in it is named like this".to_string()));
-    }
-    Ok(found)
 }
 
 /// The split that a name tells by a word before its end, `.`, `-`, `_` or a folder's end, and what is before that word.
@@ -430,60 +224,8 @@ fn split(name: &str) -> Option<(String, &'static str)> {
     words.filter_map(of).last()
 }
 
-/// The folder of a pattern before its first wildcard.
-fn fixed_part(pattern: &Path) -> PathBuf {
-    pattern.iter().map_while(|part| literal(part.to_str()?)).collect()
-}
-
-/// A part of a pattern that stands for one name: without wildcards, but for those that are escaped, as `[[]` is `[`.
-fn literal(part: &str) -> Option<String> {
-    let (mut name, mut rest) = (String::new(), part);
-    while let Some(c) = rest.chars().next() {
-        let escaped = ["[*]", "[?]", "[[]", "[]]"].into_iter().find(|escaped| rest.starts_with(escaped));
-        match (escaped, c) {
-            (Some(escaped), _) => name.push_str(&escaped[1..2]),
-            (None, '*' | '?' | '[') => return None,
-            (None, c) => name.push(c),
-        }
-        rest = &rest[escaped.map_or(c.len_utf8(), str::len)..];
-    }
-    Some(name)
-}
-
-fn entry(path: PathBuf, name: PathBuf) -> Result<FileEntry, DataError> {
-    let meta = fs::metadata(&path).map_err(|e| DataError::io("open", &path, e))?;
-    if let Some(found) = not_a_file(&meta) {
-        // Data is read more than once, which a pipe does not allow.
-        let about = format!("it is {found}, not a file; `--data -` reads standard input");
-        let cause = io::Error::new(io::ErrorKind::InvalidInput, about);
-        return Err(DataError::io("read", &path, cause));
-    }
-    match meta.len() {
-        0 => Err(DataError::EmptyFile { path }),
-        size => Ok(FileEntry { path, name, size }),
-    }
-}
-
-/// What makes two paths one file: where they lead, and, for hard links, device and inode.
-#[derive(PartialEq, Eq, Hash)]
-enum Identity {
-    Path(PathBuf),
-    #[cfg(unix)]
-    Inode(u64, u64),
-}
-
-fn identities(path: &Path) -> Vec<Identity> {
-    let mut all: Vec<Identity> = path.canonicalize().into_iter().map(Identity::Path).collect();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        all.extend(fs::metadata(path).map(|meta| Identity::Inode(meta.dev(), meta.ino())));
-    }
-    all
-}
-
 /// The same specification with full paths, so that it is found from anywhere; as it is where it cannot be written so.
-pub fn in_full(spec: &str) -> String {
+pub(super) fn in_full(spec: &str) -> String {
     let full = |line: &str| {
         let path = Path::new(line);
         let absolute = std::path::absolute(path).ok()?;
@@ -505,34 +247,9 @@ pub fn in_full(spec: &str) -> String {
     spec.lines().map(|line| full(line).unwrap_or_else(|| line.to_string())).collect::<Vec<_>>().join("\n")
 }
 
-impl FileEntry {
-    /// Name, size, modification time in nanoseconds, and both ends (the whole file if they meet).
-    pub fn hash(&self, hash: &mut Xxh3) -> io::Result<()> {
-        for part in self.name.iter() {
-            hash.update(part.to_string_lossy().as_bytes());
-            hash.update(b"/");
-        }
-        let mut file = File::open(&self.path)?;
-        let meta = file.metadata()?;
-        let time = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
-        hash.update(&meta.len().to_le_bytes());
-        hash.update(&time.as_nanos().to_le_bytes());
-        hash.update(&ends(&mut file, meta.len())?);
-        Ok(())
-    }
-}
-
-/// First and last 64 KB of a file of `len` bytes.
-fn ends(file: &mut File, len: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if len <= 2 * SAMPLE {
-        file.take(2 * SAMPLE).read_to_end(&mut bytes)?;
-    } else {
-        file.take(SAMPLE).read_to_end(&mut bytes)?;
-        file.seek(SeekFrom::End(-(SAMPLE as i64)))?;
-        file.take(SAMPLE).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
+/// Whether a folder is searched for files of this name.
+pub(crate) fn is_readable(name: &str) -> bool {
+    Kind::of(name).is_some()
 }
 
 #[cfg(test)]

@@ -7,12 +7,10 @@
 //! So a book, which is one story, is split by place, and a folder of notes has more than one of them to validate on.
 
 use super::DataError;
-use super::order::mix;
+use super::held::Held;
 use super::source::Source;
 use super::split::Split;
-use std::collections::HashSet;
 use std::ops::ControlFlow;
-use xxhash_rust::xxh3::Xxh3;
 
 /// Fewer stories are split by place.
 const FEW: u64 = 100;
@@ -61,47 +59,15 @@ impl Holdout {
     }
 }
 
-/// The stories of a validation text, by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
-#[derive(Debug, Default)]
-pub struct Held {
-    stories: HashSet<u64>,
-    digest: u64,
-}
-
-impl Held {
-    /// All stories of the source. `stop` ends that with an error.
-    pub fn of(source: &Source, stop: &dyn Fn() -> bool) -> Result<Held, DataError> {
-        let (mut held, mut stopped) = (Held::default(), false);
-        source.stories(&mut |story| {
-            let hash = key(story);
-            if held.stories.insert(hash) {
-                held.digest = held.digest.wrapping_add(mix(hash));
-            }
-            stopped = stop();
-            if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        if stopped { Err(DataError::Stopped) } else { Ok(held) }
-    }
-
-    /// Whether the story is one of them, word for word.
-    pub fn contains(&self, story: &str) -> bool {
-        self.stories.contains(&key(story))
-    }
-
-    /// Tells one set from another, whatever the order.
-    pub fn digest(&self) -> u64 {
-        self.digest
-    }
-}
-
-/// Of the words alone: line ends and blanks differ between copies.
-fn key(story: &str) -> u64 {
-    let mut hash = Xxh3::new();
-    for word in story.split_whitespace() {
-        hash.update(word.as_bytes());
-        hash.update(b" ");
-    }
-    hash.digest()
+/// All stories of a validation text. `stop` ends that with an error.
+pub fn stories_of(valid: &Source, stop: &dyn Fn() -> bool) -> Result<Held, DataError> {
+    let (mut held, mut stopped) = (Held::default(), false);
+    valid.stories(&mut |story| {
+        held.add(story);
+        stopped = stop();
+        if stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if stopped { Err(DataError::Stopped) } else { Ok(held) }
 }
 
 #[cfg(test)]
@@ -148,16 +114,16 @@ mod tests {
     fn stories_of_the_validation_text_are_known() {
         let folder = Folder::new();
         let (a, b) = (source(&folder, "a.txt", &["one", "two", "two"]), source(&folder, "b.txt", &["two", "one"]));
-        let held = Held::of(&a, &|| false).unwrap();
+        let held = stories_of(&a, &|| false).unwrap();
         assert!(held.contains("two") && held.contains(" two\r\n") && !held.contains("tw o"));
-        assert_eq!(held.digest(), Held::of(&b, &|| false).unwrap().digest());
+        assert_eq!(held.digest(), stories_of(&b, &|| false).unwrap().digest());
         let other = source(&folder, "c.txt", &["two", "three"]);
-        assert_ne!(held.digest(), Held::of(&other, &|| false).unwrap().digest());
+        assert_ne!(held.digest(), stories_of(&other, &|| false).unwrap().digest());
         let left = other.without(held.into());
         assert_eq!(collect(&left), ["three"]);
         let report = left.stories(&mut |_| ControlFlow::Continue(())).unwrap();
         assert_eq!((report.stories, report.doubles, report.read), (1, 1, 2));
-        assert!(matches!(Held::of(&a, &|| true), Err(DataError::Stopped)));
+        assert!(matches!(stories_of(&a, &|| true), Err(DataError::Stopped)));
         assert!(matches!(Holdout::of(&a, 0.1, &|| true), Err(DataError::Stopped)));
     }
 }

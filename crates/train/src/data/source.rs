@@ -3,14 +3,15 @@
 //! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, stories of the
 //! validation text are left out.
 
-use super::files::{FileEntry, Files};
+use super::files::{FileEntry, Files, in_full};
 use super::filter::{Dropped, Filter};
-use super::holdout::Held;
+use super::held::Held;
 use super::hub::{self, Client, Dataset, HubError};
 pub use super::reader::Seen;
 use super::reader::{self, FORMATS, Fields};
 use super::split::Split;
 use super::{DataError, mojibake, synthetic};
+use crate::similar::edit_distance;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -50,6 +51,22 @@ enum Kind {
     /// Not yet fetched; then it is files.
     Hub(Dataset),
     Files(Files),
+}
+
+/// A source among others.
+#[derive(Clone, Debug)]
+pub struct Weighted {
+    /// The source.
+    pub source: Source,
+    /// Its part of all, relative to the others.
+    pub weight: f64,
+}
+
+impl Weighted {
+    /// One that is alone.
+    pub fn alone(source: Source) -> Weighted {
+        Weighted { source, weight: 1.0 }
+    }
 }
 
 /// What a source gave.
@@ -102,7 +119,7 @@ impl Source {
                 (dataset.name(), Kind::Hub(dataset))
             }
             (None, None) => {
-                let files = Files::named(spec).map_err(|e| e.or_dataset(spec))?;
+                let files = Files::named(spec).map_err(|e| or_dataset(e, spec))?;
                 validation =
                     files.validation.iter().map(|path| path.to_str().map(String::from)).collect::<Option<Vec<_>>>();
                 let name = files.given.first().map_or_else(String::new, |first| name_of(first));
@@ -116,6 +133,19 @@ impl Source {
         let (filter, split) = (Filter::default(), Split::All);
         let validation = validation.filter(|files| !files.is_empty()).map(|files| files.join("\n"));
         Ok(Source { name, kind, column, filter, split, without: None, validation, limit: MAX_STORY })
+    }
+
+    /// Whether a specification is of files, there or not.
+    pub fn is_of_files(spec: &str) -> bool {
+        match Source::parse(spec) {
+            Ok(source) => source.is_files(),
+            Err(error) => !matches!(error, DataError::Spec { .. }),
+        }
+    }
+
+    /// The same specification with full paths where it is of files, so that it is found from anywhere.
+    pub fn in_full(spec: &str) -> String {
+        if spec.is_empty() || !Source::is_of_files(spec) { spec.to_string() } else { in_full(spec) }
     }
 
     /// Whether it has to be fetched before it can be read.
@@ -324,6 +354,22 @@ impl Source {
         }
         Ok(report)
     }
+}
+
+/// The error, with a hint where what is missing is named like a dataset.
+fn or_dataset(mut error: DataError, spec: &str) -> DataError {
+    let alike = |name: &&&str| edit_distance(name, &spec.to_lowercase()) <= 3;
+    let DataError::Missing { hint, .. } = &mut error else { return error };
+    if let Some(name) = hub::NAMES.iter().find(alike) {
+        *hint = format!("; did you mean the dataset {name}?");
+    } else if spec.contains("://") {
+        *hint = "; an address is not fetched: download the file first".to_string();
+    } else if let Some((owner, name)) = spec.split_once('/')
+        && ![owner, name].iter().any(|part| part.is_empty() || part.contains(['/', '.', '~', '*', ' ']))
+    {
+        *hint += &format!("; a dataset of the hub is named hf:{spec}");
+    }
+    error
 }
 
 /// The stem of a file without `.zst` or `.gz` and one more ending, or the name of a folder; odd characters become `_`.

@@ -98,7 +98,7 @@ impl Stats {
             flow
         })?;
         if stopped {
-            return Err(DataError::Interrupted);
+            return Err(DataError::Stopped);
         }
         stats.near_forgot = near.is_full();
         let used = stats.lengths.iter().rposition(|n| *n > 0).map_or(0, |last| last + 1);
@@ -165,7 +165,7 @@ mod tests {
     fn a_stop_is_told() {
         let text = Source::parse("synthetic:10").unwrap();
         let stopped = Stats::of(&text, None, &mut |_, _, _| ControlFlow::Break(()));
-        assert!(matches!(stopped, Err(DataError::Interrupted)));
+        assert!(matches!(stopped, Err(DataError::Stopped)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The vocabulary of a run: one of the three kinds trained on its sources, or one from a file.
+//! Vocabularies trained on the sources of a run.
 //!
 //! Training sees the stories of each source, of its side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
 //! the original) or 64 MB, BPE up to 64 MB, and counts what is in them as it reads: memory is bounded by one story and the
@@ -11,18 +11,15 @@
 //! ```
 
 use super::DataError;
-use super::cache::Progress;
-use super::source::Source;
+use super::build::Progress;
+use super::source::{Source, Weighted};
 use crate::atomic;
-use crate::what::{Unwanted, What};
 use flashlm_model::io::read_limited;
 use flashlm_model::tok::{TokError, Tokenizer, Trainer, cut};
-use std::fmt;
 use std::fs;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
@@ -39,85 +36,53 @@ const MAX_FILE: u64 = 64 << 20;
 /// Part of every fingerprint; to be raised when the same stories come to give another vocabulary.
 const VERSION: &[u8] = b"flashlm vocabulary 2";
 
-/// Which tokenizer to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TokenizerChoice {
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
     /// The most frequent of GPT-2's tokens, lossy.
     Frequency,
     /// Byte-level BPE, lossless.
     Bpe,
-    /// The 256 bytes, lossless.
-    Bytes,
-    /// A tokenizer file.
-    File(PathBuf),
 }
 
-impl FromStr for TokenizerChoice {
-    type Err = DataError;
-
-    /// A kind by its name, else the path of a file: what has a `.` or a `/` in it, or is there.
-    fn from_str(text: &str) -> Result<Self, DataError> {
-        match text {
-            "frequency" => Ok(TokenizerChoice::Frequency),
-            "bpe" => Ok(TokenizerChoice::Bpe),
-            "bytes" => Ok(TokenizerChoice::Bytes),
-            path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).exists() => {
-                Ok(TokenizerChoice::File(path.into()))
-            }
-            found => Err(DataError::TokenizerChoice { found: found.to_string() }),
-        }
-    }
-}
-
-impl TokenizerChoice {
-    /// What can be known before any text is read: whether there is such a file, or may be such a vocabulary.
-    pub fn check(&self, vocab_size: usize) -> Result<(), DataError> {
+impl Kind {
+    /// As in the settings.
+    pub fn name(self) -> &'static str {
         match self {
-            TokenizerChoice::Bytes => {}
-            TokenizerChoice::File(path) => drop(of_file(path)?),
-            TokenizerChoice::Frequency => drop(Trainer::frequency(vocab_size)?),
-            TokenizerChoice::Bpe => drop(Trainer::bpe(vocab_size)?),
+            Kind::Frequency => "frequency",
+            Kind::Bpe => "bpe",
         }
-        Ok(())
     }
-}
 
-impl fmt::Display for TokenizerChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// A vocabulary of that size about to be trained; an error where there can be none.
+    pub fn trainer(self, vocab_size: usize) -> Result<Trainer, TokError> {
         match self {
-            TokenizerChoice::Frequency => f.write_str("frequency"),
-            TokenizerChoice::Bpe => f.write_str("bpe"),
-            TokenizerChoice::Bytes => f.write_str("bytes"),
-            TokenizerChoice::File(path) => path.display().fmt(f),
+            Kind::Frequency => Trainer::frequency(vocab_size),
+            Kind::Bpe => Trainer::bpe(vocab_size),
         }
     }
 }
 
-/// The tokenizer chosen; a frequency or BPE one is trained on `sources`, by their weights, with `vocab_size`
-/// tokens to aim for, the former on `stories` of them, and kept in the folder `dir`. The callback hears of the text being
-/// read, and of the merges learned from it (its tokens stay 0), and may stop both by breaking.
-pub fn tokenizer(
+/// The vocabulary kept in the folder `dir`, else one trained on `sources`, by their weights, with `vocab_size` tokens to aim
+/// for, a frequency one on `stories` of them, and kept there. The callback hears of the text being read, and of the merges
+/// learned from it (its tokens stay 0), and may stop both by breaking.
+pub fn vocabulary(
     dir: &Path,
-    choice: &TokenizerChoice,
+    kind: Kind,
     vocab_size: usize,
     stories: usize,
-    sources: &[(Source, f64)],
+    sources: &[Weighted],
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Tokenizer, DataError> {
-    let (kind, max_stories) = match choice {
-        TokenizerChoice::Bytes => return Ok(Tokenizer::bytes()),
-        TokenizerChoice::File(path) => return of_file(path),
-        TokenizerChoice::Frequency => ("frequency", stories.max(1)),
-        TokenizerChoice::Bpe => ("bpe", usize::MAX),
+    let (max_stories, reading) = match kind {
+        Kind::Frequency => (stories.max(1), 1.0),
+        Kind::Bpe => (usize::MAX, READING),
     };
-    let path = vocab_path(dir, kind, vocab_size, max_stories, sources)?;
-    if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind && kept.vocab_size() <= vocab_size) {
+    let path = vocab_path(dir, kind.name(), vocab_size, max_stories, sources)?;
+    if let Some(kept) = kept(&path).filter(|kept| kept.kind() == kind.name() && kept.vocab_size() <= vocab_size) {
         return Ok(kept);
     }
-    let (mut trainer, reading) = match choice {
-        TokenizerChoice::Bpe => (Trainer::bpe(vocab_size)?, READING),
-        _ => (Trainer::frequency(vocab_size)?, 1.0),
-    };
+    let mut trainer = kind.trainer(vocab_size)?;
     let started = Instant::now();
     let mut said = |fraction, read: &Read| {
         let (stories, bytes) = (read.stories as u64, read.bytes as u64);
@@ -133,27 +98,13 @@ pub fn tokenizer(
     Ok(trained)
 }
 
-/// The tokenizer of a file.
-pub fn of_file(path: &Path) -> Result<Tokenizer, DataError> {
-    match What::of(path) {
-        What::Tokenizer(_) => Ok(Tokenizer::load(path)?),
-        found => Err(Unwanted::new(path, "the file of a tokenizer, such as tokenizer.json", found).into()),
-    }
-}
-
-fn vocab_path(
-    dir: &Path,
-    kind: &str,
-    size: usize,
-    stories: usize,
-    sources: &[(Source, f64)],
-) -> Result<PathBuf, DataError> {
+fn vocab_path(dir: &Path, kind: &str, size: usize, stories: usize, sources: &[Weighted]) -> Result<PathBuf, DataError> {
     let mut hash = Xxh3::new();
     hash.update(VERSION);
     hash.update(kind.as_bytes());
     hash.update(&(size as u64).to_le_bytes());
     hash.update(&(stories as u64).to_le_bytes());
-    for (source, weight) in sources {
+    for Weighted { source, weight } in sources {
         hash.update(&source.fingerprint()?.to_le_bytes());
         // A source that is alone has no share to tell.
         let weight = (sources.len() > 1).then_some(weight.to_bits().to_le_bytes());
@@ -163,7 +114,7 @@ fn vocab_path(
         hash.update(&of.to_le_bytes());
     }
     let name = match sources {
-        [(source, _)] => source.name(),
+        [Weighted { source, .. }] => source.name(),
         _ => "mix",
     };
     Ok(dir.join(format!("{name}-{:016x}.vocab", hash.digest())))
@@ -203,15 +154,15 @@ struct Read {
 /// Gives `take` of each source its share of `max_stories` and `max_bytes`, one after the other. `progress` hears which share of
 /// all has been read.
 fn sample(
-    sources: &[(Source, f64)],
+    sources: &[Weighted],
     max_stories: usize,
     max_bytes: usize,
     take: &mut dyn FnMut(&str),
     progress: &mut dyn FnMut(f64, &Read) -> ControlFlow<()>,
 ) -> Result<Read, DataError> {
-    let sum: f64 = sources.iter().map(|(_, weight)| weight).sum();
+    let sum: f64 = sources.iter().map(|source| source.weight).sum();
     let (mut all, mut before) = (Read::default(), 0.0);
-    for (source, weight) in sources {
+    for Weighted { source, weight } in sources {
         let share = weight / sum;
         let part = |limit: usize| if sources.len() == 1 { limit } else { (share * limit as f64).ceil() as usize };
         let most = Read { stories: part(max_stories), bytes: part(max_bytes) };
@@ -260,9 +211,9 @@ mod tests {
     use crate::data::testing::{Folder, collect, keep_on, large, source};
     use std::time::SystemTime;
 
-    fn trained(folder: &Path, choice: &TokenizerChoice, size: usize, source: &Source, split: Split) -> Tokenizer {
-        let sources = [(source.clone().with_split(split), 1.0)];
-        tokenizer(folder, choice, size, STORIES, &sources, &mut keep_on).unwrap()
+    fn trained(folder: &Path, kind: Kind, size: usize, source: &Source, split: Split) -> Tokenizer {
+        let sources = [Weighted::alone(source.clone().with_split(split))];
+        vocabulary(folder, kind, size, STORIES, &sources, &mut keep_on).unwrap()
     }
 
     /// The only file in a folder.
@@ -280,39 +231,17 @@ mod tests {
     }
 
     #[test]
-    fn choices_by_name_and_by_path() {
-        let folder = Folder::new();
-        let plain = folder.file("plain", "x");
-        let file = |path: &str| TokenizerChoice::File(path.into());
-        for (text, choice) in [
-            ("frequency", TokenizerChoice::Frequency),
-            ("bpe", TokenizerChoice::Bpe),
-            ("bytes", TokenizerChoice::Bytes),
-            ("tokenizer.json", file("tokenizer.json")),
-            ("./bpe", file("./bpe")),
-            (plain.to_str().unwrap(), file(plain.to_str().unwrap())),
-        ] {
-            assert_eq!(text.parse::<TokenizerChoice>().unwrap(), choice, "{text}");
-            assert_eq!(choice.to_string(), text);
-        }
-        for text in ["", "BPE", "byte", "gpt2"] {
-            let error = text.parse::<TokenizerChoice>().unwrap_err().to_string();
-            assert!(error.contains(text) && error.contains("frequency, bpe, bytes"), "{error}");
-        }
-    }
-
-    #[test]
     fn trained_on_one_side_of_the_split_alone() {
         let folder = Folder::new();
         let source = Source::parse("synthetic:300").unwrap();
         let split = Split::Train(0.5);
         let stories = collect(&source);
         let side: Vec<&str> = stories.iter().map(|s| s.as_str()).filter(|s| !split.take(s, 0).is_empty()).collect();
-        let bpe = trained(folder.path(), &TokenizerChoice::Bpe, 400, &source, split);
-        let frequency = trained(folder.path(), &TokenizerChoice::Frequency, 60, &source, split);
+        let bpe = trained(folder.path(), Kind::Bpe, 400, &source, split);
+        let frequency = trained(folder.path(), Kind::Frequency, 60, &source, split);
         assert_eq!(bpe.to_json(), Tokenizer::train_bpe(side.iter().copied(), 400).unwrap().to_json());
         assert_eq!(frequency.to_json(), Tokenizer::train_frequency(side.into_iter(), 60).unwrap().to_json());
-        let all = trained(folder.path(), &TokenizerChoice::Bpe, 400, &source, Split::All);
+        let all = trained(folder.path(), Kind::Bpe, 400, &source, Split::All);
         assert_ne!(all.hash(), bpe.hash());
     }
 
@@ -320,17 +249,17 @@ mod tests {
     #[test]
     fn a_vocabulary_is_that_of_the_crate() {
         let source = Source::parse("synthetic:2000").unwrap().with_seed(42);
-        let trained = trained(Folder::new().path(), &TokenizerChoice::Bpe, 1000, &source, Split::Train(0.01));
+        let trained = trained(Folder::new().path(), Kind::Bpe, 1000, &source, Split::Train(0.01));
         assert_eq!(trained.hash(), 0xb5ca_70c3_65ef_ca1f);
     }
 
     #[test]
     fn a_frequency_vocabulary_is_of_the_first_stories_alone() {
         let folder = Folder::new();
-        let text = [(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]), 1.0)];
+        let text = [Weighted::alone(source(&folder, "a.txt", &["a a", "c c", "b b b", "b b b"]))];
         let of = |stories| {
-            let choice = TokenizerChoice::Frequency;
-            tokenizer(folder.path(), &choice, 100, stories, &text, &mut keep_on).unwrap().to_json()
+            let kind = Kind::Frequency;
+            vocabulary(folder.path(), kind, 100, stories, &text, &mut keep_on).unwrap().to_json()
         };
         let first_two = Tokenizer::train_frequency(["a a", "c c"].into_iter(), 100).unwrap().to_json();
         assert_eq!(of(2), first_two);
@@ -341,18 +270,18 @@ mod tests {
     fn a_second_run_reads_what_the_first_kept() {
         let folder = Folder::new();
         let text = source(&folder, "a.txt", &["the cat and the hat", "the bat and the rat"]);
-        for (choice, size) in [(TokenizerChoice::Bpe, 270), (TokenizerChoice::Frequency, 8)] {
-            let dir = folder.path().join(choice.to_string());
-            let first = trained(&dir, &choice, size, &text, Split::All);
+        for (kind, size) in [(Kind::Bpe, 270), (Kind::Frequency, 8)] {
+            let dir = folder.path().join(kind.name());
+            let first = trained(&dir, kind, size, &text, Split::All);
             let path = only_file(&dir);
             let time = backdate(&path);
             let mut silent = |_: &Progress| -> ControlFlow<()> { panic!("the text was read again") };
-            let second = tokenizer(&dir, &choice, size, STORIES, &[(text.clone(), 1.0)], &mut silent).unwrap();
+            let second = vocabulary(&dir, kind, size, STORIES, &[Weighted::alone(text.clone())], &mut silent).unwrap();
             assert_eq!(second.to_json(), first.to_json());
             assert_eq!(path.metadata().unwrap().modified().unwrap(), time);
             // Another size and another side are other vocabularies.
-            trained(&dir, &choice, size - 1, &text, Split::All);
-            trained(&dir, &choice, size, &text, Split::Train(0.0));
+            trained(&dir, kind, size - 1, &text, Split::All);
+            trained(&dir, kind, size, &text, Split::Train(0.0));
             assert_eq!(dir.read_dir().unwrap().count(), 3);
         }
     }
@@ -362,7 +291,7 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let text = source(&folder, "a.txt", &["the cat and the hat"]);
-        let first = trained(&dir, &TokenizerChoice::Bpe, 262, &text, Split::All);
+        let first = trained(&dir, Kind::Bpe, 262, &text, Split::All);
         let path = only_file(&dir);
         let whole = fs::read(&path).unwrap();
         let other = Tokenizer::train_bpe(["something else"].into_iter(), 262).unwrap().to_json();
@@ -373,14 +302,14 @@ mod tests {
             [vec![], whole[..17].to_vec(), whole[..100].to_vec(), flipped, [&whole[..17], &other].concat(), forged]
         {
             fs::write(&path, bad).unwrap();
-            let again = trained(&dir, &TokenizerChoice::Bpe, 262, &text, Split::All);
+            let again = trained(&dir, Kind::Bpe, 262, &text, Split::All);
             assert_eq!(again.to_json(), first.to_json());
             assert_eq!(fs::read(&path).unwrap(), whole);
         }
     }
 
     /// The texts of a sample, and the shares told.
-    fn sampled(sources: &[(Source, f64)], max_stories: usize, max_bytes: usize) -> (Vec<String>, Vec<f64>) {
+    fn sampled(sources: &[Weighted], max_stories: usize, max_bytes: usize) -> (Vec<String>, Vec<f64>) {
         let (mut stories, mut fractions) = (Vec::new(), Vec::new());
         let mut take = |story: &str| stories.push(story.to_string());
         let read = sample(sources, max_stories, max_bytes, &mut take, &mut |fraction, read| {
@@ -395,8 +324,8 @@ mod tests {
 
     #[test]
     fn the_sample_is_bounded_and_told_on_the_way() {
-        let sources = [(large(), 0.3)];
-        let stories = collect(&sources[0].0);
+        let sources = [Weighted { source: large(), weight: 0.3 }];
+        let stories = collect(&sources[0].source);
         let total: usize = stories.iter().map(String::len).sum();
         assert_eq!(sampled(&sources, 50, usize::MAX), (stories[..50].to_vec(), vec![1.0]));
         let (some, fractions) = sampled(&sources, usize::MAX, 100_000);
@@ -413,14 +342,14 @@ mod tests {
     fn a_long_story_is_no_silence() {
         let folder = Folder::new();
         let long = "once upon a time ".repeat(5 * STRIDE / 17);
-        let sources = [(source(&folder, "long.txt", &[&long]), 1.0)];
+        let sources = [Weighted::alone(source(&folder, "long.txt", &[&long]))];
         let (mut text, mut calls) = (String::new(), 0);
         let mut hear = |_: f64, _: &Read| {
             calls += 1;
             ControlFlow::Continue(())
         };
         sample(&sources, 1, usize::MAX, &mut |part| text.push_str(part), &mut hear).unwrap();
-        assert!(text == collect(&sources[0].0)[0] && calls >= 4, "{calls}");
+        assert!(text == collect(&sources[0].source)[0] && calls >= 4, "{calls}");
     }
 
     /// The callback hears of the merges as well, after the text, and can stop them.
@@ -429,30 +358,31 @@ mod tests {
         let folder = Folder::new();
         let text: Vec<String> =
             (0..40_000u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).collect();
-        let sources = [(source(&folder, "a.txt", &[&text.join(" ")]), 1.0)];
+        let sources = [Weighted::alone(source(&folder, "a.txt", &[&text.join(" ")]))];
         let mut fractions = Vec::new();
         let mut hear = |p: &Progress| {
             fractions.push(p.fraction);
             if p.fraction > READING { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        let (choice, dir) = (TokenizerChoice::Bpe, folder.path().join("cache"));
-        let stopped = tokenizer(&dir, &choice, 5000, STORIES, &sources, &mut hear);
+        let (kind, dir) = (Kind::Bpe, folder.path().join("cache"));
+        let stopped = vocabulary(&dir, kind, 5000, STORIES, &sources, &mut hear);
         assert!(matches!(stopped, Err(DataError::Stopped)) && !dir.exists());
         assert!(fractions.is_sorted() && fractions.last().is_some_and(|last| *last > READING), "{fractions:?}");
     }
 
     #[test]
     fn several_sources_share_the_sample_by_weight() {
+        let of = |source: &Source, weight| Weighted { source: source.clone(), weight };
         let folder = Folder::new();
         let (a, b) = (Source::parse("synthetic:4000").unwrap(), large());
         let expected: Vec<String> = [&collect(&a)[..300], &collect(&b)[..100]].concat();
-        assert_eq!(sampled(&[(a.clone(), 3.0), (b.clone(), 1.0)], 400, usize::MAX), (expected, vec![0.75, 1.0]));
+        assert_eq!(sampled(&[of(&a, 3.0), of(&b, 1.0)], 400, usize::MAX), (expected, vec![0.75, 1.0]));
         // A source with less than its share gives all it has, and no other takes its place.
-        let few = [(source(&folder, "few.txt", &["one", "two"]), 1.0), (b.clone(), 1.0)];
+        let few = [of(&source(&folder, "few.txt", &["one", "two"]), 1.0), of(&b, 1.0)];
         assert_eq!(sampled(&few, 100, usize::MAX).0.len(), 2 + 50);
         // Other weights are another vocabulary.
         let path = |weights: [f64; 2]| {
-            let sources = [(a.clone(), weights[0]), (b.clone(), weights[1])];
+            let sources = [of(&a, weights[0]), of(&b, weights[1])];
             vocab_path(folder.path(), "bpe", 300, STORIES, &sources).unwrap()
         };
         assert_eq!(path([0.5, 0.5]), path([0.5, 0.5]));
@@ -464,25 +394,8 @@ mod tests {
         let folder = Folder::new();
         let dir = folder.path().join("cache");
         let mut stop = |_: &Progress| ControlFlow::Break(());
-        let stopped = tokenizer(&dir, &TokenizerChoice::Bpe, 300, STORIES, &[(large(), 1.0)], &mut stop);
+        let stopped = vocabulary(&dir, Kind::Bpe, 300, STORIES, &[Weighted::alone(large())], &mut stop);
         assert!(matches!(stopped, Err(DataError::Stopped)));
         assert!(!dir.exists());
-    }
-
-    #[test]
-    fn files_and_bytes_need_no_training() {
-        let folder = Folder::new();
-        let text = source(&folder, "a.txt", &["x"]);
-        let path = folder.file("tok.json", Tokenizer::train_bpe(["the the"].into_iter(), 258).unwrap().to_json());
-        let dir = folder.path().join("cache");
-        assert_eq!(trained(&dir, &TokenizerChoice::File(path), 1, &text, Split::All).vocab_size(), 258);
-        assert_eq!(trained(&dir, &TokenizerChoice::Bytes, 1, &text, Split::All).kind(), "bytes");
-        assert!(!dir.exists());
-        let missing = TokenizerChoice::File(folder.path().join("none.json"));
-        let text = [(text, 1.0)];
-        let error = tokenizer(&dir, &missing, 1, STORIES, &text, &mut keep_on).unwrap_err().to_string();
-        assert!(error.contains("none.json"), "{error}");
-        let error = tokenizer(&dir, &TokenizerChoice::Bpe, 100, STORIES, &text, &mut keep_on).unwrap_err().to_string();
-        assert!(error.contains("choose 257 to 65535"), "{error}");
     }
 }

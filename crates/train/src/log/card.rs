@@ -4,9 +4,16 @@
 //! into fences longer than any fence within. The license is for the owner to choose, so none is named.
 
 use flashlm_model::Precision;
+use flashlm_model::params::{Group, Layout};
 
 use super::SampleRow;
-use super::console::{count, duration, thousands};
+use crate::units::{count, duration, thousands};
+
+/// Share of the parameters that are ternary.
+pub fn ternary_share(layout: &Layout) -> f64 {
+    let matrices = layout.specs().iter().filter(|s| s.group == Group::Matrix);
+    matrices.map(|s| s.range.len()).sum::<usize>() as f64 / layout.parameters().max(1) as f64
+}
 
 /// The final numbers of the model on its validation set.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,8 +1,8 @@
 //! A histogram as SVG, in the looks of `curve.svg`: bars side by side, one a bin, each with its range below and its count above.
 
-use super::console::count;
 use super::scale::Scale;
 use super::style::{escape, sheet, shortened, text};
+use crate::units::count;
 
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 24.0;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use flashlm_kernels::{Buf, Exec, ops};
 use flashlm_model::params::{Group, Layout, Spec};
 
-use super::{Optimizer, Owns, Step, Tensor};
+use super::optimizer::{Optimizer, Owns, Step, Tensor};
 
 /// Whether weight decay acts on a group.
 fn decays(group: Group) -> bool {
@@ -47,7 +47,7 @@ impl AdamW {
 
 impl Optimizer for AdamW {
     fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step) {
-        let t = step.train;
+        let t = step.settings;
         for run in &mut self.runs {
             let settings = ops::AdamW {
                 lr: step.lr,

@@ -10,57 +10,13 @@ mod adamw;
 mod muon;
 mod newton_schulz;
 mod normuon;
+mod optimizer;
 
 use flashlm_kernels::{Exec, ops};
-use flashlm_model::params::{Group, Layout, Spec};
+use flashlm_model::params::{Group, Layout};
 
-use crate::config::TrainSettings;
-
-/// What one update is told besides parameters and gradients.
-struct Step<'a> {
-    /// The run's settings.
-    train: &'a TrainSettings,
-    /// Learning rate of AdamW; that of the matrices falls with it.
-    lr: f64,
-    /// Number of the update, from 1.
-    number: u64,
-    /// The clip's factor for every gradient.
-    grad_scale: f64,
-}
-
-impl Step<'_> {
-    /// Learning rate of the latent matrices: `matrix_lr` at the peak of the schedule.
-    fn matrix_lr(&self) -> f64 {
-        self.train.matrix_lr * self.lr / self.train.lr
-    }
-}
-
-/// One tensor of an optimizer's state, as a checkpoint names it.
-pub struct Tensor<'a> {
-    /// Kind of state and name of the parameter, such as `m.final_norm.scale`.
-    pub name: String,
-    /// Shape, row-major.
-    pub shape: Vec<usize>,
-    /// The values.
-    pub data: &'a mut [f32],
-}
-
-/// Whether an optimizer gets the parameters of a group.
-type Owns = fn(Group) -> bool;
-
-/// What changes some of the parameters, by their gradients.
-trait Optimizer: Send {
-    /// One update of those of `params` that it owns. Nothing is allocated.
-    fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step);
-
-    /// All that the next update depends on, besides parameters and gradients.
-    fn state(&mut self) -> Vec<Tensor<'_>>;
-}
-
-/// Rows and columns of a matrix.
-fn sizes(spec: &Spec) -> (usize, usize) {
-    (spec.shape[0], spec.range.len() / spec.shape[0])
-}
+use optimizer::{Optimizer, Owns, Step};
+pub use optimizer::{Settings, Tensor};
 
 macro_rules! optimizers {
     ($($name:literal => $optimizer:ty),* $(,)?) => {
@@ -114,7 +70,7 @@ impl Optimizers {
         cx: &Exec,
         params: &mut [f32],
         grads: &[f32],
-        train: &TrainSettings,
+        settings: &Settings,
         lr: f64,
         number: u64,
     ) -> f64 {
@@ -122,7 +78,7 @@ impl Optimizers {
         if !norm.is_finite() {
             return norm;
         }
-        let step = Step { train, lr, number, grad_scale: (train.clip / (norm + 1e-6)).min(1.0) };
+        let step = Step { settings, lr, number, grad_scale: (settings.clip / (norm + 1e-6)).min(1.0) };
         self.parts.iter_mut().for_each(|part| part.step(cx, params, grads, &step));
         norm
     }
@@ -142,7 +98,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::config::{Settings, preset};
+    use crate::config::{TrainSettings, preset};
     use crate::eval::testing::{exec_on_all_isas, reference};
     use crate::load::read_state;
     use crate::stepper::Stepper;
@@ -172,7 +128,7 @@ mod tests {
         for name in NAMES {
             let file = TensorFile::open(&reference(&format!("{name}.safetensors"))).unwrap();
             let s: Vectors = serde_json::from_str(file.metadata("config").unwrap()).unwrap();
-            let train = TrainSettings {
+            let settings = Settings {
                 lr: s.lr,
                 beta1: s.betas[0],
                 beta2: s.betas[1],
@@ -183,7 +139,6 @@ mod tests {
                 momentum: s.momentum,
                 matrix_beta2: s.matrix_beta2,
                 matrix_weight_decay: s.matrix_weight_decay,
-                ..Settings::default().train
             };
             let mut layout = Layout::default();
             for name in file.names().iter().filter_map(|name| name.strip_prefix("param.")) {
@@ -205,7 +160,7 @@ mod tests {
                 let (mut params, mut optimizers) = (start.clone(), Optimizers::new(&layout, name));
                 for step in 0..s.steps {
                     let (grads, lr) = (read("grads", step), s.lr * s.rates[step]);
-                    optimizers.step(cx, &mut params, &grads, &train, lr, step as u64 + 1);
+                    optimizers.step(cx, &mut params, &grads, &settings, lr, step as u64 + 1);
                     if ![s.middle, s.steps].contains(&(step + 1)) {
                         continue;
                     }

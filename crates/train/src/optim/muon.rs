@@ -7,7 +7,7 @@ use flashlm_kernels::{Buf, Exec, ops};
 use flashlm_model::params::{Layout, Spec};
 
 use super::newton_schulz::NewtonSchulz;
-use super::{Optimizer, Owns, Step, Tensor, sizes};
+use super::optimizer::{Optimizer, Owns, Step, Tensor, sizes};
 
 /// The momentum of each matrix.
 pub struct Muon {
@@ -26,7 +26,7 @@ impl Muon {
 
 impl Optimizer for Muon {
     fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step) {
-        let (mu, lr) = (step.train.momentum, step.matrix_lr());
+        let (mu, lr) = (step.settings.momentum, step.matrix_lr());
         let momentum = ops::Momentum { mu, blend: mu, grad_scale: step.grad_scale };
         for (spec, m) in &mut self.matrices {
             let (rows, cols) = sizes(spec);
@@ -34,7 +34,7 @@ impl Optimizer for Muon {
             ops::momentum_step(cx, self.newton_schulz.input(g.len()), m, g, momentum);
             let x = self.newton_schulz.run(cx, (rows, cols));
             let rate = lr * (rows as f64 / cols as f64).max(1.0).sqrt();
-            ops::scale_add(cx, w, 1.0 - lr * step.train.matrix_weight_decay, x, -rate);
+            ops::scale_add(cx, w, 1.0 - lr * step.settings.matrix_weight_decay, x, -rate);
         }
     }
 

@@ -8,7 +8,7 @@ use flashlm_kernels::{Buf, Exec, ops};
 use flashlm_model::params::{Layout, Spec};
 
 use super::newton_schulz::NewtonSchulz;
-use super::{Optimizer, Owns, Step, Tensor, sizes};
+use super::optimizer::{Optimizer, Owns, Step, Tensor, sizes};
 
 const EPS: f64 = 1e-8;
 /// RMS of an element's update at a rate of 1, near that of AdamW.
@@ -43,7 +43,7 @@ impl NorMuon {
 
 impl Optimizer for NorMuon {
     fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step) {
-        let (t, lr) = (step.train, step.matrix_lr());
+        let (t, lr) = (step.settings, step.matrix_lr());
         let momentum = ops::Momentum { mu: t.momentum, blend: 1.0, grad_scale: step.grad_scale };
         for Matrix { spec, m, v } in &mut self.matrices {
             let (w, g) = (&mut params[spec.range.clone()], &grads[spec.range.clone()]);

@@ -13,13 +13,13 @@ use flashlm_model::model_file::save_params;
 use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
 use crate::checkpoint::{CheckpointError, Part};
-use crate::log::console;
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
 use crate::stepper::Stepper;
+use crate::units;
 
 /// How often a checkpoint is tried that fails for another reason than want of room.
 const TRIES: u32 = 3;
@@ -28,14 +28,6 @@ const WAIT: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)
 
 /// Rows kept while the log cannot be written; further ones are lost.
 const MAX_PENDING: usize = 100_000;
-
-/// When the last checkpoint was made, in seconds of the clock.
-#[derive(Default)]
-pub(super) struct Saved {
-    /// The step, and that of the last validation it knows of.
-    pub key: Option<(u64, Option<u64>)>,
-    pub at: f64,
-}
 
 impl Trainer<'_> {
     /// The step that is on the disk in the run's folder, saved by this process or gone on from.
@@ -59,7 +51,7 @@ impl Trainer<'_> {
                 if !full {
                     tell(Event::Note(&format!("{error}. Trying again")));
                 } else if waited {
-                    let waiting = console::duration(began.elapsed().as_secs_f64());
+                    let waiting = units::duration(began.elapsed().as_secs_f64());
                     tell(Event::Progress(&format!("step {step} is not saved: the disk is full, for {waiting} now")));
                 } else {
                     tell(Event::Note(&format!(

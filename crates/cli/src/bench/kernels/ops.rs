@@ -12,7 +12,7 @@ use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Elem, Exec, Span, Store, Token};
 use flashlm_model::rng::Rng;
 
-use super::{Case, Output, Subject};
+use super::case::{Case, Output, Subject};
 
 /// `B`, `T` and their product.
 const B: usize = 8;

@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
-use super::cache::{Repo, is_whole, make_parent};
+use super::cache::{Entry, Repo, is_hex, is_whole, make_parent};
 use super::http::{Fault, Part, Request};
-use super::retry::Watch;
+use super::retry::Retry;
+use super::watch::Watch;
 use super::{Client, HubError};
 use crate::atomic::AtomicError;
 
@@ -99,6 +100,18 @@ impl Partial<'_> {
 }
 
 impl Blob {
+    /// As the list has it, if it says all.
+    pub fn of(entry: &Entry) -> Option<Blob> {
+        let size = entry.size?;
+        match (&entry.lfs_sha256, &entry.blob_id) {
+            (Some(sum), _) if is_hex(sum, 64) => {
+                Some(Blob { etag: sum.clone(), size, check: Check::Sha256(sum.clone()) })
+            }
+            (None, Some(id)) if is_hex(id, 40) => Some(Blob { etag: id.clone(), size, check: Check::Git(id.clone()) }),
+            _ => None,
+        }
+    }
+
     fn context(&self) -> Context {
         match self.check {
             Check::Git(_) => {
@@ -122,7 +135,7 @@ impl Client {
         let incomplete = path.with_file_name(format!("{}.incomplete", blob.etag));
         let mut partial = Partial::open(&incomplete, blob)?;
         watch.now = partial.len;
-        let mut retry = self.retry();
+        let mut retry = Retry::new(self);
         let (mut furthest, mut damaged) = (partial.len, false);
         loop {
             while partial.len < blob.size {

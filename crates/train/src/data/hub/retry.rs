@@ -1,14 +1,13 @@
 //! When to try again, and when to give up: after the last progress there are five more attempts, the pauses between them
-//! growing, or as long as the hub asks for; a hub that has never answered is given up within seconds. And what is said
-//! meanwhile to whoever waits.
+//! growing, or as long as the hub asks for; a hub that has never answered is given up within seconds.
 
-use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::http::{Fault, Head, TICK};
-use super::{Client, HubError, Progress};
-use crate::log::console;
+use super::watch::Watch;
+use super::{Client, HubError};
+use crate::units;
 
 /// Pauses before further attempts, in milliseconds; progress begins the row anew.
 const PAUSES: [u64; 5] = [50, 500, 1000, 2000, 4000];
@@ -63,7 +62,7 @@ impl Retry<'_> {
         let Some(pause) = pause else { return Err(HubError::Broken { url: url.to_string(), cause }) };
         let until = Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-            let text = format!("{cause}; trying again in {}", console::duration(left.as_secs_f64().ceil()));
+            let text = format!("{cause}; trying again in {}", units::duration(left.as_secs_f64().ceil()));
             if watch.tell(Some(&text)).is_break() {
                 return Err(HubError::Stopped);
             }
@@ -98,41 +97,4 @@ fn describe(head: &Head) -> String {
         _ => "",
     };
     format!("{}{about}", head.status)
-}
-
-/// What the callback is told.
-pub(super) struct Watch<'a> {
-    pub repo: String,
-    pub file: String,
-    /// Bytes of the files before this one.
-    pub before: u64,
-    /// Bytes of this one.
-    pub now: u64,
-    pub total: u64,
-    /// Bytes that came over the network.
-    pub arrived: u64,
-    began: Instant,
-    callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
-}
-
-impl Watch<'_> {
-    pub fn new<'a>(repo: &str, callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>) -> Watch<'a> {
-        let (repo, file) = (repo.to_string(), repo.to_string());
-        Watch { repo, file, before: 0, now: 0, total: 0, arrived: 0, began: Instant::now(), callback }
-    }
-
-    pub fn tell(&mut self, waiting: Option<&str>) -> ControlFlow<()> {
-        self.say(waiting, None)
-    }
-
-    pub fn note(&mut self, note: &str) {
-        // Whoever wants to stop will say so again.
-        let _ = self.say(None, Some(note));
-    }
-
-    fn say(&mut self, waiting: Option<&str>, note: Option<&str>) -> ControlFlow<()> {
-        let bytes_per_second = self.arrived as f64 / self.began.elapsed().as_secs_f64().max(1e-3);
-        let (file, done, total) = (self.file.as_str(), self.before + self.now, self.total);
-        (self.callback)(&Progress { file, done, total, bytes_per_second, waiting, note })
-    }
 }

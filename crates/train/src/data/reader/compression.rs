@@ -3,7 +3,8 @@
 //! the last member of gzip are padding. A frame of zstd wants the memory of its window, which is 8 MB at most unless it was
 //! compressed with `--long`, and then up to 2 GB.
 
-use super::DataError;
+use super::magic::{GZIP, ZSTD, markup, pointer};
+use crate::data::DataError;
 use flate2::bufread::GzDecoder;
 use std::cell::Cell;
 use std::fs::File;
@@ -14,9 +15,6 @@ use std::rc::Rc;
 const BLOCK: usize = 256 << 10;
 /// Largest window of zstd, as a power of two.
 const MAX_WINDOW: u32 = 31;
-
-pub(super) const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-pub(super) const GZIP: &[u8] = &[0x1f, 0x8b];
 
 /// How a file is compressed, by its name.
 #[derive(Clone, Copy, PartialEq)]
@@ -52,7 +50,7 @@ pub(super) fn open(path: &Path, compression: Compression) -> Result<Input, DataE
     let failed = |e| DataError::io("read", path, e);
     let start = file.fill_buf().map_err(failed)?;
     let not_text = |found| Err(DataError::NotText { path: path.to_path_buf(), found });
-    if let Some(found) = super::pointer(start) {
+    if let Some(found) = pointer(start) {
         return not_text(found);
     }
     // A frame, or one to be passed over, which some writers begin with.
@@ -72,7 +70,7 @@ pub(super) fn open(path: &Path, compression: Compression) -> Result<Input, DataE
                 Compression::Gzip => "it ends in .gz but is not gzip-compressed; rename it",
                 _ => "it ends in .zst but is not zstd-compressed; rename it",
             };
-            return not_text(super::markup(start).unwrap_or(named));
+            return not_text(markup(start).unwrap_or(named));
         }
     };
     Ok(Input { text, read })

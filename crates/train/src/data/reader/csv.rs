@@ -3,7 +3,9 @@
 //! known for .tsv; of .csv it is the first of `,` `;` and the tab that the first line holds. Memory: one record.
 
 use super::lines::Lines;
-use super::{DataError, Fields, Seen, Story};
+use super::seen::Seen;
+use super::story::{Fields, Story};
+use crate::data::DataError;
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 use std::ops::ControlFlow;
 

@@ -1,8 +1,9 @@
 //! The bytes of a text, line by line or as they come, with the place for error messages. A byte-order mark at the start is
 //! skipped, and what is no text by its first bytes is refused.
 
-use super::DataError;
 use super::compression::{self, Compression, Input};
+use super::magic::{foreign, pointer};
+use crate::data::DataError;
 use memchr::{memchr, memchr_iter};
 use std::cell::Cell;
 use std::io::{BufRead, Read};
@@ -36,7 +37,7 @@ impl Lines {
         let filled = input.by_ref().take(HEAD).read_to_end(&mut head);
         filled.map_err(|e| compression::failed(path, compression, e))?;
         // Compressed or not, the same text is the same.
-        let magic = super::foreign(&head).or(super::pointer(&head));
+        let magic = foreign(&head).or(pointer(&head));
         let nul = head.contains(&0).then_some("it contains NUL bytes");
         if let Some(found) = magic.or(nul) {
             return Err(DataError::NotText { path: path.to_path_buf(), found });

@@ -16,90 +16,27 @@ mod compression;
 mod csv;
 mod json;
 mod lines;
+mod magic;
 mod parquet;
 mod seen;
+mod story;
 mod text;
 
-use super::DataError;
-use compression::{Compression, GZIP, ZSTD};
-use flashlm_model::io::LFS_POINTER;
+use crate::data::DataError;
+use compression::Compression;
 use lines::Lines;
+pub(crate) use magic::foreign;
+use magic::markup;
 use memchr::memmem;
 pub use seen::Seen;
 use std::ops::ControlFlow;
 use std::path::Path;
+pub(super) use story::Fields;
+use story::Story;
 
 /// Endings that say what a file holds, which its name can do without.
 pub(super) const FORMATS: [&str; 9] =
     [".txt", ".text", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
-
-/// Longest file that can be a git LFS pointer.
-const POINTER: usize = 1024;
-
-/// First bytes of formats that are often mistaken for text.
-const MAGICS: [(&[u8], &str); 23] = [
-    (b"\x7fELF", "it is an ELF program"),
-    (b"\x89PNG", "it is a PNG image"),
-    (b"\xff\xd8\xff", "it is a JPEG image"),
-    (b"%PDF", "it is a PDF document; extract the text first"),
-    (GZIP, "it is gzip-compressed; rename it to end in .gz"),
-    (b"BZh", "it is bzip2-compressed; decompress it first (`bunzip2`)"),
-    (b"\xfd7zXZ\0", "it is xz-compressed; decompress it first (`unxz`)"),
-    (b"\x04\x22\x4d\x18", "it is lz4-compressed; decompress it first (`unlz4`)"),
-    (b"ARROW1", "it is an Arrow file; write it as Parquet"),
-    (b"PK\x03\x04", "it is a zip archive (or a .pt file); unpack it first"),
-    (ZSTD, "it is zstd-compressed; rename it to end in .zst"),
-    (b"PAR1", "it is a Parquet table; rename it to end in .parquet (decompress it first if it is compressed)"),
-    (b"GGUF", "it is a GGUF model"),
-    (b"{\\rtf", "it is RTF of a word processor; save it as plain text first"),
-    (b"\xd0\xcf\x11\xe0", "it is a document of an office program; save it as plain text or CSV first"),
-    (b"SQLite format 3\0", "it is an SQLite database; write a table of it as CSV first"),
-    (b"7z\xbc\xaf\x27\x1c", "it is a 7z archive; unpack it first (`7z x`)"),
-    (b"Rar!\x1a\x07", "it is a RAR archive; unpack it first"),
-    (b"\xff\xfe\0\0", "it is UTF-32; convert it to UTF-8 first (`iconv -f UTF-32 -t UTF-8`)"),
-    (b"\0\0\xfe\xff", "it is UTF-32; convert it to UTF-8 first (`iconv -f UTF-32 -t UTF-8`)"),
-    (b"\xff\xfe", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
-    (b"\xfe\xff", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
-    (b"FLMTOKS\0", "it is a token cache"),
-];
-
-/// What a file is, and what to do with it, if its first bytes are of a format that is often mistaken for text.
-pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
-    let tar = start.get(257..262) == Some(b"ustar");
-    let magic = MAGICS.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, found)| *found);
-    magic.or(tar.then_some("it is a tar archive; unpack it first (`tar -xf`)"))
-}
-
-/// The same of the few lines that git leaves in the place of a large file. `start` is all of a small file.
-fn pointer(start: &[u8]) -> Option<&'static str> {
-    if start.len() <= POINTER && start.starts_with(b"/annex/objects/") {
-        return Some("it is a git-annex pointer, which stands for a file not yet fetched; run `git annex get`");
-    }
-    let pointer = start.len() <= POINTER && start.starts_with(LFS_POINTER);
-    pointer.then_some("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`")
-}
-
-/// The same of a web page, which servers send instead of a file that they do not give.
-fn markup(start: &[u8]) -> Option<&'static str> {
-    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
-    let begins = |word: &str| start.get(..word.len()).is_some_and(|s| s.eq_ignore_ascii_case(word.as_bytes()));
-    let page = ["<!doctype", "<html", "<head", "<?xml", "<!--"].into_iter().any(begins);
-    page.then_some("it begins like HTML, so it may be the error page of a server; fetch it again")
-}
-
-/// Which fields of a record, or columns of a table, to read.
-pub(super) struct Fields<'a> {
-    /// The text.
-    pub text: &'a str,
-    /// A number that says how good the text is, if it is wanted; text files have none.
-    pub score: Option<&'a str>,
-}
-
-/// A story as it stands in its file.
-pub(super) struct Story<'a> {
-    pub text: &'a str,
-    pub score: Option<f64>,
-}
 
 /// Calls `f(story, bytes of the file read so far)` for each story of the file, in order, until it breaks.
 pub(super) fn read_file(

@@ -2,7 +2,9 @@
 //! into pieces: after the last paragraph that fits, else the last line, else the last blank, else between two characters.
 
 use super::lines::Lines;
-use super::{DataError, Seen, Story};
+use super::seen::Seen;
+use super::story::Story;
+use crate::data::DataError;
 use memchr::{memchr_iter, memmem, memrchr, memrchr2};
 use std::ops::ControlFlow;
 

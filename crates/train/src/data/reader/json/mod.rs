@@ -15,7 +15,9 @@ mod python;
 mod records;
 
 use super::lines::Lines;
-use super::{DataError, Fields, Seen, Story};
+use super::seen::Seen;
+use super::story::{Fields, Story};
+use crate::data::DataError;
 use field::{Branches, Found, Text, Value};
 use names::names;
 use python::mended;

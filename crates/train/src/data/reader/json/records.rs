@@ -1,8 +1,9 @@
 //! Where the records of a file of JSON begin and end: brackets and quotes are counted, no more, and the parser finds what is
 //! wrong.
 
-use super::super::lines::Lines;
-use super::{DataError, mended};
+use super::python::mended;
+use crate::data::DataError;
+use crate::data::reader::lines::Lines;
 use memchr::memchr3;
 use serde::de::IgnoredAny;
 

@@ -5,7 +5,7 @@
 //! ```
 //! Source: parquet.thrift of apache/parquet-format.
 
-use super::Fault;
+use super::fault::Fault;
 use super::thrift::{BINARY, FALSE, I32, I64, LIST, STRUCT, Thrift};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

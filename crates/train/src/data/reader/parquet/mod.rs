@@ -6,52 +6,30 @@
 //! lists of texts are not stories. Scores are numbers of any type, decimals too.
 //! Plain, dictionary, delta and byte-split encoding; zstd, Snappy, gzip, Brotli, LZ4 or no compression.
 
+mod cell;
+mod decompress;
+mod fault;
+mod header;
 mod meta;
 mod page;
 mod runs;
 mod thrift;
 
-use super::{DataError, Fields, POINTER, Seen, Story, markup, pointer};
+use super::magic::{POINTER, markup, pointer};
+use super::seen::Seen;
+use super::story::{Fields, Story};
+use crate::data::DataError;
+use cell::Cell;
+use fault::Fault;
 use meta::{Column, Sense};
-use page::{Cell, Rows};
+use page::Rows;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 /// Most rows without text that may follow each other: a few bytes can claim any number of them, and nothing could stop it.
 const MAX_EMPTY: u64 = 1 << 26;
-
-/// What can be wrong with a file, before it is known which.
-pub(super) enum Fault {
-    Io(io::Error),
-    Damaged(String),
-    Unsupported(String),
-}
-
-impl Fault {
-    fn damaged(what: impl Into<String>) -> Fault {
-        Fault::Damaged(what.into())
-    }
-
-    fn told(self, path: &Path) -> DataError {
-        let damaged = |what| format!("damaged or cut off: {what}; fetch or write it again");
-        let reason = match self {
-            Fault::Io(e) if e.raw_os_error().is_some() => return DataError::io("read", path, e),
-            Fault::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => damaged("it ends too early".to_string()),
-            Fault::Io(e) => damaged(e.to_string()),
-            Fault::Damaged(what) => damaged(what),
-            Fault::Unsupported(what) => what,
-        };
-        DataError::Parquet { path: path.to_path_buf(), reason }
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(e: io::Error) -> Fault {
-        Fault::Io(e)
-    }
-}
 
 /// Calls `f(story, bytes of the file read so far)` for each row until it breaks.
 pub(super) fn read(

@@ -9,16 +9,12 @@
 //! ```
 //! Source: Encodings.md of apache/parquet-format.
 
-use super::Fault;
-
-fn short() -> Fault {
-    Fault::damaged("a page ends too early")
-}
+use super::fault::Fault;
 
 fn varint(page: &[u8], at: &mut usize) -> Result<u64, Fault> {
     let mut n = 0;
     for shift in (0..64).step_by(7) {
-        let byte = *page.get(*at).ok_or_else(short)?;
+        let byte = *page.get(*at).ok_or_else(Fault::short)?;
         *at += 1;
         n |= u64::from(byte & 127) << shift;
         if byte < 128 {
@@ -36,7 +32,7 @@ fn zigzag(n: u64) -> i64 {
 fn bits(page: &[u8], at: usize, bit: usize, width: u32) -> Result<u64, Fault> {
     let first = at + bit / 8;
     let shift = (bit % 8) as u32;
-    let bytes = page.get(first..first + (shift + width).div_ceil(8) as usize).ok_or_else(short)?;
+    let bytes = page.get(first..first + (shift + width).div_ceil(8) as usize).ok_or_else(Fault::short)?;
     let all = bytes.iter().rev().fold(0u128, |all, byte| all << 8 | u128::from(*byte));
     Ok((all >> shift) as u64 & 1u64.checked_shl(width).map_or(u64::MAX, |above| above - 1))
 }
@@ -64,7 +60,7 @@ impl Hybrid {
     }
 
     pub fn next(&mut self, page: &[u8]) -> Result<u32, Fault> {
-        let page = page.get(..self.end).ok_or_else(short)?;
+        let page = page.get(..self.end).ok_or_else(Fault::short)?;
         while self.left == 0 {
             if self.packed {
                 self.at = self.at.saturating_add(self.bit / 8);
@@ -135,19 +131,20 @@ impl Delta {
             all.given += rest as usize;
         }
         let open = all.miniblock < all.miniblocks;
-        let width = if open { usize::from(*page.get(all.widths + all.miniblock).ok_or_else(short)?) } else { 0 };
+        let width = if open { usize::from(*page.get(all.widths + all.miniblock).ok_or_else(Fault::short)?) } else { 0 };
         let end = all.at + width * all.per / 8;
-        if end > page.len() { Err(short()) } else { Ok(end) }
+        if end > page.len() { Err(Fault::short()) } else { Ok(end) }
     }
 
     pub fn next(&mut self, page: &[u8]) -> Result<i64, Fault> {
-        self.left = self.left.checked_sub(1).ok_or_else(short)?;
+        self.left = self.left.checked_sub(1).ok_or_else(Fault::short)?;
         if std::mem::take(&mut self.first) {
             return Ok(self.value);
         }
         if self.given == self.per {
             if self.miniblock < self.miniblocks {
-                self.at += usize::from(*page.get(self.widths + self.miniblock).ok_or_else(short)?) * self.per / 8;
+                self.at +=
+                    usize::from(*page.get(self.widths + self.miniblock).ok_or_else(Fault::short)?) * self.per / 8;
                 self.miniblock += 1;
             }
             if self.miniblock == self.miniblocks {
@@ -158,7 +155,7 @@ impl Delta {
             }
             self.given = 0;
         }
-        let width = u32::from(*page.get(self.widths + self.miniblock).ok_or_else(short)?);
+        let width = u32::from(*page.get(self.widths + self.miniblock).ok_or_else(Fault::short)?);
         if width > 64 {
             return Err(Fault::damaged(format!("a page packs numbers of {width} bits")));
         }

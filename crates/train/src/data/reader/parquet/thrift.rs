@@ -6,7 +6,7 @@
 //! ```
 //! Nothing is allocated for a length that the input only claims. Source: thrift-compact-protocol.md of Apache Thrift.
 
-use super::Fault;
+use super::fault::Fault;
 use std::io::{self, Read};
 
 /// Types of fields.

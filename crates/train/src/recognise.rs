@@ -1,13 +1,13 @@
-//! Content decides where it can: a folder's files, first bytes, the header of safetensors, the keys of JSON. The name decides
+//! Recognises what a path is. Content decides where it can: a folder's files, first bytes, the header of safetensors, the keys of JSON. The name decides
 //! where content cannot: text is text whatever it says, and what is damaged is what it was meant to be. Only regular files
 //! are opened, and read as far as it takes: the first 64 KiB, a header, or a JSON file that may be a tokenizer.
 
-use super::{What, quoted};
 use crate::data::cache::MAGIC;
 use crate::data::hub::Dataset;
 use crate::data::{foreign, is_readable, missing_hint};
 use crate::log::Row;
 use crate::run_folder::RunFolder;
+use crate::what::{What, quoted};
 use flashlm_model::io::safetensors::Header;
 use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
 use flashlm_model::{model_file, pack};
@@ -28,16 +28,19 @@ const MAX_ENTRIES: usize = 10_000;
 /// Endings of JSON lines.
 const JSON_LINES: [&str; 2] = [".jsonl", ".ndjson"];
 
-pub(super) fn recognise(path: &Path) -> What {
-    match path.metadata() {
-        Ok(about) if about.is_dir() => of_folder(path).unwrap_or_else(|e| What::Unreadable(e.to_string())),
-        Ok(about) => of_file(path, &about).unwrap_or_else(What::Unreadable),
-        Err(e) if e.kind() == ErrorKind::NotFound => match path.to_str() {
-            Some(spec) if spec == "synthetic" || spec.starts_with("synthetic:") => What::Synthetic,
-            Some(spec) if Dataset::parse(spec).is_some() => What::Dataset,
-            _ => What::Missing(missing_hint(path)),
-        },
-        Err(e) => What::Unreadable(e.to_string()),
+impl What {
+    /// Looks at a path.
+    pub fn of(path: &Path) -> What {
+        match path.metadata() {
+            Ok(about) if about.is_dir() => of_folder(path).unwrap_or_else(|e| What::Unreadable(e.to_string())),
+            Ok(about) => of_file(path, &about).unwrap_or_else(What::Unreadable),
+            Err(e) if e.kind() == ErrorKind::NotFound => match path.to_str() {
+                Some(spec) if spec == "synthetic" || spec.starts_with("synthetic:") => What::Synthetic,
+                Some(spec) if Dataset::parse(spec).is_some() => What::Dataset,
+                _ => What::Missing(missing_hint(path)),
+            },
+            Err(e) => What::Unreadable(e.to_string()),
+        }
     }
 }
 

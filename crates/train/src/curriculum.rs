@@ -1,11 +1,11 @@
 //! The texts of a run as its stages take them: window `n` of a stage is a pure function of (seed, stage, n), whatever its
 //! texts. [`Mix`] says which text it is of and which of that text's windows, [`Windows`] where that lies.
 
-use super::DataError;
-use super::cache::TokenCache;
-use super::mix::Mix;
-use super::window::{Window, Windows};
 use crate::config::Settings;
+use crate::data::DataError;
+use crate::data::cache::TokenCache;
+use crate::data::mix::Mix;
+use crate::data::window::{Window, Windows};
 use crate::progress::Extent;
 use crate::stage::Boundaries;
 

@@ -1,0 +1,248 @@
+//! The flags of `flashlm train`, and the settings that they come to.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail, ensure};
+use clap::builder::PossibleValuesParser;
+use flashlm_kernels::cpu::Machine;
+use flashlm_model::io::read_limited;
+use flashlm_model::{ModelConfig, Precision};
+use flashlm_train::checkpoint::Checkpoint;
+use flashlm_train::config::{Layers, Settings, preset, preset_names};
+use flashlm_train::data::source::Source;
+use flashlm_train::run::{Origin, Size, Start, size_for};
+use flashlm_train::stage::{Stage, StageSource};
+use flashlm_train::trainer::{self, TrainError};
+use toml::Value;
+
+use crate::common::{data_spec, precision, say, set_all};
+
+/// Longest file of settings.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// Train a model.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to train
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(preset_names()), conflicts_with_all = ["small", "large"])]
+    pub preset: Option<String>,
+    /// The preset v4-small
+    #[arg(long, conflicts_with = "large")]
+    pub small: bool,
+    /// The preset v4-large
+    #[arg(long)]
+    pub large: bool,
+    /// Settings laid over the preset
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One setting, such as train.lr=3e-3; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input; tinystories (the
+    /// default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`; `synthetic` or
+    /// `synthetic:N`. Several files or folders are one text; SOURCE@WEIGHT for each mixes them by weights
+    #[arg(long, value_name = "SOURCE")]
+    pub data: Vec<String>,
+    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]; --set
+    /// data.valid_column=NAME where --valid has another
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// Text for validation; without it that of the dataset, if it has one, else 1 % of the text is held out, more of a small one
+    #[arg(long, value_name = "SOURCE")]
+    pub valid: Option<String>,
+    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    #[arg(long)]
+    pub offline: bool,
+    /// frequency, bpe, bytes, or a tokenizer file
+    #[arg(long, value_name = "KIND|FILE")]
+    pub tokenizer: Option<String>,
+    /// Tokens in the vocabulary
+    #[arg(long, value_name = "N")]
+    pub vocab: Option<usize>,
+    /// Length of the run in minutes; the learning rate follows the clock
+    #[arg(long, allow_negative_numbers = true, value_name = "M")]
+    pub minutes: Option<f64>,
+    /// Length of the run in hours
+    #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes")]
+    pub hours: Option<f64>,
+    /// Length of the run in updates
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// Passes over the text, where no other length is given
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    pub epochs: Option<f64>,
+    /// Sequences in an update
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Peak learning rate
+    #[arg(long, allow_negative_numbers = true, value_name = "F")]
+    pub lr: Option<f64>,
+    /// Seed of the start and of the order of the text
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    #[arg(long, value_name = "P", value_parser = precision)]
+    pub precision: Option<Precision>,
+    /// Threads; results do not depend on it
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Folder of the run; else that of --resume, else checkpoints/ or, where that holds a run, checkpoints-2/ and so on
+    #[arg(long, value_name = "PATH")]
+    pub save_dir: Option<PathBuf>,
+    /// Go on with a run or from one of its checkpoints
+    #[arg(long, value_name = "PATH")]
+    pub resume: Option<PathBuf>,
+    /// Start from the weights and the vocabulary of a model (a run, a checkpoint, a model file, a packed model), with a fresh
+    /// optimizer and schedule: fine-tuning
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"])]
+    pub from: Option<PathBuf>,
+    /// Print the plan and train nothing: for each stage its texts, tokens, epochs and updates; time and memory, measured
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: print the plan as JSON
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
+}
+
+/// Preset, file, then flags, one over the other.
+pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Result<Settings> {
+    let resume = origin.checkpoint();
+    let start = match origin {
+        Origin::Tuned(start) => Some(start),
+        _ => None,
+    };
+    let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));
+    for (flag, none, key) in [
+        ("--minutes 0", args.minutes == Some(0.0), "minutes"),
+        ("--hours 0", args.hours == Some(0.0), "minutes"),
+        ("--steps 0", args.steps == Some(0), "steps"),
+    ] {
+        if none && args.resume.is_some() {
+            bail!("{flag}: must be above 0; --set train.{key}=0 lifts the limit that the run was saved with");
+        }
+        ensure!(!none, "{flag}: must be above 0; leave it out for a run without this limit");
+    }
+    let mut layers = base(args, resume, start, minutes, machine)?;
+    if let Some(start) = start {
+        layers.set_value("model", Value::try_from(&start.config)?)?;
+    }
+    if let Some(path) = &args.config {
+        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
+        let text = text.with_context(|| format!("{}: settings are text in UTF-8", path.display()))?;
+        layers.merge_text(&text, &path.display().to_string())?;
+    }
+    set_all(&mut layers, &args.set)?;
+    let text = |value: &Option<String>| value.clone().map(Value::String);
+    let mixed = mixed(&args.data)?;
+    let data =
+        if args.data.is_empty() || mixed.is_some() { None } else { Some(Source::in_full(&data_spec(&args.data)?)) };
+    let valid = args
+        .valid
+        .as_ref()
+        .map(|spec| Ok::<_, anyhow::Error>(Source::in_full(&data_spec(std::slice::from_ref(spec))?)));
+    let valid = valid.transpose()?;
+    let float = |value: Option<f64>| value.map(Value::Float);
+    let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
+        value.map(|n| Ok(Value::Integer(i64::try_from(n).context("a number above 9223372036854775807")?))).transpose()
+    };
+    let flags = [
+        ("data.source", data.map(Value::String)),
+        ("data.column", text(&args.column)),
+        ("data.valid", valid.map(Value::String)),
+        ("tokenizer.kind", text(&args.tokenizer)),
+        ("tokenizer.vocab", whole(args.vocab.map(|n| n as u64))?),
+        ("train.minutes", float(minutes)),
+        ("train.steps", whole(args.steps)?),
+        ("train.epochs", float(args.epochs)),
+        ("train.batch", whole(args.batch.map(|n| n as u64))?),
+        ("train.lr", float(args.lr)),
+        ("train.seed", whole(args.seed)?),
+        ("train.precision", text(&args.precision.map(|p| p.name().to_string()))),
+        ("train.threads", whole(args.threads.map(|n| n as u64))?),
+    ];
+    for (key, value) in flags {
+        if let Some(value) = value {
+            layers.set_value(key, value)?;
+        }
+    }
+    if resume.is_none()
+        && args.data.is_empty()
+        && args.config.is_none()
+        && !args.set.iter().any(|s| s.starts_with("data."))
+    {
+        say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
+    }
+    let mut settings = layers.settings()?;
+    if let Some(sources) = mixed {
+        let (seq_len, column) = (settings.train.seq_len, settings.data.column.clone());
+        let sources = sources.into_iter().map(|source| StageSource { column: column.clone(), ..source }).collect();
+        settings.train.stages = vec![Stage { seq_len, share: 1.0, sources }];
+    }
+    if !args.data.is_empty()
+        && settings.stages().iter().flat_map(|stage| &stage.sources).all(|s| s.source != settings.data.source)
+        && !args.data.iter().any(|spec| weighted(spec).is_some())
+    {
+        bail!("--data is not used: every stage of train.stages names its own sources");
+    }
+    Ok(settings)
+}
+
+/// What flags are laid over: the settings of the run that goes on, a preset, the recipe of a model, or the defaults.
+fn base(
+    args: &Args,
+    resume: Option<&Checkpoint>,
+    start: Option<&Start>,
+    minutes: Option<f64>,
+    machine: &Machine,
+) -> anyhow::Result<Layers> {
+    let named = match (&args.preset, args.small, args.large) {
+        (Some(name), ..) => Some(name.as_str()),
+        (None, true, _) => Some("v4-small"),
+        (None, _, true) => Some("v4-large"),
+        _ => None,
+    };
+    Ok(match (resume, named) {
+        (Some(from), named) => {
+            let saved = trainer::continued(from)?;
+            if let Some(name) = named {
+                let mut wanted = saved.clone();
+                let ModelConfig { vocab_size, eos, activation_bits, .. } = saved.model;
+                wanted.model = ModelConfig { vocab_size, eos, activation_bits, ..preset(name)?.model };
+                if let Some(conflict) = saved.conflict(&wanted) {
+                    return Err(TrainError::Conflict(conflict).into());
+                }
+            }
+            Layers::of(&saved)
+        }
+        (None, Some(name)) => Layers::preset(name)?,
+        (None, None) if args.config.is_some() => Layers::defaults(),
+        (None, None) if start.is_some() => Layers::of(&start.and_then(Start::recipe).unwrap_or_default()),
+        (None, None) => {
+            let Size { preset: name, why } = size_for(machine, minutes);
+            say!("preset {name}: {why}. Others: {}", preset_names().join(", "));
+            Layers::preset(name)?
+        }
+    })
+}
+
+/// The source and the weight of `SOURCE@WEIGHT`.
+fn weighted(spec: &str) -> Option<(&str, f64)> {
+    let (source, weight) = spec.rsplit_once('@')?;
+    let weight = weight.parse().ok().filter(|weight: &f64| weight.is_finite())?;
+    (!source.is_empty() && !Path::new(spec).exists()).then_some((source, weight))
+}
+
+/// The texts of one stage, where `--data` gives weights.
+fn mixed(data: &[String]) -> anyhow::Result<Option<Vec<StageSource>>> {
+    let parts: Vec<_> = data.iter().map(|spec| weighted(spec)).collect();
+    if parts.iter().all(Option::is_none) {
+        return Ok(None);
+    }
+    let source = |(part, spec): (Option<(&str, f64)>, &String)| match part {
+        Some((source, weight)) => {
+            Ok(StageSource { weight, ..StageSource::new(&Source::in_full(&data_spec(&[source.to_string()])?)) })
+        }
+        None => bail!("--data {spec} has no weight; give each a weight, such as --data {spec}@1, or none"),
+    };
+    parts.into_iter().zip(data).map(source).collect::<anyhow::Result<_>>().map(Some)
+}

@@ -1,0 +1,176 @@
+//! `flashlm train`: settings from preset, file and flags; text to tokens; then the trainer.
+
+mod flags;
+mod plan;
+
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering::SeqCst;
+
+use flashlm_kernels::Isa;
+use flashlm_kernels::cpu::Machine;
+use flashlm_train::data::DataError;
+use flashlm_train::data::cache::default_dir;
+use flashlm_train::run::{Hardware, Origin, Place, Request, Resume, Start};
+use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder};
+use flashlm_train::trainer::{Ending, Event, Outcome, TrainError};
+use flashlm_train::units::{bytes, counted, duration, thousands};
+use flashlm_train::what::quoted;
+
+use crate::common::{Status, exec, say, threads, try_out};
+use crate::signals::{INTERRUPTED, Stop};
+pub use flags::Args;
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match train(args) {
+        Err(error) => match error.downcast_ref() {
+            Some(TrainError::Data(DataError::Stopped)) => Ok(ExitCode::from(INTERRUPTED)),
+            Some(TrainError::Finished(what)) => {
+                say!("{what}");
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => Err(error),
+        },
+        result => result,
+    }
+}
+
+fn train(args: Args) -> anyhow::Result<ExitCode> {
+    let (machine, mut status) = (Machine::detect(), Status::new());
+    let origin = origin(&args, &mut status)?;
+    let settings = flags::settings(&args, &origin, &machine)?;
+    let available = if settings.train.threads == 0 { threads(None)? } else { machine.cores };
+    let threads = NonZeroUsize::new(available).unwrap_or(NonZeroUsize::MIN);
+    let hardware = Hardware { machine, isa: Isa::detect().map_err(anyhow::Error::msg)?, threads };
+    let request = Request { settings, origin, offline: args.offline || args.dry_run, cache: default_dir() };
+    let resolved = request.resolve(&hardware, &mut |event| status.tell(&event))?;
+    let config = args.config.as_deref();
+    let place = Place::choose(&resolved, args.save_dir.as_deref(), config)?;
+    let stop = Stop::listen()?;
+    if args.dry_run {
+        return plan::dry_run(resolved, &stop.flag, &mut status, args.json);
+    }
+    let claim = place.claim(config)?;
+    let folder = claim.folder().clone();
+    let (cx, threads) = (resolved.exec(), resolved.threads());
+    let resumed = resolved.checkpoint().map(|from| (from.step(), from.path().to_path_buf()));
+    let prepared = resolved.prepare(&stop.flag, &mut |event| status.tell(&event));
+    status.clear();
+    let prepared = prepared?;
+
+    let settings = prepared.settings().clone();
+    let mut product = Product { open: true };
+    product.print(format_args!("{}\n", settings.to_toml().trim_end()));
+    let (stories, doubles) = (prepared.stories(), prepared.doubles());
+    let left_out = if doubles > 0 { format!(", {} of them left out", thousands(doubles)) } else { String::new() };
+    let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
+    let entropy_bound = prepared.entropy_bound;
+    let mut trainer = prepared.trainer(&cx, claim)?;
+    say!(
+        "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
+        settings.name,
+        thousands(trainer.layout().parameters() as u64),
+        counted(stories + doubles, "story"),
+        thousands(valid_stories as u64),
+        bytes(valid_bytes),
+        cx.isa().name(),
+        settings.train.precision.name(),
+        counted(threads as u64, "thread")
+    );
+    if let Some((step, from)) = resumed {
+        say!("resumed from step {step} of {}", from.display());
+    }
+    if let Some(bound) = entropy_bound {
+        say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
+    }
+    stop.training.store(true, SeqCst);
+    let (outcome, ending) = trainer.run(&stop.flag, &mut |event| match event {
+        Event::Sample(sample) => {
+            status.clear();
+            product.print(format_args!("--- step {}\n{}{}\n", sample.step, sample.prompt, sample.text));
+        }
+        event => status.tell(&event),
+    })?;
+    status.clear();
+    if let Some(ending) = ending {
+        product.print(format_args!("{}", summary(&ending, &folder)));
+    }
+    match outcome {
+        Outcome::Finished => Ok(ExitCode::SUCCESS),
+        Outcome::EarlyStop => {
+            say!("stopped early: {} without improvement", counted(settings.train.patience, "validation"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Interrupted => {
+            let run = folder.path();
+            let step = trainer.saved_step().unwrap_or_default();
+            say!(
+                "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
+                run.display(),
+                quoted(run)
+            );
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+    }
+}
+
+/// What `--resume` or `--from` names.
+fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
+    Ok(match (&args.resume, &args.from) {
+        (Some(path), _) => {
+            let resume = Resume::open(path)?;
+            resume.skipped.iter().for_each(|why| say!("passed over: {why}"));
+            Origin::Resumed(resume)
+        }
+        (None, Some(path)) => Origin::Tuned(Start::load(&exec(None)?, path, &mut |event| status.tell(&event))?),
+        (None, None) => Origin::Fresh,
+    })
+}
+
+/// Standard output. A run does not end where nobody reads it any longer.
+struct Product {
+    open: bool,
+}
+
+impl Product {
+    fn print(&mut self, text: std::fmt::Arguments) {
+        if !self.open {
+            return;
+        }
+        if let Err(error) = try_out(text, true) {
+            self.open = false;
+            say!("standard output cannot be written any longer ({error}): samples are not shown, training goes on");
+        }
+    }
+}
+
+fn summary(ending: &Ending, folder: &RunFolder) -> String {
+    let Ending { steps, best, last, entropy_bound, tokens, seconds, .. } = ending;
+    let report = &best.full;
+    let weights = match best.step == *steps {
+        true => format!("step {}", thousands(*steps)),
+        false => format!(
+            "step {} of {}, the best in validation; the last has {:.4} bits per byte",
+            thousands(best.step),
+            thousands(*steps),
+            last.full.bpb
+        ),
+    };
+    let run = folder.path();
+    let rows = [
+        ("bpb", format!("{:.4}", report.bpb)),
+        ("entropy bound", entropy_bound.map_or(String::new(), |bound| format!("{bound:.4}"))),
+        ("bpb with EOS", format!("{:.4}", report.bpb_with_eos)),
+        ("loss per token", format!("{:.4}", report.loss_per_token)),
+        ("perplexity", format!("{:.3}", report.perplexity)),
+        ("bytes per token", format!("{:.3}", report.bytes_per_token)),
+        ("weights", weights),
+        ("tokens trained", thousands(*tokens)),
+        ("time", duration(*seconds)),
+        ("run", format!("{} ({CURVE}, {CARD}, {METRICS}, {RESULT})", run.display())),
+        ("next", format!("flashlm generate {} -p \"Once upon a time\"", quoted(run))),
+    ];
+    let rows = rows.iter().filter(|(_, value)| !value.is_empty());
+    rows.map(|(name, value)| format!("{name:<15}  {value}")).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,42 @@
+//! What a resumed run may do otherwise than its checkpoint.
+
+use super::settings::Settings;
+use super::table::{flatten, table_of};
+
+/// Keys of `[train]` that enter each update anew, so that a run may go on with others.
+const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip", "batch", "accumulation", "decay_share"];
+
+impl Settings {
+    /// The first key in which a resumed run may not differ from its checkpoint, with both values.
+    pub fn conflict(&self, other: &Settings) -> Option<String> {
+        let fixed = |s: &Settings| {
+            let mut all = flatten("", &table_of(s));
+            let free = |key: &str| {
+                // Of the text, what it is counts, and that is compared once it is read.
+                if key.starts_with("data.") && key != "data.boundaries" {
+                    return true;
+                }
+                let key = key.strip_prefix("train.").unwrap_or(key);
+                STEPWISE.contains(&key)
+                    || ["epochs", "steps", "minutes", "threads", "keep", "log_every", "patience", "name"].contains(&key)
+                    || key.starts_with("eval_")
+                    || key.starts_with("sample_")
+                    || key.starts_with("checkpoint_")
+                    || key == "prompts"
+            };
+            all.retain(|(key, _)| !free(key));
+            all
+        };
+        let (mine, theirs) = (fixed(self), fixed(other));
+        let differs = mine.iter().zip(&theirs).find(|(a, b)| a != b);
+        differs.map(|((key, a), (_, b))| format!("{key} is {a} there and {b} here"))
+    }
+
+    /// What a resumed run does otherwise than its checkpoint from the next update on.
+    pub fn changes(&self, other: &Settings) -> Vec<String> {
+        let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));
+        let own = |key: &str| key.strip_prefix("train.").is_some_and(|key| STEPWISE.contains(&key));
+        let differ = mine.into_iter().zip(theirs).filter(|((key, a), (_, b))| own(key) && a != b);
+        differ.map(|((key, a), (_, b))| format!("{key} was {a} and is {b} from here on")).collect()
+    }
+}

@@ -1,0 +1,29 @@
+//! What is wrong with settings.
+
+use flashlm_model::config::ConfigError;
+
+use crate::optim;
+
+/// What is wrong with settings.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum SettingsError {
+    #[error("unknown preset {name:?}; there are: {known}")]
+    Preset { name: String, known: String },
+    #[error("{origin}: unknown key `{key}`; {hint}")]
+    UnknownKey { origin: String, key: String, hint: String },
+    #[error("{origin}: {message}")]
+    Syntax { origin: String, message: String },
+    #[error("{key} = {found}: must be {expected}")]
+    Value { key: &'static str, found: String, expected: &'static str },
+    #[error(
+        "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: leave one of them out, and it follows from the other"
+    )]
+    Boundaries { boundaries: &'static str, reset: bool },
+    #[error("train.stages.sources, {text}: {why}")]
+    Filter { text: String, why: String },
+    #[error("train.optimizer = {0:?}: must be one of {names}", names = optim::NAMES.join(", "))]
+    Optimizer(String),
+    #[error(transparent)]
+    Model(#[from] ConfigError),
+}

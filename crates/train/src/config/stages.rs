@@ -1,0 +1,35 @@
+//! Stages and texts of a run, also where the settings leave them out.
+
+use super::settings::Settings;
+use crate::stage::{Stage, StageSource};
+
+impl Settings {
+    /// The stages of the run with the texts of each, also where the settings leave them out.
+    pub fn stages(&self) -> Vec<Stage> {
+        let mut stages = self.train.stages.clone();
+        if stages.is_empty() {
+            stages.push(Stage { seq_len: self.train.seq_len, share: 1.0, sources: Vec::new() });
+        }
+        for stage in stages.iter_mut().filter(|stage| stage.sources.is_empty()) {
+            let column = self.data.column.clone();
+            stage.sources.push(StageSource { column, ..StageSource::new(&self.data.source) });
+        }
+        stages
+    }
+
+    /// Every text of the run once, in the order of the stages; the weight is its part of the whole run.
+    pub fn texts(&self) -> Vec<StageSource> {
+        let mut texts: Vec<StageSource> = Vec::new();
+        for stage in self.stages() {
+            let sum: f64 = stage.sources.iter().map(|source| source.weight).sum();
+            for source in stage.sources {
+                let weight = stage.share * source.weight / sum;
+                match texts.iter_mut().find(|text| text.is_same(&source)) {
+                    Some(text) => text.weight += weight,
+                    None => texts.push(StageSource { weight, ..source }),
+                }
+            }
+        }
+        texts
+    }
+}

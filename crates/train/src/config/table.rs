@@ -1,0 +1,22 @@
+//! Settings as a table of TOML, and as dotted keys.
+
+use toml::{Table, Value};
+
+use super::settings::Settings;
+
+pub(super) fn table_of(settings: &Settings) -> Table {
+    Table::try_from(settings).unwrap_or_default()
+}
+
+/// All dotted keys and their values.
+pub(super) fn flatten(prefix: &str, table: &Table) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            Value::Table(inner) => all.extend(flatten(&path, inner)),
+            other => all.push((path, other.to_string())),
+        }
+    }
+    all
+}

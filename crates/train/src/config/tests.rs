@@ -1,0 +1,173 @@
+use flashlm_model::Precision;
+use flashlm_model::params::Layout;
+
+use super::*;
+use crate::stage::{Boundaries, Stage};
+
+#[test]
+fn presets_have_the_published_sizes() {
+    for (name, parameters) in [("v4-small", 4_364_736), ("v4-large", 16_847_232), ("gdn-small", 5_042_112)] {
+        let model = preset(name).unwrap().model;
+        assert_eq!(Layout::of(&model).parameters(), parameters, "{name}");
+    }
+    for name in preset_names() {
+        let settings = preset(name).unwrap();
+        assert_eq!(settings.name, name);
+        assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
+        let new = ["precision", "optimizer", "matrix_", "momentum"];
+        let text = settings.to_toml();
+        let older = text.split_inclusive('\n').filter(|line| !new.iter().any(|key| line.starts_with(key)));
+        let older = Settings::from_toml(&older.collect::<String>(), "saved").unwrap().train;
+        assert_eq!((older.precision, older.optimizer.as_str()), (Precision::F32, "adamw"));
+    }
+}
+
+#[test]
+fn runs_saved_before_there_were_switches_have_them_off() {
+    let settings = preset("v4-small").unwrap();
+    let bits = ["activation_bits", "activation_share"];
+    let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..]].concat();
+    let saved = settings.to_toml();
+    let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
+    assert_eq!(older.len() + keys.len(), saved.lines().count());
+    assert_eq!(Settings::from_toml(&older.join("\n"), "saved").unwrap(), settings);
+    let mut layers = Layers::preset("v4-small").unwrap();
+    for (key, value) in [("model.activation", "relu2"), ("model.logit_softcap", "15"), ("train.z_loss", "1e-4")] {
+        layers.set(key, value).unwrap();
+    }
+    let set = layers.settings().unwrap();
+    assert_eq!((set.model.logit_softcap, set.train.z_loss), (15.0, 1e-4));
+    assert!(settings.conflict(&set).unwrap().contains("model.activation"));
+    layers.set("train.z_loss", "-1").unwrap();
+    assert!(layers.settings().unwrap_err().to_string().contains("train.z_loss = -1: must be between 0 and 1"));
+}
+
+#[test]
+fn activation_bits_of_older_runs_are_the_models() {
+    let saved = preset("v4-small").unwrap();
+    let older = |bits: &str| {
+        let text = saved.to_toml().replace("activation_bits = 0\n", "");
+        Settings::from_toml(&text.replace("[train]\n", &format!("[train]\nactivation_bits = {bits}\n")), "saved")
+    };
+    assert_eq!(older("0").unwrap(), saved);
+    let mut rounded = saved.clone();
+    rounded.model.activation_bits = 8;
+    assert_eq!(older("8").unwrap(), rounded);
+    assert_eq!(Settings::from_toml(&rounded.to_toml(), "saved").unwrap(), rounded);
+    assert!(older("4").unwrap_err().to_string().contains("model.activation_bits = 4: must be 0"));
+    // What is asked for now is asked for by its name.
+    let error = Layers::defaults().set("train.activation_bits", "8").unwrap_err().to_string();
+    assert!(error.contains("unknown key `train.activation_bits`; did you mean `model.activation_bits`?"), "{error}");
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest() {
+    let mut layers = Layers::defaults();
+    for (key, nearest) in
+        [("train.warm_steps", "train.warmup_steps"), ("train.seqlen", "train.seq_len"), ("modle.dim", "model.")]
+    {
+        let error = layers.set(key, "1").unwrap_err().to_string();
+        assert!(error.contains("unknown key"), "{error}");
+        assert!(error.contains(&format!("did you mean `{nearest}")), "{error}");
+    }
+    let error = layers.set("batch", "4").unwrap_err().to_string();
+    assert!(error.contains("train.batch"), "{error}");
+    for (key, hint) in [
+        ("train.learning_rate", "did you mean `train.lr`?"),
+        ("train.lerning_rate", "did you mean `train.lr`?"),
+        ("model.n_layer", "did you mean `model.blocks`?"),
+        ("train.block_size", "did you mean `train.seq_len`?"),
+        ("train.xyzzy_plugh", "list the keys"),
+    ] {
+        let error = layers.set(key, "1").unwrap_err().to_string();
+        assert!(error.contains(hint), "{error}");
+    }
+}
+
+#[test]
+fn layers_override_in_order_and_types_are_checked() {
+    let mut layers = Layers::preset("v4-large").unwrap();
+    layers.merge_text("[train]\nlr = 1\nbatch = 7", "file").unwrap();
+    layers.set("train.batch", "9").unwrap();
+    layers.set("data.source", "my file.txt").unwrap();
+    let settings = layers.settings().unwrap();
+    assert_eq!((settings.train.lr, settings.train.batch, settings.model.dim), (1.0, 9, 384));
+    assert_eq!(settings.data.source, "my file.txt");
+    assert!(layers.set("train.batch", "many").is_err());
+    layers.set("train.optimizer", "lion").unwrap();
+    assert!(layers.settings().unwrap_err().to_string().contains("must be one of adamw, muon, normuon"));
+    layers.set("train.optimizer", "muon").unwrap();
+    layers.set("train.lr", "0").unwrap();
+    assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
+    for (key, bad) in [("model.activation_bits", "4"), ("train.activation_share", "0")] {
+        let mut layers = Layers::defaults();
+        layers.set(key, bad).unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
+    }
+    layers.set("train.lr", "nan").unwrap();
+    assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
+}
+
+#[test]
+fn story_boundaries_and_the_reset_of_the_model_are_one_switch() {
+    let of = |settings: &[(&str, &str)]| {
+        let mut layers = Layers::preset("v4-small").unwrap();
+        settings.iter().for_each(|(key, value)| layers.set(key, value).unwrap());
+        let settings = layers.settings().unwrap();
+        (settings.data.boundaries, settings.model.reset)
+    };
+    use Boundaries::{Packed, Padded, Reset};
+    assert_eq!(of(&[]), (Packed, false));
+    assert_eq!(of(&[("model.reset", "true")]), (Reset, true));
+    assert_eq!(of(&[("data.boundaries", "reset")]), (Reset, true));
+    assert_eq!(of(&[("data.boundaries", "reset"), ("model.reset", "false")]), (Packed, false));
+    assert_eq!(of(&[("model.reset", "true"), ("data.boundaries", "packed")]), (Packed, false));
+    assert_eq!(of(&[("data.boundaries", "padded")]), (Padded, false));
+    assert_eq!(of(&[("data.boundaries", "padded"), ("model.reset", "true")]), (Padded, true));
+    assert_eq!(of(&[("data.boundaries", "padded"), ("data.boundaries", "reset")]), (Reset, true));
+    let both = "[data]\nboundaries = \"reset\"\n[model]\nreset = false";
+    let mut layers = Layers::defaults();
+    layers.merge_text(both, "file").unwrap();
+    let error = layers.settings().unwrap_err().to_string();
+    assert!(error.contains("contradicts model.reset = false: leave one of them out"), "{error}");
+    layers.set("data.boundaries", "reset").unwrap();
+    assert!(layers.settings().unwrap().model.reset, "a later layer mends it");
+    // Saved before there was the switch.
+    let saved = preset("flash-tiny").unwrap().to_toml();
+    let older = saved.replace("boundaries = \"reset\"\n", "");
+    assert_ne!(older, saved);
+    assert_eq!(Settings::from_toml(&older, "saved").unwrap().to_toml(), saved);
+    assert!(Layers::defaults().set("data.boundaries", "1").is_err());
+    layers.set("data.boundaries", "none").unwrap();
+    assert!(layers.settings().unwrap_err().to_string().contains("packed"), "the values are told");
+}
+
+#[test]
+fn a_resumed_run_keeps_what_matters() {
+    let a = preset("v4-small").unwrap();
+    let mut b = a.clone();
+    b.train.steps = 77;
+    b.train.threads = 3;
+    assert_eq!(a.conflict(&b), None);
+    b.model.dim = 200;
+    assert!(a.conflict(&b).unwrap().contains("model.dim is 192 there and 200 here"));
+}
+
+#[test]
+fn stages_are_saved_and_read_back() {
+    let settings = preset("curriculum-small").unwrap();
+    let names = |stage: &Stage| stage.sources.iter().map(|s| s.source.clone()).collect::<Vec<_>>().join("+");
+    let stages: Vec<_> = settings.stages().iter().map(|stage| (stage.seq_len, names(stage))).collect();
+    let wanted = [(128, "tinystories"), (256, "simplestories"), (512, "fineweb-edu+simplestories")];
+    assert_eq!(stages, wanted.map(|(seq_len, names)| (seq_len, names.to_string())));
+    // 0.3 + 0.4 * 0.2 of the run are SimpleStories.
+    let texts: Vec<_> = settings.texts().iter().map(|t| (t.source.clone(), (t.weight * 100.0).round())).collect();
+    let wanted = [("tinystories", 30.0), ("simplestories", 38.0), ("fineweb-edu", 32.0)];
+    assert_eq!(texts, wanted.map(|(name, weight)| (name.to_string(), weight)));
+    assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
+    let filter = &settings.texts()[2].filter;
+    assert_eq!((filter.min_score, filter.min_chars, filter.max_chars, filter.min_simple), (3.0, 400, 6000, 0.8));
+    let mut other = settings.clone();
+    other.train.stages[2].sources[0].filter.min_simple = 0.7;
+    assert!(settings.conflict(&other).unwrap().contains("train.stages"));
+}

@@ -1,0 +1,184 @@
+//! What a run would do: a few updates of each stage are measured, and thrown away.
+
+use std::time::Instant;
+
+use flashlm_kernels::Exec;
+
+use super::open::open_text;
+use super::{Prepared, Resolved};
+use crate::curriculum::Part;
+use crate::data::source::Source;
+use crate::progress::{Plan, State};
+use crate::stepper::Stepper;
+use crate::trainer::{Event, Tell, TrainError, state};
+use crate::units::{duration, thousands};
+
+/// What a run would do from where it stands.
+pub struct Forecast {
+    /// Its stages.
+    pub stages: Vec<StageForecast>,
+    /// Sequences of an update.
+    pub batch: usize,
+    /// Parameters of the model.
+    pub parameters: usize,
+}
+
+/// What a stage would do.
+pub struct StageForecast {
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Its share of the run.
+    pub share: f64,
+    /// Updates left of it.
+    pub updates: f64,
+    /// Tokens that these train on.
+    pub tokens: f64,
+    /// Seconds that these take.
+    pub seconds: f64,
+    /// Its texts.
+    pub texts: Vec<TextForecast>,
+}
+
+/// What a stage would read of a text.
+pub struct TextForecast {
+    /// Its name.
+    pub name: String,
+    /// Its part of the stage's windows.
+    pub share: f64,
+    /// Stories in it.
+    pub stories: usize,
+    /// Tokens in it.
+    pub tokens: usize,
+    /// Tokens that one pass trains on.
+    pub trained: u64,
+    /// Passes over it.
+    pub epochs: f64,
+}
+
+impl Forecast {
+    /// Updates of each stage that are measured, after one that is not.
+    pub const MEASURED: u64 = 3;
+
+    /// Tokens of all stages.
+    pub fn tokens(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.tokens).sum()
+    }
+
+    /// Updates of all stages.
+    pub fn updates(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.updates).sum()
+    }
+
+    /// Seconds of all stages.
+    pub fn seconds(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.seconds).sum()
+    }
+}
+
+impl Resolved {
+    /// An error that names every text that is not on this machine; the plan as far as it goes without them is told.
+    pub fn texts_are_here(&self, tell: Tell) -> Result<(), TrainError> {
+        let specs = self.settings.texts();
+        let seed = self.settings.train.seed;
+        let missing: Vec<String> = specs
+            .iter()
+            .filter_map(|spec| open_text(spec, seed, true, &|| false, tell).err())
+            .map(|error| error.to_string())
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let stages = self.settings.stages();
+        for (i, stage) in stages.iter().enumerate() {
+            let sum: f64 = stage.sources.iter().map(|source| source.weight).sum();
+            let texts: Vec<String> = stage
+                .sources
+                .iter()
+                .map(|source| format!("{} {:.0} %", source.source, 100.0 * source.weight / sum))
+                .collect();
+            let (of, t, share) = (stages.len(), stage.seq_len, 100.0 * stage.share);
+            let texts = texts.join(", ");
+            tell(Event::Note(&format!("stage {} of {of}: T {t}, {share:.0} % of the run: {texts}", i + 1)));
+        }
+        let files = specs.iter().all(|spec| Source::is_of_files(&spec.source));
+        Err(TrainError::NotHere { missing, of: specs.len(), files })
+    }
+}
+
+impl Prepared {
+    /// Measures, and counts what is left of the run.
+    pub fn forecast(&self, cx: &Exec, tell: Tell) -> Result<Forecast, TrainError> {
+        let settings = self.settings();
+        let batch = settings.train.batch * settings.train.accumulation;
+        let plan = Plan::new(settings, self.texts.extents(), batch);
+        let state = self.resolved.checkpoint().map(|from| state(from, settings)).transpose()?.unwrap_or_default();
+        if state.step > 0 {
+            let (step, elapsed) = (thousands(state.step), duration(state.elapsed));
+            tell(Event::Note(&format!("from step {step} on, after {elapsed}:")));
+        }
+        let t = &settings.train;
+        let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t)?;
+        let stage = |i| {
+            let seconds = self.update_seconds(cx, &mut stepper, i, batch)?;
+            Ok(self.stage(i, seconds, &plan, &state, batch))
+        };
+        let stages = (0..plan.stages()).map(stage).collect::<Result<_, TrainError>>()?;
+        Ok(Forecast { stages, batch, parameters: stepper.lm.layout().parameters() })
+    }
+
+    /// The time of one update of a stage: the mean of a few.
+    fn update_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
+        let t = &self.settings().train;
+        let size = (batch, self.settings().stages()[stage].seq_len);
+        let mut start = Instant::now();
+        for n in 0..=Forecast::MEASURED {
+            let window = |i: usize| self.texts.window(stage, n * batch as u64 + i as u64);
+            let update = stepper.step(cx, size, window, t, t.min_lr.min(t.lr), n + 1);
+            if !update.is_finite() {
+                return Err(TrainError::NotMeasured { n, update });
+            }
+            if n == 0 {
+                start = Instant::now();
+            }
+        }
+        Ok(start.elapsed().as_secs_f64() / Forecast::MEASURED as f64)
+    }
+
+    /// What is left of a stage in a run that stands at `state`, where an update takes so many seconds.
+    fn stage(&self, i: usize, update: f64, plan: &Plan, state: &State, batch: usize) -> StageForecast {
+        let stages = self.settings().stages();
+        let about = &stages[i];
+        let left = |before: f64, own: f64, passed: f64| (own - (passed - before).max(0.0)).max(0.0);
+        let updates = match (plan.updates(i), plan.seconds()) {
+            (Some(own), _) => {
+                let before: u64 = (0..i).filter_map(|i| plan.updates(i)).sum();
+                left(before as f64, own as f64, state.step as f64)
+            }
+            (None, limit) => {
+                let limit = limit.unwrap_or_default();
+                let before: f64 = stages[..i].iter().map(|stage| stage.share).sum();
+                left(before * limit, about.share * limit, state.elapsed) / update
+            }
+        };
+        let windows = updates * batch as f64;
+        let text = |(part, epochs): (&Part, f64)| {
+            let text = &self.texts.texts()[part.text];
+            TextForecast {
+                name: text.name.clone(),
+                share: part.share,
+                stories: text.cache.stories(),
+                tokens: text.cache.tokens().len(),
+                trained: part.windows.trained(),
+                epochs,
+            }
+        };
+        StageForecast {
+            seq_len: about.seq_len,
+            share: about.share,
+            updates,
+            tokens: windows * self.texts.extents()[i].tokens,
+            seconds: updates * update,
+            texts: self.texts.passes(i, windows as u64).map(text).collect(),
+        }
+    }
+}

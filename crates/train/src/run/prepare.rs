@@ -1,0 +1,214 @@
+//! The text of a run made ready: every source found before any is read, one vocabulary, a token cache of each, and the
+//! stories to validate on.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+use flashlm_kernels::Exec;
+use flashlm_model::tok::Tokenizer;
+
+use super::open::{open_text, select};
+use super::validation::{Validation, heaviest_of_last_stage};
+use super::{Origin, Resolved};
+use crate::config::Settings;
+use crate::curriculum::{Curriculum, Text};
+use crate::data::build::{Progress, open_or_build};
+use crate::data::cache::{TokenCache, cache_path};
+use crate::data::source::{Seen, Source, Weighted};
+use crate::data::{DataError, synthetic};
+use crate::eval::{Budget, Stories};
+use crate::run_folder::Claim;
+use crate::stage::StageSource;
+use crate::tokenizer::{TokenizerChoice, tokenizer};
+use crate::trainer::{Event, Inputs, Tell, TrainError, Trainer};
+use crate::units::{counted, duration};
+
+/// Most validation tokens that are scored at the end of a run.
+const VALID_TOKENS: usize = 1_000_000;
+
+/// A run that has all it needs to train but a folder.
+pub struct Prepared {
+    pub(super) resolved: Resolved,
+    /// The vocabulary of all texts.
+    pub tokenizer: Tokenizer,
+    /// Training tokens.
+    pub texts: Curriculum,
+    /// Validation stories.
+    pub valid: Stories,
+    /// Bits per byte no model can go below on `valid`, where known.
+    pub entropy_bound: Option<f64>,
+}
+
+impl Prepared {
+    /// The settings, with the size of the vocabulary and a validation text of the text's own, if it has one.
+    pub fn settings(&self) -> &Settings {
+        self.resolved.settings()
+    }
+
+    /// Stories to train on.
+    pub fn stories(&self) -> u64 {
+        self.texts.texts().iter().map(|text| text.cache.stories() as u64).sum()
+    }
+
+    /// Stories that are left out of training as those of the validation text.
+    pub fn doubles(&self) -> u64 {
+        self.texts.texts().iter().map(|text| text.cache.doubles()).sum()
+    }
+
+    /// What trains it in a folder.
+    pub fn trainer<'a>(self, cx: &'a Exec, claim: Claim) -> Result<Trainer<'a>, TrainError> {
+        let Prepared { resolved, tokenizer, texts, valid, entropy_bound } = self;
+        let Resolved { settings, origin, .. } = resolved;
+        let (resume, start) = match origin {
+            Origin::Fresh => (None, None),
+            Origin::Resumed(resume) => (Some(resume.from), None),
+            Origin::Tuned(start) => (None, Some(start.params)),
+        };
+        let inputs = Inputs { settings, tokenizer, texts, valid, entropy_bound, start, claim };
+        Trainer::new(cx, inputs, resume.as_ref())
+    }
+}
+
+impl Resolved {
+    /// Reads, or builds where they are not there yet, the vocabulary (but for that of a model or checkpoint that is trained on)
+    /// and the token caches.
+    pub fn prepare(mut self, stop: &AtomicBool, tell: Tell) -> Result<Prepared, TrainError> {
+        let specs = self.settings.texts();
+        let stopped = || stop.load(SeqCst);
+        let mut sources = self.sources(&specs, &stopped, tell)?;
+        let last = heaviest_of_last_stage(&self.settings);
+        let last = specs.iter().position(|spec| spec.is_same(&last)).expect("all texts are listed");
+        if let (true, Some(own)) = (self.settings.data.valid.is_empty(), sources[last].source.validation()) {
+            self.settings.data.valid = own.to_string();
+            let own = own.replace('\n', ", ");
+            tell(Event::Note(&format!("validation: the text's own, {own}; --valid names another")));
+        }
+        let validation = Validation::of(&self.settings.data);
+        let held = validation.separate(&self.settings, &mut sources, last, self.offline, &stopped, tell)?;
+        for (Weighted { source, .. }, spec) in sources.iter().zip(&specs) {
+            let passed = source.passed_over();
+            if !passed.is_empty() {
+                tell(Event::Note(&format!("{}: passed over: {passed}", one_line(&spec.source))));
+            }
+        }
+        let tokenizer = self.vocabulary(&sources, stop, tell)?;
+        let model = &mut self.settings.model;
+        (model.vocab_size, model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
+        let texts = self.tokens(&specs, &sources, &tokenizer, stop, tell)?;
+
+        // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
+        let mut bits = Some(0.0);
+        let budget = Budget { tokens: Some(VALID_TOKENS) };
+        let (valid, read) = Stories::read_with(&held, &tokenizer, budget, &mut |story| {
+            bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
+        })?;
+        let train = &texts[last].cache;
+        match validation {
+            Validation::Named => {
+                seen("validation", &read.seen, tell);
+                if valid.is_empty() {
+                    return Err(TrainError::NoValidation { spec: self.settings.data.valid });
+                }
+            }
+            _ if valid.is_empty() => {
+                let (text, left) = (specs[last].source.clone(), train.stories());
+                return Err(TrainError::NothingHeldOut { text, left, holdout: self.settings.data.holdout });
+            }
+            _ => tell(Event::Note(&validation.told(train, &held, &valid, &tokenizer))),
+        }
+        let entropy_bound = bits.map(|bits| bits / valid.totals().bytes as f64);
+        let texts = Curriculum::new(&self.settings, texts)?;
+        self.settings.validate()?;
+        let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound };
+        if prepared.doubles() > 0 {
+            tell(Event::Note(&format!(
+                "left out of training, being in the validation text, too: {}; --set data.keep_doubles=true keeps them",
+                counted(prepared.doubles(), "story")
+            )));
+        }
+        Ok(prepared)
+    }
+
+    fn sources(&self, specs: &[StageSource], stop: &dyn Fn() -> bool, tell: Tell) -> Result<Vec<Weighted>, DataError> {
+        // A mistake in any of them comes before the first download.
+        specs.iter().try_for_each(|spec| select(Source::parse(&spec.source)?, spec).map(drop))?;
+        let seed = self.settings.train.seed;
+        let open = |spec: &StageSource| {
+            Ok(Weighted { source: open_text(spec, seed, self.offline, stop, tell)?, weight: spec.weight })
+        };
+        specs.iter().map(open).collect()
+    }
+
+    fn vocabulary(&self, sources: &[Weighted], stop: &AtomicBool, tell: Tell) -> Result<Tokenizer, TrainError> {
+        match &self.origin {
+            Origin::Resumed(resume) => {
+                Ok(Tokenizer::from_json(&resume.from.bytes("tokenizer.json")?).map_err(DataError::from)?)
+            }
+            Origin::Tuned(start) => Ok(Tokenizer::from_json(&start.tokenizer).map_err(DataError::from)?),
+            Origin::Fresh => {
+                let wanted = &self.settings.tokenizer;
+                let choice: TokenizerChoice = wanted.kind.parse()?;
+                let told = &mut |p: &Progress| progress("vocabulary", p, stop, tell);
+                Ok(tokenizer(&self.cache, &choice, wanted.vocab, wanted.stories, sources, told)?)
+            }
+        }
+    }
+
+    /// Every text as tokens.
+    fn tokens(
+        &self,
+        specs: &[StageSource],
+        sources: &[Weighted],
+        tokenizer: &Tokenizer,
+        stop: &AtomicBool,
+        tell: Tell,
+    ) -> Result<Vec<Text>, DataError> {
+        let longest = self.settings.stages().iter().map(|stage| stage.seq_len).max();
+        let many = sources.len() > 1;
+        let text = |(Weighted { source, .. }, spec): (&Weighted, &StageSource)| {
+            let short = source.name();
+            let path = cache_path(&self.cache, source, tokenizer);
+            let what = if many { format!("tokens of {short}") } else { "tokens".into() };
+            let told = &mut |p: &Progress| progress(&what, p, stop, tell);
+            let (cache, built) = open_or_build(&path, source, tokenizer, self.threads(), told)?;
+            let about = built.as_ref().map_or("reused".to_string(), |built| format!("built: {}", built.reason));
+            let taken = sources.iter().filter(|other| other.source.name() == short).count() > 1;
+            let name = if taken { one_line(&spec.source) } else { short.to_string() };
+            let label = if many { format!("text {name}") } else { "text".into() };
+            tell(Event::Note(&format!("{label}: {cache} ({about})")));
+            seen(&label, &built.map(|built| built.read.seen).unwrap_or_default(), tell);
+            too_short(&label, &cache, longest, tell);
+            Ok(Text { name, cache })
+        };
+        sources.iter().zip(specs).map(text).collect()
+    }
+}
+
+/// Says so where a text is much shorter than the longest window.
+fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell) {
+    let tokens = cache.tokens().len();
+    if longest.is_some_and(|longest| longest >= 2 * tokens) {
+        let fits = tokens.next_power_of_two();
+        tell(Event::Note(&format!("{label}: much shorter than a window; --set train.seq_len={fits} trains faster")));
+    }
+}
+
+/// Says in one line what readers met and went on from.
+fn seen(what: &str, seen: &Seen, tell: Tell) {
+    let notes = seen.notes();
+    if !notes.is_empty() {
+        tell(Event::Note(&format!("{what}: {}", notes.join(". "))));
+    }
+}
+
+fn progress(what: &str, p: &Progress, stop: &AtomicBool, tell: Tell) -> ControlFlow<()> {
+    let eta = p.seconds * (1.0 - p.fraction) / p.fraction.max(1e-3);
+    let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
+    tell(Event::Progress(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", duration(eta))));
+    if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+/// Several files as one line.
+fn one_line(spec: &str) -> String {
+    spec.replace('\n', ", ")
+}

@@ -1,0 +1,56 @@
+//! Where the run of a checkpoint stood, and what it had learned.
+
+use super::check::agree;
+use super::{Inputs, TrainError};
+use crate::checkpoint::Checkpoint;
+use crate::config::Settings;
+use crate::load::read_state;
+use flashlm_model::model_file::read_params;
+use crate::progress::{Contents, State};
+use crate::stepper::Stepper;
+
+/// Where the run of a checkpoint stood.
+pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError> {
+    let bad = |what: String| TrainError::State { path: from.path().join("state.json"), what };
+    let state: State = serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad(e.to_string()))?;
+    let (stages, texts) = (settings.stages().len(), settings.texts().len());
+    if state.step != from.step()
+        || state.stage >= stages
+        || state.epochs_before.len() != texts
+        || state.stage_start > state.step
+        || !state.elapsed.is_finite()
+    {
+        return Err(bad("its values do not belong together".into()));
+    }
+    Ok(state)
+}
+
+/// Fills the stepper from a checkpoint of the same settings and returns where the run stood.
+pub(super) fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Stepper) -> Result<State, TrainError> {
+    agree(from, settings)?;
+    stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.config(), "")?;
+    read_state(&from.tensors("optimizer.safetensors")?, &mut stepper.optimizers.state())?;
+    state(from, settings)
+}
+
+/// Where the run stands on the texts that it has now. On other ones, such as the old text with more behind it, epochs are counted
+/// anew; on another validation text, no earlier validation counts.
+pub(super) fn same_text(mut state: State, inputs: &Inputs, notes: &mut Vec<String>) -> State {
+    let Contents { texts, valid } = inputs.contents();
+    if !state.texts.is_empty() && state.texts != texts {
+        notes.push(
+            "the training text is another one than at this checkpoint: the same weights go on with it, epochs are counted anew, \
+             and the figures before and after do not compare"
+                .into(),
+        );
+        state.epochs_before = vec![0.0; texts.len()];
+        (state.stage_start, state.windows) = (state.step, Some(0));
+    }
+    if state.valid.is_some_and(|before| before != valid) {
+        notes.push(
+            "the validation text is another one than at this checkpoint: validations before it do not count".into(),
+        );
+        (state.best, state.since_best, state.validated) = (None, 0, None);
+    }
+    State { texts, valid: Some(valid), ..state }
+}

@@ -1,0 +1,178 @@
+//! Update after update, with what is due between them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use super::validate::MARKING;
+use super::{Ending, Event, Outcome, Tell, TrainError, Trainer};
+use crate::log::console::{self, Limits};
+use crate::log::{Row, TrainRow};
+use crate::schedule::activation_bits;
+
+impl Trainer<'_> {
+    /// Trains to the end of the plan, an early stop, or until `stop` is set; what a finished run came to is returned.
+    pub fn run(&mut self, stop: &AtomicBool, tell: Tell) -> Result<(Outcome, Option<Ending>), TrainError> {
+        for note in std::mem::take(&mut self.notes) {
+            tell(Event::Note(&note));
+        }
+        let ended = self.updates(stop, tell).and_then(|outcome| match outcome {
+            Outcome::Interrupted => Ok((outcome, None)),
+            outcome => self.finish(outcome, stop, tell),
+        });
+        match ended {
+            Ok((Outcome::Interrupted, _)) => {
+                self.save(tell)?;
+                self.draw(tell);
+            }
+            // The one could not be saved, the other has weights that are not worth it.
+            Err(TrainError::Checkpoint(_) | TrainError::NotFinite { .. }) | Ok(_) => {}
+            Err(_) => self.rescue(tell),
+        }
+        ended
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.clock.seconds()
+    }
+
+    fn updates(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Outcome, TrainError> {
+        let mut row_started = (self.clock.seconds(), self.state.tokens);
+        let mut shown = Instant::now();
+        let mut resting = 0.0;
+        let mut told = None;
+        let t = self.inputs.settings.train.clone();
+        if self.state.step > 0 && self.saved.key.is_none() {
+            // What was gone on from lies in another folder: this one has nothing yet.
+            self.save(tell)?;
+            if let Some(best) = self.state.best {
+                let marked = self.inputs.claim.mark_best(Some(best.step));
+                self.aside(MARKING, marked, tell);
+            }
+        }
+        loop {
+            self.state.elapsed = self.seconds();
+            let progress = self.plan.progress(&self.state);
+            if stop.load(Relaxed) {
+                return Ok(Outcome::Interrupted);
+            }
+            let pause = self.clock.seconds();
+            let step = self.state.step;
+            if step > 0 && due(step, t.eval_every) && self.state.validated.is_none_or(|v| v.step != step) {
+                if !self.validate(stop, tell)? {
+                    return Ok(Outcome::Interrupted);
+                }
+                self.draw(tell);
+            }
+            let by_clock = t.checkpoint_seconds > 0.0 && self.clock.seconds() - self.saved.at >= t.checkpoint_seconds;
+            if step > 0 && (due(step, t.checkpoint_every) || by_clock) {
+                self.save(tell)?;
+            }
+            if progress >= 1.0 {
+                return Ok(Outcome::Finished);
+            }
+            if t.patience > 0 && self.state.since_best >= t.patience {
+                return Ok(Outcome::EarlyStop);
+            }
+            if step > 0 && due(step, t.sample_every) && self.sampled != Some(step) {
+                self.sample(step, true, tell);
+            }
+            resting += self.clock.seconds() - pause;
+            let stage = self.plan.stage(&self.state);
+            if self.plan.stages() > 1 && told.replace(stage) != Some(stage) {
+                let texts = &self.inputs.texts;
+                let names: Vec<&str> = texts.parts(stage).iter().map(|part| texts.name(part)).collect();
+                let names = names.join(" + ");
+                let (of, length) = (self.plan.stages(), self.plan.seq_len(stage));
+                tell(Event::Note(&format!("stage {} of {of}: {names}, T {length}", stage + 1)));
+            }
+            let Some((lr, grad_norm)) = self.update(stage, progress, stop)? else { return Ok(Outcome::Interrupted) };
+            if self.state.step.is_multiple_of(t.log_every) {
+                self.state.elapsed = self.seconds();
+                let seconds = (self.clock.seconds() - row_started.0 - resting).max(1e-9);
+                let row = self.train_row(lr, grad_norm, (self.state.tokens - row_started.1) as f64 / seconds);
+                (row_started, resting) = ((self.clock.seconds(), self.state.tokens), 0.0);
+                let limits = Limits { steps: self.plan.total(), seconds: self.plan.seconds() };
+                if shown.elapsed().as_secs_f64() >= 1.0 {
+                    tell(Event::Progress(&console::progress(&row, &limits)));
+                    shown = Instant::now();
+                }
+                self.log(Row::Train(row), tell);
+            }
+        }
+    }
+
+    /// One update; returns its learning rate and gradient norm, or nothing where `stop` was set on the way.
+    fn update(&mut self, stage: usize, progress: f64, stop: &AtomicBool) -> Result<Option<(f64, f64)>, TrainError> {
+        let settings = &self.inputs.settings;
+        let t = &settings.train;
+        if stage != self.state.stage {
+            self.state.epochs_before = self.epochs();
+            (self.state.stage, self.state.stage_start, self.state.windows) = (stage, self.state.step, Some(0));
+        }
+        let (seq_len, batch) = (self.plan.seq_len(stage), t.batch * t.accumulation);
+        let (texts, first) = (&self.inputs.texts, self.windows());
+        let window = |i: usize| texts.window(stage, first + i as u64);
+        let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());
+        let step = self.state.step + 1;
+        self.stepper.lm.set_activation_bits(activation_bits(
+            settings.model.activation_bits,
+            t.activation_share,
+            progress,
+        ));
+        let size = (batch, seq_len);
+        let Some(update) = self.stepper.step_unless(stop, self.cx, size, window, t, lr, step) else { return Ok(None) };
+        if !update.is_finite() {
+            let last_good = self.last_good()?;
+            return Err(TrainError::NotFinite { step, loss: update.loss, grad_norm: update.grad_norm, last_good });
+        }
+        self.state.windows = Some(self.windows() + batch as u64);
+        self.state.step = step;
+        self.state.tokens += update.tokens;
+        self.state.loss_sum.0 += update.loss;
+        self.state.loss_sum.1 += 1;
+        Ok(Some((lr, update.grad_norm)))
+    }
+
+    /// Windows of the stage so far.
+    fn windows(&self) -> u64 {
+        let t = &self.inputs.settings.train;
+        let even = (self.state.step - self.state.stage_start) * (t.batch * t.accumulation) as u64;
+        self.state.windows.unwrap_or(even)
+    }
+
+    /// Passes over each text so far.
+    fn epochs(&self) -> Vec<f64> {
+        let mut epochs = self.state.epochs_before.clone();
+        for (part, passes) in self.inputs.texts.passes(self.state.stage, self.windows()) {
+            epochs[part.text] += passes;
+        }
+        epochs
+    }
+
+    fn train_row(&mut self, lr: f64, grad_norm: f64, tokens_per_second: f64) -> TrainRow {
+        let (sum, count) = std::mem::take(&mut self.state.loss_sum);
+        let (stage, epochs) = (self.state.stage, self.epochs());
+        let texts = &self.inputs.texts;
+        let parts = texts.parts(stage).iter();
+        let sources: BTreeMap<String, f64> =
+            parts.map(|part| (texts.name(part).to_string(), epochs[part.text])).collect();
+        TrainRow {
+            step: self.state.step,
+            loss: sum / count.max(1) as f64,
+            lr,
+            grad_norm,
+            tokens: self.state.tokens,
+            tokens_per_second,
+            elapsed: self.state.elapsed,
+            epoch: sources.values().copied().fold(0.0, f64::max),
+            seq_len: self.plan.seq_len(stage),
+            stage: stage + 1,
+            sources,
+        }
+    }
+}
+
+fn due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
