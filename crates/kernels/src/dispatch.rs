@@ -3,7 +3,7 @@
 
 use crate::isa;
 use crate::ops::Product;
-use crate::simd::Op;
+use crate::simd::{Op, Units};
 
 /// An instruction set with kernels of its own. A value is proof that this machine supports it: [`Isa::SCALAR`] always is, all
 /// others come from looking at the machine.
@@ -147,29 +147,6 @@ impl Isa {
         }
     }
 
-    /// Runs an op in f32 with its lanes.
-    #[inline]
-    pub(crate) fn run<O: Op<f32>>(self, op: O) -> O::Out {
-        match self.0 {
-            Kind::Scalar => isa::scalar::run(op),
-            // SAFETY: the value is proof of the features.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::AvxVnni => unsafe { isa::avx2::run(op) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => unsafe { isa::avx512::run(op) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Bf16 => unsafe { isa::avx512::run_bf16(op) },
-            // SAFETY: as above, and of tiles.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Amx => unsafe { isa::avx512::run_amx(op) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon => unsafe { isa::neon::run(op) },
-        }
-    }
-
     /// Runs a packed product on its integer unit.
     pub(crate) fn packed(self, product: Product<'_>) {
         match self.0 {
@@ -194,6 +171,35 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => isa::scalar::packed(product),
         }
+    }
+}
+
+impl Units for Isa {
+    #[inline]
+    fn f32<O: Op<f32>>(self, op: O) -> O::Out {
+        match self.0 {
+            Kind::Scalar => isa::scalar::run(op),
+            // SAFETY: the value is proof of the features.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::AvxVnni => unsafe { isa::avx2::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => unsafe { isa::avx512::run(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 => unsafe { isa::avx512::run_bf16(op) },
+            // SAFETY: as above, and of tiles.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx => unsafe { isa::avx512::run_amx(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => unsafe { isa::neon::run(op) },
+        }
+    }
+
+    #[inline]
+    fn f64<O: Op<f64>>(self, op: O) -> O::Out {
+        isa::scalar::run(op)
     }
 }
 

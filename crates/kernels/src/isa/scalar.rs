@@ -3,9 +3,8 @@
 
 use crate::bf16::Bf16;
 use crate::dot::Dot;
-use crate::elem::Elem;
 use crate::ops::Product;
-use crate::simd::{Op, Simd, exp_f32, tanh_f32};
+use crate::simd::{Elem, Op, Simd, exp_f32, tanh_f32};
 
 /// One lane of `E`.
 #[derive(Clone, Copy)]

@@ -2,11 +2,10 @@
 //! `g' = g * grad_scale; p *= 1 - lr wd; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2;`
 //! `p -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + eps)`.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::BLOCK;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 
 /// One step's settings; `step` counts from 1.
 #[derive(Clone, Copy, Debug)]

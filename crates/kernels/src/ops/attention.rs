@@ -15,12 +15,11 @@
 //! Scores are kept turned, `S^T: [l, n]`. A row's numbers depend on the list of its own visible keys alone: the largest score is
 //! exact, and what is summed over keys is summed one by one in their order, where a key that is not seen adds an exact zero.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::rows::{RowDots, Scale, Transpose};
 use crate::ops::small::{Triangle, product};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 use crate::size::area;
 
 /// Keys that the backward pass takes at once.

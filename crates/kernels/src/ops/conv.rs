@@ -7,13 +7,11 @@
 
 use std::ops::Range;
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::{area, end, strided};
 use crate::span::Span;
-use crate::store::Store;
 
 /// Rows `.0` of the sequences `.1`, and `(D, K)`.
 pub type Place<'a> = (Range<usize>, &'a Span<'a>, (usize, usize));

@@ -18,12 +18,11 @@
 
 use std::mem::take;
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::rows::{Exp, RowDots, Scale, Transpose, scale_rows};
 use crate::ops::small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 use crate::size::area;
 
 /// What the new value is compared with.

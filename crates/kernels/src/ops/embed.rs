@@ -3,9 +3,9 @@
 //! The gradient is partitioned by columns, so that each element is summed in row order on any number of threads.
 
 use crate::Token;
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
+use crate::simd::Elem;
 use crate::size::area;
 
 /// `y: [rows, d]` from `table: [V, d]`.

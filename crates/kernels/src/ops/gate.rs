@@ -2,11 +2,9 @@
 //!
 //! Backward: `du = dy act(g)`, `dg = dy u act'(g)`, with `s' = s (1 - s)` and `silu' = s (1 + g (1 - s))`.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
-use crate::store::Store;
+use crate::simd::{Elem, Op, Simd, Store, each};
 
 /// The function of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

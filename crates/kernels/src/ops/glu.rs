@@ -4,11 +4,9 @@
 //! All run on the calling thread, for one tile of rows. Backward: `du = dy * act(g)`, `dg = dy * u * act'(g)`, with
 //! `silu'(g) = s (1 + g (1 - s))` and `relu2'(g) = 2 max(g, 0)`.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
-use crate::store::Store;
+use crate::simd::{Elem, Op, Simd, Store, each};
 
 /// What the gate goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

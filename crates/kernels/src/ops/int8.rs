@@ -5,11 +5,9 @@
 //! f32. A row kept as bf16 is rounded once more when it is put back. The gradient passes straight through, so there is no
 //! backward op.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
-use crate::store::Store;
+use crate::simd::{Elem, Op, Simd, Store, each};
 
 /// Rounds `x: [rows, width]` in place.
 pub fn round_int8<A: Store>(cx: &Exec, x: &mut [A], width: usize) {

@@ -12,9 +12,8 @@ use std::ops::Range;
 use crate::buf::Buf;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd};
+use crate::simd::{Op, Simd, Store};
 use crate::size::{area, strided, whole};
-use crate::store::Store;
 
 /// Groups of depths in one block: 32 f32 columns of `B` are then 32 KB.
 const KC: usize = 256;
@@ -520,8 +519,8 @@ impl<A: Store> Tile<A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::elem::Elem;
     use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::simd::Elem;
 
     fn values<A: Store>(n: usize, seed: u64) -> Vec<A> {
         random::<A::E>(n, seed).into_iter().map(A::narrow).collect()

@@ -3,12 +3,10 @@
 //! Backward, with `s = sum_j dy_j scale_j x_j` of the row:
 //! `dx (+)= r (dy * scale - x r^2 s / d)`, `dscale += sum over rows of dy * x * r`.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::area;
-use crate::store::Store;
 
 /// `y: [rows, d]` from `x: [rows, d]`, `scale: [d]`.
 pub fn rmsnorm_forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(

@@ -5,12 +5,10 @@
 //! y_i = by (x_i cos a_i - x_{i+d/2} sin a_i)    y_{i+d/2} = by (x_{i+d/2} cos a_i + x_i sin a_i)
 //! ```
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::area;
-use crate::store::Store;
 
 /// `y, x: [rows, heads * d]`, `turns: [rows, d]` the cosines of a row, then its sines; on the calling thread.
 pub fn rope<E: Elem, Y: Store<E = E>, X: Store<E = E>>(

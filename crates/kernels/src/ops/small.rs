@@ -4,10 +4,9 @@
 //! transpose costs nothing). Each element of `C` is summed along `k` in order. `solve_unit_lower`: `X <- (I + M)^-1 X`,
 //! `solve_unit_upper`: `X <- (I + M)^-T X`, for a strictly lower triangular `M`.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd};
+use crate::simd::{Elem, Op, Simd};
 use crate::size::{area, strided};
 
 /// What is known of a product's triangles: multiply-adds that would add zeros are left out in whole tiles.
