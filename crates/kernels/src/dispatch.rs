@@ -1,8 +1,8 @@
 //! Which instruction set runs: the best one the machine has, or the one named by `FLASHLM_ISA`. The one place that knows all
 //! of them.
 
+use crate::dot::DotOp;
 use crate::isa;
-use crate::ops::Product;
 use crate::simd::{Op, Units};
 
 /// An instruction set with kernels of its own. A value is proof that this machine supports it: [`Isa::SCALAR`] always is, all
@@ -147,29 +147,29 @@ impl Isa {
         }
     }
 
-    /// Runs a packed product on its integer unit.
-    pub(crate) fn packed(self, product: Product<'_>) {
+    /// Runs a product of integers on its unit for these.
+    pub(crate) fn dot(self, op: impl DotOp) {
         match self.0 {
-            Kind::Scalar => isa::scalar::packed(product),
+            Kind::Scalar => isa::scalar::run_dot(op),
             // SAFETY: the value is proof of the features.
             #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => unsafe { isa::avx2::packed_vnni(product) },
+            Kind::AvxVnni => unsafe { isa::avx2::run_vnni(op) },
             // SAFETY: features and tiles of bytes were found.
             #[cfg(target_arch = "x86_64")]
-            Kind::Amx if isa::avx512::has_vnni() && isa::amx::has_int8() => unsafe { isa::avx512::packed_amx(product) },
+            Kind::Amx if isa::avx512::has_vnni() && isa::amx::has_int8() => unsafe { isa::avx512::run_dot_amx(op) },
             // SAFETY: the features were found.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx if isa::avx512::has_vnni() => unsafe {
-                isa::avx512::packed(product)
+                isa::avx512::run_dot(op)
             },
             // SAFETY: the value is proof of the features, which are some of those of AVX-512 too.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { isa::avx2::packed(product) },
+            Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { isa::avx2::run_dot(op) },
             // SAFETY: the features were found.
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon if isa::neon::has_dot() => unsafe { isa::neon::packed(product) },
+            Kind::Neon if isa::neon::has_dot() => unsafe { isa::neon::run_dot(op) },
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => isa::scalar::packed(product),
+            Kind::Neon => isa::scalar::run_dot(op),
         }
     }
 }

@@ -13,6 +13,15 @@ pub(crate) const CELL: usize = 16;
 /// Columns of a group: one ternary cell, or four byte cells.
 pub(crate) const GROUP: usize = 16;
 
+/// One kernel body, written over any [`Dot`].
+pub(crate) trait DotOp {
+    /// The body. Implementations are `#[inline(always)]`, so that they compile with the caller's target features.
+    ///
+    /// # Safety
+    /// The machine supports `D`. As for [`crate::simd::Op`], pointers were checked where the op was made.
+    unsafe fn run<D: Dot>(self);
+}
+
 /// A vector of `LANES` sums, and of as many quads of bytes.
 ///
 /// # Safety
@@ -27,6 +36,8 @@ pub(crate) unsafe trait Dot: Copy {
     const ROWS: usize;
     /// What the unit's byte codes are above their weights.
     const BYTE_BIAS: i32;
+    /// Whether products of many rows run on tile registers.
+    const TILES: bool = false;
 
     unsafe fn zero() -> Self::V;
     /// The four quads of `LANES` lanes of a ternary cell, as [`Dot::ternary_total`] expects them.

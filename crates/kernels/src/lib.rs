@@ -18,6 +18,7 @@ mod isa;
 pub mod map;
 mod number;
 pub mod ops;
+mod part;
 pub mod pool;
 pub mod profile;
 mod simd;

@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::sync::OnceLock;
 
 use crate::bf16::Bf16;
-use crate::ops::{Part, prefetch};
+use crate::part::{BLOCK, Part, prefetch};
 
 /// Rows and columns of a block of `C`.
 const SIDE: usize = 32;
@@ -21,6 +21,7 @@ const STEP: usize = 32;
 const KC: usize = 512;
 /// Blocks of a transposed `A` that are packed at once: 128 KB.
 const BLOCKS: usize = 4;
+const _: () = assert!(BLOCKS * SIDE * KC * size_of::<Bf16>() <= BLOCK * size_of::<f64>());
 
 /// Whether processor and system let this process use tiles. Asks the system once.
 pub fn available() -> bool {

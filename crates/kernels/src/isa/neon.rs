@@ -3,8 +3,7 @@
 use std::arch::aarch64::*;
 
 use crate::bf16::Bf16;
-use crate::dot::Dot;
-use crate::ops::Product;
+use crate::dot::{Dot, DotOp};
 use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 4 lanes of f32.
@@ -24,10 +23,10 @@ with_features! {
 with_features! {
     ["neon" "dotprod"] has_dot
 
-    /// Runs a packed product with `sdot`.
-    pub(crate) fn packed(product: Product<'_>) {
+    /// Runs a product of integers with `sdot`.
+    pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
-        unsafe { product.run::<NeonDot>() }
+        unsafe { op.run::<NeonDot>() }
     }
 }
 

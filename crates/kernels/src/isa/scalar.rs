@@ -2,8 +2,7 @@
 //! gradient checks. Products and sums are rounded separately, since a fused multiply-add is a library call without FMA.
 
 use crate::bf16::Bf16;
-use crate::dot::Dot;
-use crate::ops::Product;
+use crate::dot::{Dot, DotOp};
 use crate::simd::{Elem, Op, Simd, exp_f32, tanh_f32};
 
 /// One lane of `E`.
@@ -19,10 +18,10 @@ where
     unsafe { op.run::<Scalar<E>>() }
 }
 
-/// Runs a packed product on one lane.
-pub(crate) fn packed(product: Product<'_>) {
+/// Runs a product of integers on one lane.
+pub(crate) fn run_dot(op: impl DotOp) {
     // SAFETY: plain arithmetic runs anywhere.
-    unsafe { product.run::<ScalarDot>() }
+    unsafe { op.run::<ScalarDot>() }
 }
 
 macro_rules! scalar {

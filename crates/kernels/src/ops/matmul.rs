@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use crate::buf::Buf;
 use crate::exec::{Exec, Shared};
+use crate::part::{AHEAD, BLOCK, Part, prefetch};
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd, Store};
 use crate::size::{area, strided, whole};
@@ -19,6 +20,7 @@ use crate::size::{area, strided, whole};
 const KC: usize = 256;
 /// Most rows of `A` in one block.
 const BLOCK_ROWS: usize = 112;
+const _: () = assert!(BLOCK_ROWS * KC <= BLOCK);
 /// Largest `MR` of any ISA's vectors.
 const MAX_MR: usize = 14;
 /// Widest panel of any ISA, in columns.
@@ -28,7 +30,7 @@ const PAIRED_DEPTHS: usize = 32;
 
 thread_local! {
     /// The block of `A` of this thread, large and aligned enough for every store.
-    static BLOCK: RefCell<Buf<f64>> = RefCell::new(Buf::zeros(BLOCK_ROWS * KC));
+    static BLOCKS: RefCell<Buf<f64>> = RefCell::new(Buf::zeros(BLOCK));
 }
 
 /// Depths in memory for `k` depths; zeros fill the rest.
@@ -247,7 +249,7 @@ fn product<A: Store>(
     let c = Shared::new(c);
     let part = |rows: Range<usize>, panels: Range<usize>| {
         // Taken out of the cell here: a closure around the body would be compiled without the ISA's features.
-        let block = BLOCK.with_borrow_mut(|block| block.as_mut_ptr().cast::<A>());
+        let block = BLOCKS.with_borrow_mut(|block| block.as_mut_ptr().cast::<A>());
         let (c, a, b, depth, k, n) = (c.as_ptr(), a.as_ptr(), b.data.as_ptr(), b.depth, b.k, b.n);
         cx.op(Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate });
     };
@@ -284,24 +286,6 @@ impl<E: crate::Elem> Op<E> for TileHeight {
     }
 }
 
-/// The rows and panels of one thread.
-pub(crate) struct Part<A: Store> {
-    /// Working memory of `BLOCK_ROWS * KC` f64.
-    pub block: *mut A,
-    pub c: *mut A::E,
-    pub a: *const A,
-    pub lda: usize,
-    pub transposed: bool,
-    pub b: *const A,
-    /// Depths of one panel in memory.
-    pub depth: usize,
-    pub k: usize,
-    pub n: usize,
-    pub rows: Range<usize>,
-    pub panels: Range<usize>,
-    pub accumulate: bool,
-}
-
 impl<A: Store> Op<A::E> for Part<A> {
     type Out = ();
     #[inline(always)]
@@ -333,15 +317,6 @@ impl<A: Store> Op<A::E> for Part<A> {
 }
 
 impl<A: Store> Part<A> {
-    /// The same part, its store known to be `B`.
-    #[cfg(target_arch = "x86_64")]
-    fn cast<B: Store>(self) -> Part<B> {
-        debug_assert!(A::NAME == B::NAME);
-        let Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate } = self;
-        let (block, c, a, b) = (block.cast(), c.cast(), a.cast(), b.cast());
-        Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate }
-    }
-
     #[inline(always)]
     unsafe fn blocks<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self) {
         let nr = NV * S::LANES;
@@ -428,26 +403,6 @@ impl<A: Store> Part<A> {
             }
         }
     }
-}
-
-/// Rows that [`prefetch`] is asked for in advance. Rows of a block lie too far apart for the processor to guess the next.
-pub(crate) const AHEAD: usize = 16;
-
-/// Asks for `n` elements to be brought to the cache; an address outside of memory does no harm.
-#[inline(always)]
-pub(crate) fn prefetch<A>(p: *const A, n: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let mut at = 0;
-        while at < n * size_of::<A>() {
-            // SAFETY: SSE is part of x86-64, and a prefetch reads nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast::<i8>().wrapping_add(at)) };
-            at += 64;
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (p, n);
 }
 
 /// One tile of `C`: `rows x cols` of `MR x NR`.

@@ -40,11 +40,8 @@ pub use gate::{Act, gate_backward, gate_forward};
 pub use glu::{Activation, glu_again, glu_backward, glu_forward};
 pub use int8::round_int8;
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use matmul::{Part, prefetch};
 pub use muon::{Momentum, momentum_step, rows_normalise, scale, scale_add};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
-pub(crate) use packed::Product;
 pub use packed::{Columns, INT8_ROWS, Int8Rows, PackedMatrix, packed_matmul};
 pub use quant::{Quant, Scale, Stat, quantise};
 pub use reduce::{add, add_parts, narrow, sum_squares, zero};

@@ -16,7 +16,7 @@ use crate::dot::{CELL, GROUP};
 use crate::exec::Exec;
 use crate::profile::{Work, time};
 use crate::size::{area, end, whole};
-pub(crate) use product::Product;
+use product::Product;
 pub use rows::Int8Rows;
 
 /// Most rows of one product.
@@ -190,8 +190,7 @@ pub fn packed_matmul(
 ) {
     let flops = 2 * x.rows * w.outputs * w.columns.inputs;
     let _time = time(cx, "packed_matmul", (w.columns.inputs, w.outputs), Work::Flops(flops as f64));
-    let product = Product::new((y, ld, at), x, w, add);
-    cx.isa().packed(product);
+    cx.isa().dot(Product::new((y, ld, at), x, w, add));
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::{Int8Rows, Kind, Line, PackedMatrix};
-use crate::dot::{CELL, Dot, GROUP};
+use crate::dot::{CELL, Dot, DotOp, GROUP};
 use crate::simd::Simd;
 use crate::size::{area, end};
 
@@ -28,6 +28,24 @@ pub(crate) struct Product<'a> {
     /// Groups of a segment, and of all.
     each: usize,
     all: usize,
+}
+
+impl DotOp for Product<'_> {
+    #[inline(always)]
+    unsafe fn run<D: Dot>(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            if D::TILES && self.rows > tiles::FEW {
+                return self.run_tiles::<D>();
+            }
+            match self.w.kind {
+                Kind::Ternary if self.segments == 1 => self.run_kind::<D, true, true>(),
+                Kind::Ternary => self.run_kind::<D, true, false>(),
+                Kind::Bytes => self.run_kind::<D, false, true>(),
+            }
+        }
+    }
 }
 
 impl<'a> Product<'a> {
@@ -56,20 +74,6 @@ impl<'a> Product<'a> {
             segments,
             each: w.columns.segment.div_ceil(GROUP),
             all: w.columns.all_groups(),
-        }
-    }
-
-    /// # Safety
-    /// The machine supports the unit.
-    #[inline(always)]
-    pub(crate) unsafe fn run<D: Dot>(self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.w.kind {
-                Kind::Ternary if self.segments == 1 => self.run_kind::<D, true, true>(),
-                Kind::Ternary => self.run_kind::<D, true, false>(),
-                Kind::Bytes => self.run_kind::<D, false, true>(),
-            }
         }
     }
 
@@ -232,22 +236,18 @@ mod tiles {
     use crate::isa::amx;
     use crate::ops::INT8_ROWS;
 
-    /// Fewest rows that tiles are faster for.
-    const FEW: usize = 4;
+    /// Most rows that vectors are faster for.
+    pub(super) const FEW: usize = 4;
     /// Rows and outputs of one product of tiles.
     const SIDE: usize = 2 * CELL;
 
     impl Product<'_> {
-        /// Tiles for many rows, `D` for few.
+        /// All rows on tiles.
         ///
         /// # Safety
         /// The machine has AMX for int8, and supports `D`, whose lanes are a cell.
         #[inline(always)]
-        pub(crate) unsafe fn run_tiles<D: Dot>(self) {
-            if self.rows <= FEW {
-                // SAFETY: the caller's promise.
-                return unsafe { self.run::<D>() };
-            }
+        pub(super) unsafe fn run_tiles<D: Dot>(self) {
             let w = self.w;
             let (all, stride) = (self.all, self.stride);
             let blocks = w.outputs.div_ceil(CELL);
