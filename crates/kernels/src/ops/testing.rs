@@ -14,6 +14,11 @@ pub(crate) fn random<E: Elem>(n: usize, seed: u64) -> Vec<E> {
         .collect()
 }
 
+/// Integers from `-most` to `most`.
+pub(crate) fn integers(n: usize, seed: u64, most: f32) -> Vec<i8> {
+    random::<f32>(n, seed).into_iter().map(|x| (x * (most + 0.49)).round() as i8).collect()
+}
+
 /// Runs a check on every ISA with two threads; `FLASHLM_ISA` narrows it to one.
 pub(crate) fn all_isas(check: impl Fn(&Exec)) {
     let isas = match std::env::var_os("FLASHLM_ISA") {

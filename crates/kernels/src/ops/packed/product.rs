@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 
-use super::{Int8Rows, Kind, Line, PackedMatrix};
+use super::matrix::{Kind, Line, PackedMatrix};
+use super::rows::Int8Rows;
 use crate::dot::{CELL, Dot, DotOp, GROUP};
 use crate::simd::Simd;
 use crate::size::{area, end};
@@ -234,7 +235,7 @@ mod tiles {
 
     use super::*;
     use crate::isa::amx;
-    use crate::ops::INT8_ROWS;
+    use crate::ops::packed::rows::INT8_ROWS;
 
     /// Most rows that vectors are faster for.
     pub(super) const FEW: usize = 4;
