@@ -5,7 +5,7 @@
 
 use super::{Lanes, exp};
 use crate::exec::Exec;
-use crate::ops::Rule;
+use crate::ops::delta::Rule;
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
 
