@@ -30,7 +30,7 @@ impl<A: Store> Op<A::E> for Part<A> {
         unsafe {
             #[cfg(target_arch = "x86_64")]
             if A::DEPTH == 2 && S::TILES {
-                return crate::isa::amx::product(self.cast());
+                return crate::isa::amx::bf16::product(self.cast());
             }
             // Associated constants cannot size arrays; the match is folded at compile time.
             match S::MR {

@@ -234,7 +234,7 @@ mod tiles {
     use std::mem::MaybeUninit;
 
     use super::*;
-    use crate::isa::amx;
+    use crate::isa::amx::int8;
     use crate::ops::packed::rows::INT8_ROWS;
 
     /// Most rows that vectors are faster for.
@@ -280,7 +280,7 @@ mod tiles {
                         // SAFETY: rows are held in multiples of 32 and a line behind them, `b` has two panels of whole steps.
                         unsafe {
                             let a = self.q.cast::<u8>().add(row * stride + groups.start * GROUP);
-                            amx::int8_block(sums, a, stride, b.cast(), apart * 64, steps, rows > CELL);
+                            int8::block(sums, a, stride, b.cast(), apart * 64, steps, rows > CELL);
                         }
                         for (r, y) in y[row..row + rows].iter_mut().enumerate() {
                             // SAFETY: the row and the segment exist; the block has stored 16 sums for each of its rows and
