@@ -24,6 +24,8 @@ pub mod profile;
 mod simd;
 mod size;
 pub mod span;
+#[cfg(test)]
+mod testing;
 pub mod tile;
 
 pub use bf16::Bf16;

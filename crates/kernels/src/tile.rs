@@ -305,7 +305,7 @@ impl Exec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::all_isas;
+    use crate::testing::all_isas;
 
     #[test]
     #[should_panic(expected = "cannot be cut into tiles")]

@@ -71,7 +71,7 @@ impl<E: Elem> Op<E> for Step<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_the_plain_loop_over_several_steps() {

@@ -208,7 +208,7 @@ impl<E: Elem> Op<E> for Gradient<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     /// `(n, l, d, window)`: one key, all seen, windows that end inside and outside of the block, several pieces of keys.
     const SIZES: [(usize, usize, usize, usize); 9] = [

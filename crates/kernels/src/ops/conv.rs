@@ -344,8 +344,8 @@ impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
     use crate::span::whole;
+    use crate::testing::{all_isas, assert_close, random};
 
     /// The formulas of the header over plain indices, in f64.
     #[allow(clippy::type_complexity)]

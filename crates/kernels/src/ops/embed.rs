@@ -45,7 +45,7 @@ pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], tokens: &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn gathers_and_scatters() {

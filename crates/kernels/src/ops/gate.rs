@@ -83,7 +83,7 @@ impl<A: Store> Op<A::E> for Backward<'_, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_plain_loops() {

@@ -150,7 +150,7 @@ impl<A: Store, const RELU2: bool> Op<A::E> for Backward<'_, A, RELU2> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     /// `act(g)` and its derivative, written down once more.
     fn plain(activation: Activation, g: f64) -> (f64, f64) {

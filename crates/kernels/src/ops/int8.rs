@@ -53,8 +53,8 @@ impl<A: Store> Op<A::E> for Round<'_, A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
     use crate::ops::{Columns, Int8Rows, PackedMatrix, packed_matmul};
+    use crate::testing::{all_isas, random};
 
     /// The largest magnitude of a row, and its codes.
     fn codes(x: &[f32]) -> (f32, Vec<f32>) {

@@ -20,8 +20,6 @@ mod rows;
 mod small;
 mod softcap;
 mod softmax;
-#[cfg(test)]
-pub(crate) mod testing;
 mod unit;
 
 pub use adamw::{AdamW, adamw_step};

@@ -141,7 +141,7 @@ impl<E: Elem> Op<E> for ScaleAdd<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn momentum_and_sums_equal_plain_loops() {

@@ -142,7 +142,7 @@ impl<E: Elem, X: Store<E = E>> Op<E> for Backward<'_, E, X> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_plain_loops() {

@@ -142,7 +142,7 @@ impl<E: Elem, A: Store<E = E>> Op<E> for Ternary<'_, E, A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     fn naive(w: &[f32], cols: usize, quant: Quant) -> Vec<f32> {
         let alpha_of = |unit: &[f32], padded: usize| -> f32 {

@@ -129,7 +129,7 @@ impl<E: Elem> Op<E> for SumSquares<'_, E> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn sums_equal_plain_loops() {

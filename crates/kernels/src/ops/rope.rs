@@ -68,7 +68,7 @@ impl<E: Elem, Y: Store<E = E>, X: Store<E = E>> Op<E> for Rope<'_, E, Y, X> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_a_complex_product_and_turns_back() {

@@ -281,7 +281,7 @@ impl<E: Elem> Solve<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     fn plain(c: &mut [f32], a: impl Fn(usize, usize) -> f32, b: &[f32], (m, n, k): (usize, usize, usize), add: bool) {
         for i in 0..m {

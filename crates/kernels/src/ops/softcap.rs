@@ -59,7 +59,7 @@ pub(crate) fn slope_at<E: Elem>(y: E, cap: Option<E>) -> E {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn equals_tanh_at_every_size_of_argument() {

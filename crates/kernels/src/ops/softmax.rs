@@ -304,7 +304,7 @@ impl<A: Store> Op<A::E> for Scale<'_, A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     /// With and without each switch; both together.
     const SWITCHES: [(Option<f32>, f64); 4] = [(None, 0.0), (Some(9.0), 0.0), (None, 0.03), (Some(30.0), 0.1)];

@@ -103,7 +103,7 @@ impl<E: Elem> Op<E> for Backward<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     fn plain(c: &[f64], norm: Option<(f64, f64)>) -> Vec<f64> {
         let x: Vec<f64> = c.iter().map(|c| c / (1.0 + (-c).exp())).collect();

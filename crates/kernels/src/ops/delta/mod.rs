@@ -32,8 +32,8 @@ mod tests {
     use super::rule::Sizes;
     use super::*;
     use crate::exec::Exec;
-    use crate::ops::testing::{all_isas, assert_close, random};
     use crate::simd::Elem;
+    use crate::testing::{all_isas, assert_close, random};
 
     /// Keys and queries of norm 1 (`kq` of `n` tokens stacked), values, `g`, `beta` in f64.
     fn inputs((n, dk, dv): Sizes, seed: u64) -> [Vec<f64>; 4] {

@@ -83,8 +83,8 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
 mod tests {
     use super::*;
     use crate::dispatch::Isa;
-    use crate::ops::testing::random;
     use crate::simd::{Op, Simd, Units};
+    use crate::testing::random;
 
     struct All<'a>(&'a [f32]);
 

@@ -196,7 +196,7 @@ impl Op<f32> for Cap<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equal_the_formulas_in_f64_and_have_the_same_bits_everywhere() {

@@ -117,7 +117,7 @@ impl<E: Elem> Op<E> for TileHeight {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     fn values<A: Store>(n: usize, seed: u64) -> Vec<A> {
         random::<A::E>(n, seed).into_iter().map(A::narrow).collect()

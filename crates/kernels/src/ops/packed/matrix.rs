@@ -166,7 +166,7 @@ impl PackedMatrix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{integers, random};
+    use crate::testing::{integers, random};
 
     #[test]
     fn a_row_of_bytes_is_its_weights() {

@@ -35,7 +35,7 @@ pub fn packed_matmul(
 mod tests {
     use super::matrix::Kind;
     use super::*;
-    use crate::ops::testing::{all_isas, integers, random};
+    use crate::testing::{all_isas, integers, random};
 
     /// The definition in plain loops, with f64 for the scales.
     fn reference(x: &[f32], w: &[i8], scales: &[f32], outputs: usize, columns: Columns) -> Vec<f64> {

@@ -1,17 +1,26 @@
-//! What the ops' tests share: random vectors, every ISA of the machine, RMS comparison.
+//! What the tests share: random numbers, every ISA of the machine, RMS comparison.
 
 use crate::exec::Exec;
 use crate::{Elem, Isa};
 
-/// Values in [-1, 1) from a linear congruential generator (Knuth's MMIX constants).
+/// A linear congruential generator (Knuth's MMIX constants), its upper half.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1))
+    }
+
+    pub(crate) fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 32) as u32
+    }
+}
+
+/// Values in [-1, 1).
 pub(crate) fn random<E: Elem>(n: usize, seed: u64) -> Vec<E> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            E::from_f64((state >> 33) as f64 / f64::from(1u32 << 30) - 1.0)
-        })
-        .collect()
+    let mut random = Random::new(seed);
+    (0..n).map(|_| E::from_f64(f64::from(random.next() >> 1) / f64::from(1u32 << 30) - 1.0)).collect()
 }
 
 /// Integers from `-most` to `most`.
