@@ -1,5 +1,6 @@
 //! One op, one file: formula, body written once over the trait `Simd`, reference loop, tests.
 
+mod act;
 mod adamw;
 mod attention;
 mod conv;
@@ -22,6 +23,7 @@ mod softcap;
 mod softmax;
 mod unit;
 
+pub use act::{Act, Act as Activation, Act as Gate};
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{attention_backward, attention_forward, attention_work};
 pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};
@@ -31,11 +33,9 @@ pub use exact::attention::{exact_attention, exact_rope};
 pub use exact::choose::{exact_max, exact_weights};
 pub use exact::conv::{ConvRows, exact_conv, exact_conv_keep};
 pub use exact::delta::{exact_delta_step, exact_delta_width, exact_sigmoid, exact_softplus};
-pub use exact::rows::{
-    Gate, exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap,
-};
-pub use gate::{Act, gate_backward, gate_forward};
-pub use glu::{Activation, glu_again, glu_backward, glu_forward};
+pub use exact::rows::{exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap};
+pub use gate::{gate_backward, gate_forward, gate_forward as glu_again};
+pub use glu::{glu_backward, glu_forward};
 pub use int8::round_int8;
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 pub use muon::{Momentum, momentum_step, rows_normalise, scale, scale_add};
