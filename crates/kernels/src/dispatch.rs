@@ -109,15 +109,24 @@ impl Isa {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// The best available one, or the one that the environment variable `FLASHLM_ISA` names.
-    pub fn detect() -> Result<Isa, String> {
+    /// What tests and benchmarks go through: all available ones, best first, or the one that the environment variable
+    /// `FLASHLM_ISA` names.
+    pub fn wanted() -> Result<Vec<Isa>, String> {
         match std::env::var("FLASHLM_ISA") {
-            Ok(name) if !name.is_empty() => Isa::named(&name).ok_or_else(|| {
-                let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-                format!("FLASHLM_ISA={name} is not available on this machine; it has: {}", names.join(", "))
-            }),
-            _ => Ok(Isa::available()[0]),
+            Ok(name) if !name.is_empty() => match Isa::named(&name) {
+                Some(isa) => Ok(vec![isa]),
+                None => {
+                    let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+                    Err(format!("FLASHLM_ISA={name} is not available on this machine; it has: {}", names.join(", ")))
+                }
+            },
+            _ => Ok(Isa::available()),
         }
+    }
+
+    /// The best available one, or the one that `FLASHLM_ISA` names.
+    pub fn detect() -> Result<Isa, String> {
+        Isa::wanted().map(|isas| isas[0])
     }
 
     /// Whether it has instructions for products of bf16.

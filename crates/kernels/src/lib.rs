@@ -16,6 +16,7 @@ mod dot;
 mod exec;
 mod isa;
 pub mod map;
+pub mod measure;
 mod number;
 pub mod ops;
 mod part;

@@ -30,11 +30,7 @@ pub(crate) fn integers(n: usize, seed: u64, most: f32) -> Vec<i8> {
 
 /// Runs a check on every ISA with two threads; `FLASHLM_ISA` narrows it to one.
 pub(crate) fn all_isas(check: impl Fn(&Exec)) {
-    let isas = match std::env::var_os("FLASHLM_ISA") {
-        Some(_) => vec![Isa::detect().unwrap()],
-        None => Isa::available(),
-    };
-    isas.into_iter().for_each(|isa| check(&Exec::new(isa, 2)));
+    Isa::wanted().unwrap().into_iter().for_each(|isa| check(&Exec::new(isa, 2)));
 }
 
 /// The RMS of the difference is at most `bound` times the RMS of `want`.
