@@ -44,7 +44,7 @@ pub use packed::{Columns, INT8_ROWS, Int8Rows, PackedMatrix, packed_matmul};
 pub use quant::{Quant, Scale, Stat, quantise};
 pub use reduce::{add, add_parts, narrow, sum_squares, zero};
 pub use rope::rope;
-pub use small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
+pub use small::{Strided, Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 pub use softcap::softcap;
 pub use softmax::{NO_TARGET, Objective, SoftmaxRows, softmax_backward};
 pub use unit::{silu_unit_backward, silu_unit_forward};

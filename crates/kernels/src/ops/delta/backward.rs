@@ -5,7 +5,7 @@ use super::pairs::Pairs;
 use super::rule::{Rule, Sizes};
 use crate::exec::Exec;
 use crate::ops::rows::{RowDots, Scale, Transpose, scale_rows};
-use crate::ops::small::{Triangle, small_matmul, solve_unit_upper};
+use crate::ops::small::{Strided, Triangle, small_matmul, solve_unit_upper};
 use crate::simd::Elem;
 use crate::size::area;
 
@@ -42,11 +42,11 @@ pub fn delta_backward<E: Elem>(
     // S1 = exp(c_n) S0 + (w K)^T U, and O's part of dU.
     let (wk, du) = (cut(&mut rest, n * dk), cut(&mut rest, n * width));
     scale_rows(cx, wk, k, c.w, dk, false);
-    small_matmul(cx, (du, width), (c.p, 1, n), (d_o, width), (n, width, n), Triangle::UpperA, false);
-    small_matmul(cx, (du, width), (wk, dk, 1), (ds, width), (n, width, dk), Triangle::None, true);
+    small_matmul(cx, (du, width), Strided::transposed(c.p, n), (d_o, width), (n, width, n), Triangle::UpperA, false);
+    small_matmul(cx, (du, width), Strided::rows(wk, dk), (ds, width), (n, width, dk), Triangle::None, true);
     let z = wk;
     cx.op(Transpose { y: turned, x: ds, rows: dk, columns: width });
-    small_matmul(cx, (z, dk), (c.u, width, 1), (turned, dk), (n, dk, width), Triangle::None, false);
+    small_matmul(cx, (z, dk), Strided::rows(c.u, width), (turned, dk), (n, dk, width), Triangle::None, false);
     cx.op(RowDots { out: dots, x: k, y: z, d: dk });
     let mut total = [E::ZERO];
     cx.op(RowDots { out: &mut total, x: s0, y: ds, d: dk * width });
@@ -65,19 +65,19 @@ pub fn delta_backward<E: Elem>(
     let pairs = cut(&mut rest, n * n);
     let ut = &mut turned[..width * n];
     cx.op(Transpose { y: ut, x: c.u, rows: n, columns: width });
-    small_matmul(cx, (pairs, n), (d_o, width, 1), (ut, n), (n, n, width), Triangle::LowerC, false);
+    small_matmul(cx, (pairs, n), Strided::rows(d_o, width), (ut, n), (n, n, width), Triangle::LowerC, false);
     by.fill(E::ONE);
     cx.op(Pairs { x: pairs, factor: c.p, decay: c.d, by, rows, columns: dc, n, diagonal: 1 });
     (0..n).for_each(|i| dc[i] += rows[i]);
-    small_matmul(cx, (dqueries, dk), (pairs, n, 1), (k, dk), (n, dk, n), Triangle::LowerA, false);
-    small_matmul(cx, (dkeys, dk), (pairs, 1, n), (q, dk), (n, dk, n), Triangle::UpperA, true);
+    small_matmul(cx, (dqueries, dk), Strided::rows(pairs, n), (k, dk), (n, dk, n), Triangle::LowerA, false);
+    small_matmul(cx, (dkeys, dk), Strided::transposed(pairs, n), (q, dk), (n, dk, n), Triangle::UpperA, true);
 
     // M = beta_i (K K^T) E, dM = -strict_tril(dR U^T).
-    small_matmul(cx, (pairs, n), (dr, width, 1), (ut, n), (n, n, width), Triangle::LowerC, false);
+    small_matmul(cx, (pairs, n), Strided::rows(dr, width), (ut, n), (n, n, width), Triangle::LowerC, false);
     (0..n).for_each(|i| by[i] = -beta[i]);
     cx.op(Pairs { x: pairs, factor: c.ke, decay: c.e, by, rows, columns: dc, n, diagonal: 0 });
-    small_matmul(cx, (dkeys, dk), (pairs, n, 1), (k, dk), (n, dk, n), Triangle::LowerA, true);
-    small_matmul(cx, (dkeys, dk), (pairs, 1, n), (k, dk), (n, dk, n), Triangle::UpperA, true);
+    small_matmul(cx, (dkeys, dk), Strided::rows(pairs, n), (k, dk), (n, dk, n), Triangle::LowerA, true);
+    small_matmul(cx, (dkeys, dk), Strided::transposed(pairs, n), (k, dk), (n, dk, n), Triangle::UpperA, true);
 
     // R = beta (V - exp(e) K S0) and exp(c) Q S0.
     for i in 0..n {
@@ -98,9 +98,17 @@ pub fn delta_backward<E: Elem>(
     (0..n).for_each(|i| dc[i] += c.exp_c[i] * dots[i]);
     scale_rows(cx, qs, d_o, c.exp_c, width, false);
     cx.op(Transpose { y: turned, x: s0, rows: dk, columns: width });
-    small_matmul(cx, (dkq, dk), (c.kqs, width, 1), (turned, dk), (2 * n, dk, width), Triangle::None, true);
+    small_matmul(cx, (dkq, dk), Strided::rows(c.kqs, width), (turned, dk), (2 * n, dk, width), Triangle::None, true);
     cx.op(Scale { y: ds, by: last });
-    small_matmul(cx, (ds, width), (kq, 1, dk), (c.kqs, width), (dk, width, 2 * n), Triangle::None, true);
+    small_matmul(
+        cx,
+        (ds, width),
+        Strided::transposed(kq, dk),
+        (c.kqs, width),
+        (dk, width, 2 * n),
+        Triangle::None,
+        true,
+    );
 
     let (mut sum_c, mut sum_e) = (0.0, 0.0);
     for i in (0..n).rev() {

@@ -6,7 +6,7 @@ use super::pairs::{Decay, Mask};
 use super::rule::{Rule, Sizes};
 use crate::exec::Exec;
 use crate::ops::rows::{Exp, Scale, Transpose, scale_rows};
-use crate::ops::small::{Triangle, small_matmul, solve_unit_lower};
+use crate::ops::small::{Strided, Triangle, small_matmul, solve_unit_lower};
 use crate::simd::Elem;
 use crate::size::area;
 
@@ -87,12 +87,12 @@ impl<'a, E: Elem> Chunk<'a, E> {
         let kt = cut(&mut rest, dk * n);
         cx.op(Transpose { y: kt, x: kq, rows: n, columns: dk });
         let kt = (&*kt, n);
-        small_matmul(cx, (c.ke, n), (kq, dk, 1), kt, (n, n, dk), Triangle::LowerC, false);
-        small_matmul(cx, (c.p, n), (&kq[n * dk..], dk, 1), kt, (n, n, dk), Triangle::LowerC, false);
+        small_matmul(cx, (c.ke, n), Strided::rows(kq, dk), kt, (n, n, dk), Triangle::LowerC, false);
+        small_matmul(cx, (c.p, n), Strided::rows(&kq[n * dk..], dk), kt, (n, n, dk), Triangle::LowerC, false);
         cx.op(Mask { y: c.p, decay: c.d, n, diagonal: 1 });
         cx.op(Mask { y: c.ke, decay: c.e, n, diagonal: 0 });
         scale_rows(cx, c.m, c.ke, beta, n, false);
-        small_matmul(cx, (c.kqs, dv), (kq, dk, 1), (s, dv), (2 * n, dv, dk), Triangle::None, false);
+        small_matmul(cx, (c.kqs, dv), Strided::rows(kq, dk), (s, dv), (2 * n, dv, dk), Triangle::None, false);
         let scale = cut(&mut rest, n);
         (0..n).for_each(|i| scale[i] = -(beta[i] * c.exp_e[i]));
         scale_rows(cx, c.u, v, beta, dv, false);
@@ -122,9 +122,9 @@ pub fn delta_forward<E: Elem>(
     let mut rest = work;
     let c = Chunk::new(cx, s, kq, v, (g, beta), rule, &mut rest, (n, dk, dv));
     scale_rows(cx, o, &c.kqs[n * dv..], c.exp_c, dv, false);
-    small_matmul(cx, (o, dv), (c.p, n, 1), (c.u, dv), (n, dv, n), Triangle::LowerA, true);
+    small_matmul(cx, (o, dv), Strided::rows(c.p, n), (c.u, dv), (n, dv, n), Triangle::LowerA, true);
     let wk = cut(&mut rest, n * dk);
     scale_rows(cx, wk, kq, c.w, dk, false);
     cx.op(Scale { y: s, by: c.exp_c[n - 1] });
-    small_matmul(cx, (s, dv), (wk, 1, dk), (c.u, dv), (dk, dv, n), Triangle::None, true);
+    small_matmul(cx, (s, dv), Strided::transposed(wk, dk), (c.u, dv), (dk, dv, n), Triangle::None, true);
 }
