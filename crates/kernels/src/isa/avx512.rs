@@ -187,5 +187,8 @@ unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
         fn floats(v: __m512i, shift: i32) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_set1_epi32(shift)))
         }
+        fn block(c: *mut i32, a: *const u8, lda: usize, b: *const u8, apart: usize, steps: usize, both: bool) {
+            super::amx::int8::block(c, a, lda, b, apart, steps, both)
+        }
     }
 }

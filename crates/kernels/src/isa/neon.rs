@@ -191,6 +191,7 @@ unsafe impl Dot for NeonDot {
         }
         fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t { Self::total(acc) }
         fn total(acc: [int32x4_t; 4]) -> int32x4_t { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
+        fn load(p: *const i32) -> int32x4_t { vld1q_s32(p) }
         fn floats(v: int32x4_t, shift: i32) -> float32x4_t { vcvtq_f32_s32(vsubq_s32(v, vdupq_n_s32(shift))) }
     }
 }

@@ -223,7 +223,6 @@ unsafe impl Dot for ScalarDot {
     unsafe fn total(acc: [i32; 4]) -> i32 {
         acc[0] + acc[1] + acc[2] + acc[3]
     }
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load(p: *const i32) -> i32 {
         // SAFETY: the caller's promise.

@@ -7,8 +7,7 @@ use super::tiles::configure;
 /// Sums of a row: two panels of 16 columns.
 const SIDE: usize = 32;
 
-/// `c: [32, 2, 16] = a b` of i32: 32 rows (or 16 unless `both`) of `64 steps` signed bytes, `lda` bytes apart, with two panels
-/// of unsigned bytes `apart` bytes from each other, each `[16 steps, 16, 4]`: quads of depths of 16 columns.
+/// [`crate::dot::Dot::block`].
 ///
 /// # Safety
 /// The machine has AMX for int8; the operands cover what is loaded and stored, `c` 32 rows.
