@@ -2,7 +2,7 @@
 
 mod validate;
 
-use flashlm_kernels::ops::{Activation, Quant, Scale, Stat};
+use flashlm_kernels::ops::{Act, Quant, Scale, Stat};
 use serde::{Deserialize, Serialize};
 
 pub use validate::{ConfigError, MAX_NUMBERS};
@@ -192,10 +192,10 @@ pub enum ActivationKind {
 
 impl ActivationKind {
     /// The kernel's setting.
-    pub fn activation(self) -> Activation {
+    pub fn activation(self) -> Act {
         match self {
-            ActivationKind::Silu => Activation::Silu,
-            ActivationKind::Relu2 => Activation::Relu2,
+            ActivationKind::Silu => Act::Silu,
+            ActivationKind::Relu2 => Act::Relu2,
         }
     }
 }

@@ -23,7 +23,7 @@ mod softcap;
 mod softmax;
 mod unit;
 
-pub use act::{Act, Act as Activation, Act as Gate};
+pub use act::Act;
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{attention_backward, attention_forward, attention_work};
 pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};

@@ -1,7 +1,7 @@
 //! The mixer `delta` in the packed runtime: see [`crate::mixer::delta`].
 
 use flashlm_kernels::ops::{
-    ConvRows, Gate, Rule, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
+    Act, ConvRows, Rule, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
     exact_sigmoid, exact_silu_unit, exact_softplus,
 };
 use flashlm_kernels::tile::Local;
@@ -24,7 +24,7 @@ pub(crate) struct Delta {
     taps: [Buf<f32>; 3],
     head_norm: Option<Norm>,
     output: Linear,
-    act: Gate,
+    act: Act,
     rule: Rule,
     strength: f32,
     /// Epsilon and scale of queries' and keys' norms.
@@ -79,7 +79,7 @@ impl Delta {
                 false => None,
             },
             output: Linear::output(from, &name("o_proj"), (d, values))?,
-            act: if published { Gate::Silu } else { Gate::Sigmoid },
+            act: if published { Act::Silu } else { Act::Sigmoid },
             rule: match c.rule {
                 DeltaRule::Canonical => Rule::Canonical,
                 DeltaRule::Undecayed => Rule::Undecayed,

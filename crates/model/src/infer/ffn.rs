@@ -1,11 +1,10 @@
 //! GLU branch: `h += W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`; see [`crate::layer::ffn`].
 
 use flashlm_kernels::Exec;
-use flashlm_kernels::ops::{Columns, Gate, exact_gate};
+use flashlm_kernels::ops::{Act, Columns, exact_gate};
 use flashlm_kernels::tile::Local;
 
 use super::linear::{Input, Linear, Norm, Work};
-use crate::config::ActivationKind;
 use crate::pack::{PackError, Reader};
 
 pub(crate) struct Ffn {
@@ -13,7 +12,7 @@ pub(crate) struct Ffn {
     gate: Linear,
     up: Linear,
     down: Linear,
-    act: Gate,
+    act: Act,
     hidden: usize,
 }
 
@@ -26,10 +25,7 @@ impl Ffn {
             gate: Linear::read(from, &name("W_gate"), (f, d))?,
             up: Linear::read(from, &name("W_up"), (f, d))?,
             down: Linear::output(from, &name("W_down"), (d, f))?,
-            act: match from.config().activation {
-                ActivationKind::Silu => Gate::Silu,
-                ActivationKind::Relu2 => Gate::Relu2,
-            },
+            act: from.config().activation.activation(),
             hidden: f,
         })
     }

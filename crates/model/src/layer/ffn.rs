@@ -1,7 +1,7 @@
 //! TernaryGLU branch: `y = h + W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`; `act` is
 //! SiLU or squared ReLU.
 
-use flashlm_kernels::ops::{Activation, glu_again, glu_backward, glu_forward, narrow};
+use flashlm_kernels::ops::{Act, glu_again, glu_backward, glu_forward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
@@ -17,7 +17,7 @@ pub struct Ffn<A: Store> {
     gate: Linear<A>,
     up: Linear<A>,
     down: Linear<A>,
-    activation: Activation,
+    activation: Act,
     dim: usize,
     hidden: usize,
     g: Buf<A>,
