@@ -34,7 +34,7 @@ pub use exact::choose::{exact_max, exact_weights};
 pub use exact::conv::{ConvRows, exact_conv, exact_conv_keep};
 pub use exact::delta::{exact_delta_step, exact_delta_width, exact_sigmoid, exact_softplus};
 pub use exact::rows::{exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap};
-pub use gate::{gate_backward, gate_forward, gate_forward as glu_again};
+pub use gate::{gate_backward, gate_forward};
 pub use glu::{glu_backward, glu_forward};
 pub use int8::round_int8;
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};

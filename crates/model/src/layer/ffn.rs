@@ -1,7 +1,7 @@
 //! TernaryGLU branch: `y = h + W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`; `act` is
 //! SiLU or squared ReLU.
 
-use flashlm_kernels::ops::{Act, glu_again, glu_backward, glu_forward, narrow};
+use flashlm_kernels::ops::{Act, gate_forward, glu_backward, glu_forward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
@@ -128,7 +128,7 @@ impl<A: Store> Ffn<A> {
             narrow(cx, dy, dh);
             if down.has_norm() {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
-                glu_again(cx, a, g, u, *activation);
+                gate_forward(cx, a, g, u, *activation);
             }
             down.backward_input(cx, da, part_down, dy, Input::Kept(a), params, local, false);
             glu_backward(cx, dg, du, a, da, g, u, *activation);
