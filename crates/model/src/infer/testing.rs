@@ -56,10 +56,7 @@ impl Noise {
 
 /// All ISAs of the machine; `FLASHLM_ISA` narrows them to one.
 pub(crate) fn isas() -> Vec<Isa> {
-    match std::env::var_os("FLASHLM_ISA") {
-        Some(_) => vec![Isa::detect().unwrap()],
-        None => Isa::available(),
-    }
+    Isa::wanted().unwrap()
 }
 
 /// Tokens of which some end a story.
