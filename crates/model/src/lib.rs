@@ -43,9 +43,9 @@ mod testing;
 pub mod tok;
 
 pub use config::ModelConfig;
+pub use family::forms::{LanguageModel, Prepared, Shape, State};
 pub use flashlm_kernels::ops::Objective;
 pub use flashlm_kernels::{Exec, Isa, Token};
 pub use infer::{Engine, Finish, PackedModel, Stream, Writer};
-pub use family::forms::{LanguageModel, Prepared, Shape, State};
 pub use model_file::Model;
 pub use precision::Precision;

@@ -139,8 +139,8 @@ impl Model {
         let config = read_config(file, activation_bits).map_err(within)?;
         let params = read_params(file, &config, "").map_err(within)?;
         let beside = || tokenizer.path.to_owned();
-        let tokenizer = Tokenizer::from_json(tokenizer.json)
-            .map_err(|source| ModelError::Tokenizer { path: beside(), source })?;
+        let tokenizer =
+            Tokenizer::from_json(tokenizer.json).map_err(|source| ModelError::Tokenizer { path: beside(), source })?;
         config.fits(&tokenizer).map_err(|source| ModelError::Vocabulary { path: beside(), source })?;
         Ok(Model { config, params, tokenizer, path: path.to_owned(), step: None })
     }

@@ -6,10 +6,10 @@ use flashlm_kernels::ops::{Objective, round_int8};
 use flashlm_kernels::{Exec, Isa, Token};
 
 use crate::config::{DeltaForm, ModelConfig, QuantConfig, ScaleKind};
-use crate::infer::{Engine, PackedModel};
-use crate::layer::round::constants;
 use crate::family::build;
 use crate::family::forms::{Prepared, Shape};
+use crate::infer::{Engine, PackedModel};
+use crate::layer::round::constants;
 use crate::mixer;
 use crate::pack::{self, pack};
 use crate::params::Layout;

@@ -2,9 +2,7 @@
 
 use flashlm_kernels::Token;
 
-use crate::config::{
-    ActivationKind, AttentionConfig, DeltaConfig, ModelConfig, QuantConfig, ScaleKind, StatKind,
-};
+use crate::config::{ActivationKind, AttentionConfig, DeltaConfig, ModelConfig, QuantConfig, ScaleKind, StatKind};
 use crate::mixer::Settings;
 use crate::rng::Rng;
 

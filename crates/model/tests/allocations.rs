@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use flashlm_model::config::{AttentionConfig, DeltaConfig, DeltaForm, QuantConfig, ScaleKind};
 use flashlm_model::pack::{Options, pack};
+use flashlm_model::params;
 use flashlm_model::sample::Settings;
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::params;
 use flashlm_model::{Engine, Exec, Isa, ModelConfig, PackedModel, Writer, mixer};
 
 struct Counting;

@@ -9,11 +9,11 @@ use crate::optim::Tensor;
 use crate::run_folder::{RunError, RunFolder};
 use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
+use flashlm_model::PackedModel;
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_model::model_file::{Model, ModelError, TOKENIZER, TokenizerFile, read_tensor, wrong};
 use flashlm_model::pack::{self, PackError};
-use flashlm_model::PackedModel;
 use std::path::{Path, PathBuf};
 
 const MODEL: &str = "model.safetensors";

@@ -3,7 +3,7 @@
 pub mod error;
 
 use flashlm_kernels::Token;
-use flashlm_kernels::ops::{Activation, Quant, Scale, Stat};
+use flashlm_kernels::ops::{Act, Quant, Scale, Stat};
 use serde::{Deserialize, Serialize};
 
 use crate::layer::branch::LayerConfig;
@@ -115,10 +115,10 @@ pub enum ActivationKind {
 
 impl ActivationKind {
     /// The kernel's setting.
-    pub fn activation(self) -> Activation {
+    pub fn act(self) -> Act {
         match self {
-            ActivationKind::Silu => Activation::Silu,
-            ActivationKind::Relu2 => Activation::Relu2,
+            ActivationKind::Silu => Act::Silu,
+            ActivationKind::Relu2 => Act::Relu2,
         }
     }
 }

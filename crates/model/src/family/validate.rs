@@ -1,8 +1,8 @@
 //! Every rule about a model's sizes and switches. What passes here can be trained, saved, loaded, packed and run; a mixer,
 //! a reader or the packed runtime has no rules of its own.
 
-use crate::config::error::{ConfigError, check, within};
 use crate::config::ModelConfig;
+use crate::config::error::{ConfigError, check, within};
 use crate::params::{Layout, MAX_NUMBERS};
 use crate::tok::Tokenizer;
 
@@ -44,7 +44,8 @@ impl ModelConfig {
     fn validate_size(&self) -> Result<(), ConfigError> {
         let (layout, state) = super::sizes(self);
         let refuse = |of: fn(&ModelConfig) -> usize, why: String| {
-            let fits = (1..self.blocks).rev().find(|&blocks| of(&ModelConfig { blocks, ..self.clone() }) <= MAX_NUMBERS);
+            let fits =
+                (1..self.blocks).rev().find(|&blocks| of(&ModelConfig { blocks, ..self.clone() }) <= MAX_NUMBERS);
             let (key, found, expected) = match fits {
                 Some(blocks) => ("blocks", self.blocks, format!("at most {blocks} with the other sizes as they are")),
                 None => ("dim", self.dim, "smaller, with the other sizes as they are".into()),

@@ -6,8 +6,8 @@ use flashlm_kernels::Token;
 
 use super::stream::Stream;
 use crate::config::ModelConfig;
-use crate::family::forms::PackedBody;
 use crate::family;
+use crate::family::forms::PackedBody;
 use crate::io::map_limited;
 use crate::io::safetensors::TensorFile;
 use crate::layer::packed::PackedLinear;

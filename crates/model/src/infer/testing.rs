@@ -12,8 +12,8 @@ use crate::mixer::Settings;
 use crate::pack::{Options, pack};
 use crate::params::Layout;
 use crate::rng::Rng;
-use crate::tok::Tokenizer;
 use crate::testing::{noisy, tiny};
+use crate::tok::Tokenizer;
 use crate::{ModelConfig, mixer};
 
 /// EOS of the vocabulary of bytes.
@@ -59,10 +59,7 @@ impl Noise {
 
 /// All ISAs of the machine; `FLASHLM_ISA` narrows them to one.
 pub(crate) fn isas() -> Vec<Isa> {
-    match std::env::var_os("FLASHLM_ISA") {
-        Some(_) => vec![Isa::detect().unwrap()],
-        None => Isa::available(),
-    }
+    Isa::wanted().unwrap()
 }
 
 /// Tokens of which some end a story.

@@ -1,7 +1,7 @@
 //! TernaryGLU branch: `y = h + W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`; `act` is
 //! SiLU or squared ReLU.
 
-use flashlm_kernels::ops::{Activation, glu_again, glu_backward, glu_forward, narrow};
+use flashlm_kernels::ops::{Act, gate_forward, glu_backward, glu_forward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
@@ -20,17 +20,17 @@ pub struct FfnParams {
     pub up: Linear,
     /// `[D, F]`.
     pub down: Linear,
-    activation: Activation,
+    act: Act,
     part: usize,
 }
 
 impl FfnParams {
     /// Adds `W_gate`, `W_up` and `W_down`.
-    pub fn new(b: &mut Branch, hidden: usize, activation: Activation) -> Self {
+    pub fn new(b: &mut Branch, hidden: usize, act: Act) -> Self {
         let d = b.config().dim;
         let (gate, up) = (b.linear("W_gate", hidden, d), b.linear("W_up", hidden, d));
         let down = b.output("W_down", hidden);
-        FfnParams { norm: b.branch_norm(), gate, up, down, activation, part: b.need().part }
+        FfnParams { norm: b.branch_norm(), gate, up, down, act, part: b.need().part }
     }
 
     /// The norm before it.
@@ -39,8 +39,8 @@ impl FfnParams {
     }
 
     /// What the gate goes through.
-    pub fn activation(&self) -> Activation {
-        self.activation
+    pub fn act(&self) -> Act {
+        self.act
     }
 }
 
@@ -86,7 +86,7 @@ impl<A: Store> Ffn<A> {
 
     /// `y, h: [rows, D]`.
     pub fn forward(&self, cx: &Exec, y: &mut [A::E], saved: &mut Saved<A>, h: &[A::E], params: Params<A::E>) {
-        let Ffn { of: FfnParams { norm, activation, .. }, gate, up, down } = self;
+        let Ffn { of: FfnParams { norm, act, .. }, gate, up, down } = self;
         let (f, d) = (self.of.down.inputs, self.of.down.outputs);
         let buffers = (Rows(y, d), Rows(&mut saved.g, f), Rows(&mut saved.u, f));
         cx.tiles(h.len() / d, buffers, |cx, r, (y, g, u), local| {
@@ -96,7 +96,7 @@ impl<A: Store> Ffn<A> {
             let x = norm.forward(cx, x, h, params.all);
             gate.forward(cx, zg, x, params, local, false);
             up.forward(cx, zu, x, params, local, false);
-            glu_forward(cx, a, g, u, zg, zu, *activation);
+            glu_forward(cx, a, g, u, zg, zu, *act);
             y.copy_from_slice(h);
             down.forward(cx, y, Input::Kept(a), params, local, true);
         });
@@ -113,7 +113,7 @@ impl<A: Store> Ffn<A> {
         params: Params<A::E>,
         s: &mut Scratch<A>,
     ) {
-        let Ffn { of: FfnParams { norm, activation, part: width, .. }, gate, up, down } = self;
+        let Ffn { of: FfnParams { norm, act, part: width, .. }, gate, up, down } = self;
         let (f, d, width) = (self.of.down.inputs, self.of.down.outputs, *width);
         let rows = h.len() / d;
         let tiles = cx.tile_count(rows) * width;
@@ -136,10 +136,10 @@ impl<A: Store> Ffn<A> {
             narrow(cx, dy, dh);
             if down.has_norm() {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
-                glu_again(cx, a, g, u, *activation);
+                gate_forward(cx, a, g, u, *act);
             }
             down.backward_input(cx, da, part, dy, Input::Kept(a), params, local, false);
-            glu_backward(cx, dg, du, a, da, g, u, *activation);
+            glu_backward(cx, dg, du, a, da, g, u, *act);
             gate.backward_input(cx, dx, part, dg, x, params, local, false);
             up.backward_input(cx, dx, part, du, x, params, local, true);
             norm.backward(cx, dh, part, dx, h, params.all);

@@ -376,8 +376,7 @@ mod tests {
         targets[rows - 3..].fill(NO_TARGET);
         head.prepare(&cx, &params, &mut s);
         let (objective, all) = (Objective { scale: 0.01, z_loss }, Params { all: &params, int8 });
-        let nats =
-            head.loss_backward(&cx, &mut dh, &mut grads, &mut work, &h, &targets, &norm, all, &mut s, objective);
+        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &mut work, &h, &targets, &norm, all, &mut s, objective);
         for (row, dh) in dh.chunks(d).enumerate() {
             let zero = dh.iter().all(|x| x.to_f64() == 0.0);
             assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");

@@ -86,13 +86,7 @@ pub struct BranchNorm(pub Option<Norm>);
 
 impl BranchNorm {
     /// The input of a branch from the residual stream, `h: [rows, d]`: normalised into `x` where there is a norm.
-    pub fn forward<'a, A: Store>(
-        &self,
-        cx: &Exec,
-        x: &'a mut [A],
-        h: &'a [A::E],
-        params: &[A::E],
-    ) -> Input<'a, A> {
+    pub fn forward<'a, A: Store>(&self, cx: &Exec, x: &'a mut [A], h: &'a [A::E], params: &[A::E]) -> Input<'a, A> {
         if let Some(norm) = &self.0 {
             norm.forward(cx, x, h, params);
         }

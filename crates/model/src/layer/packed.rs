@@ -7,8 +7,8 @@ use flashlm_kernels::tile::Local;
 
 use super::linear::Linear;
 use super::norm::{BranchNorm, Norm};
-use crate::pack::reader::Reader;
 use crate::pack::error::PackError;
+use crate::pack::reader::Reader;
 
 /// A learned scale.
 pub(crate) struct PackedNorm {

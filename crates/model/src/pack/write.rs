@@ -17,13 +17,7 @@ use crate::tok::Tokenizer;
 ///
 /// # Panics
 /// If the config is not valid, or the parameters are not as many as its layout's.
-pub fn pack(
-    cx: &Exec,
-    config: &ModelConfig,
-    params: &[f32],
-    tokenizer: &Tokenizer,
-    options: Options,
-) -> Vec<u8> {
+pub fn pack(cx: &Exec, config: &ModelConfig, params: &[f32], tokenizer: &Tokenizer, options: Options) -> Vec<u8> {
     let (density, layout) = (options.density, Layout::of(config));
     assert_eq!(params.len(), layout.len(), "parameters of another model");
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();

@@ -8,10 +8,10 @@ use flashlm_model::ModelConfig;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{DataSettings, Settings, TrainSettings};
 use crate::load::{Found, LoadError, unpacked};
-use flashlm_model::Model;
 use crate::run_folder::RunFolder;
 use crate::trainer::{Event, Tell, TrainError, continued};
 use crate::what::{Unwanted, What};
+use flashlm_model::Model;
 
 /// What a run starts from.
 pub enum Origin {

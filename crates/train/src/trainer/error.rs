@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use flashlm_model::model_file::ModelError;
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
+use flashlm_model::model_file::ModelError;
 use flashlm_model::pack::PackError;
 use flashlm_model::sample::SampleError;
 

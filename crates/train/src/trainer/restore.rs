@@ -5,9 +5,9 @@ use super::{Inputs, TrainError};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::load::read_state;
-use flashlm_model::model_file::read_params;
 use crate::progress::{Contents, State};
 use crate::stepper::Stepper;
+use flashlm_model::model_file::read_params;
 
 /// Where the run of a checkpoint stood.
 pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError> {

@@ -45,7 +45,7 @@ impl Params {
             let mixer = mixer::Params::new(config.mixer_of(i), &mut branch, &config.mixers);
             let (norm, need) = (branch.branch_norm(), branch.need());
             let mut branch = Branch::new(layout, name("norm2.scale"), name("ffn"), &layers);
-            let ffn = FfnParams::new(&mut branch, config.ffn_hidden, config.activation.activation());
+            let ffn = FfnParams::new(&mut branch, config.ffn_hidden, config.activation.act());
             BlockParams { norm, mixer, ffn, need: need.max(branch.need()) }
         });
         let blocks = blocks.collect();

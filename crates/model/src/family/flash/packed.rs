@@ -1,7 +1,7 @@
 //! The model in the packed runtime.
 
 use flashlm_kernels::Exec;
-use flashlm_kernels::ops::{Activation, Gate, exact_gate};
+use flashlm_kernels::ops::{Act, exact_gate};
 use flashlm_kernels::tile::Local;
 
 use super::Params;
@@ -19,7 +19,8 @@ pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, Pa
     let of = Params::new(&mut Layout::default(), config);
     let blocks = of.blocks.iter().map(|of| {
         let norm = PackedBranchNorm::read(from, &of.norm)?;
-        Ok(Box::new(Block { norm, mixer: of.mixer.read(from)?, ffn: Ffn::read(from, &of.ffn)? }) as Box<dyn PackedBlock>)
+        Ok(Box::new(Block { norm, mixer: of.mixer.read(from)?, ffn: Ffn::read(from, &of.ffn)? })
+            as Box<dyn PackedBlock>)
     });
     let embedding = from.table(&of.head.table)?;
     let blocks = blocks.collect::<Result<_, PackError>>()?;
@@ -70,7 +71,7 @@ struct Ffn {
     gate: PackedLinear,
     up: PackedLinear,
     down: PackedLinear,
-    act: Gate,
+    act: Act,
     hidden: usize,
 }
 
@@ -81,10 +82,7 @@ impl Ffn {
             gate: PackedLinear::read(from, &of.gate)?,
             up: PackedLinear::read(from, &of.up)?,
             down: PackedLinear::read(from, &of.down)?,
-            act: match of.activation() {
-                Activation::Silu => Gate::Silu,
-                Activation::Relu2 => Gate::Relu2,
-            },
+            act: of.act(),
             hidden: of.down.inputs,
         })
     }

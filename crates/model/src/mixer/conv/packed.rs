@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{ConvRows, Gate, exact_conv, exact_conv_keep, exact_gate};
+use flashlm_kernels::ops::{Act, ConvRows, exact_conv, exact_conv_keep, exact_gate};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
@@ -69,7 +69,7 @@ impl PackedMixer for Packed {
         let m = local.take::<f32>(h.len());
         for (m, u) in m.chunks_exact_mut(d).zip(u.chunks_exact(2 * d)) {
             let (g, y) = u.split_at(d);
-            exact_gate(cx, m, g, y, Gate::Sigmoid);
+            exact_gate(cx, m, g, y, Act::Sigmoid);
         }
         self.down.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
     }

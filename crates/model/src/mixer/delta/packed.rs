@@ -1,7 +1,7 @@
 //! The gated delta rule in the packed runtime.
 
 use flashlm_kernels::ops::{
-    Act, ConvRows, Gate, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
+    ConvRows, exact_conv, exact_conv_keep, exact_delta_step, exact_delta_width, exact_gate, exact_matvec,
     exact_sigmoid, exact_silu_unit, exact_softplus,
 };
 use flashlm_kernels::tile::Local;
@@ -58,14 +58,6 @@ impl Packed {
             strength: of.strength as f32,
             of: of.clone(),
         })
-    }
-
-    /// What the output gate goes through.
-    fn act(&self) -> Gate {
-        match self.of.act {
-            Act::Sigmoid => Gate::Sigmoid,
-            Act::Silu => Gate::Silu,
-        }
     }
 
     /// Where `q, k, v, gate, a, b` begin in a row of `u`, and its end.
@@ -163,7 +155,7 @@ impl PackedMixer for Packed {
 
     fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
         let at = self.places();
-        let (ld, values, act) = (at[6], at[3] - at[2], self.act());
+        let (ld, values, act) = (at[6], at[3] - at[2], self.of.act);
         let rows = u.len() / ld;
         let (m, normed) = (local.take::<f32>(rows * values), local.take::<f32>(values));
         for (m, u) in m.chunks_exact_mut(values).zip(u.chunks_exact(ld)) {

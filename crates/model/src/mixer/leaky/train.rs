@@ -137,12 +137,8 @@ impl<A: Store> Mixer<A> for Train<A> {
                 }
             }
         });
-        let buffers = (
-            Rows(dh, d),
-            Rows(&mut scratch.x, d),
-            Rows(&mut *dv, d),
-            Parts(&mut scratch.parts[..sums], width),
-        );
+        let buffers =
+            (Rows(dh, d), Rows(&mut scratch.x, d), Rows(&mut *dv, d), Parts(&mut scratch.parts[..sums], width));
         cx.tiles(rows, buffers, |cx, r, (dh, x, dv, part), local| {
             let h = &h[r.start * d..r.end * d];
             for (row, dv) in r.zip(dv.chunks_exact_mut(d)) {

@@ -1,17 +1,12 @@
-//! AMX: products of bf16 and of bytes on tile registers of 16 rows of 64 bytes, accumulated in f32 and i32. Everything else
-//! runs as AVX-512.
-//!
-//! Intrinsics for tiles are not stable, so the kernel is one `asm!` block: a 32 x 32 block of `C` in four tiles, with its
-//! whole loop over depths. `tdpbf16ps` sums the even and the odd depths of a tile apart, then adds both to `C` (Intel SDM,
-//! "TDPBF16PS"); denormals count as zero.
+//! Products of bf16 on tiles: a 32 x 32 block of `C` in four of them. `tdpbf16ps` sums the even and the odd depths of a tile
+//! apart, then adds both to `C` (Intel SDM, "TDPBF16PS"); denormals count as zero.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::cell::Cell;
-use std::sync::OnceLock;
 
+use super::tiles::configure;
 use crate::bf16::Bf16;
-use crate::ops::{Part, prefetch};
+use crate::part::{BLOCK, Part, prefetch};
 
 /// Rows and columns of a block of `C`.
 const SIDE: usize = 32;
@@ -21,114 +16,18 @@ const STEP: usize = 32;
 const KC: usize = 512;
 /// Blocks of a transposed `A` that are packed at once: 128 KB.
 const BLOCKS: usize = 4;
-
-/// Whether processor and system let this process use tiles. Asks the system once.
-pub fn available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| (supported() && permitted()) || emulated())
-}
-
-/// Whether tiles of bytes can be multiplied too: CPUID leaf 7, EDX bit 25. The emulator can.
-pub(crate) fn has_int8() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    *HAS.get_or_init(|| available() && (!supported() || __cpuid_count(7, 0).edx & 1 << 25 != 0))
-}
-
-/// The `emulate-amx` feature brings tiles to machines without them, for tests.
-#[cfg(all(target_os = "linux", feature = "emulate-amx"))]
-fn emulated() -> bool {
-    super::amx_emulator::install()
-}
-
-#[cfg(not(all(target_os = "linux", feature = "emulate-amx")))]
-fn emulated() -> bool {
-    false
-}
-
-/// CPUID leaf 7: AMX-BF16 (EDX bit 22) and AMX-TILE (24); XCR0: tile configuration (17) and data (18).
-fn supported() -> bool {
-    let osxsave = __cpuid(1).ecx & 1 << 27 != 0;
-    if __cpuid(0).eax < 7 || !osxsave {
-        return false;
-    }
-    let bits = 1 << 22 | 1 << 24;
-    let xcr0: u32;
-    // SAFETY: OSXSAVE says that the instruction exists.
-    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _, options(nomem, nostack)) };
-    __cpuid_count(7, 0).edx & bits == bits && xcr0 >> 17 & 3 == 3
-}
-
-/// `arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)`: Linux gives tile data only to processes that ask.
-#[cfg(target_os = "linux")]
-fn permitted() -> bool {
-    let result: i64;
-    // SAFETY: a system call that changes nothing but this permission.
-    unsafe {
-        asm!("syscall", inlateout("rax") 158i64 => result, in("rdi") 0x1023, in("rsi") 18,
-            out("rcx") _, out("r11") _, options(nostack));
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn permitted() -> bool {
-    false
-}
-
-/// Tile configuration, palette 1: eight tiles of 16 rows of 64 bytes.
-#[repr(C, align(64))]
-struct Config {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-const fn config() -> Config {
-    let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
-    let mut i = 0;
-    while i < 8 {
-        (row_bytes[i], rows[i]) = (64, 16);
-        i += 1;
-    }
-    Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
-}
-
-static CONFIG: Config = config();
+const _: () = assert!(BLOCKS * SIDE * KC * size_of::<Bf16>() <= BLOCK * size_of::<f64>());
 
 /// The rows and panels of one thread.
 ///
 /// # Safety
-/// As for [`Part`]; the machine has AMX and the AVX-512 that [`super::avx512::run_amx`] enables.
+/// As for [`Part`]; the machine has AMX and the AVX-512 that [`crate::isa::avx512::run_amx`] enables.
 #[inline(always)]
 pub(crate) unsafe fn product(part: Part<Bf16>) {
     // SAFETY: the caller's promise.
     unsafe {
         configure();
         if part.transposed { transposed(&part) } else { row_major(&part) }
-    }
-}
-
-thread_local! {
-    /// Whether this thread's tiles are configured.
-    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Loading a configuration takes some 200 cycles, as long as a small block, so a thread keeps it.
-#[inline(always)]
-unsafe fn configure() {
-    if !CONFIGURED.replace(true) {
-        // SAFETY: the caller has AMX.
-        unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly)) };
-    }
-}
-
-/// Gives the tiles back, so that the system need not save 8 KB with a thread that waits.
-pub(crate) fn release() {
-    if CONFIGURED.replace(false) {
-        // SAFETY: only threads with AMX are ever configured.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
     }
 }
 
@@ -375,94 +274,5 @@ unsafe fn block(c: *mut f32, ldc: usize, a: *const Bf16, lda: usize, b: *const B
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack)
         );
-    }
-}
-
-/// `c: [32, 2, 16] = a b` of i32: 32 rows (or 16 unless `both`) of `64 steps` signed bytes, `lda` bytes apart, with two panels
-/// of unsigned bytes `apart` bytes from each other, each `[16 steps, 16, 4]`: quads of depths of 16 columns.
-///
-/// # Safety
-/// The machine has AMX for int8; the operands cover what is loaded and stored, `c` 32 rows.
-#[inline(always)]
-pub(crate) unsafe fn int8_block(
-    c: *mut i32,
-    a: *const u8,
-    lda: usize,
-    b: *const u8,
-    apart: usize,
-    steps: usize,
-    both: bool,
-) {
-    // SAFETY: the caller's promise; no tile outlives a block.
-    unsafe {
-        configure();
-        if both {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "3:",
-                "tileloadd tmm4, [{a} + {lda}*1]",
-                "tileloadd tmm6, [{b} + {ldb}*1]",
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{f} + {ldb}*1]",
-                "tdpbsud tmm1, tmm4, tmm7",
-                "tileloadd tmm5, [{e} + {lda}*1]",
-                "tdpbsud tmm2, tmm5, tmm6",
-                "tdpbsud tmm3, tmm5, tmm7",
-                "add {a}, 64",
-                "add {e}, 64",
-                "add {b}, 1024",
-                "add {f}, 1024",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{c} + {ldc}*1], tmm0",
-                "tilestored [{c} + {ldc}*1 + 64], tmm1",
-                "tilestored [{d} + {ldc}*1], tmm2",
-                "tilestored [{d} + {ldc}*1 + 64], tmm3",
-                c = in(reg) c,
-                d = in(reg) c.add(16 * SIDE),
-                ldc = in(reg) 4 * SIDE,
-                a = inout(reg) a => _,
-                e = inout(reg) a.add(16 * lda) => _,
-                lda = in(reg) lda,
-                b = inout(reg) b => _,
-                f = inout(reg) b.add(apart) => _,
-                ldb = in(reg) 64usize,
-                steps = inout(reg) steps => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack)
-            );
-        } else {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "3:",
-                "tileloadd tmm4, [{a} + {lda}*1]",
-                "tileloadd tmm6, [{b} + {ldb}*1]",
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tileloadd tmm7, [{f} + {ldb}*1]",
-                "tdpbsud tmm1, tmm4, tmm7",
-                "add {a}, 64",
-                "add {b}, 1024",
-                "add {f}, 1024",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{c} + {ldc}*1], tmm0",
-                "tilestored [{c} + {ldc}*1 + 64], tmm1",
-                c = in(reg) c,
-                ldc = in(reg) 4 * SIDE,
-                a = inout(reg) a => _,
-                lda = in(reg) lda,
-                b = inout(reg) b => _,
-                f = inout(reg) b.add(apart) => _,
-                ldb = in(reg) 64usize,
-                steps = inout(reg) steps => _,
-                out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
-                options(nostack)
-            );
-        }
     }
 }

@@ -1,48 +1,34 @@
-//! What activations and packed weights are kept as: the element they are computed in, or bf16 under f32.
-//!
-//! A matrix product takes both operands as one `Store` and sums in its `E`. bf16 operands go in pairs of depths.
+//! The numbers of kernels: f32 for work, f64 for gradient checks, and bf16, which is kept and not computed in.
 
 use crate::bf16::Bf16;
-use crate::elem::Elem;
-use crate::simd::{Simd, promised};
+use crate::simd::{Elem, Op, Simd, Store, Units, promised};
 
-/// A number in memory.
-///
-/// # Safety
-/// Every bit pattern is a value, and zero bytes are [`Store::ZERO`]. Only [`Bf16`] has a `DEPTH` of 2.
-#[allow(clippy::missing_safety_doc)]
-pub unsafe trait Store: Copy + PartialEq + std::fmt::Debug + Send + Sync + 'static {
-    /// What it is computed in.
-    type E: Elem;
-    /// 0.
-    const ZERO: Self;
-    /// Not a number, the poison of fresh buffers in debug builds.
-    const NAN: Self;
-    /// Depths that one multiply-add of a product takes.
-    const DEPTH: usize;
-    /// The name users give this precision.
-    const NAME: &'static str;
-    /// `LANES` groups of `DEPTH` values.
-    type Group<S: Simd<E = Self::E>>: Copy;
-
-    /// The nearest value.
-    fn narrow(x: Self::E) -> Self;
-    /// Exact widening.
-    fn widen(self) -> Self::E;
-    /// `n` lanes, widened; missing ones are zero.
-    ///
-    /// # Safety
-    /// As `Simd`; this holds for all that follow.
-    unsafe fn get<S: Simd<E = Self::E>>(p: *const Self, n: usize) -> S::V;
-    /// `n` lanes, narrowed.
-    unsafe fn put<S: Simd<E = Self::E>>(p: *mut Self, v: S::V, n: usize);
-    /// The same group in every lane.
-    unsafe fn splat<S: Simd<E = Self::E>>(p: *const Self) -> Self::Group<S>;
-    /// A group in each lane.
-    unsafe fn load<S: Simd<E = Self::E>>(p: *const Self) -> Self::Group<S>;
-    /// `acc + a . b` in each lane.
-    unsafe fn dot<S: Simd<E = Self::E>>(a: Self::Group<S>, b: Self::Group<S>, acc: S::V) -> S::V;
+macro_rules! elem {
+    ($t:ident) => {
+        impl Elem for $t {
+            const ONE: Self = 1.0;
+            fn from_f64(x: f64) -> Self {
+                x as $t
+            }
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            fn abs(self) -> Self {
+                <$t>::abs(self)
+            }
+            fn total_cmp(&self, other: &Self) -> std::cmp::Ordering {
+                <$t>::total_cmp(self, other)
+            }
+            #[inline]
+            fn run_on<U: Units, O: Op<Self>>(units: U, op: O) -> O::Out {
+                units.$t(op)
+            }
+        }
+    };
 }
+
+elem!(f32);
+elem!(f64);
 
 macro_rules! plain {
     ($t:ty, $name:literal) => {
