@@ -20,7 +20,10 @@
 //! Axes are those of [`flashlm_kernels`]. Nothing here opens a network or starts a thread of its own.
 #![forbid(unsafe_code)]
 
+pub mod codes;
 pub mod config;
+pub mod error;
+pub mod export;
 pub mod family;
 #[cfg(test)]
 mod gradcheck;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use flashlm_kernels::{Buf, Exec};
 
+use crate::codes::error::PackError;
 use crate::config::{ConfigError, ModelConfig};
 use crate::infer::model::PackedModel;
 use crate::io::safetensors::{TensorFile, TensorRef};
 use crate::io::{IoError, read_limited};
-use crate::pack::error::PackError;
 use crate::pack::{self, Options};
 use crate::params::Layout;
 use crate::tok::{TokError, Tokenizer};

@@ -10,9 +10,9 @@ mod validate;
 
 use flashlm_kernels::Store;
 
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
 use crate::config::{ConfigError, ModelConfig};
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
 use crate::params::Layout;
 use forms::{LanguageModel, PackedBody};
 

@@ -2,7 +2,7 @@
 //! a reader or the packed runtime has no rules of its own.
 
 use crate::config::ModelConfig;
-use crate::config::error::{ConfigError, check, within};
+use crate::error::{ConfigError, check, within};
 use crate::params::{Layout, MAX_NUMBERS};
 use crate::tok::Tokenizer;
 

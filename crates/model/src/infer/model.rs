@@ -5,13 +5,13 @@ use std::path::Path;
 use flashlm_kernels::Token;
 
 use super::stream::Stream;
+use crate::codes::error::PackError;
 use crate::config::ModelConfig;
 use crate::family;
 use crate::family::forms::PackedBody;
 use crate::io::map_limited;
 use crate::io::safetensors::TensorFile;
 use crate::layer::packed::PackedLinear;
-use crate::pack::error::PackError;
 use crate::pack::open::Opened;
 use crate::params::MAX_NUMBERS;
 use crate::tok::Tokenizer;

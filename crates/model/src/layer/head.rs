@@ -346,7 +346,7 @@ mod tests {
     use flashlm_kernels::{Bf16, Isa};
 
     use super::*;
-    use crate::layer::branch::{LayerConfig, Need};
+    use crate::layer::config::{LayerConfig, Need};
     use crate::layer::scratch::WIDE;
     use crate::testing::{noisy, tiny, tokens};
 

@@ -6,6 +6,7 @@
 //! for one tile all that needs no other ([`flashlm_kernels::tile`]); what is left are the gradients of weights.
 
 pub mod branch;
+pub mod config;
 pub mod ffn;
 pub mod head;
 pub mod linear;

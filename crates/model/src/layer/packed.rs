@@ -1,14 +1,15 @@
 //! What every layer of the packed runtime is made of: `y (+)= x W^T` with `x` quantised to int8, optionally after an RMSNorm of
 //! its own; RMSNorm.
 
-use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{Columns, Int8Rows, PackedMatrix, exact_rmsnorm, packed_matmul};
 use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Buf, Exec};
 
 use super::linear::Linear;
 use super::norm::{BranchNorm, Norm};
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
+use super::taps::{self, Taps};
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
 
 /// A learned scale.
 pub(crate) struct PackedNorm {
@@ -43,6 +44,11 @@ impl PackedBranchNorm {
         norm.forward(cx, x, h);
         x
     }
+}
+
+/// Taps of a convolution: `[K, C]`.
+pub(crate) fn packed_taps(from: &Reader, of: &Taps) -> Result<Buf<f32>, PackError> {
+    Ok(taps::turned(&from.floats(&of.weight)?, of.k))
 }
 
 /// Working memory of one tile of rows.
@@ -81,7 +87,7 @@ pub(crate) struct PackedLinear {
 impl PackedLinear {
     pub(crate) fn read(from: &Reader, of: &Linear) -> Result<Self, PackError> {
         let norm = of.norm.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?;
-        Ok(PackedLinear { matrix: from.matrix(of)?, norm })
+        Ok(PackedLinear { matrix: from.matrix(&of.weight, of.quant)?, norm })
     }
 
     pub(crate) fn columns(&self) -> Columns {

@@ -4,7 +4,7 @@ use flashlm_kernels::ops::Packed;
 use flashlm_kernels::tile::TILE_ROWS;
 use flashlm_kernels::{Buf, Store};
 
-use super::branch::{LayerConfig, Need};
+use super::config::{LayerConfig, Need};
 
 /// Buffers of [`Scratch::wide`].
 pub const WIDE: usize = 5;

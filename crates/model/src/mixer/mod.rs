@@ -17,10 +17,11 @@ mod tests;
 use flashlm_kernels::Store;
 use serde::{Deserialize, Serialize};
 
-use crate::config::error::{ConfigError, check};
-use crate::layer::branch::{Branch, LayerConfig};
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::error::{ConfigError, check};
+use crate::layer::branch::Branch;
+use crate::layer::config::LayerConfig;
 use forms::{AnyMixer, PackedMixer};
 
 /// The settings of a mixer, nothing for one without.

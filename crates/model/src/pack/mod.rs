@@ -16,19 +16,14 @@
 //! `xxh3` is XXH3-64 of the config's bytes and then of all the data; a file whose numbers were damaged is refused. Writing
 //! starts from latent parameters, reading gives the cells of [`PackedMatrix`].
 
-pub(crate) mod codes;
-pub mod error;
-pub mod format;
 pub(crate) mod open;
-pub mod options;
-pub(crate) mod reader;
 #[cfg(test)]
 mod tests;
 mod unpack;
 mod write;
 
-pub use error::PackError;
-pub use format::FORMAT;
-pub use options::{Density, Options, TableBits};
+pub use crate::codes::error::PackError;
+pub use crate::codes::format::FORMAT;
+pub use crate::codes::options::{Density, Options, TableBits};
 pub use unpack::unpack;
 pub use write::pack;

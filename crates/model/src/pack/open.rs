@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::error::PackError;
-use super::format::{FORMAT, VERSION, digest};
-use super::options::{Density, TableBits};
-use super::reader::Reader;
+use crate::codes::error::PackError;
+use crate::codes::format::{FORMAT, VERSION, digest};
+use crate::codes::options::{Density, TableBits};
+use crate::codes::reader::Reader;
 use crate::config::ModelConfig;
 use crate::io::safetensors::TensorFile;
 use crate::params::Layout;

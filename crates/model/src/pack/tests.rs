@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::codes::nibble_scale;
-use super::format::digest;
 use super::*;
+use crate::codes::format::digest;
+use crate::codes::weights::nibble_scale;
 use crate::config::ScaleKind;
 use crate::infer::testing::{EOS, Noise, shapes, stories};
 use crate::infer::{Engine, PackedModel};

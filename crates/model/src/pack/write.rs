@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use ::safetensors::tensor::{Dtype, TensorView};
 use flashlm_kernels::Exec;
 
-use super::codes::{COMMON, NIBBLES, byte_rows, nibble_rows, ternary_codes, to_byte};
-use super::format::{FORMAT, RARE, TOKENIZER, VERSION, digest};
-use super::options::{Options, TableBits};
+use crate::codes::format::{FORMAT, RARE, TOKENIZER, VERSION, digest};
+use crate::codes::options::{Options, TableBits};
+use crate::codes::weights::{COMMON, NIBBLES, byte_rows, nibble_rows, ternary_codes, to_byte};
 use crate::config::ModelConfig;
 use crate::params::{Group, Layout};
 use crate::tok::Tokenizer;

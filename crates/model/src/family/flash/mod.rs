@@ -31,7 +31,7 @@ struct BlockParams {
     norm: BranchNorm,
     mixer: mixer::Params,
     ffn: FfnParams,
-    need: crate::layer::branch::Need,
+    need: crate::layer::config::Need,
 }
 
 impl Params {

@@ -5,13 +5,13 @@ use flashlm_kernels::ops::{Act, exact_gate};
 use flashlm_kernels::tile::Local;
 
 use super::Params;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
 use crate::config::ModelConfig;
 use crate::family::forms::{PackedBlock, PackedBody};
 use crate::layer::ffn::FfnParams;
 use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, Work};
 use crate::mixer::forms::{Near, PackedMixer};
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
 use crate::params::Layout;
 
 /// The weights of a packed model of a valid config.

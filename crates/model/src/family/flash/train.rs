@@ -6,7 +6,7 @@ use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 use super::Params;
 use crate::config::ModelConfig;
 use crate::family::forms::{Current, LanguageModel, Shape, State};
-use crate::layer::branch::Need;
+use crate::layer::config::Need;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
 use crate::layer::linear;

@@ -1,7 +1,7 @@
 //! The rules about a config of this family.
 
 use crate::config::ModelConfig;
-use crate::config::error::{ConfigError, check, within};
+use crate::error::{ConfigError, check, within};
 use crate::mixer;
 
 /// Checks what the family's own settings may be.

@@ -25,8 +25,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) use packed::Packed;
 pub use train::Train;
 
-use crate::config::error::{ConfigError, check, within};
-use crate::layer::branch::{Branch, LayerConfig};
+use crate::error::{ConfigError, check, within};
+use crate::layer::branch::Branch;
+use crate::layer::config::LayerConfig;
 use crate::layer::linear::Linear;
 use crate::layer::norm::{BranchNorm, Norm};
 

@@ -6,10 +6,10 @@ use flashlm_kernels::tile::Local;
 
 use super::Params;
 use super::angles::Angles;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
 use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work};
 use crate::mixer::forms::PackedMixer;
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
 
 /// `u` of a row is `[q, k, v]`; mixing leaves the output in the place of `q`.
 ///

@@ -11,8 +11,9 @@ mod train;
 pub(crate) use packed::Packed;
 pub use train::Train;
 
-use crate::config::error::{ConfigError, within};
-use crate::layer::branch::{Branch, LayerConfig};
+use crate::error::{ConfigError, within};
+use crate::layer::branch::Branch;
+use crate::layer::config::LayerConfig;
 use crate::layer::linear::Linear;
 use crate::layer::norm::BranchNorm;
 use crate::layer::taps::Taps;

@@ -7,10 +7,10 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
 use super::Params;
-use crate::layer::packed::{Input, PackedLinear, Work};
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::layer::packed::{Input, PackedLinear, Work, packed_taps};
 use crate::mixer::forms::{Near, PackedMixer};
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
 
 /// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
 /// are shared out among threads even where all are of one sequence.
@@ -25,7 +25,7 @@ pub(crate) struct Packed {
 impl Packed {
     pub(crate) fn read(from: &Reader, of: &Params) -> Result<Self, PackError> {
         let (up, down) = (PackedLinear::read(from, &of.up)?, PackedLinear::read(from, &of.down)?);
-        Ok(Packed { up, taps: from.taps(&of.conv)?, down, d: of.down.outputs })
+        Ok(Packed { up, taps: packed_taps(from, &of.conv)?, down, d: of.down.outputs })
     }
 
     fn rows<'a>(&self, u: &'a [f32], past: &'a [u32]) -> ConvRows<'a> {

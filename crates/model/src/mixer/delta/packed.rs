@@ -8,10 +8,10 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
 use super::Params;
-use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work};
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work, packed_taps};
 use crate::mixer::forms::PackedMixer;
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
 
 /// `u` of a row is `[q, k, v, gate, a, b]`; mixing leaves the rule's output in the place of `v`.
 ///
@@ -52,7 +52,7 @@ impl Packed {
                 },
                 None => Gates::Ternary(Box::new([linear(a)?, linear(b)?])),
             },
-            taps: [from.taps(q_conv)?, from.taps(k_conv)?, from.taps(v_conv)?],
+            taps: [packed_taps(from, q_conv)?, packed_taps(from, k_conv)?, packed_taps(from, v_conv)?],
             head_norm: of.head_norm.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?,
             output: linear(&of.output)?,
             strength: of.strength as f32,

@@ -20,8 +20,9 @@ pub use train::Train;
 
 use std::ops::Range;
 
-use crate::config::error::ConfigError;
-use crate::layer::branch::{Branch, LayerConfig};
+use crate::error::ConfigError;
+use crate::layer::branch::Branch;
+use crate::layer::config::LayerConfig;
 use crate::layer::linear::Linear;
 use crate::layer::norm::BranchNorm;
 use crate::params::Init;

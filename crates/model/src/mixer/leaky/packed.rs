@@ -4,10 +4,10 @@ use flashlm_kernels::Exec;
 use flashlm_kernels::tile::Local;
 
 use super::Params;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
 use crate::layer::packed::{Input, PackedLinear, Work};
 use crate::mixer::forms::PackedMixer;
-use crate::pack::error::PackError;
-use crate::pack::reader::Reader;
 
 pub(crate) struct Packed {
     up: PackedLinear,

@@ -11,7 +11,7 @@ pub enum Density {
 }
 
 impl Density {
-    pub(super) fn per_byte(self) -> usize {
+    pub(crate) fn per_byte(self) -> usize {
         match self {
             Density::Four => 4,
             Density::Five => 5,
@@ -30,7 +30,7 @@ pub enum TableBits {
 }
 
 impl TableBits {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             TableBits::Eight => "8",
             TableBits::Four => "4",

@@ -4,35 +4,33 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use flashlm_kernels::Buf;
 use flashlm_kernels::ops::{Columns, PackedMatrix, Quant};
 
-use super::codes::{COMMON, NIBBLES, Unit, byte_rows, from_byte, unit};
 use super::error::PackError;
 use super::format::{RARE, TOKENIZER};
 use super::options::{Density, TableBits};
+use super::weight::{Codes, Values, Weight};
+use super::weights::{COMMON, NIBBLES, Unit, byte_rows, from_byte, unit};
 use crate::io::safetensors::TensorFile;
-use crate::layer::linear::Linear;
-use crate::layer::taps::{self, Taps};
-use crate::params::{Layout, Spec};
+use crate::params::{Group, Layout, Spec};
 
 /// A packed model being read.
 pub(crate) struct Reader {
-    pub(super) file: TensorFile,
-    pub(super) layout: Layout,
-    pub(super) density: Density,
-    pub(super) table: TableBits,
+    pub(crate) file: TensorFile,
+    pub(crate) layout: Layout,
+    density: Density,
+    table: TableBits,
     taken: RefCell<BTreeSet<String>>,
 }
 
 impl Reader {
     /// The tensors of a file that hold the parameters of `layout`.
-    pub(super) fn new(file: TensorFile, layout: Layout, density: Density, table: TableBits) -> Self {
+    pub(crate) fn new(file: TensorFile, layout: Layout, density: Density, table: TableBits) -> Self {
         Reader { file, layout, density, table, taken: RefCell::default() }
     }
 
     /// Bytes of the tokenizer.
-    pub(super) fn tokenizer(&self) -> Result<&[u8], PackError> {
+    pub(crate) fn tokenizer(&self) -> Result<&[u8], PackError> {
         let bytes = self.file.u8(TOKENIZER)?;
         self.taken.borrow_mut().insert(TOKENIZER.into());
         Ok(bytes)
@@ -58,11 +56,6 @@ impl Reader {
         self.numbers(name, shape)
     }
 
-    /// Taps of a convolution: `[K, C]`.
-    pub(crate) fn taps(&self, of: &Taps) -> Result<Buf<f32>, PackError> {
-        Ok(taps::turned(&self.floats(&of.weight)?, of.k))
-    }
-
     fn numbers(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, PackError> {
         self.take(name, shape)?;
         let values = self.file.f32(name)?;
@@ -72,10 +65,11 @@ impl Reader {
         }
     }
 
-    /// A matrix of a BitLinear: ternary, or of bytes where the config has no quantiser.
-    pub(crate) fn matrix(&self, of: &Linear) -> Result<PackedMatrix, PackError> {
-        let (name, outputs, inputs) = (&self.layout.at(&of.weight).name, of.outputs, of.inputs);
-        match of.quant {
+    /// A matrix of a BitLinear: ternary, or of bytes where there is no quantiser.
+    pub(crate) fn matrix(&self, place: &Range<usize>, quant: Option<Quant>) -> Result<PackedMatrix, PackError> {
+        let Spec { name, shape, .. } = self.layout.at(place);
+        let (outputs, inputs) = (shape[0], shape[1]);
+        match quant {
             Some(quant) => {
                 let (codes, columns, scales) = self.ternary(name, quant, (outputs, inputs))?;
                 Ok(PackedMatrix::ternary(codes, &scales, outputs, columns))
@@ -87,8 +81,32 @@ impl Reader {
         }
     }
 
+    /// Every parameter, in the order of the layout; matrices are ternary where there is a quantiser.
+    pub(crate) fn weights(&self, quant: Option<Quant>) -> Result<Vec<Weight>, PackError> {
+        let weight = |spec: &Spec| {
+            let Spec { name, shape, range, group, .. } = spec;
+            let values = match (quant, group, &shape[..]) {
+                (Some(quant), Group::Matrix, &[outputs, inputs]) => {
+                    let (codes, Columns { segment, .. }, scales) = self.ternary(name, quant, (outputs, inputs))?;
+                    Values::Ternary(Codes { codes: codes.collect(), scales, inputs, segment })
+                }
+                (_, Group::Embedding, &[_, inputs]) => {
+                    let (codes, scales) = self.table_codes(spec)?;
+                    Values::Bytes(Codes { codes, scales, inputs, segment: inputs })
+                }
+                (_, Group::Matrix, &[outputs, inputs]) => {
+                    let (codes, scales) = self.byte_codes(name, outputs, inputs)?;
+                    Values::Bytes(Codes { codes: codes.collect(), scales, inputs, segment: inputs })
+                }
+                _ => Values::Floats(self.floats(range)?),
+            };
+            Ok(Weight { name: name.clone(), shape: shape.clone(), values })
+        };
+        self.layout.specs().iter().map(weight).collect()
+    }
+
     /// The codes of a ternary matrix, row by row, how the columns share scales, and the scales `[outputs, segments]`.
-    pub(super) fn ternary(
+    fn ternary(
         &self,
         name: &str,
         quant: Quant,
@@ -134,7 +152,7 @@ impl Reader {
     }
 
     /// The codes of a matrix of bytes, and the scale of each row.
-    pub(super) fn byte_codes(
+    fn byte_codes(
         &self,
         name: &str,
         outputs: usize,
@@ -157,7 +175,7 @@ impl Reader {
     }
 
     /// Its codes and the scale of each row.
-    pub(super) fn table_codes(&self, spec: &Spec) -> Result<(Vec<i8>, Vec<f32>), PackError> {
+    fn table_codes(&self, spec: &Spec) -> Result<(Vec<i8>, Vec<f32>), PackError> {
         let (table, outputs, inputs) = (&spec.name, spec.shape[0], spec.shape[1]);
         if self.table == TableBits::Eight {
             let (codes, scales) = self.byte_codes(table, outputs, inputs)?;

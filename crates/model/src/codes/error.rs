@@ -1,6 +1,6 @@
 //! Why a packed model was not made or read.
 
-use crate::config::ConfigError;
+use crate::error::ConfigError;
 use crate::io::IoError;
 use crate::tok::TokError;
 

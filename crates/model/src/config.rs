@@ -1,16 +1,14 @@
 //! What a model is: sizes and switches, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
 
-pub mod error;
-
 use flashlm_kernels::Token;
 use flashlm_kernels::ops::{Act, Quant, Scale, Stat};
 use serde::{Deserialize, Serialize};
 
-use crate::layer::branch::LayerConfig;
+pub use crate::error::ConfigError;
+use crate::layer::config::LayerConfig;
 use crate::mixer;
 pub use crate::mixer::attention::AttentionConfig;
 pub use crate::mixer::delta::{DeltaConfig, DeltaForm, DeltaRule};
-pub use error::ConfigError;
 
 /// The sizes and switches of a language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

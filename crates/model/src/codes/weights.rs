@@ -6,12 +6,12 @@ use flashlm_kernels::ops::{Quant, Scale, quantise};
 use super::options::Density;
 
 /// One row in so many keeps 8 bits in an embedding matrix of 4: the first, as tokens are numbered by how often they come.
-pub(super) const COMMON: usize = 8;
+pub(crate) const COMMON: usize = 8;
 /// Columns that share a scale in an embedding matrix of 4 bits.
-pub(super) const NIBBLES: usize = 16;
+pub(crate) const NIBBLES: usize = 16;
 
 /// Codes -1, 0, 1 of a matrix, and the scale of each unit of the quantiser.
-pub(super) fn ternary_codes(cx: &Exec, w: &[f32], size: (usize, usize), quant: Quant) -> (Vec<i8>, Vec<f32>) {
+pub(crate) fn ternary_codes(cx: &Exec, w: &[f32], size: (usize, usize), quant: Quant) -> (Vec<i8>, Vec<f32>) {
     let mut wq = vec![0.0f32; w.len()];
     quantise(cx, &mut wq, &mut vec![0.0; w.len()], w, size, quant);
     let units: Vec<&[f32]> = match unit(quant, size) {
@@ -26,7 +26,7 @@ pub(super) fn ternary_codes(cx: &Exec, w: &[f32], size: (usize, usize), quant: Q
 }
 
 /// Which weights of a matrix share a scale.
-pub(super) enum Unit {
+pub(crate) enum Unit {
     Tensor,
     /// So many consecutive elements of the flattened matrix.
     Flat(usize),
@@ -34,7 +34,7 @@ pub(super) enum Unit {
     Row(usize),
 }
 
-pub(super) fn unit(quant: Quant, (outputs, inputs): (usize, usize)) -> Unit {
+pub(crate) fn unit(quant: Quant, (outputs, inputs): (usize, usize)) -> Unit {
     match quant.scale {
         Scale::Block(n) if n < outputs * inputs => Unit::Flat(n),
         Scale::Tensor | Scale::Block(_) => Unit::Tensor,
@@ -43,7 +43,7 @@ pub(super) fn unit(quant: Quant, (outputs, inputs): (usize, usize)) -> Unit {
 }
 
 /// Rows as bytes of -127 to 127, and the scale of each.
-pub(super) fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
+pub(crate) fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
     let (mut codes, mut scales) = (Vec::with_capacity(w.len()), Vec::new());
     for row in w.chunks(inputs) {
         let m = row.iter().fold(0f32, |m, w| m.max(w.abs()));
@@ -55,7 +55,7 @@ pub(super) fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
 }
 
 /// Rows as codes of -8 to 7, two a byte, and as bf16 the scale of each [`NIBBLES`] columns.
-pub(super) fn nibble_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<u16>) {
+pub(crate) fn nibble_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<u16>) {
     let (mut bytes, mut scales) = (Vec::with_capacity(w.len() / 2), Vec::new());
     let mut codes = Vec::with_capacity(inputs + 1);
     for row in w.chunks(inputs) {
@@ -77,7 +77,7 @@ fn nibble(w: f32, scale: f32) -> f32 {
 }
 
 /// The bf16 with the least squared error, of those that give the largest weight -8 (so they may be below 0) or cut it by up to a third.
-pub(super) fn nibble_scale(part: &[f32]) -> f32 {
+pub(crate) fn nibble_scale(part: &[f32]) -> f32 {
     let m = part.iter().fold(0f32, |m, &w| if w.abs() > m.abs() { w } else { m });
     let scales = (0..16).map(|i| f32::from_bits(((m / -8.0 * (1.0 - i as f32 / 48.0)).to_bits() + 0x7fff) & !0xffff));
     let error = |scale: f32| part.iter().map(|&w| f64::from(w - nibble(w, scale) * scale).powi(2)).sum::<f64>();
@@ -85,12 +85,12 @@ pub(super) fn nibble_scale(part: &[f32]) -> f32 {
     least.map_or(0.0, |(_, scale)| scale)
 }
 
-pub(super) fn to_byte(codes: &[i8], density: Density) -> u8 {
+pub(crate) fn to_byte(codes: &[i8], density: Density) -> u8 {
     let base = if density == Density::Four { 4 } else { 3 };
     codes.iter().rev().fold(0, |byte, code| byte * base + (code + 1) as u8)
 }
 
-pub(super) fn from_byte(byte: u8, j: usize, density: Density) -> i8 {
+pub(crate) fn from_byte(byte: u8, j: usize, density: Density) -> i8 {
     let digit = match density {
         Density::Four => byte >> (2 * j) & 3,
         Density::Five => byte / [1, 3, 9, 27, 81][j] % 3,
