@@ -6,7 +6,7 @@ use flashlm_train::config::{Layers, Settings};
 use flashlm_train::load::Model;
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resolved, Resume};
 use flashlm_train::run_folder::Claim;
-use flashlm_train::trainer::{Event, Outcome, TrainError};
+use flashlm_train::trainer::{Event, Outcome, TrainError, continued};
 
 fn settings() -> Settings {
     let mut layers = Layers::preset("flash-tiny").unwrap();
@@ -64,13 +64,13 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     assert_eq!((model.step, model.tokenizer.vocab_size()), (Some(best.step), vocab));
 
     // The same asked for again has nothing left to do, and more of it goes on from the end.
-    let saved = || Origin::Resumed(Resume::open(&run).unwrap());
-    let same = ask(Settings { name: "test".into(), ..settings() }, saved());
-    let over = same.and_then(|resolved| Place::choose(&resolved, None, None).map(drop)).unwrap_err();
+    let resume = || Resume::open(&run).unwrap();
+    let mut settings = continued(&resume().from).unwrap();
+    let same = ask(settings.clone(), Origin::Resumed(resume())).unwrap();
+    let over = Place::choose(&same, None, None).map(drop).unwrap_err();
     assert!(over.to_string().contains("finished at step 80"), "{over}");
-    let mut more = settings();
-    more.train.steps = 81;
-    let resolved = ask(more, saved()).unwrap();
+    settings.train.steps = 81;
+    let resolved = ask(settings, Origin::Resumed(resume())).unwrap();
     let claim = Place::choose(&resolved, None, None).unwrap().claim(None).unwrap();
     let prepared = resolved.prepare(&stop, &mut |_| ()).unwrap();
     let (outcome, ending) = prepared.trainer(&cx, claim).unwrap().run(&stop, &mut |_| ()).unwrap();
