@@ -7,13 +7,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::bail;
-use flashlm_model::tok::Tokenizer;
 use flashlm_model::{Engine, Precision};
-use flashlm_train::data::source::{Source, SourceReport};
-use flashlm_train::eval::Stories;
-use flashlm_train::eval::bpb::{
-    self, EvalError, Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums,
-};
+use flashlm_train::eval::bpb::{Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
+use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::Found;
 use flashlm_train::units::{duration, thousands};
 use serde_json::json;
@@ -26,8 +22,6 @@ const ROWS: usize = 2048;
 const PACKED_ROWS: usize = 64;
 /// How far the packed model may be above its master weights without a word.
 const APART: f64 = 0.005;
-/// Tokens that are read before they are scored; bounds the memory for any size of data.
-const PART: usize = 1 << 20;
 
 /// Score a model on a text in bits per byte. Every byte counts; each story starts afresh and is scored whole.
 #[derive(clap::Args)]
@@ -96,18 +90,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let tokenizer = packed.tokenizer();
     let start = Instant::now();
     // Of the packed model first.
+    let mut status = Status::new();
+    let tell = &mut |p: &Progress| show(&mut status, start, p);
     let (mut objects, bits, read, mut rows) = match args.protocol {
         Protocol::Full => {
-            let (reports, read) = full(scorers, tokenizer, &source)?;
+            let Scored { reports, read } = full(scorers, tokenizer, &source, tell)?;
             let bits: Vec<f64> = reports.iter().map(|report| report.bpb).collect();
             (reports.iter().map(|report| json!(report)).collect::<Vec<_>>(), bits, read, full_rows(&reports[0]))
         }
         Protocol::Published => {
-            let (reports, read) = published(scorers, tokenizer, &source)?;
+            let Scored { reports, read } = published(scorers, tokenizer, &source, tell)?;
             let bits: Vec<f64> = reports.iter().map(|report| report.understated_bits_per_character).collect();
             (reports.iter().map(|report| json!(report)).collect(), bits, read, published_rows(&reports[0]))
         }
     };
+    status.clear();
     if bits.iter().any(|bits| !bits.is_finite()) {
         bail!("{from}: the model's output is not a number; its training diverged: use an earlier checkpoint");
     }
@@ -201,103 +198,18 @@ fn published_rows(r: &Published) -> Rows {
     ]
 }
 
-/// Scores the source in parts, with each of `scorers`.
-fn full(
-    mut scorers: Vec<&mut dyn Scorer>,
-    tokenizer: &Tokenizer,
-    source: &Source,
-) -> anyhow::Result<(Vec<Report>, SourceReport)> {
-    let mut sums = vec![Sums::default(); scorers.len()];
-    let mut stories = Stories::default();
-    let mut progress = Progress::new(scorers.len());
-    let mut score = |stories: &mut Stories, read: f64| {
-        let part = stories.totals().tokens;
-        for (i, (scorer, sums)) in scorers.iter_mut().zip(&mut sums).enumerate() {
-            let done = &mut |tokens| progress.show(i * part + tokens, part, read);
-            bpb::score(&mut **scorer, tokenizer, stories, sums, done)?;
-        }
-        progress.end_part(part, read);
-        stories.clear();
-        Ok(())
-    };
-    let mut failed = None;
-    let read = source.stories_at(&mut |text, read| {
-        stories.push(tokenizer, text);
-        if stories.totals().tokens < PART {
-            return ControlFlow::Continue(());
-        }
-        match score(&mut stories, read) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
-        }
-    })?;
-    match failed {
-        Some(error) => return Err(error),
-        None => score(&mut stories, 1.0)?,
-    }
-    let reports = sums.iter().map(|sums| sums.report(tokenizer)).collect::<Result<_, EvalError>>()?;
-    Ok((reports, read))
-}
-
-fn published(
-    scorers: Vec<&mut dyn Scorer>,
-    tokenizer: &Tokenizer,
-    source: &Source,
-) -> anyhow::Result<(Vec<Published>, SourceReport)> {
-    let mut stories = Stories::default();
-    let read = source.stories(&mut |text| {
-        stories.push(tokenizer, text);
-        if stories.len() < PUBLISHED_STORIES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
-    let all = (0..stories.len()).map(|i| PUBLISHED_TOKENS.min(stories.story(i).len() - 1)).sum();
-    let mut progress = Progress::new(scorers.len());
-    let mut reports = Vec::new();
-    for (i, scorer) in scorers.into_iter().enumerate() {
-        let done = &mut |tokens| progress.show(i * all + tokens, all, 1.0);
-        reports.push(bpb::published(scorer, tokenizer, &stories, done)?);
-    }
-    progress.end_part(all, 1.0);
-    Ok((reports, read))
-}
-
 /// The status line: share, speed, time to go.
-struct Progress {
-    status: Status,
-    start: Instant,
-    /// How often each token is scored.
-    times: usize,
-    /// Tokens of the parts that are done, and the share of the source that they are.
-    before: (usize, f64),
-}
-
-impl Progress {
-    fn new(times: usize) -> Self {
-        Progress { status: Status::new(), start: Instant::now(), times, before: (0, 0.0) }
-    }
-
-    /// `tokens` of `times * part` are scored; the part reaches to the share `read` of the source.
-    fn show(&mut self, tokens: usize, part: usize, read: f64) -> ControlFlow<()> {
-        let seconds = self.start.elapsed().as_secs_f64();
-        let done = self.before.1 + (read - self.before.1) * tokens as f64 / (self.times * part.max(1)) as f64;
-        let all = self.before.0 + tokens;
-        self.status.show(&format!(
-            "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
-            100.0 * done,
-            thousands(all as u64),
-            thousands((all as f64 / seconds) as u64),
-            duration(seconds),
-            duration(seconds * (1.0 - done) / done)
-        ));
-        ControlFlow::Continue(())
-    }
-
-    fn end_part(&mut self, part: usize, read: f64) {
-        self.before = (self.before.0 + self.times * part, read);
-        self.status.clear();
-    }
+fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
+    let seconds = start.elapsed().as_secs_f64();
+    status.show(&format!(
+        "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
+        100.0 * p.share,
+        thousands(p.tokens as u64),
+        thousands((p.tokens as f64 / seconds) as u64),
+        duration(seconds),
+        duration(seconds * (1.0 - p.share) / p.share)
+    ));
+    ControlFlow::Continue(())
 }
 
 #[cfg(test)]

@@ -78,3 +78,29 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn every_file_of_a_command_is_one() {
+        let commands: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_string()).collect();
+        let mut found = 0;
+        for entry in Path::new(env!("CARGO_MANIFEST_DIR")).join("src").read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            let file = if path.is_dir() { path.join("mod.rs") } else { path.clone() };
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if text.lines().any(|line| line.starts_with("pub fn run(")) {
+                let name = path.file_stem().unwrap().to_str().unwrap();
+                assert!(commands.iter().any(|command| command == name), "{} wants a line in main.rs", file.display());
+                found += 1;
+            }
+        }
+        assert_eq!(found, commands.len());
+    }
+}

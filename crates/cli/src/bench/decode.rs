@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::ensure;
 use flashlm_kernels::cpu::peak_rss;
 use flashlm_kernels::ops::INT8_ROWS;
 use flashlm_kernels::profile::profile;
@@ -147,32 +146,11 @@ fn writers(model: &Arc<PackedModel>, prompt: &[Token], count: usize) -> Result<V
 /// A preset's model as it starts its training.
 fn random_model(cx: &Exec, preset: &str) -> anyhow::Result<PackedModel> {
     let settings = Layers::preset(preset)?.settings()?;
-    let tokenizer = vocabulary(&settings.tokenizer.kind, settings.tokenizer.vocab)?;
+    let tokenizer = Tokenizer::made_up(&settings.tokenizer.kind, settings.tokenizer.vocab)?;
     let model = settings.model.clone();
     let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..model };
     config.validate()?;
     let params = Layout::of(&config).init::<f32>(1);
     let bytes = pack(cx, &config, &params, &tokenizer, pack::Options::default());
     Ok(PackedModel::from_bytes(bytes, preset)?)
-}
-
-/// A vocabulary of this kind and size, of whatever tokens.
-fn vocabulary(kind: &str, size: usize) -> anyhow::Result<Tokenizer> {
-    let mut bytes = Vec::new();
-    match kind {
-        "frequency" => {
-            bytes.push(b'F');
-            bytes.extend((size as u32).to_le_bytes());
-            (0..size.saturating_sub(4) as u16).for_each(|base| bytes.extend(base.to_le_bytes()));
-        }
-        "bpe" => {
-            bytes.push(b'B');
-            for i in 0..size.saturating_sub(257) as u16 {
-                [1 + i / 256, 1 + i % 256].iter().for_each(|id| bytes.extend(id.to_le_bytes()));
-            }
-        }
-        _ => return Ok(Tokenizer::bytes()),
-    }
-    ensure!(size <= 50_000, "a vocabulary of {size} tokens is too large to make up");
-    Ok(Tokenizer::from_compact(&bytes)?)
 }

@@ -12,6 +12,8 @@ use super::{Bpe, Frequency, Kind, TokError, Tokenizer};
 
 const FREQUENCY: u8 = b'F';
 const BPE: u8 = b'B';
+/// Largest vocabulary that is made up.
+const MADE_UP: usize = 50_000;
 
 impl Tokenizer {
     /// The same vocabulary as [`to_json`](Self::to_json) in few bytes.
@@ -27,6 +29,24 @@ impl Tokenizer {
                 None => self.to_json(),
             },
             Kind::Bytes => self.to_json(),
+        }
+    }
+
+    /// A vocabulary of a kind and size, of whatever tokens: to measure with.
+    pub fn made_up(kind: &str, size: usize) -> Result<Self, TokError> {
+        let too_large = |kind| Err(TokError::Invalid { kind, what: format!("{size} tokens are too many to make up") });
+        match kind {
+            "frequency" if size > MADE_UP => too_large("frequency"),
+            "bpe" if size > MADE_UP => too_large("bpe"),
+            "frequency" => {
+                let bases = (0..size.saturating_sub(4) as u16).collect();
+                Frequency::from_parts(size as u32, bases).map(|t| Self(Kind::Frequency(t)))
+            }
+            "bpe" => {
+                let merges: Vec<_> = (0..size.saturating_sub(257) as u16).map(|i| [1 + i / 256, 1 + i % 256]).collect();
+                Bpe::from_merges(&merges).map(|t| Self(Kind::Bpe(t)))
+            }
+            _ => Ok(Self::bytes()),
         }
     }
 

@@ -26,3 +26,21 @@ pub(super) fn text_of(name: &str) -> Result<&'static str, SettingsError> {
     let found = PRESETS.iter().find(|(known, _)| *known == name).map(|(_, text)| *text);
     found.ok_or_else(|| SettingsError::Preset { name: name.into(), known: preset_names().join(", ") })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    #[test]
+    fn every_file_of_configs_is_a_preset() {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        let stem = |path: &Path| Some(path.file_stem()?.to_str()?.to_string());
+        let paths = configs.read_dir().unwrap().map(|entry| entry.unwrap().path());
+        let files: BTreeSet<_> =
+            paths.filter(|path| path.extension().is_some_and(|e| e == "toml")).filter_map(|path| stem(&path)).collect();
+        let presets: BTreeSet<_> = preset_names().into_iter().map(String::from).collect();
+        assert_eq!(files, presets, "a TOML of configs/ wants a line in PRESETS, here");
+    }
+}

@@ -1,5 +1,5 @@
-use flashlm_model::Precision;
 use flashlm_model::params::Layout;
+use flashlm_model::{ModelConfig, Precision};
 
 use super::*;
 use crate::stage::{Boundaries, Stage};
@@ -19,6 +19,20 @@ fn presets_have_the_published_sizes() {
         let older = text.split_inclusive('\n').filter(|line| !new.iter().any(|key| line.starts_with(key)));
         let older = Settings::from_toml(&older.collect::<String>(), "saved").unwrap().train;
         assert_eq!((older.precision, older.optimizer.as_str()), (Precision::F32, "adamw"));
+    }
+}
+
+#[test]
+fn the_readme_lists_every_preset_with_its_size() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).unwrap();
+    for name in preset_names() {
+        let Settings { model, tokenizer, .. } = preset(name).unwrap();
+        let model = ModelConfig { vocab_size: tokenizer.vocab, ..model };
+        let millions = Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters() as f64 / 1e6;
+        let vocab = crate::units::thousands(tokenizer.vocab as u64);
+        let row = format!("| `{name}` | {millions:.1} M | {} x {} | {vocab}", model.dim, model.blocks);
+        assert!(readme.contains(&row), "README.md wants a row that begins with {row:?}");
     }
 }
 

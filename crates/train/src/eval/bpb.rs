@@ -8,6 +8,7 @@
 //! story by token and then by story, so that the figures are bit-equal to those of one story at a time.
 
 use super::Stories;
+use crate::data::DataError;
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::tok::Tokenizer;
 use flashlm_model::{Engine, LanguageModel, Prepared, Shape};
@@ -43,6 +44,9 @@ pub enum EvalError {
     /// The progress callback asked to stop.
     #[error("stopped before all stories were scored")]
     Stopped,
+    /// The text could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
 }
 
 /// The figures of an evaluation.

@@ -1,8 +1,9 @@
-//! Evaluation: bits per byte ([`bpb`]) and test vectors ([`verify`]).
+//! Evaluation: bits per byte ([`bpb`]), of a whole source ([`source`]), and test vectors ([`verify`]).
 //!
 //! [`Stories`] is what is scored: whole stories as tokens, each ended by EOS, with the bytes and characters of their text.
 
 pub mod bpb;
+pub mod source;
 pub mod verify;
 
 use crate::data::DataError;

@@ -124,6 +124,21 @@ mod tests {
     }
 
     #[test]
+    fn every_file_of_an_optimizer_is_in_the_list_and_has_vectors() {
+        let files = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/optim").read_dir().unwrap();
+        for path in files.map(|entry| entry.unwrap().path()) {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            if name != "mod" && std::fs::read_to_string(&path).unwrap().contains("impl Optimizer for") {
+                assert!(NAMES.contains(&name), "{} wants a line in `optimizers!`", path.display());
+            }
+        }
+        for name in NAMES {
+            let vectors = reference(&format!("{name}.safetensors"));
+            assert!(vectors.is_file(), "{name} wants {}; tests/reference/optimizers.py makes it", vectors.display());
+        }
+    }
+
+    #[test]
     fn every_optimizer_equals_pytorch() {
         for name in NAMES {
             let file = TensorFile::open(&reference(&format!("{name}.safetensors"))).unwrap();
