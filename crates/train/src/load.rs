@@ -10,10 +10,11 @@ use crate::run_folder::{RunError, RunFolder};
 use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::PackedModel;
+use flashlm_model::export::Source;
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_model::model_file::{Model, ModelError, TOKENIZER, TokenizerFile, read_tensor, wrong};
-use flashlm_model::pack::{self, PackError};
+use flashlm_model::pack::{self, Options, PackError};
 use std::path::{Path, PathBuf};
 
 const MODEL: &str = "model.safetensors";
@@ -88,6 +89,18 @@ pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
         Found::Packed(packed) => Ok(*packed),
         Found::Latent(model) => Ok(model.packed(cx)?),
     }
+}
+
+/// The same taken apart for an export.
+pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
+    let file = match What::of(path) {
+        What::Packed => TensorFile::open(path)?,
+        what => TensorFile::from_bytes(
+            model_of(path, what, ANY)?.pack(cx, Options::default()),
+            &path.display().to_string(),
+        )?,
+    };
+    Ok(Source::read(file)?)
 }
 
 /// Loads a model with master weights from a run folder (its best checkpoint, or where none is marked or good the latest good one),

@@ -29,7 +29,7 @@ fn the_readme_lists_every_preset_with_its_size() {
     for name in preset_names() {
         let Settings { model, tokenizer, .. } = preset(name).unwrap();
         let model = ModelConfig { vocab_size: tokenizer.vocab, ..model };
-        let millions = Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters() as f64 / 1e6;
+        let millions = Layout::of(&model).parameters() as f64 / 1e6;
         let vocab = crate::units::thousands(tokenizer.vocab as u64);
         let row = format!("| `{name}` | {millions:.1} M | {} x {} | {vocab}", model.dim, model.blocks);
         assert!(readme.contains(&row), "README.md wants a row that begins with {row:?}");
