@@ -20,6 +20,7 @@
 mod packed;
 #[cfg(test)]
 pub(crate) mod reference;
+mod rows;
 mod train;
 
 use std::ops::Range;
