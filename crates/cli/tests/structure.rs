@@ -270,6 +270,49 @@ fn a_file_holds_one_noun() {
     }
 }
 
+/// A file that no `mod` names is not compiled, and nothing says so.
+#[test]
+fn every_file_belongs_to_a_module() {
+    for (_, files) in crates() {
+        for (module, source) in &files {
+            let Some((name, parent)) = module.split_last() else { continue };
+            let declares = |line: &String| {
+                line.trim_end()
+                    .strip_suffix(&format!("mod {name};"))
+                    .is_some_and(|before| before.is_empty() || before.ends_with(' '))
+            };
+            assert!(
+                files[parent].lines.iter().any(declares),
+                "{} wants `mod {name};` in {}",
+                source.path.display(),
+                files[parent].path.display()
+            );
+        }
+    }
+}
+
+/// Names of the folders, or of the files that hold `sign`, in a folder of the sources.
+fn names(folder: &str, sign: Option<&str>) -> BTreeSet<String> {
+    let entries = fs::read_dir(root().join(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let wanted = entries.filter(|path| match sign {
+        None => path.is_dir(),
+        Some(sign) => path.is_file() && fs::read_to_string(path).unwrap().contains(sign),
+    });
+    wanted.map(|path| path.file_stem().unwrap().to_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn mixers_families_and_exports_are_registered() {
+    let set = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<BTreeSet<_>>();
+    let listed = set(flashlm_model::mixer::NAMES);
+    assert_eq!(names("crates/model/src/mixer", None), listed, "a folder wants a line in `mixers!` (mixer/mod.rs)");
+    let listed = set(flashlm_model::family::NAMES);
+    assert_eq!(names("crates/model/src/family", None), listed, "a folder wants a line in `families!` (family/mod.rs)");
+    let listed: Vec<&str> = flashlm_model::export::FORMATS.iter().map(|format| format.0).collect();
+    let found = names("crates/model/src/export", Some("pub fn write(source: &Source)"));
+    assert_eq!(found, set(&listed), "a file wants a line in `exports!` (export/mod.rs)");
+}
+
 #[test]
 fn use_lines_are_read_as_the_compiler_reads_them() {
     let words = |path: &str| path.split("::").map(String::from).collect::<Vec<_>>();

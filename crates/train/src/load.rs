@@ -323,7 +323,7 @@ mod tests {
         has("model.dim = 8192: must be smaller");
         // And this one would be the largest there is.
         other(|c| (c.dim, c.blocks, c.ffn_hidden) = (4096, 6, 8192));
-        has("expected 907");
+        has("tensor `embedding.weight`: expected shape [257, 4096], found [257, 16]");
         other(|c| c.norm_eps = 2.0);
         has("model.norm_eps = 2: must be at least 1e-12 and below 1");
         // A switch without tensors of its own is not seen in them.
