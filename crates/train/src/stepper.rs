@@ -17,6 +17,28 @@ use crate::optim::Optimizers;
 /// Rows of one pass, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
 
+/// The shape of a batch, `[B, T]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Sequences, `B`.
+    pub batch: usize,
+    /// Most tokens that each predicts, `T`.
+    pub seq_len: usize,
+}
+
+/// What an update is told besides its windows.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// Of its batch.
+    pub shape: Shape,
+    /// The run's settings.
+    pub settings: &'a TrainSettings,
+    /// AdamW's learning rate.
+    pub lr: f64,
+    /// From 1.
+    pub number: u64,
+}
+
 /// A model with everything that training changes.
 pub struct Stepper {
     /// The layers and their activations.
@@ -49,12 +71,11 @@ impl Update {
 }
 
 impl Stepper {
-    /// A model with fresh parameters from the settings' seed and their optimizer, for batches of `batch` sequences of at
-    /// most `seq_len` tokens.
+    /// A model with fresh parameters from the settings' seed and their optimizer, for batches of at most this shape.
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
-        (batch, seq_len): (usize, usize),
+        Shape { batch, seq_len }: Shape,
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
@@ -66,33 +87,20 @@ impl Stepper {
         Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
     }
 
-    /// One update, number `step` from 1, on `batch` windows that predict at most `seq_len` tokens each. The loss is the mean
-    /// over all tokens of the batch, however they lie in windows.
-    pub fn step<'a, W: Into<Window<'a>>>(
-        &mut self,
-        cx: &Exec,
-        (batch, seq_len): (usize, usize),
-        window: impl Fn(usize) -> W,
-        settings: &TrainSettings,
-        lr: f64,
-        step: u64,
-    ) -> Update {
-        let never = AtomicBool::new(false);
-        self.step_unless(&never, cx, (batch, seq_len), window, settings, lr, step).expect("nothing stops it")
+    /// One update on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
+    pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> Update {
+        self.step_unless(&AtomicBool::new(false), cx, step, window).expect("nothing stops it")
     }
 
     /// The same; `None`, and nothing changed, where `stop` is set before its last pass is done.
-    #[allow(clippy::too_many_arguments)]
     pub fn step_unless<'a, W: Into<Window<'a>>>(
         &mut self,
         stop: &AtomicBool,
         cx: &Exec,
-        (batch, seq_len): (usize, usize),
+        step: Step,
         window: impl Fn(usize) -> W,
-        settings: &TrainSettings,
-        lr: f64,
-        step: u64,
     ) -> Option<Update> {
+        let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
         zero(cx, &mut self.grads);
         self.lm.prepare(cx, &self.params);
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
@@ -125,7 +133,7 @@ impl Stepper {
         if !loss.is_finite() {
             return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
-        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, step);
+        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, number);
         Some(Update { loss, tokens: tokens as u64, grad_norm })
     }
 }
@@ -144,6 +152,10 @@ mod tests {
         settings
     }
 
+    fn first<'a>(shape: Shape, settings: &'a Settings) -> Step<'a> {
+        Step { shape, settings: &settings.train, lr: 1e-3, number: 1 }
+    }
+
     fn window(i: usize, len: usize) -> Vec<Token> {
         (0..len).map(|j| ((i * 31 + j * j * 7) % 50) as Token).collect()
     }
@@ -153,8 +165,9 @@ mod tests {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
         // 4,800 rows: two full passes and a short one.
         let (batch, seq_len) = (48, 100);
+        let shape = Shape { batch, seq_len };
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
-        let mut stepper = Stepper::new(&settings.model, Precision::F32, (batch, seq_len), &settings.train).unwrap();
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
         let mut whole = Lm::<f32>::new(&settings.model, batch * seq_len, true).unwrap();
         whole.prepare(&cx, &stepper.params);
@@ -167,7 +180,7 @@ mod tests {
         let nats = whole.loss_backward(&cx, &mut grads, &stepper.params, &inputs, &targets, size, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
-        let update = stepper.step(&cx, size, |i| &data[i], &settings.train, 1e-3, 1);
+        let update = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
         assert!((update.loss - nats * scale).abs() < 1e-6 * update.loss, "{} for {}", update.loss, nats * scale);
         assert!((update.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", update.grad_norm);
         for (own, want) in stepper.grads.iter().zip(&grads) {
@@ -186,8 +199,8 @@ mod tests {
                 let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
                 settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
                 settings.train.z_loss = 1e-2;
-                let size = (lengths.len(), seq_len);
-                let mut stepper = Stepper::new(&settings.model, precision, size, &settings.train).unwrap();
+                let shape = Shape { batch: lengths.len(), seq_len };
+                let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
                 let params = stepper.params.clone();
                 let mut alone = precision.build(&settings.model, seq_len, true).unwrap();
                 alone.prepare(&cx, &params);
@@ -197,7 +210,7 @@ mod tests {
                     let (n, size) = (story.len() - 1, (1, story.len() - 1));
                     nats += alone.loss_backward(&cx, &mut grads, &params, &story[..n], &story[1..], size, objective);
                 }
-                let update = stepper.step(&cx, size, |i| &stories[i], &settings.train, 1e-3, 1);
+                let update = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
                 assert_eq!(update.tokens, total as u64);
                 let loss = nats / total as f64;
                 assert!((update.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", update.loss);
@@ -217,11 +230,12 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
         let data = window(1, 21);
-        let mut stepper = Stepper::new(&settings.model, Precision::F32, (1, 20), &settings.train).unwrap();
+        let shape = Shape { batch: 1, seq_len: 20 };
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;
         let before = stepper.params.to_vec();
-        let update = stepper.step(&cx, (1, 20), |_| &data, &settings.train, 1e-3, 1);
+        let update = stepper.step(&cx, first(shape, &settings), |_| &data);
         assert!(!update.is_finite());
         assert_eq!(before, stepper.params.to_vec());
     }

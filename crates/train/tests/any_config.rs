@@ -27,7 +27,7 @@ use flashlm_train::eval::bpb::{Latent, evaluate};
 use flashlm_train::load::{Model, save_params};
 use flashlm_train::optim;
 use flashlm_train::stage::Boundaries;
-use flashlm_train::stepper::Stepper;
+use flashlm_train::stepper::{Shape, Step, Stepper};
 
 const TEXT: &str =
     "The cat sat on the mat. \"Écoute,\" said the bird to the cat, \"the mat is mine!\" The cat was sad.";
@@ -268,9 +268,11 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     let (batch, t) = (draw.within(1..=3), draw.within(1..=20));
     let windows: Vec<Vec<Token>> = (0..batch).map(|_| (0..=t).map(|_| draw.below(v) as Token).collect()).collect();
     let precision = draw.of(&[Precision::F32, Precision::Bf16]);
-    let mut stepper = Stepper::new(config, precision, (batch, t), &settings.train).unwrap();
+    let shape = Shape { batch, seq_len: t };
+    let mut stepper = Stepper::new(config, precision, shape, &settings.train).unwrap();
     for step in 1..=2 {
-        let update = stepper.step(cx, (batch, t), |i| &windows[i], &settings.train, 1e-2, step);
+        let update =
+            stepper.step(cx, Step { shape, settings: &settings.train, lr: 1e-2, number: step }, |i| &windows[i]);
         assert!(update.is_finite(), "update {step}: {update:?}");
     }
 

@@ -17,6 +17,7 @@ use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::log::histogram;
 use flashlm_train::run::size_for;
+use flashlm_train::stepper::Shape;
 use flashlm_train::tokenizer::of_file;
 use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
@@ -223,7 +224,8 @@ fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
     let cx = exec(None)?;
     let (batch, seq_len) = (machine.cores.clamp(2, 8), settings.train.seq_len);
     let model = ModelConfig { vocab_size, ..settings.model };
-    let mut steps = Steps::new(&model, settings.train.precision.resolve(cx.isa()), settings.train, (batch, seq_len))?;
+    let mut steps =
+        Steps::new(&model, settings.train.precision.resolve(cx.isa()), settings.train, Shape { batch, seq_len })?;
     steps.step(&cx)?;
     let started = Instant::now();
     for _ in 0..3 {

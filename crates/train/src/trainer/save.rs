@@ -18,7 +18,7 @@ use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
-use crate::stepper::Stepper;
+use crate::stepper::{Shape, Stepper};
 use crate::units;
 
 /// How often a checkpoint is tried that fails for another reason than want of room.
@@ -126,7 +126,7 @@ impl Trainer<'_> {
             return Ok(path);
         }
         let (t, rows) = (&self.inputs.settings.train, self.stepper.lm.rows());
-        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, (1, rows), t)?;
+        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, Shape { batch: 1, seq_len: rows }, t)?;
         self.inputs.start.iter().for_each(|start| self.stepper.params.copy_from_slice(start));
         self.state = State::new(self.inputs.contents());
         self.write_checkpoint()?;
