@@ -19,7 +19,7 @@ mod validate;
 mod work;
 
 pub use check::{check, continued};
-pub use ending::{Ending, Scored, finished};
+pub use ending::{Ended, Ending, Scored, finished};
 pub use error::TrainError;
 pub use event::{Event, Outcome, Tell};
 pub use inputs::Inputs;

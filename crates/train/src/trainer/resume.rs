@@ -47,7 +47,7 @@ impl Trainer<'_> {
             Err(error) => self.notes.push(format!("there will be no TensorBoard events: {error}")),
         }
         let there = folder.list()?;
-        self.state.best = self.state.best.filter(|best| there.iter().any(|(step, _)| best.step == *step));
+        self.state.best = self.state.best.filter(|best| there.iter().any(|listed| best.step == listed.step));
         let Inputs { settings, claim, entropy_bound, .. } = &mut self.inputs;
         let written = [
             claim.mark_best(self.state.best.map(|best| best.step)),

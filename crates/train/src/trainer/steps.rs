@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::validate::MARKING;
-use super::{Ending, Event, Outcome, Tell, TrainError, Trainer};
+use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
 use crate::log::console::{self, Limits};
 use crate::log::{Row, TrainRow};
 use crate::schedule::activation_bits;
@@ -13,16 +13,16 @@ use crate::stepper::{Shape, Step};
 
 impl Trainer<'_> {
     /// Trains to the end of the plan, an early stop, or until `stop` is set; what a finished run came to is returned.
-    pub fn run(&mut self, stop: &AtomicBool, tell: Tell) -> Result<(Outcome, Option<Ending>), TrainError> {
+    pub fn run(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Ended, TrainError> {
         for note in std::mem::take(&mut self.notes) {
             tell(Event::Note(&note));
         }
         let ended = self.updates(stop, tell).and_then(|outcome| match outcome {
-            Outcome::Interrupted => Ok((outcome, None)),
+            Outcome::Interrupted => Ok(Ended::INTERRUPTED),
             outcome => self.finish(outcome, stop, tell),
         });
         match ended {
-            Ok((Outcome::Interrupted, _)) => {
+            Ok(Ended { outcome: Outcome::Interrupted, .. }) => {
                 self.save(tell)?;
                 self.draw(tell);
             }
