@@ -36,7 +36,7 @@ pub fn story(seed: u64, index: u64) -> String {
 }
 
 /// The same story with its information content in bits, equal to `bits` of the story.
-pub fn story_with_bits(seed: u64, index: u64) -> (String, f64) {
+fn story_with_bits(seed: u64, index: u64) -> (String, f64) {
     let mut writer = Writer::new(seed, index);
     GRAMMAR.tell(&mut writer);
     (writer.text, writer.bits)
