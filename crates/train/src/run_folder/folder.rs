@@ -38,7 +38,7 @@ pub struct Latest {
     pub skipped: Vec<CheckpointError>,
 }
 
-/// A run folder; what changes it wants a [`Claim`].
+/// A run folder; what changes it wants a [`Claim`](super::Claim).
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
