@@ -12,7 +12,7 @@ use flashlm_fuzz::{byte, file, folder, seed};
 use flashlm_train::checkpoint::{Checkpoint, Part, save};
 use flashlm_train::config::{Settings, preset};
 use flashlm_train::load::load_model;
-use flashlm_train::run_folder::RunFolder;
+use flashlm_train::run_folder::{Listed, RunFolder};
 use flashlm_train::trainer::{continued, state};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ fuzz_target!(
                 assert!(state.step == 5 && state.stage_start <= 5);
             }
         }
-        if let Ok(Some((step, path))) = run.best() {
+        if let Ok(Some(Listed { step, path })) = run.best() {
             assert!(step == 5 && path.is_dir());
         }
         let _ = (run.chosen(), run.about(), run.result(), run.abandoned(), run.check_new(None), run.check_resume());

@@ -4,7 +4,7 @@
 use std::fs;
 
 use flashlm_fuzz::{file, folder, seed};
-use flashlm_train::log::jsonl::{Metrics, read};
+use flashlm_train::log::jsonl::{Metrics, Resumed, read};
 use flashlm_train::log::svg::{Axis, Options, Series, draw};
 use libfuzzer_sys::fuzz_target;
 
@@ -45,7 +45,7 @@ fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
     }
     let resumed = Metrics::resume(&path, STEP, &aside);
     let _ = fs::remove_file(aside);
-    let Ok((_, kept)) = resumed else {
+    let Ok(Resumed { kept, .. }) = resumed else {
         // Only a line that is too long ends a resume, and that is no row either.
         assert!(rows.is_err());
         return;

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 
 use flashlm_fuzz::{byte, file, parquet::compress, seed};
-use flashlm_train::data::mojibake::repair;
+use flashlm_train::data::mojibake::{Repaired, repair};
 use flashlm_train::data::source::Source;
 use flate2::{Compression, write::GzEncoder};
 use libfuzzer_sys::fuzz_target;
@@ -59,7 +59,7 @@ fuzz_target!(init: seed(seeds()), |input: &[u8]| {
         0 => {
             stories("a.txt", rest);
             let text = String::from_utf8_lossy(rest);
-            let (repaired, count) = repair(&text);
+            let Repaired { text: repaired, sequences: count } = repair(&text);
             let (before, after) = (text.chars().count() as u64, repaired.chars().count() as u64);
             // Each repair makes one character of two or more.
             assert!(after + count <= before && (count > 0 || repaired == text));

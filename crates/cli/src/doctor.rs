@@ -11,7 +11,7 @@ use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config;
 use flashlm_train::run::{Size, size_for};
-use flashlm_train::stepper::Stepper;
+use flashlm_train::stepper::{Shape, Step, Stepper};
 use flashlm_train::units::{bytes, thousands};
 use serde_json::json;
 
@@ -147,13 +147,14 @@ fn bandwidth(cx: &Exec) -> f64 {
 fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();
-    let (batch, seq) = (4, settings.seq_len);
-    let mut stepper = Stepper::new(&model, precision, (batch, seq), &settings)?;
+    let shape = Shape { batch: 4, seq_len: settings.seq_len };
+    let Shape { batch, seq_len: seq } = shape;
+    let mut stepper = Stepper::new(&model, precision, shape, &settings)?;
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
     let window = |i: usize| &tokens[i * (seq + 1)..][..seq + 1];
     let seconds = fastest(TRAINING, || {
-        stepper.step(cx, (batch, seq), window, &settings, settings.lr, 1);
+        stepper.step(cx, Step { shape, settings: &settings, lr: settings.lr, number: 1 }, window);
     });
     Ok((batch * seq) as f64 / seconds)
 }

@@ -13,7 +13,7 @@ use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::load_model;
 use flashlm_train::log::card::ternary_share;
 use flashlm_train::log::{EvalRow, Row, jsonl};
-use flashlm_train::run_folder::{METRICS, RunFolder};
+use flashlm_train::run_folder::{Listed, METRICS, RunFolder};
 use flashlm_train::units::{bytes, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
@@ -91,21 +91,23 @@ fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
         report.add("name", name, name);
     }
     let checkpoints = folder.list()?;
-    let best = folder.best()?.map(|(step, _)| step);
-    let lines = checkpoints.iter().map(|(step, path)| {
+    let best = folder.best()?.map(|best| best.step);
+    let lines = checkpoints.iter().map(|Listed { step, path }| {
         let mark = if best == Some(*step) { "  (best)" } else { "" };
         format!("step {}  {}{mark}\n", thousands(*step), path.display())
     });
     let lines: String = lines.collect();
-    let listed = checkpoints
-        .iter()
-        .map(|(step, path)| json!({"step": step, "path": path.display().to_string(), "best": best == Some(*step)}));
+    let listed = checkpoints.iter().map(
+        |Listed { step, path }| json!({"step": step, "path": path.display().to_string(), "best": best == Some(*step)}),
+    );
     let listed: Vec<Value> = listed.collect();
     report.add("checkpoints", if lines.is_empty() { "none yet" } else { &lines }, listed);
     let abandoned = folder.abandoned()?;
     if !abandoned.is_empty() {
-        let lines = abandoned.iter().map(|(step, path)| format!("step {}  {}\n", thousands(*step), path.display()));
-        let listed = abandoned.iter().map(|(step, path)| json!({"step": step, "path": path.display().to_string()}));
+        let lines =
+            abandoned.iter().map(|Listed { step, path }| format!("step {}  {}\n", thousands(*step), path.display()));
+        let listed =
+            abandoned.iter().map(|Listed { step, path }| json!({"step": step, "path": path.display().to_string()}));
         report.add("set aside", lines.collect::<String>(), listed.collect::<Value>());
     }
     let result = folder.result()?;

@@ -1,5 +1,5 @@
 //! The texts of a run as its stages take them: window `n` of a stage is a pure function of (seed, stage, n), whatever its
-//! texts. [`Mix`] says which text it is of and which of that text's windows, [`Windows`] where that lies.
+//! texts. `Mix` says which text it is of and which of that text's windows, [`Windows`] where that lies.
 
 use crate::config::Settings;
 use crate::data::DataError;

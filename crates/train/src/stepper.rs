@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flashlm_kernels::ops::{NO_TARGET, zero};
 use flashlm_kernels::{Buf, Exec, Token};
+pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
-use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared, Shape};
+use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared};
 
 use crate::config::TrainSettings;
 use crate::data::window::Window;
@@ -16,6 +17,19 @@ use crate::optim::Optimizers;
 
 /// Rows of one pass, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
+
+/// What an update is told besides its windows.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// Of its batch.
+    pub shape: Shape,
+    /// The run's settings.
+    pub settings: &'a TrainSettings,
+    /// AdamW's learning rate.
+    pub lr: f64,
+    /// From 1.
+    pub number: u64,
+}
 
 /// A model with everything that training changes.
 pub struct Stepper {
@@ -49,12 +63,11 @@ impl Update {
 }
 
 impl Stepper {
-    /// A model with fresh parameters from the settings' seed and their optimizer, for batches of `batch` sequences of at
-    /// most `seq_len` tokens.
+    /// A model with fresh parameters from the settings' seed and their optimizer, for batches of at most this shape.
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
-        (batch, seq_len): (usize, usize),
+        Shape { batch, seq_len }: Shape,
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
         let rows = ROWS.min(batch * seq_len).max(seq_len);
@@ -66,33 +79,20 @@ impl Stepper {
         Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
     }
 
-    /// One update, number `step` from 1, on `batch` windows that predict at most `seq_len` tokens each. The loss is the mean
-    /// over all tokens of the batch, however they lie in windows.
-    pub fn step<'a, W: Into<Window<'a>>>(
-        &mut self,
-        cx: &Exec,
-        (batch, seq_len): (usize, usize),
-        window: impl Fn(usize) -> W,
-        settings: &TrainSettings,
-        lr: f64,
-        step: u64,
-    ) -> Update {
-        let never = AtomicBool::new(false);
-        self.step_unless(&never, cx, (batch, seq_len), window, settings, lr, step).expect("nothing stops it")
+    /// One update on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
+    pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> Update {
+        self.step_unless(&AtomicBool::new(false), cx, step, window).expect("nothing stops it")
     }
 
     /// The same; `None`, and nothing changed, where `stop` is set before its last pass is done.
-    #[allow(clippy::too_many_arguments)]
     pub fn step_unless<'a, W: Into<Window<'a>>>(
         &mut self,
         stop: &AtomicBool,
         cx: &Exec,
-        (batch, seq_len): (usize, usize),
+        step: Step,
         window: impl Fn(usize) -> W,
-        settings: &TrainSettings,
-        lr: f64,
-        step: u64,
     ) -> Option<Update> {
+        let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
         zero(cx, &mut self.grads);
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
@@ -117,14 +117,14 @@ impl Stepper {
                 self.inputs.resize(end, first);
                 self.targets.resize(end, NO_TARGET);
             }
-            let shape = Shape { batch: n, len: seq_len };
+            let shape = Shape { batch: n, seq_len: seq_len };
             nats += passes.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
         }
         let loss = nats * scale;
         if !loss.is_finite() {
             return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
-        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, step);
+        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, number);
         Some(Update { loss, tokens: tokens as u64, grad_norm })
     }
 }
@@ -143,6 +143,10 @@ mod tests {
         settings
     }
 
+    fn first<'a>(shape: Shape, settings: &'a Settings) -> Step<'a> {
+        Step { shape, settings: &settings.train, lr: 1e-3, number: 1 }
+    }
+
     fn window(i: usize, len: usize) -> Vec<Token> {
         (0..len).map(|j| ((i * 31 + j * j * 7) % 50) as Token).collect()
     }
@@ -152,22 +156,22 @@ mod tests {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
         // 4,800 rows: two full passes and a short one.
         let (batch, seq_len) = (48, 100);
+        let shape = Shape { batch, seq_len };
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
-        let mut stepper = Stepper::new(&settings.model, Precision::F32, (batch, seq_len), &settings.train).unwrap();
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
         let mut whole = family::build::<f32>(&settings.model, batch * seq_len, true).unwrap();
         let part = |r: fn(&Vec<Token>) -> &[Token]| data.iter().flat_map(|w| r(w).to_vec()).collect::<Vec<_>>();
         let (inputs, targets) = (part(|w| &w[..w.len() - 1]), part(|w| &w[1..]));
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
-        let size = (batch, seq_len);
         let objective = Objective { scale, z_loss: settings.train.z_loss };
-        let shape = Shape { batch, len: seq_len };
+        let shape = Shape { batch, seq_len: seq_len };
         let mut passes = Prepared::new(&cx, &mut *whole, &stepper.params);
         let nats = passes.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
-        let update = stepper.step(&cx, size, |i| &data[i], &settings.train, 1e-3, 1);
+        let update = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
         assert!((update.loss - nats * scale).abs() < 1e-6 * update.loss, "{} for {}", update.loss, nats * scale);
         assert!((update.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", update.grad_norm);
         for (own, want) in stepper.grads.iter().zip(&grads) {
@@ -186,18 +190,18 @@ mod tests {
                 let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
                 settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
                 settings.train.z_loss = 1e-2;
-                let size = (lengths.len(), seq_len);
-                let mut stepper = Stepper::new(&settings.model, precision, size, &settings.train).unwrap();
+                let shape = Shape { batch: lengths.len(), seq_len };
+                let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
                 let params = stepper.params.clone();
                 let mut alone = precision.build(&settings.model, seq_len, true).unwrap();
                 let mut alone = Prepared::new(&cx, &mut *alone, &params);
                 let objective = Objective { scale: 1.0 / total as f64, z_loss: settings.train.z_loss };
                 let (mut grads, mut nats) = (vec![0.0; params.len()], 0.0);
                 for story in &stories {
-                    let shape = Shape { batch: 1, len: story.len() - 1 };
-                    nats += alone.loss_backward(&mut grads, &story[..shape.len], &story[1..], shape, objective);
+                    let shape = Shape { batch: 1, seq_len: story.len() - 1 };
+                    nats += alone.loss_backward(&mut grads, &story[..shape.seq_len], &story[1..], shape, objective);
                 }
-                let update = stepper.step(&cx, size, |i| &stories[i], &settings.train, 1e-3, 1);
+                let update = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
                 assert_eq!(update.tokens, total as u64);
                 let loss = nats / total as f64;
                 assert!((update.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", update.loss);
@@ -217,11 +221,12 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
         let data = window(1, 21);
-        let mut stepper = Stepper::new(&settings.model, Precision::F32, (1, 20), &settings.train).unwrap();
+        let shape = Shape { batch: 1, seq_len: 20 };
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;
         let before = stepper.params.to_vec();
-        let update = stepper.step(&cx, (1, 20), |_| &data, &settings.train, 1e-3, 1);
+        let update = stepper.step(&cx, first(shape, &settings), |_| &data);
         assert!(!update.is_finite());
         assert_eq!(before, stepper.params.to_vec());
     }

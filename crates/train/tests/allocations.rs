@@ -7,7 +7,7 @@ use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{preset, preset_names};
 use flashlm_train::optim::{ADAMW, NAMES};
-use flashlm_train::stepper::Stepper;
+use flashlm_train::stepper::{Shape, Step, Stepper};
 
 struct Counting;
 
@@ -41,11 +41,12 @@ fn an_update_allocates_nothing() {
         settings.train.optimizer = optimizer.into();
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
         settings.model.activation_bits = bits;
-        let (batch, seq_len) = (40, 64);
-        let data: Vec<Token> = (0..seq_len as Token + 1).map(|i| i * 7 % 300).collect();
+        let shape = Shape { batch: 40, seq_len: 64 };
+        let data: Vec<Token> = (0..shape.seq_len as Token + 1).map(|i| i * 7 % 300).collect();
         for precision in [Precision::F32, Precision::Bf16] {
-            let mut stepper = Stepper::new(&settings.model, precision, (batch, seq_len), &settings.train).unwrap();
-            let mut step = |n| stepper.step(&cx, (batch, seq_len), |_| &data, &settings.train, 1e-3, n);
+            let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
+            let mut step =
+                |number| stepper.step(&cx, Step { shape, settings: &settings.train, lr: 1e-3, number }, |_| &data);
             step(1);
             let before = COUNT.load(SeqCst);
             let update = step(2);

@@ -6,7 +6,7 @@ use flashlm_train::config::{Layers, Settings};
 use flashlm_train::load::load_model;
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resolved, Resume};
 use flashlm_train::run_folder::Claim;
-use flashlm_train::trainer::{Event, Outcome, TrainError, continued};
+use flashlm_train::trainer::{Ended, Event, Outcome, TrainError, continued};
 
 fn settings() -> Settings {
     let mut layers = Layers::preset("flash-tiny").unwrap();
@@ -52,7 +52,7 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     let stories = prepared.stories() as usize + prepared.valid.len();
     assert!(stories == 400 && prepared.doubles() == 0, "{stories}");
     let mut trainer = prepared.trainer(&cx, Claim::new(&run, None).unwrap()).unwrap();
-    let (outcome, ending) = trainer.run(&stop, &mut |_| ()).unwrap();
+    let Ended { outcome, ending } = trainer.run(&stop, &mut |_| ()).unwrap();
     drop(trainer);
     let best = ending.unwrap().best;
     assert_eq!(outcome, Outcome::Finished);
@@ -73,7 +73,7 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     let resolved = ask(settings, Origin::Resumed(resume())).unwrap();
     let claim = Place::choose(&resolved, None, None).unwrap().claim(None).unwrap();
     let prepared = resolved.prepare(&stop, &mut |_| ()).unwrap();
-    let (outcome, ending) = prepared.trainer(&cx, claim).unwrap().run(&stop, &mut |_| ()).unwrap();
+    let Ended { outcome, ending } = prepared.trainer(&cx, claim).unwrap().run(&stop, &mut |_| ()).unwrap();
     assert!(outcome == Outcome::Finished && ending.unwrap().last.step == 81);
     assert!(notes.contains("threads"), "{notes}");
 }

@@ -16,7 +16,7 @@ use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{Layers, TrainSettings};
-use flashlm_train::stepper::{Stepper, Update};
+use flashlm_train::stepper::{Shape, Step, Stepper, Update};
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
@@ -78,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = common::exec(args.threads)?;
     let (isa, threads) = (cx.isa().name(), cx.pool().threads());
     let precision = args.precision.resolve(cx.isa());
-    let mut steps = Steps::new(&model, precision, settings.train, (batch, seq))?;
+    let mut steps = Steps::new(&model, precision, settings.train, Shape { batch, seq_len: seq })?;
     let parameters = steps.stepper.lm.layout().parameters();
     let kept = precision.name();
     say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {threads} threads", args.preset);
@@ -187,7 +187,7 @@ fn flops_per_token(layout: &Layout) -> f64 {
 pub(crate) struct Steps {
     pub(super) stepper: Stepper,
     settings: TrainSettings,
-    size: (usize, usize),
+    shape: Shape,
     /// `[BATCHES, B, T + 1]`.
     tokens: Vec<Token>,
     step: u64,
@@ -198,23 +198,24 @@ impl Steps {
         model: &ModelConfig,
         precision: Precision,
         settings: TrainSettings,
-        (batch, seq): (usize, usize),
+        shape: Shape,
     ) -> anyhow::Result<Self> {
-        let stepper = Stepper::new(model, precision, (batch, seq), &settings)?;
+        let stepper = Stepper::new(model, precision, shape, &settings)?;
         let mut rng = Rng::new(settings.seed);
         let random = |_| rng.below(model.vocab_size as u64) as Token;
-        let tokens = (0..BATCHES * batch * (seq + 1)).map(random).collect();
-        Ok(Steps { stepper, settings, size: (batch, seq), tokens, step: 0 })
+        let tokens = (0..BATCHES * shape.batch * (shape.seq_len + 1)).map(random).collect();
+        Ok(Steps { stepper, settings, shape, tokens, step: 0 })
     }
 
     /// One whole step.
     pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
-        let (batch, seq) = self.size;
+        let Shape { batch, seq_len } = self.shape;
         let first = self.step as usize % BATCHES * batch;
-        let window = |i: usize| &self.tokens[(first + i) * (seq + 1)..][..seq + 1];
+        let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
         self.step += 1;
-        let (t, lr) = (&self.settings, self.settings.lr);
-        let update = self.stepper.step(cx, self.size, window, t, lr, self.step);
+        let (settings, lr) = (&self.settings, self.settings.lr);
+        let step = Step { shape: self.shape, settings, lr, number: self.step };
+        let update = self.stepper.step(cx, step, window);
         ensure!(update.is_finite(), "step {} is not finite: {update:?}", self.step);
         Ok(update)
     }
@@ -240,7 +241,7 @@ mod tests {
         let cx = Exec::new(Isa::SCALAR, 1);
         let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
         let settings = preset("v4-small").unwrap().train;
-        let mut steps = Steps::new(&model, Precision::F32, settings, (3, 5)).unwrap();
+        let mut steps = Steps::new(&model, Precision::F32, settings, Shape { batch: 3, seq_len: 5 }).unwrap();
         let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         assert!((losses[0] - 31f64.ln()).abs() < 0.1, "{}", losses[0]);

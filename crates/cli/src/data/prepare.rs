@@ -12,7 +12,7 @@ use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::Settings;
 use flashlm_train::data::DataError;
-use flashlm_train::data::build::{Progress, open_or_build};
+use flashlm_train::data::build::{Opened, Progress, open_or_build};
 use flashlm_train::data::cache::{Stale, TokenCache, default_dir};
 use flashlm_train::data::filter::Dropped;
 use flashlm_train::data::holdout::{Holdout, stories_of};
@@ -148,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         report_dropped(&mut report, &dropped);
     }
     let (cache, side) = (&caches[0], sides[1].1.split());
-    let (all, held) = (cache.read().1, caches[1].bytes());
+    let (all, held) = (cache.read().bytes, caches[1].bytes());
     let part = 100.0 * held as f64 / all.max(1) as f64;
     match side {
         Split::All => report.add("held out", "nothing: validation has a source of its own", Value::Null),
@@ -238,7 +238,7 @@ fn build(
 ) -> Result<TokenCache, DataError> {
     let (path, mut status) = (stage.folder.join(name).with_extension("tok"), Status::new());
     let mut told = |p: &Progress| progress(&mut status, name, p);
-    let (cache, built) = open_or_build(&path, source, tokenizer, threads, &mut told)?;
+    let Opened { cache, built } = open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
     noted(name, &built.as_ref().map(|built| built.read.seen).unwrap_or_default());
     let path = stage.dir.join(name).with_extension("tok");

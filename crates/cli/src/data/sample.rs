@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
-use flashlm_train::data::stats::sample;
+use flashlm_train::data::stats::{Drawn, Sample, sample};
 use serde_json::{Value, json};
 
 use super::select::Select;
@@ -31,7 +31,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let source = args.select.open_all(&args.data, 0)?;
-    let (stories, read) = sample(&source, args.n, args.seed)?;
+    let Sample { stories, read } = sample(&source, args.n, args.seed)?;
     if read.stories == 0 {
         bail!(
             "{}: no stories{}",
@@ -40,11 +40,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         );
     }
     if args.json {
-        let stories = stories.into_iter().map(|(number, text)| json!({"number": number, "text": text}));
+        let stories = stories.into_iter().map(|Drawn { number, text }| json!({"number": number, "text": text}));
         out!("{:#}", json!({"of": read.stories, "stories": stories.collect::<Value>()}));
     } else {
         // As text files have them, so that a sample is data again.
-        for (_, text) in stories {
+        for Drawn { text, .. } in stories {
             out!("{text}\n<|endoftext|>");
         }
     }

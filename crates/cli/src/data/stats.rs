@@ -12,11 +12,13 @@ use flashlm_model::ModelConfig;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::{Settings, preset};
+use flashlm_train::data::looks::Script;
 use flashlm_train::data::near::MOST as NEAR;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
-use flashlm_train::log::histogram;
+use flashlm_train::log::histogram::{self, Bin};
 use flashlm_train::run::size_for;
+use flashlm_train::stepper::Shape;
 use flashlm_train::tokenizer::of_file;
 use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};
@@ -87,7 +89,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.add("stories", thousands(read.stories), read.stories);
     report.add("bytes", format!("{} ({})", thousands(read.bytes), bytes(read.bytes)), read.bytes);
     let mean = stats.chars as f64 / read.stories.max(1) as f64;
-    let (shortest, longest) = stats.range;
+    let (shortest, longest) = (stats.shortest, stats.longest);
     let text = format!(
         "{} in all, {mean:.1} a story, shortest {}, longest {}",
         thousands(stats.chars),
@@ -127,10 +129,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if read.dropped.total() > 0 {
         report_dropped(&mut report, &read.dropped);
     }
-    let bins: Vec<(u64, u64)> = stats.lengths.iter().enumerate().map(|(i, n)| (bin(i), *n)).collect();
-    let bins = &bins[bins.iter().position(|bin| bin.1 > 0).unwrap_or(0)..];
+    let bins: Vec<Bin> = stats.lengths.iter().enumerate().map(|(i, n)| Bin { from: bin(i), count: *n }).collect();
+    let bins = &bins[bins.iter().position(|bin| bin.count > 0).unwrap_or(0)..];
     if args.json {
-        let bins = bins.iter().map(|(from, stories)| json!({"from": from, "stories": stories}));
+        let bins = bins.iter().map(|bin| json!({"from": bin.from, "stories": bin.count}));
         report.add("lengths", "", bins.collect::<Value>());
     }
     if let Some(path) = &args.svg {
@@ -166,10 +168,10 @@ fn sample_vocabulary(source: &Source) -> anyhow::Result<Tokenizer> {
 fn report_looks(report: &mut Report, stats: &Stats) {
     let looks = &stats.looks;
     let shares = looks.shares();
-    let shown = shares.iter().filter(|(_, share)| *share >= 0.0005);
-    let text: Vec<String> = shown.map(|(script, share)| format!("{script} {:.1} %", 100.0 * share)).collect();
+    let shown = shares.iter().filter(|script| script.share >= 0.0005);
+    let text: Vec<String> = shown.map(|Script { name, share }| format!("{name} {:.1} %", 100.0 * share)).collect();
     let value: serde_json::Map<String, Value> =
-        shares.iter().map(|(script, share)| (script.to_string(), json!(share))).collect();
+        shares.iter().map(|script| (script.name.to_string(), json!(script.share))).collect();
     report.add("scripts", if text.is_empty() { "no letters".into() } else { text.join(", ") }, value);
     let text = format!(
         "{} in {} paragraphs, the longest of {} characters",
@@ -223,7 +225,8 @@ fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
     let cx = exec(None)?;
     let (batch, seq_len) = (machine.cores.clamp(2, 8), settings.train.seq_len);
     let model = ModelConfig { vocab_size, ..settings.model };
-    let mut steps = Steps::new(&model, settings.train.precision.resolve(cx.isa()), settings.train, (batch, seq_len))?;
+    let mut steps =
+        Steps::new(&model, settings.train.precision.resolve(cx.isa()), settings.train, Shape { batch, seq_len })?;
     steps.step(&cx)?;
     let started = Instant::now();
     for _ in 0..3 {

@@ -13,7 +13,7 @@ use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resume, Start};
 use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder};
-use flashlm_train::trainer::{Ending, Event, Outcome, TrainError};
+use flashlm_train::trainer::{Ended, Ending, Event, Outcome, TrainError};
 use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::quoted;
 
@@ -85,7 +85,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
     }
     stop.training.store(true, SeqCst);
-    let (outcome, ending) = trainer.run(&stop.flag, &mut |event| match event {
+    let Ended { outcome, ending } = trainer.run(&stop.flag, &mut |event| match event {
         Event::Sample(sample) => {
             status.clear();
             product.print(format_args!("--- step {}\n{}{}\n", sample.step, sample.prompt, sample.text));

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use flashlm_model::rng::Rng;
 use serde_json::Value;
 
 use crate::common::{Place, TINY, checkpoint_bytes, text};
@@ -35,19 +36,6 @@ const MOMENTS: [(&str, usize, Option<&str>, &str); 10] = [
     ("starting", 40, None, ""),
     ("a full disk", 120, None, ""),
 ];
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n as u64) as usize
-    }
-}
 
 fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap_or_default()
@@ -155,7 +143,8 @@ impl Folder {
 
 /// Kills one run so often, then lets it finish; returns a line about it, or what was wrong.
 fn kill(kills: usize, seed: u64) -> Result<String, String> {
-    let (place, mut random, began) = (Place::new(), Random(seed), Instant::now());
+    let (place, mut rng, began) = (Place::new(), Rng::new(seed), Instant::now());
+    let mut below = |n: usize| rng.below(n as u64) as usize;
     let train = format!("train {TINY} {FLAGS} --set train.checkpoint_every={EVERY}");
     // Makes the token cache.
     place.ok(&format!("{train} --steps 1 --save-dir first"));
@@ -166,10 +155,10 @@ fn kill(kills: usize, seed: u64) -> Result<String, String> {
     while killed < kills {
         let newest = folder.newest();
         let older: Vec<u64> = folder.line.keys().copied().filter(|step| *step < newest).collect();
-        let back = !older.is_empty() && random.below(5) == 0;
-        let from = if back { older[random.below(older.len())] } else { newest };
-        let by_clock = random.below(2) == 0;
-        let chosen = if back && random.below(2) == 0 { 0 } else { 1 + random.below(MOMENTS.len() - 1) };
+        let back = !older.is_empty() && below(5) == 0;
+        let from = if back { older[below(older.len())] } else { newest };
+        let by_clock = below(2) == 0;
+        let chosen = if back && below(2) == 0 { 0 } else { 1 + below(MOMENTS.len() - 1) };
         let (mut moment, most, kind, path) = MOMENTS[chosen];
         if by_clock {
             moment = "any moment";
@@ -184,13 +173,13 @@ fn kill(kills: usize, seed: u64) -> Result<String, String> {
         };
 
         let mut command = place.command(&args);
-        let (at, sleep) = (1 + random.below(most), 50 + random.below(500) as u64);
+        let (at, sleep) = (1 + below(most), 50 + below(500) as u64);
         if !by_clock {
             shim::watch(&mut command, &run, &place.path("calls"));
             let mut fault = match moment {
                 "a full disk" => Fault::error(at, "on", ENOSPC),
-                "the final validation" => Fault { milliseconds: random.below(30) as u64, ..Fault::new(at, "later") },
-                _ => Fault::new(at, ["before", "half", "after"][random.below(3)]),
+                "the final validation" => Fault { milliseconds: below(30) as u64, ..Fault::new(at, "later") },
+                _ => Fault::new(at, ["before", "half", "after"][below(3)]),
             };
             (fault.kind, fault.path) = (kind, Some(path.to_string()));
             shim::strike(&mut command, &fault);

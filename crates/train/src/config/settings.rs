@@ -133,6 +133,11 @@ impl Settings {
 }
 
 impl TrainSettings {
+    /// Sequences of an update.
+    pub fn sequences(&self) -> usize {
+        self.batch * self.accumulation
+    }
+
     /// The learning rates of the run.
     pub fn rates(&self) -> Schedule {
         let &TrainSettings { lr, min_lr, schedule, warmup_steps, decay_share, .. } = self;

@@ -32,6 +32,15 @@ pub struct Built {
     pub read: SourceReport,
 }
 
+/// A cache, and what was done for it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The cache.
+    pub cache: TokenCache,
+    /// Where it had to be built.
+    pub built: Option<Built>,
+}
+
 /// State of a build, given to its progress callback.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
@@ -62,15 +71,15 @@ pub fn open_or_build(
     tokenizer: &Tokenizer,
     threads: usize,
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-) -> Result<(TokenCache, Option<Built>), DataError> {
+) -> Result<Opened, DataError> {
     let expect = expected(source, tokenizer)?;
     let reason = match TokenCache::open(path, &expect) {
-        Ok(cache) => return Ok((cache, None)),
+        Ok(cache) => return Ok(Opened { cache, built: None }),
         Err(DataError::Cache { reason, .. }) => reason,
         Err(e) => return Err(e),
     };
     let read = build(path, expect, source, tokenizer, threads, progress)?;
-    Ok((TokenCache::open(path, &expect)?, Some(Built { reason, read })))
+    Ok(Opened { cache: TokenCache::open(path, &expect)?, built: Some(Built { reason, read }) })
 }
 
 /// Stories one after the other, on their way to an encoder.
@@ -373,7 +382,7 @@ mod tests {
         let source = source(&folder, "long.txt", &stories);
         let tokenizer = Tokenizer::train_bpe([book.as_str()].into_iter(), 300).unwrap();
         let path = folder.path().join("long.tok");
-        let (cache, _) = super::open_or_build(&path, &source, &tokenizer, 3, &mut keep_on).unwrap();
+        let Opened { cache, .. } = super::open_or_build(&path, &source, &tokenizer, 3, &mut keep_on).unwrap();
         assert_eq!(cache.stories(), stories.len());
         for (i, story) in stories.iter().enumerate() {
             let mut ids = Vec::new();

@@ -53,6 +53,15 @@ pub fn expected(source: &Source, tokenizer: &Tokenizer) -> Result<Expect, DataEr
     Ok(Expect { tokenizer: tokenizer.hash(), source: source.fingerprint()?, split: source.split() })
 }
 
+/// Sizes of a source, all sides of its split together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Stories.
+    pub stories: u64,
+    /// UTF-8 bytes of those.
+    pub bytes: u64,
+}
+
 /// An open, verified cache file.
 #[derive(Debug)]
 pub struct TokenCache {
@@ -186,8 +195,8 @@ impl TokenCache {
     }
 
     /// Stories of the whole source that its filter kept, and their bytes: of all sides of the split.
-    pub fn read(&self) -> (u64, u64) {
-        (self.header.read, self.header.read_bytes)
+    pub fn read(&self) -> Whole {
+        Whole { stories: self.header.read, bytes: self.header.read_bytes }
     }
 
     /// Stories that were left out as those of the validation text.
@@ -302,8 +311,8 @@ mod tests {
         let one = source(&folder, "a.txt", &["abc", "de"]);
         let reason = |source: &Source, tokenizer: &Tokenizer, split| {
             let source = source.clone().with_split(split);
-            let (_, built) = build::open_or_build(&path, &source, tokenizer, 1, &mut keep_on).unwrap();
-            built.map(|built| built.reason)
+            let opened = build::open_or_build(&path, &source, tokenizer, 1, &mut keep_on).unwrap();
+            opened.built.map(|built| built.reason)
         };
         let bytes = Tokenizer::bytes();
         assert_eq!(reason(&one, &bytes, Split::All), Some(Stale::Missing));
@@ -393,7 +402,7 @@ mod tests {
         let tokenizer = Tokenizer::train_frequency(["aaaa aaaa"].into_iter(), 100).unwrap();
         let source = source(&folder, "a.txt", &["aaaa", "zzzz qqq", "aaaa zzzz"]);
         let path = folder.path().join("a.tok");
-        let (cache, _) = build::open_or_build(&path, &source, &tokenizer, 1, &mut keep_on).unwrap();
+        let build::Opened { cache, .. } = build::open_or_build(&path, &source, &tokenizer, 1, &mut keep_on).unwrap();
         let unk = cache.tokens().iter().filter(|id| Some(**id) == tokenizer.unk()).count() as u64;
         assert!(unk > 0);
         assert_eq!(cache.unk(), unk);

@@ -40,6 +40,15 @@ const SEPARATORS: [&str; 14] = [
     "\u{c}",
 ];
 
+/// A script in a text.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Script {
+    /// Its name.
+    pub name: &'static str,
+    /// Its share of all letters.
+    pub share: f64,
+}
+
 impl Looks {
     /// Counts one more story.
     pub fn add(&mut self, story: &str) {
@@ -66,10 +75,11 @@ impl Looks {
     }
 
     /// Scripts by their share of all letters, the largest first.
-    pub fn shares(&self) -> Vec<(&'static str, f64)> {
+    pub fn shares(&self) -> Vec<Script> {
         let all: u64 = self.scripts.values().sum();
-        let mut shares: Vec<_> = self.scripts.iter().map(|(script, n)| (*script, *n as f64 / all as f64)).collect();
-        shares.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let mut shares: Vec<_> =
+            self.scripts.iter().map(|(script, n)| Script { name: script, share: *n as f64 / all as f64 }).collect();
+        shares.sort_by(|a, b| b.share.total_cmp(&a.share));
         shares
     }
 }
@@ -116,7 +126,7 @@ mod tests {
             (1, 1, 6, 13, 2)
         );
         assert_eq!(looks.separators, BTreeMap::from([("---", 1)]));
-        assert_eq!(looks.shares()[0], ("Latin", 11.0 / 21.0));
+        assert_eq!(looks.shares()[0], Script { name: "Latin", share: 11.0 / 21.0 });
         looks.add("한글 אב");
         assert_eq!((looks.scripts["Hangul"], looks.scripts["Hebrew"]), (2, 2));
     }

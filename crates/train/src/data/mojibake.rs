@@ -19,8 +19,17 @@ const HIGH: [char; 32] = [
 /// How often text may have gone through the accident.
 const PASSES: usize = 2;
 
-/// The repaired text and the number of sequences turned back (the text itself and 0 if there was nothing to do).
-pub fn repair(text: &str) -> (Cow<'_, str>, u64) {
+/// A text without mojibake.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Repaired<'t> {
+    /// The text itself if there was nothing to do.
+    pub text: Cow<'t, str>,
+    /// Sequences turned back.
+    pub sequences: u64,
+}
+
+/// Turns back what is mojibake for certain.
+pub fn repair(text: &str) -> Repaired<'_> {
     let mut repaired = Cow::Borrowed(text);
     let mut count = 0;
     for _ in 0..PASSES {
@@ -32,7 +41,7 @@ pub fn repair(text: &str) -> (Cow<'_, str>, u64) {
             None => break,
         }
     }
-    (repaired, count)
+    Repaired { text: repaired, sequences: count }
 }
 
 /// One level of encoding undone; `None` if the text has no mojibake for certain.
@@ -177,7 +186,7 @@ mod tests {
             ("donâ\u{80}\u{99}t", "don’t", 1),
             ("sÄ… czÄ™sto Ã–sterreich, Ã… og Ã˜", "są często Österreich, Å og Ø", 5),
         ] {
-            assert_eq!(repair(bad), (Cow::Owned(good.to_string()), count));
+            assert_eq!(repair(bad), Repaired { text: Cow::Owned(good.to_string()), sequences: count });
         }
     }
 
@@ -211,9 +220,9 @@ mod tests {
             let ours = text.replace(['Ș', 'ș', 'ț', 'ă', '≠'], "");
             for once in [misread(&ours), latin(&ours)] {
                 let sequences = ours.chars().filter(|c| !c.is_ascii()).count() as u64;
-                assert_eq!(repair(&once), (Cow::Borrowed(&*ours), sequences), "{once}");
+                assert_eq!(repair(&once), Repaired { text: Cow::Borrowed(&*ours), sequences }, "{once}");
                 for twice in [misread(&once), latin(&once)] {
-                    assert_eq!(repair(&twice).0, ours, "{twice}");
+                    assert_eq!(repair(&twice).text, ours, "{twice}");
                 }
             }
         }
@@ -242,7 +251,7 @@ mod tests {
         }
         texts.push(texts.join(" "));
         for text in &texts {
-            let (same, count) = repair(text);
+            let Repaired { text: same, sequences: count } = repair(text);
             assert!(matches!(same, Cow::Borrowed(_)) && count == 0, "{count} in {text:.60}");
         }
     }

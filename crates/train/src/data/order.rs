@@ -69,9 +69,16 @@ fn feistel(key: u64, x: u64, half_bits: u32) -> u64 {
     left << half_bits | right
 }
 
-/// SplitMix64's output function (Steele, Lea, Flood 2014) after its increment.
+/// SplitMix64's increment.
+pub(super) const INCREMENT: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// SplitMix64's output function after its increment.
 pub(super) fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    output(x.wrapping_add(INCREMENT))
+}
+
+/// SplitMix64's output function (Steele, Lea, Flood 2014).
+pub(super) fn output(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)

@@ -7,10 +7,11 @@ use super::files::{FileEntry, Files, in_full};
 use super::filter::{Dropped, Filter};
 use super::held::Held;
 use super::hub::{self, Client, Dataset, HubError};
+use super::mojibake::{self, Repaired};
 pub use super::reader::Seen;
 use super::reader::{self, FORMATS, Fields};
 use super::split::Split;
-use super::{DataError, mojibake, synthetic};
+use super::{DataError, synthetic};
 use crate::similar::edit_distance;
 use std::fs;
 use std::ops::ControlFlow;
@@ -339,9 +340,9 @@ impl Source {
                 let mut seen = Seen::default();
                 for FileEntry { path, size, .. } in &files.entries {
                     let flow = reader::read_file(path, &fields, self.limit, &mut seen, &mut |story, read| {
-                        let (text, repaired) = mojibake::repair(story.text);
-                        report.repaired += repaired;
-                        report.mended += u64::from(repaired > 0);
+                        let Repaired { text, sequences } = mojibake::repair(story.text);
+                        report.repaired += sequences;
+                        report.mended += u64::from(sequences > 0);
                         give(&mut report, &text, story.score, ((before + read) as f64 / total).min(1.0))
                     })?;
                     if flow.is_break() {

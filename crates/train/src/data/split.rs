@@ -52,7 +52,7 @@ impl Split {
     }
 
     /// As two numbers for a file: 0 all, 1 train, 2 valid, 3 before, 4 after; and the bits of the share, or the place.
-    pub fn to_parts(self) -> (u32, u64) {
+    pub(super) fn to_parts(self) -> (u32, u64) {
         match self {
             Split::All => (0, 0),
             Split::Train(share) => (1, share.to_bits()),
@@ -63,7 +63,7 @@ impl Split {
     }
 
     /// The opposite; none if the first number is unknown.
-    pub fn from_parts((id, of): (u32, u64)) -> Option<Split> {
+    pub(super) fn from_parts((id, of): (u32, u64)) -> Option<Split> {
         Some(match id {
             0 => Split::All,
             1 => Split::Train(f64::from_bits(of)),

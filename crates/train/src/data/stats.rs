@@ -27,8 +27,10 @@ pub struct Stats {
     pub read: SourceReport,
     /// Characters of the stories.
     pub chars: u64,
-    /// Length of the shortest and the longest story in characters.
-    pub range: (u64, u64),
+    /// Characters of the shortest story.
+    pub shortest: u64,
+    /// Characters of the longest story.
+    pub longest: u64,
     /// Stories that came before, word for word.
     pub duplicates: u64,
     /// Whether there were more different stories than are remembered.
@@ -63,14 +65,14 @@ impl Stats {
         tokenizer: Option<&Tokenizer>,
         progress: &mut dyn FnMut(u64, u64, f64) -> ControlFlow<()>,
     ) -> Result<Stats, DataError> {
-        let mut stats = Stats { range: (u64::MAX, 0), lengths: vec![0; BINS], ..Stats::default() };
+        let mut stats = Stats { shortest: u64::MAX, lengths: vec![0; BINS], ..Stats::default() };
         let mut encoder = tokenizer.map(|tokenizer| (tokenizer.unk(), tokenizer.encoder()));
         let (mut seen, mut near, mut ids) = (HashSet::new(), Near::default(), Vec::new());
         let (mut stories, mut bytes, mut stopped) = (0, 0, false);
         stats.read = source.stories_at(&mut |story, fraction| {
             let chars = story.chars().count() as u64;
             stats.chars += chars;
-            stats.range = (stats.range.0.min(chars), stats.range.1.max(chars));
+            (stats.shortest, stats.longest) = (stats.shortest.min(chars), stats.longest.max(chars));
             let place = (0..BINS).rev().find(|i| bin(*i) <= chars).unwrap_or(0);
             stats.lengths[place] += 1;
             stats.looks.add(story);
@@ -104,31 +106,49 @@ impl Stats {
         let used = stats.lengths.iter().rposition(|n| *n > 0).map_or(0, |last| last + 1);
         stats.lengths.truncate(used);
         if stories == 0 {
-            stats.range.0 = 0;
+            stats.shortest = 0;
         }
         Ok(stats)
     }
 }
 
-/// `n` stories drawn at random, each with its number from 0, in the order of the source: every set of `n` is as likely, and a
+/// A story that was drawn.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Drawn {
+    /// Its number, from 0.
+    pub number: u64,
+    /// Its text.
+    pub text: String,
+}
+
+/// Stories that were drawn.
+#[derive(Debug)]
+pub struct Sample {
+    /// In the order of the source.
+    pub stories: Vec<Drawn>,
+    /// What the source gave.
+    pub read: SourceReport,
+}
+
+/// `n` stories drawn at random: every set of `n` is as likely, and a
 /// seed always draws the same (reservoir sampling, algorithm R of Vitter 1985).
-pub fn sample(source: &Source, n: usize, seed: u64) -> Result<(Vec<(u64, String)>, SourceReport), DataError> {
+pub fn sample(source: &Source, n: usize, seed: u64) -> Result<Sample, DataError> {
     let mut rng = Rng::new(seed);
-    let mut drawn: Vec<(u64, String)> = Vec::new();
+    let mut stories: Vec<Drawn> = Vec::new();
     let mut number = 0;
-    let report = source.stories(&mut |story| {
-        let place = if drawn.len() < n { drawn.len() } else { rng.below(number + 1) as usize };
+    let read = source.stories(&mut |story| {
+        let place = if stories.len() < n { stories.len() } else { rng.below(number + 1) as usize };
         if place < n {
-            if place == drawn.len() {
-                drawn.push((0, String::new()));
+            if place == stories.len() {
+                stories.push(Drawn::default());
             }
-            drawn[place] = (number, story.to_string());
+            stories[place] = Drawn { number, text: story.to_string() };
         }
         number += 1;
         ControlFlow::Continue(())
     })?;
-    drawn.sort();
-    Ok((drawn, report))
+    stories.sort();
+    Ok(Sample { stories, read })
 }
 
 #[cfg(test)]
@@ -152,7 +172,8 @@ mod tests {
         let text = source(&folder, "a.txt", &["ab", "Itâ€™s", "ab", "äöü", "ab", "x"]);
         let stats = of(&text, Some(&Tokenizer::bytes()));
         assert_eq!((stats.read.stories, stats.read.bytes, stats.read.repaired, stats.read.mended), (6, 19, 1, 1));
-        assert_eq!((stats.chars, stats.range, stats.duplicates, stats.forgot), (14, (1, 4), 2, false));
+        assert_eq!((stats.chars, stats.shortest, stats.longest), (14, 1, 4));
+        assert_eq!((stats.duplicates, stats.forgot), (2, false));
         assert_eq!((stats.tokens, stats.unk), (19 + 6, 0));
         assert_eq!(stats.lengths, [1, 3, 1, 1]);
         let frequency = Tokenizer::train_frequency(["ab"].into_iter(), 100).unwrap();
@@ -174,18 +195,18 @@ mod tests {
         let stories = collect(&text);
         let mut drawn = [0; 50];
         for seed in 0..2000 {
-            let (sample, report) = sample(&text, 5, seed).unwrap();
-            assert_eq!((sample.len(), report.stories), (5, 50));
-            assert!(sample.is_sorted_by(|a, b| a.0 < b.0));
-            for (i, story) in &sample {
-                assert_eq!(*story, stories[*i as usize]);
-                drawn[*i as usize] += 1;
+            let sample = sample(&text, 5, seed).unwrap();
+            assert_eq!((sample.stories.len(), sample.read.stories), (5, 50));
+            assert!(sample.stories.is_sorted_by(|a, b| a.number < b.number));
+            for Drawn { number, text } in &sample.stories {
+                assert_eq!(*text, stories[*number as usize]);
+                drawn[*number as usize] += 1;
             }
         }
         // Of 2000 draws each story is in 200, give or take 13.4.
         assert!(drawn.iter().all(|n| (130..270).contains(n)), "{drawn:?}");
-        assert_eq!(sample(&text, 3, 7).unwrap().0, sample(&text, 3, 7).unwrap().0);
-        assert_eq!(sample(&text, 80, 1).unwrap().0.len(), 50);
-        assert!(sample(&text, 0, 1).unwrap().0.is_empty());
+        assert_eq!(sample(&text, 3, 7).unwrap().stories, sample(&text, 3, 7).unwrap().stories);
+        assert_eq!(sample(&text, 80, 1).unwrap().stories.len(), 50);
+        assert!(sample(&text, 0, 1).unwrap().stories.is_empty());
     }
 }

@@ -35,7 +35,8 @@ pub(crate) fn keep_on(_: &Progress) -> ControlFlow<()> {
 
 pub(crate) fn open_or_build(path: &Path, source: &Source, split: Split, threads: usize) -> (TokenCache, Option<Stale>) {
     let source = source.clone().with_split(split);
-    let (cache, built) = build::open_or_build(path, &source, &Tokenizer::bytes(), threads, &mut keep_on).unwrap();
+    let build::Opened { cache, built } =
+        build::open_or_build(path, &source, &Tokenizer::bytes(), threads, &mut keep_on).unwrap();
     (cache, built.map(|built| built.reason))
 }
 

@@ -1,4 +1,4 @@
-//! Training windows over a token cache, in the order of [`Order`].
+//! Training windows over a token cache, in the order of `Order`.
 //!
 //! * packed: the `N` tokens are a circle. An epoch cuts it at a place of its own, a pure function of (seed, epoch), into
 //!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every

@@ -28,6 +28,14 @@ pub struct Stories {
     totals: Vec<Totals>,
 }
 
+/// What was taken of a source.
+pub struct Taken {
+    /// The stories.
+    pub stories: Stories,
+    /// What the source gave.
+    pub report: SourceReport,
+}
+
 /// Sizes of the stories from the first to one of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -41,7 +49,7 @@ pub struct Totals {
 
 impl Stories {
     /// What a source gives, as far as the budget goes.
-    pub fn read(source: &Source, tokenizer: &Tokenizer, budget: Budget) -> Result<(Stories, SourceReport), DataError> {
+    pub fn read(source: &Source, tokenizer: &Tokenizer, budget: Budget) -> Result<Taken, DataError> {
         Stories::read_with(source, tokenizer, budget, &mut |_| ())
     }
 
@@ -51,7 +59,7 @@ impl Stories {
         tokenizer: &Tokenizer,
         budget: Budget,
         see: &mut dyn FnMut(&str),
-    ) -> Result<(Stories, SourceReport), DataError> {
+    ) -> Result<Taken, DataError> {
         let mut stories = Stories::default();
         let report = source.stories(&mut |text| {
             stories.push(tokenizer, text);
@@ -61,7 +69,7 @@ impl Stories {
                 _ => ControlFlow::Continue(()),
             }
         })?;
-        Ok((stories, report))
+        Ok(Taken { stories, report })
     }
 
     /// Adds one story.
@@ -170,7 +178,7 @@ mod tests {
         let source = Source::parse("synthetic:200").unwrap();
         let split = Split::Valid(0.3);
         let side = source.clone().with_split(split);
-        let read = |tokens| Stories::read(&side, &tokenizer, Budget { tokens }).unwrap().0;
+        let read = |tokens| Stories::read(&side, &tokenizer, Budget { tokens }).unwrap().stories;
         let mut wanted = Vec::new();
         let keep = |story: &str| {
             wanted.extend((!split.take(story, 0).is_empty()).then(|| story.to_string()));
@@ -194,7 +202,7 @@ mod tests {
         let Some(shared) = shared() else { return };
         let tokenizer = Tokenizer::load(&shared.join("fixtures/tokenizer/frequency_tokenizer.json")).unwrap();
         let source = Source::parse(shared.join("data/tinystories/valid.txt").to_str().unwrap()).unwrap();
-        let (stories, report) = Stories::read(&source, &tokenizer, Budget::default()).unwrap();
+        let Taken { stories, report } = Stories::read(&source, &tokenizer, Budget::default()).unwrap();
         assert_eq!((stories.len(), stories.totals().bytes, stories.totals().tokens), (500, 402_270, 98_610));
         assert_eq!((report.stories, report.bytes), (500, 402_270));
     }

@@ -11,8 +11,17 @@ const PLOT: f64 = 868.0;
 const TOP: f64 = 76.0;
 const HEIGHT: f64 = 300.0;
 
-/// Bars for `(from, number)`, the bin going up to where the next starts; `axis` says what is counted below them.
-pub fn draw(title: &str, axis: &str, bins: &[(u64, u64)]) -> String {
+/// A bin, which goes up to where the next starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bin {
+    /// Where it starts.
+    pub from: u64,
+    /// How many are in it.
+    pub count: u64,
+}
+
+/// One bar for each bin; `axis` says what is counted below them.
+pub fn draw(title: &str, axis: &str, bins: &[Bin]) -> String {
     let height = TOP + HEIGHT + 64.0;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" \
@@ -23,7 +32,7 @@ pub fn draw(title: &str, axis: &str, bins: &[(u64, u64)]) -> String {
     );
     out += &text(MARGIN, 38.0, "title", "start", &shortened(title, 80));
     out += &format!("<g transform=\"translate({LEFT} {TOP})\">\n");
-    let most = bins.iter().map(|bin| bin.1).max().unwrap_or(0).max(1) as f64;
+    let most = bins.iter().map(|bin| bin.count).max().unwrap_or(0).max(1) as f64;
     let y = Scale { lo: 0.0, hi: most * 1.08, length: HEIGHT };
     for (value, label) in y.ticks(1.0, 6) {
         let py = y.down(value);
@@ -31,7 +40,7 @@ pub fn draw(title: &str, axis: &str, bins: &[(u64, u64)]) -> String {
         out += &text(-8.0, py + 4.0, "", "end", &label);
     }
     let wide = PLOT / bins.len().max(1) as f64;
-    for (i, (from, number)) in bins.iter().enumerate() {
+    for (i, Bin { from, count: number }) in bins.iter().enumerate() {
         let (x, top) = (i as f64 * wide, y.down(*number as f64));
         out += &format!(
             "<rect class=\"f0\" x=\"{:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\"/>\n",
@@ -58,7 +67,7 @@ mod tests {
 
     #[test]
     fn bars_are_as_high_as_their_counts() {
-        let svg = draw("a < b", "characters", &[(1, 50), (2, 0), (3, 100)]);
+        let svg = draw("a < b", "characters", &[(1, 50), (2, 0), (3, 100)].map(|(from, count)| Bin { from, count }));
         let heights: Vec<f64> = svg
             .split("<rect class=\"f0\"")
             .skip(1)

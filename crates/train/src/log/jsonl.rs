@@ -36,7 +36,7 @@ impl Metrics {
 
     /// Goes on after the rows up to and including `step`. The later ones, which the run will write again or has turned away from, are
     /// moved to the file `aside`, and so are lines that are no rows. A missing file counts as empty.
-    pub fn resume(path: &Path, step: u64, aside: &Path) -> Result<(Self, Kept), LogError> {
+    pub fn resume(path: &Path, step: u64, aside: &Path) -> Result<Resumed, LogError> {
         let (mut kept, mut dropped, mut found) = (Vec::new(), Vec::new(), Kept::default());
         if path.exists() {
             lines(path, |line, bytes, row| {
@@ -60,7 +60,7 @@ impl Metrics {
             }
             atomic::write_file(path, |file| file.write_all(&kept))?;
         }
-        Ok((Self::open(path)?, found))
+        Ok(Resumed { metrics: Self::open(path)?, kept: found })
     }
 
     fn open(path: &Path) -> Result<Self, LogError> {
@@ -81,6 +81,14 @@ impl Metrics {
         line.push(b'\n');
         self.file.write(&line)
     }
+}
+
+/// A log that is gone on with.
+pub struct Resumed {
+    /// For further rows.
+    pub metrics: Metrics,
+    /// What the rows in it tell.
+    pub kept: Kept,
 }
 
 /// What the rows that a resumed run keeps tell of it.
@@ -158,7 +166,7 @@ mod tests {
     }
 
     fn resume(file: &Path, step: u64) -> Metrics {
-        Metrics::resume(file, step, &file.with_extension("aside")).unwrap().0
+        Metrics::resume(file, step, &file.with_extension("aside")).unwrap().metrics
     }
 
     #[test]
@@ -169,7 +177,7 @@ mod tests {
         let rows = [train(1), eval(2, 0.5), sample(2, "a"), train(3), eval(4, 0.25), sample(4, "b")];
         let line = |row: &Row| serde_json::to_string(row).unwrap() + "\n";
         fs::write(&file, rows.iter().map(line).collect::<String>()).unwrap();
-        let (_, kept) = Metrics::resume(&file, 3, &aside).unwrap();
+        let Resumed { kept, .. } = Metrics::resume(&file, 3, &aside).unwrap();
         let validated = Some(Best { bpb: 0.5, step: 2 });
         assert_eq!(kept, Kept { validated, sampled: Some(2), damaged: 0 });
         assert_eq!((read(&file).unwrap(), read(&aside).unwrap()), (rows[..4].to_vec(), rows[4..].to_vec()));
@@ -235,7 +243,7 @@ mod tests {
         fs::write(&file, format!("{kept}{late}\n{kept}{torn}")).unwrap();
         assert_eq!(read(&file).unwrap().len(), 3);
 
-        let mut metrics = Metrics::resume(&file, 4, &folder.path().join("aside")).unwrap().0;
+        let mut metrics = Metrics::resume(&file, 4, &folder.path().join("aside")).unwrap().metrics;
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}{kept}"));
         metrics.append(&train(5)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), format!("{kept}{kept}{late}\n"));
@@ -276,7 +284,7 @@ mod tests {
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
             // A run that goes on keeps its rows, and the damaged line beside them.
             let aside = folder.path().join("aside");
-            let (_, kept) = Metrics::resume(&file, 9, &aside).unwrap();
+            let Resumed { kept, .. } = Metrics::resume(&file, 9, &aside).unwrap();
             assert_eq!((kept.damaged, read(&file).unwrap().len()), (1, 2));
             assert_eq!(fs::read_to_string(&aside).unwrap(), format!("{bad}\n"));
             fs::remove_file(aside).unwrap();

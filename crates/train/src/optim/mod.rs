@@ -101,7 +101,7 @@ mod tests {
     use crate::config::{TrainSettings, preset};
     use crate::eval::testing::{exec_on_all_isas, reference};
     use crate::load::read_state;
-    use crate::stepper::Stepper;
+    use crate::stepper::{self, Shape, Stepper};
 
     /// RMS ratio to what the steps changed. PyTorch's float32 is 1.3e-6 or less from its float64 (`optimizers.py`).
     const BOUND: f64 = 5e-6;
@@ -193,19 +193,22 @@ mod tests {
         }
     }
 
+    const SHAPE: Shape = Shape { batch: 3, seq_len: 20 };
+
     fn stepper(optimizer: &str) -> (Stepper, TrainSettings) {
         let settings = preset("flash-small").unwrap();
         let model = ModelConfig { vocab_size: 50, dim: 40, blocks: 2, ffn_hidden: 72, ..settings.model };
         let train = TrainSettings { optimizer: optimizer.into(), ..settings.train };
-        (Stepper::new(&model, Precision::F32, (3, 20), &train).unwrap(), train)
+        (Stepper::new(&model, Precision::F32, SHAPE, &train).unwrap(), train)
     }
 
     /// Updates `from` to `to` on windows that follow from their numbers.
-    fn train(cx: &Exec, (stepper, train): &mut (Stepper, TrainSettings), from: u64, to: u64) {
+    fn train(cx: &Exec, (trained, train): &mut (Stepper, TrainSettings), from: u64, to: u64) {
         for step in from..=to {
             let token = |i: usize, j: usize| ((i * 31 + j * j * 7 + step as usize * 11) % 50) as Token;
             let data: Vec<Vec<Token>> = (0..3).map(|i| (0..21).map(|j| token(i, j)).collect()).collect();
-            assert!(stepper.step(cx, (3, 20), |i| &data[i], train, train.lr, step).is_finite());
+            let told = stepper::Step { shape: SHAPE, settings: train, lr: train.lr, number: step };
+            assert!(trained.step(cx, told, |i| &data[i]).is_finite());
         }
     }
 

@@ -9,7 +9,7 @@ use super::{Prepared, Resolved};
 use crate::curriculum::Part;
 use crate::data::source::Source;
 use crate::progress::{Plan, State};
-use crate::stepper::Stepper;
+use crate::stepper::{Shape, Step, Stepper};
 use crate::trainer::{Event, Tell, TrainError, state};
 use crate::units::{duration, thousands};
 
@@ -109,7 +109,7 @@ impl Prepared {
     /// Measures, and counts what is left of the run.
     pub fn forecast(&self, cx: &Exec, tell: Tell) -> Result<Forecast, TrainError> {
         let settings = self.settings();
-        let batch = settings.train.batch * settings.train.accumulation;
+        let batch = settings.train.sequences();
         let plan = Plan::new(settings, self.texts.extents(), batch);
         let state = self.resolved.checkpoint().map(|from| state(from, settings)).transpose()?.unwrap_or_default();
         if state.step > 0 {
@@ -117,7 +117,7 @@ impl Prepared {
             tell(Event::Note(&format!("from step {step} on, after {elapsed}:")));
         }
         let t = &settings.train;
-        let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t)?;
+        let mut stepper = Stepper::new(&settings.model, t.precision, Shape { batch, seq_len: plan.longest() }, t)?;
         let stage = |i| {
             let seconds = self.update_seconds(cx, &mut stepper, i, batch)?;
             Ok(self.stage(i, seconds, &plan, &state, batch))
@@ -129,11 +129,11 @@ impl Prepared {
     /// The time of one update of a stage: the mean of a few.
     fn update_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
         let t = &self.settings().train;
-        let size = (batch, self.settings().stages()[stage].seq_len);
+        let shape = Shape { batch, seq_len: self.settings().stages()[stage].seq_len };
         let mut start = Instant::now();
         for n in 0..=Forecast::MEASURED {
             let window = |i: usize| self.texts.window(stage, n * batch as u64 + i as u64);
-            let update = stepper.step(cx, size, window, t, t.min_lr.min(t.lr), n + 1);
+            let update = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number: n + 1 }, window);
             if !update.is_finite() {
                 return Err(TrainError::NotMeasured { n, update });
             }

@@ -8,7 +8,7 @@ use flashlm_model::ModelConfig;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{DataSettings, Settings, TrainSettings};
 use crate::load::{Found, LoadError, unpacked};
-use crate::run_folder::RunFolder;
+use crate::run_folder::{Latest, RunFolder};
 use crate::trainer::{Event, Tell, TrainError, continued};
 use crate::what::{Unwanted, What};
 use flashlm_model::Model;
@@ -54,7 +54,9 @@ impl Resume {
             What::Run { folder, checkpoints: 1.. } => RunFolder::at(&folder),
             found => return Err(wanted(found).into()),
         };
-        let Some((from, skipped)) = run.latest()? else { return Err(wanted(What::of(path)).into()) };
+        let Some(Latest { checkpoint: from, skipped }) = run.latest()? else {
+            return Err(wanted(What::of(path)).into());
+        };
         Ok(Resume { from, run: Some(run), skipped })
     }
 }

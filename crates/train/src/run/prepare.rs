@@ -12,11 +12,11 @@ use super::validation::{Validation, heaviest_of_last_stage};
 use super::{Origin, Resolved};
 use crate::config::Settings;
 use crate::curriculum::{Curriculum, Text};
-use crate::data::build::{Progress, open_or_build};
+use crate::data::build::{Opened, Progress, open_or_build};
 use crate::data::cache::{TokenCache, cache_path};
 use crate::data::source::{Seen, Source, Weighted};
 use crate::data::{DataError, synthetic};
-use crate::eval::{Budget, Stories};
+use crate::eval::{Budget, Stories, Taken};
 use crate::run_folder::Claim;
 use crate::stage::StageSource;
 use crate::tokenizer::{TokenizerChoice, tokenizer};
@@ -99,7 +99,7 @@ impl Resolved {
         // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
         let mut bits = Some(0.0);
         let budget = Budget { tokens: Some(VALID_TOKENS) };
-        let (valid, read) = Stories::read_with(&held, &tokenizer, budget, &mut |story| {
+        let Taken { stories: valid, report: read } = Stories::read_with(&held, &tokenizer, budget, &mut |story| {
             bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
         })?;
         let train = &texts[last].cache;
@@ -170,7 +170,7 @@ impl Resolved {
             let path = cache_path(&self.cache, source, tokenizer);
             let what = if many { format!("tokens of {short}") } else { "tokens".into() };
             let told = &mut |p: &Progress| progress(&what, p, stop, tell);
-            let (cache, built) = open_or_build(&path, source, tokenizer, self.threads(), told)?;
+            let Opened { cache, built } = open_or_build(&path, source, tokenizer, self.threads(), told)?;
             let about = built.as_ref().map_or("reused".to_string(), |built| format!("built: {}", built.reason));
             let taken = sources.iter().filter(|other| other.source.name() == short).count() > 1;
             let name = if taken { one_line(&spec.source) } else { short.to_string() };

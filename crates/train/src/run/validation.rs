@@ -7,7 +7,7 @@ use flashlm_model::tok::Tokenizer;
 
 use super::open::open_source;
 use crate::config::{DataSettings, Settings};
-use crate::data::cache::TokenCache;
+use crate::data::cache::{TokenCache, Whole};
 use crate::data::holdout::{Holdout, stories_of};
 use crate::data::source::{Source, Weighted};
 use crate::data::split::Split;
@@ -142,7 +142,7 @@ fn apart(train: &TokenCache, valid: &Stories, tokenizer: &Tokenizer) -> f64 {
 
 /// What is held out of a text, in words.
 fn of_text(train: &TokenCache, valid: Split, stories_held: usize) -> String {
-    let (stories, all) = train.read();
+    let Whole { stories, bytes: all } = train.read();
     let held = match valid {
         Split::After(at) => all.saturating_sub(at),
         _ => all.saturating_sub(train.bytes()),

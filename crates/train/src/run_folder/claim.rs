@@ -80,7 +80,7 @@ impl Claim {
 
     /// Removes all but the newest `keep` checkpoints (at least one), the steps in `protect` and the best. Returns what was removed.
     pub fn prune(&mut self, keep: usize, protect: &[u64]) -> Result<Vec<u64>, RunError> {
-        let best = self.folder.best()?.map(|(step, _)| step);
+        let best = self.folder.best()?.map(|best| best.step);
         let found = self.tidy()?;
         let mut removed = vec![];
         let older = found.into_iter().rev().skip(keep.max(1));

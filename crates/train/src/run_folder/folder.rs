@@ -20,7 +20,25 @@ pub(super) struct Best {
     pub step: u64,
 }
 
-/// A run folder; what changes it wants a [`Claim`].
+/// A checkpoint of a run, as its name tells.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// Its step.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+}
+
+/// The newest good checkpoint of a run.
+#[derive(Debug)]
+pub struct Latest {
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+    /// Why newer ones were passed over.
+    pub skipped: Vec<CheckpointError>,
+}
+
+/// A run folder; what changes it wants a [`Claim`](super::Claim).
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -141,12 +159,12 @@ impl RunFolder {
     }
 
     /// The finished checkpoints by step. Damage is not looked for. A run without any is fine.
-    pub fn list(&self) -> Result<Vec<(u64, PathBuf)>, RunError> {
-        Ok(scan(&self.checkpoints())?.0.into_iter().collect())
+    pub fn list(&self) -> Result<Vec<Listed>, RunError> {
+        Ok(scan(&self.checkpoints())?.0.into_iter().map(|(step, path)| Listed { step, path }).collect())
     }
 
     /// The checkpoints that were set aside, by step.
-    pub fn abandoned(&self) -> Result<Vec<(u64, PathBuf)>, RunError> {
+    pub fn abandoned(&self) -> Result<Vec<Listed>, RunError> {
         let folder = self.checkpoints();
         let failed = |source| RunError::Read { path: folder.clone(), source };
         let entries = match fs::read_dir(&folder) {
@@ -157,20 +175,20 @@ impl RunFolder {
         for entry in entries {
             let path = entry.map_err(failed)?.path();
             let step = path.file_name().and_then(|n| n.to_str()).and_then(is_abandoned);
-            found.extend(step.filter(|_| path.is_dir()).map(|step| (step, path)));
+            found.extend(step.filter(|_| path.is_dir()).map(|step| Listed { step, path }));
         }
         found.sort();
         Ok(found)
     }
 
-    /// The newest good checkpoint, and why newer ones were passed over. `None` where nothing was saved yet; an error
+    /// The newest good checkpoint. `None` where nothing was saved yet; an error
     /// where something was and all of it is damaged.
-    pub fn latest(&self) -> Result<Option<(Checkpoint, Vec<CheckpointError>)>, RunError> {
+    pub fn latest(&self) -> Result<Option<Latest>, RunError> {
         let all = self.list()?;
         let mut skipped = vec![];
-        for (_, path) in all.iter().rev() {
+        for Listed { path, .. } in all.iter().rev() {
             match Checkpoint::check(path) {
-                Ok(checkpoint) => return Ok(Some((checkpoint, skipped))),
+                Ok(checkpoint) => return Ok(Some(Latest { checkpoint, skipped })),
                 Err(error) => skipped.push(error),
             }
         }
@@ -183,7 +201,7 @@ impl RunFolder {
     }
 
     /// The best step and its folder, if one is marked and there.
-    pub fn best(&self) -> Result<Option<(u64, PathBuf)>, RunError> {
+    pub fn best(&self) -> Result<Option<Listed>, RunError> {
         let file = self.file(BEST);
         if file.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
             return Ok(None);
@@ -194,15 +212,15 @@ impl RunFolder {
         if best.version != VERSION {
             return Err(bad(format!("version {}", best.version)));
         }
-        Ok(self.list()?.into_iter().find(|(step, _)| *step == best.step))
+        Ok(self.list()?.into_iter().find(|listed| listed.step == best.step))
     }
 
     /// The checkpoint that stands for the run: the best, or where none is marked or good the newest good one.
     pub fn chosen(&self) -> Result<Option<Checkpoint>, RunError> {
-        let best = self.best().ok().flatten().and_then(|(_, folder)| Checkpoint::open(&folder).ok());
+        let best = self.best().ok().flatten().and_then(|best| Checkpoint::open(&best.path).ok());
         match best {
             Some(best) => Ok(Some(best)),
-            None => Ok(self.latest()?.map(|(latest, _)| latest)),
+            None => Ok(self.latest()?.map(|latest| latest.checkpoint)),
         }
     }
 }

@@ -20,5 +20,5 @@ mod tests;
 
 pub use claim::Claim;
 pub use error::RunError;
-pub use folder::RunFolder;
+pub use folder::{Latest, Listed, RunFolder};
 pub use names::{ABANDONED_METRICS, CARD, CURVE, METRICS, RESULT, SETTINGS};

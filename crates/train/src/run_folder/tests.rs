@@ -18,7 +18,7 @@ fn claim(run: &Path) -> Claim {
 }
 
 fn steps(run: &Path) -> Vec<u64> {
-    RunFolder::at(run).list().unwrap().into_iter().map(|(step, _)| step).collect()
+    RunFolder::at(run).list().unwrap().into_iter().map(|listed| listed.step).collect()
 }
 
 #[test]
@@ -30,10 +30,10 @@ fn every_state_a_kill_can_leave_is_recovered() {
     save_value(run.path(), 1, 1, 3).unwrap();
     fs::rename(&path, &old).unwrap();
     fs::create_dir(folder.join(".tmp-4294967295-1-0")).unwrap();
-    let (found, skipped) = RunFolder::at(run.path()).latest().unwrap().unwrap();
+    let Latest { checkpoint: found, skipped } = RunFolder::at(run.path()).latest().unwrap().unwrap();
     assert_eq!((found.path(), value(&found), skipped.len()), (&*old, 1, 0));
     save_value(run.path(), 1, 2, 3).unwrap();
-    assert_eq!(value(&RunFolder::at(run.path()).latest().unwrap().unwrap().0), 2);
+    assert_eq!(value(&RunFolder::at(run.path()).latest().unwrap().unwrap().checkpoint), 2);
     assert!(!old.exists());
     // Killed before removing the old one: the new one counts, and saving and pruning both go on.
     for again in [true, false] {
@@ -43,7 +43,7 @@ fn every_state_a_kill_can_leave_is_recovered() {
         let manifest = fs::read_to_string(path.join(MANIFEST)).unwrap();
         let manifest = manifest.replace("\"step\":2", "\"step\":1");
         fs::write(path.join(MANIFEST), manifest).unwrap();
-        assert_eq!(value(&RunFolder::at(run.path()).latest().unwrap().unwrap().0), 3);
+        assert_eq!(value(&RunFolder::at(run.path()).latest().unwrap().unwrap().checkpoint), 3);
         if again {
             save_value(run.path(), 1, 4, 3).unwrap();
         } else {
@@ -87,7 +87,7 @@ fn a_killed_trainer_never_loses_a_checkpoint() {
         assert!(at_work, "the process saves nothing");
         child.kill().unwrap();
         child.wait().unwrap();
-        let (found, skipped) = RunFolder::at(run.path()).latest().unwrap().unwrap();
+        let Latest { checkpoint: found, skipped } = RunFolder::at(run.path()).latest().unwrap().unwrap();
         assert_eq!((found.step(), skipped.len()), (7, 0));
         values.insert(value(&found));
     }
@@ -120,7 +120,7 @@ fn prune_keeps_the_newest_the_protected_and_the_best() {
     claim.mark_best(Some(4)).unwrap();
     claim.mark_best(Some(3)).unwrap();
     let path = folder(run.path()).join("step-00000003");
-    assert_eq!(there.best().unwrap(), Some((3, path)));
+    assert_eq!(there.best().unwrap(), Some(Listed { step: 3, path }));
     assert_eq!(claim.prune(2, &[5, 99]).unwrap(), [6, 4, 2, 1]);
     assert_eq!(steps(run.path()), [3, 5, 7, 8]);
     assert_eq!(claim.prune(0, &[]).unwrap(), [7, 5]);
@@ -165,7 +165,7 @@ fn the_newest_good_one_is_found_and_the_others_are_told() {
         save_value(run.path(), step, 1, 1).unwrap();
     }
     fs::write(folder(run.path()).join("step-00000003/state.bin"), b"").unwrap();
-    let (found, skipped) = there.latest().unwrap().unwrap();
+    let Latest { checkpoint: found, skipped } = there.latest().unwrap().unwrap();
     assert_eq!((found.step(), skipped.len()), (2, 1));
     let mut claim = claim(run.path());
     claim.mark_best(Some(1)).unwrap();
@@ -198,7 +198,7 @@ fn a_step_back_leaves_one_timeline_and_removes_nothing() {
     assert_eq!(claim.abandon_after(150).unwrap(), [named("step-00000200.abandoned-2")]);
     assert_eq!(steps(run.path()), [0u64; 0]);
     let aside = there.abandoned().unwrap();
-    let values = aside.iter().map(|(step, path)| (*step, value(&Checkpoint::open(path).unwrap())));
+    let values = aside.iter().map(|Listed { step, path }| (*step, value(&Checkpoint::open(path).unwrap())));
     assert_eq!(values.collect::<Vec<_>>(), [(200, 2), (200, 9), (300, 3)]);
     let error = Claim::new(run.path(), None).unwrap_err();
     assert!(matches!(error, RunError::Locked { .. } | RunError::Exists { .. }), "{error}");

@@ -42,7 +42,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     let estimate = Estimate::of(settings);
     let about = format!(
         "train.batch = {} sequences of train.seq_len = {} tokens",
-        settings.train.batch * settings.train.accumulation,
+        settings.train.sequences(),
         estimate.seq_len
     );
     if estimate.bytes > memory {
@@ -76,7 +76,7 @@ impl Estimate {
     fn of(settings: &Settings) -> Self {
         let (m, t) = (&settings.model, &settings.train);
         let seq_len = settings.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(t.seq_len);
-        let sequences = t.batch * t.accumulation;
+        let sequences = t.sequences();
         let tokens = sequences as u64 * seq_len as u64;
         // The GLU and, of each mixer, at least three square matrices.
         let block = (3 * m.dim * (m.ffn_hidden + m.dim)) as f64;

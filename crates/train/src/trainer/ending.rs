@@ -47,6 +47,19 @@ pub struct Scored {
     pub full: Report,
 }
 
+/// How a run ended, and what it came to where it was not interrupted.
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// What it came to.
+    pub ending: Option<Ending>,
+}
+
+impl Ended {
+    /// Stopped on the way.
+    pub(super) const INTERRUPTED: Ended = Ended { outcome: Outcome::Interrupted, ending: None };
+}
+
 /// What of a result tells that a run is finished.
 #[derive(Deserialize)]
 struct Finished {

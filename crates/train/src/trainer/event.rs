@@ -1,4 +1,4 @@
-//! What is heard of a run, and how it ends.
+//! What is heard of a run, and the ways in which it ends.
 
 use crate::log::SampleRow;
 

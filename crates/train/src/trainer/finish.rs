@@ -7,7 +7,7 @@ use flashlm_kernels::cpu::Machine;
 use flashlm_model::model_file::read_params;
 
 use super::ending::digest;
-use super::{Ending, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
+use super::{Ended, Ending, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
 use crate::checkpoint::folder_name;
 use crate::log::SampleRow;
 use crate::log::card::{Card, Scores, ternary_share};
@@ -16,33 +16,27 @@ use crate::run_folder::{CARD, RESULT};
 impl Trainer<'_> {
     /// Saves, scores, samples, draws and describes. `None` for the result where `stop` was set on the way: going on with the run
     /// does what is left.
-    pub(super) fn finish(
-        &mut self,
-        outcome: Outcome,
-        stop: &AtomicBool,
-        tell: Tell,
-    ) -> Result<(Outcome, Option<Ending>), TrainError> {
-        let interrupted = Ok((Outcome::Interrupted, None));
+    pub(super) fn finish(&mut self, outcome: Outcome, stop: &AtomicBool, tell: Tell) -> Result<Ended, TrainError> {
         self.save(tell)?;
         let step = self.state.step;
         if self.state.validated.is_none_or(|v| v.step != step) && !self.validate(stop, tell)? {
-            return interrupted;
+            return Ok(Ended::INTERRUPTED);
         }
         // Again where the validation has changed what it knows.
         self.save(tell)?;
-        let Some(last) = self.score_all(step, stop, tell)? else { return interrupted };
+        let Some(last) = self.score_all(step, stop, tell)? else { return Ok(Ended::INTERRUPTED) };
         let chosen = self.inputs.claim.folder().chosen()?.filter(|chosen| chosen.step() != step);
         let best = match &chosen {
             None => last.clone(),
             Some(chosen) => {
                 let file = chosen.tensors("model.safetensors")?;
                 self.stepper.params = read_params(&file, self.stepper.lm.config(), "")?;
-                let Some(best) = self.score_all(chosen.step(), stop, tell)? else { return interrupted };
+                let Some(best) = self.score_all(chosen.step(), stop, tell)? else { return Ok(Ended::INTERRUPTED) };
                 best
             }
         };
         if stop.load(Relaxed) {
-            return interrupted;
+            return Ok(Ended::INTERRUPTED);
         }
         let samples = self.last_samples(best.step, tell);
         self.draw(tell);
@@ -64,7 +58,7 @@ impl Trainer<'_> {
         let json = serde_json::to_vec_pretty(&ending).expect("numbers and texts have a JSON form");
         let written = self.inputs.claim.write(RESULT, &json);
         self.aside("writing result.json", written, tell);
-        Ok((outcome, Some(ending)))
+        Ok(Ended { outcome, ending: Some(ending) })
     }
 
     /// The parameters at hand, which are those of `step`, on the whole validation text.

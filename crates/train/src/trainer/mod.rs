@@ -1,7 +1,7 @@
 //! The trainer: windows of tokens in, updates, validations, samples and checkpoints out, until the run's end, an early stop or
 //! a request to stop.
 //!
-//! Everything that the next update depends on is in [`State`], the parameters and the optimizers' state; a checkpoint holds all of
+//! Everything that the next update depends on is in [`State`](crate::progress::State), the parameters and the optimizers' state; a checkpoint holds all of
 //! it, so a run by updates that is stopped and resumed gives the same bits as one that never stopped.
 
 mod check;
@@ -19,7 +19,7 @@ mod validate;
 mod work;
 
 pub use check::{check, continued};
-pub use ending::{Ending, Scored, finished};
+pub use ending::{Ended, Ending, Scored, finished};
 pub use error::TrainError;
 pub use event::{Event, Outcome, Tell};
 pub use inputs::Inputs;

@@ -3,7 +3,7 @@
 use super::{Inputs, TrainError, Trainer, continued, ending};
 use crate::checkpoint::Checkpoint;
 use crate::log::LogError;
-use crate::log::jsonl::{Kept, Metrics};
+use crate::log::jsonl::{Kept, Metrics, Resumed};
 use crate::log::tensorboard::Events;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 
@@ -47,7 +47,7 @@ impl Trainer<'_> {
             Err(error) => self.notes.push(format!("there will be no TensorBoard events: {error}")),
         }
         let there = folder.list()?;
-        self.state.best = self.state.best.filter(|best| there.iter().any(|(step, _)| best.step == *step));
+        self.state.best = self.state.best.filter(|best| there.iter().any(|listed| best.step == listed.step));
         let Inputs { settings, claim, entropy_bound, .. } = &mut self.inputs;
         let written = [
             claim.mark_best(self.state.best.map(|best| best.step)),
@@ -64,8 +64,8 @@ impl Trainer<'_> {
     /// The log after the rows of `step`.
     pub(super) fn open_log(&mut self, step: u64) -> Result<Kept, LogError> {
         let folder = self.inputs.claim.folder();
-        let (metrics, rows) = Metrics::resume(&folder.file(METRICS), step, &folder.file(ABANDONED_METRICS))?;
+        let Resumed { metrics, kept } = Metrics::resume(&folder.file(METRICS), step, &folder.file(ABANDONED_METRICS))?;
         self.metrics = Some(metrics);
-        Ok(rows)
+        Ok(kept)
     }
 }

@@ -18,7 +18,7 @@ use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
-use crate::stepper::Stepper;
+use crate::stepper::{Shape, Stepper};
 use crate::units;
 
 /// How often a checkpoint is tried that fails for another reason than want of room.
@@ -122,15 +122,15 @@ impl Trainer<'_> {
         if let Some(before) = self.state.step.checked_sub(1) {
             claim.abandon_after(before)?;
         }
-        if let Some((_, path)) = claim.folder().list()?.pop() {
-            return Ok(path);
+        if let Some(newest) = claim.folder().list()?.pop() {
+            return Ok(newest.path);
         }
         let (t, rows) = (&self.inputs.settings.train, self.stepper.lm.rows());
-        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, (1, rows), t)?;
+        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, Shape { batch: 1, seq_len: rows }, t)?;
         self.inputs.start.iter().for_each(|start| self.stepper.params.copy_from_slice(start));
         self.state = State::new(self.inputs.contents());
         self.write_checkpoint()?;
-        Ok(self.inputs.claim.folder().list()?.pop().map(|(_, path)| path).unwrap_or_default())
+        Ok(self.inputs.claim.folder().list()?.pop().map(|newest| newest.path).unwrap_or_default())
     }
 
     /// What may fail without ending the run: told when it begins to fail, and not again until it has worked.

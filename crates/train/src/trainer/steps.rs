@@ -5,23 +5,24 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use super::validate::MARKING;
-use super::{Ending, Event, Outcome, Tell, TrainError, Trainer};
+use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
 use crate::log::console::{self, Limits};
 use crate::log::{Row, TrainRow};
 use crate::schedule::activation_bits;
+use crate::stepper::{Shape, Step};
 
 impl Trainer<'_> {
     /// Trains to the end of the plan, an early stop, or until `stop` is set; what a finished run came to is returned.
-    pub fn run(&mut self, stop: &AtomicBool, tell: Tell) -> Result<(Outcome, Option<Ending>), TrainError> {
+    pub fn run(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Ended, TrainError> {
         for note in std::mem::take(&mut self.notes) {
             tell(Event::Note(&note));
         }
         let ended = self.updates(stop, tell).and_then(|outcome| match outcome {
-            Outcome::Interrupted => Ok((outcome, None)),
+            Outcome::Interrupted => Ok(Ended::INTERRUPTED),
             outcome => self.finish(outcome, stop, tell),
         });
         match ended {
-            Ok((Outcome::Interrupted, _)) => {
+            Ok(Ended { outcome: Outcome::Interrupted, .. }) => {
                 self.save(tell)?;
                 self.draw(tell);
             }
@@ -110,24 +111,25 @@ impl Trainer<'_> {
             self.state.epochs_before = self.epochs();
             (self.state.stage, self.state.stage_start, self.state.windows) = (stage, self.state.step, Some(0));
         }
-        let (seq_len, batch) = (self.plan.seq_len(stage), t.batch * t.accumulation);
+        let shape = Shape { batch: t.sequences(), seq_len: self.plan.seq_len(stage) };
         let (texts, first) = (&self.inputs.texts, self.windows());
         let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());
-        let step = self.state.step + 1;
+        let number = self.state.step + 1;
         self.stepper.lm.set_activation_bits(activation_bits(
             settings.model.activation_bits,
             t.activation_share,
             progress,
         ));
-        let size = (batch, seq_len);
-        let Some(update) = self.stepper.step_unless(stop, self.cx, size, window, t, lr, step) else { return Ok(None) };
+        let step = Step { shape, settings: t, lr, number };
+        let Some(update) = self.stepper.step_unless(stop, self.cx, step, window) else { return Ok(None) };
         if !update.is_finite() {
             let last_good = self.last_good()?;
-            return Err(TrainError::NotFinite { step, loss: update.loss, grad_norm: update.grad_norm, last_good });
+            let (loss, grad_norm) = (update.loss, update.grad_norm);
+            return Err(TrainError::NotFinite { step: number, loss, grad_norm, last_good });
         }
-        self.state.windows = Some(self.windows() + batch as u64);
-        self.state.step = step;
+        self.state.windows = Some(self.windows() + shape.batch as u64);
+        self.state.step = number;
         self.state.tokens += update.tokens;
         self.state.loss_sum.0 += update.loss;
         self.state.loss_sum.1 += 1;
@@ -137,7 +139,7 @@ impl Trainer<'_> {
     /// Windows of the stage so far.
     fn windows(&self) -> u64 {
         let t = &self.inputs.settings.train;
-        let even = (self.state.step - self.state.stage_start) * (t.batch * t.accumulation) as u64;
+        let even = (self.state.step - self.state.stage_start) * t.sequences() as u64;
         self.state.windows.unwrap_or(even)
     }
 

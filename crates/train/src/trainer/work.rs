@@ -15,7 +15,7 @@ use crate::log::jsonl::Metrics;
 use crate::log::tensorboard::Events;
 use crate::progress::{Plan, State};
 use crate::run_folder::{METRICS, SETTINGS};
-use crate::stepper::Stepper;
+use crate::stepper::{Shape, Stepper};
 
 /// A run at work.
 pub struct Trainer<'a> {
@@ -61,9 +61,10 @@ impl<'a> Trainer<'a> {
         settings.validate()?;
         settings.model.fits(&inputs.tokenizer)?;
         let t = &settings.train;
-        let batch = t.batch * t.accumulation;
+        let batch = t.sequences();
         let plan = Plan::new(settings, texts.extents(), batch);
-        let mut stepper = Stepper::new(&settings.model, t.precision, (batch, plan.longest()), t)?;
+        let shape = Shape { batch, seq_len: plan.longest() };
+        let mut stepper = Stepper::new(&settings.model, t.precision, shape, t)?;
         let mut notes = Vec::new();
         let state = match resume {
             Some(from) => restore::same_text(restore::restore(from, settings, &mut stepper)?, &inputs, &mut notes),

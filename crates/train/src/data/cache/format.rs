@@ -15,9 +15,9 @@ const HASH: usize = HEADER - 8;
 /// What a cache must have been made from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expect {
-    /// [`Tokenizer::hash`].
+    /// [`Tokenizer::hash`](flashlm_model::tok::Tokenizer::hash).
     pub tokenizer: u64,
-    /// [`Source::fingerprint`].
+    /// [`Source::fingerprint`](crate::data::source::Source::fingerprint).
     pub source: u64,
     /// The side of the split.
     pub split: Split,

@@ -14,6 +14,7 @@
 mod grammar;
 mod parse;
 
+use super::order::{INCREMENT, output};
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
@@ -35,7 +36,7 @@ pub fn story(seed: u64, index: u64) -> String {
 }
 
 /// The same story with its information content in bits, equal to `bits` of the story.
-pub fn story_with_bits(seed: u64, index: u64) -> (String, f64) {
+fn story_with_bits(seed: u64, index: u64) -> (String, f64) {
     let mut writer = Writer::new(seed, index);
     GRAMMAR.tell(&mut writer);
     (writer.text, writer.bits)
@@ -65,20 +66,13 @@ struct Writer {
 
 impl Writer {
     fn new(seed: u64, index: u64) -> Self {
-        Self { state: mix(seed).wrapping_add(mix(!index)), text: String::with_capacity(1536), bits: 0.0 }
+        Self { state: output(seed).wrapping_add(output(!index)), text: String::with_capacity(1536), bits: 0.0 }
     }
 
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mix(self.state)
+        self.state = self.state.wrapping_add(INCREMENT);
+        output(self.state)
     }
-}
-
-/// The output function of SplitMix64.
-fn mix(z: u64) -> u64 {
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl Choose for Writer {

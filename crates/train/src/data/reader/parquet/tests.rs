@@ -11,6 +11,7 @@ use ::parquet::data_type::{
 use ::parquet::file::properties::{WriterProperties, WriterPropertiesBuilder, WriterVersion};
 use ::parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use ::parquet::schema::parser::parse_message_type;
+use flashlm_model::rng::Rng;
 use std::sync::Arc;
 
 const SCHEMA: &str = "message rows { required int64 id; optional binary text (UTF8); optional double score;
@@ -290,14 +291,6 @@ fn a_story_over_the_limit_is_told_by_its_row() {
     assert!(read(100).unwrap_err().to_string().contains("row 2: the story is longer"));
 }
 
-/// Xorshift.
-fn random(state: &mut u64) -> u64 {
-    for (left, shift) in [(true, 13), (false, 7), (true, 17)] {
-        *state ^= if left { *state << shift } else { *state >> shift };
-    }
-    *state >> 8
-}
-
 fn variants() -> Vec<Vec<u8>> {
     let all = rows(40);
     let props = |version, codec| small().set_writer_version(version).set_compression(codec);
@@ -348,17 +341,16 @@ fn cut_files_are_errors() {
 #[test]
 fn flipped_bits_never_panic() {
     let folder = Folder::new();
-    let mut state = 7;
+    let mut rng = Rng::new(7);
     let path = folder.path().join("flipped.parquet");
     for whole in variants() {
         let footer = whole.len() - 8 - u32::from_le_bytes(*whole[..whole.len() - 4].last_chunk().unwrap()) as usize;
         for i in 0..300 {
             let mut changed = whole.clone();
             let (from, to) = if i % 2 == 0 { (0, whole.len()) } else { (footer, whole.len()) };
-            for _ in 0..=random(&mut state) % 3 {
-                let at = from + random(&mut state) as usize % (to - from);
-                changed[at] =
-                    if i % 3 == 0 { random(&mut state) as u8 } else { changed[at] ^ (1 << (random(&mut state) % 8)) };
+            for _ in 0..=rng.below(3) {
+                let at = from + rng.below((to - from) as u64) as usize;
+                changed[at] = if i % 3 == 0 { rng.next_u64() as u8 } else { changed[at] ^ (1 << rng.below(8)) };
             }
             std::fs::write(&path, changed).unwrap();
             let mut read = 0;
