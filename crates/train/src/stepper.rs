@@ -166,7 +166,6 @@ mod tests {
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
         let objective = Objective { scale, z_loss: settings.train.z_loss };
-        let shape = Shape { batch, seq_len: seq_len };
         let mut passes = Prepared::new(&cx, &mut *whole, &stepper.params);
         let nats = passes.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
