@@ -6,8 +6,9 @@ use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
 use super::branch::Branch;
-use super::linear::{BitLinear, Linear, Params};
+use super::linear::{BitLinear, Linear};
 use super::norm::{BranchNorm, Input, Tiles};
+use super::pass::Pass;
 use super::scratch::{Scratch, WIDE};
 
 /// Where its three matrices lie.
@@ -85,38 +86,37 @@ impl<A: Store> Ffn<A> {
     }
 
     /// `y, h: [rows, D]`.
-    pub fn forward(&self, cx: &Exec, y: &mut [A::E], saved: &mut Saved<A>, h: &[A::E], params: Params<A::E>) {
+    pub fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut Saved<A>, h: &[A::E]) {
         let Ffn { of: FfnParams { norm, act, .. }, gate, up, down } = self;
         let (f, d) = (self.of.down.inputs, self.of.down.outputs);
         let buffers = (Rows(y, d), Rows(&mut saved.g, f), Rows(&mut saved.u, f));
-        cx.tiles(h.len() / d, buffers, |cx, r, (y, g, u), local| {
+        pass.cx.tiles(h.len() / d, buffers, |cx, r, (y, g, u), local| {
             let h = &h[r.start * d..r.end * d];
             let (x, a) = (local.take(r.len() * d), local.take(r.len() * f));
             let (zg, zu) = (local.take(r.len() * f), local.take(r.len() * f));
-            let x = norm.forward(cx, x, h, params.all);
-            gate.forward(cx, zg, x, params, local, false);
-            up.forward(cx, zu, x, params, local, false);
+            let x = norm.forward(cx, x, h, pass.params);
+            gate.forward(cx, zg, x, pass, local, false);
+            up.forward(cx, zu, x, pass, local, false);
             glu_forward(cx, a, g, u, zg, zu, *act);
             y.copy_from_slice(h);
-            down.forward(cx, y, Input::Kept(a), params, local, true);
+            down.forward(cx, y, Input::Kept(a), pass, local, true);
         });
     }
 
     /// Turns `dh: [rows, D]` from the gradient of `y` into that of `h`; adds to `grads`.
     pub fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &Saved<A>,
         h: &[A::E],
-        params: Params<A::E>,
         s: &mut Scratch<A>,
     ) {
         let Ffn { of: FfnParams { norm, act, part: width, .. }, gate, up, down } = self;
         let (f, d, width) = (self.of.down.inputs, self.of.down.outputs, *width);
         let rows = h.len() / d;
-        let tiles = cx.tile_count(rows) * width;
+        let tiles = pass.cx.tile_count(rows) * width;
         let [dg, du, a, ..] = &mut s.wide;
         let buffers = (
             Rows(dh, d),
@@ -127,29 +127,29 @@ impl<A: Store> Ffn<A> {
             Rows(a, f),
             Parts(&mut s.parts[..tiles], width),
         );
-        cx.tiles(rows, buffers, |cx, r, (dh, dy, x, dg, du, a, part), local| {
+        pass.cx.tiles(rows, buffers, |cx, r, (dh, dy, x, dg, du, a, part), local| {
             let (h, wide) = (&h[r.start * d..r.end * d], r.start * f..r.end * f);
             let (g, u) = (&saved.g[wide.clone()], &saved.u[wide]);
             part.fill(A::E::ZERO);
             let (da, dx) = (local.take(r.len() * f), local.take(r.len() * d));
-            let x = norm.forward(cx, x, h, params.all);
+            let x = norm.forward(cx, x, h, pass.params);
             narrow(cx, dy, dh);
             if down.has_norm() {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
                 gate_forward(cx, a, g, u, *act);
             }
-            down.backward_input(cx, da, part, dy, Input::Kept(a), params, local, false);
+            down.backward_input(cx, da, part, dy, Input::Kept(a), pass, local, false);
             glu_backward(cx, dg, du, a, da, g, u, *act);
-            gate.backward_input(cx, dx, part, dg, x, params, local, false);
-            up.backward_input(cx, dx, part, du, x, params, local, true);
-            norm.backward(cx, dh, part, dx, h, params.all);
+            gate.backward_input(cx, dx, part, dg, x, pass, local, false);
+            up.backward_input(cx, dx, part, du, x, pass, local, true);
+            norm.backward(cx, dh, part, dx, h, pass.params);
         });
         let tiles = &Tiles { sums: &s.parts[..tiles], width };
         norm.add_parts(grads, tiles);
         let x = norm.input(&s.x[..rows * d], h);
         let (w, a) = (&mut s.weights, Input::Kept(&s.wide[2][..rows * f]));
         let inputs = [(gate, &s.wide[0][..rows * f]), (up, &s.wide[1][..rows * f])];
-        BitLinear::backward_weights(cx, grads, &inputs, x, params, w, tiles);
-        BitLinear::backward_weights(cx, grads, &[(down, &s.dy[..rows * d])], a, params, w, tiles);
+        BitLinear::backward_weights(pass, grads, &inputs, x, w, tiles);
+        BitLinear::backward_weights(pass, grads, &[(down, &s.dy[..rows * d])], a, w, tiles);
     }
 }

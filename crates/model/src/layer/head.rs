@@ -20,8 +20,9 @@ use flashlm_kernels::ops::{
 use flashlm_kernels::tile::{Local, Parts, Rows, TILE_ROWS};
 use flashlm_kernels::{Buf, Elem, Exec, Store, Token};
 
-use super::linear::{NO_BACKWARD, Params};
+use super::linear::NO_BACKWARD;
 use super::norm::{Norm, Tiles};
+use super::pass::Pass;
 use super::round::round;
 use super::scratch::Scratch;
 use crate::params::{Group, Init, Layout};
@@ -157,23 +158,22 @@ impl<A: Store> Head<A> {
     /// objective.
     pub fn loss_backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         work: &mut Work<A>,
         h: &[A::E],
         targets: &[Token],
         norm: &Norm,
-        params: Params<A::E>,
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
         let Head { d, vocab: v, cap, forward, backward, .. } = self;
         let Work { losses, way: Some(Way::Stored { dz, packed }), .. } = work else {
-            return self.loss_backward_recomputed(cx, dh, grads, work, h, targets, norm, params, s, objective);
+            return self.loss_backward_recomputed(pass, dh, grads, work, h, targets, norm, s, objective);
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap) = (*d, *v, *cap);
+        let (d, v, cap, cx) = (*d, *v, *cap, pass.cx);
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -185,8 +185,8 @@ impl<A: Store> Head<A> {
             cx.tiles(rows, buffers, |cx, r, (dh, x, dz, losses, part), local| {
                 let n = r.len();
                 let h = &h[r.start * d..r.end * d];
-                norm.forward(cx, x, h, params.all);
-                if params.int8 {
+                norm.forward(cx, x, h, pass.params);
+                if pass.int8 {
                     round(cx, x, d);
                 }
                 let at = local.take(n * v.div_ceil(CHUNK));
@@ -199,7 +199,7 @@ impl<A: Store> Head<A> {
                 let dx = local.take(n * d);
                 matmul(cx, dx, dz, v, weight, n, false);
                 part.fill(A::E::ZERO);
-                norm.backward(cx, dh, part, dx, h, params.all, false);
+                norm.backward(cx, dh, part, dx, h, pass.params, false);
             });
             nats += losses[..rows].iter().sum::<f64>();
             norm.add_parts(grads, &Tiles { sums: &s.parts[..cx.tile_count(rows) * d], width: d });
@@ -211,14 +211,13 @@ impl<A: Store> Head<A> {
     /// The same, with logits made again.
     fn loss_backward_recomputed(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         work: &mut Work<A>,
         h: &[A::E],
         targets: &[Token],
         norm: &Norm,
-        params: Params<A::E>,
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
@@ -227,11 +226,11 @@ impl<A: Store> Head<A> {
         let Work { losses, way: Some(Way::Recomputed { log_sums, dx, packed }), .. } = work else {
             unreachable!("room was made when the weights were prepared")
         };
-        let (d, v, cap, rows) = (*d, *v, *cap, targets.len());
+        let (d, v, cap, rows, cx) = (*d, *v, *cap, targets.len(), pass.cx);
         let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
         cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {
-            norm.forward(cx, x, &h[r.start * d..r.end * d], params.all);
-            if params.int8 {
+            norm.forward(cx, x, &h[r.start * d..r.end * d], pass.params);
+            if pass.int8 {
                 round(cx, x, d);
             }
             let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
@@ -275,17 +274,17 @@ impl<A: Store> Head<A> {
                 add(cx, sum, &dx[group * rows * d..][cells.clone()]);
             }
             part.fill(A::E::ZERO);
-            norm.backward(cx, dh, part, sum, &h[cells], params.all, false);
+            norm.backward(cx, dh, part, sum, &h[cells], pass.params, false);
         });
         norm.add_parts(grads, &Tiles { sums: &s.parts[..cx.tile_count(rows) * d], width: d });
         losses[..rows].iter().sum()
     }
 
     /// The input of the head, `x: [rows, D]`, from the end of the residual stream.
-    pub fn input(&self, cx: &Exec, x: &mut [A], h: &[A::E], norm: &Norm, params: Params<A::E>) {
-        norm.forward(cx, x, h, params.all);
-        if params.int8 {
-            round(cx, x, self.d);
+    pub fn input(&self, pass: Pass<A::E>, x: &mut [A], h: &[A::E], norm: &Norm) {
+        norm.forward(pass.cx, x, h, pass.params);
+        if pass.int8 {
+            round(pass.cx, x, self.d);
         }
     }
 
@@ -343,7 +342,8 @@ fn logits<'a, A: Store>(
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::ops::NO_TARGET;
-    use flashlm_kernels::{Bf16, Isa};
+    use flashlm_kernels::span::whole;
+    use flashlm_kernels::{Bf16, Isa, Span};
 
     use super::*;
     use crate::layer::config::{LayerConfig, Need};
@@ -375,8 +375,11 @@ mod tests {
         targets[7] = NO_TARGET;
         targets[rows - 3..].fill(NO_TARGET);
         head.prepare(&cx, &params, &mut s);
-        let (objective, all) = (Objective { scale: 0.01, z_loss }, Params { all: &params, int8 });
-        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &mut work, &h, &targets, &norm, all, &mut s, objective);
+        let objective = Objective { scale: 0.01, z_loss };
+        let past = whole(1, rows);
+        let span = &Span { batch: 1, len: rows, past: &past };
+        let pass = Pass { cx: &cx, params: &params, int8, span };
+        let nats = head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective);
         for (row, dh) in dh.chunks(d).enumerate() {
             let zero = dh.iter().all(|x| x.to_f64() == 0.0);
             assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");

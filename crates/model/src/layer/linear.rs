@@ -14,9 +14,10 @@ use std::ops::Range;
 
 use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_transposed, narrow, quantise};
 use flashlm_kernels::tile::Local;
-use flashlm_kernels::{Elem, Exec, Store};
+use flashlm_kernels::{Exec, Store};
 
 use super::norm::{Input, Norm, Tiles};
+use super::pass::Pass;
 use super::round::round;
 use super::scratch::{Scratch, WeightScratch};
 
@@ -38,15 +39,6 @@ pub struct Linear {
     pub quant: Option<Quant>,
     /// Whether it is no BitLinear: its input is never rounded either.
     pub float: bool,
-}
-
-/// Parameters as a pass sees them.
-#[derive(Clone, Copy)]
-pub struct Params<'a, E: Elem> {
-    /// All of them, in the order of the layout.
-    pub all: &'a [E],
-    /// Whether the inputs of ternary matrices and of the head are rounded to int8.
-    pub int8: bool,
 }
 
 /// A matrix with its weights packed for matmuls.
@@ -85,26 +77,18 @@ impl<A: Store> BitLinear<A> {
     }
 
     /// Whether its input is rounded to int8.
-    fn rounds(&self, params: Params<A::E>) -> bool {
-        params.int8 && !self.of.float
+    fn rounds(&self, pass: Pass<A::E>) -> bool {
+        pass.int8 && !self.of.float
     }
 
     /// One tile: `y: [rows, out]`, added to where `accumulate`.
-    pub fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        x: Input<A>,
-        params: Params<A::E>,
-        local: &Local,
-        accumulate: bool,
-    ) {
+    pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: Input<A>, pass: Pass<A::E>, local: &Local, accumulate: bool) {
         let rows = x.size() / self.of.inputs;
         let x = match (&self.of.norm, x) {
-            (None, Input::Kept(x)) if !self.rounds(params) => x,
+            (None, Input::Kept(x)) if !self.rounds(pass) => x,
             _ => {
                 let operand = local.take(x.size());
-                self.operand(cx, operand, x, params);
+                self.operand(cx, operand, x, pass);
                 operand
             }
         };
@@ -112,14 +96,14 @@ impl<A: Store> BitLinear<A> {
     }
 
     /// What the matmul takes of `x`: normalised where the matrix has a norm, and rounded where activations are.
-    fn operand(&self, cx: &Exec, operand: &mut [A], x: Input<A>, params: Params<A::E>) {
+    fn operand(&self, cx: &Exec, operand: &mut [A], x: Input<A>, pass: Pass<A::E>) {
         match (&self.of.norm, x) {
             (None, Input::Kept(x)) => operand.copy_from_slice(x),
             (None, Input::Stream(h)) => narrow(cx, operand, h),
-            (Some(norm), Input::Kept(x)) => norm.forward(cx, operand, x, params.all),
-            (Some(norm), Input::Stream(h)) => norm.forward(cx, operand, h, params.all),
+            (Some(norm), Input::Kept(x)) => norm.forward(cx, operand, x, pass.params),
+            (Some(norm), Input::Stream(h)) => norm.forward(cx, operand, h, pass.params),
         }
-        if self.rounds(params) {
+        if self.rounds(pass) {
             round(cx, operand, self.of.inputs);
         }
     }
@@ -132,7 +116,7 @@ impl<A: Store> BitLinear<A> {
         part: &mut [A::E],
         dy: &[A],
         x: Input<A>,
-        params: Params<A::E>,
+        pass: Pass<A::E>,
         local: &Local,
         accumulate: bool,
     ) {
@@ -143,34 +127,34 @@ impl<A: Store> BitLinear<A> {
         let dnormed = local.take(rows * inputs);
         matmul(cx, dnormed, dy, *outputs, weight, rows, false);
         match x {
-            Input::Kept(x) => norm.backward(cx, dx, part, dnormed, x, params.all, accumulate),
-            Input::Stream(h) => norm.backward(cx, dx, part, dnormed, h, params.all, accumulate),
+            Input::Kept(x) => norm.backward(cx, dx, part, dnormed, x, pass.params, accumulate),
+            Input::Stream(h) => norm.backward(cx, dx, part, dnormed, h, pass.params, accumulate),
         }
     }
 
     /// All rows: adds the gradients of the weights of matrices with the same input `x`, given as `(matrix, dy)`, and of their
     /// norms' scales.
     pub fn backward_weights(
-        cx: &Exec,
+        pass: Pass<A::E>,
         grads: &mut [A::E],
         matrices: &[(&Self, &[A])],
         x: Input<A>,
-        params: Params<A::E>,
         w: &mut WeightScratch<A>,
         tiles: &Tiles<A::E>,
     ) {
+        let cx = pass.cx;
         // Where the packed input is that of a matrix without a norm, whether it is rounded: the next such one takes it as it is.
         let mut shared = None;
         for &(matrix, dy) in matrices {
             let Linear { weight, norm, inputs, outputs, .. } = &matrix.of;
             let rows = x.size() / inputs;
-            let rounds = matrix.rounds(params);
+            let rounds = matrix.rounds(pass);
             if norm.is_some() || shared != Some(rounds) {
                 let x = match (norm, x) {
                     (None, Input::Kept(x)) if !rounds => x,
                     _ => {
                         let operand = &mut w.operand[..x.size()];
-                        matrix.operand(cx, operand, x, params);
+                        matrix.operand(cx, operand, x, pass);
                         operand
                     }
                 };

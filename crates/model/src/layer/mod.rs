@@ -12,6 +12,7 @@ pub mod head;
 pub mod linear;
 pub mod norm;
 pub(crate) mod packed;
+pub mod pass;
 pub mod round;
 pub mod scratch;
 pub mod taps;

@@ -4,10 +4,10 @@ use std::any::Any;
 use std::ops::Range;
 
 use flashlm_kernels::tile::Local;
-use flashlm_kernels::{Exec, Span, Store};
+use flashlm_kernels::{Exec, Store};
 
-use crate::layer::linear::Params;
 use crate::layer::packed::{PackedLinear, Work};
+use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 
 /// A causal branch of the residual stream, `y = h + mix(norm(h))`, `h: [B*T, D]`: its weights, packed. They do not change from one
@@ -29,30 +29,26 @@ pub trait Mixer<A: Store>: Send + Sync {
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
 
     /// Overwrites `y`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves on; without one they
-    /// start. No row sees one before its document, as [`Span::past`] has it.
+    /// start. No row sees one before its document, as [`Span::past`](flashlm_kernels::Span::past) has it.
     fn forward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         y: &mut [A::E],
         saved: &mut Self::Saved,
         state: Option<&mut [A::E]>,
         h: &[A::E],
-        params: Params<A::E>,
-        span: &Span,
     );
 
     /// Turns `dh` from the gradient of `y` into that of `h` and adds to `grads`, for sequences that started with the forward
     /// pass that left `saved`, which may be overwritten.
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut Self::Saved,
         h: &[A::E],
-        params: Params<A::E>,
         s: &mut Scratch<A>,
-        span: &Span,
     );
 }
 
@@ -70,27 +66,16 @@ pub trait AnyMixer<A: Store>: Send + Sync {
     /// See [`Mixer::prepare`].
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
     /// See [`Mixer::forward`].
-    fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        saved: &mut AnySaved,
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: Params<A::E>,
-        span: &Span,
-    );
+    fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut AnySaved, state: Option<&mut [A::E]>, h: &[A::E]);
     /// See [`Mixer::backward`].
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut AnySaved,
         h: &[A::E],
-        params: Params<A::E>,
         s: &mut Scratch<A>,
-        span: &Span,
     );
 }
 
@@ -111,31 +96,20 @@ impl<A: Store, M: Mixer<A>> AnyMixer<A> for M {
         Mixer::prepare(self, cx, params, s);
     }
 
-    fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        saved: &mut AnySaved,
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: Params<A::E>,
-        span: &Span,
-    ) {
-        Mixer::forward(self, cx, y, own::<A, M>(saved), state, h, params, span);
+    fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut AnySaved, state: Option<&mut [A::E]>, h: &[A::E]) {
+        Mixer::forward(self, pass, y, own::<A, M>(saved), state, h);
     }
 
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut AnySaved,
         h: &[A::E],
-        params: Params<A::E>,
         s: &mut Scratch<A>,
-        span: &Span,
     ) {
-        Mixer::backward(self, cx, dh, grads, own::<A, M>(saved), h, params, s, span);
+        Mixer::backward(self, pass, dh, grads, own::<A, M>(saved), h, s);
     }
 }
 

@@ -7,7 +7,7 @@ use super::{NAMES, Params, Settings};
 use crate::config::ModelConfig;
 use crate::layer::branch::Branch;
 use crate::layer::config::Need;
-use crate::layer::linear;
+use crate::layer::pass::Pass;
 use crate::layer::scratch::Scratch;
 use crate::params::Layout;
 use crate::testing::{noisy, tiny};
@@ -44,12 +44,12 @@ impl Twice {
         let mixer = mixer;
         let mut saved: [AnySaved; 2] = std::array::from_fn(|_| mixer.saved(rows, true));
         let (mut once, mut twice) = (vec![f64::NAN; h.len()], vec![f64::NAN; h.len()]);
-        let all = linear::Params { all: params, int8: false };
-        mixer.forward(cx, &mut once, &mut saved[0], None, h, all, span);
-        mixer.forward(cx, &mut twice, &mut saved[1], None, &once, all, span);
+        let pass = Pass { cx, params, int8: false, span };
+        mixer.forward(pass, &mut once, &mut saved[0], None, h);
+        mixer.forward(pass, &mut twice, &mut saved[1], None, &once);
         let (mut dh, mut grads) = (w.to_vec(), vec![0.0; params.len()]);
-        mixer.backward(cx, &mut dh, &mut grads, &mut saved[1], &once, all, &mut s, span);
-        mixer.backward(cx, &mut dh, &mut grads, &mut saved[0], h, all, &mut s, span);
+        mixer.backward(pass, &mut dh, &mut grads, &mut saved[1], &once, &mut s);
+        mixer.backward(pass, &mut dh, &mut grads, &mut saved[0], h, &mut s);
         (twice.iter().zip(w).map(|(y, w)| y * w).sum(), dh, grads)
     }
 }
@@ -103,8 +103,8 @@ fn threads_share_one_mixer() {
             let past: Vec<u32> = (0..rows as u32).map(|row| row % SIZE.1 as u32).collect();
             let span = &Span { batch: SIZE.0, len: SIZE.1, past: &past };
             let (h, mut y, mut saved) = (noisy(rows * d, seed), vec![f64::NAN; rows * d], mixer.saved(rows, false));
-            let all = linear::Params { all: params, int8: false };
-            mixer.forward(&Exec::new(Isa::SCALAR, 1), &mut y, &mut saved, None, &h, all, span);
+            let pass = Pass { cx: &Exec::new(Isa::SCALAR, 1), params, int8: false, span };
+            mixer.forward(pass, &mut y, &mut saved, None, &h);
             y
         };
         let alone = [4, 5].map(run);

@@ -9,8 +9,8 @@ use crate::family::forms::{Current, LanguageModel, Shape, State};
 use crate::layer::config::Need;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
-use crate::layer::linear;
 use crate::layer::norm::Norm;
+use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 use crate::mixer::forms::{AnyMixer, AnySaved};
 use crate::params::Layout;
@@ -27,6 +27,8 @@ pub struct Train<A: Store> {
     int8: bool,
     /// Width of the widest input of a matrix.
     widest: usize,
+    /// [`Span::past`] of a pass.
+    past: Vec<u32>,
 }
 
 /// Weights, packed.
@@ -52,8 +54,6 @@ struct Work<A: Store> {
     /// The input of the head.
     x: Buf<A>,
     dh: Buf<A::E>,
-    /// [`Span::past`] of a pass.
-    past: Vec<u32>,
 }
 
 impl<A: Store> Train<A> {
@@ -78,7 +78,6 @@ impl<A: Store> Train<A> {
             h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
             x: Buf::scratch(rows * d),
             dh: Buf::scratch(with_gradient * d),
-            past: Vec::with_capacity(rows),
         };
         let mut lm = Train {
             config: config.clone(),
@@ -89,20 +88,22 @@ impl<A: Store> Train<A> {
             training,
             int8: false,
             widest: need.input,
+            past: Vec::with_capacity(rows),
         };
         lm.set_activation_bits(config.activation_bits);
         lm
     }
 
-    /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `work.h`.
-    fn forward(
+    /// Counts the rows before each row, and runs `then` with the pass, the weights and the working memory.
+    fn with_pass<R>(
         &mut self,
         cx: &Exec,
-        params: linear::Params<A::E>,
+        params: Current<'_, A::E>,
         tokens: &[Token],
-        mut state: Option<&mut State<A::E>>,
+        state: Option<&mut State<A::E>>,
         shape: Shape,
-    ) {
+        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>) -> R,
+    ) -> R {
         let rows = shape.rows();
         assert!(
             tokens.len() == rows && rows <= self.rows,
@@ -110,33 +111,54 @@ impl<A: Store> Train<A> {
             tokens.len(),
             self.rows
         );
-        let (n, start) = (rows * self.config.dim, self.config.document_start());
-        let Train { weights, work: Work { saved, h, past, .. }, .. } = self;
-        count_past(past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, shape.seq_len);
-        let span = &Span { batch: shape.batch, len: shape.seq_len, past };
-        weights.head.embed_forward(cx, &mut h[0], tokens, params.all);
-        for (i, (block, saved)) in weights.blocks.iter().zip(saved).enumerate() {
-            let [h0, h1, h2] = &mut h[2 * i..2 * i + 3] else { unreachable!("three buffers for each block") };
-            let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
-            block.mixer.forward(cx, &mut h1[..n], &mut saved.0, layer, &h0[..n], params, span);
-            block.ffn.forward(cx, &mut h2[..n], &mut saved.1, &h1[..n], params);
-        }
+        let (Shape { batch, seq_len: len }, start) = (shape, self.config.document_start());
+        let mut past = std::mem::take(&mut self.past);
+        let mut state = state;
+        count_past(&mut past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, len);
+        let pass = Pass { cx, params: params.all(), int8: self.int8, span: &Span { batch, len, past: &past } };
+        self.weights.forward(pass, &mut self.work, tokens, state);
+        let result = then(pass, &self.weights, &mut self.work);
+        self.past = past;
+        result
     }
 
-    /// The pass up to the head's input: `[B*T, D]` in `work.x`.
-    fn head_input(
+    /// The pass up to the head's input, `[B*T, D]`, which `then` is given.
+    fn with_head_input<R>(
         &mut self,
         cx: &Exec,
         params: Current<'_, A::E>,
         tokens: &[Token],
         state: Option<&mut State<A::E>>,
         shape: Shape,
+        then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
+    ) -> R {
+        let n = tokens.len() * self.config.dim;
+        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm }, work| {
+            let Work { head: head_work, x, h, .. } = work;
+            let x = &mut x[..n];
+            head.input(pass, x, &h[2 * blocks.len()][..n], norm);
+            then(head, head_work, x)
+        })
+    }
+}
+
+impl<A: Store> Weights<A> {
+    /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `work.h`.
+    fn forward(
+        &self,
+        pass: Pass<A::E>,
+        Work { saved, h, .. }: &mut Work<A>,
+        tokens: &[Token],
+        mut state: Option<&mut State<A::E>>,
     ) {
-        let params = linear::Params { all: params.all(), int8: self.int8 };
-        self.forward(cx, params, tokens, state, shape);
-        let (n, Weights { head, norm, .. }) = (tokens.len() * self.config.dim, &self.weights);
-        let last = &self.work.h[2 * self.config.blocks][..n];
-        head.input(cx, &mut self.work.x[..n], last, norm, params);
+        let n = tokens.len() * self.norm.scale.len();
+        self.head.embed_forward(pass.cx, &mut h[0], tokens, pass.params);
+        for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate() {
+            let [h0, h1, h2] = &mut h[2 * i..2 * i + 3] else { unreachable!("three buffers for each block") };
+            let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
+            block.mixer.forward(pass, &mut h1[..n], &mut saved.0, layer, &h0[..n]);
+            block.ffn.forward(pass, &mut h2[..n], &mut saved.1, &h1[..n]);
+        }
     }
 }
 
@@ -207,19 +229,17 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         objective: Objective,
     ) -> f64 {
         let n = shape.rows() * self.config.dim;
-        let params = linear::Params { all: params.all(), int8: self.int8 };
-        self.forward(cx, params, tokens, None, shape);
-        let Train { weights: Weights { head, blocks, norm }, work, .. } = self;
-        let Work { head: head_work, saved, scratch: s, h, dh, past, .. } = work;
-        let span = &Span { batch: shape.batch, len: shape.seq_len, past };
-        let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
-        let nats = head.loss_backward(cx, dh, grads, head_work, last, targets, norm, params, s, objective);
-        for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
-            block.ffn.backward(cx, dh, grads, &saved.1, &h[2 * i + 1][..n], params, s);
-            block.mixer.backward(cx, dh, grads, &mut saved.0, &h[2 * i][..n], params, s, span);
-        }
-        head.embed_backward(cx, grads, dh, tokens);
-        nats
+        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm }, work| {
+            let Work { head: head_work, saved, scratch: s, h, dh, .. } = work;
+            let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
+            let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective);
+            for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
+                block.ffn.backward(pass, dh, grads, &saved.1, &h[2 * i + 1][..n], s);
+                block.mixer.backward(pass, dh, grads, &mut saved.0, &h[2 * i][..n], s);
+            }
+            head.embed_backward(cx, grads, dh, tokens);
+            nats
+        })
     }
 
     fn log_probs(
@@ -233,9 +253,9 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         shape: Shape,
     ) {
         assert_eq!(tokens.len(), targets.len());
-        self.head_input(cx, params, tokens, state, shape);
-        let Work { head, x, .. } = &mut self.work;
-        self.weights.head.log_probs(cx, out, head, &x[..tokens.len() * self.config.dim], targets);
+        self.with_head_input(cx, params, tokens, state, shape, |head, work, x| {
+            head.log_probs(cx, out, work, x, targets)
+        });
     }
 
     fn logits(
@@ -247,7 +267,6 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         state: Option<&mut State<A::E>>,
         shape: Shape,
     ) {
-        self.head_input(cx, params, tokens, state, shape);
-        self.weights.head.logits(cx, out, &self.work.x[..tokens.len() * self.config.dim]);
+        self.with_head_input(cx, params, tokens, state, shape, |head, _, x| head.logits(cx, out, x));
     }
 }

@@ -9,7 +9,7 @@ use crate::config::{ModelConfig, QuantConfig, ScaleKind};
 use crate::family::forms::{Prepared, Shape};
 use crate::io::safetensors::TensorFile;
 use crate::layer::branch::Branch;
-use crate::layer::linear;
+use crate::layer::pass::Pass;
 use crate::layer::scratch::Scratch;
 use crate::mixer::forms::Mixer;
 use crate::params::Layout;
@@ -85,14 +85,14 @@ fn a_branch_equals_pytorch() {
             params[spec.range.clone()].copy_from_slice(&get(&format!("param.{}", spec.name)));
         }
         mixer.prepare(cx, &params, &mut s);
-        let all = linear::Params { all: &params, int8: false };
+        let pass = Pass { cx, params: &params, int8: false, span };
         let (mut y, mut dh, mut grads) = (vec![f32::NAN; h.len()], dy.clone(), vec![0.0; params.len()]);
         let mut state = vec![0.0; b * mixer.state_len()];
-        mixer.forward(cx, &mut y, &mut saved, Some(&mut state), &h, all, span);
+        mixer.forward(pass, &mut y, &mut saved, Some(&mut state), &h);
         assert_close(&y, &get("y"), "y with a state");
-        mixer.forward(cx, &mut y, &mut saved, None, &h, all, span);
+        mixer.forward(pass, &mut y, &mut saved, None, &h);
         assert_close(&y, &get("y"), "y");
-        mixer.backward(cx, &mut dh, &mut grads, &mut saved, &h, all, &mut s, span);
+        mixer.backward(pass, &mut dh, &mut grads, &mut saved, &h, &mut s);
         assert_close(&dh, &get("dh"), "dh");
         for spec in layout.specs() {
             assert_close(&grads[spec.range.clone()], &get(&format!("grad.{}", spec.name)), &spec.name);

@@ -2,12 +2,13 @@
 
 use flashlm_kernels::ops::{attention_backward, attention_forward, attention_work, narrow, rope};
 use flashlm_kernels::tile::{Heads, Parts, Rows};
-use flashlm_kernels::{Buf, Exec, Span, Store};
+use flashlm_kernels::{Buf, Exec, Store};
 
 use super::Params;
 use super::angles::Angles;
-use crate::layer::linear::{self, BitLinear};
+use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Tiles};
+use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 use crate::mixer::forms::Mixer;
 
@@ -70,16 +71,8 @@ impl<A: Store> Mixer<A> for Train<A> {
         self.output.prepare(cx, params, s);
     }
 
-    fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        saved: &mut Saved<A>,
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: linear::Params<A::E>,
-        span: &Span,
-    ) {
+    fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut Saved<A>, state: Option<&mut [A::E]>, h: &[A::E]) {
+        let Pass { cx, params, span, .. } = pass;
         let (scales, width) = (self.of.scales(), self.of.width());
         let (Train { of, inputs, output }, Saved { qkv, rotated, o, log_sum, angles }) = (self, saved);
         let Params { norm, head_norms, heads, window, .. } = of;
@@ -89,15 +82,15 @@ impl<A: Store> Mixer<A> for Train<A> {
         let buffers = (Rows(q, d), Rows(k, d), Rows(v, d), Rows(rotated_q, d), Rows(rotated_k, d));
         cx.tiles(rows, buffers, |cx, r, (q, k, v, rotated_q, rotated_k), local| {
             let (x, z) = (local.take(r.len() * d), local.take(r.len() * d));
-            let x = norm.forward(cx, x, &h[r.start * d..r.end * d], params.all);
+            let x = norm.forward(cx, x, &h[r.start * d..r.end * d], params);
             for (u, linear) in [&mut *q, &mut *k, v].into_iter().zip(inputs) {
-                linear.forward(cx, z, x, params, local, false);
+                linear.forward(cx, z, x, pass, local, false);
                 narrow(cx, u, z);
             }
             let rotation = local.take(r.len() * width);
             angles.fill(rotation, &span.past[r]);
             for (i, (rotated, u)) in [(rotated_q, q), (rotated_k, k)].into_iter().enumerate() {
-                head_norms[i].forward(cx, z, u, params.all);
+                head_norms[i].forward(cx, z, u, params);
                 rope(cx, rotated, z, rotation, (heads, width), scales[i], false);
             }
         });
@@ -177,21 +170,20 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d),), |cx, r, (y,), local| {
             let cells = r.start * d..r.end * d;
             y.copy_from_slice(&h[cells.clone()]);
-            output.forward(cx, y, Input::Kept(&o[cells]), params, local, true);
+            output.forward(cx, y, Input::Kept(&o[cells]), pass, local, true);
         });
     }
 
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut Saved<A>,
         h: &[A::E],
-        params: linear::Params<A::E>,
         s: &mut Scratch<A>,
-        span: &Span,
     ) {
+        let Pass { cx, params, span, .. } = pass;
         let (scales, width, part_width) = (self.of.scales(), self.of.width(), self.of.part);
         let (Train { of, inputs, output }, Saved { qkv, rotated, o, log_sum, angles }) = (self, saved);
         let Params { norm, head_norms, heads, window, .. } = of;
@@ -206,12 +198,12 @@ impl<A: Store> Mixer<A> for Train<A> {
             let z = local.take(cells.len());
             narrow(cx, dy, &dh[cells.clone()]);
             let o = Input::Kept(&o[cells]);
-            output.backward_input(cx, z, part, dy, o, params, local, false);
+            output.backward_input(cx, z, part, dy, o, pass, local, false);
             narrow(cx, d_o, z);
         });
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * part_width], width: part_width };
         let (w, kept) = (&mut s.weights, Input::Kept(&o[..rows * d]));
-        BitLinear::backward_weights(cx, grads, &[(output, &s.dy[..rows * d])], kept, params, w, tiles);
+        BitLinear::backward_weights(pass, grads, &[(output, &s.dy[..rows * d])], kept, w, tiles);
 
         // The gradient of values takes the place of that of the output.
         let most = BLOCK.min(t);
@@ -258,26 +250,26 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, buffers, |cx, r, (dh, x, dq, dk, part), local| {
             let cells = r.start * d..r.end * d;
             let h = &h[cells.clone()];
-            let x = norm.forward(cx, x, h, params.all);
+            let x = norm.forward(cx, x, h, params);
             let (rotation, z, dx) = (local.take(r.len() * width), local.take(cells.len()), local.take(cells.len()));
             angles.fill(rotation, &span.past[r]);
             for (i, du) in [&mut *dq, &mut *dk].into_iter().enumerate() {
                 let u = &qkv[i][cells.clone()];
                 rope(cx, z, du, rotation, (heads, width), scales[i], true);
-                head_norms[i].backward(cx, dx, part, z, u, params.all, false);
+                head_norms[i].backward(cx, dx, part, z, u, params, false);
                 narrow(cx, du, dx);
             }
             for (i, (linear, du)) in inputs.iter().zip([&*dq, dk, &dv[cells]]).enumerate() {
-                linear.backward_input(cx, dx, part, du, x, params, local, i > 0);
+                linear.backward_input(cx, dx, part, du, x, pass, local, i > 0);
             }
-            norm.backward(cx, dh, part, dx, h, params.all);
+            norm.backward(cx, dh, part, dx, h, params);
         });
 
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * part_width], width: part_width };
         let x = norm.input(&s.x[..rows * d], h);
         let dus = [&dq[..rows * d], &dk[..rows * d], &dv[..rows * d]];
         let matrices: [_; 3] = std::array::from_fn(|i| (&inputs[i], dus[i]));
-        BitLinear::backward_weights(cx, grads, &matrices, x, params, &mut s.weights, tiles);
+        BitLinear::backward_weights(pass, grads, &matrices, x, &mut s.weights, tiles);
         norm.add_parts(grads, tiles);
         head_norms.iter().for_each(|norm| norm.add_parts(grads, tiles));
     }

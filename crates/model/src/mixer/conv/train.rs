@@ -3,11 +3,12 @@
 
 use flashlm_kernels::ops::{conv_gate_backward, conv_gate_forward, conv_taps_backward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
-use flashlm_kernels::{Buf, Exec, Span, Store};
+use flashlm_kernels::{Buf, Exec, Store};
 
 use super::Params;
-use crate::layer::linear::{self, BitLinear};
+use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Tiles};
+use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 use crate::layer::taps::remember;
 use crate::mixer::forms::Mixer;
@@ -58,29 +59,21 @@ impl<A: Store> Mixer<A> for Train<A> {
         self.of.conv.by_row(&mut self.taps, params);
     }
 
-    fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        saved: &mut Saved<A>,
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: linear::Params<A::E>,
-        span: &Span,
-    ) {
+    fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut Saved<A>, state: Option<&mut [A::E]>, h: &[A::E]) {
+        let Pass { cx, params, span, .. } = pass;
         let (Train { of, up, down, taps }, Saved { u, m }) = (self, saved);
         let (d, k, rows) = (of.down.outputs, of.conv.k, span.rows());
         cx.tiles(rows, (Rows(u, 2 * d),), |cx, r, (u,), local| {
             let (x, z) = (local.take(r.len() * d), local.take(u.len()));
-            let x = of.norm.forward(cx, x, &h[r.start * d..r.end * d], params.all);
-            up.forward(cx, z, x, params, local, false);
+            let x = of.norm.forward(cx, x, &h[r.start * d..r.end * d], params);
+            up.forward(cx, z, x, pass, local, false);
             narrow(cx, u, z);
         });
         let history = state.as_deref();
         cx.tiles(rows, (Rows(y, d), Rows(m, d)), |cx, r, (y, m), local| {
             y.copy_from_slice(&h[r.start * d..r.end * d]);
             conv_gate_forward(cx, m, u, history, taps, (r, span, (d, k)));
-            down.forward(cx, y, Input::Kept(m), params, local, true);
+            down.forward(cx, y, Input::Kept(m), pass, local, true);
         });
         if let Some(state) = state {
             for (i, last) in state.chunks_exact_mut(((k - 1) * d).max(1)).take(span.batch).enumerate() {
@@ -91,15 +84,14 @@ impl<A: Store> Mixer<A> for Train<A> {
 
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut Saved<A>,
         h: &[A::E],
-        params: linear::Params<A::E>,
         s: &mut Scratch<A>,
-        span: &Span,
     ) {
+        let Pass { cx, params, span, .. } = pass;
         let (Train { of, up, down, taps }, Saved { u, m }) = (self, saved);
         let (d, k, rows, width) = (of.down.outputs, of.conv.k, span.rows(), of.part);
         let tiles = cx.tile_count(rows) * width;
@@ -111,7 +103,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let dm = local.take(r.len() * d);
             narrow(cx, dy, &dh[cells.clone()]);
             let m = &m[cells];
-            down.backward_input(cx, dm, part, dy, Input::Kept(m), params, local, false);
+            down.backward_input(cx, dm, part, dy, Input::Kept(m), pass, local, false);
             conv_gate_backward(cx, du, dc, dm, m, u, (r, d));
         });
         let [du, dc, ..] = &mut s.wide;
@@ -120,17 +112,17 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, buffers, |cx, r, (dh, x, du, part), local| {
             let h = &h[r.start * d..r.end * d];
             let dx = local.take(r.len() * d);
-            let x = of.norm.forward(cx, x, h, params.all);
+            let x = of.norm.forward(cx, x, h, params);
             let (v, dtaps) = ((&u[..], 2 * d, d), &mut part[of.conv.part.clone()]);
             conv_taps_backward(cx, (&mut *du, 2 * d, d), dtaps, dc, v, taps, (r, span, (d, k)));
-            up.backward_input(cx, dx, part, du, x, params, local, false);
-            of.norm.backward(cx, dh, part, dx, h, params.all);
+            up.backward_input(cx, dx, part, du, x, pass, local, false);
+            of.norm.backward(cx, dh, part, dx, h, params);
         });
         let tiles = &Tiles { sums: &s.parts[..tiles], width };
         let w = &mut s.weights;
         let (x, m) = (of.norm.input(&s.x[..rows * d], h), Input::Kept(&m[..rows * d]));
-        BitLinear::backward_weights(cx, grads, &[(down, &s.dy[..rows * d])], m, params, w, tiles);
-        BitLinear::backward_weights(cx, grads, &[(up, &s.wide[0][..rows * 2 * d])], x, params, w, tiles);
+        BitLinear::backward_weights(pass, grads, &[(down, &s.dy[..rows * d])], m, w, tiles);
+        BitLinear::backward_weights(pass, grads, &[(up, &s.wide[0][..rows * 2 * d])], x, w, tiles);
         of.norm.add_parts(grads, tiles);
         of.conv.add_parts(grads, &mut s.dtaps, tiles);
     }

@@ -5,11 +5,12 @@ use flashlm_kernels::ops::{
     silu_unit_backward,
 };
 use flashlm_kernels::tile::{Heads, Parts, Rows};
-use flashlm_kernels::{Buf, Elem, Exec, Span, Store};
+use flashlm_kernels::{Buf, Elem, Exec, Store};
 
 use super::Params;
-use crate::layer::linear::{self, BitLinear};
+use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Tiles};
+use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 use crate::layer::taps::remember;
 use crate::mixer::forms::Mixer;
@@ -89,16 +90,8 @@ impl<A: Store> Mixer<A> for Train<A> {
         }
     }
 
-    fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        saved: &mut Saved<A>,
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: linear::Params<A::E>,
-        span: &Span,
-    ) {
+    fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut Saved<A>, state: Option<&mut [A::E]>, h: &[A::E]) {
+        let Pass { cx, params, span, .. } = pass;
         let (of, Saved { u, gate, gates, o, states, .. }) = (&self.of, saved);
         let (d, rows, t) = (of.output.outputs, span.rows(), span.len);
         let Params { heads, dk, dv, rule, .. } = *of;
@@ -107,20 +100,20 @@ impl<A: Store> Mixer<A> for Train<A> {
         let buffers = (Rows(uq, keys), Rows(uk, keys), Rows(uv, values), Rows(gate, values), Rows(gates, 2 * heads));
         cx.tiles(rows, buffers, |cx, r, (uq, uk, uv, gate, gates), local| {
             let x = local.take(r.len() * d);
-            let x = of.norm.forward(cx, x, &h[r.start * d..r.end * d], params.all);
+            let x = of.norm.forward(cx, x, &h[r.start * d..r.end * d], params);
             let z = local.take(r.len() * keys.max(values));
             for (u, linear) in [uq, uk, uv, gate].into_iter().zip(&self.inputs) {
                 let z = &mut z[..u.len()];
-                linear.forward(cx, z, x, params, local, false);
+                linear.forward(cx, z, x, pass, local, false);
                 narrow(cx, u, z);
             }
             let (a, b) = (local.take(r.len() * heads), local.take(r.len() * heads));
-            self.inputs[4].forward(cx, a, x, params, local, false);
-            self.inputs[5].forward(cx, b, x, params, local, false);
+            self.inputs[4].forward(cx, a, x, pass, local, false);
+            self.inputs[5].forward(cx, b, x, pass, local, false);
             for (row, gates) in gates.chunks_exact_mut(2 * heads).enumerate() {
                 for head in 0..heads {
                     let at = row * heads + head;
-                    (gates[head], gates[heads + head]) = self.gates_forward(head, a[at], b[at], params.all);
+                    (gates[head], gates[heads + head]) = self.gates_forward(head, a[at], b[at], params);
                 }
             }
         });
@@ -180,23 +173,22 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d),), |cx, r, (y,), local| {
             let cells = r.start * values..r.end * values;
             let (m, normed) = (local.take(cells.len()), local.take(cells.len()));
-            self.gated(cx, m, normed, &gate[cells.clone()], &o[cells], params.all);
+            self.gated(cx, m, normed, &gate[cells.clone()], &o[cells], params);
             y.copy_from_slice(&h[r.start * d..r.end * d]);
-            self.output.forward(cx, y, Input::Kept(m), params, local, true);
+            self.output.forward(cx, y, Input::Kept(m), pass, local, true);
         });
     }
 
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut Saved<A>,
         h: &[A::E],
-        params: linear::Params<A::E>,
         s: &mut Scratch<A>,
-        span: &Span,
     ) {
+        let Pass { cx, params, span, .. } = pass;
         let (of, Saved { u, gate, gates, dgates, da, db, o, states }) = (&self.of, saved);
         let (d, rows, t, width) = (of.output.outputs, span.rows(), span.len, of.part);
         let Params { heads, dk, dv, rule, .. } = *of;
@@ -212,9 +204,9 @@ impl<A: Store> Mixer<A> for Train<A> {
             let (dm, dnormed) = (local.take(cells.len()), local.take(cells.len()));
             let normed = local.take(cells.len());
             let (gate, o) = (&gate[cells.clone()], &o[cells]);
-            self.gated(cx, m, normed, gate, o, params.all);
+            self.gated(cx, m, normed, gate, o, params);
             narrow(cx, dy, &dh[r.start * d..r.end * d]);
-            self.output.backward_input(cx, dm, part, dy, Input::Kept(m), params, local, false);
+            self.output.backward_input(cx, dm, part, dy, Input::Kept(m), pass, local, false);
             match &of.head_norm {
                 None => {
                     gate_backward(cx, dgate, dnormed, dm, gate, o, of.act);
@@ -222,14 +214,14 @@ impl<A: Store> Mixer<A> for Train<A> {
                 }
                 Some(norm) => {
                     gate_backward(cx, dgate, dnormed, dm, gate, normed, of.act);
-                    norm.backward(cx, dm, part, dnormed, o, params.all, false);
+                    norm.backward(cx, dm, part, dnormed, o, params, false);
                     narrow(cx, d_o, dm);
                 }
             }
         });
         let (m, dy) = (Input::Kept(&s.wide[0][..rows * values]), &s.dy[..rows * d]);
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * width], width };
-        BitLinear::backward_weights(cx, grads, &[(&self.output, dy)], m, params, &mut s.weights, tiles);
+        BitLinear::backward_weights(pass, grads, &[(&self.output, dy)], m, &mut s.weights, tiles);
 
         let [_, _, d_o, dc_qk, ..] = &mut s.wide;
         let (dc_q, dc_k) = dc_qk[..2 * rows * keys].split_at_mut(rows * keys);
@@ -317,7 +309,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         );
         cx.tiles(rows, buffers, |cx, r, (dh, x, du_q, du_k, du_v, da, db, part), local| {
             let h = &h[r.start * d..r.end * d];
-            let x = of.norm.forward(cx, x, h, params.all);
+            let x = of.norm.forward(cx, x, h, params);
             for (i, (du, width)) in
                 [(&mut *du_q, keys), (&mut *du_k, keys), (&mut *du_v, values)].into_iter().enumerate()
             {
@@ -329,8 +321,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 for head in 0..heads {
                     let (own, pair) = (row * 2 * heads, row * 2 * heads + 2 * head);
                     let gates = [gates[own + head], gates[own + heads + head]];
-                    let [a, b, log, bias] =
-                        self.gates_backward(head, gates, [dgates[pair], dgates[pair + 1]], params.all);
+                    let [a, b, log, bias] = self.gates_backward(head, gates, [dgates[pair], dgates[pair + 1]], params);
                     da[n * heads + head] = A::narrow(A::E::from_f64(a));
                     db[n * heads + head] = A::narrow(A::E::from_f64(b));
                     if let Some([(_, dlog), (_, dbias)]) = &of.decay {
@@ -342,9 +333,9 @@ impl<A: Store> Mixer<A> for Train<A> {
             let dx = local.take(r.len() * d);
             let dgate = &dgate[r.start * values..r.end * values];
             for (i, (linear, dy)) in self.inputs.iter().zip([du_q, du_k, du_v, dgate, da, db]).enumerate() {
-                linear.backward_input(cx, dx, part, dy, x, params, local, i > 0);
+                linear.backward_input(cx, dx, part, dy, x, pass, local, i > 0);
             }
-            of.norm.backward(cx, dh, part, dx, h, params.all);
+            of.norm.backward(cx, dh, part, dx, h, params);
         });
 
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * width], width };
@@ -352,7 +343,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         let dys =
             [&*du_q, du_k, &du_v[..rows * values], &dgate[..rows * values], &da[..rows * heads], &db[..rows * heads]];
         let matrices: [_; 6] = std::array::from_fn(|i| (&self.inputs[i], dys[i]));
-        BitLinear::backward_weights(cx, grads, &matrices, x, params, &mut s.weights, tiles);
+        BitLinear::backward_weights(pass, grads, &matrices, x, &mut s.weights, tiles);
         of.norm.add_parts(grads, tiles);
         of.head_norm.iter().for_each(|norm| norm.add_parts(grads, tiles));
         of.convs.iter().for_each(|conv| conv.add_parts(grads, &mut s.dtaps, tiles));

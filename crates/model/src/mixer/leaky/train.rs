@@ -2,11 +2,12 @@
 
 use flashlm_kernels::ops::narrow;
 use flashlm_kernels::tile::{Parts, Rows};
-use flashlm_kernels::{Buf, Elem, Exec, Span, Store};
+use flashlm_kernels::{Buf, Elem, Exec, Store};
 
 use super::Params;
-use crate::layer::linear::{self, BitLinear};
+use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Tiles};
+use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 use crate::mixer::forms::Mixer;
 
@@ -58,22 +59,14 @@ impl<A: Store> Mixer<A> for Train<A> {
         }
     }
 
-    fn forward(
-        &self,
-        cx: &Exec,
-        y: &mut [A::E],
-        saved: &mut Saved<A>,
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: linear::Params<A::E>,
-        span: &Span,
-    ) {
+    fn forward(&self, pass: Pass<A::E>, y: &mut [A::E], saved: &mut Saved<A>, state: Option<&mut [A::E]>, h: &[A::E]) {
+        let Pass { cx, params, span, .. } = pass;
         let (Train { of, up, down, a }, Saved { v, s }) = (self, saved);
         let (d, rows, t) = (of.down.outputs, span.rows(), span.len);
         cx.tiles(rows, (Rows(v, d),), |cx, r, (v,), local| {
             let (x, z) = (local.take(v.len()), local.take(v.len()));
-            let x = of.norm.forward(cx, x, &h[r.start * d..r.end * d], params.all);
-            up.forward(cx, z, x, params, local, false);
+            let x = of.norm.forward(cx, x, &h[r.start * d..r.end * d], params);
+            up.forward(cx, z, x, pass, local, false);
             narrow(cx, v, z);
         });
         // Without a state each sequence starts at zero.
@@ -95,22 +88,21 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d),), |cx, r, (y,), local| {
             let cells = r.start * d..r.end * d;
             y.copy_from_slice(&h[cells.clone()]);
-            down.forward(cx, y, Input::Kept(&s[cells]), params, local, true);
+            down.forward(cx, y, Input::Kept(&s[cells]), pass, local, true);
         });
     }
 
     /// With `g_t = ds_t + a g_{t+1}`: `dv_t = (1 - a) g_t`, `da = sum_t g_t (s_{t-1} - v_t)`, `ddecay = a (1 - a) da`.
     fn backward(
         &self,
-        cx: &Exec,
+        pass: Pass<A::E>,
         dh: &mut [A::E],
         grads: &mut [A::E],
         saved: &mut Saved<A>,
         h: &[A::E],
-        params: linear::Params<A::E>,
         scratch: &mut Scratch<A>,
-        span: &Span,
     ) {
+        let Pass { cx, params, span, .. } = pass;
         let (Train { of, up, down, a }, Saved { v, s }) = (self, saved);
         let (d, rows, t, width) = (of.down.outputs, span.rows(), span.len, of.part);
         let sums = cx.tile_count(rows) * width;
@@ -121,7 +113,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let cells = r.start * d..r.end * d;
             let z = local.take(cells.len());
             narrow(cx, dy, &dh[cells.clone()]);
-            down.backward_input(cx, z, part, dy, Input::Kept(&s[cells]), params, local, false);
+            down.backward_input(cx, z, part, dy, Input::Kept(&s[cells]), pass, local, false);
             narrow(cx, ds, z);
         });
         cx.tiles_by(1, span.batch, (Rows(&mut *g, t * d),), |_, sequence, (g,), local| {
@@ -151,15 +143,15 @@ impl<A: Store> Mixer<A> for Train<A> {
                 }
             }
             let dx = local.take(h.len());
-            let x = of.norm.forward(cx, x, h, params.all);
-            up.backward_input(cx, dx, part, dv, x, params, local, false);
-            of.norm.backward(cx, dh, part, dx, h, params.all);
+            let x = of.norm.forward(cx, x, h, params);
+            up.backward_input(cx, dx, part, dv, x, pass, local, false);
+            of.norm.backward(cx, dh, part, dx, h, params);
         });
         let tiles = &Tiles { sums: &scratch.parts[..sums], width };
         let (x, s) = (of.norm.input(&scratch.x[..rows * d], h), Input::Kept(&s[..rows * d]));
         let w = &mut scratch.weights;
-        BitLinear::backward_weights(cx, grads, &[(down, &scratch.dy[..rows * d])], s, params, w, tiles);
-        BitLinear::backward_weights(cx, grads, &[(up, &dv[..rows * d])], x, params, w, tiles);
+        BitLinear::backward_weights(pass, grads, &[(down, &scratch.dy[..rows * d])], s, w, tiles);
+        BitLinear::backward_weights(pass, grads, &[(up, &dv[..rows * d])], x, w, tiles);
         of.norm.add_parts(grads, tiles);
         tiles.add(grads, &of.decay.0, &of.decay.1);
     }
