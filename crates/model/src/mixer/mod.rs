@@ -59,7 +59,8 @@ macro_rules! mixers {
 
         /// Where the parameters of a mixer lie.
         #[derive(Clone, Debug)]
-        #[allow(non_camel_case_types)]
+        // A model has a few of them, and only while it is built.
+        #[allow(non_camel_case_types, clippy::large_enum_variant)]
         enum Kind {
             $($module($module::Params),)*
         }
