@@ -11,7 +11,7 @@ use std::fs;
 use flashlm_fuzz::{byte, file, folder, seed};
 use flashlm_train::checkpoint::{Checkpoint, Part, save};
 use flashlm_train::config::{Settings, preset};
-use flashlm_train::load::Model;
+use flashlm_train::load::load_model;
 use flashlm_train::run_folder::{Listed, RunFolder};
 use flashlm_train::trainer::{continued, state};
 use libfuzzer_sys::fuzz_target;
@@ -108,7 +108,7 @@ fuzz_target!(
             assert!(step == 5 && path.is_dir());
         }
         let _ = (run.chosen(), run.about(), run.result(), run.abandoned(), run.check_new(None), run.check_resume());
-        let _ = Model::load(run.path());
+        let _ = load_model(run.path());
         for name in BESIDE {
             let _ = fs::remove_file(run.file(name));
         }

@@ -10,7 +10,8 @@ use flashlm_fuzz::safetensors::{changed, exec, small, whole};
 use flashlm_fuzz::{file, run, seed};
 use flashlm_model::io::safetensors::write_tensors;
 use flashlm_model::tok::Tokenizer;
-use flashlm_train::load::{Model, save_params};
+use flashlm_model::model_file::save_params;
+use flashlm_train::load::load_model;
 use libfuzzer_sys::fuzz_target;
 
 static MODELS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
@@ -38,7 +39,7 @@ fuzz_target!(
             _ => Some(rest.to_vec()),
         };
         let Some(bytes) = bytes else { return };
-        if let Ok(model) = Model::load(&file("model.safetensors", bytes))
+        if let Ok(model) = load_model(&file("model.safetensors", bytes))
             && let Ok(packed) = model.packed(&exec())
         {
             run(packed);

@@ -22,7 +22,7 @@ static MODELS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
             density: if i < 6 { Density::Four } else { Density::Five },
             table: if i % 2 == 0 { TableBits::Four } else { TableBits::Eight },
         };
-        pack(&exec(), &config, &layout, &layout.init::<f32>(1), &Tokenizer::bytes(), options)
+        pack(&exec(), &config, &layout.init::<f32>(1), &Tokenizer::bytes(), options)
     };
     (0..12).map(model).collect()
 });

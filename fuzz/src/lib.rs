@@ -82,7 +82,7 @@ pub fn take<'a>(input: &mut &'a [u8], n: usize) -> &'a [u8] {
 /// Writes a few tokens with a model.
 pub fn run(model: PackedModel) {
     let c = model.config();
-    if 2 * c.dim * c.attention.window * c.blocks > MAX_STATE {
+    if c.state_len() > MAX_STATE {
         return;
     }
     let (last, model) = ((c.vocab_size - 1) as u16, Arc::new(model));

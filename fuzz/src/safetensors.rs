@@ -1,18 +1,20 @@
 //! Small models as safetensors files, and the same with bytes changed.
 
-use flashlm_model::{Exec, Isa, LanguageModel, Lm, ModelConfig, mixer, params::Layout};
+use flashlm_model::{Exec, Isa, ModelConfig, mixer, params::Layout};
 use serde_json::Value;
 
 /// The `i`-th of many small models: its config and layout.
 pub fn small(i: usize) -> (ModelConfig, Layout) {
     let mut config = ModelConfig { dim: 24, blocks: 1, ffn_hidden: 8, vocab_size: 257, ..ModelConfig::v4_small() };
     config.mixer = mixer::NAMES[i % mixer::NAMES.len()].into();
-    (config.attention.window, config.kernel_size, config.delta.conv) = (3, 3, 2);
-    (config.attention.heads, config.delta.heads, config.delta.expand_v) = (3, 3, 1.0);
+    let mixers = &mut config.mixers;
+    (mixers.attention.window, mixers.kernel_size, mixers.delta.conv) = (3, 3, 2);
+    (mixers.attention.heads, mixers.delta.heads, mixers.delta.expand_v) = (3, 3, 1.0);
     (config.quant.norm, config.quant.size) = (i % 2 == 0, 8);
     config.quant.scale =
         serde_json::from_str(["\"tensor\"", "\"block\"", "\"group\"", "\"none\""][i % 4]).expect("a kind of scale");
-    let layout = Lm::<f32>::new(&config, 1, false).expect("a model").layout().clone();
+    config.validate().expect("a model");
+    let layout = Layout::of(&config);
     (config, layout)
 }
 

@@ -4,21 +4,22 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use flashlm_kernels::cpu::Machine;
-use flashlm_kernels::ops::{Packed, matmul, narrow};
+use flashlm_kernels::measure::{self, fastest};
+use flashlm_kernels::ops::narrow;
 use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store, Token};
 use flashlm_model::rng::Rng;
-use flashlm_model::{ModelConfig, Precision};
+use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config;
 use flashlm_train::run::{Size, size_for};
-use flashlm_train::stepper::{Shape, Step, Stepper};
+use flashlm_train::stepper::{Step, Stepper};
 use flashlm_train::units::{bytes, thousands};
 use serde_json::json;
 
 use crate::common::threads;
 use crate::report::Report;
 
-/// Rows, inner size and columns of the product that is timed: operands that stay in the cache.
-const PRODUCT: (usize, usize, usize) = (448, 192, 512);
+/// Rows, columns and inner size of the product that is timed: operands that stay in the cache.
+const PRODUCT: (usize, usize, usize) = (448, 512, 192);
 /// Bytes that are copied: far more than any cache holds.
 const COPIED: usize = 128 << 20;
 /// Seconds spent on the training steps, and on each other figure.
@@ -115,13 +116,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// GFLOP/s of a product of [`PRODUCT`]'s sizes.
 fn product<A: Store>(cx: &Exec) -> f64 {
-    let (m, k, n) = PRODUCT;
-    let (a, b) = (Buf::<A>::zeros(m * k), Buf::<A>::zeros(k * n));
-    let mut packed = Packed::new(k, n);
-    packed.pack(cx, &b, n, k, n);
-    let mut c = Buf::<A::E>::zeros(m * n);
-    let seconds = fastest(PART, || matmul(cx, &mut c, &a, k, &packed, m, false));
-    2.0 * (m * k * n) as f64 / seconds / 1e9
+    measure::product::<A>(cx, PRODUCT, |call| fastest(PART, call)) / 1e9
 }
 
 /// Microseconds of a region in which no thread has anything to do.
@@ -152,8 +147,8 @@ fn bandwidth(cx: &Exec) -> f64 {
 fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();
-    let shape = Shape { batch: 4, seq_len: settings.seq_len };
-    let Shape { batch, seq_len: seq } = shape;
+    let shape = Shape { batch: 4, len: settings.seq_len };
+    let Shape { batch, len: seq } = shape;
     let mut stepper = Stepper::new(&model, precision, shape, &settings)?;
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
@@ -162,21 +157,6 @@ fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
         stepper.step(cx, Step { shape, settings: &settings, lr: settings.lr, number: 1 }, window);
     });
     Ok((batch * seq) as f64 / seconds)
-}
-
-/// Seconds of the fastest call in about `seconds`: what the machine can do while nobody else wants it.
-fn fastest(seconds: f64, mut f: impl FnMut()) -> f64 {
-    let started = Instant::now();
-    let mut best = f64::INFINITY;
-    // At least twice: the first call meets cold caches and new pages.
-    let mut calls = 0;
-    while calls < 2 || started.elapsed().as_secs_f64() < seconds {
-        let call = Instant::now();
-        f();
-        best = best.min(call.elapsed().as_secs_f64());
-        calls += 1;
-    }
-    best
 }
 
 /// To two figures: more would be a promise.

@@ -8,9 +8,9 @@ use anyhow::{Context, bail};
 use flashlm_model::io::safetensors::Header;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{LanguageModel, Lm, ModelConfig, PackedModel};
+use flashlm_model::{ModelConfig, PackedModel};
 use flashlm_train::data::cache::{Expect, TokenCache};
-use flashlm_train::load::Model;
+use flashlm_train::load::load_model;
 use flashlm_train::log::card::ternary_share;
 use flashlm_train::log::{EvalRow, Row, jsonl};
 use flashlm_train::run_folder::{Listed, METRICS, RunFolder};
@@ -165,7 +165,7 @@ fn about_model(path: &Path, kind: &str, report: &mut Report) -> anyhow::Result<(
 }
 
 fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let model = Model::load(path)?;
+    let model = load_model(path)?;
     report.add("model", model.path.display(), model.path.display().to_string());
     if let Some(step) = model.step {
         report.add("step", thousands(step), step);
@@ -218,9 +218,9 @@ fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
         ),
         serde_json::to_value(c)?,
     );
-    let lm = Lm::<f32>::new(c, 1, false)?;
-    about_parameters(lm.layout(), c.quant.quant().is_some(), report);
-    Ok(lm.layout().parameters())
+    let layout = Layout::of(c);
+    about_parameters(&layout, c.quant.quant().is_some(), report);
+    Ok(layout.parameters())
 }
 
 fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {

@@ -8,6 +8,7 @@ mod common;
 mod data;
 mod doctor;
 mod eval;
+mod export;
 mod generate;
 mod info;
 mod pack;
@@ -39,6 +40,8 @@ enum Command {
     Generate(generate::Args),
     /// Put a model into one small file
     Pack(pack::Args),
+    /// Write a model as a file for other programs
+    Export(export::Args),
     /// Prepare text: tokenizer and token cache
     Data(data::Args),
     /// Compare this build with test vectors
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Pack(args) => pack::run(args),
+        Command::Export(args) => export::run(args),
         Command::Data(args) => data::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Info(args) => info::run(args),

@@ -8,7 +8,7 @@ use anyhow::bail;
 use flashlm_model::PackedModel;
 use flashlm_model::pack::{Density, Options, TableBits};
 use flashlm_train::atomic::write_file;
-use flashlm_train::load::Model;
+use flashlm_train::load::load_model;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     may_write(&args.output, "-o", args.force)?;
     let cx = exec(Some(1))?;
-    let model = Model::load(&args.run)?;
+    let model = load_model(&args.run)?;
     let density = match args.ternary_bits {
         Ternary::Two => Density::Four,
         Ternary::Less => Density::Five,
@@ -73,7 +73,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Table::Eight => TableBits::Eight,
         Table::Four => TableBits::Four,
     };
-    let packed = model.pack(&cx, Options { density, table })?;
+    let packed = model.pack(&cx, Options { density, table });
     // Nothing is written that could not be read.
     let read = PackedModel::from_bytes(packed.clone(), &model.path.display().to_string())?;
     write_file(&args.output, |w| w.write_all(&packed))?;

@@ -1,10 +1,9 @@
 //! One aligned allocation of zeros; in debug builds [`Buf::scratch`] is filled with NaN, so that a read before a write shows.
 
+use crate::simd::Store;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-
-use crate::store::Store;
 
 const ALIGN: usize = 64;
 

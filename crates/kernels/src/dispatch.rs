@@ -1,9 +1,9 @@
 //! Which instruction set runs: the best one the machine has, or the one named by `FLASHLM_ISA`. The one place that knows all
 //! of them.
 
+use crate::dot::DotOp;
 use crate::isa;
-use crate::ops::Product;
-use crate::simd::Op;
+use crate::simd::{Op, Units};
 
 /// An instruction set with kernels of its own. A value is proof that this machine supports it: [`Isa::SCALAR`] always is, all
 /// others come from looking at the machine.
@@ -109,15 +109,24 @@ impl Isa {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// The best available one, or the one that the environment variable `FLASHLM_ISA` names.
-    pub fn detect() -> Result<Isa, String> {
+    /// What tests and benchmarks go through: all available ones, best first, or the one that the environment variable
+    /// `FLASHLM_ISA` names.
+    pub fn wanted() -> Result<Vec<Isa>, String> {
         match std::env::var("FLASHLM_ISA") {
-            Ok(name) if !name.is_empty() => Isa::named(&name).ok_or_else(|| {
-                let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
-                format!("FLASHLM_ISA={name} is not available on this machine; it has: {}", names.join(", "))
-            }),
-            _ => Ok(Isa::available()[0]),
+            Ok(name) if !name.is_empty() => match Isa::named(&name) {
+                Some(isa) => Ok(vec![isa]),
+                None => {
+                    let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+                    Err(format!("FLASHLM_ISA={name} is not available on this machine; it has: {}", names.join(", ")))
+                }
+            },
+            _ => Ok(Isa::available()),
         }
+    }
+
+    /// The best available one, or the one that `FLASHLM_ISA` names.
+    pub fn detect() -> Result<Isa, String> {
+        Isa::wanted().map(|isas| isas[0])
     }
 
     /// Whether it has instructions for products of bf16.
@@ -147,9 +156,36 @@ impl Isa {
         }
     }
 
-    /// Runs an op in f32 with its lanes.
+    /// Runs a product of integers on its unit for these.
+    pub(crate) fn dot(self, op: impl DotOp) {
+        match self.0 {
+            Kind::Scalar => isa::scalar::run_dot(op),
+            // SAFETY: the value is proof of the features.
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => unsafe { isa::avx2::run_vnni(op) },
+            // SAFETY: features and tiles of bytes were found.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Amx if isa::avx512::has_vnni() && isa::amx::has_int8() => unsafe { isa::avx512::run_dot_amx(op) },
+            // SAFETY: the features were found.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx if isa::avx512::has_vnni() => unsafe {
+                isa::avx512::run_dot(op)
+            },
+            // SAFETY: the value is proof of the features, which are some of those of AVX-512 too.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { isa::avx2::run_dot(op) },
+            // SAFETY: the features were found.
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon if isa::neon::has_dot() => unsafe { isa::neon::run_dot(op) },
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => isa::scalar::run_dot(op),
+        }
+    }
+}
+
+impl Units for Isa {
     #[inline]
-    pub(crate) fn run<O: Op<f32>>(self, op: O) -> O::Out {
+    fn f32<O: Op<f32>>(self, op: O) -> O::Out {
         match self.0 {
             Kind::Scalar => isa::scalar::run(op),
             // SAFETY: the value is proof of the features.
@@ -170,30 +206,9 @@ impl Isa {
         }
     }
 
-    /// Runs a packed product on its integer unit.
-    pub(crate) fn packed(self, product: Product<'_>) {
-        match self.0 {
-            Kind::Scalar => isa::scalar::packed(product),
-            // SAFETY: the value is proof of the features.
-            #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => unsafe { isa::avx2::packed_vnni(product) },
-            // SAFETY: features and tiles of bytes were found.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Amx if isa::avx512::has_vnni() && isa::amx::has_int8() => unsafe { isa::avx512::packed_amx(product) },
-            // SAFETY: the features were found.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx if isa::avx512::has_vnni() => unsafe {
-                isa::avx512::packed(product)
-            },
-            // SAFETY: the value is proof of the features, which are some of those of AVX-512 too.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::Avx512 | Kind::Avx512Bf16 | Kind::Amx => unsafe { isa::avx2::packed(product) },
-            // SAFETY: the features were found.
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon if isa::neon::has_dot() => unsafe { isa::neon::packed(product) },
-            #[cfg(target_arch = "aarch64")]
-            Kind::Neon => isa::scalar::packed(product),
-        }
+    #[inline]
+    fn f64<O: Op<f64>>(self, op: O) -> O::Out {
+        isa::scalar::run(op)
     }
 }
 

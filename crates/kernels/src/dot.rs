@@ -13,6 +13,15 @@ pub(crate) const CELL: usize = 16;
 /// Columns of a group: one ternary cell, or four byte cells.
 pub(crate) const GROUP: usize = 16;
 
+/// One kernel body, written over any [`Dot`].
+pub(crate) trait DotOp {
+    /// The body. Implementations are `#[inline(always)]`, so that they compile with the caller's target features.
+    ///
+    /// # Safety
+    /// The machine supports `D`. As for [`crate::simd::Op`], pointers were checked where the op was made.
+    unsafe fn run<D: Dot>(self);
+}
+
 /// A vector of `LANES` sums, and of as many quads of bytes.
 ///
 /// # Safety
@@ -27,6 +36,8 @@ pub(crate) unsafe trait Dot: Copy {
     const ROWS: usize;
     /// What the unit's byte codes are above their weights.
     const BYTE_BIAS: i32;
+    /// Whether products of many rows run on tile registers, by [`Dot::block`].
+    const TILES: bool = false;
 
     unsafe fn zero() -> Self::V;
     /// The four quads of `LANES` lanes of a ternary cell, as [`Dot::ternary_total`] expects them.
@@ -41,8 +52,22 @@ pub(crate) unsafe trait Dot: Copy {
     unsafe fn ternary_total(acc: [Self::V; 4]) -> Self::V;
     /// The sum of the four.
     unsafe fn total(acc: [Self::V; 4]) -> Self::V;
-    #[cfg(target_arch = "x86_64")]
     unsafe fn load(p: *const i32) -> Self::V;
     /// `v - shift` as floats.
     unsafe fn floats(v: Self::V, shift: i32) -> <Self::S as Simd>::V;
+
+    /// `c: [32, 2, 16] = a b`: 32 rows (or 16 unless `both`) of `64 steps` signed bytes, `lda` bytes apart, with two panels of
+    /// unsigned bytes `apart` bytes from each other, each `[16 steps, 16, 4]`: quads of columns of 16 outputs. Only with
+    /// [`Dot::TILES`].
+    unsafe fn block(
+        _c: *mut i32,
+        _a: *const u8,
+        _lda: usize,
+        _b: *const u8,
+        _apart: usize,
+        _steps: usize,
+        _both: bool,
+    ) {
+        unreachable!("a unit without tiles")
+    }
 }

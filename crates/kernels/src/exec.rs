@@ -3,9 +3,8 @@
 use std::ops::Range;
 
 use crate::dispatch::Isa;
-use crate::elem::Elem;
 use crate::pool::Pool;
-use crate::simd::Op;
+use crate::simd::{Elem, Op};
 
 /// An ISA and a pool.
 pub struct Exec {
@@ -40,7 +39,7 @@ impl Exec {
     /// Runs one op body on this thread.
     #[inline]
     pub(crate) fn op<E: Elem, O: Op<E>>(&self, op: O) -> O::Out {
-        E::dispatch(self.isa, op)
+        E::run_on(self.isa, op)
     }
 
     /// Runs `f` over `0..rows`, one contiguous range a thread.

@@ -13,26 +13,28 @@ mod buf;
 pub mod cpu;
 mod dispatch;
 mod dot;
-mod elem;
 mod exec;
 mod isa;
 pub mod map;
+pub mod measure;
+mod number;
 pub mod ops;
+mod part;
 pub mod pool;
 pub mod profile;
 mod simd;
 mod size;
 pub mod span;
-mod store;
+#[cfg(test)]
+mod testing;
 pub mod tile;
 
 pub use bf16::Bf16;
 pub use buf::Buf;
 pub use dispatch::Isa;
-pub use elem::Elem;
 pub use exec::Exec;
+pub use simd::{Elem, Store};
 pub use span::Span;
-pub use store::Store;
 
 /// A token id. Vocabularies hold at most 65,535 tokens.
 pub type Token = u16;

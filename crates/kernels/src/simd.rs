@@ -1,4 +1,7 @@
-//! What a vector unit must offer. An op body is written over this trait once; each file of [`crate::isa`] implements it.
+//! The words that kernels are written in: an op is a body ([`Op`]) over vectors ([`Simd`]) of a number ([`Elem`]), and reads and
+//! writes what that number is kept as ([`Store`]). A body is written once; each file of [`crate::isa`] implements `Simd`.
+//!
+//! A matrix product takes both operands as one `Store` and sums in its `E`. bf16 operands go in pairs of depths.
 //!
 //! Partial loads fill the missing lanes with zero. `sum` and `hmax` reduce in an order fixed by the ISA.
 //! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, `p` the polynomial of degree 6 with the least relative error on
@@ -6,9 +9,77 @@
 //! `tanh` in f32: `e / (e + 2)`, `e = exp(2x) - 1 = 2^n (p(r) - 1) + (2^n - 1)`, so that small arguments keep their relative
 //! accuracy (error below 3e-7).
 
+use std::fmt::{Debug, Display};
+use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub};
+
 use crate::bf16::Bf16;
-use crate::elem::Elem;
-use crate::store::Store;
+
+/// A floating-point element.
+pub trait Elem:
+    Store<E = Self>
+    + Debug
+    + Display
+    + Default
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+    + MulAssign
+{
+    /// 1.
+    const ONE: Self;
+    /// Nearest value of this type.
+    fn from_f64(x: f64) -> Self;
+    /// Exact widening.
+    fn to_f64(self) -> f64;
+    /// Absolute value.
+    fn abs(self) -> Self;
+    /// Total order for selection; NaN sorts last.
+    fn total_cmp(&self, other: &Self) -> std::cmp::Ordering;
+    /// Runs `op` on `units`, which have lanes of this type.
+    fn run_on<U: Units, O: Op<Self>>(units: U, op: O) -> O::Out;
+}
+
+/// A number in memory.
+///
+/// # Safety
+/// Every bit pattern is a value, and zero bytes are [`Store::ZERO`]. Only [`Bf16`] has a `DEPTH` of 2.
+#[allow(clippy::missing_safety_doc)]
+pub unsafe trait Store: Copy + PartialEq + Debug + Send + Sync + 'static {
+    /// What it is computed in.
+    type E: Elem;
+    /// 0.
+    const ZERO: Self;
+    /// Not a number, the poison of fresh buffers in debug builds.
+    const NAN: Self;
+    /// Depths that one multiply-add of a product takes.
+    const DEPTH: usize;
+    /// The name users give this precision.
+    const NAME: &'static str;
+    /// `LANES` groups of `DEPTH` values.
+    type Group<S: Simd<E = Self::E>>: Copy;
+
+    /// The nearest value.
+    fn narrow(x: Self::E) -> Self;
+    /// Exact widening.
+    fn widen(self) -> Self::E;
+    /// `n` lanes, widened; missing ones are zero.
+    ///
+    /// # Safety
+    /// As `Simd`; this holds for all that follow.
+    unsafe fn get<S: Simd<E = Self::E>>(p: *const Self, n: usize) -> S::V;
+    /// `n` lanes, narrowed.
+    unsafe fn put<S: Simd<E = Self::E>>(p: *mut Self, v: S::V, n: usize);
+    /// The same group in every lane.
+    unsafe fn splat<S: Simd<E = Self::E>>(p: *const Self) -> Self::Group<S>;
+    /// A group in each lane.
+    unsafe fn load<S: Simd<E = Self::E>>(p: *const Self) -> Self::Group<S>;
+    /// `acc + a . b` in each lane.
+    unsafe fn dot<S: Simd<E = Self::E>>(a: Self::Group<S>, b: Self::Group<S>, acc: S::V) -> S::V;
+}
 
 /// One kernel body, written over any [`Simd`].
 pub trait Op<E: Elem> {
@@ -20,6 +91,14 @@ pub trait Op<E: Elem> {
     /// The machine supports `S`. Nothing else: an op that holds pointers is made in one place only, which has checked that
     /// they are valid for its sizes.
     unsafe fn run<S: Simd<E = E>>(self) -> Self::Out;
+}
+
+/// Vector units for both elements: what an op runs on.
+pub trait Units: Copy {
+    /// Runs an op in f32.
+    fn f32<O: Op<f32>>(self, op: O) -> O::Out;
+    /// Runs an op in f64.
+    fn f64<O: Op<f64>>(self, op: O) -> O::Out;
 }
 
 /// A vector of `LANES` elements and the operations on it.

@@ -11,9 +11,8 @@ use std::ops::{Range, RangeInclusive};
 
 use crate::buf::Buf;
 use crate::exec::{Exec, Shared};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Op, Simd, Store, each};
 use crate::size::area;
-use crate::store::Store;
 
 /// Rows of a tile on any ISA: bounds for memory that is laid out before the ISA is known.
 pub const TILE_ROWS: RangeInclusive<usize> = 48..=64;
@@ -306,7 +305,7 @@ impl Exec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::all_isas;
+    use crate::testing::all_isas;
 
     #[test]
     #[should_panic(expected = "cannot be cut into tiles")]

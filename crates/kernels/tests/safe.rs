@@ -115,21 +115,21 @@ fn a_matrix_to_pack() {
 #[should_panic(expected = "more elements than memory can hold")]
 fn the_result_of_a_small_product() {
     let (a, b) = ([1f32; 5], [1f32; 1]);
-    small_matmul(&scalar(), (&mut [0.0; 1], APART), (&a, 1, 1), (&b, 1), (FIVE, 1, 1), Triangle::None, false);
+    small_matmul(&scalar(), (&mut [0.0; 1], APART), Strided::rows(&a, 1), (&b, 1), (FIVE, 1, 1), Triangle::None, false);
 }
 
 #[test]
 #[should_panic(expected = "more elements than memory can hold")]
 fn the_left_of_a_small_product() {
     let (a, b) = ([1f32; 1], [1f32; 1]);
-    small_matmul(&scalar(), (&mut [0.0; 5], 1), (&a, APART, 1), (&b, 1), (FIVE, 1, 1), Triangle::None, false);
+    small_matmul(&scalar(), (&mut [0.0; 5], 1), Strided::rows(&a, APART), (&b, 1), (FIVE, 1, 1), Triangle::None, false);
 }
 
 #[test]
 #[should_panic(expected = "more elements than memory can hold")]
 fn the_right_of_a_small_product() {
     let (a, b) = ([1f32; 5], [1f32; 1]);
-    small_matmul(&scalar(), (&mut [0.0; 1], 1), (&a, 5, 1), (&b, APART), (1, 1, FIVE), Triangle::None, false);
+    small_matmul(&scalar(), (&mut [0.0; 1], 1), Strided::rows(&a, 5), (&b, APART), (1, 1, FIVE), Triangle::None, false);
 }
 
 #[test]

@@ -1,16 +1,22 @@
 //! What a model is: sizes and switches, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
 
-mod validate;
-
-use flashlm_kernels::ops::{Activation, Quant, Scale, Stat};
+use flashlm_kernels::Token;
+use flashlm_kernels::ops::{Act, Quant, Scale, Stat};
 use serde::{Deserialize, Serialize};
 
-pub use validate::{ConfigError, MAX_NUMBERS};
+pub use crate::error::ConfigError;
+use crate::layer::config::LayerConfig;
+use crate::mixer;
+pub use crate::mixer::attention::AttentionConfig;
+pub use crate::mixer::delta::{DeltaConfig, DeltaForm, DeltaRule};
 
 /// The sizes and switches of a language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
+    /// The model family, by its name in `families!`.
+    #[serde(default = "default_family", skip_serializing_if = "is_default_family")]
+    pub family: String,
     /// `V`: tokens in the vocabulary.
     pub vocab_size: usize,
     /// `D`: model width.
@@ -30,8 +36,6 @@ pub struct ModelConfig {
     /// The token between stories; a run takes it from its tokenizer.
     #[serde(default)]
     pub eos: usize,
-    /// `K`: taps of the causal convolution.
-    pub kernel_size: usize,
     /// RMSNorm before each mixer and GLU.
     pub block_norm: bool,
     /// Epsilon of every RMSNorm.
@@ -53,92 +57,9 @@ pub struct ModelConfig {
     pub activation_bits: u32,
     /// The ternary quantiser.
     pub quant: QuantConfig,
-    /// Settings of the mixer `delta`.
-    #[serde(default)]
-    pub delta: DeltaConfig,
-    /// Settings of the mixer `attention`.
-    #[serde(default)]
-    pub attention: AttentionConfig,
-}
-
-/// The gated delta rule: see [`crate::mixer::delta`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DeltaConfig {
-    /// The layer around the rule.
-    pub form: DeltaForm,
-    /// What a new value is compared with.
-    pub rule: DeltaRule,
-    /// `H`: heads, each with a state of its own.
-    pub heads: usize,
-    /// Width of all keys over `D`.
-    pub expand_k: f64,
-    /// Width of all values over `D`.
-    pub expand_v: f64,
-    /// Taps of the convolutions of queries, keys and values.
-    pub conv: usize,
-    /// Write strengths up to 2 instead of 1, so that eigenvalues reach below 0 (arXiv 2411.12537).
-    pub negative_eigenvalues: bool,
-}
-
-/// The layer around the gated delta rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeltaForm {
-    /// As in arXiv 2412.06464: float gates, scaled queries, a norm of each head's output, SiLU output gate.
-    Published,
-    /// As in the first ternary models of it: ternary gates, no scale, no norm, sigmoid output gate.
-    Original,
-}
-
-/// What a new value is compared with: see [`flashlm_kernels::ops::Rule`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeltaRule {
-    /// The decayed state.
-    Canonical,
-    /// The state before it decays.
-    Undecayed,
-}
-
-impl Default for DeltaConfig {
-    fn default() -> Self {
-        DeltaConfig {
-            form: DeltaForm::Published,
-            rule: DeltaRule::Canonical,
-            heads: 4,
-            expand_k: 0.75,
-            expand_v: 1.5,
-            conv: 4,
-            negative_eigenvalues: false,
-        }
-    }
-}
-
-impl DeltaConfig {
-    /// Widths of one head's key and value, for model width `d`.
-    pub fn widths(&self, d: usize) -> (usize, usize) {
-        let of = |expand: f64| (expand * d as f64).round() as usize / self.heads.max(1);
-        (of(self.expand_k), of(self.expand_v))
-    }
-}
-
-/// Causal attention: see [`crate::mixer::attention`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AttentionConfig {
-    /// `H`: heads of width `D / H`.
-    pub heads: usize,
-    /// Tokens that a token sees, itself included.
-    pub window: usize,
-    /// Longest wavelength of the rotation, over 2 pi tokens.
-    pub rope_base: f64,
-}
-
-impl Default for AttentionConfig {
-    fn default() -> Self {
-        AttentionConfig { heads: 4, window: 256, rope_base: 10_000.0 }
-    }
+    /// Settings of the mixers: `kernel_size`, `delta`, `attention`.
+    #[serde(flatten)]
+    pub mixers: mixer::Settings,
 }
 
 /// The quantiser of every BitLinear.
@@ -192,12 +113,20 @@ pub enum ActivationKind {
 
 impl ActivationKind {
     /// The kernel's setting.
-    pub fn activation(self) -> Activation {
+    pub fn act(self) -> Act {
         match self {
-            ActivationKind::Silu => Activation::Silu,
-            ActivationKind::Relu2 => Activation::Relu2,
+            ActivationKind::Silu => Act::Silu,
+            ActivationKind::Relu2 => Act::Relu2,
         }
     }
+}
+
+fn default_family() -> String {
+    "flash".into()
+}
+
+fn is_default_family(family: &String) -> bool {
+    *family == default_family()
 }
 
 impl QuantConfig {
@@ -221,6 +150,7 @@ impl ModelConfig {
     /// v4-small: 4,364,736 parameters.
     pub fn v4_small() -> Self {
         ModelConfig {
+            family: default_family(),
             vocab_size: 10_000,
             dim: 192,
             blocks: 6,
@@ -229,7 +159,6 @@ impl ModelConfig {
             pattern: Vec::new(),
             reset: false,
             eos: 0,
-            kernel_size: 8,
             block_norm: true,
             norm_eps: 1e-6,
             activation: ActivationKind::Silu,
@@ -238,8 +167,29 @@ impl ModelConfig {
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
-            delta: DeltaConfig::default(),
-            attention: AttentionConfig::default(),
+            mixers: mixer::Settings {
+                kernel_size: 8,
+                delta: DeltaConfig::default(),
+                attention: AttentionConfig::default(),
+            },
+        }
+    }
+
+    /// The token at which mixers start anew, if they do.
+    pub fn document_start(&self) -> Option<Token> {
+        if self.reset { Token::try_from(self.eos).ok() } else { None }
+    }
+
+    /// What layers need to know.
+    pub fn layers(&self) -> LayerConfig {
+        LayerConfig {
+            dim: self.dim,
+            eps: self.norm_eps,
+            quant: self.quant.quant(),
+            block_norm: self.block_norm,
+            matrix_norm: self.quant.norm,
+            sub_norm: self.sub_norm,
+            zero_init: self.zero_init,
         }
     }
 

@@ -20,26 +20,35 @@
 //! Axes are those of [`flashlm_kernels`]. Nothing here opens a network or starts a thread of its own.
 #![forbid(unsafe_code)]
 
+pub mod codes;
 pub mod config;
+pub mod error;
+pub mod export;
+pub mod family;
 #[cfg(test)]
 mod gradcheck;
 pub mod infer;
 pub mod io;
 pub mod layer;
-pub mod lm;
 pub mod mixer;
+pub mod model_file;
 pub mod pack;
 pub mod params;
 pub mod precision;
+#[cfg(test)]
+mod reference;
 pub mod rng;
 #[cfg(test)]
 mod roundcheck;
 pub mod sample;
+#[cfg(test)]
+mod testing;
 pub mod tok;
 
 pub use config::ModelConfig;
+pub use family::forms::{LanguageModel, Prepared, Shape, State};
 pub use flashlm_kernels::ops::Objective;
 pub use flashlm_kernels::{Exec, Isa, Token};
 pub use infer::{Engine, Finish, PackedModel, Stream, Writer};
-pub use lm::{LanguageModel, Lm, State};
+pub use model_file::Model;
 pub use precision::Precision;

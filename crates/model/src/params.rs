@@ -7,6 +7,10 @@ use flashlm_kernels::{Buf, Elem};
 
 use crate::rng::Rng;
 
+/// Most parameters of a model, and most numbers that its blocks remember of one text. Files of a model, of its optimizer's state
+/// and of its packed form are then short enough to be read again.
+pub const MAX_NUMBERS: usize = 1_000_000_000;
+
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
@@ -94,6 +98,15 @@ impl Layout {
     /// The parameter of that name.
     pub fn find(&self, name: &str) -> Option<&Spec> {
         self.specs.iter().find(|spec| spec.name == name)
+    }
+
+    /// The parameter at that place, as [`Layout::add`] has given it.
+    ///
+    /// # Panics
+    /// With a place of another layout.
+    pub fn at(&self, range: &Range<usize>) -> &Spec {
+        let found = self.specs.binary_search_by_key(&range.start, |spec| spec.range.start);
+        &self.specs[found.expect("a place in this layout")]
     }
 
     /// A fresh start from `seed`: parameters in order draw from one generator.

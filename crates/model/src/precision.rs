@@ -1,11 +1,12 @@
 //! In which precision a model computes, chosen when it is built.
 
-use flashlm_kernels::ops::{Packed, matmul};
-use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store};
+use flashlm_kernels::measure::{fastest, product};
+use flashlm_kernels::{Bf16, Exec, Isa, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, ModelConfig};
-use crate::lm::{LanguageModel, Lm};
+use crate::family;
+use crate::family::forms::LanguageModel;
 
 /// What matrix products and saved activations are kept as; sums and parameters are f32 in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +27,12 @@ impl Precision {
         if self != Precision::Auto {
             return self;
         }
-        let faster = || product_seconds::<f32>(isa) > 1.33 * product_seconds::<Bf16>(isa);
+        let faster = || {
+            // A product that fits in cache.
+            let (cx, sizes) = (Exec::new(isa, 1), (112, 256, 256));
+            let seconds = |call: &mut dyn FnMut()| fastest(0.01, call);
+            product::<Bf16>(&cx, sizes, seconds) > 1.33 * product::<f32>(&cx, sizes, seconds)
+        };
         if isa.has_tiles() || isa.has_bf16() && faster() { Precision::Bf16 } else { Precision::F32 }
     }
 
@@ -46,24 +52,9 @@ impl Precision {
         rows: usize,
         training: bool,
     ) -> Result<Box<dyn LanguageModel<f32>>, ConfigError> {
-        Ok(match self {
-            Precision::Bf16 => Box::new(Lm::<Bf16>::new(config, rows, training)?),
-            Precision::Auto | Precision::F32 => Box::new(Lm::<f32>::new(config, rows, training)?),
-        })
+        match self {
+            Precision::Bf16 => family::build::<Bf16>(config, rows, training),
+            Precision::Auto | Precision::F32 => family::build::<f32>(config, rows, training),
+        }
     }
-}
-
-/// The fastest of some products of one kind that fit in cache.
-fn product_seconds<A: Store>(isa: Isa) -> f64 {
-    let (cx, (m, n, k)) = (Exec::new(isa, 1), (112, 256, 256));
-    let (a, b) = (Buf::<A>::zeros(m * k), Buf::<A>::zeros(k * n));
-    let mut packed = Packed::new(k, n);
-    packed.pack(&cx, &b, n, k, n);
-    let mut c = Buf::<A::E>::zeros(m * n);
-    let time = |_| {
-        let start = std::time::Instant::now();
-        matmul(&cx, &mut c, &a, k, &packed, m, false);
-        start.elapsed().as_secs_f64()
-    };
-    (0..40).map(time).fold(f64::INFINITY, f64::min)
 }

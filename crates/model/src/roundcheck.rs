@@ -5,36 +5,38 @@ use std::sync::Arc;
 use flashlm_kernels::ops::{Objective, round_int8};
 use flashlm_kernels::{Exec, Isa, Token};
 
-use crate::config::{DeltaConfig, DeltaForm, ModelConfig, QuantConfig, ScaleKind};
-use crate::gradcheck::{log_sum, noisy, ratio, recipe, tiny, tokens};
+use crate::config::{DeltaForm, ModelConfig, QuantConfig, ScaleKind};
+use crate::family::build;
+use crate::family::forms::{Prepared, Shape};
 use crate::infer::{Engine, PackedModel};
 use crate::layer::round::constants;
-use crate::lm::{LanguageModel, Lm};
 use crate::mixer;
 use crate::pack::{self, pack};
+use crate::params::Layout;
 use crate::precision::Precision;
 use crate::rng::Rng;
+use crate::testing::{log_sum, noisy, ratio, recipe, tiny, tokens};
 use crate::tok::Tokenizer;
 
 /// Straight through: the gradients are those of a model that adds constants where this one rounds.
 fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
     let cx = &Exec::new(Isa::SCALAR, 1);
-    let mut lm = Lm::<f64>::new(config, b * t, true).unwrap();
-    let (layout, v) = (lm.layout().clone(), config.vocab_size);
+    let mut lm = build::<f64>(config, b * t, true).unwrap();
+    let (layout, v, shape) = (Layout::of(config), config.vocab_size, Shape { batch: b, len: t });
     let mut params = noisy(layout.len(), 7);
     let (x, y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
     let scale = 1.0 / (b * t) as f64;
     let mut grads = vec![0.0; params.len()];
     lm.set_activation_bits(8);
-    lm.prepare(cx, &params);
-    let nats = lm.loss_backward(cx, &mut grads, &params, &x, &y, (b, t), Objective { scale, z_loss });
+    let mut passes = Prepared::new(cx, &mut *lm, &params);
+    let nats = passes.loss_backward(&mut grads, &x, &y, shape, Objective { scale, z_loss });
 
     let mut logits = vec![0.0; b * t * v];
-    let added = constants::keep(|| lm.logits(cx, &mut logits, &params, &x, None, (b, t)));
+    let added = constants::keep(|| passes.logits(&mut logits, &x, None, shape));
     assert!(added.iter().filter(|&&c| c != 0.0).count() > added.len() / 2, "nothing is rounded");
     let mut loss = |params: &[f64], z_loss: f64| {
-        lm.prepare(cx, params);
-        constants::add(&added, || lm.logits(cx, &mut logits, params, &x, None, (b, t)));
+        let mut passes = Prepared::new(cx, &mut *lm, params);
+        constants::add(&added, || passes.logits(&mut logits, &x, None, shape));
         let row = |(z, &target): (&[f64], &Token)| log_sum(z) - z[usize::from(target)] + z_loss * log_sum(z).powi(2);
         logits.chunks(v).zip(&y).map(row).sum::<f64>() * scale
     };
@@ -68,8 +70,9 @@ fn gradients_pass_straight_through_the_rounding() {
         }
         check(&recipe(name), (2, 7), 0.05);
     }
-    let original = DeltaConfig { form: DeltaForm::Original, ..tiny("delta").delta };
-    check(&ModelConfig { delta: original, ..tiny("delta") }, (1, 13), 0.0);
+    let mut original = tiny("delta");
+    original.mixers.delta.form = DeltaForm::Original;
+    check(&original, (1, 13), 0.0);
 }
 
 #[test]
@@ -84,10 +87,10 @@ fn gradients_do_not_depend_on_threads_nor_on_what_was_on_before() {
             let params = lm.layout().init::<f32>(1);
             let data = tokens(3 * 110, 700, 2);
             let mut grads = vec![0.0; params.len()];
-            lm.prepare(&cx, &params);
             bits.iter().for_each(|&bits| lm.set_activation_bits(bits));
             let objective = Objective { scale: 0.1, z_loss: 0.01 };
-            let nats = lm.loss_backward(&cx, &mut grads, &params, &data, &data, (3, 110), objective);
+            let shape = Shape { batch: 3, len: 110 };
+            let nats = Prepared::new(&cx, &mut *lm, &params).loss_backward(&mut grads, &data, &data, shape, objective);
             (nats, grads)
         };
         let (off, on) = (run(1, &[]), run(1, &[8]));
@@ -111,12 +114,12 @@ fn the_packed_runtime_computes_the_same() {
             let (b, t, v) = (12, 8, tokenizer.vocab_size());
             let mut config = ModelConfig { vocab_size: v, ffn_hidden: 40, ..base.clone() };
             config.quant = QuantConfig { scale, size: 8, ..config.quant };
-            config.delta = DeltaConfig { form, expand_v: 1.0, ..config.delta };
-            let mut lm = Lm::<f32>::new(&config, b * t, false).unwrap();
+            (config.mixers.delta.form, config.mixers.delta.expand_v) = (form, 1.0);
+            let mut lm = build::<f32>(&config, b * t, false).unwrap();
             let mut params = lm.layout().init::<f32>(3);
             let table = lm.layout().find("embedding.weight").unwrap().range.clone();
             round_int8(&cx, &mut params[table], config.dim);
-            let bytes = pack(&cx, &config, lm.layout(), &params, &tokenizer, pack::Options::default());
+            let bytes = pack(&cx, &config, &params, &tokenizer, pack::Options::default());
             let model = Arc::new(PackedModel::from_bytes(bytes, "test").unwrap());
             let mut engine = Engine::new(model.clone(), Exec::new(cx.isa(), 1), 16);
             let texts = tokens(b * t, v, 4);
@@ -125,11 +128,11 @@ fn the_packed_runtime_computes_the_same() {
                 let mut stream = model.stream();
                 text.iter().for_each(|&token| packed.extend_from_slice(engine.prefill(&mut stream, &[token])));
             }
-            lm.prepare(&cx, &params);
             let mut logits = vec![0.0; b * t * v];
             let mut median = |bits| {
                 lm.set_activation_bits(bits);
-                lm.logits(&cx, &mut logits, &params, &texts, None, (b, t));
+                let shape = Shape { batch: b, len: t };
+                Prepared::new(&cx, &mut *lm, &params).logits(&mut logits, &texts, None, shape);
                 let mut off: Vec<f64> = packed.chunks(v).zip(logits.chunks(v)).map(|(p, z)| ratio(p, z)).collect();
                 *off.select_nth_unstable_by(b * t / 2, f64::total_cmp).1
             };

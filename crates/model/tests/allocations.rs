@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use flashlm_model::config::{AttentionConfig, DeltaConfig, DeltaForm, QuantConfig, ScaleKind};
 use flashlm_model::pack::{Options, pack};
+use flashlm_model::params;
 use flashlm_model::sample::Settings;
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, Exec, Isa, LanguageModel, Lm, ModelConfig, PackedModel, Writer, mixer};
+use flashlm_model::{Engine, Exec, Isa, ModelConfig, PackedModel, Writer, mixer};
 
 struct Counting;
 
@@ -38,23 +39,27 @@ fn models() -> Vec<(String, Arc<PackedModel>)> {
         dim: 24,
         blocks: 4,
         ffn_hidden: 40,
-        delta: DeltaConfig { heads: 3, ..DeltaConfig::default() },
-        attention: AttentionConfig { heads: 3, window: 50, ..AttentionConfig::default() },
+        mixers: mixer::Settings {
+            delta: DeltaConfig { heads: 3, ..DeltaConfig::default() },
+            attention: AttentionConfig { heads: 3, window: 50, ..AttentionConfig::default() },
+            ..ModelConfig::v4_small().mixers
+        },
         ..ModelConfig::v4_small()
     };
     let mut all: Vec<(String, ModelConfig)> = mixer::NAMES
         .iter()
         .map(|&name| (name.to_owned(), ModelConfig { mixer: name.into(), ..base.clone() }))
         .collect();
-    let delta = DeltaConfig { form: DeltaForm::Original, ..base.delta.clone() };
-    all.push(("original delta".into(), ModelConfig { mixer: "delta".into(), delta, ..base.clone() }));
+    let mut original = ModelConfig { mixer: "delta".into(), ..base.clone() };
+    original.mixers.delta.form = DeltaForm::Original;
+    all.push(("original delta".into(), original));
     let quant = QuantConfig { scale: ScaleKind::Group, size: 10, norm: true, ..base.quant.clone() };
     let pattern = mixer::NAMES.iter().map(|name| name.to_string()).collect();
     all.push(("pattern".into(), ModelConfig { pattern, quant, logit_softcap: 5.0, ..base }));
     let cx = Exec::new(Isa::SCALAR, 1);
     let model = |(name, config): (String, ModelConfig)| {
-        let layout = Lm::<f32>::new(&config, 1, false).unwrap().layout().clone();
-        let bytes = pack(&cx, &config, &layout, &layout.init::<f32>(1), &tokenizer, Options::default());
+        let params = params::Layout::of(&config).init::<f32>(1);
+        let bytes = pack(&cx, &config, &params, &tokenizer, Options::default());
         (name, Arc::new(PackedModel::from_bytes(bytes, "random").unwrap()))
     };
     all.into_iter().map(model).collect()

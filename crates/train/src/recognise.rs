@@ -5,14 +5,13 @@
 use crate::data::cache::MAGIC;
 use crate::data::hub::Dataset;
 use crate::data::{foreign, is_readable, missing_hint};
-use crate::load;
 use crate::log::Row;
 use crate::run_folder::RunFolder;
 use crate::what::{What, quoted};
 use flashlm_model::io::safetensors::Header;
 use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
-use flashlm_model::pack;
 use flashlm_model::tok::FileKind;
+use flashlm_model::{model_file, pack};
 use serde::de::IgnoredAny;
 use std::collections::HashMap;
 use std::fs::Metadata;
@@ -178,7 +177,7 @@ fn of_tensors(path: &Path) -> What {
         folder.join("checkpoint.json").is_file().then(|| other("the optimizer's state of a checkpoint", mend))
     };
     match format {
-        Some(load::FORMAT) => What::Model,
+        Some(model_file::FORMAT) => What::Model,
         Some(pack::FORMAT) => What::Packed,
         _ => vectors().or_else(optimizer).unwrap_or_else(|| What::Tensors {
             // A text from outside, cut to what fits a message.

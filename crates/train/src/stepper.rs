@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use flashlm_kernels::ops::{NO_TARGET, zero};
 use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::ConfigError;
-use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision};
+use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared, Shape};
 
 use crate::config::TrainSettings;
 use crate::data::window::Window;
@@ -17,19 +17,10 @@ use crate::optim::Optimizers;
 /// Rows of one pass, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
 
-/// The shape of a batch, `[B, T]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Sequences, `B`.
-    pub batch: usize,
-    /// Most tokens that each predicts, `T`.
-    pub seq_len: usize,
-}
-
 /// What an update is told besides its windows.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
-    /// Of its batch.
+    /// Of its batch: `T` is the most that a window predicts.
     pub shape: Shape,
     /// The run's settings.
     pub settings: &'a TrainSettings,
@@ -75,10 +66,10 @@ impl Stepper {
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
-        Shape { batch, seq_len }: Shape,
+        shape: Shape,
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
-        let rows = ROWS.min(batch * seq_len).max(seq_len);
+        let rows = ROWS.min(shape.rows()).max(shape.len);
         let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
@@ -100,13 +91,13 @@ impl Stepper {
         step: Step,
         window: impl Fn(usize) -> W,
     ) -> Option<Update> {
-        let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
+        let Step { shape: Shape { batch, len: seq_len }, settings, lr, number } = step;
         zero(cx, &mut self.grads);
-        self.lm.prepare(cx, &self.params);
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
         let pass = (self.lm.rows() / seq_len).max(1);
+        let mut passes = Prepared::new(cx, &mut *self.lm, &self.params);
         let mut nats = 0.0;
         for first in (0..batch).step_by(pass) {
             if first > 0 && stop.load(Relaxed) {
@@ -125,9 +116,8 @@ impl Stepper {
                 self.inputs.resize(end, first);
                 self.targets.resize(end, NO_TARGET);
             }
-            let size = (n, seq_len);
-            let (inputs, targets) = (&self.inputs, &self.targets);
-            nats += self.lm.loss_backward(cx, &mut self.grads, &self.params, inputs, targets, size, objective);
+            let shape = Shape { batch: n, len: seq_len };
+            nats += passes.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
         }
         let loss = nats * scale;
         if !loss.is_finite() {
@@ -141,7 +131,7 @@ impl Stepper {
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Isa;
-    use flashlm_model::Lm;
+    use flashlm_model::{family, mixer};
 
     use super::*;
     use crate::config::{Settings, preset};
@@ -165,19 +155,18 @@ mod tests {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
         // 4,800 rows: two full passes and a short one.
         let (batch, seq_len) = (48, 100);
-        let shape = Shape { batch, seq_len };
+        let shape = Shape { batch, len: seq_len };
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
         let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
-        let mut whole = Lm::<f32>::new(&settings.model, batch * seq_len, true).unwrap();
-        whole.prepare(&cx, &stepper.params);
+        let mut whole = family::build::<f32>(&settings.model, batch * seq_len, true).unwrap();
         let part = |r: fn(&Vec<Token>) -> &[Token]| data.iter().flat_map(|w| r(w).to_vec()).collect::<Vec<_>>();
         let (inputs, targets) = (part(|w| &w[..w.len() - 1]), part(|w| &w[1..]));
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
-        let size = (batch, seq_len);
         let objective = Objective { scale, z_loss: settings.train.z_loss };
-        let nats = whole.loss_backward(&cx, &mut grads, &stepper.params, &inputs, &targets, size, objective);
+        let mut passes = Prepared::new(&cx, &mut *whole, &stepper.params);
+        let nats = passes.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
         let update = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
@@ -194,21 +183,21 @@ mod tests {
         let (seq_len, lengths) = (40, [40, 7, 1, 23]);
         let total: usize = lengths.iter().sum();
         let stories: Vec<Vec<Token>> = lengths.iter().enumerate().map(|(i, len)| window(i, len + 1)).collect();
-        for mixer in ["conv", "delta", "attention"] {
+        for &mixer in mixer::NAMES {
             for precision in [Precision::F32, Precision::Bf16] {
                 let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
                 settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
                 settings.train.z_loss = 1e-2;
-                let shape = Shape { batch: lengths.len(), seq_len };
+                let shape = Shape { batch: lengths.len(), len: seq_len };
                 let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
                 let params = stepper.params.clone();
                 let mut alone = precision.build(&settings.model, seq_len, true).unwrap();
-                alone.prepare(&cx, &params);
+                let mut alone = Prepared::new(&cx, &mut *alone, &params);
                 let objective = Objective { scale: 1.0 / total as f64, z_loss: settings.train.z_loss };
                 let (mut grads, mut nats) = (vec![0.0; params.len()], 0.0);
                 for story in &stories {
-                    let (n, size) = (story.len() - 1, (1, story.len() - 1));
-                    nats += alone.loss_backward(&cx, &mut grads, &params, &story[..n], &story[1..], size, objective);
+                    let shape = Shape { batch: 1, len: story.len() - 1 };
+                    nats += alone.loss_backward(&mut grads, &story[..shape.len], &story[1..], shape, objective);
                 }
                 let update = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
                 assert_eq!(update.tokens, total as u64);
@@ -230,7 +219,7 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
         let data = window(1, 21);
-        let shape = Shape { batch: 1, seq_len: 20 };
+        let shape = Shape { batch: 1, len: 20 };
         let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;

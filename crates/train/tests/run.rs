@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 
 use flashlm_train::config::{Layers, Settings};
-use flashlm_train::load::Model;
+use flashlm_train::load::load_model;
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resolved, Resume};
 use flashlm_train::run_folder::Claim;
 use flashlm_train::trainer::{Ended, Event, Outcome, TrainError, continued};
@@ -60,7 +60,7 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     assert!(best.full.loss_per_token < 0.8 * (vocab as f64).ln(), "{best:?}");
     assert!(best.full.bpb > bound, "{best:?}, bound {bound}");
 
-    let model = Model::load(&run).unwrap();
+    let model = load_model(&run).unwrap();
     assert_eq!((model.step, model.tokenizer.vocab_size()), (Some(best.step), vocab));
 
     // The same asked for again has nothing left to do, and more of it goes on from the end.

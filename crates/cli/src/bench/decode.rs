@@ -17,7 +17,7 @@ use flashlm_model::params::Layout;
 use flashlm_model::rng::Rng;
 use flashlm_model::sample::{SampleError, Settings};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, LanguageModel, Lm, ModelConfig, PackedModel, Writer};
+use flashlm_model::{Engine, ModelConfig, PackedModel, Writer};
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
 
@@ -149,9 +149,8 @@ fn random_model(cx: &Exec, preset: &str) -> anyhow::Result<PackedModel> {
     let tokenizer = Tokenizer::made_up(&settings.tokenizer.kind, settings.tokenizer.vocab)?;
     let model = settings.model.clone();
     let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..model };
-    let lm = Lm::<f32>::new(&config, 1, false)?;
-    let layout: &Layout = lm.layout();
-    let params = layout.init::<f32>(1);
-    let bytes = pack(cx, &config, layout, &params, &tokenizer, pack::Options::default());
+    config.validate()?;
+    let params = Layout::of(&config).init::<f32>(1);
+    let bytes = pack(cx, &config, &params, &tokenizer, pack::Options::default());
     Ok(PackedModel::from_bytes(bytes, preset)?)
 }

@@ -83,10 +83,7 @@ fn isas(name: Option<&str>) -> anyhow::Result<Vec<Isa>> {
                 Isa::named(name).with_context(|| format!("--isa {name}: this machine has {}", names.join(", ")));
             Ok(vec![found?])
         }
-        None if std::env::var_os("FLASHLM_ISA").is_some_and(|name| !name.is_empty()) => {
-            Ok(vec![Isa::detect().map_err(anyhow::Error::msg)?])
-        }
-        None => Ok(Isa::available()),
+        None => Isa::wanted().map_err(anyhow::Error::msg),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use flashlm_kernels::ops::{Packed, matmul};
+use flashlm_kernels::measure::product;
 use flashlm_kernels::profile::Work;
-use flashlm_kernels::{Bf16, Buf, Exec, Store};
+use flashlm_kernels::{Bf16, Exec, Store};
 use flashlm_model::Precision;
 
 /// Reads `--seconds`.
@@ -64,18 +64,11 @@ pub(super) fn peak(cx: &Exec, precision: Precision) -> f64 {
 }
 
 fn peak_of<A: Store>(cx: &Exec) -> f64 {
-    let (m, k) = (448 * cx.pool().threads(), 256);
-    let (a, b) = (Buf::<A>::zeros(m * k), Buf::<A>::zeros(k * 512));
-    let mut best = 0f64;
-    for n in [64, 128, 256, 512] {
-        let mut packed = Packed::new(k, n);
-        packed.pack(cx, &b, n, k, n);
-        let mut c = Buf::<A::E>::zeros(m * n);
-        let times = windows(0.05, 25, || matmul(cx, &mut c, &a, k, &packed, m, false));
-        let fastest = times.into_iter().fold(f64::INFINITY, f64::min);
-        best = best.max(2.0 * (m * n * k) as f64 / fastest / 1e9);
-    }
-    best
+    let speed = |n| {
+        let sizes = (448 * cx.pool().threads(), n, 256);
+        product::<A>(cx, sizes, |call| windows(0.05, 25, call).into_iter().fold(f64::INFINITY, f64::min))
+    };
+    [64, 128, 256, 512].map(speed).into_iter().fold(0.0, f64::max) / 1e9
 }
 
 #[cfg(test)]

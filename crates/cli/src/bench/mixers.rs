@@ -4,9 +4,8 @@
 use std::process::ExitCode;
 
 use flashlm_kernels::Exec;
-use flashlm_model::{ModelConfig, Precision, mixer};
+use flashlm_model::{ModelConfig, Precision, Shape, mixer};
 use flashlm_train::config;
-use flashlm_train::stepper::Shape;
 use serde_json::Value;
 
 use super::measure::{median, seconds, windows};
@@ -88,7 +87,7 @@ fn measure(
         say!("round {} of {ROUNDS}", round + 1);
         for row in &mut rows {
             let model = ModelConfig { mixer: row.mixer.into(), ..ModelConfig::v4_small() };
-            let shape = Shape { batch: tokens / row.len, seq_len: row.len };
+            let shape = Shape { batch: tokens / row.len, len: row.len };
             let mut steps = Steps::new(&model, precision, settings.clone(), shape)?;
             row.parameters = steps.stepper.lm.layout().parameters();
             // Memory is touched for the first time before it counts.

@@ -4,8 +4,7 @@
 use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
-use crate::dot::Dot;
-use crate::ops::Product;
+use crate::dot::{Dot, DotOp};
 use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 8 lanes of f32.
@@ -21,20 +20,20 @@ with_features! {
         unsafe { op.run::<Avx2>() }
     }
 
-    /// Runs a packed product with AVX2.
-    pub(crate) fn packed(product: Product<'_>) {
+    /// Runs a product of integers with AVX2.
+    pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
-        unsafe { product.run::<Avx2Dot>() }
+        unsafe { op.run::<Avx2Dot>() }
     }
 }
 
 with_features! {
     ["avx2" "fma" "avxvnni"] has_vnni
 
-    /// Runs a packed product with AVX-VNNI.
-    pub(crate) fn packed_vnni(product: Product<'_>) {
+    /// Runs a product of integers with AVX-VNNI.
+    pub(crate) fn run_vnni(op: impl DotOp) {
         // SAFETY: the features are enabled here.
-        unsafe { product.run::<AvxVnniDot>() }
+        unsafe { op.run::<AvxVnniDot>() }
     }
 }
 

@@ -4,8 +4,7 @@
 use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
-use crate::dot::Dot;
-use crate::ops::Product;
+use crate::dot::{Dot, DotOp};
 use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
@@ -44,19 +43,19 @@ with_features! {
 with_features! {
     ["avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma" "f16c" "avx512vnni"] has_vnni
 
-    /// Runs a packed product with AVX-512 VNNI.
-    pub(crate) fn packed(product: Product<'_>) {
+    /// Runs a product of integers with AVX-512 VNNI.
+    pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
-        unsafe { product.run::<Avx512Dot>() }
+        unsafe { op.run::<Avx512Dot<false>>() }
     }
 
-    /// The same, with tiles for many rows.
+    /// The same, many rows on tiles.
     ///
     /// # Safety
     /// [`super::amx::has_int8`] said yes.
-    pub(crate) unsafe fn packed_amx(product: Product<'_>) {
+    pub(crate) unsafe fn run_dot_amx(op: impl DotOp) {
         // SAFETY: the features are enabled here, and the machine has tiles of bytes.
-        unsafe { product.run_tiles::<Avx512Dot>() }
+        unsafe { op.run::<Avx512Dot<true>>() }
     }
 }
 
@@ -142,17 +141,19 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
     }
 }
 
-/// 16 lanes of integers by `vpdpbusd`; ternary codes as in [`super::avx2::AvxVnniDot`].
+/// 16 lanes of integers by `vpdpbusd`; ternary codes as in [`super::avx2::AvxVnniDot`]. With tile registers
+/// where they are there (`AMX`).
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512Dot;
+pub(crate) struct Avx512Dot<const AMX: bool>;
 
 // SAFETY: what is loaded are 64 bytes of a cell, and 4 or 16 bytes of `x`.
-unsafe impl Dot for Avx512Dot {
+unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
     type V = __m512i;
     type S = Avx512<false, false>;
     const LANES: usize = 16;
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 128;
+    const TILES: bool = AMX;
 
     promised! {
         fn zero() -> __m512i { _mm512_setzero_si512() }
@@ -185,6 +186,9 @@ unsafe impl Dot for Avx512Dot {
         fn load(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
         fn floats(v: __m512i, shift: i32) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_set1_epi32(shift)))
+        }
+        fn block(c: *mut i32, a: *const u8, lda: usize, b: *const u8, apart: usize, steps: usize, both: bool) {
+            super::amx::int8::block(c, a, lda, b, apart, steps, both)
         }
     }
 }

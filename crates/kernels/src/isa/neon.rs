@@ -3,8 +3,7 @@
 use std::arch::aarch64::*;
 
 use crate::bf16::Bf16;
-use crate::dot::Dot;
-use crate::ops::Product;
+use crate::dot::{Dot, DotOp};
 use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
 
 /// 4 lanes of f32.
@@ -24,10 +23,10 @@ with_features! {
 with_features! {
     ["neon" "dotprod"] has_dot
 
-    /// Runs a packed product with `sdot`.
-    pub(crate) fn packed(product: Product<'_>) {
+    /// Runs a product of integers with `sdot`.
+    pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
-        unsafe { product.run::<NeonDot>() }
+        unsafe { op.run::<NeonDot>() }
     }
 }
 
@@ -192,6 +191,7 @@ unsafe impl Dot for NeonDot {
         }
         fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t { Self::total(acc) }
         fn total(acc: [int32x4_t; 4]) -> int32x4_t { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
+        fn load(p: *const i32) -> int32x4_t { vld1q_s32(p) }
         fn floats(v: int32x4_t, shift: i32) -> float32x4_t { vcvtq_f32_s32(vsubq_s32(v, vdupq_n_s32(shift))) }
     }
 }

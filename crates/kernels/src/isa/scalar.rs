@@ -2,10 +2,8 @@
 //! gradient checks. Products and sums are rounded separately, since a fused multiply-add is a library call without FMA.
 
 use crate::bf16::Bf16;
-use crate::dot::Dot;
-use crate::elem::Elem;
-use crate::ops::Product;
-use crate::simd::{Op, Simd, exp_f32, tanh_f32};
+use crate::dot::{Dot, DotOp};
+use crate::simd::{Elem, Op, Simd, exp_f32, tanh_f32};
 
 /// One lane of `E`.
 #[derive(Clone, Copy)]
@@ -20,10 +18,10 @@ where
     unsafe { op.run::<Scalar<E>>() }
 }
 
-/// Runs a packed product on one lane.
-pub(crate) fn packed(product: Product<'_>) {
+/// Runs a product of integers on one lane.
+pub(crate) fn run_dot(op: impl DotOp) {
     // SAFETY: plain arithmetic runs anywhere.
-    unsafe { product.run::<ScalarDot>() }
+    unsafe { op.run::<ScalarDot>() }
 }
 
 macro_rules! scalar {
@@ -225,7 +223,6 @@ unsafe impl Dot for ScalarDot {
     unsafe fn total(acc: [i32; 4]) -> i32 {
         acc[0] + acc[1] + acc[2] + acc[3]
     }
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load(p: *const i32) -> i32 {
         // SAFETY: the caller's promise.

@@ -2,11 +2,10 @@
 //! `g' = g * grad_scale; p *= 1 - lr wd; m = b1 m + (1-b1) g'; v = b2 v + (1-b2) g'^2;`
 //! `p -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + eps)`.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::BLOCK;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 
 /// One step's settings; `step` counts from 1.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +71,7 @@ impl<E: Elem> Op<E> for Step<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_the_plain_loop_over_several_steps() {

@@ -15,12 +15,11 @@
 //! Scores are kept turned, `S^T: [l, n]`. A row's numbers depend on the list of its own visible keys alone: the largest score is
 //! exact, and what is summed over keys is summed one by one in their order, where a key that is not seen adds an exact zero.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::rows::{RowDots, Scale, Transpose};
-use crate::ops::small::{Triangle, product};
+use crate::ops::small::{Strided, Triangle, product};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 use crate::size::area;
 
 /// Keys that the backward pass takes at once.
@@ -54,14 +53,14 @@ pub fn attention_forward<E: Elem>(
     let mut at = 0;
     for (k, _) in pieces {
         let m = k.len() / d;
-        product(cx, (&mut s[at * n..], n), (k, d, 1), (turned, n), (m, n, d), Triangle::None, false);
+        product(cx, (&mut s[at * n..], n), Strided::rows(k, d), (turned, n), (m, n, d), Triangle::None, false);
         at += m;
     }
     cx.op(Softmax { s, max, sum, seen: Seen { first: 0, own: l - n, window, n } });
     let mut at = 0;
     for (i, (_, v)) in pieces.iter().enumerate() {
         let m = v.len() / d;
-        product(cx, (o, d), (&s[at * n..], 1, n), (v, d), (n, d, m), Triangle::None, i > 0);
+        product(cx, (o, d), Strided::transposed(&s[at * n..], n), (v, d), (n, d, m), Triangle::None, i > 0);
         at += m;
     }
     for (i, o) in o.chunks_exact_mut(d).enumerate() {
@@ -97,13 +96,13 @@ pub fn attention_backward<E: Elem>(
         let cells = first * d..(first + m) * d;
         let (k, v) = (&k[cells.clone()], &v[cells.clone()]);
         let (p, ds) = (&mut p[..m * n], &mut ds[..m * n]);
-        product(cx, (p, n), (k, d, 1), (q_turned, n), (m, n, d), Triangle::None, false);
-        product(cx, (ds, n), (v, d, 1), (do_turned, n), (m, n, d), Triangle::None, false);
+        product(cx, (p, n), Strided::rows(k, d), (q_turned, n), (m, n, d), Triangle::None, false);
+        product(cx, (ds, n), Strided::rows(v, d), (do_turned, n), (m, n, d), Triangle::None, false);
         let seen = Seen { first, own: l - n, window, n };
         cx.op(Gradient { p, ds, log_sum, dots, seen });
-        product(cx, (&mut dv[cells.clone()], d), (p, n, 1), (d_o, d), (m, d, n), Triangle::None, true);
-        product(cx, (&mut dk[cells], d), (ds, n, 1), (q, d), (m, d, n), Triangle::None, true);
-        product(cx, (dq, d), (ds, 1, n), (k, d), (n, d, m), Triangle::None, first > 0);
+        product(cx, (&mut dv[cells.clone()], d), Strided::rows(p, n), (d_o, d), (m, d, n), Triangle::None, true);
+        product(cx, (&mut dk[cells], d), Strided::rows(ds, n), (q, d), (m, d, n), Triangle::None, true);
+        product(cx, (dq, d), Strided::transposed(ds, n), (k, d), (n, d, m), Triangle::None, first > 0);
     }
 }
 
@@ -209,7 +208,7 @@ impl<E: Elem> Op<E> for Gradient<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     /// `(n, l, d, window)`: one key, all seen, windows that end inside and outside of the block, several pieces of keys.
     const SIZES: [(usize, usize, usize, usize); 9] = [

@@ -7,13 +7,11 @@
 
 use std::ops::Range;
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::{area, end, strided};
 use crate::span::Span;
-use crate::store::Store;
 
 /// Rows `.0` of the sequences `.1`, and `(D, K)`.
 pub type Place<'a> = (Range<usize>, &'a Span<'a>, (usize, usize));
@@ -346,8 +344,8 @@ impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
     use crate::span::whole;
+    use crate::testing::{all_isas, assert_close, random};
 
     /// The formulas of the header over plain indices, in f64.
     #[allow(clippy::type_complexity)]

@@ -3,9 +3,9 @@
 //! The gradient is partitioned by columns, so that each element is summed in row order on any number of threads.
 
 use crate::Token;
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
+use crate::simd::Elem;
 use crate::size::area;
 
 /// `y: [rows, d]` from `table: [V, d]`.
@@ -45,7 +45,7 @@ pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], tokens: &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn gathers_and_scatters() {

@@ -5,11 +5,9 @@
 //! f32. A row kept as bf16 is rounded once more when it is put back. The gradient passes straight through, so there is no
 //! backward op.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
-use crate::store::Store;
+use crate::simd::{Elem, Op, Simd, Store, each};
 
 /// Rounds `x: [rows, width]` in place.
 pub fn round_int8<A: Store>(cx: &Exec, x: &mut [A], width: usize) {
@@ -55,8 +53,8 @@ impl<A: Store> Op<A::E> for Round<'_, A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
     use crate::ops::{Columns, Int8Rows, PackedMatrix, packed_matmul};
+    use crate::testing::{all_isas, random};
 
     /// The largest magnitude of a row, and its codes.
     fn codes(x: &[f32]) -> (f32, Vec<f32>) {

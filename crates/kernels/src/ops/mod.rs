@@ -1,5 +1,6 @@
 //! One op, one file: formula, body written once over the trait `Simd`, reference loop, tests.
 
+mod act;
 mod adamw;
 mod attention;
 mod conv;
@@ -20,10 +21,9 @@ mod rows;
 mod small;
 mod softcap;
 mod softmax;
-#[cfg(test)]
-pub(crate) mod testing;
 mod unit;
 
+pub use act::Act;
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{attention_backward, attention_forward, attention_work};
 pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};
@@ -33,23 +33,18 @@ pub use exact::attention::{exact_attention, exact_rope};
 pub use exact::choose::{exact_max, exact_weights};
 pub use exact::conv::{ConvRows, exact_conv, exact_conv_keep};
 pub use exact::delta::{exact_delta_step, exact_delta_width, exact_sigmoid, exact_softplus};
-pub use exact::rows::{
-    Gate, exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap,
-};
-pub use gate::{Act, gate_backward, gate_forward};
-pub use glu::{Activation, glu_again, glu_backward, glu_forward};
+pub use exact::rows::{exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap};
+pub use gate::{gate_backward, gate_forward};
+pub use glu::{glu_backward, glu_forward};
 pub use int8::round_int8;
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use matmul::{Part, prefetch};
 pub use muon::{Momentum, momentum_step, rows_normalise, scale, scale_add};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
-pub(crate) use packed::Product;
 pub use packed::{Columns, INT8_ROWS, Int8Rows, PackedMatrix, packed_matmul};
 pub use quant::{Quant, Scale, Stat, quantise};
 pub use reduce::{add, add_parts, narrow, sum_squares, zero};
 pub use rope::rope;
-pub use small::{Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
+pub use small::{Strided, Triangle, small_matmul, solve_unit_lower, solve_unit_upper};
 pub use softcap::softcap;
 pub use softmax::{NO_TARGET, Objective, SoftmaxRows, softmax_backward};
 pub use unit::{silu_unit_backward, silu_unit_forward};

@@ -2,11 +2,10 @@
 //! Momentum over elements: `g' = s g; m = mu m + (1-mu) g'; u = (1-blend) g' + blend m`.
 //! One scale a row of `x: [rows, cols]`: `v_r = b v_r + (1-b) mean_c x_rc^2; x_rc /= sqrt(v_r) + eps`.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, SumSquares};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 
 /// How momentum is taken.
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +141,7 @@ impl<E: Elem> Op<E> for ScaleAdd<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn momentum_and_sums_equal_plain_loops() {

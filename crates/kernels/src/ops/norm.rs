@@ -3,12 +3,10 @@
 //! Backward, with `s = sum_j dy_j scale_j x_j` of the row:
 //! `dx (+)= r (dy * scale - x r^2 s / d)`, `dscale += sum over rows of dy * x * r`.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::area;
-use crate::store::Store;
 
 /// `y: [rows, d]` from `x: [rows, d]`, `scale: [d]`.
 pub fn rmsnorm_forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(
@@ -144,7 +142,7 @@ impl<E: Elem, X: Store<E = E>> Op<E> for Backward<'_, E, X> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_plain_loops() {

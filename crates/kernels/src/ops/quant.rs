@@ -5,13 +5,11 @@
 //! has at most `N` elements and so a single block of its own size; a short last group of a row uses its own size.
 //! The gradient passes straight through to `w`. Source: BitNet b1.58 (arXiv 2402.17764), absmean quantisation.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, sum_blocks};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::area;
-use crate::store::Store;
 
 /// Which weights share one `alpha`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,7 +142,7 @@ impl<E: Elem, A: Store<E = E>> Op<E> for Ternary<'_, E, A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     fn naive(w: &[f32], cols: usize, quant: Quant) -> Vec<f32> {
         let alpha_of = |unit: &[f32], padded: usize| -> f32 {

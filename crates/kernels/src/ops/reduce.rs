@@ -1,10 +1,8 @@
 //! Elementwise sums and copies, and the sum of squares (in blocks of 1024, added up in f64 in order).
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
-use crate::store::Store;
+use crate::simd::{Elem, Op, Simd, Store, each};
 
 /// Elements of one block of a sum.
 pub(crate) const BLOCK: usize = 1024;
@@ -131,7 +129,7 @@ impl<E: Elem> Op<E> for SumSquares<'_, E> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn sums_equal_plain_loops() {

@@ -5,12 +5,10 @@
 //! y_i = by (x_i cos a_i - x_{i+d/2} sin a_i)    y_{i+d/2} = by (x_{i+d/2} cos a_i + x_i sin a_i)
 //! ```
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::area;
-use crate::store::Store;
 
 /// `y, x: [rows, heads * d]`, `turns: [rows, d]` the cosines of a row, then its sines; on the calling thread.
 pub fn rope<E: Elem, Y: Store<E = E>, X: Store<E = E>>(
@@ -70,7 +68,7 @@ impl<E: Elem, Y: Store<E = E>, X: Store<E = E>> Op<E> for Rope<'_, E, Y, X> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_a_complex_product_and_turns_back() {

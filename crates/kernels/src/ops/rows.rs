@@ -1,9 +1,8 @@
 //! What the delta rule and attention do to small matrices row by row, on the calling thread: scales, inner products, `exp`, the
 //! transpose. Tested with the ops that they are parts of.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 use crate::size::area;
 
 /// `y_i (+)= by_i x_i` for rows of `d`.

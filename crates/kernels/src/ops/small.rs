@@ -4,10 +4,9 @@
 //! transpose costs nothing). Each element of `C` is summed along `k` in order. `solve_unit_lower`: `X <- (I + M)^-1 X`,
 //! `solve_unit_upper`: `X <- (I + M)^-T X`, for a strictly lower triangular `M`.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd};
+use crate::simd::{Elem, Op, Simd};
 use crate::size::{area, strided};
 
 /// What is known of a product's triangles: multiply-adds that would add zeros are left out in whole tiles.
@@ -23,11 +22,31 @@ pub enum Triangle {
     LowerC,
 }
 
-/// `c: [m, n]` with rows `ldc` apart, `a[i,p]` at `i * ra + p * ca`, `b: [k, n]` with rows `ldb` apart; adds where `accumulate`.
+/// A matrix whose element `[i, p]` is `x[i * row + p * column]`.
+#[derive(Clone, Copy)]
+pub struct Strided<'a, E> {
+    x: &'a [E],
+    row: usize,
+    column: usize,
+}
+
+impl<'a, E> Strided<'a, E> {
+    /// The matrix in `x`, its rows `ld` apart.
+    pub fn rows(x: &'a [E], ld: usize) -> Self {
+        Strided { x, row: ld, column: 1 }
+    }
+
+    /// The transpose of the matrix in `x`, whose rows are `ld` apart.
+    pub fn transposed(x: &'a [E], ld: usize) -> Self {
+        Strided { x, row: 1, column: ld }
+    }
+}
+
+/// `c: [m, n]` with rows `ldc` apart, `a: [m, k]`, `b: [k, n]` with rows `ldb` apart; adds where `accumulate`.
 pub fn small_matmul<E: Elem>(
     cx: &Exec,
     (c, ldc): (&mut [E], usize),
-    (a, ra, ca): (&[E], usize, usize),
+    a: Strided<E>,
     (b, ldb): (&[E], usize),
     (m, n, k): (usize, usize, usize),
     triangle: Triangle,
@@ -35,14 +54,14 @@ pub fn small_matmul<E: Elem>(
 ) {
     let part = if triangle == Triangle::None { 1.0 } else { 0.5 };
     let _time = time(cx, "small_matmul", (k, n), Work::Flops(2.0 * part * (m * n * k) as f64));
-    product(cx, (c, ldc), (a, ra, ca), (b, ldb), (m, n, k), triangle, accumulate);
+    product(cx, (c, ldc), a, (b, ldb), (m, n, k), triangle, accumulate);
 }
 
 /// [`small_matmul`] as a part of an op that is measured as a whole.
 pub(super) fn product<E: Elem>(
     cx: &Exec,
     (c, ldc): (&mut [E], usize),
-    (a, ra, ca): (&[E], usize, usize),
+    a: Strided<E>,
     (b, ldb): (&[E], usize),
     (m, n, k): (usize, usize, usize),
     triangle: Triangle,
@@ -52,9 +71,9 @@ pub(super) fn product<E: Elem>(
         return;
     }
     assert!(c.len() >= strided(m, ldc, n), "result of a small product is too small");
-    let inside = k == 0 || (a.len() >= strided(m, ra, strided(k, ca, 1)) && b.len() >= strided(k, ldb, n));
+    let inside = k == 0 || (a.x.len() >= strided(m, a.row, strided(k, a.column, 1)) && b.len() >= strided(k, ldb, n));
     assert!(inside, "operand of a small product is too small");
-    let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+    let (c, ra, ca, a, b) = (c.as_mut_ptr(), a.row, a.column, a.x.as_ptr(), b.as_ptr());
     cx.op(Product { c, ldc, a, ra, ca, b, ldb, m, n, k, triangle, accumulate });
 }
 
@@ -282,7 +301,7 @@ impl<E: Elem> Solve<E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     fn plain(c: &mut [f32], a: impl Fn(usize, usize) -> f32, b: &[f32], (m, n, k): (usize, usize, usize), add: bool) {
         for i in 0..m {
@@ -303,14 +322,22 @@ mod tests {
                     let (a, b): (Vec<f32>, Vec<f32>) = (random(m * k, 1), random(k * n, 2));
                     let (mut c, mut want): (Vec<f32>, Vec<f32>) = (random(m * n, 3), random(m * n, 3));
                     plain(&mut want, |i, p| a[i * k + p], &b, (m, n, k), add);
-                    small_matmul(cx, (&mut c, n), (&a, k, 1), (&b, n), (m, n, k), Triangle::None, add);
+                    small_matmul(cx, (&mut c, n), Strided::rows(&a, k), (&b, n), (m, n, k), Triangle::None, add);
                     assert_close(&c, &want, 1e-6, "rows");
                     // The same values as a transposed `a`, and as rows that lie apart.
                     let turned: Vec<f32> = (0..m * k).map(|at| a[at % m * k + at / m]).collect();
                     let mut apart = vec![f32::NAN; m * (n + 3)];
                     let again: Vec<f32> = random(m * n, 3);
                     apart.chunks_mut(n + 3).zip(again.chunks(n)).for_each(|(to, from)| to[..n].copy_from_slice(from));
-                    small_matmul(cx, (&mut apart, n + 3), (&turned, 1, m), (&b, n), (m, n, k), Triangle::None, add);
+                    small_matmul(
+                        cx,
+                        (&mut apart, n + 3),
+                        Strided::transposed(&turned, m),
+                        (&b, n),
+                        (m, n, k),
+                        Triangle::None,
+                        add,
+                    );
                     apart.chunks(n + 3).zip(c.chunks(n)).for_each(|(got, want)| assert_eq!(&got[..n], want));
                 }
             }
@@ -327,17 +354,18 @@ mod tests {
                 for (i, row) in a.chunks_mut(n).enumerate() {
                     row[i + 1..].fill(0.0);
                 }
-                for (strides, triangle) in [((n, 1), Triangle::LowerA), ((1, n), Triangle::UpperA)] {
+                for (a, triangle) in
+                    [(Strided::rows(&a, n), Triangle::LowerA), (Strided::transposed(&a, n), Triangle::UpperA)]
+                {
                     let (mut got, mut want) = (vec![f32::NAN; n * d], vec![f32::NAN; n * d]);
-                    let a = (&a[..], strides.0, strides.1);
                     small_matmul(cx, (&mut got, d), a, (&b, d), (n, d, n), triangle, false);
                     small_matmul(cx, (&mut want, d), a, (&b, d), (n, d, n), Triangle::None, false);
                     assert_eq!(got, want, "{n} {triangle:?}");
                 }
                 let (mut got, mut want) = (vec![f32::NAN; n * n], vec![f32::NAN; n * n]);
                 let turned: Vec<f32> = random(d * n, 3);
-                small_matmul(cx, (&mut got, n), (&b, d, 1), (&turned, n), (n, n, d), Triangle::LowerC, false);
-                small_matmul(cx, (&mut want, n), (&b, d, 1), (&turned, n), (n, n, d), Triangle::None, false);
+                small_matmul(cx, (&mut got, n), Strided::rows(&b, d), (&turned, n), (n, n, d), Triangle::LowerC, false);
+                small_matmul(cx, (&mut want, n), Strided::rows(&b, d), (&turned, n), (n, n, d), Triangle::None, false);
                 (0..n).for_each(|i| assert_eq!(got[i * n..=i * n + i], want[i * n..=i * n + i], "{n}"));
             }
         });

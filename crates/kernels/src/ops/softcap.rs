@@ -2,11 +2,10 @@
 //!
 //! The derivative is `1 - (y / c)^2`: the capped logit alone is enough for it, and [`super::softmax`] multiplies it in.
 
-use crate::elem::Elem;
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::BLOCK;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 
 /// `z = cap * tanh(z / cap)`.
 pub fn softcap<E: Elem>(cx: &Exec, z: &mut [E], cap: E) {
@@ -60,7 +59,7 @@ pub(crate) fn slope_at<E: Elem>(y: E, cap: Option<E>) -> E {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn equals_tanh_at_every_size_of_argument() {

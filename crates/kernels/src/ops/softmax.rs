@@ -12,13 +12,11 @@
 //! bf16 it could not be had again. The sum is of the plain exponentials; the target's one takes the slope of its own logit.
 
 use crate::Token;
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::ops::softcap::{slope, slope_at};
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::{area, strided};
-use crate::store::Store;
 
 /// The target of a row that is not scored: its loss is 0 and so is its gradient. No vocabulary reaches this far.
 pub const NO_TARGET: Token = Token::MAX;
@@ -306,7 +304,7 @@ impl<A: Store> Op<A::E> for Scale<'_, A> {
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     /// With and without each switch; both together.
     const SWITCHES: [(Option<f32>, f64); 4] = [(None, 0.0), (Some(9.0), 0.0), (None, 0.03), (Some(30.0), 0.1)];

@@ -3,10 +3,9 @@
 //! Backward, from `y` and the gain `scale r silu'(c)` (without a norm `silu'(c)`):
 //! `dc = gain (dy - y sum_j(dy_j y_j) / scale^2)`. On the calling thread.
 
-use crate::elem::Elem;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, each};
 
 /// `y, c: [rows, d]`; a `norm` is `(eps, scale)`. Turns `c` into the gain where the backward pass needs it.
 pub fn silu_unit_forward<E: Elem>(
@@ -104,7 +103,7 @@ impl<E: Elem> Op<E> for Backward<'_, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     fn plain(c: &[f64], norm: Option<(f64, f64)>) -> Vec<f64> {
         let x: Vec<f64> = c.iter().map(|c| c / (1.0 + (-c).exp())).collect();

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use flashlm_kernels::{Exec, Isa, Token};
 
-use super::{Engine, PackedModel, Stream};
+use super::engine::Engine;
+use super::model::PackedModel;
+use super::stream::Stream;
 use crate::config::{ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind};
-use crate::gradcheck::{noisy, tiny};
+use crate::mixer::Settings;
 use crate::pack::{Options, pack};
 use crate::params::Layout;
 use crate::rng::Rng;
+use crate::testing::{noisy, tiny};
 use crate::tok::Tokenizer;
-use crate::{LanguageModel, Lm, ModelConfig, mixer};
+use crate::{ModelConfig, mixer};
 
 /// EOS of the vocabulary of bytes.
 pub(crate) const EOS: Token = 256;
@@ -33,10 +36,10 @@ impl Noise {
     /// With the vocabulary of `tokenizer`; `change` is given each parameter by its name.
     pub(crate) fn with(config: ModelConfig, tokenizer: &Tokenizer, change: impl Fn(&str, &mut [f32])) -> Self {
         let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..config };
-        let layout = Lm::<f32>::new(&config, 1, false).unwrap().layout().clone();
+        let layout = Layout::of(&config);
         let mut params: Vec<f32> = noisy(layout.len(), 11).iter().map(|&p| p as f32).collect();
         layout.specs().iter().for_each(|spec| change(&spec.name, &mut params[spec.range.clone()]));
-        let bytes = pack(&Exec::new(Isa::SCALAR, 1), &config, &layout, &params, tokenizer, Options::default());
+        let bytes = pack(&Exec::new(Isa::SCALAR, 1), &config, &params, tokenizer, Options::default());
         let model = Arc::new(PackedModel::from_bytes(bytes.clone(), "noise").unwrap());
         Noise { config, layout, params, bytes, model }
     }
@@ -56,10 +59,7 @@ impl Noise {
 
 /// All ISAs of the machine; `FLASHLM_ISA` narrows them to one.
 pub(crate) fn isas() -> Vec<Isa> {
-    match std::env::var_os("FLASHLM_ISA") {
-        Some(_) => vec![Isa::detect().unwrap()],
-        None => Isa::available(),
-    }
+    Isa::wanted().unwrap()
 }
 
 /// Tokens of which some end a story.
@@ -85,17 +85,19 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
         };
         let blocks = ModelConfig {
             ffn_hidden: 40,
-            delta: DeltaConfig { expand_v: 1.0, ..plain.delta.clone() },
+            mixers: Settings {
+                delta: DeltaConfig { expand_v: 1.0, ..plain.mixers.delta.clone() },
+                ..plain.mixers.clone()
+            },
             quant: quant(ScaleKind::Block, 32, StatKind::Median, true),
             ..plain.clone()
         };
         // Wider than a group of columns, a cell of outputs and a line of the cache, and a multiple of none.
-        let delta = DeltaConfig { conv: 1, ..plain.delta.clone() };
+        let delta = DeltaConfig { conv: 1, ..plain.mixers.delta.clone() };
         let wide = ModelConfig {
             dim: 72,
             ffn_hidden: 90,
-            kernel_size: 1,
-            delta,
+            mixers: Settings { kernel_size: 1, delta, ..plain.mixers.clone() },
             quant: quant(ScaleKind::Group, 32, StatKind::Mean, true),
             ..plain.clone()
         };
@@ -112,7 +114,8 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
     let delta = |form, rule, negative_eigenvalues| {
         let base = tiny("delta");
         let quant = quant(ScaleKind::Tensor, 16, StatKind::Mean, false);
-        ModelConfig { delta: DeltaConfig { form, rule, negative_eigenvalues, ..base.delta.clone() }, quant, ..base }
+        let delta = DeltaConfig { form, rule, negative_eigenvalues, ..base.mixers.delta.clone() };
+        ModelConfig { mixers: Settings { delta, ..base.mixers.clone() }, quant, ..base }
     };
     all.push(("delta original".into(), delta(DeltaForm::Original, DeltaRule::Undecayed, false)));
     all.push((

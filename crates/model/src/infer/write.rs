@@ -15,7 +15,9 @@ use std::sync::Arc;
 use flashlm_kernels::tile::Parts;
 use flashlm_kernels::{Exec, Token};
 
-use super::{Engine, PackedModel, Stream};
+use super::engine::Engine;
+use super::model::PackedModel;
+use super::stream::Stream;
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
 
@@ -200,17 +202,17 @@ impl Engine {
             }
             writer.pending.clear();
         }
-        let (rows, threads, v) = (self.rows(), self.cx.pool().threads(), self.model.config.vocab_size);
+        let (rows, threads, v) = (self.rows(), self.cx.pool().threads(), self.model().config().vocab_size);
         self.room(CHOICES.min(writers.len()) * threads);
         let mut logits = std::mem::take(&mut self.logits);
         for (writers, tokens) in writers.chunks_mut(rows).zip(tokens.chunks(rows)) {
             let each = logits.len() / threads;
-            self.turn(writers, tokens, Parts(&mut logits, each), |mut turn, writers, z| {
+            self.decode(writers, tokens, Parts(&mut logits, each), |mut last, writers, z| {
                 for (i, writers) in writers.chunks_mut(CHOICES).enumerate() {
                     let z = &mut z[..writers.len() * v];
-                    turn.head(z, i * CHOICES..i * CHOICES + writers.len());
+                    last.head(z, i * CHOICES..i * CHOICES + writers.len());
                     for (writer, z) in writers.iter_mut().zip(z.chunks_exact_mut(v)) {
-                        writer.failure = writer.choose(turn.cx, z).err();
+                        writer.failure = writer.choose(last.cx, z).err();
                     }
                 }
             });

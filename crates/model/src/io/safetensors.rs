@@ -11,7 +11,7 @@
 //! does the checked arithmetic on shapes and offsets.
 
 use super::{IoError, read_limited};
-use crate::config::MAX_NUMBERS;
+use crate::params::MAX_NUMBERS;
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use flashlm_kernels::map::Map;
 use std::collections::BTreeMap;

@@ -1,90 +1,102 @@
 //! TernaryGLU branch: `y = h + W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`, widths `D -> F -> D`; `act` is
 //! SiLU or squared ReLU.
 
-use flashlm_kernels::ops::{Activation, glu_again, glu_backward, glu_forward, narrow};
+use flashlm_kernels::ops::{Act, gate_forward, glu_backward, glu_forward, narrow};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
-use crate::config::ModelConfig;
-use crate::layer::linear::Linear;
-use crate::layer::norm::{Input, Norm, branch_backward, branch_forward, branch_input};
-use crate::layer::{Need, Scratch};
-use crate::params::Layout;
+use super::branch::Branch;
+use super::linear::{BitLinear, Linear, Params};
+use super::norm::{BranchNorm, Input, Tiles};
+use super::scratch::{Scratch, WIDE};
 
-/// Three matrices and the saved gate and value.
+/// Where its three matrices lie.
+#[derive(Clone, Debug)]
+pub struct FfnParams {
+    norm: BranchNorm,
+    /// `[F, D]`.
+    pub gate: Linear,
+    /// `[F, D]`.
+    pub up: Linear,
+    /// `[D, F]`.
+    pub down: Linear,
+    act: Act,
+    part: usize,
+}
+
+impl FfnParams {
+    /// Adds `W_gate`, `W_up` and `W_down`.
+    pub fn new(b: &mut Branch, hidden: usize, act: Act) -> Self {
+        let d = b.config().dim;
+        let (gate, up) = (b.linear("W_gate", hidden, d), b.linear("W_up", hidden, d));
+        let down = b.output("W_down", hidden);
+        FfnParams { norm: b.branch_norm(), gate, up, down, act, part: b.need().part }
+    }
+
+    /// The norm before it.
+    pub fn norm(&self) -> &BranchNorm {
+        &self.norm
+    }
+
+    /// What the gate goes through.
+    pub fn act(&self) -> Act {
+        self.act
+    }
+}
+
+/// Its weights.
 pub struct Ffn<A: Store> {
-    norm: Option<Norm>,
-    gate: Linear<A>,
-    up: Linear<A>,
-    down: Linear<A>,
-    activation: Activation,
-    dim: usize,
-    hidden: usize,
+    of: FfnParams,
+    gate: BitLinear<A>,
+    up: BitLinear<A>,
+    down: BitLinear<A>,
+}
+
+/// What the forward pass saves: gate and value, `[rows, F]`.
+pub struct Saved<A: Store> {
     g: Buf<A>,
     u: Buf<A>,
 }
 
 impl<A: Store> Ffn<A> {
-    /// Adds `prefix.W_gate`, `.W_up`, `.W_down` to the layout; `norm` is in it already.
-    pub fn new(
-        layout: &mut Layout,
-        prefix: &str,
-        norm: Option<Norm>,
-        config: &ModelConfig,
-        rows: usize,
-        training: bool,
-    ) -> Self {
-        let (d, f) = (config.dim, config.ffn_hidden);
-        let name = |part| format!("{prefix}.{part}");
-        Ffn {
-            norm,
-            gate: Linear::new(layout, &name("W_gate"), (f, d), config, training),
-            up: Linear::new(layout, &name("W_up"), (f, d), config, training),
-            down: Linear::output(layout, &name("W_down"), (d, f), config, training),
-            activation: config.activation.activation(),
-            dim: d,
-            hidden: f,
-            g: Buf::scratch(rows * f),
-            u: Buf::scratch(rows * f),
-        }
+    /// Room for the weights.
+    pub fn new(of: FfnParams, training: bool) -> Self {
+        let matrix = |of| BitLinear::new(of, training);
+        Ffn { gate: matrix(&of.gate), up: matrix(&of.up), down: matrix(&of.down), of }
     }
 
-    /// Number of its parameters, without the norm before it.
-    pub fn parameters(config: &ModelConfig) -> usize {
-        let (d, f) = (config.dim, config.ffn_hidden);
-        2 * Linear::<A>::parameters((f, d), config) + Linear::<A>::output_parameters((d, f), config)
+    /// Room for what a forward pass of at most `rows` rows saves.
+    pub fn saved(&self, rows: usize) -> Saved<A> {
+        let f = self.of.down.inputs;
+        Saved { g: Buf::scratch(rows * f), u: Buf::scratch(rows * f) }
     }
 
-    /// What it takes of the scratch.
-    pub fn need(&self) -> Need {
-        let (d, f) = (self.dim, self.hidden);
-        Need { matrix: d * f, input: d.max(f), part: 3 * d + f, wide: [f, f, f, 0, 0] }
-    }
-
-    /// All its matrices.
-    pub fn linears(&mut self) -> [&mut Linear<A>; 3] {
-        [&mut self.gate, &mut self.up, &mut self.down]
+    /// Widths of what the backward pass takes of [`Scratch::wide`].
+    pub fn wide(&self) -> [usize; WIDE] {
+        let f = self.of.down.inputs;
+        [f, f, f, 0, 0]
     }
 
     /// Quantises and packs the weights.
     pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
-        for linear in self.linears() {
-            linear.prepare(cx, params, s);
+        for matrix in [&mut self.gate, &mut self.up, &mut self.down] {
+            matrix.prepare(cx, params, s);
         }
     }
 
     /// `y, h: [rows, D]`.
-    pub fn forward(&mut self, cx: &Exec, y: &mut [A::E], h: &[A::E], params: &[A::E]) {
-        let Ffn { norm, gate, up, down, activation, dim: d, hidden: f, g, u } = self;
-        let (d, f) = (*d, *f);
-        cx.tiles(h.len() / d, (Rows(y, d), Rows(g, f), Rows(u, f)), |cx, r, (y, g, u), local| {
+    pub fn forward(&self, cx: &Exec, y: &mut [A::E], saved: &mut Saved<A>, h: &[A::E], params: Params<A::E>) {
+        let Ffn { of: FfnParams { norm, act, .. }, gate, up, down } = self;
+        let (f, d) = (self.of.down.inputs, self.of.down.outputs);
+        let buffers = (Rows(y, d), Rows(&mut saved.g, f), Rows(&mut saved.u, f));
+        cx.tiles(h.len() / d, buffers, |cx, r, (y, g, u), local| {
             let h = &h[r.start * d..r.end * d];
             let (x, a) = (local.take(r.len() * d), local.take(r.len() * f));
             let (zg, zu) = (local.take(r.len() * f), local.take(r.len() * f));
-            let x = branch_forward(cx, norm.as_ref(), x, h, params);
+            let x = norm.forward(cx, x, h, params.all);
             gate.forward(cx, zg, x, params, local, false);
             up.forward(cx, zu, x, params, local, false);
-            glu_forward(cx, a, g, u, zg, zu, *activation);
+            glu_forward(cx, a, g, u, zg, zu, *act);
             y.copy_from_slice(h);
             down.forward(cx, y, Input::Kept(a), params, local, true);
         });
@@ -96,17 +108,16 @@ impl<A: Store> Ffn<A> {
         cx: &Exec,
         dh: &mut [A::E],
         grads: &mut [A::E],
+        saved: &Saved<A>,
         h: &[A::E],
-        params: &[A::E],
+        params: Params<A::E>,
         s: &mut Scratch<A>,
     ) {
-        let Ffn { norm, gate, up, down, activation, dim: d, hidden: f, g, u } = self;
-        let (d, f, rows) = (*d, *f, h.len() / self.dim);
+        let Ffn { of: FfnParams { norm, act, part: width, .. }, gate, up, down } = self;
+        let (f, d, width) = (self.of.down.inputs, self.of.down.outputs, *width);
+        let rows = h.len() / d;
+        let tiles = cx.tile_count(rows) * width;
         let [dg, du, a, ..] = &mut s.wide;
-        let own = norm.as_ref().map_or(0, Norm::width);
-        let (at_up, at_down) = (own + gate.part_width(), own + gate.part_width() + up.part_width());
-        let width = at_down + down.part_width();
-        let parts = &mut s.parts[..cx.tile_count(rows) * width];
         let buffers = (
             Rows(dh, d),
             Rows(&mut s.dy, d),
@@ -114,36 +125,31 @@ impl<A: Store> Ffn<A> {
             Rows(dg, f),
             Rows(du, f),
             Rows(a, f),
-            Parts(parts, width),
+            Parts(&mut s.parts[..tiles], width),
         );
         cx.tiles(rows, buffers, |cx, r, (dh, dy, x, dg, du, a, part), local| {
             let (h, wide) = (&h[r.start * d..r.end * d], r.start * f..r.end * f);
-            let (g, u) = (&g[wide.clone()], &u[wide]);
+            let (g, u) = (&saved.g[wide.clone()], &saved.u[wide]);
             part.fill(A::E::ZERO);
-            let (part_norm, part) = part.split_at_mut(own);
-            let (part_gate, part) = part.split_at_mut(gate.part_width());
-            let (part_up, part_down) = part.split_at_mut(up.part_width());
             let (da, dx) = (local.take(r.len() * f), local.take(r.len() * d));
-            let x = branch_forward(cx, norm.as_ref(), x, h, params);
+            let x = norm.forward(cx, x, h, params.all);
             narrow(cx, dy, dh);
             if down.has_norm() {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
-                glu_again(cx, a, g, u, *activation);
+                gate_forward(cx, a, g, u, *act);
             }
-            down.backward_input(cx, da, part_down, dy, Input::Kept(a), params, local, false);
-            glu_backward(cx, dg, du, a, da, g, u, *activation);
-            gate.backward_input(cx, dx, part_gate, dg, x, params, local, false);
-            up.backward_input(cx, dx, part_up, du, x, params, local, true);
-            branch_backward(cx, norm.as_ref(), dh, part_norm, dx, h, params);
+            down.backward_input(cx, da, part, dy, Input::Kept(a), params, local, false);
+            glu_backward(cx, dg, du, a, da, g, u, *act);
+            gate.backward_input(cx, dx, part, dg, x, params, local, false);
+            up.backward_input(cx, dx, part, du, x, params, local, true);
+            norm.backward(cx, dh, part, dx, h, params.all);
         });
-        let parts = &s.parts[..cx.tile_count(rows) * width];
-        if let Some(norm) = norm {
-            norm.add_parts(grads, parts, width, 0);
-        }
-        let x = branch_input(norm.as_ref(), &s.x[..rows * d], h);
+        let tiles = &Tiles { sums: &s.parts[..tiles], width };
+        norm.add_parts(grads, tiles);
+        let x = norm.input(&s.x[..rows * d], h);
         let (w, a) = (&mut s.weights, Input::Kept(&s.wide[2][..rows * f]));
-        let inputs = [(gate, &s.wide[0][..rows * f], own), (up, &s.wide[1][..rows * f], at_up)];
-        Linear::backward_weights(cx, grads, &inputs, x, params, w, (parts, width));
-        Linear::backward_weights(cx, grads, &[(down, &s.dy[..rows * d], at_down)], a, params, w, (parts, width));
+        let inputs = [(gate, &s.wide[0][..rows * f]), (up, &s.wide[1][..rows * f])];
+        BitLinear::backward_weights(cx, grads, &inputs, x, params, w, tiles);
+        BitLinear::backward_weights(cx, grads, &[(down, &s.dy[..rows * d])], a, params, w, tiles);
     }
 }

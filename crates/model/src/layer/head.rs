@@ -5,9 +5,9 @@
 //! `dz = (softmax(z) - onehot) * scale` (soft cap and z-loss: [`flashlm_kernels::ops::SoftmaxRows`]), `dx = dz E`,
 //! `dE += dz^T x`, and which is faster depends on what a product costs:
 //!
-//! * kept: the exponentials of `BLOCK` tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
+//! * stored: the exponentials of `BLOCK` tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
 //!   `dE` for the whole block.
-//! * again: only the sums of exponentials are kept, and logits are made a second time, for `PART` columns at a time that
+//! * recomputed: only the sums of exponentials are kept, and logits are made a second time, for `PART` columns at a time that
 //!   stay in the cache while all rows pass by: half a forward product more, a third of the memory traffic. Each group of
 //!   columns has a `dx` of its own, and these are added in order. For tile registers, which wait for memory otherwise.
 
@@ -18,12 +18,12 @@ use flashlm_kernels::ops::{
     softcap, softmax_backward,
 };
 use flashlm_kernels::tile::{Local, Parts, Rows, TILE_ROWS};
-use flashlm_kernels::{Buf, Elem, Exec, Isa, Store, Token};
+use flashlm_kernels::{Buf, Elem, Exec, Store, Token};
 
-use crate::config::ModelConfig;
-use crate::layer::norm::Norm;
-use crate::layer::round::round;
-use crate::layer::{NO_BACKWARD, Scratch};
+use super::linear::{NO_BACKWARD, Params};
+use super::norm::{Norm, Tiles};
+use super::round::round;
+use super::scratch::Scratch;
 use crate::params::{Group, Init, Layout};
 
 /// Columns of logits that exist at once.
@@ -38,7 +38,25 @@ const PART: usize = 320;
 /// Rows that pass by a part at once.
 const PASS: usize = 256;
 
-/// The tied table, and working memory of one of the two ways.
+/// Where the tied table lies.
+#[derive(Clone, Debug)]
+pub struct HeadParams {
+    /// Its place among the parameters: `[V, D]`.
+    pub table: Range<usize>,
+    d: usize,
+    vocab: usize,
+    cap: f64,
+}
+
+impl HeadParams {
+    /// Adds `embedding.weight: [V, D]`; `cap` is that of the soft cap, 0: none.
+    pub fn new(layout: &mut Layout, vocab: usize, d: usize, cap: f64) -> Self {
+        let table = layout.add("embedding.weight".into(), &[vocab, d], Init::Normal(0.02), Group::Embedding);
+        HeadParams { table, d, vocab, cap }
+    }
+}
+
+/// The table, packed.
 pub struct Head<A: Store> {
     table: Range<usize>,
     d: usize,
@@ -46,18 +64,22 @@ pub struct Head<A: Store> {
     cap: Option<A::E>,
     forward: Packed<A>,
     backward: Option<Packed<A>>,
+}
+
+/// Working memory for some number of rows, and what one of the two ways keeps.
+pub struct Work<A: Store> {
+    rows: usize,
+    training: bool,
     losses: Buf<f64>,
-    way: Way<A>,
-    /// Whether inputs are rounded to int8.
-    pub(crate) int8: bool,
+    way: Option<Way<A>>,
 }
 
 /// What one way to the gradients keeps.
 enum Way<A: Store> {
     /// Exponentials of a block, and its packed inputs.
-    Kept { dz: Buf<A>, packed: Packed<A> },
+    Stored { dz: Buf<A>, packed: Packed<A> },
     /// Logarithms of sums of exponentials, gradients of the groups, packed inputs.
-    Again { log_sums: Buf<A::E>, dx: Buf<A::E>, packed: Packed<A> },
+    Recomputed { log_sums: Buf<A::E>, dx: Buf<A::E>, packed: Packed<A> },
 }
 
 /// Columns of a group: whole parts.
@@ -65,36 +87,49 @@ fn group_columns(v: usize) -> usize {
     v.div_ceil(GROUPS).next_multiple_of(PART)
 }
 
-/// Whether logits are made again by default: only bf16 has products fast enough, and only on tile registers.
-fn again<A: Store>() -> bool {
-    A::DEPTH == 2 && Isa::detect().is_ok_and(Isa::has_tiles)
+/// Whether logits are made again: only bf16 has matmuls fast enough, and only on tile registers.
+fn recomputes<A: Store>(cx: &Exec) -> bool {
+    A::DEPTH == 2 && cx.isa().has_tiles()
 }
 
 impl<A: Store> Head<A> {
-    /// Adds `embedding.weight: [V, D]` to the layout.
-    pub fn new(layout: &mut Layout, config: &ModelConfig, rows: usize, training: bool) -> Self {
-        Head::of(layout, config, rows, training, again::<A>())
+    /// Room for the packed table; what only a backward pass takes is left out unless `training`.
+    pub fn new(of: &HeadParams, training: bool) -> Self {
+        let HeadParams { table, d, vocab, cap } = of.clone();
+        Head {
+            table,
+            d,
+            vocab,
+            cap: (cap > 0.0).then(|| A::E::from_f64(cap)),
+            forward: Packed::new(d, vocab),
+            backward: training.then(|| Packed::new(vocab, d)),
+        }
     }
 
-    fn of(layout: &mut Layout, config: &ModelConfig, rows: usize, training: bool, again: bool) -> Self {
-        let (v, d) = (config.vocab_size, config.dim);
-        let (block, all) = if training { (rows.min(BLOCK * TILE_ROWS.end()), rows) } else { (0, 0) };
-        let way = if again {
-            let (log_sums, dx) = (Buf::scratch(all), Buf::scratch(v.div_ceil(group_columns(v)) * all * d));
-            Way::Again { log_sums, dx, packed: Packed::new(all, d) }
-        } else {
-            Way::Kept { dz: Buf::scratch(block * v), packed: Packed::new(block, d) }
-        };
-        Head {
-            table: layout.add("embedding.weight".into(), &[v, d], Init::Normal(0.02), Group::Embedding),
-            d,
-            vocab: v,
-            cap: (config.logit_softcap > 0.0).then(|| A::E::from_f64(config.logit_softcap)),
-            forward: Packed::new(d, v),
-            backward: training.then(|| Packed::new(v, d)),
-            losses: Buf::scratch(rows),
-            way,
-            int8: false,
+    /// Working memory for at most `rows` rows. That of gradients follows the executor, once it is known.
+    pub fn work(&self, rows: usize) -> Work<A> {
+        Work { rows, training: self.backward.is_some(), losses: Buf::scratch(rows), way: None }
+    }
+
+    /// Makes room for the way to the gradients that is the faster on `cx`.
+    pub fn make_room(&self, cx: &Exec, work: &mut Work<A>) {
+        if work.training {
+            self.make_way(work, recomputes::<A>(cx));
+        }
+    }
+
+    fn make_way(&self, work: &mut Work<A>, recomputed: bool) {
+        let (v, d, rows) = (self.vocab, self.d, work.rows);
+        match (&work.way, recomputed) {
+            (Some(Way::Stored { .. }), false) | (Some(Way::Recomputed { .. }), true) => {}
+            (_, false) => {
+                let block = rows.min(BLOCK * TILE_ROWS.end());
+                work.way = Some(Way::Stored { dz: Buf::scratch(block * v), packed: Packed::new(block, d) });
+            }
+            (_, true) => {
+                let (log_sums, dx) = (Buf::scratch(rows), Buf::scratch(v.div_ceil(group_columns(v)) * rows * d));
+                work.way = Some(Way::Recomputed { log_sums, dx, packed: Packed::new(rows, d) });
+            }
         }
     }
 
@@ -121,23 +156,24 @@ impl<A: Store> Head<A> {
     /// Cross-entropy over all rows: returns the sum of nats, overwrites `dh: [rows, D]` and adds to `grads`, both of the
     /// objective.
     pub fn loss_backward(
-        &mut self,
+        &self,
         cx: &Exec,
         dh: &mut [A::E],
         grads: &mut [A::E],
+        work: &mut Work<A>,
         h: &[A::E],
         targets: &[Token],
         norm: &Norm,
-        params: &[A::E],
+        params: Params<A::E>,
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, cap, forward, backward, losses, way, int8, .. } = self;
-        let Way::Kept { dz, packed } = way else {
-            return self.loss_backward_again(cx, dh, grads, h, targets, norm, params, s, objective);
+        let Head { d, vocab: v, cap, forward, backward, .. } = self;
+        let Work { losses, way: Some(Way::Stored { dz, packed }), .. } = work else {
+            return self.loss_backward_recomputed(cx, dh, grads, work, h, targets, norm, params, s, objective);
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap, int8) = (*d, *v, *cap, *int8);
+        let (d, v, cap) = (*d, *v, *cap);
         let block = BLOCK * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -149,8 +185,8 @@ impl<A: Store> Head<A> {
             cx.tiles(rows, buffers, |cx, r, (dh, x, dz, losses, part), local| {
                 let n = r.len();
                 let h = &h[r.start * d..r.end * d];
-                norm.forward(cx, x, h, params);
-                if int8 {
+                norm.forward(cx, x, h, params.all);
+                if params.int8 {
                     round(cx, x, d);
                 }
                 let at = local.take(n * v.div_ceil(CHUNK));
@@ -163,36 +199,39 @@ impl<A: Store> Head<A> {
                 let dx = local.take(n * d);
                 matmul(cx, dx, dz, v, weight, n, false);
                 part.fill(A::E::ZERO);
-                norm.backward(cx, dh, part, dx, h, params, false);
+                norm.backward(cx, dh, part, dx, h, params.all, false);
             });
             nats += losses[..rows].iter().sum::<f64>();
-            norm.add_parts(grads, &s.parts[..cx.tile_count(rows) * d], d, 0);
+            norm.add_parts(grads, &Tiles { sums: &s.parts[..cx.tile_count(rows) * d], width: d });
             matmul_tn(cx, &mut grads[self.table.clone()], packed, dz, v, &s.x, d, (v, d, rows), true);
         }
         nats
     }
 
     /// The same, with logits made again.
-    fn loss_backward_again(
-        &mut self,
+    fn loss_backward_recomputed(
+        &self,
         cx: &Exec,
         dh: &mut [A::E],
         grads: &mut [A::E],
+        work: &mut Work<A>,
         h: &[A::E],
         targets: &[Token],
         norm: &Norm,
-        params: &[A::E],
+        params: Params<A::E>,
         s: &mut Scratch<A>,
         objective: Objective,
     ) -> f64 {
-        let Head { d, vocab: v, cap, forward, backward, losses, way, int8, .. } = self;
-        let Way::Again { log_sums, dx, packed } = way else { unreachable!("the caller has looked") };
+        let Head { d, vocab: v, cap, forward, backward, .. } = self;
         let weight = backward.as_ref().expect(NO_BACKWARD);
-        let (d, v, cap, int8, rows) = (*d, *v, *cap, *int8, targets.len());
+        let Work { losses, way: Some(Way::Recomputed { log_sums, dx, packed }), .. } = work else {
+            unreachable!("room was made when the weights were prepared")
+        };
+        let (d, v, cap, rows) = (*d, *v, *cap, targets.len());
         let sums = (Rows(&mut s.x, d), Rows(losses, 1), Rows(log_sums, 1));
         cx.tiles_by(2 * cx.tile_rows(), rows, sums, |cx, r, (x, losses, log_sums), local| {
-            norm.forward(cx, x, &h[r.start * d..r.end * d], params);
-            if int8 {
+            norm.forward(cx, x, &h[r.start * d..r.end * d], params.all);
+            if params.int8 {
                 round(cx, x, d);
             }
             let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
@@ -236,16 +275,16 @@ impl<A: Store> Head<A> {
                 add(cx, sum, &dx[group * rows * d..][cells.clone()]);
             }
             part.fill(A::E::ZERO);
-            norm.backward(cx, dh, part, sum, &h[cells], params, false);
+            norm.backward(cx, dh, part, sum, &h[cells], params.all, false);
         });
-        norm.add_parts(grads, &s.parts[..cx.tile_count(rows) * d], d, 0);
+        norm.add_parts(grads, &Tiles { sums: &s.parts[..cx.tile_count(rows) * d], width: d });
         losses[..rows].iter().sum()
     }
 
     /// The input of the head, `x: [rows, D]`, from the end of the residual stream.
-    pub fn input(&self, cx: &Exec, x: &mut [A], h: &[A::E], norm: &Norm, params: &[A::E]) {
-        norm.forward(cx, x, h, params);
-        if self.int8 {
+    pub fn input(&self, cx: &Exec, x: &mut [A], h: &[A::E], norm: &Norm, params: Params<A::E>) {
+        norm.forward(cx, x, h, params.all);
+        if params.int8 {
             round(cx, x, self.d);
         }
     }
@@ -260,9 +299,9 @@ impl<A: Store> Head<A> {
     }
 
     /// Appends `ln p(target)` of each row of `x: [rows, D]`.
-    pub fn log_probs(&mut self, cx: &Exec, out: &mut Vec<f64>, x: &[A], targets: &[Token]) {
-        let Head { d, cap, forward, losses, .. } = self;
-        let (d, cap) = (*d, *cap);
+    pub fn log_probs(&self, cx: &Exec, out: &mut Vec<f64>, work: &mut Work<A>, x: &[A], targets: &[Token]) {
+        let Head { d, cap, forward, .. } = self;
+        let (d, cap, losses) = (*d, *cap, &mut work.losses);
         cx.tiles(targets.len(), (Rows(losses, 1),), |cx, r, (losses,), local| {
             let x = &x[r.start * d..r.end * d];
             let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
@@ -303,35 +342,42 @@ fn logits<'a, A: Store>(
 
 #[cfg(test)]
 mod tests {
-    use flashlm_kernels::Bf16;
     use flashlm_kernels::ops::NO_TARGET;
+    use flashlm_kernels::{Bf16, Isa};
 
     use super::*;
-    use crate::gradcheck::{noisy, tiny, tokens};
-    use crate::layer::Need;
+    use crate::layer::config::{LayerConfig, Need};
+    use crate::layer::scratch::WIDE;
+    use crate::testing::{noisy, tiny, tokens};
 
     /// Without switches, and with all: soft cap, weight of the z-loss, rounded inputs.
     const SWITCHES: [(f64, f64, bool); 2] = [(0.0, 0.0, false), (1.5, 0.02, true)];
 
     /// Loss, gradients and `dh` by one of the two ways.
-    fn run<A: Store>(again: bool, threads: usize, (cap, z_loss, int8): (f64, f64, bool)) -> (f64, Vec<f64>, Vec<f64>) {
+    fn run<A: Store>(
+        recomputed: bool,
+        threads: usize,
+        (cap, z_loss, int8): (f64, f64, bool),
+    ) -> (f64, Vec<f64>, Vec<f64>) {
         let cx = Exec::new(Isa::detect().unwrap(), threads);
-        let (rows, config) = (600, ModelConfig { vocab_size: 1500, dim: 40, logit_softcap: cap, ..tiny("conv") });
+        let (rows, vocab, d) = (600, 1500, 40);
         let mut layout = Layout::default();
-        let mut head = Head::<A>::of(&mut layout, &config, rows, true, again);
-        head.int8 = int8;
-        let norm = Norm::new(&mut layout, "norm".into(), config.dim, 1e-6);
-        let mut s = Scratch::new(&config, Need::default(), rows, true);
+        let mut head = Head::<A>::new(&HeadParams::new(&mut layout, vocab, d, cap), true);
+        let mut work = head.work(rows);
+        head.make_way(&mut work, recomputed);
+        let norm = Norm { scale: layout.add("norm".into(), &[d], Init::Ones, Group::Norm), part: 0..d, eps: 1e-6 };
+        let config = LayerConfig { dim: d, ..tiny("conv").layers() };
+        let mut s = Scratch::new(&config, Need::default(), [0; WIDE], rows, vocab);
         let values = |n, seed| noisy(n, seed).into_iter().map(A::E::from_f64).collect::<Vec<_>>();
-        let (params, h) = (values(layout.len(), 1), values(rows * config.dim, 2));
-        let (mut dh, mut grads) = (values(rows * config.dim, 3), vec![A::E::ZERO; layout.len()]);
-        let mut targets = tokens(rows, config.vocab_size, 4);
+        let (params, h) = (values(layout.len(), 1), values(rows * d, 2));
+        let (mut dh, mut grads) = (values(rows * d, 3), vec![A::E::ZERO; layout.len()]);
+        let mut targets = tokens(rows, vocab, 4);
         targets[7] = NO_TARGET;
         targets[rows - 3..].fill(NO_TARGET);
         head.prepare(&cx, &params, &mut s);
-        let objective = Objective { scale: 0.01, z_loss };
-        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &h, &targets, &norm, &params, &mut s, objective);
-        for (row, dh) in dh.chunks(config.dim).enumerate() {
+        let (objective, all) = (Objective { scale: 0.01, z_loss }, Params { all: &params, int8 });
+        let nats = head.loss_backward(&cx, &mut dh, &mut grads, &mut work, &h, &targets, &norm, all, &mut s, objective);
+        for (row, dh) in dh.chunks(d).enumerate() {
             let zero = dh.iter().all(|x| x.to_f64() == 0.0);
             assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");
         }
@@ -356,8 +402,8 @@ mod tests {
                 assert!(off(&one.1, &two.1) <= bound, "dh off by {:e}", off(&one.1, &two.1));
                 assert!(off(&one.2, &two.2) <= bound, "gradients off by {:e}", off(&one.2, &two.2));
             }
-            for again in [false, true] {
-                assert_eq!(run::<Bf16>(again, 1, switches), run::<Bf16>(again, 3, switches));
+            for recomputed in [false, true] {
+                assert_eq!(run::<Bf16>(recomputed, 1, switches), run::<Bf16>(recomputed, 3, switches));
             }
         }
     }

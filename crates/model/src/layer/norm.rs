@@ -2,36 +2,28 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{add_parts, rmsnorm_backward, rmsnorm_forward};
+use flashlm_kernels::ops::{add, add_parts, rmsnorm_backward, rmsnorm_forward};
 use flashlm_kernels::{Elem, Exec, Store};
 
-use crate::params::{Group, Init, Layout};
-
-/// A learned scale.
-#[derive(Clone)]
+/// Where a learned scale lies.
+#[derive(Clone, Debug)]
 pub struct Norm {
-    scale: Range<usize>,
-    eps: f64,
+    /// Its place among the parameters: `[d]`.
+    pub scale: Range<usize>,
+    /// The place of its gradient among the sums that one tile keeps.
+    pub part: Range<usize>,
+    /// Epsilon.
+    pub eps: f64,
 }
 
 impl Norm {
-    /// Adds `name: [d]` to the layout.
-    pub fn new(layout: &mut Layout, name: String, d: usize, eps: f64) -> Self {
-        Norm { scale: layout.add(name, &[d], Init::Ones, Group::Norm), eps }
-    }
-
-    /// `d`, which is also what one tile's gradient of the scale takes.
-    pub fn width(&self) -> usize {
-        self.scale.len()
-    }
-
     /// `y, x: [rows, d]`.
     pub fn forward<E: Elem, A: Store<E = E>, X: Store<E = E>>(&self, cx: &Exec, y: &mut [A], x: &[X], params: &[E]) {
-        let d = self.width();
+        let d = self.scale.len();
         rmsnorm_forward(cx, y, x, &params[self.scale.clone()], self.eps, (x.len() / d, d));
     }
 
-    /// One tile: `dx: [rows, d]`, added to where `accumulate`; the gradient of `scale` is added to `part: [d]`.
+    /// One tile: `dx: [rows, d]`, added to where `accumulate`; the gradient of `scale` is added to the tile's sums `part`.
     pub fn backward<E: Elem, X: Store<E = E>>(
         &self,
         cx: &Exec,
@@ -42,21 +34,37 @@ impl Norm {
         params: &[E],
         accumulate: bool,
     ) {
-        let d = self.width();
-        let scale = &params[self.scale.clone()];
+        let d = self.scale.len();
+        let (scale, part) = (&params[self.scale.clone()], &mut part[self.part.clone()]);
         rmsnorm_backward(cx, dx, part, dy, x, scale, self.eps, (x.len() / d, d), accumulate);
     }
 
-    /// Adds the tiles' gradients, `parts: [tiles, width]` from element `at` on, to `grads`.
-    pub fn add_parts<E: Elem>(&self, grads: &mut [E], parts: &[E], width: usize, at: usize) {
-        add_parts(&mut grads[self.scale.clone()], parts, width, at);
+    /// Adds what the tiles have summed up to `grads`.
+    pub fn add_parts<E: Elem>(&self, grads: &mut [E], tiles: &Tiles<E>) {
+        tiles.add(grads, &self.scale, &self.part);
+    }
+}
+
+/// The sums that the tiles of one pass have kept: `[tiles, width]`.
+#[derive(Clone, Copy)]
+pub struct Tiles<'a, E> {
+    /// All of them.
+    pub sums: &'a [E],
+    /// Elements of one tile.
+    pub width: usize,
+}
+
+impl<E: Elem> Tiles<'_, E> {
+    /// Adds the sums at `part` of every tile to the gradients at `place`.
+    pub fn add(&self, grads: &mut [E], place: &Range<usize>, part: &Range<usize>) {
+        add_parts(&mut grads[place.clone()], self.sums, self.width, part.start);
     }
 }
 
 /// What a matrix is given.
 #[derive(Clone, Copy)]
 pub enum Input<'a, A: Store> {
-    /// Rows that are kept for products.
+    /// Rows that are kept for matmuls.
     Kept(&'a [A]),
     /// The residual stream itself, where no norm comes before the branch: a matrix's own norm takes it unrounded.
     Stream(&'a [A::E]),
@@ -72,37 +80,36 @@ impl<A: Store> Input<'_, A> {
     }
 }
 
-/// The input of a branch from the residual stream, `h: [rows, d]`: normalised into `x` where there is a norm.
-pub fn branch_forward<'a, A: Store>(
-    cx: &Exec,
-    norm: Option<&Norm>,
-    x: &'a mut [A],
-    h: &'a [A::E],
-    params: &[A::E],
-) -> Input<'a, A> {
-    if let Some(norm) = norm {
-        norm.forward(cx, x, h, params);
+/// The norm between the residual stream and a branch, where the model has one.
+#[derive(Clone, Debug)]
+pub struct BranchNorm(pub Option<Norm>);
+
+impl BranchNorm {
+    /// The input of a branch from the residual stream, `h: [rows, d]`: normalised into `x` where there is a norm.
+    pub fn forward<'a, A: Store>(&self, cx: &Exec, x: &'a mut [A], h: &'a [A::E], params: &[A::E]) -> Input<'a, A> {
+        if let Some(norm) = &self.0 {
+            norm.forward(cx, x, h, params);
+        }
+        self.input(x, h)
     }
-    branch_input(norm, x, h)
-}
 
-/// What [`branch_forward`] has returned for these.
-pub fn branch_input<'a, A: Store>(norm: Option<&Norm>, x: &'a [A], h: &'a [A::E]) -> Input<'a, A> {
-    if norm.is_some() { Input::Kept(x) } else { Input::Stream(h) }
-}
+    /// What [`BranchNorm::forward`] has returned for these.
+    pub fn input<'a, A: Store>(&self, x: &'a [A], h: &'a [A::E]) -> Input<'a, A> {
+        if self.0.is_some() { Input::Kept(x) } else { Input::Stream(h) }
+    }
 
-/// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.
-pub fn branch_backward<E: Elem>(
-    cx: &Exec,
-    norm: Option<&Norm>,
-    dh: &mut [E],
-    part: &mut [E],
-    dx: &[E],
-    h: &[E],
-    params: &[E],
-) {
-    match norm {
-        None => flashlm_kernels::ops::add(cx, dh, dx),
-        Some(norm) => norm.backward(cx, dh, part, dx, h, params, true),
+    /// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.
+    pub fn backward<E: Elem>(&self, cx: &Exec, dh: &mut [E], part: &mut [E], dx: &[E], h: &[E], params: &[E]) {
+        match &self.0 {
+            None => add(cx, dh, dx),
+            Some(norm) => norm.backward(cx, dh, part, dx, h, params, true),
+        }
+    }
+
+    /// Adds what the tiles have summed up to `grads`.
+    pub fn add_parts<E: Elem>(&self, grads: &mut [E], tiles: &Tiles<E>) {
+        if let Some(norm) = &self.0 {
+            norm.add_parts(grads, tiles);
+        }
     }
 }

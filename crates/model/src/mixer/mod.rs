@@ -1,108 +1,137 @@
-//! Token mixers: what lets a row see the rows before it. One mixer is one file and one line in `mixers!`; the gradient
-//! check, causality, odd lengths, pieces against the whole and the state's round trip then run by themselves (`gradcheck.rs`).
+//! Token mixers: what lets a row see the rows before it. One mixer is one folder and one line in `mixers!`; the gradient
+//! check, causality, odd lengths, pieces against the whole, the state's round trip and the packed form against plain loops then
+//! run by themselves.
+//!
+//! A folder has `validate`, the rules about its settings; `Params`, where its parameters lie; `Train`, its training form
+//! ([`forms::Mixer`]); `Packed`, the same on packed weights ([`forms::PackedMixer`]); and for the tests `reference::mix`, one row
+//! in plain loops.
 
 pub mod attention;
 pub mod conv;
 pub mod delta;
+pub mod forms;
+pub mod leaky;
+#[cfg(test)]
+mod tests;
 
-use flashlm_kernels::{Exec, Span, Store};
+use flashlm_kernels::Store;
+use serde::{Deserialize, Serialize};
 
-use crate::config::ModelConfig;
-use crate::infer::{self, PackedMixer};
-use crate::layer::linear::Linear;
-use crate::layer::norm::Norm;
-use crate::layer::{Need, Scratch};
-use crate::pack::{PackError, Reader};
-use crate::params::Layout;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::error::{ConfigError, check};
+use crate::layer::branch::Branch;
+use crate::layer::config::LayerConfig;
+use forms::{AnyMixer, PackedMixer};
 
-/// A causal branch of the residual stream: `y = h + mix(norm(h))`, `h: [B*T, D]`.
-pub trait Mixer<A: Store>: Send {
-    /// Its matrices that are ternary.
-    fn linears(&mut self) -> Vec<&mut Linear<A>>;
-
-    /// Quantises and packs the weights; to be called after every change of `params`.
-    fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
-
-    /// What it takes of the scratch.
-    fn need(&self) -> Need;
-
-    /// Elements of the state of one sequence; a state of zeros is the start.
-    fn state_len(&self) -> usize;
-
-    /// Overwrites `y`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves on; without one they
-    /// start. No row sees one before its story, as [`Span::past`] has it.
-    fn forward(
-        &mut self,
-        cx: &Exec,
-        y: &mut [A::E],
-        state: Option<&mut [A::E]>,
-        h: &[A::E],
-        params: &[A::E],
-        span: &Span,
-    );
-
-    /// Turns `dh` from the gradient of `y` into that of `h` and adds to `grads`, for sequences that started with this
-    /// forward pass.
-    fn backward(
-        &mut self,
-        cx: &Exec,
-        dh: &mut [A::E],
-        grads: &mut [A::E],
-        h: &[A::E],
-        params: &[A::E],
-        s: &mut Scratch<A>,
-        span: &Span,
-    );
+/// The settings of a mixer, nothing for one without.
+macro_rules! settings_of {
+    ($settings:expr) => {
+        &()
+    };
+    ($settings:expr, $key:ident) => {
+        &$settings.$key
+    };
 }
 
 macro_rules! mixers {
-    ($($name:literal => $mixer:ty, $packed:ty);* $(;)?) => {
+    ($($module:ident: $($(#[$attr:meta])* $key:ident: $settings:ty)?;)*) => {
         /// The names that `model.mixer` may have.
-        pub const NAMES: &[&str] = &[$($name),*];
+        pub const NAMES: &[&str] = &[$(stringify!($module)),*];
 
-        /// The mixer of that name, with its parameters added to the layout, where `norm` is already.
-        ///
-        /// # Panics
-        /// If the config is not valid.
-        pub fn build<A: Store>(
+        /// The settings of all mixers, each under its key of `model`.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        pub struct Settings {
+            $($(
+                #[doc = concat!("Of `", stringify!($module), "`.")]
+                $(#[$attr])*
+                pub $key: $settings,
+            )?)*
+        }
+
+        impl Settings {
+            /// Checks all of them; those of mixers that are `used` must fit the model's width too.
+            pub(crate) fn validate(&self, layers: &LayerConfig, used: impl Fn(&str) -> bool) -> Result<(), ConfigError> {
+                $($module::validate(settings_of!(self $(, $key)?), layers, used(stringify!($module)))?;)*
+                Ok(())
+            }
+        }
+
+        /// Where the parameters of a mixer lie.
+        #[derive(Clone, Debug)]
+        #[allow(non_camel_case_types)]
+        enum Kind {
+            $($module($module::Params),)*
+        }
+
+        impl Params {
+            /// Adds the parameters of the mixer of that name to a branch.
+            ///
+            /// # Panics
+            /// If the name or the settings are not valid.
+            pub(crate) fn new(name: &str, branch: &mut Branch, settings: &Settings) -> Self {
+                match name {
+                    $(stringify!($module) => {
+                        Params(Kind::$module($module::Params::new(branch, settings_of!(settings $(, $key)?))))
+                    })*
+                    other => panic!("unknown mixer {other:?} in a validated config"),
+                }
+            }
+
+            /// Numbers that the packed runtime remembers of one sequence.
+            pub fn state_len(&self) -> usize {
+                match &self.0 {
+                    $(Kind::$module(of) => of.state_len(),)*
+                }
+            }
+
+            /// Room for its weights in training.
+            pub(crate) fn train<A: Store>(self, training: bool) -> Box<dyn AnyMixer<A>> {
+                match self.0 {
+                    $(Kind::$module(of) => Box::new($module::Train::new(of, training)),)*
+                }
+            }
+
+            /// Its weights in the packed runtime.
+            pub(crate) fn read(&self, from: &Reader) -> Result<Box<dyn PackedMixer>, PackError> {
+                match &self.0 {
+                    $(Kind::$module(of) => Ok(Box::new($module::Packed::read(from, of)?)),)*
+                }
+            }
+        }
+
+        /// One row of the mixer of that name in plain loops.
+        #[cfg(test)]
+        pub(crate) fn reference(
             name: &str,
-            layout: &mut Layout,
-            prefix: &str,
-            norm: Option<Norm>,
-            config: &ModelConfig,
-            rows: usize,
-            training: bool,
-        ) -> Box<dyn Mixer<A>> {
+            model: &crate::reference::Weights,
+            settings: &Settings,
+            x: &[f64],
+            seen: &mut crate::reference::Seen,
+        ) -> Vec<f64> {
             match name {
-                $($name => Box::new(<$mixer>::new(layout, prefix, norm, config, rows, training)),)*
-                other => panic!("unknown mixer {other:?} in a validated config"),
-            }
-        }
-
-        /// Its parameters, and the numbers that it remembers of one text in the packed runtime.
-        ///
-        /// # Panics
-        /// As [`build`].
-        pub fn sizes(name: &str, config: &ModelConfig) -> (usize, usize) {
-            type A = f32;
-            match name {
-                $($name => <$mixer>::sizes(config),)*
-                other => panic!("unknown mixer {other:?} in a validated config"),
-            }
-        }
-
-        /// The same in the packed runtime, its tensors read.
-        pub(crate) fn read(name: &str, from: &Reader, prefix: &str) -> Result<Box<dyn PackedMixer>, PackError> {
-            match name {
-                $($name => Ok(Box::new(<$packed>::read(from, prefix)?)),)*
-                other => panic!("unknown mixer {other:?} in a validated config"),
+                $(stringify!($module) => {
+                    $module::reference::mix(model, settings_of!(settings $(, $key)?), x, seen)
+                })*
+                other => panic!("unknown mixer {other:?}"),
             }
         }
     };
 }
 
 mixers! {
-    "conv" => conv::Conv<A>, infer::conv::Conv;
-    "delta" => delta::Delta<A>, infer::delta::Delta;
-    "attention" => attention::Attention<A>, infer::attention::Attention;
+    conv: kernel_size: usize;
+    delta: #[serde(default)] delta: delta::DeltaConfig;
+    attention: #[serde(default)] attention: attention::AttentionConfig;
+    leaky: ;
+}
+
+/// Where the parameters of a mixer of any kind lie.
+#[derive(Clone, Debug)]
+pub struct Params(Kind);
+
+/// Checks that a mixer of this name, the value of `key`, exists.
+pub(crate) fn known(key: &'static str, name: &str) -> Result<(), ConfigError> {
+    let expected = || format!("one of {}", NAMES.join(", "));
+    check(NAMES.contains(&name), || ConfigError::new(key, format!("{name:?}"), expected()))
 }

@@ -1,15 +1,19 @@
 //! Packed files written, read, and damaged in every way; no damage is a panic, and each error names the file.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::*;
+use crate::codes::format::digest;
+use crate::codes::weights::nibble_scale;
 use crate::config::ScaleKind;
 use crate::infer::testing::{EOS, Noise, shapes, stories};
 use crate::infer::{Engine, PackedModel};
 use crate::rng::Rng;
-use flashlm_kernels::Isa;
+use crate::tok::Tokenizer;
+use flashlm_kernels::{Exec, Isa};
 
 /// A packed file taken apart.
 #[derive(Clone)]
@@ -83,7 +87,7 @@ fn refused(bytes: Vec<u8>, says: &[&str]) {
 fn repacked(noise: &Noise, density: Density, table: TableBits) -> Vec<u8> {
     let cx = Exec::new(Isa::SCALAR, 1);
     let options = Options { density, table };
-    pack(&cx, &noise.config, &noise.layout, &noise.params, noise.model.tokenizer(), options)
+    pack(&cx, &noise.config, &noise.params, noise.model.tokenizer(), options)
 }
 
 /// The logits after a text.
@@ -128,7 +132,7 @@ fn unpacked_parameters_pack_into_the_same_model() {
         let noise = Noise::new(config);
         std::fs::write(&path, &noise.bytes).unwrap();
         let params = unpack(&cx, &path).unwrap();
-        let again = pack(&cx, &noise.config, &noise.layout, &params, noise.model.tokenizer(), Options::default());
+        let again = pack(&cx, &noise.config, &params, noise.model.tokenizer(), Options::default());
         let (want, got) = (File::of(&noise.bytes), File::of(&again));
         assert_eq!(want.tensors.len(), got.tensors.len());
         for (want, got) in want.tensors.iter().zip(&got.tensors) {
@@ -350,7 +354,7 @@ fn another_tokenizer_is_refused() {
     // As many tokens, and another one at the end of a story.
     let same = Tokenizer::train_bpe(["x"].into_iter(), 257).unwrap();
     assert_ne!(same.eos(), EOS);
-    refused(with(same.to_compact()), &["model.eos = 256: must be 0, the end of a story in its tokenizer"]);
+    refused(with(same.to_compact()), &["model.eos = 256: must be 0, the end of a document in its tokenizer"]);
 }
 
 /// Reads a file and, where it is a model, lets it write.

@@ -8,11 +8,12 @@
 //! lock, no cache to warm. Encode and decode agree with Python `tokenizers` on the saved file, but for one thing: Python turns
 //! `<|endoftext|>` inside a text into id 0, we spell it as plain text, as Python does with `encode_special_tokens = True`.
 
+use super::error::{MAX_TOKEN, MAX_VOCAB, TokError};
 use super::hash::FastMap;
+use super::json::{Pairs, parse};
 use super::learn::{Learned, learn};
 use super::merge::{Ranks, Scratch, merge};
 use super::pieces::Pieces;
-use super::{MAX_TOKEN, MAX_VOCAB, Pairs, TokError};
 use serde::{Deserialize, de::IgnoredAny};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -193,7 +194,7 @@ impl Bpe {
     }
 
     pub(super) fn from_json(json: &[u8]) -> Result<Self, TokError> {
-        let file: File = super::parse(KIND, json)?;
+        let file: File = parse(KIND, json)?;
         check(&file)?;
         let mut specials = BTreeMap::new();
         for token in file.added_tokens {

@@ -8,7 +8,10 @@
 //!
 //! All numbers are little-endian.
 
-use super::{Bpe, Frequency, Kind, TokError, Tokenizer};
+use super::bpe::Bpe;
+use super::error::TokError;
+use super::frequency::Frequency;
+use super::tokenizer::{Kind, Tokenizer};
 
 const FREQUENCY: u8 = b'F';
 const BPE: u8 = b'B';

@@ -8,10 +8,11 @@
 //! `V` is the size asked for; a text with fewer base ids leaves the end of the range without tokens.
 //! `<|endoftext|>` in a text is plain text.
 
+use super::error::TokError;
 use super::gpt2::{self, TOKENS as BASES};
+use super::json::{Pairs, parse};
 use super::merge::Scratch;
 use super::words::Words;
-use super::{Pairs, TokError};
 use serde::Deserialize;
 use std::fmt::Write;
 
@@ -94,7 +95,7 @@ impl Frequency {
     }
 
     pub(super) fn from_json(json: &[u8]) -> Result<Self, TokError> {
-        Self::from_file(super::parse(KIND, json)?)
+        Self::from_file(parse(KIND, json)?)
     }
 
     fn from_file(file: File) -> Result<Self, TokError> {

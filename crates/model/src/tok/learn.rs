@@ -10,7 +10,7 @@
 //!
 //! Of many different pieces only the pairs that come often are followed; when these are used up, the pairs are counted anew.
 
-use super::TokError;
+use super::error::TokError;
 use super::hash::FastMap;
 use super::pieces::Pieces;
 use std::cmp::Reverse;

@@ -3,7 +3,7 @@
 //!
 //! A piece is cut after `MAX_TOKEN` bytes, for no token is longer: a run of a million spaces is pieces like others.
 
-use super::MAX_TOKEN;
+use super::error::MAX_TOKEN;
 use super::hash::Short;
 use super::split::split;
 use std::hash::Hasher;

@@ -4,7 +4,7 @@
 //! that can no longer become a character give U+FFFD, as `String::from_utf8_lossy` does: the pieces of any split, joined,
 //! equal the lossy text of the whole.
 
-use super::MAX_TOKEN;
+use super::error::MAX_TOKEN;
 
 /// Feeds on token bytes, gives whole UTF-8 only.
 #[derive(Debug)]

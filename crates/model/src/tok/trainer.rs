@@ -2,9 +2,10 @@
 //! tokens are chosen.
 
 use super::bpe::Bpe;
+use super::error::TokError;
 use super::frequency::Counter;
 use super::pieces::Pieces;
-use super::{Kind, TokError, Tokenizer};
+use super::tokenizer::{Kind, Tokenizer};
 use std::ops::ControlFlow;
 
 /// What has been seen of the text.
@@ -44,5 +45,24 @@ impl Trainer {
             Learner::Bpe { pieces, vocab_size } => Kind::Bpe(Bpe::train(pieces, vocab_size, progress)?),
         };
         Ok(Tokenizer(kind))
+    }
+}
+
+impl Tokenizer {
+    /// FlashLM v4's vocabulary, counted over `stories`: see [`Trainer::frequency`].
+    ///
+    /// The original takes the first 50,000 stories and strips newlines around each: so should the caller.
+    pub fn train_frequency<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
+        Self::train(Trainer::frequency(vocab_size)?, stories)
+    }
+
+    /// Byte-level BPE learned from `stories`: see [`Trainer::bpe`].
+    pub fn train_bpe<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
+        Self::train(Trainer::bpe(vocab_size)?, stories)
+    }
+
+    fn train<'a>(mut trainer: Trainer, stories: impl Iterator<Item = &'a str>) -> Result<Self, TokError> {
+        stories.for_each(|story| trainer.add(story));
+        trainer.finish(&mut |_| ControlFlow::Continue(()))
     }
 }

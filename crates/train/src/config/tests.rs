@@ -1,4 +1,5 @@
-use flashlm_model::{LanguageModel, Lm, ModelConfig, Precision};
+use flashlm_model::params::Layout;
+use flashlm_model::{ModelConfig, Precision};
 
 use super::*;
 use crate::stage::{Boundaries, Stage};
@@ -7,7 +8,7 @@ use crate::stage::{Boundaries, Stage};
 fn presets_have_the_published_sizes() {
     for (name, parameters) in [("v4-small", 4_364_736), ("v4-large", 16_847_232), ("gdn-small", 5_042_112)] {
         let model = preset(name).unwrap().model;
-        assert_eq!(Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters(), parameters, "{name}");
+        assert_eq!(Layout::of(&model).parameters(), parameters, "{name}");
     }
     for name in preset_names() {
         let settings = preset(name).unwrap();
@@ -28,7 +29,7 @@ fn the_readme_lists_every_preset_with_its_size() {
     for name in preset_names() {
         let Settings { model, tokenizer, .. } = preset(name).unwrap();
         let model = ModelConfig { vocab_size: tokenizer.vocab, ..model };
-        let millions = Lm::<f32>::new(&model, 1, false).unwrap().layout().parameters() as f64 / 1e6;
+        let millions = Layout::of(&model).parameters() as f64 / 1e6;
         let vocab = crate::units::thousands(tokenizer.vocab as u64);
         let row = format!("| `{name}` | {millions:.1} M | {} x {} | {vocab}", model.dim, model.blocks);
         assert!(readme.contains(&row), "README.md wants a row that begins with {row:?}");

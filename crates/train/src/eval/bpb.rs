@@ -11,7 +11,7 @@ use super::Stories;
 use crate::data::DataError;
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, LanguageModel};
+use flashlm_model::{Engine, LanguageModel, Prepared, Shape};
 use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::ops::ControlFlow;
@@ -153,27 +153,22 @@ pub trait Scorer {
 }
 
 /// Latent weights and float activations, as in training.
-pub struct Latent<'a> {
-    cx: &'a Exec,
-    lm: &'a mut dyn LanguageModel<f32>,
-    params: &'a [f32],
-}
+pub struct Latent<'a>(Prepared<'a, f32>);
 
 impl<'a> Latent<'a> {
     /// Prepares `lm`, which may come from a training step.
     pub fn new(cx: &'a Exec, lm: &'a mut dyn LanguageModel<f32>, params: &'a [f32]) -> Self {
-        lm.prepare(cx, params);
-        Latent { cx, lm, params }
+        Latent(Prepared::new(cx, lm, params))
     }
 }
 
 impl Scorer for Latent<'_> {
     fn vocab_size(&self) -> usize {
-        self.lm.config().vocab_size
+        self.0.model().config().vocab_size
     }
 
     fn rows(&self) -> usize {
-        self.lm.rows()
+        self.0.model().rows()
     }
 
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
@@ -187,14 +182,15 @@ impl Scorer for Latent<'_> {
             inputs[i * t + 1..i * t + story.len()].copy_from_slice(&story[..story.len() - 1]);
             targets[i * t..i * t + story.len()].copy_from_slice(story);
         }
-        let Latent { cx, lm, params } = self;
-        let mut log_probs = Vec::with_capacity(b * t);
-        if b * t <= lm.rows() {
-            lm.log_probs(cx, &mut log_probs, params, &inputs, &targets, None, (b, t));
+        let Latent(lm) = self;
+        let (rows, mut log_probs) = (lm.model().rows(), Vec::with_capacity(b * t));
+        if b * t <= rows {
+            lm.log_probs(&mut log_probs, &inputs, &targets, None, Shape { batch: b, len: t });
         } else {
-            let mut state = lm.state(1);
-            for (inputs, targets) in inputs.chunks(lm.rows()).zip(targets.chunks(lm.rows())) {
-                lm.log_probs(cx, &mut log_probs, params, inputs, targets, Some(&mut state), (1, inputs.len()));
+            let mut state = lm.model().state(1);
+            for (inputs, targets) in inputs.chunks(rows).zip(targets.chunks(rows)) {
+                let shape = Shape { batch: 1, len: inputs.len() };
+                lm.log_probs(&mut log_probs, inputs, targets, Some(&mut state), shape);
             }
         }
         stories.iter().zip(log_probs.chunks(t)).map(|(story, own)| own[..story.len()].to_vec()).collect()
@@ -339,7 +335,7 @@ mod tests {
     use super::*;
     use crate::eval::testing::exec_on_all_isas;
     use flashlm_kernels::{Buf, Isa};
-    use flashlm_model::{Lm, ModelConfig};
+    use flashlm_model::{ModelConfig, family};
 
     const TEXTS: [&str; 6] = [
         "Once upon a time there was a little girl. She had a red ball.",
@@ -359,12 +355,12 @@ mod tests {
 
     fn config(tokenizer: &Tokenizer) -> ModelConfig {
         let vocab_size = tokenizer.vocab_size();
-        ModelConfig { vocab_size, dim: 24, blocks: 2, ffn_hidden: 40, kernel_size: 4, ..ModelConfig::v4_small() }
+        ModelConfig { vocab_size, dim: 24, blocks: 2, ffn_hidden: 40, ..ModelConfig::v4_small() }
     }
 
     /// A model far from uniform.
-    fn model(tokenizer: &Tokenizer, rows: usize) -> (Lm<f32>, Buf<f32>) {
-        let lm = Lm::<f32>::new(&config(tokenizer), rows, false).unwrap();
+    fn model(tokenizer: &Tokenizer, rows: usize) -> (Box<dyn LanguageModel<f32>>, Buf<f32>) {
+        let lm = family::build::<f32>(&config(tokenizer), rows, false).unwrap();
         let mut params = lm.layout().init::<f32>(7);
         let table = lm.layout().find("embedding.weight").unwrap().range.clone();
         params[table].iter_mut().for_each(|p| *p *= 15.0);
@@ -383,7 +379,7 @@ mod tests {
 
     fn run(cx: &Exec, tokenizer: &Tokenizer, rows: usize, texts: &[&str]) -> Report {
         let (mut lm, params) = model(tokenizer, rows);
-        evaluate(&mut Latent::new(cx, &mut lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
+        evaluate(&mut Latent::new(cx, &mut *lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
     }
 
     #[test]
@@ -391,15 +387,15 @@ mod tests {
         let tokenizer = lossy();
         exec_on_all_isas(|cx| {
             let (mut lm, params) = model(&tokenizer, 1);
-            lm.prepare(cx, &params);
+            let mut lm = Prepared::new(cx, &mut *lm, &params);
             let (mut nats, mut eos_nats, mut tokens, mut unk, mut bytes) = (0.0, 0.0, 0, 0, 0);
             for text in TEXTS {
                 let mut ids = Vec::new();
                 tokenizer.encode(text, &mut ids);
-                let mut state = lm.state(1);
+                let mut state = lm.model().state(1);
                 let mut logits = vec![0.0f32; tokenizer.vocab_size()];
                 let mut nats_of = |before: Token, id: Token| {
-                    lm.next_logits(cx, &mut logits, &params, &[before], &mut state);
+                    lm.logits(&mut logits, &[before], Some(&mut state), Shape { batch: 1, len: 1 });
                     let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
                     sum.ln() - f64::from(logits[usize::from(id)])
                 };
@@ -443,7 +439,7 @@ mod tests {
             let (mut lm, params) = model(&tokenizer, 64);
             let mut sums = Sums::default();
             for part in TEXTS.chunks(4) {
-                score(&mut Latent::new(cx, &mut lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
+                score(&mut Latent::new(cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
                     .unwrap();
             }
             assert_eq!(sums.report(&tokenizer).unwrap(), whole);
@@ -457,7 +453,7 @@ mod tests {
             let (mut lm, mut params) = model(&tokenizer, 100);
             params.fill(0.0);
             let report =
-                evaluate(&mut Latent::new(&cx, &mut lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
+                evaluate(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
                     .unwrap();
             let (v, n) = (tokenizer.vocab_size() as f64, report.tokens as f64);
             let bytes = TEXTS.iter().map(|text| text.len()).sum::<usize>() as f64;
@@ -480,7 +476,7 @@ mod tests {
         texts.insert(1, &long);
         texts.push("not scored any more");
         let stories = all(&tokenizer, &texts);
-        let report = published(&mut Latent::new(&cx, &mut lm, &params), &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
         // 256 of the 600 tokens of the long story over all of its 300 characters.
         let (tokens, characters) = (4 * 499 + 256, 4 * 499 + 300);
         assert_eq!((report.tokens, report.characters, report.stories), (tokens, characters, 500));
@@ -489,7 +485,7 @@ mod tests {
         // With short stories and a real model nothing is cut: the same loss as the full protocol's.
         let (mut lm, params) = model(&tokenizer, 100);
         let stories = all(&tokenizer, &TEXTS);
-        let report = published(&mut Latent::new(&cx, &mut lm, &params), &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
         let full = run(&cx, &tokenizer, 100, &TEXTS);
         assert_eq!((report.loss_per_token, report.perplexity), (full.loss_per_token, full.perplexity));
     }
@@ -501,9 +497,9 @@ mod tests {
         let (mut lm, params) = model(&tokenizer, 100);
         let mut run = |tokenizer: &Tokenizer, texts: &[&str], progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
             let stories = all(tokenizer, texts);
-            let figure = evaluate(&mut Latent::new(&cx, &mut lm, &params), tokenizer, &stories, progress);
+            let figure = evaluate(&mut Latent::new(&cx, &mut *lm, &params), tokenizer, &stories, progress);
             assert_eq!(
-                published(&mut Latent::new(&cx, &mut lm, &params), tokenizer, &stories, progress).is_err(),
+                published(&mut Latent::new(&cx, &mut *lm, &params), tokenizer, &stories, progress).is_err(),
                 figure.is_err()
             );
             figure.map(|report| panic!("{report:?}")).unwrap_err()
@@ -532,7 +528,7 @@ mod tests {
             seen.push(done);
             ControlFlow::Continue(())
         };
-        evaluate(&mut Latent::new(&Exec::new(Isa::SCALAR, 1), &mut lm, &params), &tokenizer, &stories, progress)
+        evaluate(&mut Latent::new(&Exec::new(Isa::SCALAR, 1), &mut *lm, &params), &tokenizer, &stories, progress)
             .unwrap();
         assert!(seen.is_sorted() && seen.len() > 2);
         assert_eq!(seen.last(), Some(&stories.totals().tokens));

@@ -7,10 +7,11 @@ use flashlm_model::ModelConfig;
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{DataSettings, Settings, TrainSettings};
-use crate::load::{Found, LoadError, Model, unpacked};
+use crate::load::{Found, LoadError, unpacked};
 use crate::run_folder::{Latest, RunFolder};
 use crate::trainer::{Event, Tell, TrainError, continued};
 use crate::what::{Unwanted, What};
+use flashlm_model::Model;
 
 /// What a run starts from.
 pub enum Origin {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
+use flashlm_model::model_file::ModelError;
 use flashlm_model::pack::PackError;
 use flashlm_model::sample::SampleError;
 
@@ -75,6 +76,9 @@ pub enum TrainError {
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The parameters of a checkpoint were not read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error(transparent)]
     Io(#[from] IoError),
     #[error(transparent)]

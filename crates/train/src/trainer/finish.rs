@@ -4,11 +4,11 @@
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flashlm_kernels::cpu::Machine;
+use flashlm_model::model_file::read_params;
 
 use super::ending::digest;
 use super::{Ended, Ending, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
 use crate::checkpoint::folder_name;
-use crate::load::read_params;
 use crate::log::SampleRow;
 use crate::log::card::{Card, Scores, ternary_share};
 use crate::run_folder::{CARD, RESULT};
@@ -30,7 +30,7 @@ impl Trainer<'_> {
             None => last.clone(),
             Some(chosen) => {
                 let file = chosen.tensors("model.safetensors")?;
-                self.stepper.params = read_params(&file, self.stepper.lm.layout())?;
+                self.stepper.params = read_params(&file, self.stepper.lm.config(), "")?;
                 let Some(best) = self.score_all(chosen.step(), stop, tell)? else { return Ok(Ended::INTERRUPTED) };
                 best
             }

@@ -4,9 +4,10 @@ use super::check::agree;
 use super::{Inputs, TrainError};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::load::{read_params, read_state};
+use crate::load::read_state;
 use crate::progress::{Contents, State};
 use crate::stepper::Stepper;
+use flashlm_model::model_file::read_params;
 
 /// Where the run of a checkpoint stood.
 pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError> {
@@ -27,7 +28,7 @@ pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError
 /// Fills the stepper from a checkpoint of the same settings and returns where the run stood.
 pub(super) fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Stepper) -> Result<State, TrainError> {
     agree(from, settings)?;
-    stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.layout())?;
+    stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.config(), "")?;
     read_state(&from.tensors("optimizer.safetensors")?, &mut stepper.optimizers.state())?;
     state(from, settings)
 }

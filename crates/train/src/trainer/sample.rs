@@ -39,7 +39,7 @@ impl Trainer<'_> {
     fn write_samples(&self, step: u64) -> Result<Vec<SampleRow>, TrainError> {
         let t = &self.inputs.settings.train;
         let Stepper { lm, params, .. } = &self.stepper;
-        let bytes = pack(self.cx, lm.config(), lm.layout(), params, &self.inputs.tokenizer, pack::Options::default());
+        let bytes = pack(self.cx, lm.config(), params, &self.inputs.tokenizer, pack::Options::default());
         let model = Arc::new(PackedModel::from_bytes(bytes, "the model being trained")?);
         let mut engine = Engine::new(model.clone(), Exec::new(self.cx.isa(), 1), SAMPLE_ROWS);
         let mut rows = Vec::new();

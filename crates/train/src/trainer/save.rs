@@ -7,18 +7,19 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use flashlm_model::Shape;
 use flashlm_model::io::safetensors::TensorRef;
+use flashlm_model::model_file::save_params;
 
 use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
 use crate::checkpoint::{CheckpointError, Part};
-use crate::load::save_params;
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
-use crate::stepper::{Shape, Stepper};
+use crate::stepper::Stepper;
 use crate::units;
 
 /// How often a checkpoint is tried that fails for another reason than want of room.
@@ -126,7 +127,7 @@ impl Trainer<'_> {
             return Ok(newest.path);
         }
         let (t, rows) = (&self.inputs.settings.train, self.stepper.lm.rows());
-        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, Shape { batch: 1, seq_len: rows }, t)?;
+        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, Shape { batch: 1, len: rows }, t)?;
         self.inputs.start.iter().for_each(|start| self.stepper.params.copy_from_slice(start));
         self.state = State::new(self.inputs.contents());
         self.write_checkpoint()?;

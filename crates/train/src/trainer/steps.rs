@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use flashlm_model::Shape;
+
 use super::validate::MARKING;
 use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
 use crate::log::console::{self, Limits};
 use crate::log::{Row, TrainRow};
 use crate::schedule::activation_bits;
-use crate::stepper::{Shape, Step};
+use crate::stepper::Step;
 
 impl Trainer<'_> {
     /// Trains to the end of the plan, an early stop, or until `stop` is set; what a finished run came to is returned.
@@ -111,7 +113,7 @@ impl Trainer<'_> {
             self.state.epochs_before = self.epochs();
             (self.state.stage, self.state.stage_start, self.state.windows) = (stage, self.state.step, Some(0));
         }
-        let shape = Shape { batch: t.sequences(), seq_len: self.plan.seq_len(stage) };
+        let shape = Shape { batch: t.sequences(), len: self.plan.seq_len(stage) };
         let (texts, first) = (&self.inputs.texts, self.windows());
         let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());

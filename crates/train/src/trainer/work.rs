@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use flashlm_kernels::Exec;
+use flashlm_model::Shape;
 use flashlm_model::params::Layout;
 
 use super::{Inputs, TrainError, restore};
@@ -15,7 +16,7 @@ use crate::log::jsonl::Metrics;
 use crate::log::tensorboard::Events;
 use crate::progress::{Plan, State};
 use crate::run_folder::{METRICS, SETTINGS};
-use crate::stepper::{Shape, Stepper};
+use crate::stepper::Stepper;
 
 /// A run at work.
 pub struct Trainer<'a> {
@@ -63,7 +64,7 @@ impl<'a> Trainer<'a> {
         let t = &settings.train;
         let batch = t.sequences();
         let plan = Plan::new(settings, texts.extents(), batch);
-        let shape = Shape { batch, seq_len: plan.longest() };
+        let shape = Shape { batch, len: plan.longest() };
         let mut stepper = Stepper::new(&settings.model, t.precision, shape, t)?;
         let mut notes = Vec::new();
         let state = match resume {

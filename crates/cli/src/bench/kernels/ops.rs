@@ -2,7 +2,7 @@
 //! and 512 logits of a row at once. The same numbers are made in f32, bf16 and f64.
 
 use flashlm_kernels::ops::{
-    self, Activation, AdamW, Objective, Packed, Quant, Scale, SoftmaxRows, Stat, conv_gate_backward, conv_gate_forward,
+    self, Act, AdamW, Objective, Packed, Quant, Scale, SoftmaxRows, Stat, conv_gate_backward, conv_gate_forward,
     conv_taps_backward, embed_backward, embed_forward, glu_backward, glu_forward, matmul, matmul_tn, quantise,
     rmsnorm_backward, rmsnorm_forward, softcap, sum_squares,
 };
@@ -136,7 +136,7 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
             let call = move |cx: &Exec, [y, sg, su]: &mut [Vec<A>; 3]| {
                 cx.tiles(ROWS, (Rows(y, F), Rows(sg, F), Rows(su, F)), |cx, r, (y, sg, su), _| {
                     let cells = r.start * F..r.end * F;
-                    glu_forward(cx, y, sg, su, &g[cells.clone()], &u[cells], Activation::Silu);
+                    glu_forward(cx, y, sg, su, &g[cells.clone()], &u[cells], Act::Silu);
                 });
             };
             let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
@@ -149,7 +149,7 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
                 cx.tiles(ROWS, (Rows(dg, F), Rows(du, F), Rows(y, F)), |cx, r, (dg, du, y), _| {
                     let cells = r.start * F..r.end * F;
                     let (dy, g, u) = (&dy[cells.clone()], &g[cells.clone()], &u[cells]);
-                    glu_backward(cx, dg, du, y, dy, g, u, Activation::Silu);
+                    glu_backward(cx, dg, du, y, dy, g, u, Act::Silu);
                 });
             };
             let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());

@@ -76,7 +76,7 @@ pub fn exact_rope(x: &mut [f32], turns: &[f32], by: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_the_formula_in_f64_and_has_the_same_bits_everywhere() {

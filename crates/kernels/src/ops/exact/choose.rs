@@ -77,7 +77,7 @@ impl Op<f32> for Weights<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, random};
+    use crate::testing::{all_isas, random};
 
     #[test]
     fn equal_plain_loops_and_have_the_same_bits_on_every_isa() {

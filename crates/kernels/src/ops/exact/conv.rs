@@ -123,7 +123,7 @@ unsafe fn columns<S: Simd<E = f32>, const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn pieces_of_any_size_equal_the_definition() {

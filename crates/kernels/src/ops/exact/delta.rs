@@ -5,7 +5,7 @@
 
 use super::{Lanes, exp};
 use crate::exec::Exec;
-use crate::ops::Rule;
+use crate::ops::delta::Rule;
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
 
@@ -99,7 +99,7 @@ pub fn exact_sigmoid(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::ops::delta_steps;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equals_the_rule_in_f64_and_has_the_same_bits_everywhere() {

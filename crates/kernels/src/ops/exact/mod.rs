@@ -83,9 +83,8 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
 mod tests {
     use super::*;
     use crate::dispatch::Isa;
-    use crate::elem::Elem;
-    use crate::ops::testing::random;
-    use crate::simd::{Op, Simd};
+    use crate::simd::{Op, Simd, Units};
+    use crate::testing::random;
 
     struct All<'a>(&'a [f32]);
 
@@ -105,9 +104,9 @@ mod tests {
         let mut x: Vec<f32> = random(4000, 7);
         x.iter_mut().enumerate().for_each(|(i, x)| *x *= (i % 97) as f32);
         x.extend([f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-40, 88.4, -87.4, 1e30]);
-        let want = f32::dispatch(Isa::SCALAR, All(&x));
+        let want = Isa::SCALAR.f32(All(&x));
         for isa in Isa::available() {
-            assert!(f32::dispatch(isa, All(&x)) == want, "{isa:?}");
+            assert!(isa.f32(All(&x)) == want, "{isa:?}");
         }
     }
 

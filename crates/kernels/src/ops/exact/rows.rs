@@ -4,19 +4,9 @@
 use super::choose::max;
 use super::{Lanes, dot, exp, sigmoid, sum};
 use crate::exec::Exec;
+use crate::ops::act::Act;
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
-
-/// What a gate goes through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// `1 / (1 + exp(-g))`.
-    Sigmoid,
-    /// `g sigmoid(g)`.
-    Silu,
-    /// `max(g, 0)^2`.
-    Relu2,
-}
 
 /// `y, x: [rows, d]`, `scale: [d]`.
 pub fn exact_rmsnorm(cx: &Exec, y: &mut [f32], x: &[f32], scale: &[f32], eps: f64) {
@@ -79,7 +69,7 @@ impl Op<f32> for Unit<'_> {
 }
 
 /// `y = act(g) u`, all of one length.
-pub fn exact_gate(cx: &Exec, y: &mut [f32], g: &[f32], u: &[f32], act: Gate) {
+pub fn exact_gate(cx: &Exec, y: &mut [f32], g: &[f32], u: &[f32], act: Act) {
     assert!(g.len() == y.len() && u.len() == y.len());
     let _time = time(cx, "exact_gate", (0, 0), Work::Bytes((12 * y.len()) as f64));
     cx.op(Gated { y, g, u, act });
@@ -89,7 +79,7 @@ struct Gated<'a> {
     y: &'a mut [f32],
     g: &'a [f32],
     u: &'a [f32],
-    act: Gate,
+    act: Act,
 }
 
 impl Op<f32> for Gated<'_> {
@@ -98,17 +88,17 @@ impl Op<f32> for Gated<'_> {
     unsafe fn run<S: Simd<E = f32>>(self) {
         let all = self.y.iter_mut().zip(self.g).zip(self.u);
         match self.act {
-            Gate::Sigmoid => {
+            Act::Sigmoid => {
                 for ((y, &g), u) in all {
                     *y = sigmoid(g) * u;
                 }
             }
-            Gate::Silu => {
+            Act::Silu => {
                 for ((y, &g), u) in all {
                     *y = g * sigmoid(g) * u;
                 }
             }
-            Gate::Relu2 => {
+            Act::Relu2 => {
                 for ((y, &g), u) in all {
                     // The form that keeps NaN.
                     let g = if g < 0.0 { 0.0 } else { g };
@@ -196,7 +186,8 @@ impl Op<f32> for Cap<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::testing::{all_isas, assert_close, random};
+    use crate::ops::act::testing::{ALL, plain};
+    use crate::testing::{all_isas, assert_close, random};
 
     #[test]
     fn equal_the_formulas_in_f64_and_have_the_same_bits_everywhere() {
@@ -218,20 +209,15 @@ mod tests {
                 y.iter().map(|y| y * r).collect()
             });
             let cap = rows(&|x| x.iter().map(|x| 3.0 * (x / 3.0).tanh()).collect());
-            let act = |act: Gate| -> Vec<f32> {
-                let of = |x: f64| match act {
-                    Gate::Sigmoid => sigmoid(x),
-                    Gate::Silu => x * sigmoid(x),
-                    Gate::Relu2 => x.max(0.0).powi(2),
-                };
-                wide.iter().zip(&g).map(|(&x, &g)| (of(x) * f64::from(g)) as f32).collect()
+            let act = |act: Act| -> Vec<f32> {
+                wide.iter().zip(&g).map(|(&x, &g)| (plain(act, x).0 * f64::from(g)) as f32).collect()
             };
             let run = |cx: &Exec| {
                 let mut all = vec![vec![f32::NAN; 5 * d], x.clone(), x.clone()];
                 exact_rmsnorm(cx, &mut all[0], &x, &scale, 1e-6);
                 exact_silu_unit(cx, &mut all[1], Some((1e-6, 0.25)), d);
                 exact_softcap(cx, &mut all[2], 3.0);
-                for act in [Gate::Sigmoid, Gate::Silu, Gate::Relu2] {
+                for act in ALL {
                     let mut y = vec![f32::NAN; 5 * d];
                     exact_gate(cx, &mut y, &x, &g, act);
                     all.push(y);
@@ -239,7 +225,7 @@ mod tests {
                 all
             };
             let first = run(&Exec::new(crate::Isa::SCALAR, 1));
-            let want = [norm, unit, cap, act(Gate::Sigmoid), act(Gate::Silu), act(Gate::Relu2)];
+            let want = [norm, unit, cap, act(Act::Sigmoid), act(Act::Silu), act(Act::Relu2)];
             for (got, want) in first.iter().zip(&want) {
                 assert_close(got, want, 1e-6, "exact rows");
             }
@@ -250,7 +236,7 @@ mod tests {
     #[test]
     fn numbers_that_are_none_stay_so() {
         all_isas(|cx| {
-            for act in [Gate::Sigmoid, Gate::Silu, Gate::Relu2] {
+            for act in ALL {
                 let mut y = [0.0; 2];
                 exact_gate(cx, &mut y, &[f32::NAN, 1.0], &[1.0, f32::NAN], act);
                 assert!(y[0].is_nan() && y[1].is_nan());

@@ -3,12 +3,19 @@
 //! Blocks of 16 outputs outside, rows inside: a block's weights stay in L1 for all rows. Sums of `M` rows of `N` blocks are
 //! in registers, and become floats there.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::{Int8Rows, Kind, Line, PackedMatrix};
-use crate::dot::{CELL, Dot, GROUP};
+use super::matrix::{Kind, Line, PackedMatrix};
+use super::rows::{INT8_ROWS, Int8Rows};
+use crate::dot::{CELL, Dot, DotOp, GROUP};
 use crate::simd::Simd;
 use crate::size::{area, end};
+
+/// Most rows that vectors are faster for than tiles.
+const FEW: usize = 4;
+/// Rows and outputs of one product of tiles.
+const SIDE: usize = 2 * CELL;
 
 /// One product, ready to run on a unit. Plain numbers and pointers: a row of activations leaves no time to look anything up.
 pub(crate) struct Product<'a> {
@@ -28,6 +35,23 @@ pub(crate) struct Product<'a> {
     /// Groups of a segment, and of all.
     each: usize,
     all: usize,
+}
+
+impl DotOp for Product<'_> {
+    #[inline(always)]
+    unsafe fn run<D: Dot>(self) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if D::TILES && self.rows > FEW {
+                return self.run_tiles::<D>();
+            }
+            match self.w.kind {
+                Kind::Ternary if self.segments == 1 => self.run_kind::<D, true, true>(),
+                Kind::Ternary => self.run_kind::<D, true, false>(),
+                Kind::Bytes => self.run_kind::<D, false, true>(),
+            }
+        }
+    }
 }
 
 impl<'a> Product<'a> {
@@ -56,20 +80,6 @@ impl<'a> Product<'a> {
             segments,
             each: w.columns.segment.div_ceil(GROUP),
             all: w.columns.all_groups(),
-        }
-    }
-
-    /// # Safety
-    /// The machine supports the unit.
-    #[inline(always)]
-    pub(crate) unsafe fn run<D: Dot>(self) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match self.w.kind {
-                Kind::Ternary if self.segments == 1 => self.run_kind::<D, true, true>(),
-                Kind::Ternary => self.run_kind::<D, true, false>(),
-                Kind::Bytes => self.run_kind::<D, false, true>(),
-            }
         }
     }
 
@@ -224,77 +234,59 @@ unsafe fn scale<D: Dot>(y: <D::S as Simd>::V, sums: D::V, shift: i32, scales: <D
     unsafe { D::S::add(y, D::S::mul(D::floats(sums, shift), scales)) }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod tiles {
-    use std::mem::MaybeUninit;
-
-    use super::*;
-    use crate::isa::amx;
-    use crate::ops::INT8_ROWS;
-
-    /// Fewest rows that tiles are faster for.
-    const FEW: usize = 4;
-    /// Rows and outputs of one product of tiles.
-    const SIDE: usize = 2 * CELL;
-
-    impl Product<'_> {
-        /// Tiles for many rows, `D` for few.
-        ///
-        /// # Safety
-        /// The machine has AMX for int8, and supports `D`, whose lanes are a cell.
-        #[inline(always)]
-        pub(crate) unsafe fn run_tiles<D: Dot>(self) {
-            if self.rows <= FEW {
-                // SAFETY: the caller's promise.
-                return unsafe { self.run::<D>() };
-            }
-            let w = self.w;
-            let (all, stride) = (self.all, self.stride);
-            let blocks = w.outputs.div_ceil(CELL);
-            for first in (0..blocks).step_by(2) {
-                let own = 2.min(blocks - first);
-                // What segments come to so far, of rows that there are: to clear all takes as long as their products.
-                let mut y = [[MaybeUninit::uninit(); 2]; INT8_ROWS];
-                for segment in 0..self.segments {
-                    let groups = self.groups(segment);
-                    let steps = groups.len().div_ceil(4);
-                    let (b, apart, bias) = match w.kind {
-                        Kind::Ternary => {
-                            // SAFETY: the memory of the rows that this product was made of.
-                            let panel = unsafe { std::slice::from_raw_parts_mut(self.panel.0, self.panel.1) };
-                            let panel = &mut panel[..2 * steps * 16];
-                            for (i, panel) in panel.chunks_exact_mut(steps * 16).take(own).enumerate() {
-                                let from = (first + i) * all;
-                                expand(panel, &w.cells[from + groups.start..from + groups.end]);
-                            }
-                            (self.panel.0.cast_const(), steps * 16, 1)
+impl Product<'_> {
+    /// All rows on tiles.
+    ///
+    /// # Safety
+    /// The machine has AMX for int8, and supports `D`, whose lanes are a cell.
+    #[inline(always)]
+    unsafe fn run_tiles<D: Dot>(self) {
+        let w = self.w;
+        let (all, stride) = (self.all, self.stride);
+        let blocks = w.outputs.div_ceil(CELL);
+        for first in (0..blocks).step_by(2) {
+            let own = 2.min(blocks - first);
+            // What segments come to so far, of rows that there are: to clear all takes as long as their products.
+            let mut y = [[MaybeUninit::uninit(); 2]; INT8_ROWS];
+            for segment in 0..self.segments {
+                let groups = self.groups(segment);
+                let steps = groups.len().div_ceil(4);
+                let (b, apart, bias) = match w.kind {
+                    Kind::Ternary => {
+                        // SAFETY: the memory of the rows that this product was made of.
+                        let panel = unsafe { std::slice::from_raw_parts_mut(self.panel.0, self.panel.1) };
+                        let panel = &mut panel[..2 * steps * 16];
+                        for (i, panel) in panel.chunks_exact_mut(steps * 16).take(own).enumerate() {
+                            let from = (first + i) * all;
+                            expand(panel, &w.cells[from + groups.start..from + groups.end]);
                         }
-                        // What is read beyond the columns meets zeros of the rows.
-                        Kind::Bytes => (w.cells[first * all * 4..].as_ptr(), if own == 2 { all * 4 } else { 0 }, 128),
-                    };
-                    for row in (0..self.rows).step_by(SIDE) {
-                        let rows = SIDE.min(self.rows - row);
-                        let mut sums = MaybeUninit::<[[[i32; CELL]; 2]; SIDE]>::uninit();
-                        let sums: *mut i32 = sums.as_mut_ptr().cast();
-                        // SAFETY: rows are held in multiples of 32 and a line behind them, `b` has two panels of whole steps.
+                        (self.panel.0.cast_const(), steps * 16, 1)
+                    }
+                    // What is read beyond the columns meets zeros of the rows.
+                    Kind::Bytes => (w.cells[first * all * 4..].as_ptr(), if own == 2 { all * 4 } else { 0 }, 128),
+                };
+                for row in (0..self.rows).step_by(SIDE) {
+                    let rows = SIDE.min(self.rows - row);
+                    let mut sums = MaybeUninit::<[[[i32; CELL]; 2]; SIDE]>::uninit();
+                    let sums: *mut i32 = sums.as_mut_ptr().cast();
+                    // SAFETY: rows are held in multiples of 32 and a line behind them, `b` has two panels of whole steps.
+                    unsafe {
+                        let a = self.q.cast::<u8>().add(row * stride + groups.start * GROUP);
+                        D::block(sums, a, stride, b.cast(), apart * 64, steps, rows > CELL);
+                    }
+                    for (r, y) in y[row..row + rows].iter_mut().enumerate() {
+                        // SAFETY: the row and the segment exist; the block has stored 16 sums for each of its rows and
+                        // columns, as many as lanes; the segment before has left what it came to.
                         unsafe {
-                            let a = self.q.cast::<u8>().add(row * stride + groups.start * GROUP);
-                            amx::int8_block(sums, a, stride, b.cast(), apart * 64, steps, rows > CELL);
-                        }
-                        for (r, y) in y[row..row + rows].iter_mut().enumerate() {
-                            // SAFETY: the row and the segment exist; the block has stored 16 sums for each of its rows and
-                            // columns, as many as lanes; the segment before has left what it came to.
-                            unsafe {
-                                let shift = self.shift(row + r, segment, bias);
-                                for (i, y) in y.iter_mut().take(own).enumerate() {
-                                    let scales = D::S::load(self.scales(first + i, segment));
-                                    let before = if segment == 0 { D::S::splat(0.0) } else { y.assume_init() };
-                                    let sum = scale::<D>(before, D::load(sums.add(r * SIDE + i * CELL)), shift, scales);
-                                    if segment + 1 == self.segments {
-                                        self.finish::<D>(sum, first + i, 0, row + r);
-                                    } else {
-                                        y.write(sum);
-                                    }
+                            let shift = self.shift(row + r, segment, bias);
+                            for (i, y) in y.iter_mut().take(own).enumerate() {
+                                let scales = D::S::load(self.scales(first + i, segment));
+                                let before = if segment == 0 { D::S::splat(0.0) } else { y.assume_init() };
+                                let sum = scale::<D>(before, D::load(sums.add(r * SIDE + i * CELL)), shift, scales);
+                                if segment + 1 == self.segments {
+                                    self.finish::<D>(sum, first + i, 0, row + r);
+                                } else {
+                                    y.write(sum);
                                 }
                             }
                         }
@@ -303,17 +295,17 @@ mod tiles {
             }
         }
     }
+}
 
-    /// Codes of ternary cells as bytes; what fills up the last step is zero.
-    #[inline(always)]
-    fn expand(panel: &mut [Line], cells: &[Line]) {
-        for (quads, cell) in panel.chunks_exact_mut(4).zip(cells) {
-            for (j, quad) in quads.iter_mut().enumerate() {
-                for i in 0..64 {
-                    quad.0[i] = cell.0[i] >> (2 * j) & 3;
-                }
+/// Codes of ternary cells as bytes; what fills up the last step is zero.
+#[inline(always)]
+fn expand(panel: &mut [Line], cells: &[Line]) {
+    for (quads, cell) in panel.chunks_exact_mut(4).zip(cells) {
+        for (j, quad) in quads.iter_mut().enumerate() {
+            for i in 0..64 {
+                quad.0[i] = cell.0[i] >> (2 * j) & 3;
             }
         }
-        panel[cells.len() * 4..].fill(Line([0; 64]));
     }
+    panel[cells.len() * 4..].fill(Line([0; 64]));
 }

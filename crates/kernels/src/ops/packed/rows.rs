@@ -1,12 +1,15 @@
 //! Rows of int8 activations: `q = round(127 x / m)`, `m = max |x|` of the row, with the sums that codes above their weights need.
 
-use super::{Columns, INT8_ROWS, Line};
+use super::matrix::{Columns, Line};
 use crate::dot::{CELL, GROUP};
 use crate::exec::Exec;
 use crate::ops::exact;
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
 use crate::size::{area, end};
+
+/// Most rows of one product.
+pub const INT8_ROWS: usize = 64;
 
 /// At most [`INT8_ROWS`] rows of int8 activations.
 pub struct Int8Rows {

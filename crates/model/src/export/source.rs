@@ -1,0 +1,33 @@
+//! What a format is given.
+
+use crate::codes::error::PackError;
+use crate::codes::weight::Weight;
+use crate::config::ModelConfig;
+use crate::io::safetensors::TensorFile;
+use crate::pack::open::Opened;
+use crate::tok::Tokenizer;
+
+/// A packed model taken apart.
+pub struct Source {
+    /// Sizes and switches.
+    pub config: ModelConfig,
+    /// Its vocabulary.
+    pub tokenizer: Tokenizer,
+    /// All parameters, in the order of the layout.
+    pub weights: Vec<Weight>,
+}
+
+impl Source {
+    /// Reads the file of a packed model.
+    pub fn read(file: TensorFile) -> Result<Source, PackError> {
+        let Opened { config, tokenizer, reader } = Opened::read(file)?;
+        let weights = reader.weights(config.quant.quant())?;
+        reader.finish()?;
+        Ok(Source { config, tokenizer, weights })
+    }
+}
+
+/// Why a format cannot express a model: each reason names the setting, its value and what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this format cannot express the model: {}", .0.join("; "))]
+pub struct Refused(pub Vec<String>);

@@ -1,0 +1,60 @@
+//! FlashLM: `h = E[tokens]`; for each block `h += mixer(norm(h)); h += GLU(norm(h))`; `logits = norm(h) E^T`.
+
+mod packed;
+#[cfg(test)]
+mod reference;
+mod train;
+mod validate;
+
+pub(crate) use packed::read;
+pub use train::Train;
+pub(super) use validate::validate;
+
+use crate::config::ModelConfig;
+use crate::layer::branch::Branch;
+use crate::layer::ffn::FfnParams;
+use crate::layer::head::HeadParams;
+use crate::layer::norm::{BranchNorm, Norm};
+use crate::mixer;
+use crate::params::{Group, Init, Layout};
+
+/// Where the parameters lie.
+pub(super) struct Params {
+    head: HeadParams,
+    blocks: Vec<BlockParams>,
+    norm: Norm,
+}
+
+/// Those of one block.
+struct BlockParams {
+    /// The norm before the mixer.
+    norm: BranchNorm,
+    mixer: mixer::Params,
+    ffn: FfnParams,
+    need: crate::layer::config::Need,
+}
+
+impl Params {
+    /// Adds all parameters of a valid config.
+    pub(super) fn new(layout: &mut Layout, config: &ModelConfig) -> Self {
+        let (d, eps, layers) = (config.dim, config.norm_eps, config.layers());
+        let head = HeadParams::new(layout, config.vocab_size, d, config.logit_softcap);
+        let blocks = (0..config.blocks).map(|i| {
+            let name = |part| format!("blocks.{i}.{part}");
+            let mut branch = Branch::new(layout, name("norm1.scale"), name("mixer"), &layers);
+            let mixer = mixer::Params::new(config.mixer_of(i), &mut branch, &config.mixers);
+            let (norm, need) = (branch.branch_norm(), branch.need());
+            let mut branch = Branch::new(layout, name("norm2.scale"), name("ffn"), &layers);
+            let ffn = FfnParams::new(&mut branch, config.ffn_hidden, config.activation.act());
+            BlockParams { norm, mixer, ffn, need: need.max(branch.need()) }
+        });
+        let blocks = blocks.collect();
+        let scale = layout.add("final_norm.scale".into(), &[d], Init::Ones, Group::Norm);
+        Params { head, blocks, norm: Norm { scale, part: 0..d, eps } }
+    }
+
+    /// Numbers that the packed runtime remembers of one sequence.
+    pub(super) fn state_len(&self) -> usize {
+        self.blocks.iter().map(|block| block.mixer.state_len()).sum()
+    }
+}

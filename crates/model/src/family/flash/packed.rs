@@ -1,0 +1,102 @@
+//! The model in the packed runtime.
+
+use flashlm_kernels::Exec;
+use flashlm_kernels::ops::{Act, exact_gate};
+use flashlm_kernels::tile::Local;
+
+use super::Params;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::config::ModelConfig;
+use crate::family::forms::{PackedBlock, PackedBody};
+use crate::layer::ffn::FfnParams;
+use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, Work};
+use crate::mixer::forms::{Near, PackedMixer};
+use crate::params::Layout;
+
+/// The weights of a packed model of a valid config.
+pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, PackError> {
+    let of = Params::new(&mut Layout::default(), config);
+    let blocks = of.blocks.iter().map(|of| {
+        let norm = PackedBranchNorm::read(from, &of.norm)?;
+        Ok(Box::new(Block { norm, mixer: of.mixer.read(from)?, ffn: Ffn::read(from, &of.ffn)? })
+            as Box<dyn PackedBlock>)
+    });
+    let embedding = from.table(&of.head.table)?;
+    let blocks = blocks.collect::<Result<_, PackError>>()?;
+    Ok(PackedBody { embedding, blocks, norm: PackedNorm::read(from, &of.norm)?, softcap: config.logit_softcap })
+}
+
+struct Block {
+    norm: PackedBranchNorm,
+    mixer: Box<dyn PackedMixer>,
+    ffn: Ffn,
+}
+
+impl PackedBlock for Block {
+    fn linears(&self) -> Vec<&PackedLinear> {
+        let Ffn { gate, up, down, .. } = &self.ffn;
+        [self.mixer.linears(), vec![gate, up, down]].concat()
+    }
+
+    fn width(&self) -> usize {
+        self.mixer.width()
+    }
+
+    fn state_len(&self) -> usize {
+        self.mixer.state_len()
+    }
+
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local) {
+        self.mixer.project(cx, u, self.norm.forward(cx, h, local), work);
+    }
+
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
+        self.mixer.mix(cx, u, state, past, local);
+    }
+
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+        self.mixer.output(cx, h, u, work, local);
+        self.ffn.forward(cx, h, work, local);
+    }
+
+    fn near(&self) -> Option<&dyn Near> {
+        self.mixer.near()
+    }
+}
+
+/// GLU branch: `h += W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`.
+struct Ffn {
+    norm: PackedBranchNorm,
+    gate: PackedLinear,
+    up: PackedLinear,
+    down: PackedLinear,
+    act: Act,
+    hidden: usize,
+}
+
+impl Ffn {
+    fn read(from: &Reader, of: &FfnParams) -> Result<Self, PackError> {
+        Ok(Ffn {
+            norm: PackedBranchNorm::read(from, of.norm())?,
+            gate: PackedLinear::read(from, &of.gate)?,
+            up: PackedLinear::read(from, &of.up)?,
+            down: PackedLinear::read(from, &of.down)?,
+            act: of.act(),
+            hidden: of.down.inputs,
+        })
+    }
+
+    /// `h: [rows, D]` of one tile.
+    fn forward(&self, cx: &Exec, h: &mut [f32], work: &mut Work, local: &Local) {
+        let (d, f) = (self.gate.columns().inputs, self.hidden);
+        let rows = h.len() / d;
+        let (g, u) = (local.take::<f32>(rows * f), local.take::<f32>(rows * f));
+        let mut input = Input::new(self.norm.forward(cx, h, local));
+        self.gate.forward(cx, (&mut *g, f, 0), &mut input, work, false);
+        self.up.forward(cx, (&mut *u, f, 0), &mut input, work, false);
+        let a = local.take::<f32>(rows * f);
+        exact_gate(cx, a, g, u, self.act);
+        self.down.forward(cx, (h, d, 0), &mut Input::new(a), work, true);
+    }
+}

@@ -1,0 +1,253 @@
+//! The model in training and evaluation: weights, which passes share, and the working memory of one pass.
+
+use flashlm_kernels::ops::Objective;
+use flashlm_kernels::{Buf, Exec, Span, Store, Token};
+
+use super::Params;
+use crate::config::ModelConfig;
+use crate::family::forms::{Current, LanguageModel, Shape, State};
+use crate::layer::config::Need;
+use crate::layer::ffn::{self, Ffn};
+use crate::layer::head::{self, Head};
+use crate::layer::linear;
+use crate::layer::norm::Norm;
+use crate::layer::scratch::{Scratch, WIDE};
+use crate::mixer::forms::{AnyMixer, AnySaved};
+use crate::params::Layout;
+
+/// The model for passes of at most `rows` rows; `A` is what matmuls and saved activations are kept as.
+pub struct Train<A: Store> {
+    config: ModelConfig,
+    layout: Layout,
+    weights: Weights<A>,
+    work: Work<A>,
+    rows: usize,
+    training: bool,
+    /// Whether the inputs of ternary matrices and of the head are rounded to int8.
+    int8: bool,
+    /// Width of the widest input of a matrix.
+    widest: usize,
+}
+
+/// Weights, packed.
+struct Weights<A: Store> {
+    head: Head<A>,
+    blocks: Vec<Block<A>>,
+    norm: Norm,
+}
+
+struct Block<A: Store> {
+    mixer: Box<dyn AnyMixer<A>>,
+    ffn: Ffn<A>,
+}
+
+/// What a pass leaves behind, and scratch.
+struct Work<A: Store> {
+    head: head::Work<A>,
+    /// Of the mixer and the GLU of each block.
+    saved: Vec<(AnySaved, ffn::Saved<A>)>,
+    scratch: Scratch<A>,
+    /// The residual stream: before block 0, after each mixer, after each GLU.
+    h: Vec<Buf<A::E>>,
+    /// The input of the head.
+    x: Buf<A>,
+    dh: Buf<A::E>,
+    /// [`Span::past`] of a pass.
+    past: Vec<u32>,
+}
+
+impl<A: Store> Train<A> {
+    /// A model of a valid config; `training` adds what backward passes need.
+    pub(in crate::family) fn new(config: &ModelConfig, rows: usize, training: bool) -> Self {
+        let (d, rows) = (config.dim, rows.max(1));
+        let mut layout = Layout::default();
+        let of = Params::new(&mut layout, config);
+        let need = of.blocks.iter().fold(Need::default(), |need, block| need.max(block.need));
+        let head = Head::new(&of.head, training);
+        let block = |of: super::BlockParams| Block { mixer: of.mixer.train(training), ffn: Ffn::new(of.ffn, training) };
+        let blocks: Vec<Block<A>> = of.blocks.into_iter().map(block).collect();
+        let mut wide = [0; WIDE];
+        for widths in blocks.iter().flat_map(|block| [block.mixer.wide(), block.ffn.wide()]) {
+            wide = std::array::from_fn(|i| wide[i].max(widths[i]));
+        }
+        let with_gradient = if training { rows } else { 0 };
+        let work = Work {
+            head: head.work(rows),
+            saved: blocks.iter().map(|block| (block.mixer.saved(rows, training), block.ffn.saved(rows))).collect(),
+            scratch: Scratch::new(&config.layers(), need, wide, with_gradient, config.vocab_size),
+            h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
+            x: Buf::scratch(rows * d),
+            dh: Buf::scratch(with_gradient * d),
+            past: Vec::with_capacity(rows),
+        };
+        let mut lm = Train {
+            config: config.clone(),
+            layout,
+            weights: Weights { head, blocks, norm: of.norm },
+            work,
+            rows,
+            training,
+            int8: false,
+            widest: need.input,
+        };
+        lm.set_activation_bits(config.activation_bits);
+        lm
+    }
+
+    /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `work.h`.
+    fn forward(
+        &mut self,
+        cx: &Exec,
+        params: linear::Params<A::E>,
+        tokens: &[Token],
+        mut state: Option<&mut State<A::E>>,
+        shape: Shape,
+    ) {
+        let rows = shape.rows();
+        assert!(
+            tokens.len() == rows && rows <= self.rows,
+            "{} tokens for {shape:?}, room for {}",
+            tokens.len(),
+            self.rows
+        );
+        let (n, start) = (rows * self.config.dim, self.config.document_start());
+        let Train { weights, work: Work { saved, h, past, .. }, .. } = self;
+        count_past(past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, shape.len);
+        let span = &Span { batch: shape.batch, len: shape.len, past };
+        weights.head.embed_forward(cx, &mut h[0], tokens, params.all);
+        for (i, (block, saved)) in weights.blocks.iter().zip(saved).enumerate() {
+            let [h0, h1, h2] = &mut h[2 * i..2 * i + 3] else { unreachable!("three buffers for each block") };
+            let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
+            block.mixer.forward(cx, &mut h1[..n], &mut saved.0, layer, &h0[..n], params, span);
+            block.ffn.forward(cx, &mut h2[..n], &mut saved.1, &h1[..n], params);
+        }
+    }
+
+    /// The pass up to the head's input: `[B*T, D]` in `work.x`.
+    fn head_input(
+        &mut self,
+        cx: &Exec,
+        params: Current<'_, A::E>,
+        tokens: &[Token],
+        state: Option<&mut State<A::E>>,
+        shape: Shape,
+    ) {
+        let params = linear::Params { all: params.all(), int8: self.int8 };
+        self.forward(cx, params, tokens, state, shape);
+        let (n, Weights { head, norm, .. }) = (tokens.len() * self.config.dim, &self.weights);
+        let last = &self.work.h[2 * self.config.blocks][..n];
+        head.input(cx, &mut self.work.x[..n], last, norm, params);
+    }
+}
+
+/// How many rows of its document stand before each row, where documents begin at `start`; the counts of a state move on.
+fn count_past(past: &mut Vec<u32>, tokens: &[Token], counts: Option<&mut [u32]>, start: Option<Token>, t: usize) {
+    past.clear();
+    let mut counts = counts.into_iter().flatten();
+    for sequence in tokens.chunks(t.max(1)) {
+        let count = counts.next();
+        let mut before = count.as_deref().copied().unwrap_or(0);
+        for &token in sequence {
+            if Some(token) == start {
+                before = 0;
+            }
+            past.push(before);
+            before = before.saturating_add(1);
+        }
+        if let Some(count) = count {
+            *count = before;
+        }
+    }
+}
+
+impl<A: Store> LanguageModel<A::E> for Train<A> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn state(&self, batch: usize) -> State<A::E> {
+        let layers = self.weights.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
+        State { layers, past: vec![0; batch] }
+    }
+
+    fn set_activation_bits(&mut self, bits: u32) {
+        assert!(matches!(bits, 0 | 8), "activations of {bits} bits");
+        self.int8 = bits == 8;
+        if self.int8 && self.training {
+            self.work.scratch.room_for_rounded(self.rows * self.widest);
+        }
+    }
+
+    fn pack(&mut self, cx: &Exec, params: &[A::E]) {
+        let Train { weights, work: Work { head, scratch, .. }, .. } = self;
+        for block in &mut weights.blocks {
+            block.mixer.prepare(cx, params, scratch);
+            block.ffn.prepare(cx, params, scratch);
+        }
+        weights.head.prepare(cx, params, scratch);
+        weights.head.make_room(cx, head);
+    }
+
+    fn loss_backward(
+        &mut self,
+        cx: &Exec,
+        grads: &mut [A::E],
+        params: Current<'_, A::E>,
+        tokens: &[Token],
+        targets: &[Token],
+        shape: Shape,
+        objective: Objective,
+    ) -> f64 {
+        let n = shape.rows() * self.config.dim;
+        let params = linear::Params { all: params.all(), int8: self.int8 };
+        self.forward(cx, params, tokens, None, shape);
+        let Train { weights: Weights { head, blocks, norm }, work, .. } = self;
+        let Work { head: head_work, saved, scratch: s, h, dh, past, .. } = work;
+        let span = &Span { batch: shape.batch, len: shape.len, past };
+        let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
+        let nats = head.loss_backward(cx, dh, grads, head_work, last, targets, norm, params, s, objective);
+        for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
+            block.ffn.backward(cx, dh, grads, &saved.1, &h[2 * i + 1][..n], params, s);
+            block.mixer.backward(cx, dh, grads, &mut saved.0, &h[2 * i][..n], params, s, span);
+        }
+        head.embed_backward(cx, grads, dh, tokens);
+        nats
+    }
+
+    fn log_probs(
+        &mut self,
+        cx: &Exec,
+        out: &mut Vec<f64>,
+        params: Current<'_, A::E>,
+        tokens: &[Token],
+        targets: &[Token],
+        state: Option<&mut State<A::E>>,
+        shape: Shape,
+    ) {
+        assert_eq!(tokens.len(), targets.len());
+        self.head_input(cx, params, tokens, state, shape);
+        let Work { head, x, .. } = &mut self.work;
+        self.weights.head.log_probs(cx, out, head, &x[..tokens.len() * self.config.dim], targets);
+    }
+
+    fn logits(
+        &mut self,
+        cx: &Exec,
+        out: &mut [A::E],
+        params: Current<'_, A::E>,
+        tokens: &[Token],
+        state: Option<&mut State<A::E>>,
+        shape: Shape,
+    ) {
+        self.head_input(cx, params, tokens, state, shape);
+        self.weights.head.logits(cx, out, &self.work.x[..tokens.len() * self.config.dim]);
+    }
+}

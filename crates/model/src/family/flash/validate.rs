@@ -1,0 +1,27 @@
+//! The rules about a config of this family.
+
+use crate::config::ModelConfig;
+use crate::error::{ConfigError, check, within};
+use crate::mixer;
+
+/// Checks what the family's own settings may be.
+pub(in crate::family) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
+    within("quant.size", config.quant.size, 1, 1 << 20)?;
+    // A row of zeros is multiplied by the root of its inverse, and gradients by more than that.
+    let eps = config.norm_eps;
+    check((1e-12..1.0).contains(&eps), || ConfigError::new("norm_eps", eps, "at least 1e-12 and below 1"))?;
+    let (cap, expected) = (config.logit_softcap, "0 (no cap), or between 1 and 1000");
+    let capped = cap == 0.0 || (1.0..=1000.0).contains(&cap);
+    check(capped, || ConfigError::new("logit_softcap", cap, expected))?;
+    let bits = config.activation_bits;
+    let expected = "0 (float activations) or 8 (int8)";
+    check(matches!(bits, 0 | 8), || ConfigError::new("activation_bits", bits, expected))?;
+    let mixers = config.pattern.len();
+    check(mixers <= 128, || ConfigError::new("pattern", format!("[{mixers} mixers]"), "of at most 128 mixers"))?;
+    mixer::known("mixer", &config.mixer)?;
+    for name in &config.pattern {
+        mixer::known("pattern", name)?;
+    }
+    let used = |name: &str| (0..config.blocks).any(|i| config.mixer_of(i) == name);
+    config.mixers.validate(&config.layers(), used)
+}

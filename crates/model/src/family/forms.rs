@@ -1,0 +1,198 @@
+//! What a model of any family is in training and evaluation ([`LanguageModel`], used through [`Prepared`]), and in the packed
+//! runtime ([`PackedBody`]).
+
+use flashlm_kernels::ops::{Objective, PackedMatrix};
+use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Buf, Elem, Exec, Token};
+
+use crate::config::ModelConfig;
+use crate::layer::packed::{PackedLinear, PackedNorm, Work};
+use crate::mixer::forms::Near;
+use crate::params::Layout;
+
+/// Sizes of one pass: `B` sequences of `T` tokens, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `B`.
+    pub batch: usize,
+    /// `T`.
+    pub len: usize,
+}
+
+impl Shape {
+    /// `B T`.
+    pub fn rows(self) -> usize {
+        self.batch * self.len
+    }
+}
+
+/// A language model with its working memory. Parameters and gradients are flat slices in the order of its layout.
+///
+/// Passes are run by [`Prepared`], which packs the weights first and holds on to the parameters they were packed from.
+pub trait LanguageModel<E: Elem>: Send {
+    /// The model's sizes and switches.
+    fn config(&self) -> &ModelConfig;
+
+    /// Names, shapes and places of the parameters.
+    fn layout(&self) -> &Layout;
+
+    /// Most rows of one pass.
+    fn rows(&self) -> usize;
+
+    /// The start of `batch` sequences.
+    fn state(&self, batch: usize) -> State<E>;
+
+    /// From now on something else than [`ModelConfig::activation_bits`] says: 0 or 8.
+    ///
+    /// # Panics
+    /// With another number.
+    fn set_activation_bits(&mut self, bits: u32);
+
+    /// Quantises and packs all weights, and makes room for what passes on `cx` need.
+    fn pack(&mut self, cx: &Exec, params: &[E]);
+
+    /// See [`Prepared::loss_backward`].
+    fn loss_backward(
+        &mut self,
+        cx: &Exec,
+        grads: &mut [E],
+        params: Current<'_, E>,
+        tokens: &[Token],
+        targets: &[Token],
+        shape: Shape,
+        objective: Objective,
+    ) -> f64;
+
+    /// See [`Prepared::log_probs`].
+    fn log_probs(
+        &mut self,
+        cx: &Exec,
+        out: &mut Vec<f64>,
+        params: Current<'_, E>,
+        tokens: &[Token],
+        targets: &[Token],
+        state: Option<&mut State<E>>,
+        shape: Shape,
+    );
+
+    /// See [`Prepared::logits`].
+    fn logits(
+        &mut self,
+        cx: &Exec,
+        out: &mut [E],
+        params: Current<'_, E>,
+        tokens: &[Token],
+        state: Option<&mut State<E>>,
+        shape: Shape,
+    );
+}
+
+/// Parameters that the model has packed: only [`Prepared`] can say so.
+#[derive(Clone, Copy)]
+pub struct Current<'a, E: Elem>(&'a [E]);
+
+impl<'a, E: Elem> Current<'a, E> {
+    /// All of them, in the order of the layout.
+    pub fn all(self) -> &'a [E] {
+        self.0
+    }
+}
+
+/// A model whose weights were packed from these parameters, which cannot change as long as it is there.
+pub struct Prepared<'a, E: Elem> {
+    cx: &'a Exec,
+    lm: &'a mut (dyn LanguageModel<E> + 'a),
+    params: Current<'a, E>,
+}
+
+impl<'a, E: Elem> Prepared<'a, E> {
+    /// Quantises and packs `params`, in the order of the model's layout, for passes on `cx`.
+    ///
+    /// # Panics
+    /// If they are not as many as the layout's.
+    pub fn new(cx: &'a Exec, lm: &'a mut (dyn LanguageModel<E> + 'a), params: &'a [E]) -> Self {
+        assert_eq!(params.len(), lm.layout().len(), "parameters of another model");
+        lm.pack(cx, params);
+        Prepared { cx, lm, params: Current(params) }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &dyn LanguageModel<E> {
+        self.lm
+    }
+
+    /// Forward and backward, `tokens` and `targets: [B T]`: returns the sum of nats, without z-loss, and adds the gradient of
+    /// the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for neither.
+    pub fn loss_backward(
+        &mut self,
+        grads: &mut [E],
+        tokens: &[Token],
+        targets: &[Token],
+        shape: Shape,
+        objective: Objective,
+    ) -> f64 {
+        self.lm.loss_backward(self.cx, grads, self.params, tokens, targets, shape, objective)
+    }
+
+    /// Appends `ln p(target | tokens so far)` of each row. Without a state all sequences start.
+    pub fn log_probs(
+        &mut self,
+        out: &mut Vec<f64>,
+        tokens: &[Token],
+        targets: &[Token],
+        state: Option<&mut State<E>>,
+        shape: Shape,
+    ) {
+        self.lm.log_probs(self.cx, out, self.params, tokens, targets, state, shape);
+    }
+
+    /// Writes the logits of every row: `[B T, V]`.
+    pub fn logits(&mut self, out: &mut [E], tokens: &[Token], state: Option<&mut State<E>>, shape: Shape) {
+        self.lm.logits(self.cx, out, self.params, tokens, state, shape);
+    }
+}
+
+/// The state of `B` sequences: for each block `[B, state_len]`, and of each sequence the rows of its document so far.
+#[derive(Clone)]
+pub struct State<E: Elem> {
+    /// Of each block.
+    pub(crate) layers: Vec<Buf<E>>,
+    /// Of each sequence.
+    pub(crate) past: Vec<u32>,
+}
+
+/// A model in the packed runtime: the logits of a row are `norm(h) E^T`, where `h` starts as the token's row of `E` and every block
+/// adds to it.
+pub(crate) struct PackedBody {
+    /// `E: [V, D]`.
+    pub(crate) embedding: PackedMatrix,
+    /// In the order in which they are applied; one that is applied twice stands there twice.
+    pub(crate) blocks: Vec<Box<dyn PackedBlock>>,
+    pub(crate) norm: PackedNorm,
+    /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
+    pub(crate) softcap: f64,
+}
+
+/// One application of a block; `u: [rows, width]` is what it makes of the residual stream, and mixes.
+pub(crate) trait PackedBlock: Send + Sync {
+    /// All its matrices.
+    fn linears(&self) -> Vec<&PackedLinear>;
+
+    /// Elements of a row of `u`.
+    fn width(&self) -> usize;
+
+    /// Elements of the state of one sequence; a state of zeros is the start.
+    fn state_len(&self) -> usize;
+
+    /// `u` of the rows `h: [rows, D]` of one tile.
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local);
+
+    /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
+
+    /// Adds all that the block adds to `h: [rows, D]` of one tile, `u` being mixed.
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+
+    /// Its mixer, if each tile of a prompt can mix its own rows.
+    fn near(&self) -> Option<&dyn Near>;
+}

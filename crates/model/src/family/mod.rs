@@ -1,0 +1,78 @@
+//! Model families: whole architectures, each in a folder with one line in `families!`. From there on the program trains,
+//! evaluates, packs and runs it.
+//!
+//! A folder has `validate`, the rules about a config; `Params`, where the parameters lie; `Train`, the model in training and
+//! evaluation ([`forms::LanguageModel`]); and `read`, the packed model ([`forms::PackedBody`]).
+
+pub mod flash;
+pub mod forms;
+mod validate;
+
+use flashlm_kernels::Store;
+
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::config::{ConfigError, ModelConfig};
+use crate::params::Layout;
+use forms::{LanguageModel, PackedBody};
+
+macro_rules! families {
+    ($($module:ident;)*) => {
+        /// The names that `model.family` may have.
+        pub const NAMES: &[&str] = &[$(stringify!($module)),*];
+
+        /// Checks a config by the rules of its family, whose name is known.
+        fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
+            match config.family.as_str() {
+                $(stringify!($module) => $module::validate(config),)*
+                other => panic!("unknown family {other:?}"),
+            }
+        }
+
+        /// The layout of a valid config, and the numbers that the packed runtime remembers of one sequence.
+        fn sizes(config: &ModelConfig) -> (Layout, usize) {
+            let mut layout = Layout::default();
+            let state = match config.family.as_str() {
+                $(stringify!($module) => $module::Params::new(&mut layout, config).state_len(),)*
+                other => panic!("unknown family {other:?} in a validated config"),
+            };
+            (layout, state)
+        }
+
+        /// A model for passes of at most `rows = B T` rows; `training` adds what backward passes need. `A` is what matmuls and
+        /// saved activations are kept as.
+        pub fn build<A: Store>(
+            config: &ModelConfig,
+            rows: usize,
+            training: bool,
+        ) -> Result<Box<dyn LanguageModel<A::E>>, ConfigError> {
+            config.validate()?;
+            match config.family.as_str() {
+                $(stringify!($module) => Ok(Box::new($module::Train::<A>::new(config, rows, training))),)*
+                other => panic!("unknown family {other:?} in a validated config"),
+            }
+        }
+
+        /// The weights of a packed model of a valid config.
+        pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, PackError> {
+            match config.family.as_str() {
+                $(stringify!($module) => $module::read(from, config),)*
+                other => panic!("unknown family {other:?} in a validated config"),
+            }
+        }
+    };
+}
+
+families! {
+    flash;
+}
+
+impl Layout {
+    /// The parameters of a valid config's model, in order. Takes no memory for them.
+    ///
+    /// # Panics
+    /// If [`ModelConfig::validate`] refuses the config.
+    pub fn of(config: &ModelConfig) -> Layout {
+        sizes(config).0
+    }
+}

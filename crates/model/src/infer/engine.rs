@@ -1,0 +1,275 @@
+//! The working memory of one caller: prefill, decode steps, scores.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use flashlm_kernels::ops::{Columns, INT8_ROWS, exact_log_sum_exp, exact_softcap, packed_matmul};
+use flashlm_kernels::tile::{Local, Parts, Rows, Split};
+use flashlm_kernels::{Exec, Token};
+
+use super::model::PackedModel;
+use super::stream::Stream;
+use crate::layer::packed::Work;
+
+/// The working memory of one caller, on the threads of its executor.
+pub struct Engine {
+    model: Arc<PackedModel>,
+    pub(super) cx: Exec,
+    /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
+    h: Vec<f32>,
+    u: Vec<f32>,
+    /// Rows `u` as mixers read them while theirs are overwritten.
+    before: Vec<f32>,
+    widest: usize,
+    past: Vec<u32>,
+    work: Vec<Work>,
+    pub(super) logits: Vec<f32>,
+    /// One of each writer.
+    pub(super) tokens: Vec<Token>,
+    /// `ln sum exp` of the logits of a row.
+    sums: Vec<f64>,
+}
+
+impl Engine {
+    /// An engine for passes of at most `rows` rows a thread, 1 to 64: streams that step together, or tokens of a prompt at once.
+    pub fn new(model: Arc<PackedModel>, cx: Exec, rows: usize) -> Self {
+        let each = rows.clamp(1, INT8_ROWS);
+        let threads = cx.pool().threads();
+        let all = each * threads;
+        let widest = model.body.blocks.iter().map(|block| block.width()).max().unwrap_or(0);
+        let mut columns = vec![model.body.embedding.columns()];
+        for block in &model.body.blocks {
+            columns.extend(block.linears().iter().map(|linear| linear.columns()));
+        }
+        columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
+        columns.dedup();
+        Engine {
+            h: vec![0.0; all * model.config().dim],
+            u: vec![0.0; all * widest],
+            before: vec![0.0; all * widest],
+            widest,
+            past: vec![0; all],
+            work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
+            logits: Vec::new(),
+            tokens: Vec::new(),
+            sums: Vec::new(),
+            model,
+            cx,
+        }
+    }
+
+    /// The weights.
+    pub fn model(&self) -> &Arc<PackedModel> {
+        &self.model
+    }
+
+    /// Where it runs.
+    pub fn exec(&self) -> &Exec {
+        &self.cx
+    }
+
+    /// Most rows of one pass.
+    pub fn rows(&self) -> usize {
+        self.past.len()
+    }
+
+    /// Tells `stream` the next tokens of its text.
+    ///
+    /// # Panics
+    /// With a token beyond the vocabulary.
+    pub fn feed(&mut self, stream: &mut Stream, tokens: &[Token]) {
+        for piece in tokens.chunks(self.rows()) {
+            self.pass(stream, piece);
+        }
+    }
+
+    /// Tells `stream` the next tokens of its text and gives the logits after the last: `[V]`, the caller's until the next call.
+    ///
+    /// # Panics
+    /// Without a token, or with one beyond the vocabulary.
+    pub fn prefill(&mut self, stream: &mut Stream, tokens: &[Token]) -> &mut [f32] {
+        assert!(!tokens.is_empty(), "a prompt has at least one token");
+        self.room(1);
+        self.feed(stream, tokens);
+        let (d, last) = (self.model.config().dim, (tokens.len() - 1) % self.rows());
+        self.h.copy_within(last * d..(last + 1) * d, 0);
+        self.head(1);
+        &mut self.logits[..self.model.config().vocab_size]
+    }
+
+    /// Tells each stream its next token and gives the logits after them: `[streams, V]`, the caller's until the next call.
+    ///
+    /// # Panics
+    /// With as many tokens as streams missing, or one beyond the vocabulary.
+    pub fn step<S: AsMut<Stream> + Send + 'static>(&mut self, streams: &mut [S], tokens: &[Token]) -> &mut [f32] {
+        assert_eq!(streams.len(), tokens.len(), "a token for each stream");
+        self.room(streams.len());
+        let (rows, v) = (self.rows(), self.model.config().vocab_size);
+        let mut logits = std::mem::take(&mut self.logits);
+        let all = streams.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
+        for ((streams, tokens), z) in all {
+            self.decode(streams, tokens, Rows(z, v), |mut last, _, z| last.head(z, 0..z.len() / v));
+        }
+        self.logits = logits;
+        &mut self.logits[..streams.len() * v]
+    }
+
+    /// Tells `stream` the tokens and appends `ln p(target)` after each.
+    ///
+    /// # Panics
+    /// As [`Engine::prefill`], and with as many targets missing.
+    pub fn log_probs(&mut self, stream: &mut Stream, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
+        assert_eq!(tokens.len(), targets.len(), "a target for each token");
+        let (rows, v) = (self.rows(), self.model.config().vocab_size);
+        self.room(rows);
+        for (tokens, targets) in tokens.chunks(rows).zip(targets.chunks(rows)) {
+            let n = tokens.len();
+            self.pass(stream, tokens);
+            self.head(n);
+            let Engine { cx, logits, sums, .. } = self;
+            sums.resize(rows, 0.0);
+            cx.tiles_by(1, n, (Rows(logits, v), Rows(sums, 1)), |cx, _, (z, sum), _| {
+                sum[0] = exact_log_sum_exp(cx, z);
+            });
+            let own = logits.chunks_exact(v).zip(targets).zip(&*sums);
+            out.extend(own.map(|((z, &target), sum)| f64::from(z[usize::from(target)]) - sum));
+        }
+    }
+
+    /// Memory for the logits of `n` rows.
+    pub(super) fn room(&mut self, n: usize) {
+        let len = n * self.model.config().vocab_size;
+        if self.logits.len() < len {
+            self.logits.resize(len, 0.0);
+        }
+    }
+
+    /// Rows of a tile, one tile a thread.
+    pub(super) fn height(&self, rows: usize) -> usize {
+        rows.div_ceil(self.work.len())
+    }
+
+    /// One token of each stream: each thread takes its streams through all blocks, and `then` is given their last rows with
+    /// its share of `out`.
+    pub(super) fn decode<S: AsMut<Stream> + Send + 'static, V: Split>(
+        &mut self,
+        streams: &mut [S],
+        tokens: &[Token],
+        out: V,
+        then: impl Fn(LastRows, &mut [S], V::Share<'_>) + Sync,
+    ) {
+        let height = self.height(tokens.len());
+        let Engine { model, cx, h, u, past, work, widest, .. } = self;
+        let (d, rows) = (model.config().dim, tokens.len());
+        let buffers = (Rows(streams, 1), Rows(h, d), Rows(u, *widest), Rows(past, 1), Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (streams, h, u, past, work, out), local| {
+            let work = &mut work[0];
+            for ((past, stream), &token) in past.iter_mut().zip(&mut *streams).zip(&tokens[r.clone()]) {
+                *past = stream.as_mut().advance(token, model.config().document_start());
+            }
+            model.embed(h, &tokens[r]);
+            let mut at = 0;
+            for block in &model.body.blocks {
+                let (len, width) = (block.state_len(), block.width());
+                let u = &mut u[..past.len() * width];
+                local.within(|local| block.project(cx, u, h, work, local));
+                for ((stream, u), past) in streams.iter_mut().zip(u.chunks_exact_mut(width)).zip(past.chunks(1)) {
+                    let state = &mut stream.as_mut().state[at..at + len];
+                    local.within(|local| block.mix(cx, u, state, past, local));
+                }
+                local.within(|local| block.output(cx, h, u, work, local));
+                at += len;
+            }
+            then(LastRows { model, cx, h, work, local }, streams, out);
+        });
+    }
+
+    /// Many tokens of one stream.
+    fn pass(&mut self, stream: &mut Stream, tokens: &[Token]) {
+        let height = self.height(tokens.len());
+        let Engine { model, cx, h, u, before, past, work, .. } = self;
+        let (d, rows) = (model.config().dim, tokens.len());
+        for (past, &token) in past.iter_mut().zip(tokens) {
+            *past = stream.advance(token, model.config().document_start());
+        }
+        let past = &past[..rows];
+        let first = &model.body.blocks[0];
+        let width = first.width();
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
+            model.embed(h, &tokens[r]);
+            first.project(cx, u, h, &mut work[0], local);
+        });
+        let mut state = &mut stream.state[..];
+        for (i, block) in model.body.blocks.iter().enumerate() {
+            let (len, width) = (block.state_len(), block.width());
+            let own = state.split_off_mut(..len).expect("a state for each block");
+            let near = block.near();
+            match near {
+                Some(_) => std::mem::swap(u, before),
+                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (state, u), local| {
+                    block.mix(cx, u, state, past, local);
+                }),
+            }
+            let from = (&before[..rows * width], past);
+            let next = model.body.blocks.get(i + 1);
+            // Of other widths next: its rows must not lie where another tile still reads.
+            let same = next.is_none_or(|next| next.width() == width);
+            let fused = next.filter(|_| same);
+            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
+                if let Some(near) = near {
+                    near.mix_rows(cx, u, from, r, own, local);
+                }
+                block.output(cx, h, u, &mut work[0], local);
+                if let Some(next) = fused {
+                    next.project(cx, u, h, &mut work[0], local);
+                }
+            });
+            if let Some(near) = near {
+                near.keep(from, own);
+            }
+            if let Some(next) = next.filter(|_| !same) {
+                let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.width()), Parts(&mut *work, 1));
+                cx.tiles_by(height, rows, buffers, |cx, _, (h, u, work), local| {
+                    next.project(cx, u, h, &mut work[0], local);
+                });
+            }
+        }
+    }
+
+    /// Logits of the first `rows` rows.
+    fn head(&mut self, rows: usize) {
+        let height = self.height(rows);
+        let Engine { model, cx, h, work, logits, .. } = self;
+        let (d, v) = (model.config().dim, model.config().vocab_size);
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, r, (h, z, work), local| {
+            LastRows { model, cx, h, work: &mut work[0], local }.head(z, 0..r.len());
+        });
+    }
+}
+
+/// Rows of one tile after the last block.
+pub(super) struct LastRows<'a> {
+    model: &'a PackedModel,
+    pub(super) cx: &'a Exec,
+    h: &'a [f32],
+    work: &'a mut Work,
+    local: &'a Local,
+}
+
+impl LastRows<'_> {
+    /// Logits `z: [rows, V]` of some of the rows.
+    pub(super) fn head(&mut self, z: &mut [f32], rows: Range<usize>) {
+        let LastRows { model, cx, h, work, local } = self;
+        let (d, v) = (model.config().dim, model.config().vocab_size);
+        let h = &h[rows.start * d..rows.end * d];
+        local.within(|local| {
+            let x = local.take::<f32>(h.len());
+            model.body.norm.forward(cx, x, h);
+            work.q.quantise(cx, x, Columns::whole(d));
+        });
+        packed_matmul(cx, (&mut *z, v, 0), &mut work.q, &model.body.embedding, false);
+        if model.body.softcap > 0.0 {
+            exact_softcap(cx, z, model.body.softcap);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The weights of a packed model, ready to run.
+
+use std::path::Path;
+
+use flashlm_kernels::Token;
+
+use super::stream::Stream;
+use crate::codes::error::PackError;
+use crate::config::ModelConfig;
+use crate::family;
+use crate::family::forms::PackedBody;
+use crate::io::map_limited;
+use crate::io::safetensors::TensorFile;
+use crate::layer::packed::PackedLinear;
+use crate::pack::open::Opened;
+use crate::params::MAX_NUMBERS;
+use crate::tok::Tokenizer;
+
+/// Longest packed model accepted.
+const MAX_FILE: u64 = 4 << 30;
+/// Most for each parameter: a scale, and a quarter of a byte. Beside them the header and a tokenizer.
+const _: () = assert!(MAX_NUMBERS as u64 * 17 / 4 + (32 << 20) <= MAX_FILE);
+
+/// The weights of a packed model in the layout of the integer units, and its tokenizer.
+pub struct PackedModel {
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    pub(super) body: PackedBody,
+    file_bytes: usize,
+}
+
+impl PackedModel {
+    /// Reads a file that `flashlm pack` wrote.
+    pub fn open(path: &Path) -> Result<Self, PackError> {
+        Self::read(TensorFile::from_map(map_limited(path, MAX_FILE)?, &path.display().to_string())?)
+    }
+
+    /// The same from memory; `label` names it in errors.
+    pub fn from_bytes(bytes: Vec<u8>, label: &str) -> Result<Self, PackError> {
+        Self::read(TensorFile::from_bytes(bytes, label)?)
+    }
+
+    fn read(file: TensorFile) -> Result<Self, PackError> {
+        let file_bytes = file.file_bytes();
+        let Opened { config, tokenizer, reader } = Opened::read(file)?;
+        let body = family::read(&reader, &config)?;
+        reader.finish()?;
+        Ok(PackedModel { config, tokenizer, body, file_bytes })
+    }
+
+    /// The model's sizes and switches.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The vocabulary it was trained with.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> usize {
+        self.file_bytes
+    }
+
+    /// Bytes of the matrices in memory.
+    pub fn memory(&self) -> usize {
+        let linears = self.body.blocks.iter().flat_map(|block| block.linears());
+        self.body.embedding.memory() + linears.map(PackedLinear::memory).sum::<usize>()
+    }
+
+    /// Rows `h: [tokens, D]` of the table.
+    pub(super) fn embed(&self, h: &mut [f32], tokens: &[Token]) {
+        for (h, &token) in h.chunks_exact_mut(self.config.dim).zip(tokens) {
+            self.body.embedding.row(h, token.into());
+        }
+    }
+
+    /// A stream at the start of a text.
+    pub fn stream(&self) -> Stream {
+        let len = self.body.blocks.iter().map(|block| block.state_len()).sum();
+        Stream { state: vec![0.0; len], past: 0 }
+    }
+
+    /// A stream that goes on where [`Stream::save`] was called; `None` where the bytes are of another model or damaged.
+    pub fn restore(&self, bytes: &[u8]) -> Option<Stream> {
+        let mut stream = self.stream();
+        let (past, state) = bytes.split_first_chunk()?;
+        if state.len() != 4 * stream.state.len() {
+            return None;
+        }
+        stream.past = u32::from_le_bytes(*past);
+        for (value, bytes) in stream.state.iter_mut().zip(state.as_chunks().0) {
+            *value = f32::from_le_bytes(*bytes);
+            if !value.is_finite() {
+                return None;
+            }
+        }
+        Some(stream)
+    }
+}

@@ -1,0 +1,122 @@
+//! What every layer of the packed runtime is made of: `y (+)= x W^T` with `x` quantised to int8, optionally after an RMSNorm of
+//! its own; RMSNorm.
+
+use flashlm_kernels::ops::{Columns, Int8Rows, PackedMatrix, exact_rmsnorm, packed_matmul};
+use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Buf, Exec};
+
+use super::linear::Linear;
+use super::norm::{BranchNorm, Norm};
+use super::taps::{self, Taps};
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+
+/// A learned scale.
+pub(crate) struct PackedNorm {
+    scale: Vec<f32>,
+    eps: f64,
+}
+
+impl PackedNorm {
+    pub(crate) fn read(from: &Reader, of: &Norm) -> Result<Self, PackError> {
+        Ok(PackedNorm { scale: from.floats(&of.scale)?, eps: of.eps })
+    }
+
+    /// `y, x: [rows, d]`.
+    pub(crate) fn forward(&self, cx: &Exec, y: &mut [f32], x: &[f32]) {
+        exact_rmsnorm(cx, y, x, &self.scale, self.eps);
+    }
+}
+
+/// The norm before a branch, where the model has one.
+pub(crate) struct PackedBranchNorm(Option<PackedNorm>);
+
+impl PackedBranchNorm {
+    pub(crate) fn read(from: &Reader, of: &BranchNorm) -> Result<Self, PackError> {
+        let norm = of.0.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?;
+        Ok(PackedBranchNorm(norm))
+    }
+
+    /// The input of the branch, from `h: [rows, d]`.
+    pub(crate) fn forward<'a>(&self, cx: &Exec, h: &'a [f32], local: &'a Local) -> &'a [f32] {
+        let Some(norm) = &self.0 else { return h };
+        let x = local.take::<f32>(h.len());
+        norm.forward(cx, x, h);
+        x
+    }
+}
+
+/// Taps of a convolution: `[K, C]`.
+pub(crate) fn packed_taps(from: &Reader, of: &Taps) -> Result<Buf<f32>, PackError> {
+    Ok(taps::turned(&from.floats(&of.weight)?, of.k))
+}
+
+/// Working memory of one tile of rows.
+pub(crate) struct Work {
+    pub(crate) q: Int8Rows,
+    /// Rows after a norm of a matrix's own.
+    normed: Vec<f32>,
+}
+
+impl Work {
+    /// For at most `rows` rows of any of `columns`.
+    pub(crate) fn new(columns: &[Columns], rows: usize) -> Self {
+        let widest = columns.iter().map(|c| c.inputs).max().unwrap_or(0);
+        Work { q: Int8Rows::new(columns.iter().copied(), rows), normed: vec![0.0; widest * rows] }
+    }
+}
+
+/// Rows on their way into one matrix or several, quantised once for all that lie alike.
+pub(crate) struct Input<'a> {
+    x: &'a [f32],
+    held: Option<Columns>,
+}
+
+impl<'a> Input<'a> {
+    pub(crate) fn new(x: &'a [f32]) -> Self {
+        Input { x, held: None }
+    }
+}
+
+/// One matrix.
+pub(crate) struct PackedLinear {
+    matrix: PackedMatrix,
+    norm: Option<PackedNorm>,
+}
+
+impl PackedLinear {
+    pub(crate) fn read(from: &Reader, of: &Linear) -> Result<Self, PackError> {
+        let norm = of.norm.as_ref().map(|norm| PackedNorm::read(from, norm)).transpose()?;
+        Ok(PackedLinear { matrix: from.matrix(&of.weight, of.quant)?, norm })
+    }
+
+    pub(crate) fn columns(&self) -> Columns {
+        self.matrix.columns()
+    }
+
+    pub(crate) fn memory(&self) -> usize {
+        self.matrix.memory()
+    }
+
+    /// `y (+)= x W^T`, `y` the columns from `at` on of `[rows, ld]`.
+    pub(crate) fn forward(
+        &self,
+        cx: &Exec,
+        y: (&mut [f32], usize, usize),
+        input: &mut Input,
+        work: &mut Work,
+        add: bool,
+    ) {
+        let columns = self.columns();
+        if let Some(norm) = &self.norm {
+            let normed = &mut work.normed[..input.x.len()];
+            norm.forward(cx, normed, input.x);
+            work.q.quantise(cx, normed, columns);
+            input.held = None;
+        } else if input.held != Some(columns) {
+            work.q.quantise(cx, input.x, columns);
+            input.held = Some(columns);
+        }
+        packed_matmul(cx, y, &mut work.q, &self.matrix, add);
+    }
+}

@@ -1,0 +1,101 @@
+//! The convolution in the packed runtime.
+
+use std::ops::Range;
+
+use flashlm_kernels::ops::{Act, ConvRows, exact_conv, exact_conv_keep, exact_gate};
+use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Buf, Exec};
+
+use super::Params;
+use crate::codes::error::PackError;
+use crate::codes::reader::Reader;
+use crate::layer::packed::{Input, PackedLinear, Work, packed_taps};
+use crate::mixer::forms::{Near, PackedMixer};
+
+/// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
+/// are shared out among threads even where all are of one sequence.
+pub(crate) struct Packed {
+    up: PackedLinear,
+    /// `[K, D]`.
+    taps: Buf<f32>,
+    down: PackedLinear,
+    d: usize,
+}
+
+impl Packed {
+    pub(crate) fn read(from: &Reader, of: &Params) -> Result<Self, PackError> {
+        let (up, down) = (PackedLinear::read(from, &of.up)?, PackedLinear::read(from, &of.down)?);
+        Ok(Packed { up, taps: packed_taps(from, &of.conv)?, down, d: of.down.outputs })
+    }
+
+    fn rows<'a>(&self, u: &'a [f32], past: &'a [u32]) -> ConvRows<'a> {
+        ConvRows { u, ld: 2 * self.d, at: self.d, past }
+    }
+}
+
+impl PackedMixer for Packed {
+    fn linears(&self) -> Vec<&PackedLinear> {
+        vec![&self.up, &self.down]
+    }
+
+    fn width(&self) -> usize {
+        2 * self.d
+    }
+
+    fn state_len(&self) -> usize {
+        self.taps.len() - self.d
+    }
+
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+        self.up.forward(cx, (u, 2 * self.d, 0), &mut Input::new(x), work, false);
+    }
+
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
+        let d = self.d;
+        let y = local.take::<f32>(past.len() * d);
+        exact_conv(cx, y, state, self.rows(u, past), 0..past.len(), &self.taps);
+        exact_conv_keep(state, self.rows(u, past), d);
+        for (u, y) in u.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)) {
+            u[d..].copy_from_slice(y);
+        }
+    }
+
+    fn near(&self) -> Option<&dyn Near> {
+        Some(self)
+    }
+
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+        let d = self.d;
+        let m = local.take::<f32>(h.len());
+        for (m, u) in m.chunks_exact_mut(d).zip(u.chunks_exact(2 * d)) {
+            let (g, y) = u.split_at(d);
+            exact_gate(cx, m, g, y, Act::Sigmoid);
+        }
+        self.down.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
+    }
+}
+
+impl Near for Packed {
+    fn mix_rows(
+        &self,
+        cx: &Exec,
+        m: &mut [f32],
+        (u, past): (&[f32], &[u32]),
+        rows: Range<usize>,
+        state: &[f32],
+        local: &Local,
+    ) {
+        let d = self.d;
+        let y = local.take::<f32>(rows.len() * d);
+        exact_conv(cx, y, state, self.rows(u, past), rows.clone(), &self.taps);
+        let own = u.chunks_exact(2 * d).skip(rows.start);
+        for ((m, y), u) in m.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)).zip(own) {
+            m[..d].copy_from_slice(&u[..d]);
+            m[d..].copy_from_slice(y);
+        }
+    }
+
+    fn keep(&self, (u, past): (&[f32], &[u32]), state: &mut [f32]) {
+        exact_conv_keep(state, self.rows(u, past), self.d);
+    }
+}

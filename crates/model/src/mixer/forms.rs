@@ -1,0 +1,187 @@
+//! What a mixer is in training ([`Mixer`]) and in the packed runtime ([`PackedMixer`]).
+
+use std::any::Any;
+use std::ops::Range;
+
+use flashlm_kernels::tile::Local;
+use flashlm_kernels::{Exec, Span, Store};
+
+use crate::layer::linear::Params;
+use crate::layer::packed::{PackedLinear, Work};
+use crate::layer::scratch::{Scratch, WIDE};
+
+/// A causal branch of the residual stream, `y = h + mix(norm(h))`, `h: [B*T, D]`: its weights, packed. They do not change from one
+/// pass to the next, so several threads may share them, and a block may be applied more than once.
+pub trait Mixer<A: Store>: Send + Sync {
+    /// What a forward pass leaves for its backward pass.
+    type Saved: Send + 'static;
+
+    /// Room for what a pass of at most `rows` rows saves; only `training` has a backward pass.
+    fn saved(&self, rows: usize, training: bool) -> Self::Saved;
+
+    /// Widths of the rows that the backward pass takes of [`Scratch::wide`].
+    fn wide(&self) -> [usize; WIDE];
+
+    /// Elements of the state of one sequence; a state of zeros is the start.
+    fn state_len(&self) -> usize;
+
+    /// Quantises and packs the weights.
+    fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
+
+    /// Overwrites `y`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves on; without one they
+    /// start. No row sees one before its document, as [`Span::past`] has it.
+    fn forward(
+        &self,
+        cx: &Exec,
+        y: &mut [A::E],
+        saved: &mut Self::Saved,
+        state: Option<&mut [A::E]>,
+        h: &[A::E],
+        params: Params<A::E>,
+        span: &Span,
+    );
+
+    /// Turns `dh` from the gradient of `y` into that of `h` and adds to `grads`, for sequences that started with the forward
+    /// pass that left `saved`, which may be overwritten.
+    fn backward(
+        &self,
+        cx: &Exec,
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        saved: &mut Self::Saved,
+        h: &[A::E],
+        params: Params<A::E>,
+        s: &mut Scratch<A>,
+        span: &Span,
+    );
+}
+
+/// What any mixer has saved.
+pub type AnySaved = Box<dyn Any + Send>;
+
+/// A [`Mixer`] of any kind. Its `saved` must be its own.
+pub trait AnyMixer<A: Store>: Send + Sync {
+    /// See [`Mixer::saved`].
+    fn saved(&self, rows: usize, training: bool) -> AnySaved;
+    /// See [`Mixer::wide`].
+    fn wide(&self) -> [usize; WIDE];
+    /// See [`Mixer::state_len`].
+    fn state_len(&self) -> usize;
+    /// See [`Mixer::prepare`].
+    fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
+    /// See [`Mixer::forward`].
+    fn forward(
+        &self,
+        cx: &Exec,
+        y: &mut [A::E],
+        saved: &mut AnySaved,
+        state: Option<&mut [A::E]>,
+        h: &[A::E],
+        params: Params<A::E>,
+        span: &Span,
+    );
+    /// See [`Mixer::backward`].
+    fn backward(
+        &self,
+        cx: &Exec,
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        saved: &mut AnySaved,
+        h: &[A::E],
+        params: Params<A::E>,
+        s: &mut Scratch<A>,
+        span: &Span,
+    );
+}
+
+impl<A: Store, M: Mixer<A>> AnyMixer<A> for M {
+    fn saved(&self, rows: usize, training: bool) -> AnySaved {
+        Box::new(Mixer::saved(self, rows, training))
+    }
+
+    fn wide(&self) -> [usize; WIDE] {
+        Mixer::wide(self)
+    }
+
+    fn state_len(&self) -> usize {
+        Mixer::state_len(self)
+    }
+
+    fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
+        Mixer::prepare(self, cx, params, s);
+    }
+
+    fn forward(
+        &self,
+        cx: &Exec,
+        y: &mut [A::E],
+        saved: &mut AnySaved,
+        state: Option<&mut [A::E]>,
+        h: &[A::E],
+        params: Params<A::E>,
+        span: &Span,
+    ) {
+        Mixer::forward(self, cx, y, own::<A, M>(saved), state, h, params, span);
+    }
+
+    fn backward(
+        &self,
+        cx: &Exec,
+        dh: &mut [A::E],
+        grads: &mut [A::E],
+        saved: &mut AnySaved,
+        h: &[A::E],
+        params: Params<A::E>,
+        s: &mut Scratch<A>,
+        span: &Span,
+    ) {
+        Mixer::backward(self, cx, dh, grads, own::<A, M>(saved), h, params, s, span);
+    }
+}
+
+fn own<A: Store, M: Mixer<A>>(saved: &mut AnySaved) -> &mut M::Saved {
+    saved.downcast_mut().expect("what this mixer has saved")
+}
+
+/// A mixer of the packed runtime; `u: [rows, width]` is what it makes of its input, and mixes.
+pub(crate) trait PackedMixer: Send + Sync {
+    /// All its matrices.
+    fn linears(&self) -> Vec<&PackedLinear>;
+
+    /// Elements of a row of `u`.
+    fn width(&self) -> usize;
+
+    /// Elements of the state of one sequence; a state of zeros is the start.
+    fn state_len(&self) -> usize;
+
+    /// `u` of one tile from its normed rows `x: [rows, D]`.
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work);
+
+    /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
+    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
+
+    /// Adds the branch to `h: [rows, D]` of one tile.
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+
+    /// Itself, if what it makes of a row depends on rows `u` near it alone: each tile of a prompt then mixes its own.
+    fn near(&self) -> Option<&dyn Near> {
+        None
+    }
+}
+
+/// A [`PackedMixer`] in two steps, of rows `u` of one sequence with `past`.
+pub(crate) trait Near: Sync {
+    /// Puts the rows `rows`, mixed, into `m: [rows.len(), width]`.
+    fn mix_rows(
+        &self,
+        cx: &Exec,
+        m: &mut [f32],
+        from: (&[f32], &[u32]),
+        rows: Range<usize>,
+        state: &[f32],
+        local: &Local,
+    );
+
+    /// Moves the state on.
+    fn keep(&self, from: (&[f32], &[u32]), state: &mut [f32]);
+}

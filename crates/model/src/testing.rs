@@ -1,0 +1,54 @@
+//! What tests share: small models, numbers, tokens.
+
+use flashlm_kernels::Token;
+
+use crate::config::{ActivationKind, AttentionConfig, DeltaConfig, ModelConfig, QuantConfig, ScaleKind, StatKind};
+use crate::mixer::Settings;
+use crate::rng::Rng;
+
+/// A small model of odd sizes.
+pub(crate) fn tiny(mixer: &str) -> ModelConfig {
+    ModelConfig {
+        vocab_size: 23,
+        blocks: 2,
+        ffn_hidden: 19,
+        mixer: mixer.into(),
+        quant: QuantConfig { scale: ScaleKind::None, size: 16, stat: StatKind::Mean, norm: false },
+        dim: 24,
+        eos: 7,
+        mixers: Settings {
+            kernel_size: 4,
+            delta: DeltaConfig { heads: 3, expand_k: 0.625, expand_v: 0.875, ..DeltaConfig::default() },
+            attention: AttentionConfig { heads: 3, window: 9, ..AttentionConfig::default() },
+        },
+        ..ModelConfig::v4_small()
+    }
+}
+
+/// The same with every switch of a recipe that changes what is computed.
+pub(crate) fn recipe(mixer: &str) -> ModelConfig {
+    ModelConfig { activation: ActivationKind::Relu2, sub_norm: true, logit_softcap: 1.5, ..tiny(mixer) }
+}
+
+/// Parameters with a spread that makes every path count; `n` tokens below `v`.
+pub(crate) fn noisy(len: usize, seed: u64) -> Vec<f64> {
+    let mut rng = Rng::new(seed);
+    (0..len).map(|_| rng.normal() * 0.4 + 0.1).collect()
+}
+
+pub(crate) fn tokens(n: usize, v: usize, seed: u64) -> Vec<Token> {
+    let mut rng = Rng::new(seed);
+    (0..n).map(|_| rng.below(v as u64) as Token).collect()
+}
+
+/// `ln sum_j exp(z_j)` of a row.
+pub(crate) fn log_sum(z: &[f64]) -> f64 {
+    let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln()
+}
+
+/// RMS of the difference over the RMS of what is wanted.
+pub(crate) fn ratio(got: &[f32], want: &[f32]) -> f64 {
+    let off: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
+    (off / want.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>()).sqrt()
+}
