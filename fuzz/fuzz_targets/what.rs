@@ -4,7 +4,7 @@
 use flashlm_fuzz::{byte, file, seed};
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::recognise::recognise;
-use flashlm_train::what::{Unwanted, What};
+use flashlm_train::what::Unwanted;
 use libfuzzer_sys::fuzz_target;
 
 const NAMES: [&str; 8] =
