@@ -147,8 +147,8 @@ fn bandwidth(cx: &Exec) -> f64 {
 fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();
-    let shape = Shape { batch: 4, len: settings.seq_len };
-    let Shape { batch, len: seq } = shape;
+    let shape = Shape { batch: 4, seq_len: settings.seq_len };
+    let Shape { batch, seq_len: seq } = shape;
     let mut stepper = Stepper::new(&model, precision, shape, &settings)?;
     let mut rng = Rng::new(settings.seed);
     let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();

@@ -25,7 +25,7 @@ fn loss(
     let x: Vec<Token> = rows.iter().flat_map(|r| r[..t].iter().copied()).collect();
     let y: Vec<Token> = rows.iter().flat_map(|r| r[1..].iter().copied()).collect();
     let mut grads = vec![0.0; params.len()];
-    let (v, shape) = (lm.config().vocab_size, Shape { batch: b, len: t });
+    let (v, shape) = (lm.config().vocab_size, Shape { batch: b, seq_len: t });
     let mut passes = Prepared::new(cx, lm, params);
     let scale = 1.0 / (b * t) as f64;
     let nats = passes.loss_backward(&mut grads, &x, &y, shape, Objective { scale, z_loss });
@@ -47,7 +47,7 @@ fn value(
     let rows: Vec<&[Token]> = data.chunks(t + 1).collect();
     let x: Vec<Token> = rows.iter().flat_map(|r| r[..t].iter().copied()).collect();
     let y: Vec<Token> = rows.iter().flat_map(|r| r[1..].iter().copied()).collect();
-    let (v, shape) = (lm.config().vocab_size, Shape { batch: b, len: t });
+    let (v, shape) = (lm.config().vocab_size, Shape { batch: b, seq_len: t });
     let mut passes = Prepared::new(cx, lm, params);
     let mut scored = Vec::with_capacity(b * t);
     passes.log_probs(&mut scored, &x, &y, None, shape);
@@ -159,7 +159,7 @@ fn capped_logits_are_what_is_scored_and_trained() {
         let mut plain = build::<f64>(&ModelConfig { logit_softcap: 0.0, ..capped }, b * t, false).unwrap();
         let params = noisy(lm.layout().len(), 5);
         let (mut lm, mut plain) = (Prepared::new(cx, &mut *lm, &params), Prepared::new(cx, &mut *plain, &params));
-        let shape = Shape { batch: b, len: t };
+        let shape = Shape { batch: b, seq_len: t };
         let (x, y) = (tokens(b * t, v, 6), tokens(b * t, v, 7));
         let (mut got, mut raw) = (vec![0.0; b * t * v], vec![0.0; b * t * v]);
         lm.logits(&mut got, &x, None, shape);
@@ -255,7 +255,7 @@ fn with_models(config: &ModelConfig, rows: usize, mut test: impl FnMut(&mut Prep
 
 /// `B` sequences of `T` tokens.
 fn shape(batch: usize, len: usize) -> Shape {
-    Shape { batch, len }
+    Shape { batch, seq_len: len }
 }
 
 #[test]

@@ -22,7 +22,7 @@ use crate::tok::Tokenizer;
 fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
     let cx = &Exec::new(Isa::SCALAR, 1);
     let mut lm = build::<f64>(config, b * t, true).unwrap();
-    let (layout, v, shape) = (Layout::of(config), config.vocab_size, Shape { batch: b, len: t });
+    let (layout, v, shape) = (Layout::of(config), config.vocab_size, Shape { batch: b, seq_len: t });
     let mut params = noisy(layout.len(), 7);
     let (x, y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
     let scale = 1.0 / (b * t) as f64;
@@ -89,7 +89,7 @@ fn gradients_do_not_depend_on_threads_nor_on_what_was_on_before() {
             let mut grads = vec![0.0; params.len()];
             bits.iter().for_each(|&bits| lm.set_activation_bits(bits));
             let objective = Objective { scale: 0.1, z_loss: 0.01 };
-            let shape = Shape { batch: 3, len: 110 };
+            let shape = Shape { batch: 3, seq_len: 110 };
             let nats = Prepared::new(&cx, &mut *lm, &params).loss_backward(&mut grads, &data, &data, shape, objective);
             (nats, grads)
         };
@@ -131,7 +131,7 @@ fn the_packed_runtime_computes_the_same() {
             let mut logits = vec![0.0; b * t * v];
             let mut median = |bits| {
                 lm.set_activation_bits(bits);
-                let shape = Shape { batch: b, len: t };
+                let shape = Shape { batch: b, seq_len: t };
                 Prepared::new(&cx, &mut *lm, &params).logits(&mut logits, &texts, None, shape);
                 let mut off: Vec<f64> = packed.chunks(v).zip(logits.chunks(v)).map(|(p, z)| ratio(p, z)).collect();
                 *off.select_nth_unstable_by(b * t / 2, f64::total_cmp).1

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use flashlm_kernels::ops::{NO_TARGET, zero};
 use flashlm_kernels::{Buf, Exec, Token};
+pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
-use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared, Shape};
+use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared};
 
 use crate::config::TrainSettings;
 use crate::data::window::Window;
@@ -69,7 +70,7 @@ impl Stepper {
         shape: Shape,
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
-        let rows = ROWS.min(shape.rows()).max(shape.len);
+        let rows = ROWS.min(shape.rows()).max(shape.seq_len);
         let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
@@ -91,7 +92,7 @@ impl Stepper {
         step: Step,
         window: impl Fn(usize) -> W,
     ) -> Option<Update> {
-        let Step { shape: Shape { batch, len: seq_len }, settings, lr, number } = step;
+        let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
         zero(cx, &mut self.grads);
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
@@ -116,7 +117,7 @@ impl Stepper {
                 self.inputs.resize(end, first);
                 self.targets.resize(end, NO_TARGET);
             }
-            let shape = Shape { batch: n, len: seq_len };
+            let shape = Shape { batch: n, seq_len: seq_len };
             nats += passes.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
         }
         let loss = nats * scale;
@@ -155,7 +156,7 @@ mod tests {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
         // 4,800 rows: two full passes and a short one.
         let (batch, seq_len) = (48, 100);
-        let shape = Shape { batch, len: seq_len };
+        let shape = Shape { batch, seq_len };
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
         let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
@@ -188,7 +189,7 @@ mod tests {
                 let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
                 settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
                 settings.train.z_loss = 1e-2;
-                let shape = Shape { batch: lengths.len(), len: seq_len };
+                let shape = Shape { batch: lengths.len(), seq_len };
                 let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
                 let params = stepper.params.clone();
                 let mut alone = precision.build(&settings.model, seq_len, true).unwrap();
@@ -196,8 +197,8 @@ mod tests {
                 let objective = Objective { scale: 1.0 / total as f64, z_loss: settings.train.z_loss };
                 let (mut grads, mut nats) = (vec![0.0; params.len()], 0.0);
                 for story in &stories {
-                    let shape = Shape { batch: 1, len: story.len() - 1 };
-                    nats += alone.loss_backward(&mut grads, &story[..shape.len], &story[1..], shape, objective);
+                    let shape = Shape { batch: 1, seq_len: story.len() - 1 };
+                    nats += alone.loss_backward(&mut grads, &story[..shape.seq_len], &story[1..], shape, objective);
                 }
                 let update = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
                 assert_eq!(update.tokens, total as u64);
@@ -219,7 +220,7 @@ mod tests {
     fn what_is_not_a_number_changes_nothing() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 1), small());
         let data = window(1, 21);
-        let shape = Shape { batch: 1, len: 20 };
+        let shape = Shape { batch: 1, seq_len: 20 };
         let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;

@@ -41,8 +41,8 @@ fn an_update_allocates_nothing() {
         settings.train.optimizer = optimizer.into();
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
         settings.model.activation_bits = bits;
-        let shape = Shape { batch: 40, len: 64 };
-        let data: Vec<Token> = (0..shape.len as Token + 1).map(|i| i * 7 % 300).collect();
+        let shape = Shape { batch: 40, seq_len: 64 };
+        let data: Vec<Token> = (0..shape.seq_len as Token + 1).map(|i| i * 7 % 300).collect();
         for precision in [Precision::F32, Precision::Bf16] {
             let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
             let mut step =

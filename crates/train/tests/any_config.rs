@@ -268,7 +268,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     let (batch, t) = (draw.within(1..=3), draw.within(1..=20));
     let windows: Vec<Vec<Token>> = (0..batch).map(|_| (0..=t).map(|_| draw.below(v) as Token).collect()).collect();
     let precision = draw.of(&[Precision::F32, Precision::Bf16]);
-    let shape = Shape { batch, len: t };
+    let shape = Shape { batch, seq_len: t };
     let mut stepper = Stepper::new(config, precision, shape, &settings.train).unwrap();
     for step in 1..=2 {
         let update =
@@ -371,7 +371,7 @@ fn compare(cx: &Exec, draw: &mut Draw, model: &Model, counts: &Counts) {
     let mut logits = vec![0.0; b * t * v];
     let mut off = |bits| {
         lm.set_activation_bits(bits);
-        Prepared::new(cx, &mut *lm, &params).logits(&mut logits, &texts, None, Shape { batch: b, len: t });
+        Prepared::new(cx, &mut *lm, &params).logits(&mut logits, &texts, None, Shape { batch: b, seq_len: t });
         let ratio = |(got, want): (&[f32], &[f32])| {
             let square = |x: f32| f64::from(x).powi(2);
             let apart = got.iter().zip(want).map(|(g, w)| square(g - w)).sum::<f64>().sqrt();

@@ -78,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = common::exec(args.threads)?;
     let (isa, threads) = (cx.isa().name(), cx.pool().threads());
     let precision = args.precision.resolve(cx.isa());
-    let mut steps = Steps::new(&model, precision, settings.train, Shape { batch, len: seq })?;
+    let mut steps = Steps::new(&model, precision, settings.train, Shape { batch, seq_len: seq })?;
     let parameters = steps.stepper.lm.layout().parameters();
     let kept = precision.name();
     say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {threads} threads", args.preset);
@@ -203,13 +203,13 @@ impl Steps {
         let stepper = Stepper::new(model, precision, shape, &settings)?;
         let mut rng = Rng::new(settings.seed);
         let random = |_| rng.below(model.vocab_size as u64) as Token;
-        let tokens = (0..BATCHES * shape.batch * (shape.len + 1)).map(random).collect();
+        let tokens = (0..BATCHES * shape.batch * (shape.seq_len + 1)).map(random).collect();
         Ok(Steps { stepper, settings, shape, tokens, step: 0 })
     }
 
     /// One whole step.
     pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
-        let Shape { batch, len: seq_len } = self.shape;
+        let Shape { batch, seq_len } = self.shape;
         let first = self.step as usize % BATCHES * batch;
         let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
         self.step += 1;
@@ -241,7 +241,7 @@ mod tests {
         let cx = Exec::new(Isa::SCALAR, 1);
         let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
         let settings = preset("v4-small").unwrap().train;
-        let mut steps = Steps::new(&model, Precision::F32, settings, Shape { batch: 3, len: 5 }).unwrap();
+        let mut steps = Steps::new(&model, Precision::F32, settings, Shape { batch: 3, seq_len: 5 }).unwrap();
         let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         assert!((losses[0] - 31f64.ln()).abs() < 0.1, "{}", losses[0]);

@@ -16,13 +16,13 @@ pub struct Shape {
     /// `B`.
     pub batch: usize,
     /// `T`.
-    pub len: usize,
+    pub seq_len: usize,
 }
 
 impl Shape {
     /// `B T`.
     pub fn rows(self) -> usize {
-        self.batch * self.len
+        self.batch * self.seq_len
     }
 }
 

@@ -4,8 +4,13 @@ use toml::{Table, Value};
 
 use super::settings::Settings;
 
+/// All settings, also what is not written where it is the default.
 pub(super) fn table_of(settings: &Settings) -> Table {
-    Table::try_from(settings).unwrap_or_default()
+    let mut table = Table::try_from(settings).unwrap_or_default();
+    if let Some(model) = table.get_mut("model").and_then(Value::as_table_mut) {
+        model.entry("family").or_insert_with(|| settings.model.family.clone().into());
+    }
+    table
 }
 
 /// All dotted keys and their values.

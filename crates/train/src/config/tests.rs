@@ -185,3 +185,14 @@ fn stages_are_saved_and_read_back() {
     other.train.stages[2].sources[0].filter.min_simple = 0.7;
     assert!(settings.conflict(&other).unwrap().contains("train.stages"));
 }
+
+#[test]
+fn the_family_is_a_setting_and_is_written_only_where_it_is_another() {
+    let mut layers = Layers::preset("v4-small").unwrap();
+    layers.set("model.family", "flash").unwrap();
+    let settings = layers.settings().unwrap();
+    assert!(settings.model.family == "flash" && !settings.to_toml().contains("family"));
+    layers.set("model.family", "mlp").unwrap();
+    let error = layers.settings().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("model.family = \"mlp\": must be one of flash"), "{error}");
+}

@@ -185,11 +185,11 @@ impl Scorer for Latent<'_> {
         let Latent(lm) = self;
         let (rows, mut log_probs) = (lm.model().rows(), Vec::with_capacity(b * t));
         if b * t <= rows {
-            lm.log_probs(&mut log_probs, &inputs, &targets, None, Shape { batch: b, len: t });
+            lm.log_probs(&mut log_probs, &inputs, &targets, None, Shape { batch: b, seq_len: t });
         } else {
             let mut state = lm.model().state(1);
             for (inputs, targets) in inputs.chunks(rows).zip(targets.chunks(rows)) {
-                let shape = Shape { batch: 1, len: inputs.len() };
+                let shape = Shape { batch: 1, seq_len: inputs.len() };
                 lm.log_probs(&mut log_probs, inputs, targets, Some(&mut state), shape);
             }
         }
@@ -395,7 +395,7 @@ mod tests {
                 let mut state = lm.model().state(1);
                 let mut logits = vec![0.0f32; tokenizer.vocab_size()];
                 let mut nats_of = |before: Token, id: Token| {
-                    lm.logits(&mut logits, &[before], Some(&mut state), Shape { batch: 1, len: 1 });
+                    lm.logits(&mut logits, &[before], Some(&mut state), Shape { batch: 1, seq_len: 1 });
                     let sum: f64 = logits.iter().map(|&z| f64::from(z).exp()).sum();
                     sum.ln() - f64::from(logits[usize::from(id)])
                 };

@@ -247,7 +247,7 @@ pub fn verify(cx: &Exec, file: &TensorFile, precision: Precision) -> Result<Outc
 
     let invalid = |e: flashlm_model::config::ConfigError| VerifyError::Config { reason: e.to_string() };
     let mut lm = precision.build(&config, rows, true).map_err(invalid)?;
-    let (mut passes, shape) = (Prepared::new(cx, &mut *lm, &params), Shape { batch: b, len: t });
+    let (mut passes, shape) = (Prepared::new(cx, &mut *lm, &params), Shape { batch: b, seq_len: t });
     let mut logits = vec![0.0; want_logits.len()];
     passes.logits(&mut logits, &x, None, shape);
     let mut grads = Buf::zeros(layout.len());
@@ -296,7 +296,7 @@ fn trajectory(
         let x: Vec<Token> = windows.clone().flat_map(|window| &window[..t]).copied().collect();
         let y: Vec<Token> = windows.flat_map(|window| &window[1..]).copied().collect();
         grads.fill(0.0);
-        let shape = Shape { batch: b, len: t };
+        let shape = Shape { batch: b, seq_len: t };
         let loss = mean * Prepared::new(cx, lm, &params).loss_backward(&mut grads, &x, &y, shape, objective);
         optimizers.step(cx, &mut params, &grads, &settings, s.lr, i as u64 + 1);
         loss

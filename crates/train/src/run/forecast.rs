@@ -119,7 +119,7 @@ impl Prepared {
             tell(Event::Note(&format!("from step {step} on, after {elapsed}:")));
         }
         let t = &settings.train;
-        let mut stepper = Stepper::new(&settings.model, t.precision, Shape { batch, len: plan.longest() }, t)?;
+        let mut stepper = Stepper::new(&settings.model, t.precision, Shape { batch, seq_len: plan.longest() }, t)?;
         let stage = |i| {
             let seconds = self.update_seconds(cx, &mut stepper, i, batch)?;
             Ok(self.stage(i, seconds, &plan, &state, batch))
@@ -131,7 +131,7 @@ impl Prepared {
     /// The time of one update of a stage: the mean of a few.
     fn update_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
         let t = &self.settings().train;
-        let shape = Shape { batch, len: self.settings().stages()[stage].seq_len };
+        let shape = Shape { batch, seq_len: self.settings().stages()[stage].seq_len };
         let mut start = Instant::now();
         for n in 0..=Forecast::MEASURED {
             let window = |i: usize| self.texts.window(stage, n * batch as u64 + i as u64);

@@ -127,7 +127,7 @@ impl Trainer<'_> {
             return Ok(newest.path);
         }
         let (t, rows) = (&self.inputs.settings.train, self.stepper.lm.rows());
-        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, Shape { batch: 1, len: rows }, t)?;
+        self.stepper = Stepper::new(&self.inputs.settings.model, t.precision, Shape { batch: 1, seq_len: rows }, t)?;
         self.inputs.start.iter().for_each(|start| self.stepper.params.copy_from_slice(start));
         self.state = State::new(self.inputs.contents());
         self.write_checkpoint()?;

@@ -113,7 +113,7 @@ impl Trainer<'_> {
             self.state.epochs_before = self.epochs();
             (self.state.stage, self.state.stage_start, self.state.windows) = (stage, self.state.step, Some(0));
         }
-        let shape = Shape { batch: t.sequences(), len: self.plan.seq_len(stage) };
+        let shape = Shape { batch: t.sequences(), seq_len: self.plan.seq_len(stage) };
         let (texts, first) = (&self.inputs.texts, self.windows());
         let window = |i: usize| texts.window(stage, first + i as u64);
         let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());

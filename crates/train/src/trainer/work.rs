@@ -64,7 +64,7 @@ impl<'a> Trainer<'a> {
         let t = &settings.train;
         let batch = t.sequences();
         let plan = Plan::new(settings, texts.extents(), batch);
-        let shape = Shape { batch, len: plan.longest() };
+        let shape = Shape { batch, seq_len: plan.longest() };
         let mut stepper = Stepper::new(&settings.model, t.precision, shape, t)?;
         let mut notes = Vec::new();
         let state = match resume {

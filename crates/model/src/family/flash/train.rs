@@ -112,8 +112,8 @@ impl<A: Store> Train<A> {
         );
         let (n, start) = (rows * self.config.dim, self.config.document_start());
         let Train { weights, work: Work { saved, h, past, .. }, .. } = self;
-        count_past(past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, shape.len);
-        let span = &Span { batch: shape.batch, len: shape.len, past };
+        count_past(past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, shape.seq_len);
+        let span = &Span { batch: shape.batch, len: shape.seq_len, past };
         weights.head.embed_forward(cx, &mut h[0], tokens, params.all);
         for (i, (block, saved)) in weights.blocks.iter().zip(saved).enumerate() {
             let [h0, h1, h2] = &mut h[2 * i..2 * i + 3] else { unreachable!("three buffers for each block") };
@@ -211,7 +211,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         self.forward(cx, params, tokens, None, shape);
         let Train { weights: Weights { head, blocks, norm }, work, .. } = self;
         let Work { head: head_work, saved, scratch: s, h, dh, past, .. } = work;
-        let span = &Span { batch: shape.batch, len: shape.len, past };
+        let span = &Span { batch: shape.batch, len: shape.seq_len, past };
         let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
         let nats = head.loss_backward(cx, dh, grads, head_work, last, targets, norm, params, s, objective);
         for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {

@@ -34,13 +34,13 @@ fn a_state_changes_no_bit() {
         let mut lm = Prepared::new(cx, &mut *lm, &params);
         let data = tokens(2 * t, v, 6);
         let mut whole = vec![0.0; 2 * t * v];
-        lm.logits(&mut whole, &data, None, Shape { batch: 2, len: t });
+        lm.logits(&mut whole, &data, None, Shape { batch: 2, seq_len: t });
         for piece in [1, 50, t] {
             let mut state = lm.model().state(2);
             for first in (0..t).step_by(piece) {
                 let part: Vec<Token> = data.chunks(t).flat_map(|s| s[first..][..piece].to_vec()).collect();
                 let mut out = vec![f32::NAN; 2 * piece * v];
-                lm.logits(&mut out, &part, Some(&mut state), Shape { batch: 2, len: piece });
+                lm.logits(&mut out, &part, Some(&mut state), Shape { batch: 2, seq_len: piece });
                 for (b, out) in out.chunks(piece * v).enumerate() {
                     assert_eq!(out, &whole[(b * t + first) * v..][..piece * v], "{piece} tokens from {first}");
                 }
