@@ -3,7 +3,8 @@
 
 use flashlm_fuzz::{byte, file, seed};
 use flashlm_model::tok::Tokenizer;
-use flashlm_train::what::{Unwanted, What};
+use flashlm_train::recognise::recognise;
+use flashlm_train::what::Unwanted;
 use libfuzzer_sys::fuzz_target;
 
 const NAMES: [&str; 8] =
@@ -40,8 +41,8 @@ fuzz_target!(init: seed(seeds()), |input: &[u8]| {
     let mut rest = input;
     let name = NAMES[usize::from(byte(&mut rest)) % NAMES.len()];
     let path = file(name, rest);
-    let what = What::of(&path);
-    assert_eq!(what, What::of(&path));
+    let what = recognise(&path);
+    assert_eq!(what, recognise(&path));
     let said = Unwanted::new(&path, "a model", what).to_string();
     assert!(said.contains(name), "{said}");
     let _ = std::fs::remove_file(path);

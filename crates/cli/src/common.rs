@@ -13,6 +13,7 @@ use flashlm_train::atomic::write_file;
 use flashlm_train::config::Layers;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::data::source::{Seen, Source};
+use flashlm_train::recognise::recognise;
 use flashlm_train::run;
 use flashlm_train::trainer::Event;
 use flashlm_train::what::What;
@@ -184,7 +185,7 @@ pub fn may_write(output: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
         bail!("{at} is {found}, not a file; name another with {flag}");
     }
     let folder = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let own = || output.ends_with("curve.svg") && matches!(What::of(folder), What::Run { .. });
+    let own = || output.ends_with("curve.svg") && matches!(recognise(folder), What::Run { .. });
     if force || own() {
         return Ok(());
     }

@@ -8,10 +8,10 @@ use flashlm_kernels::measure::{self, fastest};
 use flashlm_kernels::ops::narrow;
 use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store, Token};
 use flashlm_model::rng::Rng;
-use flashlm_model::{ModelConfig, Precision};
+use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config;
 use flashlm_train::run::{Size, size_for};
-use flashlm_train::stepper::{Shape, Step, Stepper};
+use flashlm_train::stepper::{Step, Stepper};
 use flashlm_train::units::{bytes, thousands};
 use serde_json::json;
 

@@ -13,6 +13,7 @@ use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::load_model;
 use flashlm_train::log::card::ternary_share;
 use flashlm_train::log::{EvalRow, Row, jsonl};
+use flashlm_train::recognise::recognise;
 use flashlm_train::run_folder::{Listed, METRICS, RunFolder};
 use flashlm_train::units::{bytes, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
@@ -35,7 +36,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = &args.path;
     let mut report = Report::default();
-    let found = What::of(path);
+    let found = recognise(path);
     match &found {
         What::Run { folder, .. } => about_run(folder, &mut report)?,
         What::Checkpoint { .. } => about_model(path, "checkpoint", &mut report)?,

@@ -9,6 +9,7 @@ use flashlm_model::PackedModel;
 use flashlm_model::pack::{Density, Options, TableBits};
 use flashlm_train::atomic::write_file;
 use flashlm_train::load::load_model;
+use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
@@ -59,7 +60,7 @@ enum Table {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if What::of(&args.run) == What::Packed {
+    if recognise(&args.run) == What::Packed {
         bail!("{}: is packed already; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
     }
     may_write(&args.output, "-o", args.force)?;

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use flashlm_train::atomic::write_file;
 use flashlm_train::log::jsonl;
 use flashlm_train::log::svg::{Axis, Options, Series, draw};
+use flashlm_train::recognise::recognise;
 use flashlm_train::run_folder::{METRICS, RunFolder};
 use flashlm_train::what::{Unwanted, What};
 
@@ -71,7 +72,7 @@ struct Run {
 
 impl Run {
     fn read(path: &Path) -> anyhow::Result<Run> {
-        let file = match What::of(path) {
+        let file = match recognise(path) {
             What::Run { folder, .. } => folder.join(METRICS),
             What::Log | What::Empty => path.to_path_buf(),
             found => bail!(Unwanted::new(path, "a run, or the metrics.jsonl of one", found)),

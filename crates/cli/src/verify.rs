@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_train::eval::verify::verify;
+use flashlm_train::recognise::recognise;
 use flashlm_train::what::{Unwanted, What};
 use serde_json::json;
 
@@ -30,7 +31,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let found = What::of(&args.file);
+    let found = recognise(&args.file);
     if found != What::Vectors {
         bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those of tests/reference", found));
     }

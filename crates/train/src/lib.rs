@@ -12,7 +12,7 @@ pub mod load;
 pub mod log;
 pub mod optim;
 pub mod progress;
-mod recognise;
+pub mod recognise;
 pub mod run;
 pub mod run_folder;
 pub mod schedule;

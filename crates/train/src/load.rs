@@ -6,6 +6,7 @@
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::older_activation_bits;
 use crate::optim::Tensor;
+use crate::recognise::recognise;
 use crate::run_folder::{RunError, RunFolder};
 use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
@@ -71,7 +72,7 @@ pub enum Found {
 impl Found {
     /// Loads a packed model, or whatever [`load_model`] takes.
     pub fn load(path: &Path) -> Result<Found, LoadError> {
-        match What::of(path) {
+        match recognise(path) {
             What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
             what => Ok(Found::Latent(model_of(path, what, ANY)?.into())),
         }
@@ -93,7 +94,7 @@ pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
 
 /// The same taken apart for an export.
 pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
-    let file = match What::of(path) {
+    let file = match recognise(path) {
         What::Packed => TensorFile::open(path)?,
         what => TensorFile::from_bytes(
             model_of(path, what, ANY)?.pack(cx, Options::default()),
@@ -106,7 +107,7 @@ pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
 /// Loads a model with master weights from a run folder (its best checkpoint, or where none is marked or good the latest good one),
 /// a checkpoint folder, or a `.safetensors` file with `tokenizer.json` beside it.
 pub fn load_model(path: &Path) -> Result<Model, LoadError> {
-    model_of(path, What::of(path), LATENT)
+    model_of(path, recognise(path), LATENT)
 }
 
 fn model_of(path: &Path, what: What, wanted: &'static str) -> Result<Model, LoadError> {
@@ -137,7 +138,7 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
 
 fn from_file(path: &Path) -> Result<Model, LoadError> {
     let beside = path.with_file_name(TOKENIZER);
-    match What::of(&beside) {
+    match recognise(&beside) {
         What::Tokenizer(_) => Ok(Model::open(path)?),
         What::Missing(_) => Err(LoadError::NotAModel {
             path: beside,

@@ -28,19 +28,17 @@ const MAX_ENTRIES: usize = 10_000;
 /// Endings of JSON lines.
 const JSON_LINES: [&str; 2] = [".jsonl", ".ndjson"];
 
-impl What {
-    /// Looks at a path.
-    pub fn of(path: &Path) -> What {
-        match path.metadata() {
-            Ok(about) if about.is_dir() => of_folder(path).unwrap_or_else(|e| What::Unreadable(e.to_string())),
-            Ok(about) => of_file(path, &about).unwrap_or_else(What::Unreadable),
-            Err(e) if e.kind() == ErrorKind::NotFound => match path.to_str() {
-                Some(spec) if spec == "synthetic" || spec.starts_with("synthetic:") => What::Synthetic,
-                Some(spec) if Dataset::parse(spec).is_some() => What::Dataset,
-                _ => What::Missing(missing_hint(path)),
-            },
-            Err(e) => What::Unreadable(e.to_string()),
-        }
+/// Looks at a path.
+pub fn recognise(path: &Path) -> What {
+    match path.metadata() {
+        Ok(about) if about.is_dir() => of_folder(path).unwrap_or_else(|e| What::Unreadable(e.to_string())),
+        Ok(about) => of_file(path, &about).unwrap_or_else(What::Unreadable),
+        Err(e) if e.kind() == ErrorKind::NotFound => match path.to_str() {
+            Some(spec) if spec == "synthetic" || spec.starts_with("synthetic:") => What::Synthetic,
+            Some(spec) if Dataset::parse(spec).is_some() => What::Dataset,
+            _ => What::Missing(missing_hint(path)),
+        },
+        Err(e) => What::Unreadable(e.to_string()),
     }
 }
 
@@ -435,7 +433,7 @@ mod tests {
             ("ak", &[40, 0, 0, 0, 0, 0, 0, 0, b'{'], "a damaged safetensors file (expected 48 bytes, found 9)"),
         ];
         for (name, bytes, found) in cases {
-            let what = What::of(&place.file(name, bytes));
+            let what = recognise(&place.file(name, bytes));
             assert_eq!(what.to_string(), *found, "{name}");
             assert!(!what.mend(&place.at(name)).is_empty());
         }
@@ -446,33 +444,33 @@ mod tests {
         let place = Place::new();
         let folder = |file: &str, bytes: &[u8]| place.file(file, bytes).parent().unwrap().to_path_buf();
         let run = |name: &str, checkpoints| What::Run { folder: place.at(name), checkpoints };
-        assert_eq!(What::of(&folder("new/run.json", b"{}")), run("new", 0));
-        assert_eq!(What::of(&folder("started/run.lock", b"7")), run("started", 0));
-        assert_eq!(What::of(&folder("logged/metrics.jsonl", ROW.as_bytes())), run("logged", 0));
+        assert_eq!(recognise(&folder("new/run.json", b"{}")), run("new", 0));
+        assert_eq!(recognise(&folder("started/run.lock", b"7")), run("started", 0));
+        assert_eq!(recognise(&folder("logged/metrics.jsonl", ROW.as_bytes())), run("logged", 0));
         folder("new/checkpoints/step-00000010/checkpoint.json", b"{}");
         folder("new/checkpoints/step-00000020/checkpoint.json", b"{}");
-        assert_eq!(What::of(&place.at("new")), run("new", 2));
+        assert_eq!(recognise(&place.at("new")), run("new", 2));
         let step = place.at("new/checkpoints/step-00000010");
         let checkpoint = |folder: &Path, run: Option<&str>| What::Checkpoint {
             folder: folder.into(),
             run: run.map(|run| place.at(run)),
         };
-        assert_eq!(What::of(&step), checkpoint(&step, Some("new")));
-        assert_eq!(What::of(&place.at("new/checkpoints")), What::Checkpoints { run: place.at("new") });
+        assert_eq!(recognise(&step), checkpoint(&step, Some("new")));
+        assert_eq!(recognise(&place.at("new/checkpoints")), What::Checkpoints { run: place.at("new") });
         // A copy is of no run, even in a folder of that name.
         for copy in ["backup/step-00000010", "checkpoints/step-00000010"] {
             let copy = folder(&format!("home/{copy}/checkpoint.json"), b"{}");
-            assert_eq!(What::of(&copy), checkpoint(&copy, None));
+            assert_eq!(recognise(&copy), checkpoint(&copy, None));
         }
-        assert_eq!(What::of(&folder("prepared/train.tok", &MAGIC)), What::Prepared);
-        assert_eq!(What::of(&folder("texts/deep/er/a.txt", b"x")), What::TextFolder);
-        assert_eq!(What::of(&place.at("texts")), What::TextFolder);
+        assert_eq!(recognise(&folder("prepared/train.tok", &MAGIC)), What::Prepared);
+        assert_eq!(recognise(&folder("texts/deep/er/a.txt", b"x")), What::TextFolder);
+        assert_eq!(recognise(&place.at("texts")), What::TextFolder);
         fs::create_dir(place.at("empty")).unwrap();
-        assert_eq!(What::of(&place.at("empty")), What::EmptyFolder);
+        assert_eq!(recognise(&place.at("empty")), What::EmptyFolder);
         place.file("empty/.tmp-1-2-3", "x");
-        assert_eq!(What::of(&place.at("empty")), What::EmptyFolder);
+        assert_eq!(recognise(&place.at("empty")), What::EmptyFolder);
         // A dataset may have a log of its own, and a project a folder `checkpoints`.
-        assert_eq!(What::of(&folder("data/metrics.jsonl", b"{\"text\":\"x\"}")), What::TextFolder);
+        assert_eq!(recognise(&folder("data/metrics.jsonl", b"{\"text\":\"x\"}")), What::TextFolder);
         for (file, bytes, found) in [
             ("project/checkpoints/run.json", &b"{}"[..], "a folder with a run in it"),
             ("gpt2/model.safetensors", b"x", "a folder with a model file in it"),
@@ -481,25 +479,25 @@ mod tests {
         ] {
             let top = place.file(file, bytes);
             let top = place.at(top.strip_prefix(place.at("")).unwrap().iter().next().unwrap().to_str().unwrap());
-            let what = What::of(&top).to_string();
+            let what = recognise(&top).to_string();
             assert!(what.starts_with(found), "{file}: {what}");
         }
-        assert_eq!(What::of(&place.at("project/checkpoints")), run("project/checkpoints", 0));
+        assert_eq!(recognise(&place.at("project/checkpoints")), run("project/checkpoints", 0));
     }
 
     #[cfg(unix)]
     #[test]
     fn what_is_no_file_is_not_opened() {
         let place = Place::new();
-        let found = |path: &Path| What::of(path).to_string();
+        let found = |path: &Path| recognise(path).to_string();
         let pipe = place.at("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         assert_eq!(found(&pipe), "a named pipe");
         assert_eq!(found(Path::new("/dev/null")), "a device");
         std::os::unix::fs::symlink("nowhere", place.at("link")).unwrap();
-        assert!(matches!(What::of(&place.at("link")), What::Missing(_)));
+        assert!(matches!(recognise(&place.at("link")), What::Missing(_)));
         std::os::unix::fs::symlink("loop", place.at("loop")).unwrap();
-        assert!(matches!(What::of(&place.at("loop")), What::Unreadable(_)));
+        assert!(matches!(recognise(&place.at("loop")), What::Unreadable(_)));
         // In the places of files of a run, too.
         place.file("run/run.json", "{}");
         for name in ["run/metrics.jsonl", "run/train.tok"] {

@@ -21,7 +21,7 @@ pub const ROWS: usize = 2048;
 /// What an update is told besides its windows.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
-    /// Of its batch.
+    /// Of its batch: `T` is the most that a window predicts.
     pub shape: Shape,
     /// The run's settings.
     pub settings: &'a TrainSettings,
@@ -67,10 +67,10 @@ impl Stepper {
     pub fn new(
         config: &ModelConfig,
         precision: Precision,
-        Shape { batch, seq_len }: Shape,
+        shape: Shape,
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
-        let rows = ROWS.min(batch * seq_len).max(seq_len);
+        let rows = ROWS.min(shape.rows()).max(shape.seq_len);
         let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);

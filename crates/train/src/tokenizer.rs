@@ -4,6 +4,7 @@ use crate::data::DataError;
 use crate::data::build::Progress;
 use crate::data::source::Weighted;
 use crate::data::vocab::{Kind, vocabulary};
+use crate::recognise::recognise;
 use crate::what::{Unwanted, What};
 use flashlm_model::tok::Tokenizer;
 use std::fmt;
@@ -79,7 +80,7 @@ pub fn tokenizer(
 
 /// The tokenizer of a file.
 pub fn of_file(path: &Path) -> Result<Tokenizer, DataError> {
-    match What::of(path) {
+    match recognise(path) {
         What::Tokenizer(_) => Ok(Tokenizer::load(path)?),
         found => Err(Unwanted::new(path, "the file of a tokenizer, such as tokenizer.json", found).into()),
     }

@@ -190,13 +190,14 @@ pub fn quoted(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recognise::recognise;
 
     #[test]
     fn an_error_says_what_was_wanted_found_and_to_be_done() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("my story.txt");
         std::fs::write(&path, "Once").unwrap();
-        let say = |path: &Path, wanted| Unwanted::new(path, wanted, What::of(path)).to_string();
+        let say = |path: &Path, wanted| Unwanted::new(path, wanted, recognise(path)).to_string();
         let at = path.display();
         assert_eq!(
             say(&path, "a model"),
@@ -209,7 +210,7 @@ mod tests {
         for (name, found) in
             [("synthetic:7", What::Synthetic), ("tinystories", What::Dataset), ("hf:a/b", What::Dataset)]
         {
-            assert_eq!(What::of(Path::new(name)), found);
+            assert_eq!(recognise(Path::new(name)), found);
         }
         assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
         assert_eq!(quoted(Path::new("runs/a-1.txt")), "runs/a-1.txt");

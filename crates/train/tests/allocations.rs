@@ -4,10 +4,10 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use flashlm_kernels::{Exec, Isa, Token};
-use flashlm_model::{ModelConfig, Precision};
+use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::{preset, preset_names};
 use flashlm_train::optim::{ADAMW, NAMES};
-use flashlm_train::stepper::{Shape, Step, Stepper};
+use flashlm_train::stepper::{Step, Stepper};
 
 struct Counting;
 

@@ -4,9 +4,8 @@
 use std::process::ExitCode;
 
 use flashlm_kernels::Exec;
-use flashlm_model::{ModelConfig, Precision, mixer};
+use flashlm_model::{ModelConfig, Precision, Shape, mixer};
 use flashlm_train::config;
-use flashlm_train::stepper::Shape;
 use serde_json::Value;
 
 use super::measure::{median, seconds, windows};

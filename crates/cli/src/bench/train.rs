@@ -14,9 +14,9 @@ use flashlm_kernels::profile::{Entry, profile};
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
-use flashlm_model::{ModelConfig, Precision};
+use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::{Layers, TrainSettings};
-use flashlm_train::stepper::{Shape, Step, Stepper, Update};
+use flashlm_train::stepper::{Step, Stepper, Update};
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};

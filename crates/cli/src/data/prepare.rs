@@ -18,6 +18,7 @@ use flashlm_train::data::filter::Dropped;
 use flashlm_train::data::holdout::{Holdout, stories_of};
 use flashlm_train::data::source::{Source, Weighted};
 use flashlm_train::data::split::Split;
+use flashlm_train::recognise::recognise;
 use flashlm_train::tokenizer::{TokenizerChoice, tokenizer};
 use flashlm_train::units::{bytes, count, duration, thousands};
 use flashlm_train::what::What;
@@ -94,7 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let chosen = args.out.is_some();
     let dir = args.out.unwrap_or_else(|| Path::new("prepared").join(train.name()));
-    match What::of(&dir) {
+    match recognise(&dir) {
         // Two texts of one name have one folder, but for whom has chosen it.
         What::Prepared if !chosen && is_of_another(&dir, &train)? => bail!(
             "{at}: holds the tokens of another text, or of this one before it changed; \

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::bail;
 use flashlm_kernels::cpu::Machine;
-use flashlm_model::ModelConfig;
 use flashlm_model::tok::Tokenizer;
+use flashlm_model::{ModelConfig, Shape};
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::{Settings, preset};
 use flashlm_train::data::looks::Script;
@@ -18,7 +18,6 @@ use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::log::histogram::{self, Bin};
 use flashlm_train::run::size_for;
-use flashlm_train::stepper::Shape;
 use flashlm_train::tokenizer::of_file;
 use flashlm_train::units::{bytes, count, duration, thousands};
 use serde_json::{Value, json};

@@ -94,14 +94,14 @@ mod tests {
     use flashlm_kernels::{Buf, Isa, Token};
     use flashlm_model::io::safetensors::{TensorFile, TensorRef, write_tensors};
     use flashlm_model::params::Init;
-    use flashlm_model::{ModelConfig, Precision};
+    use flashlm_model::{ModelConfig, Precision, Shape};
     use serde::Deserialize;
 
     use super::*;
     use crate::config::{TrainSettings, preset};
     use crate::eval::testing::{exec_on_all_isas, reference};
     use crate::load::read_state;
-    use crate::stepper::{self, Shape, Stepper};
+    use crate::stepper::{self, Stepper};
 
     /// RMS ratio to what the steps changed. PyTorch's float32 is 1.3e-6 or less from its float64 (`optimizers.py`).
     const BOUND: f64 = 5e-6;

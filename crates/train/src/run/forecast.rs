@@ -4,12 +4,14 @@ use std::time::Instant;
 
 use flashlm_kernels::Exec;
 
+use flashlm_model::Shape;
+
 use super::open::open_text;
 use super::{Prepared, Resolved};
 use crate::curriculum::Part;
 use crate::data::source::Source;
 use crate::progress::{Plan, State};
-use crate::stepper::{Shape, Step, Stepper};
+use crate::stepper::{Step, Stepper};
 use crate::trainer::{Event, Tell, TrainError, state};
 use crate::units::{duration, thousands};
 

@@ -8,6 +8,7 @@ use flashlm_model::ModelConfig;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{DataSettings, Settings, TrainSettings};
 use crate::load::{Found, LoadError, unpacked};
+use crate::recognise::recognise;
 use crate::run_folder::{Latest, RunFolder};
 use crate::trainer::{Event, Tell, TrainError, continued};
 use crate::what::{Unwanted, What};
@@ -47,7 +48,7 @@ impl Resume {
     /// One checkpoint folder, or the latest good one of a run.
     pub fn open(path: &Path) -> Result<Resume, TrainError> {
         let wanted = |found| Unwanted::new(path, "a run with a checkpoint, or one of its checkpoints", found);
-        let run = match What::of(path) {
+        let run = match recognise(path) {
             What::Checkpoint { folder, .. } => {
                 return Ok(Resume { from: Checkpoint::open(&folder)?, run: None, skipped: Vec::new() });
             }
@@ -55,7 +56,7 @@ impl Resume {
             found => return Err(wanted(found).into()),
         };
         let Some(Latest { checkpoint: from, skipped }) = run.latest()? else {
-            return Err(wanted(What::of(path)).into());
+            return Err(wanted(recognise(path)).into());
         };
         Ok(Resume { from, run: Some(run), skipped })
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use flashlm_model::Shape;
 use flashlm_model::io::safetensors::TensorRef;
 use flashlm_model::model_file::save_params;
 
@@ -18,7 +19,7 @@ use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
 use crate::progress::State;
 use crate::run_folder::{CURVE, METRICS};
-use crate::stepper::{Shape, Stepper};
+use crate::stepper::Stepper;
 use crate::units;
 
 /// How often a checkpoint is tried that fails for another reason than want of room.

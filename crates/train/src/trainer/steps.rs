@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
+use flashlm_model::Shape;
+
 use super::validate::MARKING;
 use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
 use crate::log::console::{self, Limits};
 use crate::log::{Row, TrainRow};
 use crate::schedule::activation_bits;
-use crate::stepper::{Shape, Step};
+use crate::stepper::Step;
 
 impl Trainer<'_> {
     /// Trains to the end of the plan, an early stop, or until `stop` is set; what a finished run came to is returned.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use flashlm_kernels::Exec;
+use flashlm_model::Shape;
 use flashlm_model::params::Layout;
 
 use super::{Inputs, TrainError, restore};
@@ -15,7 +16,7 @@ use crate::log::jsonl::Metrics;
 use crate::log::tensorboard::Events;
 use crate::progress::{Plan, State};
 use crate::run_folder::{METRICS, SETTINGS};
-use crate::stepper::{Shape, Stepper};
+use crate::stepper::Stepper;
 
 /// A run at work.
 pub struct Trainer<'a> {
