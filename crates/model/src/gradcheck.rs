@@ -60,7 +60,8 @@ fn value(
     sum / (b * t) as f64
 }
 
-fn check(config: &ModelConfig, size: (usize, usize), z_loss: f64) {
+/// Gradients of a model against finite differences in f64.
+pub(crate) fn check(config: &ModelConfig, size: (usize, usize), z_loss: f64) {
     // One thread: the bits are those of any number, and tests that run beside each other do not wait for theirs.
     let cx = &Exec::new(Isa::SCALAR, 1);
     let mut lm = build::<f64>(config, size.0 * size.1, true).unwrap();
@@ -244,7 +245,7 @@ fn ternary_gradients_pass_straight_through() {
 }
 
 /// Runs `test` with a model of noise in each precision that works on f32, and the error that the precision allows.
-fn with_models(config: &ModelConfig, rows: usize, mut test: impl FnMut(&mut Prepared<f32>, f64)) {
+pub(crate) fn with_models(config: &ModelConfig, rows: usize, mut test: impl FnMut(&mut Prepared<f32>, f64)) {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
     let params: Vec<f32> = noisy(Layout::of(config).len(), 5).iter().map(|&p| p as f32).collect();
     for (precision, bound) in [(Precision::F32, 1e-5), (Precision::Bf16, 1e-2)] {

@@ -2,10 +2,13 @@
 //! evaluates, packs and runs it.
 //!
 //! A folder has `validate`, the rules about a config; `Params`, where the parameters lie; `Train`, the model in training and
-//! evaluation ([`forms::LanguageModel`]); and `read`, the packed model ([`forms::PackedBody`]).
+//! evaluation ([`forms::LanguageModel`]); `read`, the packed model ([`forms::PackedBody`]); and for the tests `small`, configs of a few
+//! thousand parameters.
 
 pub mod flash;
 pub mod forms;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use flashlm_kernels::Store;
@@ -51,6 +54,12 @@ macro_rules! families {
                 $(stringify!($module) => Ok(Box::new($module::Train::<A>::new(config, rows, training))),)*
                 other => panic!("unknown family {other:?} in a validated config"),
             }
+        }
+
+        /// Small models of every family, in all their kinds.
+        #[cfg(test)]
+        fn small() -> Vec<ModelConfig> {
+            [$($module::small()),*].concat()
         }
 
         /// The weights of a packed model of a valid config.

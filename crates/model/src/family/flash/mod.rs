@@ -12,6 +12,7 @@ pub(super) use validate::validate;
 
 use crate::config::ModelConfig;
 use crate::layer::branch::Branch;
+use crate::layer::config::Need;
 use crate::layer::ffn::FfnParams;
 use crate::layer::head::HeadParams;
 use crate::layer::norm::{BranchNorm, Norm};
@@ -31,7 +32,7 @@ struct BlockParams {
     norm: BranchNorm,
     mixer: mixer::Params,
     ffn: FfnParams,
-    need: crate::layer::config::Need,
+    need: Need,
 }
 
 impl Params {
@@ -57,4 +58,10 @@ impl Params {
     pub(super) fn state_len(&self) -> usize {
         self.blocks.iter().map(|block| block.mixer.state_len()).sum()
     }
+}
+
+/// A model of each mixer.
+#[cfg(test)]
+pub(super) fn small() -> Vec<ModelConfig> {
+    mixer::NAMES.iter().map(|name| crate::testing::tiny(name)).collect()
 }
