@@ -36,6 +36,11 @@ pub struct ModelConfig {
     /// The token between stories; a run takes it from its tokenizer.
     #[serde(default)]
     pub eos: usize,
+    /// The ternary quantiser.
+    pub quant: QuantConfig,
+    /// Settings of the mixers: `kernel_size`, `delta`, `attention`.
+    #[serde(flatten)]
+    pub mixers: mixer::Settings,
     /// RMSNorm before each mixer and GLU.
     pub block_norm: bool,
     /// Epsilon of every RMSNorm.
@@ -55,11 +60,6 @@ pub struct ModelConfig {
     /// 8: the inputs of ternary matrices and of the head are rounded to int8, as the packed runtime always does; 0: they are not.
     #[serde(default)]
     pub activation_bits: u32,
-    /// The ternary quantiser.
-    pub quant: QuantConfig,
-    /// Settings of the mixers: `kernel_size`, `delta`, `attention`.
-    #[serde(flatten)]
-    pub mixers: mixer::Settings,
 }
 
 /// The quantiser of every BitLinear.

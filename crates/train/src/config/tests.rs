@@ -196,3 +196,13 @@ fn the_family_is_a_setting_and_is_written_only_where_it_is_another() {
     let error = layers.settings().map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("model.family = \"mlp\": must be one of flash"), "{error}");
 }
+
+/// Runs are told apart by a hash of this text: keys keep their order from one version to the next.
+#[test]
+fn keys_are_written_in_the_order_they_always_had() {
+    let text = preset("v4-small").unwrap().to_toml();
+    let keys =
+        ["eos =", "kernel_size =", "block_norm =", "norm_eps =", "[model.quant]", "[model.delta]", "[model.attention]"];
+    let places: Vec<usize> = keys.iter().map(|key| text.find(key).unwrap()).collect();
+    assert!(places.is_sorted(), "{text}");
+}
