@@ -2,7 +2,7 @@
 //! evaluates, packs and runs it.
 //!
 //! A folder has `validate`, the rules about a config; `Params`, where the parameters lie; `Train`, the model in training and
-//! evaluation ([`forms::LanguageModel`]); `read`, the packed model ([`forms::PackedBody`]); and for the tests `small`, configs of a few
+//! evaluation ([`forms::LanguageModel`]); `read`, the packed model (`PackedBody`); and for the tests `small`, configs of a few
 //! thousand parameters.
 
 pub mod flash;

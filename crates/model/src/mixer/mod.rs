@@ -3,7 +3,7 @@
 //! run by themselves.
 //!
 //! A folder has `validate`, the rules about its settings; `Params`, where its parameters lie; `Train`, its training form
-//! ([`forms::Mixer`]); `Packed`, the same on packed weights ([`forms::PackedMixer`]); and for the tests `reference::mix`, one row
+//! ([`forms::Mixer`]); `Packed`, the same on packed weights (`PackedMixer`); and for the tests `reference::mix`, one row
 //! in plain loops.
 
 pub mod attention;
