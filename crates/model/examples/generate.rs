@@ -28,12 +28,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let settings = Settings { temperature: 0.8, top_p: 0.95, seed: 1, ..Settings::default() };
     let mut writer = Writer::new(&model, settings, 200, &[])?;
     writer.read(&prompt);
-    print!("{prompt}");
-    engine.write(&mut writer, |piece| {
-        print!("{piece}");
-        // A closed pipe ends nothing here; the text is short.
-        let _ = std::io::stdout().flush();
-    })?;
-    println!();
+    let mut out = std::io::stdout().lock();
+    // A reader that has gone away is no error: the text is short, and ends soon.
+    let mut show = |text: &str| drop(write!(out, "{text}").and_then(|()| out.flush()));
+    show(&prompt);
+    engine.write(&mut writer, &mut show)?;
+    show("\n");
     Ok(())
 }
