@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 use flashlm_model::{Engine, Precision};
-use flashlm_train::eval::bpb::{Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
+use flashlm_train::eval::bpb::{Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::Found;
 use flashlm_train::units::{duration, thousands};
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
     let (packed, latent) = match Found::load(&args.model)? {
-        Found::Latent(model) => (model.packed(&cx)?, Some(*model)),
+        Found::Master(model) => (model.packed(&cx)?, Some(*model)),
         Found::Packed(packed) => (*packed, None),
     };
     let packed = Arc::new(packed);
@@ -82,7 +82,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let activation_bits = latent.as_ref().map_or(0, |model| model.config.activation_bits);
     let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
     let mut float = match (&latent, &mut lm) {
-        (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
+        (Some(model), Some(lm)) => Some(Master::new(&cx, &mut **lm, &model.params)),
         _ => None,
     };
     let mut scorers: Vec<&mut dyn Scorer> = vec![&mut engine];

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, anyhow, bail};
 use flashlm_kernels::Token;
 use flashlm_model::sample::{Settings, StopStrings};
-use flashlm_model::{Engine, Finish, PackedModel, Writer};
+use flashlm_model::{Engine, Finish, Generation, PackedModel};
 use flashlm_train::load::load_packed;
 
 use crate::common::{exec, out, say, write_out};
@@ -92,15 +92,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = Arc::new(load_packed(&cx, &args.model)?);
     settings.logit_bias = args.logit_bias.iter().map(|text| bias(&model, text)).collect::<Result<_, _>>()?;
     let mut engine = Engine::new(model.clone(), cx, ROWS);
-    let mut writer = Writer::new(&model, settings, args.tokens, &args.stop)?;
-    let mut turn = |writer: &mut Writer, text: &str| {
+    let mut generation = Generation::new(&model, settings, args.tokens, &args.stop)?;
+    let mut turn = |generation: &mut Generation, text: &str| {
         note_unknown(&model, text);
-        let prompt = writer.read(text);
-        let (start, before) = (Instant::now(), writer.tokens());
-        let finish = engine.write(writer, |piece| write_out(format_args!("{piece}"), false));
+        let prompt = generation.push(text);
+        let (start, before) = (Instant::now(), generation.tokens());
+        let finish = engine.generate(generation, |piece| write_out(format_args!("{piece}"), false));
         out!("");
         let finish = finish.with_context(|| format!("{}", args.model.display()))?;
-        let (tokens, seconds) = (writer.tokens() - before, start.elapsed().as_secs_f64());
+        let (tokens, seconds) = (generation.tokens() - before, start.elapsed().as_secs_f64());
         let end = match finish {
             Finish::Eos => "the story ended",
             Finish::Length => "as many as asked for (-n)",
@@ -112,14 +112,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         anyhow::Ok(())
     };
     write_out(format_args!("{}", args.prompt), false);
-    turn(&mut writer, &args.prompt)?;
+    turn(&mut generation, &args.prompt)?;
     if args.interactive {
         for line in std::io::stdin().lock().lines() {
             let line = line.context("cannot read a line from standard input; it must be UTF-8 text")?;
-            writer.go_on(args.tokens);
+            generation.extend(args.tokens);
             // A word of its own, as if the story had gone on to say it.
             let text = if line.is_empty() { line } else { format!(" {}", line.trim()) };
-            turn(&mut writer, &text)?;
+            turn(&mut generation, &text)?;
         }
     }
     Ok(ExitCode::SUCCESS)

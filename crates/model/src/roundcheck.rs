@@ -125,8 +125,8 @@ fn the_packed_runtime_computes_the_same() {
             let texts = tokens(b * t, v, 4);
             let mut packed = Vec::new();
             for text in texts.chunks(t) {
-                let mut stream = model.stream();
-                text.iter().for_each(|&token| packed.extend_from_slice(engine.prefill(&mut stream, &[token])));
+                let mut state = model.new_state();
+                text.iter().for_each(|&token| packed.extend_from_slice(engine.prefill(&mut state, &[token])));
             }
             let mut logits = vec![0.0; b * t * v];
             let mut median = |bits| {

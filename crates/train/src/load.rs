@@ -63,7 +63,7 @@ const LATENT: &str = "a model with master weights: a run, a checkpoint, or a mod
 /// A model in the form it was found in.
 pub enum Found {
     /// With its master weights.
-    Latent(Box<Model>),
+    Master(Box<Model>),
     /// As `flashlm pack` wrote it.
     Packed(Box<PackedModel>),
 }
@@ -73,7 +73,7 @@ impl Found {
     pub fn load(path: &Path) -> Result<Found, LoadError> {
         match What::of(path) {
             What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
-            what => Ok(Found::Latent(model_of(path, what, ANY)?.into())),
+            what => Ok(Found::Master(model_of(path, what, ANY)?.into())),
         }
     }
 }
@@ -87,7 +87,7 @@ pub fn unpacked(cx: &Exec, path: &Path) -> Result<Buf<f32>, LoadError> {
 pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
     match Found::load(path)? {
         Found::Packed(packed) => Ok(*packed),
-        Found::Latent(model) => Ok(model.packed(cx)?),
+        Found::Master(model) => Ok(model.packed(cx)?),
     }
 }
 

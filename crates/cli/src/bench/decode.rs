@@ -17,7 +17,7 @@ use flashlm_model::params::Layout;
 use flashlm_model::rng::Rng;
 use flashlm_model::sample::{SampleError, Settings};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, ModelConfig, PackedModel, Writer};
+use flashlm_model::{Engine, Generation, ModelConfig, PackedModel};
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
 
@@ -71,20 +71,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let rows = INT8_ROWS.min((args.prompt as usize).max(streams.div_ceil(args.threads)));
     let mut engine = Engine::new(model.clone(), cx, rows);
 
-    let mut stream = model.stream();
+    let mut state = model.new_state();
     let prefill = windows(args.seconds, WINDOWS, || {
-        stream.reset();
-        engine.prefill(&mut stream, &prompt);
+        state.reset();
+        engine.prefill(&mut state, &prompt);
     });
     let first = windows(args.seconds / 5.0, WINDOWS, || {
-        stream.reset();
-        engine.prefill(&mut stream, &prompt[..1]);
+        state.reset();
+        engine.prefill(&mut state, &prompt[..1]);
     });
-    let mut writers = writers(&model, &prompt, streams)?;
+    let mut generations = generations(&model, &prompt, streams)?;
     // Reads the prompt.
-    engine.advance(&mut writers)?;
+    engine.advance(&mut generations)?;
     let mut failure = None;
-    let mut step = || failure = failure.take().or(engine.advance(&mut writers).err());
+    let mut step = || failure = failure.take().or(engine.advance(&mut generations).err());
     let steps = windows(args.seconds, WINDOWS, &mut step);
     let (wall, entries) = if args.ops {
         let calls = (0.5 / median(&steps)) as usize + 1;
@@ -131,16 +131,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Texts that are written greedily and never end.
-fn writers(model: &Arc<PackedModel>, prompt: &[Token], count: usize) -> Result<Vec<Writer>, SampleError> {
+fn generations(model: &Arc<PackedModel>, prompt: &[Token], count: usize) -> Result<Vec<Generation>, SampleError> {
     let eos = (model.tokenizer().eos(), -100.0);
     let greedy = Settings { temperature: 0.0, logit_bias: vec![eos], ..Settings::default() };
     let text = String::from_utf8_lossy(&model.tokenizer().decode(prompt)).into_owned();
-    let writer = |_| {
-        let mut writer = Writer::new(model, greedy.clone(), usize::MAX, &[])?;
-        writer.read(&text);
-        Ok(writer)
+    let generation = |_| {
+        let mut generation = Generation::new(model, greedy.clone(), usize::MAX, &[])?;
+        generation.push(&text);
+        Ok(generation)
     };
-    (0..count).map(writer).collect()
+    (0..count).map(generation).collect()
 }
 
 /// A preset's model as it starts its training.

@@ -40,7 +40,7 @@ pub trait LanguageModel<E: Elem>: Send {
     fn rows(&self) -> usize;
 
     /// The start of `batch` sequences.
-    fn state(&self, batch: usize) -> State<E>;
+    fn state(&self, batch: usize) -> BatchState<E>;
 
     /// From now on something else than [`ModelConfig::activation_bits`] says: 0 or 8.
     ///
@@ -71,7 +71,7 @@ pub trait LanguageModel<E: Elem>: Send {
         params: Current<'_, E>,
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut BatchState<E>>,
         shape: Shape,
     );
 
@@ -82,7 +82,7 @@ pub trait LanguageModel<E: Elem>: Send {
         out: &mut [E],
         params: Current<'_, E>,
         tokens: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut BatchState<E>>,
         shape: Shape,
     );
 }
@@ -140,21 +140,21 @@ impl<'a, E: Elem> Prepared<'a, E> {
         out: &mut Vec<f64>,
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut BatchState<E>>,
         shape: Shape,
     ) {
         self.lm.log_probs(self.cx, out, self.params, tokens, targets, state, shape);
     }
 
     /// Writes the logits of every row: `[B T, V]`.
-    pub fn logits(&mut self, out: &mut [E], tokens: &[Token], state: Option<&mut State<E>>, shape: Shape) {
+    pub fn logits(&mut self, out: &mut [E], tokens: &[Token], state: Option<&mut BatchState<E>>, shape: Shape) {
         self.lm.logits(self.cx, out, self.params, tokens, state, shape);
     }
 }
 
 /// The state of `B` sequences: for each block `[B, state_len]`, and of each sequence the rows of its document so far.
 #[derive(Clone)]
-pub struct State<E: Elem> {
+pub struct BatchState<E: Elem> {
     /// Of each block.
     pub(crate) layers: Vec<Buf<E>>,
     /// Of each sequence.

@@ -178,7 +178,7 @@ mod tests {
             assert_eq!(noise.config.parameters(), floats, "{name}");
             let state = noise.config.state_len();
             // Four bytes a number, and those of the count before.
-            assert_eq!(4 * state + 4, noise.model.stream().save().len(), "{name}");
+            assert_eq!(4 * state + 4, noise.model.new_state().save().len(), "{name}");
         }
     }
 }

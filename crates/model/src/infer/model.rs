@@ -4,7 +4,7 @@ use std::path::Path;
 
 use flashlm_kernels::Token;
 
-use super::stream::Stream;
+use super::state::SequenceState;
 use crate::codes::error::PackError;
 use crate::config::ModelConfig;
 use crate::family;
@@ -77,25 +77,25 @@ impl PackedModel {
     }
 
     /// A stream at the start of a text.
-    pub fn stream(&self) -> Stream {
+    pub fn new_state(&self) -> SequenceState {
         let len = self.body.blocks.iter().map(|block| block.state_len()).sum();
-        Stream { state: vec![0.0; len], past: 0 }
+        SequenceState { values: vec![0.0; len], past: 0 }
     }
 
-    /// A stream that goes on where [`Stream::save`] was called; `None` where the bytes are of another model or damaged.
-    pub fn restore(&self, bytes: &[u8]) -> Option<Stream> {
-        let mut stream = self.stream();
-        let (past, state) = bytes.split_first_chunk()?;
-        if state.len() != 4 * stream.state.len() {
+    /// A stream that goes on where [`SequenceState::save`] was called; `None` where the bytes are of another model or damaged.
+    pub fn restore(&self, bytes: &[u8]) -> Option<SequenceState> {
+        let mut state = self.new_state();
+        let (past, values) = bytes.split_first_chunk()?;
+        if values.len() != 4 * state.values.len() {
             return None;
         }
-        stream.past = u32::from_le_bytes(*past);
-        for (value, bytes) in stream.state.iter_mut().zip(state.as_chunks().0) {
+        state.past = u32::from_le_bytes(*past);
+        for (value, bytes) in state.values.iter_mut().zip(values.as_chunks().0) {
             *value = f32::from_le_bytes(*bytes);
             if !value.is_finite() {
                 return None;
             }
         }
-        Some(stream)
+        Some(state)
     }
 }

@@ -101,7 +101,7 @@ impl<A: Store> BitLinear<A> {
     ) {
         let rows = x.size() / self.of.inputs;
         let x = match (&self.of.norm, x) {
-            (None, Input::Kept(x)) if !self.rounds(params) => x,
+            (None, Input::Saved(x)) if !self.rounds(params) => x,
             _ => {
                 let operand = local.take(x.size());
                 self.operand(cx, operand, x, params);
@@ -114,10 +114,10 @@ impl<A: Store> BitLinear<A> {
     /// What the matmul takes of `x`: normalised where the matrix has a norm, and rounded where activations are.
     fn operand(&self, cx: &Exec, operand: &mut [A], x: Input<A>, params: Params<A::E>) {
         match (&self.of.norm, x) {
-            (None, Input::Kept(x)) => operand.copy_from_slice(x),
-            (None, Input::Stream(h)) => narrow(cx, operand, h),
-            (Some(norm), Input::Kept(x)) => norm.forward(cx, operand, x, params.all),
-            (Some(norm), Input::Stream(h)) => norm.forward(cx, operand, h, params.all),
+            (None, Input::Saved(x)) => operand.copy_from_slice(x),
+            (None, Input::Residual(h)) => narrow(cx, operand, h),
+            (Some(norm), Input::Saved(x)) => norm.forward(cx, operand, x, params.all),
+            (Some(norm), Input::Residual(h)) => norm.forward(cx, operand, h, params.all),
         }
         if self.rounds(params) {
             round(cx, operand, self.of.inputs);
@@ -143,8 +143,8 @@ impl<A: Store> BitLinear<A> {
         let dnormed = local.take(rows * inputs);
         matmul(cx, dnormed, dy, *outputs, weight, rows, false);
         match x {
-            Input::Kept(x) => norm.backward(cx, dx, part, dnormed, x, params.all, accumulate),
-            Input::Stream(h) => norm.backward(cx, dx, part, dnormed, h, params.all, accumulate),
+            Input::Saved(x) => norm.backward(cx, dx, part, dnormed, x, params.all, accumulate),
+            Input::Residual(h) => norm.backward(cx, dx, part, dnormed, h, params.all, accumulate),
         }
     }
 
@@ -167,7 +167,7 @@ impl<A: Store> BitLinear<A> {
             let rounds = matrix.rounds(params);
             if norm.is_some() || shared != Some(rounds) {
                 let x = match (norm, x) {
-                    (None, Input::Kept(x)) if !rounds => x,
+                    (None, Input::Saved(x)) if !rounds => x,
                     _ => {
                         let operand = &mut w.operand[..x.size()];
                         matrix.operand(cx, operand, x, params);

@@ -93,8 +93,8 @@ fn repacked(noise: &Noise, density: Density, table: TableBits) -> Vec<u8> {
 /// The logits after a text.
 fn logits(bytes: Vec<u8>) -> Vec<f32> {
     let model = std::sync::Arc::new(PackedModel::from_bytes(bytes, "m.safetensors").unwrap());
-    let mut stream = model.stream();
-    Engine::new(model, Exec::new(Isa::SCALAR, 1), 64).prefill(&mut stream, &stories(30, 1)).to_vec()
+    let mut state = model.new_state();
+    Engine::new(model, Exec::new(Isa::SCALAR, 1), 64).prefill(&mut state, &stories(30, 1)).to_vec()
 }
 
 /// One model of each kind of file.
@@ -361,10 +361,10 @@ fn another_tokenizer_is_refused() {
 fn survives(bytes: Vec<u8>) -> bool {
     let Ok(model) = PackedModel::from_bytes(bytes, "m.safetensors") else { return false };
     let model = std::sync::Arc::new(model);
-    let mut stream = model.stream();
+    let mut state = model.new_state();
     let last = (model.config().vocab_size - 1) as u16;
     let mut engine = Engine::new(model, Exec::new(Isa::SCALAR, 1), 4);
-    engine.prefill(&mut stream, &[0, last, 1, 2, last]);
+    engine.prefill(&mut state, &[0, last, 1, 2, last]);
     true
 }
 

@@ -153,16 +153,16 @@ pub trait Scorer {
 }
 
 /// Latent weights and float activations, as in training.
-pub struct Latent<'a>(Prepared<'a, f32>);
+pub struct Master<'a>(Prepared<'a, f32>);
 
-impl<'a> Latent<'a> {
+impl<'a> Master<'a> {
     /// Prepares `lm`, which may come from a training step.
     pub fn new(cx: &'a Exec, lm: &'a mut dyn LanguageModel<f32>, params: &'a [f32]) -> Self {
-        Latent(Prepared::new(cx, lm, params))
+        Master(Prepared::new(cx, lm, params))
     }
 }
 
-impl Scorer for Latent<'_> {
+impl Scorer for Master<'_> {
     fn vocab_size(&self) -> usize {
         self.0.model().config().vocab_size
     }
@@ -182,7 +182,7 @@ impl Scorer for Latent<'_> {
             inputs[i * t + 1..i * t + story.len()].copy_from_slice(&story[..story.len() - 1]);
             targets[i * t..i * t + story.len()].copy_from_slice(story);
         }
-        let Latent(lm) = self;
+        let Master(lm) = self;
         let (rows, mut log_probs) = (lm.model().rows(), Vec::with_capacity(b * t));
         if b * t <= rows {
             lm.log_probs(&mut log_probs, &inputs, &targets, None, Shape { batch: b, seq_len: t });
@@ -209,9 +209,9 @@ impl Scorer for Engine {
 
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
         let score = |story: &&[Token]| {
-            let (mut stream, mut out) = (self.model().stream(), Vec::with_capacity(story.len()));
+            let (mut state, mut out) = (self.model().new_state(), Vec::with_capacity(story.len()));
             if let Some((_, before)) = story.split_last() {
-                Engine::log_probs(self, &mut stream, &[&[eos], before].concat(), story, &mut out);
+                Engine::log_probs(self, &mut state, &[&[eos], before].concat(), story, &mut out);
             }
             out
         };
@@ -379,7 +379,7 @@ mod tests {
 
     fn run(cx: &Exec, tokenizer: &Tokenizer, rows: usize, texts: &[&str]) -> Report {
         let (mut lm, params) = model(tokenizer, rows);
-        evaluate(&mut Latent::new(cx, &mut *lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
+        evaluate(&mut Master::new(cx, &mut *lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
     }
 
     #[test]
@@ -439,7 +439,7 @@ mod tests {
             let (mut lm, params) = model(&tokenizer, 64);
             let mut sums = Sums::default();
             for part in TEXTS.chunks(4) {
-                score(&mut Latent::new(cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
+                score(&mut Master::new(cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
                     .unwrap();
             }
             assert_eq!(sums.report(&tokenizer).unwrap(), whole);
@@ -453,7 +453,7 @@ mod tests {
             let (mut lm, mut params) = model(&tokenizer, 100);
             params.fill(0.0);
             let report =
-                evaluate(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
+                evaluate(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
                     .unwrap();
             let (v, n) = (tokenizer.vocab_size() as f64, report.tokens as f64);
             let bytes = TEXTS.iter().map(|text| text.len()).sum::<usize>() as f64;
@@ -476,7 +476,7 @@ mod tests {
         texts.insert(1, &long);
         texts.push("not scored any more");
         let stories = all(&tokenizer, &texts);
-        let report = published(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
         // 256 of the 600 tokens of the long story over all of its 300 characters.
         let (tokens, characters) = (4 * 499 + 256, 4 * 499 + 300);
         assert_eq!((report.tokens, report.characters, report.stories), (tokens, characters, 500));
@@ -485,7 +485,7 @@ mod tests {
         // With short stories and a real model nothing is cut: the same loss as the full protocol's.
         let (mut lm, params) = model(&tokenizer, 100);
         let stories = all(&tokenizer, &TEXTS);
-        let report = published(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
         let full = run(&cx, &tokenizer, 100, &TEXTS);
         assert_eq!((report.loss_per_token, report.perplexity), (full.loss_per_token, full.perplexity));
     }
@@ -497,9 +497,9 @@ mod tests {
         let (mut lm, params) = model(&tokenizer, 100);
         let mut run = |tokenizer: &Tokenizer, texts: &[&str], progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
             let stories = all(tokenizer, texts);
-            let figure = evaluate(&mut Latent::new(&cx, &mut *lm, &params), tokenizer, &stories, progress);
+            let figure = evaluate(&mut Master::new(&cx, &mut *lm, &params), tokenizer, &stories, progress);
             assert_eq!(
-                published(&mut Latent::new(&cx, &mut *lm, &params), tokenizer, &stories, progress).is_err(),
+                published(&mut Master::new(&cx, &mut *lm, &params), tokenizer, &stories, progress).is_err(),
                 figure.is_err()
             );
             figure.map(|report| panic!("{report:?}")).unwrap_err()
@@ -528,7 +528,7 @@ mod tests {
             seen.push(done);
             ControlFlow::Continue(())
         };
-        evaluate(&mut Latent::new(&Exec::new(Isa::SCALAR, 1), &mut *lm, &params), &tokenizer, &stories, progress)
+        evaluate(&mut Master::new(&Exec::new(Isa::SCALAR, 1), &mut *lm, &params), &tokenizer, &stories, progress)
             .unwrap();
         assert!(seen.is_sorted() && seen.len() > 2);
         assert_eq!(seen.last(), Some(&stories.totals().tokens));

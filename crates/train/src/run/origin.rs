@@ -76,7 +76,7 @@ impl Start {
     /// Those of a run, a checkpoint, a model file or a packed model.
     pub fn load(cx: &Exec, path: &Path, tell: Tell) -> Result<Start, LoadError> {
         match Found::load(path)? {
-            Found::Latent(model) => {
+            Found::Master(model) => {
                 let Model { config, params, tokenizer, path, step } = *model;
                 let step = step.map_or(String::new(), |step| format!(" (step {step})"));
                 tell(Event::Note(&format!(

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Event, Tell, TrainError, Trainer};
 use crate::eval::Stories;
-use crate::eval::bpb::{EvalError, Latent, Report, evaluate};
+use crate::eval::bpb::{EvalError, Master, Report, evaluate};
 use crate::log::{EvalRow, Row, console};
 use crate::progress::Best;
 use crate::stepper::Stepper;
@@ -56,7 +56,7 @@ impl Trainer<'_> {
         let total = stories.totals().tokens.max(1);
         let mut shown = Instant::now();
         let scored =
-            evaluate(&mut Latent::new(self.cx, &mut **lm, params), &self.inputs.tokenizer, stories, &mut |done| {
+            evaluate(&mut Master::new(self.cx, &mut **lm, params), &self.inputs.tokenizer, stories, &mut |done| {
                 if shown.elapsed().as_secs_f64() >= 1.0 {
                     shown = Instant::now();
                     tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));

@@ -5,7 +5,7 @@ use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 
 use super::Params;
 use crate::config::ModelConfig;
-use crate::family::forms::{Current, LanguageModel, Shape, State};
+use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
 use crate::layer::config::Need;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
@@ -100,7 +100,7 @@ impl<A: Store> Train<A> {
         cx: &Exec,
         params: linear::Params<A::E>,
         tokens: &[Token],
-        mut state: Option<&mut State<A::E>>,
+        mut state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         let rows = shape.rows();
@@ -129,7 +129,7 @@ impl<A: Store> Train<A> {
         cx: &Exec,
         params: Current<'_, A::E>,
         tokens: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         let params = linear::Params { all: params.all(), int8: self.int8 };
@@ -173,9 +173,9 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         self.rows
     }
 
-    fn state(&self, batch: usize) -> State<A::E> {
+    fn state(&self, batch: usize) -> BatchState<A::E> {
         let layers = self.weights.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
-        State { layers, past: vec![0; batch] }
+        BatchState { layers, past: vec![0; batch] }
     }
 
     fn set_activation_bits(&mut self, bits: u32) {
@@ -229,7 +229,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         params: Current<'_, A::E>,
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         assert_eq!(tokens.len(), targets.len());
@@ -244,7 +244,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         out: &mut [A::E],
         params: Current<'_, A::E>,
         tokens: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         self.head_input(cx, params, tokens, state, shape);

@@ -182,7 +182,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let (m, normed) = (local.take(cells.len()), local.take(cells.len()));
             self.gated(cx, m, normed, &gate[cells.clone()], &o[cells], params.all);
             y.copy_from_slice(&h[r.start * d..r.end * d]);
-            self.output.forward(cx, y, Input::Kept(m), params, local, true);
+            self.output.forward(cx, y, Input::Saved(m), params, local, true);
         });
     }
 
@@ -214,7 +214,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let (gate, o) = (&gate[cells.clone()], &o[cells]);
             self.gated(cx, m, normed, gate, o, params.all);
             narrow(cx, dy, &dh[r.start * d..r.end * d]);
-            self.output.backward_input(cx, dm, part, dy, Input::Kept(m), params, local, false);
+            self.output.backward_input(cx, dm, part, dy, Input::Saved(m), params, local, false);
             match &of.head_norm {
                 None => {
                     gate_backward(cx, dgate, dnormed, dm, gate, o, of.act);
@@ -227,7 +227,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 }
             }
         });
-        let (m, dy) = (Input::Kept(&s.wide[0][..rows * values]), &s.dy[..rows * d]);
+        let (m, dy) = (Input::Saved(&s.wide[0][..rows * values]), &s.dy[..rows * d]);
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * width], width };
         BitLinear::backward_weights(cx, grads, &[(&self.output, dy)], m, params, &mut s.weights, tiles);
 

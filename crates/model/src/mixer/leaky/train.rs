@@ -95,7 +95,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d),), |cx, r, (y,), local| {
             let cells = r.start * d..r.end * d;
             y.copy_from_slice(&h[cells.clone()]);
-            down.forward(cx, y, Input::Kept(&s[cells]), params, local, true);
+            down.forward(cx, y, Input::Saved(&s[cells]), params, local, true);
         });
     }
 
@@ -121,7 +121,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let cells = r.start * d..r.end * d;
             let z = local.take(cells.len());
             narrow(cx, dy, &dh[cells.clone()]);
-            down.backward_input(cx, z, part, dy, Input::Kept(&s[cells]), params, local, false);
+            down.backward_input(cx, z, part, dy, Input::Saved(&s[cells]), params, local, false);
             narrow(cx, ds, z);
         });
         cx.tiles_by(1, span.batch, (Rows(&mut *g, t * d),), |_, sequence, (g,), local| {
@@ -156,7 +156,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             of.norm.backward(cx, dh, part, dx, h, params.all);
         });
         let tiles = &Tiles { sums: &scratch.parts[..sums], width };
-        let (x, s) = (of.norm.input(&scratch.x[..rows * d], h), Input::Kept(&s[..rows * d]));
+        let (x, s) = (of.norm.input(&scratch.x[..rows * d], h), Input::Saved(&s[..rows * d]));
         let w = &mut scratch.weights;
         BitLinear::backward_weights(cx, grads, &[(down, &scratch.dy[..rows * d])], s, params, w, tiles);
         BitLinear::backward_weights(cx, grads, &[(up, &dv[..rows * d])], x, params, w, tiles);

@@ -4,23 +4,23 @@ use flashlm_kernels::Token;
 
 /// The state of one sequence: what the blocks remember of it.
 #[derive(Clone)]
-pub struct Stream {
-    pub(super) state: Vec<f32>,
+pub struct SequenceState {
+    pub(super) values: Vec<f32>,
     /// Rows of the document so far.
     pub(super) past: u32,
 }
 
-impl Stream {
+impl SequenceState {
     /// Back to the start of a text.
     pub fn reset(&mut self) {
-        self.state.fill(0.0);
+        self.values.fill(0.0);
         self.past = 0;
     }
 
     /// All there is to know of it, as bytes.
     pub fn save(&self) -> Vec<u8> {
-        let state = self.state.iter().flat_map(|x| x.to_le_bytes());
-        self.past.to_le_bytes().into_iter().chain(state).collect()
+        let values = self.values.iter().flat_map(|x| x.to_le_bytes());
+        self.past.to_le_bytes().into_iter().chain(values).collect()
     }
 
     /// The count before the next row `token`, which moves on.
@@ -34,8 +34,8 @@ impl Stream {
     }
 }
 
-impl AsMut<Stream> for Stream {
-    fn as_mut(&mut self) -> &mut Stream {
+impl AsMut<SequenceState> for SequenceState {
+    fn as_mut(&mut self) -> &mut SequenceState {
         self
     }
 }
