@@ -56,7 +56,7 @@ pub fn stories(source: Source) -> Option<(Vec<String>, SourceReport)> {
     let _ = scored.stories(&mut |_| ControlFlow::Continue(()));
     let report = report.ok()?;
     assert_eq!(report.bytes, stories.iter().map(|story| story.len() as u64).sum::<u64>());
-    report.seen.notes();
+    report.oddities.notes();
     Some((stories, report))
 }
 

@@ -12,7 +12,7 @@ use flashlm_model::io::not_a_file;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::Layers;
 use flashlm_train::data::cache::default_dir;
-use flashlm_train::data::source::{Seen, Source};
+use flashlm_train::data::source::{Oddities, Source};
 use flashlm_train::run;
 use flashlm_train::trainer::Event;
 use flashlm_train::what::What;
@@ -55,8 +55,8 @@ pub fn try_out(text: std::fmt::Arguments, newline: bool) -> std::io::Result<()> 
 }
 
 /// Says in one line what readers met and went on from.
-pub fn noted(what: &str, seen: &Seen) {
-    let notes = seen.notes();
+pub fn noted(what: &str, oddities: &Oddities) {
+    let notes = oddities.notes();
     if !notes.is_empty() {
         say!("{what}: {}", notes.join(". "));
     }

@@ -1,7 +1,7 @@
 //! What a model is: sizes and switches, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
 
 use flashlm_kernels::Token;
-use flashlm_kernels::ops::{Act, Quant, Scale, Stat};
+use flashlm_kernels::ops::{Act, Quant, Scale, Statistic};
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ConfigError;
@@ -139,8 +139,8 @@ impl QuantConfig {
             ScaleKind::Group => Scale::Group(self.size),
         };
         let stat = match self.stat {
-            StatKind::Mean => Stat::Mean,
-            StatKind::Median => Stat::Median,
+            StatKind::Mean => Statistic::Mean,
+            StatKind::Median => Statistic::Median,
         };
         Some(Quant { scale, stat })
     }

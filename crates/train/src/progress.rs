@@ -1,5 +1,5 @@
 //! Where a run stands: what a checkpoint must carry so that training goes on as if it had never stopped, and how far the run
-//! has come by updates or by the clock.
+//! has come by steps or by the clock.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -10,7 +10,7 @@ use crate::stage::Stage;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Updates done.
+    /// Steps done.
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
@@ -18,7 +18,7 @@ pub struct State {
     pub elapsed: f64,
     /// Stage of the curriculum.
     pub stage: usize,
-    /// Update at which the stage began.
+    /// Step at which the stage began.
     pub stage_start: u64,
     /// Windows of the stage so far; older states do not tell, their batch never changed.
     #[serde(default)]
@@ -82,7 +82,7 @@ pub struct Best {
 /// When stages and the run end.
 pub struct Plan {
     stages: Vec<Stage>,
-    /// Updates after which each stage ends, where known.
+    /// Steps after which each stage ends, where known.
     ends: Option<Vec<u64>>,
     seconds: Option<f64>,
 }
@@ -97,9 +97,9 @@ pub struct Extent {
 }
 
 impl Plan {
-    /// The plan for stages of these extents and `batch` sequences an update.
+    /// The plan for stages of these extents and `batch` sequences a step.
     ///
-    /// Shares are of the run's tokens: of `steps` updates a stage gets the more, the fewer tokens each of its updates has; of
+    /// Shares are of the run's tokens: of `steps` steps a stage gets more, the fewer tokens each of its steps has; of
     /// `epochs` passes over all texts of the run it gets its share, in windows of its length. A run that only time limits is
     /// shared out by time.
     pub fn new(settings: &Settings, extents: &[Extent], batch: usize) -> Plan {
@@ -119,24 +119,24 @@ impl Plan {
             Some(ends)
         } else if seconds.is_none() {
             let mut end = 0;
-            let updates = |(stage, e): (&Stage, &Extent)| {
+            let steps = |(stage, e): (&Stage, &Extent)| {
                 end += ((t.epochs * stage.share * e.windows / batch as f64).round() as u64).max(1);
                 end
             };
-            Some(stages.iter().zip(extents).map(updates).collect())
+            Some(stages.iter().zip(extents).map(steps).collect())
         } else {
             None
         };
         Plan { stages, ends, seconds }
     }
 
-    /// Updates of a stage, where known.
-    pub fn updates(&self, stage: usize) -> Option<u64> {
+    /// Steps of a stage, if known.
+    pub fn steps(&self, stage: usize) -> Option<u64> {
         let ends = self.ends.as_ref()?;
         Some(ends[stage] - stage.checked_sub(1).map_or(0, |before| ends[before]))
     }
 
-    /// Updates of the whole run, where known.
+    /// Steps of the whole run, where known.
     pub fn total(&self) -> Option<u64> {
         self.ends.as_ref().and_then(|ends| ends.last().copied())
     }
@@ -153,7 +153,7 @@ impl Plan {
         by_steps.max(by_time)
     }
 
-    /// The stage that the next update belongs to.
+    /// The stage that the next step belongs to.
     pub fn stage(&self, state: &State) -> usize {
         let last = self.stages.len() - 1;
         let found = match &self.ends {
@@ -209,7 +209,7 @@ mod tests {
         settings.train.steps = 100;
         let plan = Plan::new(&settings, &extents(1_000_000), 4);
         // 50 * 128 = 25 * 256 = 25 * 512 / 2.
-        assert_eq!([0, 1, 2].map(|stage| plan.updates(stage).unwrap()), [50, 25, 25]);
+        assert_eq!([0, 1, 2].map(|stage| plan.steps(stage).unwrap()), [50, 25, 25]);
         let at = |step| plan.stage(&State { step, ..State::default() });
         assert_eq!([0, 49, 50, 74, 75, 99].map(at), [0, 0, 1, 1, 2, 2]);
         assert_eq!((plan.total(), plan.longest()), (Some(100), 512));
@@ -232,7 +232,7 @@ mod tests {
         let at = |elapsed, stage| plan.stage(&State { elapsed, stage, ..State::default() });
         assert_eq!([at(0.0, 0), at(14.9, 0), at(15.1, 0), at(31.0, 1), at(70.0, 2), at(1.0, 1)], [0, 0, 1, 2, 2, 1]);
         assert_eq!(plan.progress(&State { elapsed: 30.0, ..State::default() }), 0.5);
-        assert_eq!((plan.total(), plan.updates(0)), (None, None));
+        assert_eq!((plan.total(), plan.steps(0)), (None, None));
     }
 
     #[test]

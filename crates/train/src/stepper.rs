@@ -1,4 +1,4 @@
-//! One update: forward and backward of a batch in passes of at most [`ROWS`] rows, clip, optimizer.
+//! One step: forward and backward of a batch in passes of at most [`ROWS`] rows, clip, optimizer.
 //!
 //! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
@@ -18,7 +18,7 @@ use crate::optim::Optimizers;
 /// Rows of one pass, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
 
-/// What an update is told besides its windows.
+/// What a step is told besides its windows.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
     /// Of its batch.
@@ -37,16 +37,16 @@ pub struct Stepper {
     pub lm: Box<dyn LanguageModel<f32>>,
     /// Latent parameters, laid out by `lm.layout()`.
     pub params: Buf<f32>,
-    /// What turns gradients into updates, and its state.
+    /// What applies gradients to parameters, and its state.
     pub optimizers: Optimizers,
     grads: Buf<f32>,
     inputs: Vec<Token>,
     targets: Vec<Token>,
 }
 
-/// What one update showed.
+/// What one step showed.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Update {
+pub struct StepResult {
     /// Mean nats a token: cross-entropy alone.
     pub loss: f64,
     /// Tokens that were predicted; sequences shorter than `T` have fewer.
@@ -55,7 +55,7 @@ pub struct Update {
     pub grad_norm: f64,
 }
 
-impl Update {
+impl StepResult {
     /// Whether both are numbers; if not, the parameters were left as they were.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
@@ -79,8 +79,8 @@ impl Stepper {
         Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
     }
 
-    /// One update on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
-    pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> Update {
+    /// One step on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
+    pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> StepResult {
         self.step_unless(&AtomicBool::new(false), cx, step, window).expect("nothing stops it")
     }
 
@@ -91,7 +91,7 @@ impl Stepper {
         cx: &Exec,
         step: Step,
         window: impl Fn(usize) -> W,
-    ) -> Option<Update> {
+    ) -> Option<StepResult> {
         let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
         zero(cx, &mut self.grads);
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
@@ -122,10 +122,10 @@ impl Stepper {
         }
         let loss = nats * scale;
         if !loss.is_finite() {
-            return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
+            return Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
         let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, number);
-        Some(Update { loss, tokens: tokens as u64, grad_norm })
+        Some(StepResult { loss, tokens: tokens as u64, grad_norm })
     }
 }
 
@@ -170,9 +170,9 @@ mod tests {
         let nats = passes.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
-        let update = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
-        assert!((update.loss - nats * scale).abs() < 1e-6 * update.loss, "{} for {}", update.loss, nats * scale);
-        assert!((update.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", update.grad_norm);
+        let result = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
+        assert!((result.loss - nats * scale).abs() < 1e-6 * result.loss, "{} for {}", result.loss, nats * scale);
+        assert!((result.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", result.grad_norm);
         for (own, want) in stepper.grads.iter().zip(&grads) {
             assert!((own - want).abs() <= 1e-5 * norm as f32, "{own} for {want}");
         }
@@ -200,10 +200,10 @@ mod tests {
                     let shape = Shape { batch: 1, seq_len: story.len() - 1 };
                     nats += alone.loss_backward(&mut grads, &story[..shape.seq_len], &story[1..], shape, objective);
                 }
-                let update = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
-                assert_eq!(update.tokens, total as u64);
+                let result = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
+                assert_eq!(result.tokens, total as u64);
                 let loss = nats / total as f64;
-                assert!((update.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", update.loss);
+                assert!((result.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", result.loss);
                 let off = |a: &[f32], b: &[f32]| {
                     let square = |x: f32| f64::from(x) * f64::from(x);
                     let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
@@ -225,8 +225,8 @@ mod tests {
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;
         let before = stepper.params.to_vec();
-        let update = stepper.step(&cx, first(shape, &settings), |_| &data);
-        assert!(!update.is_finite());
+        let result = stepper.step(&cx, first(shape, &settings), |_| &data);
+        assert!(!result.is_finite());
         assert_eq!(before, stepper.params.to_vec());
     }
 }

@@ -1,4 +1,4 @@
-//! Configs at random, and all that becomes of a model: two updates, a checkpoint or a file, loaded, packed, written with, scored.
+//! Configs at random, and all that becomes of a model: two steps, a checkpoint or a file, loaded, packed, written with, scored.
 //! What `validate` lets pass must come through; what it refuses it must refuse by a key that is there.
 //!
 //! `FLASHLM_CASES=5000` draws more of them, `FLASHLM_CASE=17` the one of that number alone; with `--nocapture` each test prints what
@@ -263,7 +263,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     settings.validate().unwrap();
     assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap().model, *config, "through TOML");
 
-    // Two updates.
+    // Two steps.
     let v = config.vocab_size;
     let (batch, t) = (draw.within(1..=3), draw.within(1..=20));
     let windows: Vec<Vec<Token>> = (0..batch).map(|_| (0..=t).map(|_| draw.below(v) as Token).collect()).collect();

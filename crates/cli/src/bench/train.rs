@@ -16,7 +16,7 @@ use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{Layers, TrainSettings};
-use flashlm_train::stepper::{Shape, Step, Stepper, Update};
+use flashlm_train::stepper::{Shape, Step, StepResult, Stepper};
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
@@ -208,16 +208,16 @@ impl Steps {
     }
 
     /// One whole step.
-    pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
+    pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<StepResult> {
         let Shape { batch, seq_len } = self.shape;
         let first = self.step as usize % BATCHES * batch;
         let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
         self.step += 1;
         let (settings, lr) = (&self.settings, self.settings.lr);
         let step = Step { shape: self.shape, settings, lr, number: self.step };
-        let update = self.stepper.step(cx, step, window);
-        ensure!(update.is_finite(), "step {} is not finite: {update:?}", self.step);
-        Ok(update)
+        let result = self.stepper.step(cx, step, window);
+        ensure!(result.is_finite(), "step {} is not finite: {result:?}", self.step);
+        Ok(result)
     }
 }
 

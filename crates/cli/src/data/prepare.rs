@@ -160,9 +160,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             report.add("held out", format!("{part:.2} % of the text: its end, since it has few stories"), part / 100.0)
         }
     }
-    if cache.doubles() > 0 {
-        let text = format!("{} stories of train that are in valid, too, and left out", thousands(cache.doubles()));
-        report.add("doubles", text, cache.doubles());
+    if cache.duplicates() > 0 {
+        let text = format!("{} stories of train that are in valid, too, and left out", thousands(cache.duplicates()));
+        report.add("doubles", text, cache.duplicates());
     }
     let text =
         format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
@@ -240,7 +240,7 @@ fn build(
     let mut told = |p: &Progress| progress(&mut status, name, p);
     let Opened { cache, built } = open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
-    noted(name, &built.as_ref().map(|built| built.read.seen).unwrap_or_default());
+    noted(name, &built.as_ref().map(|built| built.read.oddities).unwrap_or_default());
     let path = stage.dir.join(name).with_extension("tok");
     match built.map(|built| built.reason) {
         None => say!("{name}: {} serves as it is", path.display()),

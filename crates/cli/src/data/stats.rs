@@ -12,8 +12,8 @@ use flashlm_model::ModelConfig;
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::{Settings, preset};
-use flashlm_train::data::looks::Script;
-use flashlm_train::data::near::MOST as NEAR;
+use flashlm_train::data::near_duplicates::MAX_STORIES as MAX_NEAR;
+use flashlm_train::data::profile::Script;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::log::histogram::{self, Bin};
@@ -84,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let read = &stats.read;
     let share = |n: u64| n as f64 / (read.stories.max(1)) as f64;
     let mut report = Report::default();
-    let notes = [vec![passed_over(&source)], read.seen.notes()].concat();
+    let notes = [vec![passed_over(&source)], read.oddities.notes()].concat();
     let notes: Vec<String> = notes.into_iter().filter(|note| !note.is_empty()).collect();
     report.add("stories", thousands(read.stories), read.stories);
     report.add("bytes", format!("{} ({})", thousands(read.bytes), bytes(read.bytes)), read.bytes);
@@ -98,7 +98,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     let value = json!({"total": stats.chars, "mean": mean, "shortest": shortest, "longest": longest});
     report.add("characters", text, value);
-    report_looks(&mut report, &stats);
+    report_profile(&mut report, &stats);
     report_tokens(&mut report, &stats, &tokenizer, own);
     if !args.quick {
         report_hour(&mut report, stats.tokens)?;
@@ -111,7 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let doubled = format!("{} ({:.3} %){within}", thousands(stats.duplicates), share(stats.duplicates) * 100.0);
     report.add("duplicates", doubled, json!({"stories": stats.duplicates, "complete": !stats.forgot}));
     let within = match stats.near_forgot {
-        true => format!(", compared with the first {} alone", thousands(NEAR as u64)),
+        true => format!(", compared with the first {} alone", thousands(MAX_NEAR as u64)),
         false => String::new(),
     };
     let text = format!(
@@ -165,9 +165,9 @@ fn sample_vocabulary(source: &Source) -> anyhow::Result<Tokenizer> {
 }
 
 /// The rows of scripts, lines, separators and control characters.
-fn report_looks(report: &mut Report, stats: &Stats) {
-    let looks = &stats.looks;
-    let shares = looks.shares();
+fn report_profile(report: &mut Report, stats: &Stats) {
+    let profile = &stats.profile;
+    let shares = profile.shares();
     let shown = shares.iter().filter(|script| script.share >= 0.0005);
     let text: Vec<String> = shown.map(|Script { name, share }| format!("{name} {:.1} %", 100.0 * share)).collect();
     let value: serde_json::Map<String, Value> =
@@ -175,25 +175,25 @@ fn report_looks(report: &mut Report, stats: &Stats) {
     report.add("scripts", if text.is_empty() { "no letters".into() } else { text.join(", ") }, value);
     let text = format!(
         "{} in {} paragraphs, the longest of {} characters",
-        thousands(looks.lines),
-        thousands(looks.paragraphs),
-        thousands(looks.longest_line)
+        thousands(profile.lines),
+        thousands(profile.paragraphs),
+        thousands(profile.longest_line)
     );
-    let value = json!({"total": looks.lines, "paragraphs": looks.paragraphs, "longest": looks.longest_line});
+    let value = json!({"total": profile.lines, "paragraphs": profile.paragraphs, "longest": profile.longest_line});
     report.add("lines", text, value);
     let found: Vec<String> =
-        looks.separators.iter().map(|(line, n)| format!("{} lines {:?}", thousands(*n), line)).collect();
+        profile.separators.iter().map(|(line, n)| format!("{} lines {:?}", thousands(*n), line)).collect();
     if !found.is_empty() {
         let text = format!("{}: if stories end there, make these lines <|endoftext|>", found.join(", "));
-        report.add("separators", text, json!(looks.separators));
+        report.add("separators", text, json!(profile.separators));
     }
-    if looks.controls + looks.replaced > 0 {
+    if profile.controls + profile.replaced > 0 {
         let text = format!(
             "{} control characters, {} U+FFFD where a byte was lost in decoding",
-            thousands(looks.controls),
-            thousands(looks.replaced)
+            thousands(profile.controls),
+            thousands(profile.replaced)
         );
-        report.add("odd characters", text, json!({"controls": looks.controls, "replaced": looks.replaced}));
+        report.add("odd characters", text, json!({"controls": profile.controls, "replaced": profile.replaced}));
     }
 }
 

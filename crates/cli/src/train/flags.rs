@@ -65,13 +65,13 @@ pub struct Args {
     /// Length of the run in hours
     #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes")]
     pub hours: Option<f64>,
-    /// Length of the run in updates
+    /// Length of the run in steps
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
     /// Passes over the text, where no other length is given
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub epochs: Option<f64>,
-    /// Sequences in an update
+    /// Sequences in a step
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
     /// Peak learning rate
@@ -96,7 +96,7 @@ pub struct Args {
     /// optimizer and schedule: fine-tuning
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"])]
     pub from: Option<PathBuf>,
-    /// Print the plan and train nothing: for each stage its texts, tokens, epochs and updates; time and memory, measured
+    /// Print the plan and train nothing: for each stage its texts, tokens, epochs and steps; time and memory, measured
     #[arg(long)]
     pub dry_run: bool,
     /// With --dry-run: print the plan as JSON

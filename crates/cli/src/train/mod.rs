@@ -62,8 +62,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let settings = prepared.settings().clone();
     let mut product = Product { open: true };
     product.print(format_args!("{}\n", settings.to_toml().trim_end()));
-    let (stories, doubles) = (prepared.stories(), prepared.doubles());
-    let left_out = if doubles > 0 { format!(", {} of them left out", thousands(doubles)) } else { String::new() };
+    let (stories, duplicates) = (prepared.stories(), prepared.duplicates());
+    let left_out = if duplicates > 0 { format!(", {} of them left out", thousands(duplicates)) } else { String::new() };
     let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
     let entropy_bound = prepared.entropy_bound;
     let mut trainer = prepared.trainer(&cx, claim)?;
@@ -71,7 +71,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
         settings.name,
         thousands(trainer.layout().parameters() as u64),
-        counted(stories + doubles, "story"),
+        counted(stories + duplicates, "story"),
         thousands(valid_stories as u64),
         bytes(valid_bytes),
         cx.isa().name(),

@@ -37,7 +37,7 @@ fn place() -> (Place, String) {
     (place, flags)
 }
 
-/// The first updates of the stages, and the last of all.
+/// The first steps of the stages, and the last of all.
 fn borders(place: &Place, flags: &str) -> Vec<u64> {
     let plan: Value = serde_json::from_str(&place.ok(&format!("train {flags} --dry-run --json"))).unwrap();
     let mut sum = 0;
@@ -85,7 +85,7 @@ fn a_run_signalled_in_every_stage_gives_the_bits_of_one_that_was_not() {
     place.ok(&format!("train {flags} --save-dir whole"));
     let (mut args, mut from) = (format!("train {flags} --save-dir stopped"), 0);
     for stage in 1..=3 {
-        // SIGINT as the row of this update is written: it is the one that is saved.
+        // SIGINT as the row of this step is written: it is the one that is saved.
         let step = (borders[stage - 1] + borders[stage]) / 2;
         let mut command = place.command(&args);
         shim::watch(&mut command, &place.path("stopped"), &place.path("calls"));

@@ -48,7 +48,7 @@ struct Call {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Part {
-    /// Before the first update.
+    /// Before the first step.
     Start,
     Checkpoint,
     /// What a run can do without.

@@ -78,7 +78,7 @@ fn scales_that_begin_anywhere_in_a_row_and_a_project_beside_the_model_are_no_tro
 #[test]
 fn a_run_that_diverges_names_its_last_good_checkpoint() {
     let place = Place::new();
-    // Weight decay of 10 * 1 an update multiplies every weight by -9.
+    // Weight decay of 10 * 1 a step multiplies every weight by -9.
     let flags = format!("{TINY} --steps 400 --lr 10 --set train.weight_decay=1 --set train.checkpoint_every=20");
     place.fails(&format!("train {flags} --save-dir run"), &["not a number", "last good checkpoint", "step"]);
     place.ok("info run");

@@ -78,7 +78,7 @@ fn another_folder_begins_with_a_checkpoint_of_its_own() {
     let place = Place::new();
     place.ok(&format!("train {TINY} {EVERY} --steps 10 --save-dir a"));
     let before = names(&place, "a");
-    // Stopped before its first update: the folder holds what it went on from.
+    // Stopped before its first step: the folder holds what it went on from.
     let mut child =
         place.command("train --resume a --save-dir b --minutes 5 --set train.steps=0 --set train.log_every=1");
     let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -309,7 +309,7 @@ fn a_learning_rate_may_change_and_is_told() {
 #[test]
 fn one_long_update_hears_ctrl_c() {
     let place = Place::new();
-    // Thousands of passes to an update.
+    // Thousands of passes to a step.
     let args = format!(
         "train {} --steps 3 --threads 1 --save-dir run",
         with("--vocab 300 --batch 65536 --set train.accumulation=8")

@@ -6,8 +6,8 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
-use crate::layer::packed::{PackedLinear, PackedNorm, Work};
-use crate::mixer::forms::Near;
+use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch};
+use crate::mixer::forms::RowParallel;
 use crate::params::Layout;
 
 /// Sizes of one pass: `B` sequences of `T` tokens, one after the other.
@@ -185,14 +185,14 @@ pub(crate) trait PackedBlock: Send + Sync {
     fn state_len(&self) -> usize;
 
     /// `u` of the rows `h: [rows, D]` of one tile.
-    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local);
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local);
 
     /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
 
     /// Adds all that the block adds to `h: [rows, D]` of one tile, `u` being mixed.
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
 
     /// Its mixer, if each tile of a prompt can mix its own rows.
-    fn near(&self) -> Option<&dyn Near>;
+    fn row_parallel(&self) -> Option<&dyn RowParallel>;
 }

@@ -9,7 +9,7 @@ use flashlm_kernels::{Exec, Token};
 
 use super::model::PackedModel;
 use super::state::SequenceState;
-use crate::layer::packed::Work;
+use crate::layer::packed::PackedScratch;
 
 /// The working memory of one caller, on the threads of its executor.
 pub struct Engine {
@@ -22,7 +22,7 @@ pub struct Engine {
     before: Vec<f32>,
     widest: usize,
     past: Vec<u32>,
-    work: Vec<Work>,
+    work: Vec<PackedScratch>,
     pub(super) logits: Vec<f32>,
     /// One of each writer.
     pub(super) tokens: Vec<Token>,
@@ -49,7 +49,7 @@ impl Engine {
             before: vec![0.0; all * widest],
             widest,
             past: vec![0; all],
-            work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
+            work: (0..threads).map(|_| PackedScratch::new(&columns, each)).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
             sums: Vec::new(),
@@ -203,8 +203,8 @@ impl Engine {
         for (i, block) in model.body.blocks.iter().enumerate() {
             let (len, width) = (block.state_len(), block.width());
             let own = values.split_off_mut(..len).expect("a state for each block");
-            let near = block.near();
-            match near {
+            let row_parallel = block.row_parallel();
+            match row_parallel {
                 Some(_) => std::mem::swap(u, before),
                 None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (own, u), local| {
                     block.mix(cx, u, own, past, local);
@@ -216,16 +216,16 @@ impl Engine {
             let same = next.is_none_or(|next| next.width() == width);
             let fused = next.filter(|_| same);
             cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
-                if let Some(near) = near {
-                    near.mix_rows(cx, u, from, r, own, local);
+                if let Some(mixer) = row_parallel {
+                    mixer.mix_rows(cx, u, from, r, own, local);
                 }
                 block.output(cx, h, u, &mut work[0], local);
                 if let Some(next) = fused {
                     next.project(cx, u, h, &mut work[0], local);
                 }
             });
-            if let Some(near) = near {
-                near.keep(from, own);
+            if let Some(mixer) = row_parallel {
+                mixer.advance_state(from, own);
             }
             if let Some(next) = next.filter(|_| !same) {
                 let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.width()), Parts(&mut *work, 1));
@@ -252,7 +252,7 @@ pub(super) struct LastRows<'a> {
     model: &'a PackedModel,
     pub(super) cx: &'a Exec,
     h: &'a [f32],
-    work: &'a mut Work,
+    work: &'a mut PackedScratch,
     local: &'a Local,
 }
 

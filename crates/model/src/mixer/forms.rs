@@ -7,7 +7,7 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Exec, Span, Store};
 
 use crate::layer::linear::Params;
-use crate::layer::packed::{PackedLinear, Work};
+use crate::layer::packed::{PackedLinear, PackedScratch};
 use crate::layer::scratch::{Scratch, WIDE};
 
 /// A causal branch of the residual stream, `y = h + mix(norm(h))`, `h: [B*T, D]`: its weights, packed. They do not change from one
@@ -155,22 +155,22 @@ pub(crate) trait PackedMixer: Send + Sync {
     fn state_len(&self) -> usize;
 
     /// `u` of one tile from its normed rows `x: [rows, D]`.
-    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work);
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch);
 
     /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
 
     /// Adds the branch to `h: [rows, D]` of one tile.
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
 
     /// Itself, if what it makes of a row depends on rows `u` near it alone: each tile of a prompt then mixes its own.
-    fn near(&self) -> Option<&dyn Near> {
+    fn row_parallel(&self) -> Option<&dyn RowParallel> {
         None
     }
 }
 
 /// A [`PackedMixer`] in two steps, of rows `u` of one sequence with `past`.
-pub(crate) trait Near: Sync {
+pub(crate) trait RowParallel: Sync {
     /// Puts the rows `rows`, mixed, into `m: [rows.len(), width]`.
     fn mix_rows(
         &self,
@@ -183,5 +183,5 @@ pub(crate) trait Near: Sync {
     );
 
     /// Moves the state on.
-    fn keep(&self, from: (&[f32], &[u32]), state: &mut [f32]);
+    fn advance_state(&self, from: (&[f32], &[u32]), state: &mut [f32]);
 }

@@ -107,11 +107,11 @@ macro_rules! mixers {
             model: &crate::reference::Weights,
             settings: &Settings,
             x: &[f64],
-            seen: &mut crate::reference::Seen,
+            history: &mut crate::reference::History,
         ) -> Vec<f64> {
             match name {
                 $(stringify!($module) => {
-                    $module::reference::mix(model, settings_of!(settings $(, $key)?), x, seen)
+                    $module::reference::mix(model, settings_of!(settings $(, $key)?), x, history)
                 })*
                 other => panic!("unknown mixer {other:?}"),
             }

@@ -63,11 +63,11 @@ pub struct TrainSettings {
     pub seq_len: usize,
     /// Sequences of a step; 0: by the hardware.
     pub batch: usize,
-    /// Batches summed before an update.
+    /// Batches summed before a step.
     pub accumulation: usize,
     /// Passes over the data where neither `steps` nor `minutes` is given.
     pub epochs: f64,
-    /// Length of the run in updates; 0: not limited.
+    /// Length of the run in steps; 0: not limited.
     pub steps: u64,
     /// Length of the run in minutes; 0: not limited.
     pub minutes: f64,
@@ -86,7 +86,7 @@ pub struct TrainSettings {
     pub weight_decay: f64,
     /// Largest global norm of a gradient.
     pub clip: f64,
-    /// What updates the latent matrices, by its name in `optimizers!`; the rest is AdamW's.
+    /// The optimizer of the ternary matrices, by its name in `optimizers!`; the rest is AdamW's.
     pub optimizer: String,
     /// Peak learning rate of the matrices under Muon and NorMuon; it falls as `lr` does.
     pub matrix_lr: f64,
@@ -98,28 +98,28 @@ pub struct TrainSettings {
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
-    /// Last share of the run whose updates have the model's `activation_bits`, the others 0; every validation has them.
+    /// Last share of the run whose steps have the model's `activation_bits`, the others 0; every validation has them.
     pub activation_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
-    /// Updates between validations; 0: none but the last.
+    /// Steps between validations; 0: none but the last.
     pub eval_every: u64,
     /// Tokens of the validation text, in whole stories, scored while training; the last validation takes all.
     pub eval_tokens: usize,
     /// Validations without improvement before the run stops; 0: never.
     pub patience: u64,
-    /// Updates between samples; 0: only at the end.
+    /// Steps between samples; 0: only at the end.
     pub sample_every: u64,
     /// Tokens of a sample.
     pub sample_tokens: usize,
     pub prompts: Vec<String>,
-    /// Updates between checkpoints; 0: none but the last.
+    /// Steps between checkpoints; 0: none but the last.
     pub checkpoint_every: u64,
-    /// Seconds between checkpoints; 0: by updates only.
+    /// Seconds between checkpoints; 0: by steps only.
     pub checkpoint_seconds: f64,
     /// Checkpoints kept, besides the best.
     pub keep: usize,
-    /// Updates between rows of metrics.jsonl.
+    /// Steps between rows of metrics.jsonl.
     pub log_every: u64,
     /// 0: all processors. Results do not depend on it.
     pub threads: usize,
@@ -133,7 +133,7 @@ impl Settings {
 }
 
 impl TrainSettings {
-    /// Sequences of an update.
+    /// Sequences of a step.
     pub fn sequences(&self) -> usize {
         self.batch * self.accumulation
     }

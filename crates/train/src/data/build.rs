@@ -298,7 +298,7 @@ impl<'a> Output<'a> {
             dropped: Dropped::default(),
             read: 0,
             read_bytes: 0,
-            doubles: 0,
+            duplicates: 0,
             payload_hash: 0,
         };
         Output { file, header, offsets: vec![0], hash: Xxh3::new(), written: 0 }
@@ -329,11 +329,11 @@ impl<'a> Output<'a> {
     fn finish(mut self, source: &Source, report: &SourceReport) -> Result<(), Failed> {
         if self.header.stories == 0 {
             let (split, name) = (self.header.expect.split, source.name().to_string());
-            let (seen, doubles) = (report.read, report.doubles);
-            return Err(DataError::NoStories { name, split, seen, doubles }.into());
+            let (seen, duplicates) = (report.read, report.duplicates);
+            return Err(DataError::NoStories { name, split, seen, duplicates }.into());
         }
-        let SourceReport { repaired, dropped, read, read_bytes, doubles, .. } = *report;
-        self.header = Header { repaired, dropped, read, read_bytes, doubles, ..self.header };
+        let SourceReport { repaired, dropped, read, read_bytes, duplicates, .. } = *report;
+        self.header = Header { repaired, dropped, read, read_bytes, duplicates, ..self.header };
         Ok(self.close()?)
     }
 

@@ -200,8 +200,8 @@ impl TokenCache {
     }
 
     /// Stories that were left out as those of the validation text.
-    pub fn doubles(&self) -> u64 {
-        self.header.doubles
+    pub fn duplicates(&self) -> u64 {
+        self.header.duplicates
     }
 
     /// Size of the vocabulary; every token is below.
@@ -238,8 +238,8 @@ impl fmt::Display for TokenCache {
         if h.dropped.total() > 0 {
             write!(f, ", {} stories dropped by the filter", h.dropped.total())?;
         }
-        if h.doubles > 0 {
-            write!(f, ", {} left out as in the validation text", h.doubles)?;
+        if h.duplicates > 0 {
+            write!(f, ", {} left out as in the validation text", h.duplicates)?;
         }
         if h.repaired > 0 {
             write!(f, ", {} mojibake sequences repaired", h.repaired)?;

@@ -168,7 +168,7 @@ pub enum DataError {
         reason: Stale,
     },
     /// A build that found nothing to put into the cache.
-    #[error("{name}: no stories for {split}, of {seen} in the data; {}", none_left(*seen, *doubles))]
+    #[error("{name}: no stories for {split}, of {seen} in the data; {}", none_left(*seen, *duplicates))]
     NoStories {
         /// Name of the source.
         name: String,
@@ -177,7 +177,7 @@ pub enum DataError {
         /// Stories in the source, both sides.
         seen: u64,
         /// Those that are in the validation text, too.
-        doubles: u64,
+        duplicates: u64,
     },
     /// A token cache with nothing in it.
     #[error("{name}: the text has no tokens; add data")]
@@ -215,8 +215,8 @@ pub enum DataError {
 }
 
 /// Why there is no story, and what to do.
-fn none_left(seen: u64, doubles: u64) -> &'static str {
-    match (seen, doubles) {
+fn none_left(seen: u64, duplicates: u64) -> &'static str {
+    match (seen, duplicates) {
         (0, _) => "the data holds only blank text, or its filter drops every story",
         (_, 0) => "add data or change the held-out share",
         _ => "all that are left are in the validation text, too; name another with --valid",

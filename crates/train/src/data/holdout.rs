@@ -7,7 +7,7 @@
 //! So a book, which is one story, is split by place, and a folder of notes has more than one of them to validate on.
 
 use super::DataError;
-use super::held::Held;
+use super::held_out::HeldOut;
 use super::source::Source;
 use super::split::Split;
 use std::ops::ControlFlow;
@@ -26,7 +26,7 @@ const MOST: f64 = 0.1;
 pub struct Holdout {
     /// To train on.
     pub train: Split,
-    /// Held out.
+    /// HeldOut out.
     pub valid: Split,
 }
 
@@ -60,8 +60,8 @@ impl Holdout {
 }
 
 /// All stories of a validation text. `stop` ends that with an error.
-pub fn stories_of(valid: &Source, stop: &dyn Fn() -> bool) -> Result<Held, DataError> {
-    let (mut held, mut stopped) = (Held::default(), false);
+pub fn stories_of(valid: &Source, stop: &dyn Fn() -> bool) -> Result<HeldOut, DataError> {
+    let (mut held, mut stopped) = (HeldOut::default(), false);
     valid.stories(&mut |story| {
         held.add(story);
         stopped = stop();
@@ -122,7 +122,7 @@ mod tests {
         let left = other.without(held.into());
         assert_eq!(collect(&left), ["three"]);
         let report = left.stories(&mut |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!((report.stories, report.doubles, report.read), (1, 1, 2));
+        assert_eq!((report.stories, report.duplicates, report.read), (1, 1, 2));
         assert!(matches!(stories_of(&a, &|| true), Err(DataError::Stopped)));
         assert!(matches!(Holdout::of(&a, 0.1, &|| true), Err(DataError::Stopped)));
     }

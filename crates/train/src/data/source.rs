@@ -5,10 +5,10 @@
 
 use super::files::{FileEntry, Files, in_full};
 use super::filter::{Dropped, Filter};
-use super::held::Held;
+use super::held_out::HeldOut;
 use super::hub::{self, Client, Dataset, HubError};
 use super::mojibake::{self, Repaired};
-pub use super::reader::Seen;
+pub use super::reader::Oddities;
 use super::reader::{self, FORMATS, Fields};
 use super::split::Split;
 use super::{DataError, synthetic};
@@ -38,7 +38,7 @@ pub struct Source {
     column: String,
     filter: Filter,
     split: Split,
-    without: Option<Arc<Held>>,
+    without: Option<Arc<HeldOut>>,
     validation: Option<String>,
     limit: usize,
 }
@@ -82,7 +82,7 @@ pub struct SourceReport {
     /// UTF-8 bytes of those.
     pub read_bytes: u64,
     /// Stories of this side that were left out as those of the validation text.
-    pub doubles: u64,
+    pub duplicates: u64,
     /// Mojibake sequences repaired, in stories that were dropped too.
     pub repaired: u64,
     /// Stories that had such sequences.
@@ -90,7 +90,7 @@ pub struct SourceReport {
     /// Stories that the filter dropped.
     pub dropped: Dropped,
     /// What the files hold that was passed over, or read with a doubt.
-    pub seen: Seen,
+    pub oddities: Oddities,
 }
 
 impl Source {
@@ -211,7 +211,7 @@ impl Source {
     }
 
     /// The same source without the stories of a validation text.
-    pub fn without(mut self, held: Arc<Held>) -> Source {
+    pub fn without(mut self, held: Arc<HeldOut>) -> Source {
         self.without = Some(held);
         self
     }
@@ -316,7 +316,7 @@ impl Source {
                 return ControlFlow::Continue(());
             }
             if self.without.as_ref().is_some_and(|held| held.contains(part)) {
-                report.doubles += 1;
+                report.duplicates += 1;
                 return ControlFlow::Continue(());
             }
             report.stories += 1;
@@ -337,9 +337,9 @@ impl Source {
                 let total = files.entries.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
                 let fields = Fields { text: &self.column, score: self.filter.scores().then_some(SCORE) };
                 let mut before = 0;
-                let mut seen = Seen::default();
+                let mut oddities = Oddities::default();
                 for FileEntry { path, size, .. } in &files.entries {
-                    let flow = reader::read_file(path, &fields, self.limit, &mut seen, &mut |story, read| {
+                    let flow = reader::read_file(path, &fields, self.limit, &mut oddities, &mut |story, read| {
                         let Repaired { text, sequences } = mojibake::repair(story.text);
                         report.repaired += sequences;
                         report.mended += u64::from(sequences > 0);
@@ -350,7 +350,7 @@ impl Source {
                     }
                     before += size;
                 }
-                report.seen = seen;
+                report.oddities = oddities;
             }
         }
         Ok(report)

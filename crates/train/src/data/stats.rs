@@ -5,8 +5,8 @@
 //! compared with. A sample holds the stories it gives.
 
 use super::DataError;
-use super::looks::Looks;
-use super::near::Near;
+use super::near_duplicates::NearDuplicates;
+use super::profile::TextProfile;
 use super::source::{Source, SourceReport};
 use flashlm_model::rng::Rng;
 use flashlm_model::tok::Tokenizer;
@@ -37,10 +37,10 @@ pub struct Stats {
     pub forgot: bool,
     /// Stories that are nearly one that came before, and not word for word.
     pub near: u64,
-    /// Whether these were looked for in the first [`near::MOST`](super::near::MOST) stories alone.
+    /// Whether these were looked for in the first [`near::MOST`](super::near_duplicates::MOST) stories alone.
     pub near_forgot: bool,
     /// Scripts, lines and the like.
-    pub looks: Looks,
+    pub profile: TextProfile,
     /// Tokens, EOS of each story included; 0 without a tokenizer.
     pub tokens: u64,
     /// Tokens that are unknown.
@@ -67,7 +67,7 @@ impl Stats {
     ) -> Result<Stats, DataError> {
         let mut stats = Stats { shortest: u64::MAX, lengths: vec![0; BINS], ..Stats::default() };
         let mut encoder = tokenizer.map(|tokenizer| (tokenizer.unk(), tokenizer.encoder()));
-        let (mut seen, mut near, mut ids) = (HashSet::new(), Near::default(), Vec::new());
+        let (mut seen, mut near, mut ids) = (HashSet::new(), NearDuplicates::default(), Vec::new());
         let (mut stories, mut bytes, mut stopped) = (0, 0, false);
         stats.read = source.stories_at(&mut |story, fraction| {
             let chars = story.chars().count() as u64;
@@ -75,10 +75,10 @@ impl Stats {
             (stats.shortest, stats.longest) = (stats.shortest.min(chars), stats.longest.max(chars));
             let place = (0..BINS).rev().find(|i| bin(*i) <= chars).unwrap_or(0);
             stats.lengths[place] += 1;
-            stats.looks.add(story);
+            stats.profile.add(story);
             let hash = xxh3_64(story.as_bytes());
             let known = seen.contains(&hash);
-            if !known && near.doubles(story) {
+            if !known && near.is_near_duplicate(story) {
                 stats.near += 1;
             }
             if seen.len() < MAX_DISTINCT {

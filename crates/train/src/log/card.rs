@@ -53,7 +53,7 @@ pub struct Card {
     pub settings: String,
     /// The step of the weights that are scored and used.
     pub step: u64,
-    /// Updates of the whole run.
+    /// Steps of the whole run.
     pub steps: u64,
     /// The final scores, if there was a validation set.
     pub scores: Option<Scores>,

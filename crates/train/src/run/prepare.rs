@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::curriculum::{Curriculum, Text};
 use crate::data::build::{Opened, Progress, open_or_build};
 use crate::data::cache::{TokenCache, cache_path};
-use crate::data::source::{Seen, Source, Weighted};
+use crate::data::source::{Oddities, Source, Weighted};
 use crate::data::{DataError, synthetic};
 use crate::eval::{Budget, Stories, Taken};
 use crate::run_folder::Claim;
@@ -51,8 +51,8 @@ impl Prepared {
     }
 
     /// Stories that are left out of training as those of the validation text.
-    pub fn doubles(&self) -> u64 {
-        self.texts.texts().iter().map(|text| text.cache.doubles()).sum()
+    pub fn duplicates(&self) -> u64 {
+        self.texts.texts().iter().map(|text| text.cache.duplicates()).sum()
     }
 
     /// What trains it in a folder.
@@ -105,7 +105,7 @@ impl Resolved {
         let train = &texts[last].cache;
         match validation {
             Validation::Named => {
-                seen("validation", &read.seen, tell);
+                note_oddities("validation", &read.oddities, tell);
                 if valid.is_empty() {
                     return Err(TrainError::NoValidation { spec: self.settings.data.valid });
                 }
@@ -120,10 +120,10 @@ impl Resolved {
         let texts = Curriculum::new(&self.settings, texts)?;
         self.settings.validate()?;
         let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound };
-        if prepared.doubles() > 0 {
+        if prepared.duplicates() > 0 {
             tell(Event::Note(&format!(
                 "left out of training, being in the validation text, too: {}; --set data.keep_doubles=true keeps them",
-                counted(prepared.doubles(), "story")
+                counted(prepared.duplicates(), "story")
             )));
         }
         Ok(prepared)
@@ -176,7 +176,7 @@ impl Resolved {
             let name = if taken { one_line(&spec.source) } else { short.to_string() };
             let label = if many { format!("text {name}") } else { "text".into() };
             tell(Event::Note(&format!("{label}: {cache} ({about})")));
-            seen(&label, &built.map(|built| built.read.seen).unwrap_or_default(), tell);
+            note_oddities(&label, &built.map(|built| built.read.oddities).unwrap_or_default(), tell);
             too_short(&label, &cache, longest, tell);
             Ok(Text { name, cache })
         };
@@ -194,8 +194,8 @@ fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell
 }
 
 /// Says in one line what readers met and went on from.
-fn seen(what: &str, seen: &Seen, tell: Tell) {
-    let notes = seen.notes();
+fn note_oddities(what: &str, oddities: &Oddities, tell: Tell) {
+    let notes = oddities.notes();
     if !notes.is_empty() {
         tell(Event::Note(&format!("{what}: {}", notes.join(". "))));
     }

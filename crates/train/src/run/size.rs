@@ -27,7 +27,7 @@ pub fn size_for(machine: &Machine, minutes: Option<f64>) -> Size {
     Size { preset, why }
 }
 
-/// Sequences of an update of a model of this width.
+/// Sequences of a step of a model of this width.
 pub(super) fn batch_for(dim: usize, cores: usize) -> usize {
     if dim >= 384 { (2 * cores).clamp(4, 64) } else { cores.clamp(2, 8) }
 }

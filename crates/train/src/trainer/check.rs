@@ -9,7 +9,7 @@ use crate::stepper::ROWS;
 use crate::tokenizer::TokenizerChoice;
 use crate::units;
 
-/// An update that even a fast machine would take longer for than this, in seconds, is refused.
+/// A step that even a fast machine would take longer for than this, in seconds, is refused.
 const LONGEST_UPDATE: f64 = 3600.0;
 /// Operations per second of one thread of a fast machine.
 const FAST: f64 = 1e11;
@@ -31,7 +31,7 @@ pub(super) fn agree(from: &Checkpoint, settings: &Settings) -> Result<(), TrainE
 }
 
 /// What needs no text to be found out: settings that no run can have, that the checkpoint gone on from does not allow, or that ask
-/// for an update longer or larger than this machine can be meant for. `memory` is in bytes.
+/// for a step longer or larger than this machine can be meant for. `memory` is in bytes.
 pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, memory: u64) -> Result<(), TrainError> {
     settings.validate()?;
     if let Some(from) = from {
@@ -63,7 +63,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     Ok(())
 }
 
-/// What one update costs, roughly and rather too little than too much.
+/// What one step costs, roughly and rather too little than too much.
 struct Estimate {
     seq_len: usize,
     tokens: u64,

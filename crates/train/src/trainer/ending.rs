@@ -18,7 +18,7 @@ pub struct Ending {
     pub name: String,
     /// `finished` or `early stop`.
     pub outcome: &'static str,
-    /// Updates of the whole run.
+    /// Steps of the whole run.
     pub steps: u64,
     /// Tokens trained on.
     pub tokens: u64,

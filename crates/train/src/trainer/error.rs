@@ -16,7 +16,7 @@ use crate::eval::bpb::EvalError;
 use crate::load::LoadError;
 use crate::log::LogError;
 use crate::run_folder::RunError;
-use crate::stepper::Update;
+use crate::stepper::StepResult;
 use crate::what::Unwanted;
 
 /// Why training cannot go on. Whatever was saved before is left as it is.
@@ -54,8 +54,8 @@ pub enum TrainError {
     /// Texts that are to be counted, not fetched: what is wrong with each.
     #[error("{}", not_here(missing, *of, *files))]
     NotHere { missing: Vec<String>, of: usize, files: bool },
-    #[error("update {n} of the measurement is not finite: {update:?}")]
-    NotMeasured { n: u64, update: Update },
+    #[error("step {n} of the measurement is not finite: {result:?}")]
+    NotMeasured { n: u64, result: StepResult },
     #[error(transparent)]
     Unwanted(#[from] Unwanted),
     #[error(transparent)]

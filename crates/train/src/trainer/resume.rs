@@ -9,7 +9,7 @@ use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 
 impl Trainer<'_> {
     /// The folder of a run that goes on. Only the timeline of checkpoints must be right; what else fails is told, and the run goes on.
-    pub(super) fn go_on(&mut self, from: &Checkpoint) -> Result<(), TrainError> {
+    pub(super) fn resume(&mut self, from: &Checkpoint) -> Result<(), TrainError> {
         let (step, folder) = (self.state.step, self.inputs.claim.folder().clone());
         self.notes.extend(continued(from)?.changes(&self.inputs.settings));
         let full = from.path().canonicalize().map_err(|source| RunError::Read { path: from.path().into(), source })?;

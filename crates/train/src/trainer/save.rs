@@ -115,7 +115,7 @@ impl Trainer<'_> {
         }
     }
 
-    /// Where a run can go on after a loss that is not a number: the newest checkpoint from which an update was made that was one, or
+    /// Where a run can go on after a loss that is not a number: the newest checkpoint from which a step was made that was one, or
     /// where there is none, one of the start. A checkpoint of the very step that failed is set aside.
     pub(super) fn last_good(&mut self) -> Result<PathBuf, TrainError> {
         let claim = &mut self.inputs.claim;

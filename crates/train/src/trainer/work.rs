@@ -94,7 +94,7 @@ impl<'a> Trainer<'a> {
             notes,
         };
         match resume {
-            Some(from) => trainer.go_on(from)?,
+            Some(from) => trainer.resume(from)?,
             None => trainer.begin()?,
         }
         Ok(trainer)

@@ -9,7 +9,7 @@ use super::Params;
 use crate::layer::linear::{self, BitLinear};
 use crate::layer::norm::{Input, Tiles};
 use crate::layer::scratch::{Scratch, WIDE};
-use crate::layer::taps::remember;
+use crate::layer::taps::keep_last_rows;
 use crate::mixer::forms::Mixer;
 
 /// Its weights.
@@ -84,7 +84,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         });
         if let Some(state) = state {
             for (i, last) in state.chunks_exact_mut(((k - 1) * d).max(1)).take(span.batch).enumerate() {
-                remember(last, (&u[i * span.len * 2 * d..], 2 * d, d), span.len, d);
+                keep_last_rows(last, (&u[i * span.len * 2 * d..], 2 * d, d), span.len, d);
             }
         }
     }

@@ -11,7 +11,7 @@ use super::Params;
 use crate::layer::linear::{self, BitLinear};
 use crate::layer::norm::{Input, Tiles};
 use crate::layer::scratch::{Scratch, WIDE};
-use crate::layer::taps::remember;
+use crate::layer::taps::keep_last_rows;
 use crate::mixer::forms::Mixer;
 
 /// Most rows of a chunk.
@@ -171,7 +171,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 for (u, width) in u.iter().zip([dk, dk, dv]) {
                     let (last, rest) = history.split_at_mut((self.k() - 1) * width);
                     let all = heads * width;
-                    remember(last, (&u[place.0 * t * all..], all, place.1 * width), t, width);
+                    keep_last_rows(last, (&u[place.0 * t * all..], all, place.1 * width), t, width);
                     history = rest;
                 }
             }

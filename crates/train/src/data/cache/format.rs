@@ -37,7 +37,7 @@ pub(in crate::data) struct Header {
     pub dropped: Dropped,
     pub read: u64,
     pub read_bytes: u64,
-    pub doubles: u64,
+    pub duplicates: u64,
     pub payload_hash: u64,
 }
 
@@ -66,7 +66,7 @@ impl Header {
         }
         put(112, &self.read.to_le_bytes());
         put(120, &self.read_bytes.to_le_bytes());
-        put(128, &self.doubles.to_le_bytes());
+        put(128, &self.duplicates.to_le_bytes());
         put(176, &self.payload_hash.to_le_bytes());
         let hash = xxh3_64(&out[..HASH]);
         out[HASH..].copy_from_slice(&hash.to_le_bytes());
@@ -109,7 +109,7 @@ impl Header {
             },
             read: u64_at(112),
             read_bytes: u64_at(120),
-            doubles: u64_at(128),
+            duplicates: u64_at(128),
             payload_hash: u64_at(176),
         })
     }

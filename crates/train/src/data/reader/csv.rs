@@ -3,7 +3,7 @@
 //! known for .tsv; of .csv it is the first of `,` `;` and the tab that the first line holds. Memory: one record.
 
 use super::lines::Lines;
-use super::seen::Seen;
+use super::oddities::Oddities;
 use super::story::{Fields, Story};
 use crate::data::DataError;
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
@@ -18,7 +18,7 @@ pub(super) fn read(
     lines: &mut Lines,
     separator: Option<u8>,
     fields: &Fields,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     // A first line of Excel's, which names the separator.
@@ -77,7 +77,7 @@ pub(super) fn read(
         };
         let story = cell(text)?.trim_matches(['\n', '\r']);
         if story.is_empty() {
-            seen.without += 1;
+            oddities.without += 1;
         } else if f(Story { text: story, score }, records.lines.read()).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -240,8 +240,8 @@ mod tests {
     fn columns_by_name_and_cells_without_text() {
         let folder = Folder::new();
         let path = folder.file("a.csv", "title, body \n1,a\n2,\n\n3,\"\n\"\n4,b");
-        let (found, seen) = stories(&path, "body", 100).unwrap();
-        assert_eq!((found, seen.without), (vec!["a".to_string(), "b".to_string()], 2));
+        let (found, oddities) = stories(&path, "body", 100).unwrap();
+        assert_eq!((found, oddities.without), (vec!["a".to_string(), "b".to_string()], 2));
         let text = message(&path);
         assert!(
             text.contains("must name the columns, has no `text`; columns of the file: title, body; choose"),

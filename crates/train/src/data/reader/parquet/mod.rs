@@ -16,7 +16,7 @@ mod runs;
 mod thrift;
 
 use super::magic::{POINTER, markup, pointer};
-use super::seen::Seen;
+use super::oddities::Oddities;
 use super::story::{Fields, Story};
 use crate::data::DataError;
 use cell::Cell;
@@ -36,7 +36,7 @@ pub(super) fn read(
     path: &Path,
     fields: &Fields,
     limit: usize,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let told = |fault: Fault| fault.told(path);
@@ -83,7 +83,7 @@ pub(super) fn read(
                 _ => None,
             };
             let Cell::Bytes(bytes) = texts.next().map_err(told)? else {
-                seen.without += 1;
+                oddities.without += 1;
                 continue;
             };
             if bytes.len() > limit {
@@ -95,7 +95,7 @@ pub(super) fn read(
             let text = text.trim_matches(['\n', '\r']);
             let read = (size as f64 * (row as f64 / total as f64)) as u64;
             if text.is_empty() {
-                seen.without += 1;
+                oddities.without += 1;
                 continue;
             }
             told_last = row;

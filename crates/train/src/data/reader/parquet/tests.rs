@@ -78,7 +78,7 @@ fn stories(path: &Path, text: &str, score: Option<&str>) -> Result<Vec<(String, 
     let mut stories = Vec::new();
     let size = path.metadata().unwrap().len();
     let mut before = 0;
-    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut Seen::default(), &mut |story, read| {
+    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut Oddities::default(), &mut |story, read| {
         assert!((before..=size).contains(&read));
         before = read;
         stories.push((story.text.to_string(), story.score));
@@ -269,12 +269,12 @@ fn rows_without_text_are_counted() {
     let all = rows(70);
     let path = Folder::new();
     let path = path.file("a.parquet", table(&[&all], small()));
-    let mut seen = Seen::default();
+    let mut oddities = Oddities::default();
     let fields = Fields { text: "text", score: None };
     assert!(
-        read_file(&path, &fields, 1 << 20, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap().is_continue()
+        read_file(&path, &fields, 1 << 20, &mut oddities, &mut |_, _| ControlFlow::Continue(())).unwrap().is_continue()
     );
-    assert_eq!(seen, Seen { without: 20, ..Seen::default() });
+    assert_eq!(oddities, Oddities { without: 20, ..Oddities::default() });
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn a_story_over_the_limit_is_told_by_its_row() {
     let long: Row = (Some("x".repeat(101)), None);
     let path = folder.file("a.parquet", table(&[&[rows(1)[0].clone(), long]], small()));
     let read = |limit| {
-        read_file(&path, &Fields { text: "text", score: None }, limit, &mut Seen::default(), &mut |_, _| {
+        read_file(&path, &Fields { text: "text", score: None }, limit, &mut Oddities::default(), &mut |_, _| {
             ControlFlow::Break(())
         })
     };
@@ -359,7 +359,7 @@ fn flipped_bits_never_panic() {
                 &path,
                 &Fields { text: "text", score: Some("score") },
                 1 << 20,
-                &mut Seen::default(),
+                &mut Oddities::default(),
                 &mut |_, _| {
                     read += 1;
                     if read < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -6,12 +6,12 @@ use xxhash_rust::xxh3::Xxh3;
 
 /// Stories by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct HeldOut {
     stories: HashSet<u64>,
     digest: u64,
 }
 
-impl Held {
+impl HeldOut {
     /// One more story.
     pub fn add(&mut self, story: &str) {
         let hash = key(story);

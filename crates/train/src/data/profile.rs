@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// Counts over all stories.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Looks {
+pub struct TextProfile {
     /// Letters of each script.
     pub scripts: BTreeMap<&'static str, u64>,
     /// Control characters but for tab and line ends.
@@ -49,7 +49,7 @@ pub struct Script {
     pub share: f64,
 }
 
-impl Looks {
+impl TextProfile {
     /// Counts one more story.
     pub fn add(&mut self, story: &str) {
         for c in story.chars() {
@@ -117,17 +117,17 @@ mod tests {
 
     #[test]
     fn counts_by_hand() {
-        let mut looks = Looks::default();
-        looks.add("Ein Kätzchen.\r\n\r\n  \nпривет 你好\n---\nかな\u{7}\u{fffd}");
+        let mut profile = TextProfile::default();
+        profile.add("Ein Kätzchen.\r\n\r\n  \nпривет 你好\n---\nかな\u{7}\u{fffd}");
         let scripts = [("Cyrillic", 6), ("Han", 2), ("Kana", 2), ("Latin", 11)];
-        assert_eq!(looks.scripts, BTreeMap::from(scripts));
+        assert_eq!(profile.scripts, BTreeMap::from(scripts));
         assert_eq!(
-            (looks.controls, looks.replaced, looks.lines, looks.longest_line, looks.paragraphs),
+            (profile.controls, profile.replaced, profile.lines, profile.longest_line, profile.paragraphs),
             (1, 1, 6, 13, 2)
         );
-        assert_eq!(looks.separators, BTreeMap::from([("---", 1)]));
-        assert_eq!(looks.shares()[0], Script { name: "Latin", share: 11.0 / 21.0 });
-        looks.add("한글 אב");
-        assert_eq!((looks.scripts["Hangul"], looks.scripts["Hebrew"]), (2, 2));
+        assert_eq!(profile.separators, BTreeMap::from([("---", 1)]));
+        assert_eq!(profile.shares()[0], Script { name: "Latin", share: 11.0 / 21.0 });
+        profile.add("한글 אב");
+        assert_eq!((profile.scripts["Hangul"], profile.scripts["Hebrew"]), (2, 2));
     }
 }

@@ -2,7 +2,7 @@
 
 /// Counts of what is odd but no error.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct Oddities {
     /// Records, rows or cells without text: null, or empty.
     pub without: u64,
     /// Records whose text was a list, or lay in one.
@@ -21,7 +21,7 @@ pub struct Seen {
     pub pages: u64,
 }
 
-impl Seen {
+impl Oddities {
     /// One clause for each count that is not zero, with what to do.
     pub fn notes(&self) -> Vec<String> {
         let count = |n: u64, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
@@ -79,14 +79,15 @@ mod tests {
 
     #[test]
     fn notes_tell_what_was_met_and_nothing_else() {
-        assert!(Seen::default().notes().is_empty());
-        let seen = Seen { cut: 1, separators: 3, without: 1, ..Seen::default() };
-        let notes = seen.notes();
+        assert!(Oddities::default().notes().is_empty());
+        let oddities = Oddities { cut: 1, separators: 3, without: 1, ..Oddities::default() };
+        let notes = oddities.notes();
         assert_eq!(notes.len(), 3);
         assert_eq!(notes[0], "1 record held no text and was passed over");
         assert!(notes[1].starts_with("3 separators <|endoftext|> stand inside lines or records"), "{}", notes[1]);
         assert!(notes[2].starts_with("1 document longer than 64 MB was read in pieces"), "{}", notes[2]);
-        let all = Seen { without: 2, joined: 4, halves: 6, separators: 8, returns: 10, cut: 12, json: 14, pages: 16 };
+        let all =
+            Oddities { without: 2, joined: 4, halves: 6, separators: 8, returns: 10, cut: 12, json: 14, pages: 16 };
         for (note, n) in all.notes().iter().zip([2, 4, 6, 8, 10, 12, 14, 16]) {
             assert!(note.starts_with(&format!("{n} ")), "{note}");
         }
