@@ -26,10 +26,11 @@ const COPIED: usize = 128 << 20;
 const TRAINING: f64 = 1.0;
 const PART: f64 = 0.15;
 
-/// Look at this machine: instruction sets, speed, and what to train on it
+/// Show what this machine can do: instruction sets, speed, and the preset that suits it; takes about three seconds
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm doctor\n  FLASHLM_ISA=avx2 flashlm doctor --json")]
 pub struct Args {
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

@@ -23,40 +23,43 @@ const PACKED_ROWS: usize = 64;
 /// How far the packed model may be above its master weights without a word.
 const APART: f64 = 0.005;
 
-/// Score a model on a text in bits per byte. Every byte counts; each story starts afresh and is scored whole.
+/// Evaluate a model: bits per byte on a text, every byte counted, every document scored whole from a fresh state
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm eval checkpoints --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval checkpoints --data synthetic:200 --json\n\nEvery byte counts. Each document is scored whole, from a fresh state."
+)]
 pub struct Args {
-    /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its tokenizer.json
     model: PathBuf,
-    /// A file, a folder or a pattern, repeated for several; a dataset (hf:OWNER/DATASET::validation); or `synthetic:N`; see `train`
+    /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see `train`
     #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
-    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
+    /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
-    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1.
+    /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long)]
     offline: bool,
-    /// What is counted.
+    /// What is counted
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
-    /// Print one JSON object.
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Threads to compute with [default: all processors].
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// What matmuls of the master weights are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls of the master weights: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
     precision: Precision,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Protocol {
-    /// Every byte of every story.
+    /// Every byte of every document
     Full,
-    /// Understated, for comparison with published tables only: the bits of 256 tokens of 500 stories over the characters
-    /// of the whole stories.
+    /// Understated, for comparison with published tables only: the bits of the first 256 tokens of each of the first 500 documents,
+    /// divided by the characters of the whole documents
     Published,
 }
 

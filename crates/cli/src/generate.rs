@@ -17,54 +17,57 @@ use crate::common::{exec, out, say, write_out};
 /// Rows of the prompt that are worked through at once.
 const ROWS: usize = 64;
 
-/// Let a model write
+/// Generate text
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm generate checkpoints -p \"Once upon a time\" -n 300\n  flashlm generate model.safetensors --greedy -p \"One day\"\n  flashlm generate checkpoints --interactive"
+)]
 pub struct Args {
-    /// Packed model, run folder, checkpoint folder, or .safetensors file with its tokenizer.json beside it
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its tokenizer.json
     model: PathBuf,
-    /// What the text begins with; none starts a story
+    /// Prompt: text to continue [default: none, starts a new document]
     #[arg(short, long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
-    /// Most tokens to write (with --interactive, in a turn); the model may end its story before
+    /// Maximum number of tokens to generate, per turn with --interactive; the model may end its text earlier
     #[arg(short = 'n', long, default_value_t = 200)]
     tokens: usize,
-    /// 0 takes the likeliest token; 1 draws from the model's own distribution; above 1 is wilder
+    /// Sampling temperature: 0 always takes the most likely token, 1 samples the model's distribution, higher is more random
     #[arg(short, long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f32,
-    /// Always take the likeliest token: the same as -t 0
+    /// Always take the most likely token, same as -t 0
     #[arg(long, conflicts_with = "temperature")]
     greedy: bool,
-    /// Draw from the K likeliest tokens only; 0 is all
+    /// Top-k sampling: only the K most likely tokens (0 = disabled)
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Draw from the fewest tokens that hold this probability; 1 is all
+    /// Top-p sampling: only the most likely tokens up to a total probability of P (1.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
     top_p: f32,
-    /// Draw from tokens at least this likely relative to the likeliest; 0 is all
+    /// Min-p sampling: only tokens at least P times as likely as the most likely one (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
-    /// Weaken the tokens of the last 64; 1 leaves them alone
+    /// Repeat penalty over the last 64 tokens (1.0 = disabled)
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     repeat_penalty: f32,
-    /// Taken from the logits of the tokens of the last 64, -2 to 2
+    /// Presence penalty over the last 64 tokens, -2 to 2 (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     presence_penalty: f32,
-    /// Taken from them once for each time they came, -2 to 2
+    /// Frequency penalty over the last 64 tokens, -2 to 2 (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f32,
-    /// Add to a token's logit, -100 to 100: `1234=-100` by its number, ` cat=3` by its text; can be given several times
+    /// Add BIAS, -100 to 100, to the logit of a token given by id (1234=-100) or by text (' cat=3'); repeatable
     #[arg(long, value_name = "TOKEN=BIAS", allow_hyphen_values = true)]
     logit_bias: Vec<String>,
-    /// The same seed gives the same text on any machine
+    /// Seed of the random numbers; the same seed gives the same text on any machine
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// End before this text; can be given several times
+    /// Stop before this text; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Write in turns: after each, a line from you goes on with the story; an empty line lets the model go on
+    /// Interactive mode: after each turn, type a line that continues the text; an empty line just continues
     #[arg(short, long)]
     interactive: bool,
-    /// Threads [default: FLASHLM_THREADS, or 1: a token of a small model is too little work to share]
+    /// Number of threads [default: FLASHLM_THREADS, else 1, the fastest for one token of a small model]
     #[arg(long)]
     threads: Option<usize>,
 }

@@ -21,12 +21,13 @@ use serde_json::{Value, json};
 use crate::data::summary;
 use crate::report::Report;
 
-/// Say what a file or folder is, and what is in it
+/// Show what a file or folder is, and what is in it
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm info checkpoints\n  flashlm info model.safetensors --json")]
 pub struct Args {
-    /// Run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, log, test vectors or text
+    /// A run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, metrics.jsonl, test vectors or text
     path: PathBuf,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

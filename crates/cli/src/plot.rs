@@ -13,19 +13,20 @@ use flashlm_train::what::{Unwanted, What};
 
 use crate::common::{may_write, out, say};
 
-/// Draw the curves of runs
+/// Plot the loss and validation curves of one or more runs as SVG
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm plot checkpoints\n  flashlm plot runs/a runs/b --axis time -o curves.svg")]
 pub struct Args {
-    /// Run folders, or files like their metrics.jsonl
+    /// Run folders, or metrics.jsonl files
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// The file to write
+    /// File to write
     #[arg(short, long, default_value = "curve.svg")]
     output: PathBuf,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(short, long)]
     force: bool,
-    /// What the horizontal axis shows
+    /// Horizontal axis
     #[arg(long, value_enum, default_value_t = By::Tokens)]
     axis: By,
 }
@@ -34,7 +35,7 @@ pub struct Args {
 enum By {
     /// Tokens trained on
     Tokens,
-    /// Time of training
+    /// Training time
     Time,
 }
 

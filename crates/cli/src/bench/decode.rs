@@ -27,31 +27,34 @@ use crate::common::{exec, out, say};
 /// Windows of the median.
 const WINDOWS: usize = 5;
 
-/// Measures the packed runtime: tokens per second of decoding and of reading a prompt, time to the first token, memory.
+/// Measure the packed runtime: tokens per second of decode and prefill, time to the first token, memory
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm bench decode --preset v4-small\n  flashlm bench decode checkpoints --streams 64 --threads 2"
+)]
 pub struct Args {
-    /// Packed model or run; without it, --preset with random weights
+    /// Model: a packed model or a run [default: --preset with random weights]
     #[arg(conflicts_with = "preset")]
     model: Option<PathBuf>,
-    /// Preset whose model is measured
+    /// Preset to measure
     #[arg(long, default_value = "v4-small")]
     preset: String,
-    /// Texts that are written at once
+    /// Sequences decoded together
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=4096))]
     streams: u32,
-    /// Tokens of the prompt
+    /// Tokens in the prompt
     #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt: u32,
-    /// Time of all windows of one figure together
+    /// Seconds of measurement per figure
     #[arg(long, default_value = "5", value_parser = seconds)]
     seconds: f64,
-    /// Threads
+    /// Number of threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Add a table of where the time of decoding goes, op by op
+    /// Add a table of the decode time spent in each op
     #[arg(long)]
     ops: bool,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }

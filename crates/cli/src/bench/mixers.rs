@@ -20,19 +20,20 @@ const LENGTHS: [usize; 3] = [256, 512, 4096];
 /// Times that each is measured.
 const ROUNDS: usize = 3;
 
-/// Measures whole training steps with each token mixer at several sequence lengths.
+/// Measure whole training steps with each token mixer, at several sequence lengths: tokens per second
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm bench mixers\n  flashlm bench mixers --seconds 20 --precision f32 --json")]
 pub struct Args {
-    /// Time of all measurements together
+    /// Total seconds of measurement
     #[arg(long, default_value = "45", value_parser = seconds)]
     seconds: f64,
-    /// Threads [default: FLASHLM_THREADS, or all processors]
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
     precision: Precision,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }

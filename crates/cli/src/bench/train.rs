@@ -30,34 +30,37 @@ const BATCH: usize = 32;
 /// Most tokens of a step.
 const MAX_TOKENS: usize = 1 << 22;
 
-/// Measures whole training steps on random tokens: tokens per second, memory, share of the machine's peak.
+/// Measure whole training steps on random tokens: tokens per second, memory, percentage of the machine's peak
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm bench train --preset v4-small --batch 32\n  flashlm bench train --preset flash-tiny --seconds 5 --ops"
+)]
 pub struct Args {
-    /// Preset whose model is trained
+    /// Preset to train
     #[arg(long, default_value = "v4-small")]
     preset: String,
-    /// One setting, such as train.optimizer=muon; may be repeated
+    /// Set one setting, such as train.optimizer=muon; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Sequences of a step [default: the preset's, or 32]
+    /// Sequences per step [default: the preset's, else 32]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: Option<u32>,
-    /// Tokens of a sequence [default: the preset's]
+    /// Tokens per sequence [default: the preset's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     seq: Option<u32>,
-    /// Time of all windows together
+    /// Total seconds of measurement
     #[arg(long, default_value = "15", value_parser = seconds)]
     seconds: f64,
-    /// Threads [default: FLASHLM_THREADS, or all processors]
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
     precision: Precision,
-    /// Add a table of where the time goes, op by op
+    /// Add a table of the time spent in each op
     #[arg(long)]
     ops: bool,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }

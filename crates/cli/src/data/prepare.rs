@@ -27,37 +27,40 @@ use super::select::{Select, report_dropped};
 use crate::common::{Status, noted, say, threads};
 use crate::report::Report;
 
-/// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
+/// Prepare text without training: write tokenizer.json, train.tok and valid.tok
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm data prepare --data book.txt --vocab 2048\n  flashlm data prepare --data tinystories --tokenizer bytes --out prepared/bytes"
+)]
 pub struct Args {
-    /// A file, folder or pattern, repeated for several; `-` for standard input; a dataset (tinystories, hf:OWNER/DATASET; see
-    /// `train`); or synthetic:N (N stories made on the spot)
+    /// Text: a file, folder or pattern (repeatable), `-` for standard input, a dataset (tinystories, hf:OWNER/DATASET; see `train`), or
+    /// synthetic:N (N made-up stories)
     #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// frequency (lossy, as FlashLM v4), bpe, bytes, or a tokenizer file
+    /// Tokenizer: bpe, bytes, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file
     #[arg(long, value_name = "KIND", default_value_t = Settings::default().tokenizer.kind)]
     tokenizer: String,
-    /// Tokens to aim for where a frequency or bpe tokenizer is trained
+    /// Vocabulary size to aim for when a bpe or frequency tokenizer is trained
     #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.vocab)]
     vocab: usize,
-    /// Stories from the first on that a frequency tokenizer counts
+    /// Number of documents, from the first on, that a frequency tokenizer counts
     #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.stories)]
     stories: usize,
-    /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each, or more of few
+    /// Validation text [default: the dataset's own, else 1 % of the text is held out, more of a small text]
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
-    /// Folder to write to; prepared/NAME-OF-THE-DATA if not given
+    /// Folder to write to [default: prepared/NAME-OF-THE-DATA]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Also write train.u16 and valid.u16: bare little-endian tokens, each story ended by EOS
+    /// Also write train.u16 and valid.u16: little-endian tokens without a header, each document ended by EOS
     #[arg(long)]
     raw: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Threads [default: FLASHLM_THREADS, or all processors]
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
 }

@@ -9,21 +9,22 @@ use serde_json::{Value, json};
 use super::select::Select;
 use crate::common::out;
 
-/// Print stories drawn at random
+/// Print a few documents drawn at random
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm data sample book.txt\n  flashlm data sample tinystories -n 2 --seed 7")]
 pub struct Args {
-    /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
+    /// Text: files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
     #[arg(value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// How many
+    /// Number of documents
     #[arg(short, value_name = "N", default_value_t = 5)]
     n: usize,
-    /// The same seed draws the same stories
+    /// Seed of the draw; the same seed draws the same documents
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Print them as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }

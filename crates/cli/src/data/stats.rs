@@ -28,24 +28,27 @@ use crate::bench::train::Steps;
 use crate::common::{Status, data_spec, exec, may_write};
 use crate::report::Report;
 
-/// Look at a text before training on it: stories, bytes, scripts, doubles, lengths, tokens, and what an hour of training would be
+/// Inspect a text before training on it: documents, bytes, scripts, duplicates, lengths, tokens, epochs per hour of training
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm data stats book.txt\n  flashlm data stats notes/ --quick --svg lengths.svg"
+)]
 pub struct Args {
-    /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
+    /// Text: files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
     #[arg(value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// Count the tokens of this tokenizer file; without it those of a BPE vocabulary of 4,096, made of the first 4 MB
+    /// Tokenizer file to count tokens with [default: a BPE vocabulary of 4,096 tokens trained on the first 4 MB]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Draw the histogram of lengths to this file
+    /// Write a histogram of document lengths to this SVG file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(short, long, requires = "svg")]
     force: bool,
-    /// Leave out the row that measures this machine
+    /// Skip the measurement of training speed
     #[arg(long)]
     quick: bool,
     /// Print the result as JSON
