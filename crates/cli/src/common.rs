@@ -66,7 +66,7 @@ pub fn noted(what: &str, oddities: &Oddities) {
 pub fn passed_over(what: &str, source: &Source) {
     let passed = source.passed_over();
     if !passed.is_empty() {
-        say!("{what}: passed over: {passed}");
+        say!("{what}: skipped: {passed}");
     }
 }
 
@@ -97,14 +97,17 @@ pub fn data_spec(given: &[String]) -> anyhow::Result<String> {
         && let Some(spec) = given.iter().find(|spec| *spec != "-" && !Source::is_of_files(spec))
     {
         bail!(
-            "--data {spec}: a dataset or synthetic stories cannot be one text with files; mix them by weights, such as \
-             --data {spec}@1 --data FILE@1"
+            "--data {spec}: a dataset or synthetic stories cannot be joined with files; mix them by weight, such as --data \
+             {spec}@1 --data FILE@1"
         );
     }
     let line = |spec: &String| match spec.as_str() {
         "-" => from_stdin(),
         _ if given.len() > 1 && spec.contains('\n') => {
-            bail!("--data {spec:?}: a name with a line end cannot be one of several; name its folder, or rename it")
+            bail!(
+                "--data {spec:?}: a name that contains a line end cannot be given together with others; name its folder, \
+             or rename it"
+            )
         }
         _ => Ok(spec.clone()),
     };
@@ -146,7 +149,7 @@ fn from_stdin() -> anyhow::Result<String> {
     if bytes == 0 {
         let _ = std::fs::remove_file(&spool);
         bail!(
-            "standard input holds nothing; `--data -` reads a text from it, such as `zcat text.gz | flashlm train --data -`"
+            "standard input is empty; `--data -` reads a text from it, such as `zcat text.gz | flashlm train --data -`"
         );
     }
     // What is compressed or a table is known by its ending.
@@ -188,7 +191,7 @@ pub fn may_write(output: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
     if force || own() {
         return Ok(());
     }
-    bail!("{at} is there already; name another file with {flag}, or replace it with --force")
+    bail!("{at} already exists; name another file with {flag}, or overwrite it with --force")
 }
 
 /// Lays every `--set KEY=VALUE` over the settings.

@@ -12,7 +12,7 @@ use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config;
 use flashlm_train::run::{Size, size_for};
 use flashlm_train::stepper::{Shape, Step, Stepper};
-use flashlm_train::units::{bytes, thousands};
+use flashlm_train::units::{bytes, counted, thousands};
 use serde_json::json;
 
 use crate::common::threads;
@@ -45,18 +45,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     report.add("machine", &machine.name, machine.name.as_str());
     let cores = machine.cores;
-    let text =
-        format!("{cores} for this process; {threads} threads are used, FLASHLM_THREADS or --threads changes that");
+    let text = format!(
+        "{cores} for this process; {} used, set by FLASHLM_THREADS or --threads",
+        counted(threads as u64, "thread")
+    );
     report.add("processors", text, json!({"available": cores, "used": threads}));
     let text = match machine.memory {
-        0 => "unknown: the system does not tell".to_string(),
+        0 => "unknown: the system does not report it".to_string(),
         memory => bytes(memory),
     };
     report.add("memory", text, machine.memory);
     let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
     let why = match std::env::var("FLASHLM_ISA") {
         Ok(name) if !name.is_empty() => "FLASHLM_ISA asks for it",
-        _ => "the best there is",
+        _ => "the best available",
     };
     let text = format!("{}: {why}; this machine has {}", isa.name(), names.join(", "));
     report.add("instruction set", text, json!({"chosen": isa.name(), "why": why, "available": names}));
@@ -73,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             bf16.0,
             f32.1,
             bf16.1,
-            if busy { ": threads gain nothing, other programs use the processors" } else { "" }
+            if busy { ": threads gain nothing, since other programs use the processors" } else { "" }
         );
         let value = json!({
             "gflops_one_thread": f32.0, "gflops_all_threads": f32.1,
@@ -84,28 +86,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let precision = Precision::Auto.resolve(isa);
     let why = match precision {
         _ if isa.has_tiles() => "tile registers",
-        Precision::Bf16 => "its products were timed, and are faster by more than a third",
-        _ if isa.has_bf16() => "matmuls in bf16 were timed, and are not faster by a third",
-        _ => "this instruction set has no matmuls in bf16",
+        Precision::Bf16 => "its matmuls were timed and are more than a third faster",
+        _ if isa.has_bf16() => "bf16 matmuls were timed and are not a third faster",
+        _ => "this instruction set has no bf16 matmuls",
     };
-    let text = format!("{}: {why}; --precision takes another", precision.name());
+    let text = format!("{}: {why}; --precision changes it", precision.name());
     report.add("precision", text, json!({"chosen": precision.name(), "why": why}));
     let latency = fork_join(&cx);
     let text = match latency {
         _ if threads == 1 => "none: there is one thread".to_string(),
         us if us < 20.0 => format!("{us:.1} us to start and join all threads: short enough for every operation"),
-        us => format!(
-            "{us:.1} us to start and join all threads: long; other programs use the processors, or use fewer threads"
-        ),
+        us => format!("{us:.1} us to start and join all threads: long; stop other programs, or use fewer threads"),
     };
     report.add("fork and join", text, latency);
     let bandwidth = bandwidth(&cx);
-    let text =
-        format!("{bandwidth:.1} GB/s read and written by a large copy: what the optimizer and large models wait for");
+    let text = format!("{bandwidth:.1} GB/s read and written by a large copy: limits the optimizer and large models");
     report.add("memory speed", text, bandwidth);
     let speed = training(&cx, precision)?;
     let text = format!(
-        "about {} tokens/s of v4-small, from a few steps; `flashlm bench train` takes the time to measure it",
+        "about {} tokens/s with v4-small, from a few steps; `flashlm bench train` measures it properly",
         thousands(rounded(speed))
     );
     report.add("training", text, json!({"preset": "v4-small", "tokens_per_second": speed}));

@@ -11,7 +11,7 @@ use flashlm_model::{Engine, Precision};
 use flashlm_train::eval::bpb::{Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::Found;
-use flashlm_train::units::{duration, thousands};
+use flashlm_train::units::{counted, duration, thousands};
 use serde_json::json;
 
 use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     status.clear();
     if bits.iter().any(|bits| !bits.is_finite()) {
-        bail!("{from}: the model's output is not a number; its training diverged: use an earlier checkpoint");
+        bail!("{from}: the model's output is not a number, since training diverged; use an earlier checkpoint");
     }
     let apart = bits.get(1).map(|latent| bits[0] / latent - 1.0);
     if let (Some(apart), Some(latent)) = (apart, bits.get(1)) {
@@ -123,7 +123,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ),
         );
     }
-    let runtime = "packed: ternary weights, int8 activations, int8 table; what `flashlm generate` runs";
+    let runtime = "packed: ternary weights, int8 activations, int8 embedding matrix, as `flashlm generate` runs it";
     if args.json {
         let latent = objects.get(1).cloned();
         let object = &mut objects[0];
@@ -146,7 +146,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     rows.iter().for_each(|(name, value)| out!("{name:<22}  {value}"));
     if read.repaired > 0 {
-        out!("{:<22}  {} mojibake sequences in the text, before scoring", "repaired", thousands(read.repaired));
+        out!("{:<22}  {} in the text, before scoring", "repaired", counted(read.repaired, "mojibake sequence"));
     }
     out!("{:<22}  {runtime}", "runtime");
     Ok(ExitCode::SUCCESS)
@@ -166,11 +166,11 @@ type Rows = Vec<(&'static str, String)>;
 fn full_rows(r: &Report) -> Rows {
     let unk = match (r.unk_bases, r.unk) {
         (0, _) => "none, the tokenizer is lossless".into(),
-        (bases, n) => format!("{}, each charged ln {} nats more", thousands(n), thousands(bases as u64)),
+        (bases, n) => format!("{}, each charged ln {} nats on top", thousands(n), thousands(bases as u64)),
     };
     vec![
         ("bits per byte", format!("{:.4}", r.bpb)),
-        ("  with end of story", format!("{:.4}", r.bpb_with_eos)),
+        ("  with end of document", format!("{:.4}", r.bpb_with_eos)),
         ("loss per token", format!("{:.4} nats", r.loss_per_token)),
         ("perplexity", format!("{:.3}", r.perplexity)),
         ("bytes per token", format!("{:.3}", r.bytes_per_token)),
@@ -185,8 +185,8 @@ fn full_rows(r: &Report) -> Rows {
 
 fn published_rows(r: &Published) -> Rows {
     let protocol = format!(
-        "published, UNDERSTATED: bits of the first {PUBLISHED_TOKENS} tokens over characters of whole stories, \
-         first {PUBLISHED_STORIES} stories; compare with published tables only"
+        "published, UNDERSTATED: bits of the first {PUBLISHED_TOKENS} tokens over characters of whole documents, first \
+         {PUBLISHED_STORIES} documents; compare with published tables only"
     );
     vec![
         ("understated bits/char", format!("{:.4}", r.understated_bits_per_character)),

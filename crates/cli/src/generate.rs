@@ -11,6 +11,7 @@ use flashlm_kernels::Token;
 use flashlm_model::sample::{Settings, StopStrings};
 use flashlm_model::{Engine, Finish, Generation, PackedModel};
 use flashlm_train::load::load_packed;
+use flashlm_train::units::counted;
 
 use crate::common::{exec, out, say, write_out};
 
@@ -105,13 +106,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let finish = finish.with_context(|| format!("{}", args.model.display()))?;
         let (tokens, seconds) = (generation.tokens() - before, start.elapsed().as_secs_f64());
         let end = match finish {
-            Finish::Eos => "the story ended",
-            Finish::Length => "as many as asked for (-n)",
-            Finish::Stop => "at a stop string",
-            Finish::Failed => "no token to choose",
+            Finish::Eos => "the model ended the text",
+            Finish::Length => "reached the limit (-n)",
+            Finish::Stop => "reached a stop string",
+            Finish::Failed => "no token could be chosen",
         };
         let speed = (tokens + prompt) as f64 / seconds.max(1e-9);
-        say!("{tokens} tokens after {prompt} of text in {seconds:.3} s, {speed:.0} tokens/s; {end}");
+        say!(
+            "{} after a prompt of {prompt} in {seconds:.3} s, {speed:.0} tokens/s; {end}",
+            counted(tokens as u64, "token")
+        );
         anyhow::Ok(())
     };
     write_out(format_args!("{}", args.prompt), false);
@@ -141,7 +145,10 @@ fn bias(model: &PackedModel, text: &str) -> anyhow::Result<(Token, f32)> {
     match ids[..] {
         [id] if Some(id) != model.tokenizer().unk() => Ok((id, value)),
         _ => {
-            bail!("--logit-bias {text}: {token:?} is {} tokens of this vocabulary; give one, or its number", ids.len())
+            bail!(
+                "--logit-bias {text}: {token:?} is {} tokens in this vocabulary; give a single token, or its id",
+                ids.len()
+            )
         }
     }
 }
@@ -152,6 +159,6 @@ fn note_unknown(model: &PackedModel, text: &str) {
     model.tokenizer().encode(text, &mut ids);
     let unknown = ids.iter().filter(|id| **id == unk).count();
     if unknown > 0 {
-        say!("note: {unknown} of the text's {} tokens are not in the model's vocabulary", ids.len());
+        say!("note: {unknown} of the prompt's {} tokens are not in the model's vocabulary", ids.len());
     }
 }

@@ -63,7 +63,7 @@ enum Table {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if What::of(&args.run) == What::Packed {
-        bail!("{}: is packed already; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
+        bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
     }
     may_write(&args.output, "-o", args.force)?;
     let cx = exec(Some(1))?;
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.add("file", args.output.display(), args.output.display().to_string());
     report.add("from", model.path.display(), model.path.display().to_string());
     report.add("parameters", thousands(parameters as u64), parameters);
-    report.add("file size", format!("{}, {bits:.2} bits a parameter", bytes(packed.len() as u64)), packed.len());
+    report.add("file size", format!("{}, {bits:.2} bits per parameter", bytes(packed.len() as u64)), packed.len());
     report.add("in memory", bytes(read.memory() as u64), read.memory());
     report.print(args.json);
     Ok(ExitCode::SUCCESS)

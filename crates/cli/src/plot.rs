@@ -46,7 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();
     let same = bounds.iter().all(|bound| *bound == bounds[0]);
     if !same {
-        say!("note: the runs do not share one entropy bound, so none is drawn");
+        say!("note: the runs have different entropy bounds, so none is drawn");
     }
     let title = match &runs[..] {
         [run] => run.title.clone(),

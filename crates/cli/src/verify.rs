@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_train::eval::verify::verify;
+use flashlm_train::units::counted;
 use flashlm_train::what::{Unwanted, What};
 use serde_json::json;
 
@@ -35,7 +36,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let found = What::of(&args.file);
     if found != What::Vectors {
-        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those of tests/reference", found));
+        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those in tests/reference", found));
     }
     let cx = exec(args.threads)?;
     let file = TensorFile::open(&args.file)?;
@@ -52,7 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{object}");
     } else {
         let (file, isa, precision) = (args.file.display(), cx.isa().name(), precision.name());
-        out!("{file}: {}, {} training steps, {isa}, {precision}", outcome.arch, outcome.steps);
+        out!("{file}: {}, {}, {isa}, {precision}", outcome.arch, counted(outcome.steps as u64, "training step"));
         for check in checks {
             let verdict = if check.pass { "pass" } else { "FAIL" };
             let worst = match check.name {

@@ -37,7 +37,7 @@ pub enum SampleError {
         found: String,
     },
     /// Logits of another model.
-    #[error("expected {expected} logits, one a token of the vocabulary, found {found}")]
+    #[error("expected {expected} logits, one per token of the vocabulary, found {found}")]
     Length {
         /// The vocabulary that the sampler was made for.
         expected: usize,
@@ -46,7 +46,8 @@ pub enum SampleError {
     },
     /// NaN or +inf among the logits.
     #[error(
-        "the logit of token {id} is {value}, expected a number: the weights are damaged or the training diverged; use another checkpoint"
+        "the logit of token {id} is {value}, expected a number: the weights are damaged or training diverged; use another \
+         checkpoint"
     )]
     NotFinite {
         /// The first such token.
@@ -159,7 +160,7 @@ impl Sampler {
         }
         let biased = settings.logit_bias.iter().map(|(id, _)| id);
         if let Some(&id) = bans.iter().chain(biased).find(|&&id| usize::from(id) >= vocab) {
-            return Err(setting("token", "one of the vocabulary", id.into()));
+            return Err(setting("token", "a token of the vocabulary", id.into()));
         }
         Ok(Self {
             rng: Rng::new(settings.seed),

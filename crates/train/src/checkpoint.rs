@@ -39,7 +39,8 @@ pub enum CheckpointError {
     },
     /// A part with a name that cannot be one.
     #[error(
-        "part `{name}`: expected a unique name of letters, digits, `-`, `_` and `.`, not beginning with `.`, and not checkpoint.json"
+        "part `{name}`: expected a unique name of letters, digits, `-`, `_` and `.`, not starting with `.`, and not \
+         checkpoint.json"
     )]
     Name {
         /// The name.
@@ -279,7 +280,7 @@ impl Checkpoint {
             if let CheckpointError::Damaged { mend, .. } = &mut error {
                 *mend = match Self::other(path) {
                     Some(other) => format!("use {} instead", other.display()),
-                    None => "there is no other good checkpoint beside it: start the run anew".to_owned(),
+                    None => "there is no other good checkpoint beside it: start a new run".to_owned(),
                 };
             }
             error
@@ -354,7 +355,7 @@ fn compare(path: &Path, entry: &Entry, (bytes, xxh3): (u64, String)) -> Result<(
         return Err(damaged(path, format!("{} bytes", entry.bytes), found));
     }
     if xxh3 != entry.xxh3 {
-        return Err(damaged(path, format!("the checksum {}", entry.xxh3), xxh3));
+        return Err(damaged(path, format!("checksum {}", entry.xxh3), xxh3));
     }
     Ok(())
 }

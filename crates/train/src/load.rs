@@ -155,7 +155,9 @@ pub(crate) fn read_state(file: &TensorFile, tensors: &mut [Tensor]) -> Result<()
         read_tensor(file, &t.name, &t.shape, t.data)?;
     }
     match file.names().iter().find(|&name| tensors.iter().all(|t| t.name != *name)) {
-        Some(name) => Err(wrong(name, "no such tensor".into(), format!("shape {:?}", file.shape(name)?)).into()),
+        Some(name) => {
+            Err(wrong(name, "no tensor of this name".into(), format!("one of shape {:?}", file.shape(name)?)).into())
+        }
         None => Ok(()),
     }
 }
@@ -315,7 +317,7 @@ mod tests {
         other(|c| c.mixers.kernel_size = 7);
         has("expected shape [16, 1, 7], found [16, 1, 8]");
         other(|c| c.blocks = 1);
-        has("expected no such tensor, found shape");
+        has("expected no tensor of this name, found one of shape");
         other(|c| c.quant.norm = true);
         has("expected a tensor `blocks.0.mixer.up.norm.scale`");
         // Taking memory for this one would end the program.
@@ -343,7 +345,7 @@ mod tests {
         edited(|tensors, _| tensors.truncate(17));
         has("expected a tensor `final_norm.scale`");
         edited(|tensors, _| tensors.push(TensorRef { name: "extra", shape: &[1], data: &[0.0] }));
-        has("tensor `extra`: expected no such tensor, found shape [1]");
+        has("tensor `extra`: expected no tensor of this name, found one of shape [1]");
         const fn fifth(bad: f32) -> [f32; 16] {
             let mut values = [0.5; 16];
             values[5] = bad;

@@ -151,7 +151,7 @@ fn of_file(path: &Path, about: &Metadata) -> Result<What, String> {
     let what = of_content(path, &start, &name)?;
     Ok(match what {
         What::Other { .. } | What::Text(_) if tensors => {
-            other(format!("{what}, though its name ends in .safetensors"), "copy it again from where it came")
+            other(format!("{what}, though its name ends in .safetensors"), "copy it again from its source")
         }
         what => what,
     })
@@ -174,7 +174,7 @@ fn of_tensors(path: &Path) -> What {
     let optimizer = || {
         let folder = path.parent().filter(|_| format.is_none() && path.ends_with("optimizer.safetensors"))?;
         let mend = format!("name the checkpoint, {}", folder.display());
-        folder.join("checkpoint.json").is_file().then(|| other("the optimizer's state of a checkpoint", mend))
+        folder.join("checkpoint.json").is_file().then(|| other("the optimizer state of a checkpoint", mend))
     };
     match format {
         Some(model_file::FORMAT) => What::Model,
@@ -200,7 +200,7 @@ fn of_content(path: &Path, start: &[u8], name: &str) -> Result<What, String> {
         if !as_named {
             let found = of_content(path, start, "")?;
             let what = format!("{found}, though its name is that of a {format} file");
-            return Ok(other(what, "rename it after what it is"));
+            return Ok(other(what, "rename it to match its content"));
         }
         return Ok(What::Text(match format {
             "Parquet" => "a Parquet table of text".into(),

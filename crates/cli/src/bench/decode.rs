@@ -20,6 +20,7 @@ use flashlm_model::tok::Tokenizer;
 use flashlm_model::{Engine, Generation, ModelConfig, PackedModel};
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
+use flashlm_train::units::counted;
 
 use super::measure::{median, rate, seconds, windows};
 use crate::common::{exec, out, say};
@@ -68,7 +69,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let model = Arc::new(model);
     let v = model.config().vocab_size;
-    say!("{what}: {} bytes, {streams} streams, {isa}, {} threads", model.file_bytes(), args.threads);
+    say!(
+        "{what}: {} bytes, {}, {isa}, {}",
+        model.file_bytes(),
+        counted(streams as u64, "sequence"),
+        counted(args.threads as u64, "thread")
+    );
     let mut rng = Rng::new(7);
     let prompt: Vec<Token> = (0..args.prompt).map(|_| rng.below(v as u64) as Token).collect();
     let rows = INT8_ROWS.min((args.prompt as usize).max(streams.div_ceil(args.threads)));
@@ -117,13 +123,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{result}");
         return Ok(ExitCode::SUCCESS);
     }
-    out!("tokens/s          {tokens_per_second:>10.0}  all streams together");
-    out!("prefill tokens/s  {prefill_tokens_per_second:>10.0}  a prompt of {}", prompt.len());
-    out!("first token us    {first_token_us:>10.1}  after a prompt of one token");
+    out!("tokens/s          {tokens_per_second:>10.0}  all sequences together");
+    out!("prefill tokens/s  {prefill_tokens_per_second:>10.0}  prompt of {} tokens", prompt.len());
+    out!("first token us    {first_token_us:>10.1}  with a prompt of one token");
     out!("peak MB           {peak_rss_mb:>10.1}  resident");
     out!("file bytes        {:>10}", model.file_bytes());
     if args.ops {
-        out!("\n{:<20} {:>13} {:>9} {:>16}", "op", "size", "share", "rate a thread");
+        out!("\n{:<20} {:>13} {:>9} {:>16}", "op", "size", "share", "rate per thread");
         for e in &entries {
             let (rate, unit) = rate(e.work, e.seconds);
             let share = 100.0 * e.seconds / (wall * args.threads as f64);

@@ -54,7 +54,7 @@ pub(super) fn rate(work: Work, seconds: f64) -> (f64, &'static str) {
 
 /// How [`peak`] is measured, for the reader of the figure.
 pub(super) const PEAK: &str =
-    "best product with operands in cache, same precision, instruction set and threads, before and after";
+    "fastest matmul with operands in cache, same precision, instruction set and threads, before and after";
 
 /// GFLOP/s of the fastest product in a precision: all threads, operands that stay in L2, the best of many windows.
 ///

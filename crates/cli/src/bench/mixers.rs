@@ -7,6 +7,7 @@ use flashlm_kernels::Exec;
 use flashlm_model::{ModelConfig, Precision, mixer};
 use flashlm_train::config;
 use flashlm_train::stepper::Shape;
+use flashlm_train::units::counted;
 use serde_json::Value;
 
 use super::measure::{median, seconds, windows};
@@ -55,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let (isa, kept, threads, first) = (cx.isa().name(), precision.name(), cx.pool().threads(), median(&rows[0].speeds));
-    out!("v4-small with each mixer, {TOKENS} tokens a step, {isa}, {kept}, {threads} threads");
+    out!("v4-small with each mixer, {TOKENS} tokens per step, {isa}, {kept}, {}", counted(threads as u64, "thread"));
     out!(
         "{:<12} {:>6} {:>12} {:>10}  of {} at T {}",
         "mixer",

@@ -17,6 +17,7 @@ use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::config::{Layers, TrainSettings};
 use flashlm_train::stepper::{Shape, Step, StepResult, Stepper};
+use flashlm_train::units::counted;
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
@@ -84,7 +85,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::new(&model, precision, settings.train, Shape { batch, seq_len: seq })?;
     let parameters = steps.stepper.lm.layout().parameters();
     let kept = precision.name();
-    say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {threads} threads", args.preset);
+    say!(
+        "{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {}",
+        args.preset,
+        counted(threads as u64, "thread")
+    );
 
     let before = peak(&cx, precision);
     steps.step(&cx)?;
@@ -150,7 +155,7 @@ struct Table {
 
 impl Table {
     fn print(&self) {
-        out!("\n{:<20} {:>13} {:>9} {:>10} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate a thread");
+        out!("\n{:<20} {:>13} {:>9} {:>10} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate per thread");
         for e in &self.entries {
             let (rate, unit) = rate(e.work, e.seconds);
             let size = match e.size {

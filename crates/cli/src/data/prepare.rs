@@ -19,7 +19,7 @@ use flashlm_train::data::holdout::{Holdout, stories_of};
 use flashlm_train::data::source::{Source, Weighted};
 use flashlm_train::data::split::Split;
 use flashlm_train::tokenizer::{TokenizerChoice, tokenizer};
-use flashlm_train::units::{bytes, count, duration, thousands};
+use flashlm_train::units::{bytes, count, counted, duration, thousands};
 use flashlm_train::what::What;
 use serde_json::{Value, json};
 
@@ -83,7 +83,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let valid = args.select.open(spec, seed.wrapping_add(1))?;
             if valid.place() == data.place() {
                 bail!(
-                    "--valid {spec} is the training data itself; name other text, or leave it out to hold out a share"
+                    "--valid {spec} is the training text itself; name another text, or leave --valid out to hold out part of \
+                     the text"
                 );
             }
             let mut train = data;
@@ -100,8 +101,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match What::of(&dir) {
         // Two texts of one name have one folder, but for whom has chosen it.
         What::Prepared if !chosen && is_of_another(&dir, &train)? => bail!(
-            "{at}: holds the tokens of another text, or of this one before it changed; \
-             `--out {at}` replaces them, another --out keeps them",
+            "{at} holds the tokens of another text, or of this one before it changed; `--out {at}` replaces them, another \
+             --out keeps them",
             at = dir.display()
         ),
         What::Missing(_) | What::EmptyFolder | What::Prepared => {}
@@ -128,7 +129,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sides = [("train", train), ("valid", valid)];
     let build = |(name, source): &(&str, Source)| build(&stage, name, source, &tokenizer, threads);
     let caches: Vec<TokenCache> = match sides.iter().map(build).collect() {
-        Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
+        Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name a validation text with --valid"),
         caches => caches?,
     };
     write_file(&stage.folder.join(TOKENIZER), |w| w.write_all(&tokenizer.to_json()))?;
@@ -154,21 +155,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (all, held) = (cache.read().bytes, caches[1].bytes());
     let part = 100.0 * held as f64 / all.max(1) as f64;
     match side {
-        Split::All => report.add("held out", "nothing: validation has a source of its own", Value::Null),
+        Split::All => report.add("held out", "nothing: validation has its own source", Value::Null),
         Split::Valid(share) => {
-            let text = format!("{part:.2} % of the text: stories chosen by a hash of each");
+            let text = format!("{part:.2} % of the text: documents chosen by their hash");
             report.add("held out", text, share);
         }
-        _ => {
-            report.add("held out", format!("{part:.2} % of the text: its end, since it has few stories"), part / 100.0)
-        }
+        _ => report.add(
+            "held out",
+            format!("{part:.2} % of the text: its end, since it has few documents"),
+            part / 100.0,
+        ),
     }
     if cache.duplicates() > 0 {
-        let text = format!("{} stories of train that are in valid, too, and left out", thousands(cache.duplicates()));
+        let text = format!("{} left out of train because valid has them", counted(cache.duplicates(), "document"));
         report.add("doubles", text, cache.duplicates());
     }
     let text =
-        format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
+        format!("{} repaired (text that was once decoded wrongly, like â€™ for ’)", counted(repaired, "sequence"));
     report.add("mojibake", text, repaired);
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
@@ -246,9 +249,9 @@ fn build(
     noted(name, &built.as_ref().map(|built| built.read.oddities).unwrap_or_default());
     let path = stage.dir.join(name).with_extension("tok");
     match built.map(|built| built.reason) {
-        None => say!("{name}: {} serves as it is", path.display()),
+        None => say!("{name}: {} is up to date", path.display()),
         Some(Stale::Missing) => {}
-        Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
+        Some(reason) => say!("{name}: {} was rebuilt: {reason}", path.display()),
     }
     Ok(cache)
 }
@@ -260,8 +263,8 @@ pub fn summary(cache: &TokenCache) -> (String, Value) {
     // EOS is never unknown, so it says nothing about coverage.
     let coverage = 1.0 - cache.unk() as f64 / (tokens - stories).max(1) as f64;
     let words = format!(
-        "{} stories, {} tokens (EOS included), {}, {per_token:.3} bytes a token, {} UNK (coverage {:.3} %)",
-        thousands(stories),
+        "{}, {} tokens (EOS included), {}, {per_token:.3} bytes per token, {} UNK (coverage {:.3} %)",
+        counted(stories, "document"),
         thousands(tokens),
         bytes(text),
         thousands(cache.unk()),
@@ -282,7 +285,7 @@ pub fn summary(cache: &TokenCache) -> (String, Value) {
 fn progress(status: &mut Status, name: &str, p: &Progress) -> ControlFlow<()> {
     let left = p.seconds * (1.0 / p.fraction.max(1e-9) - 1.0);
     status.show(&format!(
-        "{name} {:3.0} %  {} stories  {}  {}/s  eta {}",
+        "{name} {:3.0} %  {} documents  {}  {}/s  eta {}",
         p.fraction * 100.0,
         count(p.stories),
         bytes(p.bytes),

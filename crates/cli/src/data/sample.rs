@@ -35,7 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Sample { stories, read } = sample(&source, args.n, args.seed)?;
     if read.stories == 0 {
         bail!(
-            "{}: no stories{}",
+            "{}: no documents{}",
             args.data.join(", "),
             if read.dropped.total() > 0 { "; the filter drops every one" } else { "" }
         );

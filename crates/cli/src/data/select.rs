@@ -2,7 +2,7 @@
 
 use flashlm_train::data::filter::{Dropped, Filter};
 use flashlm_train::data::source::Source;
-use flashlm_train::units::thousands;
+use flashlm_train::units::{counted, thousands};
 use serde_json::json;
 
 use crate::common::{data_spec, open_source, passed_over};
@@ -53,8 +53,8 @@ impl Select {
 pub(super) fn report_dropped(report: &mut Report, dropped: &Dropped) {
     let Dropped { score, short, long, hard } = *dropped;
     let text = format!(
-        "{} stories by the filter: {} for their score, {} too short, {} too long, {} of hard words",
-        thousands(dropped.total()),
+        "{} dropped by the filter: {} for their score, {} too short, {} too long, {} with too many long words",
+        counted(dropped.total(), "document"),
         thousands(score),
         thousands(short),
         thousands(long),

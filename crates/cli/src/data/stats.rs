@@ -20,7 +20,7 @@ use flashlm_train::log::histogram::{self, Bin};
 use flashlm_train::run::size_for;
 use flashlm_train::stepper::Shape;
 use flashlm_train::tokenizer::of_file;
-use flashlm_train::units::{bytes, count, duration, thousands};
+use flashlm_train::units::{bytes, count, counted, duration, thousands};
 use serde_json::{Value, json};
 
 use super::select::{Select, report_dropped};
@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let speed = bytes((read as f64 / seconds.max(1e-9)) as u64);
             let left = duration(seconds * (1.0 / fraction.max(1e-9) - 1.0));
             status.show(&format!(
-                "{:3.0} %  {} stories  {}  {speed}/s  eta {left}",
+                "{:3.0} %  {} documents  {}  {speed}/s  eta {left}",
                 fraction * 100.0,
                 count(stories),
                 bytes(read)
@@ -94,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mean = stats.chars as f64 / read.stories.max(1) as f64;
     let (shortest, longest) = (stats.shortest, stats.longest);
     let text = format!(
-        "{} in all, {mean:.1} a story, shortest {}, longest {}",
+        "{} in all, {mean:.1} per document, shortest {}, longest {}",
         thousands(stats.chars),
         thousands(shortest),
         thousands(longest)
@@ -107,18 +107,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         report_hour(&mut report, stats.tokens)?;
     }
     let within = if stats.forgot {
-        format!(", compared with the first {} alone", thousands(MAX_DISTINCT as u64))
+        format!(", compared only with the first {}", thousands(MAX_DISTINCT as u64))
     } else {
         String::new()
     };
     let doubled = format!("{} ({:.3} %){within}", thousands(stats.duplicates), share(stats.duplicates) * 100.0);
     report.add("duplicates", doubled, json!({"stories": stats.duplicates, "complete": !stats.forgot}));
     let within = match stats.near_forgot {
-        true => format!(", compared with the first {} alone", thousands(MAX_NEAR as u64)),
+        true => format!(", compared only with the first {}", thousands(MAX_NEAR as u64)),
         false => String::new(),
     };
     let text = format!(
-        "{} ({:.3} %) have four fifths of their five-word runs in common with one before{within}",
+        "{} ({:.3} %) share four fifths of their five-word runs with an earlier document{within}",
         thousands(stats.near),
         share(stats.near) * 100.0
     );
@@ -126,8 +126,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Mended before the filter, which may drop some of them.
     let all = read.stories + read.dropped.total();
     let mended = read.mended as f64 / all.max(1) as f64;
-    let text =
-        format!("{} stories repaired ({:.3} %), {} sequences", thousands(read.mended), mended * 100.0, read.repaired);
+    let text = format!(
+        "{} repaired ({:.3} %), {}",
+        counted(read.mended, "document"),
+        mended * 100.0,
+        counted(read.repaired, "sequence")
+    );
     report.add("mojibake", text, json!({"stories": read.mended, "share": mended, "sequences": read.repaired}));
     if read.dropped.total() > 0 {
         report_dropped(&mut report, &read.dropped);
@@ -139,8 +143,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         report.add("lengths", "", bins.collect::<Value>());
     }
     if let Some(path) = &args.svg {
-        let title = format!("Lengths of {} stories of {}", thousands(read.stories), source.name());
-        let svg = histogram::draw(&title, "Characters of a story", bins);
+        let title = format!("Lengths of {} of {}", counted(read.stories, "document"), source.name());
+        let svg = histogram::draw(&title, "Characters per document", bins);
         write_file(path, |w| w.write_all(svg.as_bytes()))?;
         report.add("histogram", path.display(), path.display().to_string());
     }
@@ -162,7 +166,7 @@ fn sample_vocabulary(source: &Source) -> anyhow::Result<Tokenizer> {
         if bytes + 4 < SAMPLE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     if text.is_empty() {
-        bail!("{}: no stories: the data holds only blank text, or the filter drops every one", source.name());
+        bail!("{}: no documents: the data holds only blank text, or the filter drops all of it", source.name());
     }
     Ok(Tokenizer::train_bpe(text.iter().map(String::as_str), Settings::default().tokenizer.vocab)?)
 }
@@ -177,9 +181,9 @@ fn report_profile(report: &mut Report, stats: &Stats) {
         shares.iter().map(|script| (script.name.to_string(), json!(script.share))).collect();
     report.add("scripts", if text.is_empty() { "no letters".into() } else { text.join(", ") }, value);
     let text = format!(
-        "{} in {} paragraphs, the longest of {} characters",
+        "{} in {}, the longest of {} characters",
         thousands(profile.lines),
-        thousands(profile.paragraphs),
+        counted(profile.paragraphs, "paragraph"),
         thousands(profile.longest_line)
     );
     let value = json!({"total": profile.lines, "paragraphs": profile.paragraphs, "longest": profile.longest_line});
@@ -187,7 +191,7 @@ fn report_profile(report: &mut Report, stats: &Stats) {
     let found: Vec<String> =
         profile.separators.iter().map(|(line, n)| format!("{} lines {:?}", thousands(*n), line)).collect();
     if !found.is_empty() {
-        let text = format!("{}: if stories end there, make these lines <|endoftext|>", found.join(", "));
+        let text = format!("{}: if documents end there, replace these lines by <|endoftext|>", found.join(", "));
         report.add("separators", text, json!(profile.separators));
     }
     if profile.controls + profile.replaced > 0 {
@@ -208,7 +212,7 @@ fn report_tokens(report: &mut Report, stats: &Stats, tokenizer: &Tokenizer, own:
     let mut text = format!(
         "{} (EOS included) of {}{} with {} tokens, {per_token:.3} bytes per token",
         thousands(stats.tokens),
-        if own { "" } else { "a vocabulary made for this look: " },
+        if own { "" } else { "a vocabulary trained for this measurement: " },
         tokenizer.kind(),
         thousands(tokenizer.vocab_size() as u64)
     );
@@ -246,6 +250,6 @@ fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
 fn passed_over(source: &Source) -> String {
     match source.passed_over() {
         passed if passed.is_empty() => passed,
-        passed => format!("passed over: {passed}"),
+        passed => format!("skipped: {passed}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::PossibleValuesParser;
 use flashlm_kernels::cpu::Machine;
 use flashlm_model::io::read_limited;
@@ -132,7 +132,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     }
     if let Some(path) = &args.config {
         let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
-        let text = text.with_context(|| format!("{}: settings are text in UTF-8", path.display()))?;
+        let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
         layers.merge_text(&text, &path.display().to_string())?;
     }
     set_all(&mut layers, &args.set)?;
@@ -147,7 +147,9 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     let valid = valid.transpose()?;
     let float = |value: Option<f64>| value.map(Value::Float);
     let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
-        value.map(|n| Ok(Value::Integer(i64::try_from(n).context("a number above 9223372036854775807")?))).transpose()
+        value
+            .map(|n| i64::try_from(n).map(Value::Integer).map_err(|_| anyhow!("{n}: must be at most {}", i64::MAX)))
+            .transpose()
     };
     let flags = [
         ("data.source", data.map(Value::String)),
@@ -174,7 +176,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
-        say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
+        say!("no --data given: training on {}; --data FILE trains on your own text", Settings::default().data.source);
     }
     let mut settings = layers.settings()?;
     if let Some(sources) = mixed {

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use flashlm_kernels::cpu::peak_rss;
 use flashlm_train::run::{Forecast, Resolved, StageForecast, TextForecast};
 use flashlm_train::trainer::Event;
-use flashlm_train::units::{bytes, duration, thousands};
+use flashlm_train::units::{bytes, counted, duration, thousands};
 use serde_json::{Value, json};
 
 use crate::common::{Status, out};
@@ -43,9 +43,10 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
     let (tokens, steps) = (thousands(tokens.round() as u64), thousands(steps.round() as u64));
     out!("total: {tokens} tokens in {steps} steps, about {}, {} of memory", duration(seconds), bytes(memory));
     out!(
-        "Time is that of {} steps of each stage, measured now on {threads} threads, without validations, samples \
-         and checkpoints; memory is what they took. Stories: {boundaries}.",
-        Forecast::MEASURED
+        "Time is measured: {} of each stage on {}, without validations, samples and checkpoints; memory is what they \
+         took. Boundaries: {boundaries}.",
+        counted(Forecast::MEASURED, "step"),
+        counted(threads as u64, "thread")
     );
     Ok(ExitCode::SUCCESS)
 }
@@ -57,11 +58,9 @@ fn print(stage: &StageForecast, i: usize, of: usize) {
     out!("stage {} of {of}: T {t}, {share:.1} % of the run: {tokens} tokens in {steps} steps, about {time}", i + 1);
     for text in &stage.texts {
         let TextForecast { name, share, stories, tokens, trained, epochs } = text;
-        let (stories, tokens, share) = (thousands(*stories as u64), thousands(*tokens as u64), 100.0 * share);
+        let (stories, tokens, share) = (counted(*stories as u64, "document"), thousands(*tokens as u64), 100.0 * share);
         let trained = thousands(*trained);
-        out!(
-            "  {name}: weight {share:.1} %, {stories} stories, {tokens} tokens ({trained} a pass), {epochs:.3} epochs"
-        );
+        out!("  {name}: weight {share:.1} %, {stories}, {tokens} tokens ({trained} per epoch), {epochs:.3} epochs");
     }
 }
 

@@ -70,9 +70,9 @@ pub(super) fn product<E: Elem>(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(c.len() >= strided(m, ldc, n), "result of a small product is too small");
+    assert!(c.len() >= strided(m, ldc, n), "result of a small matmul is too small");
     let inside = k == 0 || (a.x.len() >= strided(m, a.row, strided(k, a.column, 1)) && b.len() >= strided(k, ldb, n));
-    assert!(inside, "operand of a small product is too small");
+    assert!(inside, "operand of a small matmul is too small");
     let (c, ra, ca, a, b) = (c.as_mut_ptr(), a.row, a.column, a.x.as_ptr(), b.as_ptr());
     cx.op(Product { c, ldc, a, ra, ca, b, ldb, m, n, k, triangle, accumulate });
 }

@@ -24,7 +24,7 @@ impl ModelConfig {
     /// That the model's tokens are those of `tokenizer`.
     pub fn fits(&self, tokenizer: &Tokenizer) -> Result<(), ConfigError> {
         let (v, eos) = (tokenizer.vocab_size(), usize::from(tokenizer.eos()));
-        let expected = || format!("{v}, as its tokenizer has {v} tokens");
+        let expected = || format!("{v}, since its tokenizer has {v} tokens");
         check(self.vocab_size == v, || ConfigError::new("vocab_size", self.vocab_size, expected()))?;
         // Where no document starts anew the model looks at no token.
         let expected = || format!("{eos}, the end of a document in its tokenizer");
@@ -58,7 +58,7 @@ impl ModelConfig {
             return refuse(ModelConfig::parameters, why);
         }
         if state > MAX_NUMBERS {
-            let why = format!("the blocks of a model remember at most {MAX_NUMBERS} numbers of a text, now {state}");
+            let why = format!("the state of a sequence is at most {MAX_NUMBERS} numbers, now {state}");
             return refuse(ModelConfig::state_len, why);
         }
         Ok(())

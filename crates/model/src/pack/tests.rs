@@ -270,7 +270,7 @@ fn every_tensor_has_one_type_and_shape() {
         }
         let mut file = whole.clone();
         file.tensors.push(("extra".into(), "U8".into(), vec![3], vec![0; 3]));
-        refused(file.bytes(), &["extra", "no such tensor"]);
+        refused(file.bytes(), &["extra", "no tensor of this name"]);
     }
 }
 
@@ -324,7 +324,7 @@ fn a_config_that_does_not_fit_its_tensors_is_refused_unallocated() {
         refused(change("dim", 8184), &["expected"]);
         refused(change("ffn_hidden", 32_768), &["expected"]);
         refused(change("blocks", 128), &["expected a tensor", "blocks.2."]);
-        refused(change("blocks", 1), &["blocks.1.", "no such tensor"]);
+        refused(change("blocks", 1), &["blocks.1.", "no tensor of this name"]);
         refused(change("unknown", 1), &["`config`", "unknown"]);
         // 128 blocks of 8192: a hundred thousand million parameters. One has a thousand million.
         for (hidden, blocks, says) in [(32_768, 128, "parameters"), (8192, 1, "expected")] {

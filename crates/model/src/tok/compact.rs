@@ -58,7 +58,7 @@ impl Tokenizer {
         let numbers = |kind, bytes: &[u8]| match bytes.as_chunks() {
             (numbers, []) => Ok(numbers.iter().map(|n| u16::from_le_bytes(*n)).collect::<Vec<u16>>()),
             (_, rest) => {
-                let what = format!("{} bytes after the last whole number; expected none", rest.len());
+                let what = format!("{} bytes left over after the last number; expected none", rest.len());
                 Err(TokError::Invalid { kind, what })
             }
         };
@@ -74,7 +74,7 @@ impl Tokenizer {
             Some((&BPE, rest)) => {
                 let ids = numbers("bpe", rest)?;
                 let (merges, []) = ids.as_chunks() else {
-                    let what = "half a merge at the end; expected pairs".into();
+                    let what = "half a merge at the end; expected pairs of ids".into();
                     return Err(TokError::Invalid { kind: "bpe", what });
                 };
                 Bpe::from_merges(merges).map(|t| Self(Kind::Bpe(t)))

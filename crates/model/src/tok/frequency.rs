@@ -129,7 +129,7 @@ impl Frequency {
                 return Err(invalid(what));
             };
             if *place != NO_BASE || std::mem::replace(used, true) {
-                let what = format!("id_to_base: id {id} or its base {base} comes twice");
+                let what = format!("id_to_base: id {id} or its base {base} is given twice");
                 return Err(invalid(what));
             }
             *place = *base as u16;
@@ -142,7 +142,7 @@ impl Frequency {
                 .filter(|&&k| k != UNK && u64::from(k) == *id)
                 .and_then(|&k| seen.get_mut(usize::from(k) - SPECIALS));
             if seen.is_none_or(|s| std::mem::replace(s, true)) {
-                let what = format!("base_to_id: {base:?} -> {id} is not the inverse of id_to_base, or comes twice");
+                let what = format!("base_to_id: {base:?} -> {id} is not the inverse of id_to_base, or is given twice");
                 return Err(invalid(what));
             }
         }

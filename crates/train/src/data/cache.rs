@@ -11,6 +11,7 @@ mod stale;
 use super::DataError;
 use super::filter::Dropped;
 use super::source::Source;
+use crate::units::counted;
 use flashlm_kernels::map::{Map, as_u16};
 use flashlm_model::tok::Tokenizer;
 pub use format::Expect;
@@ -128,12 +129,12 @@ impl TokenCache {
         }
         let (mut start, mut released) = (0, 0);
         if cache.offset(0) != 0 {
-            return damaged("the first story does not start at 0");
+            return damaged("the first document does not start at token 0");
         }
         for i in 0..cache.stories() {
             let end = cache.offset(i + 1);
             if end <= start || end > ids.len() || ids[end - 1] != cache.header.eos {
-                return Err(Stale::Damaged(format!("story {i} does not end with EOS at token {end}")));
+                return Err(Stale::Damaged(format!("document {i} does not end with EOS at token {end}")));
             }
             start = end;
             if start - released > PASS {
@@ -142,7 +143,7 @@ impl TokenCache {
             }
         }
         if start != ids.len() {
-            return damaged("there are tokens behind the last story");
+            return damaged("there are tokens after the last document");
         }
         Ok(cache)
     }
@@ -229,20 +230,20 @@ impl fmt::Display for TokenCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let h = &self.header;
         let per_token = h.bytes as f64 / h.tokens.max(1) as f64;
-        let stories = if h.stories == 1 { "story" } else { "stories" };
-        write!(f, "{} {stories}, {} tokens, {} bytes ({per_token:.3} per token)", h.stories, h.tokens, h.bytes)?;
+        let stories = counted(h.stories, "document");
+        write!(f, "{stories}, {} tokens, {} bytes ({per_token:.3} per token)", h.tokens, h.bytes)?;
         if h.unk > 0 {
             let coverage = 100.0 * (1.0 - h.unk as f64 / (h.tokens - h.stories).max(1) as f64);
             write!(f, ", {} UNK (coverage {coverage:.3} %)", h.unk)?;
         }
         if h.dropped.total() > 0 {
-            write!(f, ", {} stories dropped by the filter", h.dropped.total())?;
+            write!(f, ", {} dropped by the filter", counted(h.dropped.total(), "document"))?;
         }
         if h.duplicates > 0 {
-            write!(f, ", {} left out as in the validation text", h.duplicates)?;
+            write!(f, ", {} left out because the validation text has them", counted(h.duplicates, "document"))?;
         }
         if h.repaired > 0 {
-            write!(f, ", {} mojibake sequences repaired", h.repaired)?;
+            write!(f, ", {} repaired", counted(h.repaired, "mojibake sequence"))?;
         }
         Ok(())
     }

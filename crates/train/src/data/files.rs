@@ -130,7 +130,7 @@ impl Files {
         }
         let passed = self.passed_over();
         if self.entries.is_empty() {
-            let passed = if passed.is_empty() { passed } else { format!("; passed over: {passed}") };
+            let passed = if passed.is_empty() { passed } else { format!("; skipped: {passed}") };
             return Err(DataError::EmptyFolder { path: path.to_path_buf(), passed });
         }
         Ok(())
@@ -150,7 +150,7 @@ impl Files {
             self.passed.hidden += u64::from(Kind::of(&name).is_some());
         } else if Kind::of(&name).is_none() {
             let ending = name.rsplit_once('.').map(|(_, last)| last).filter(|last| is_ending(last));
-            let ending = ending.map_or("without ending".to_string(), |last| format!(".{}", last.to_lowercase()));
+            let ending = ending.map_or("without an ending".to_string(), |last| format!(".{}", last.to_lowercase()));
             *self.passed.others.entry(ending).or_default() += 1;
         } else if meta.is_ok_and(|meta| meta.len() == 0) {
             self.passed.empty += 1;

@@ -56,7 +56,7 @@ impl Filter {
             return bad(format!("min_score is {}; give a number", self.min_score));
         }
         if !(0.0..=1.0).contains(&self.min_simple) {
-            return bad(format!("min_simple is {}; give a share from 0 to 1", self.min_simple));
+            return bad(format!("min_simple is {}; give a fraction between 0 and 1", self.min_simple));
         }
         if self.max_chars > 0 && self.max_chars < self.min_chars {
             return bad(format!("max_chars {} is less than min_chars {}", self.max_chars, self.min_chars));

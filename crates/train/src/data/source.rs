@@ -364,7 +364,7 @@ fn or_dataset(mut error: DataError, spec: &str) -> DataError {
     if let Some(name) = hub::NAMES.iter().find(alike) {
         *hint = format!("; did you mean the dataset {name}?");
     } else if spec.contains("://") {
-        *hint = "; an address is not fetched: download the file first".to_string();
+        *hint = "; URLs are not fetched: download the file first".to_string();
     } else if let Some((owner, name)) = spec.split_once('/')
         && ![owner, name].iter().any(|part| part.is_empty() || part.contains(['/', '.', '~', '*', ' ']))
     {

@@ -90,10 +90,10 @@ impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Split::All => write!(f, "all"),
-            Split::Train(share) => write!(f, "train (held-out share {share})"),
-            Split::Valid(share) => write!(f, "valid (held-out share {share})"),
-            Split::Before(at) => write!(f, "train (what lies before byte {at})"),
-            Split::After(at) => write!(f, "valid (what lies from byte {at} on)"),
+            Split::Train(share) => write!(f, "train (held-out fraction {share})"),
+            Split::Valid(share) => write!(f, "valid (held-out fraction {share})"),
+            Split::Before(at) => write!(f, "train (before byte {at})"),
+            Split::After(at) => write!(f, "valid (from byte {at} on)"),
         }
     }
 }

@@ -28,12 +28,13 @@ pub const PUBLISHED_TOKENS: usize = 256;
 pub enum EvalError {
     /// Nothing to score.
     #[error(
-        "the evaluation set holds no text: expected at least one story; check the data and, for a held-out share, its size"
+        "the text to score is empty: expected at least one document; check the data and, for a held-out part, its size"
     )]
     Empty,
     /// Tokens of another vocabulary.
     #[error(
-        "expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with"
+        "expected a tokenizer with {expected} tokens, like the model, found {found}; use the tokenizer the model was trained \
+         with"
     )]
     Vocabulary {
         /// Tokens of the model.
@@ -42,7 +43,7 @@ pub enum EvalError {
         found: usize,
     },
     /// The progress callback asked to stop.
-    #[error("stopped before all stories were scored")]
+    #[error("stopped before all documents were scored")]
     Stopped,
     /// The text could not be read.
     #[error(transparent)]

@@ -130,7 +130,7 @@ impl Card {
         let mut rows = Vec::new();
         if let Some(scores) = &self.scores {
             rows.push(("Bits per byte", format!("{:.4}", scores.bpb)));
-            rows.push(("Bits per byte, ends of stories included", format!("{:.4}", scores.bpb_with_eos)));
+            rows.push(("Bits per byte, ends of documents included", format!("{:.4}", scores.bpb_with_eos)));
             rows.push(("Loss, nats per token", format!("{:.4}", scores.loss)));
         }
         if let Some(bound) = self.entropy_bound {
@@ -140,8 +140,8 @@ impl Card {
             return String::new();
         }
         table(["Validation", ""], &rows)
-            + "Every byte of the validation text is scored and each story starts from an empty context: bits per byte \
-               are comparable between tokenizers, the loss per token is not.\n\n"
+            + "Every byte of the validation text is scored, and each document starts from an empty context. Bits per byte \
+             can be compared between tokenizers, the loss per token cannot.\n\n"
     }
 }
 

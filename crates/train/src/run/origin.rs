@@ -87,8 +87,8 @@ impl Start {
             }
             Found::Packed(model) => {
                 tell(Event::Note(&format!(
-                    "starting from {}: a packed model has lost its master weights; they begin at the ternary ones, which takes some \
-                     steps to make up for",
+                    "starting from {}: a packed model has no master weights; they start at the ternary values, which costs \
+                     some steps",
                     path.display()
                 )));
                 Ok(Start {

@@ -81,14 +81,14 @@ impl Resolved {
         if let (true, Some(own)) = (self.settings.data.valid.is_empty(), sources[last].source.validation()) {
             self.settings.data.valid = own.to_string();
             let own = own.replace('\n', ", ");
-            tell(Event::Note(&format!("validation: the text's own, {own}; --valid names another")));
+            tell(Event::Note(&format!("validation: the dataset's own split, {own}; --valid names another text")));
         }
         let validation = Validation::of(&self.settings.data);
         let held = validation.separate(&self.settings, &mut sources, last, self.offline, &stopped, tell)?;
         for (Weighted { source, .. }, spec) in sources.iter().zip(&specs) {
             let passed = source.passed_over();
             if !passed.is_empty() {
-                tell(Event::Note(&format!("{}: passed over: {passed}", one_line(&spec.source))));
+                tell(Event::Note(&format!("{}: skipped: {passed}", one_line(&spec.source))));
             }
         }
         let tokenizer = self.vocabulary(&sources, stop, tell)?;
@@ -122,8 +122,8 @@ impl Resolved {
         let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound };
         if prepared.duplicates() > 0 {
             tell(Event::Note(&format!(
-                "left out of training, being in the validation text, too: {}; --set data.keep_doubles=true keeps them",
-                counted(prepared.duplicates(), "story")
+                "left out of training because the validation text has them: {}; --set data.keep_doubles=true keeps them",
+                counted(prepared.duplicates(), "document")
             )));
         }
         Ok(prepared)
@@ -189,7 +189,10 @@ fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell
     let tokens = cache.tokens().len();
     if longest.is_some_and(|longest| longest >= 2 * tokens) {
         let fits = tokens.next_power_of_two();
-        tell(Event::Note(&format!("{label}: much shorter than a window; --set train.seq_len={fits} trains faster")));
+        tell(Event::Note(&format!(
+            "{label}: much shorter than one window of train.seq_len; --set train.seq_len={fits} trains \
+         faster"
+        )));
     }
 }
 

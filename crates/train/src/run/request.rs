@@ -13,6 +13,7 @@ use crate::config::Settings;
 use crate::data::cache::default_dir;
 use crate::data::source::Source;
 use crate::trainer::{Event, Tell, TrainError, check};
+use crate::units::counted;
 
 /// What is asked of a run.
 pub struct Request {
@@ -73,13 +74,13 @@ impl Request {
         if settings.train.batch == 0 {
             settings.train.batch = batch_for(settings.model.dim, machine.cores);
             let (batch, cores) = (settings.train.batch, machine.cores);
-            tell(Event::Note(&format!("batch {batch}: from {cores} cores; --batch N sets it")));
+            tell(Event::Note(&format!("batch {batch}: from {}; --batch N sets it", counted(cores as u64, "core"))));
         }
         settings.train.precision = settings.train.precision.resolve(*isa);
         let threads = NonZeroUsize::new(settings.train.threads).unwrap_or_else(|| {
             let threads = hardware.threads;
             tell(Event::Note(&format!(
-                "threads {threads}: from FLASHLM_THREADS or the processors; --threads N sets it"
+                "threads {threads}: from FLASHLM_THREADS or the number of processors; --threads N sets it"
             )));
             threads
         });

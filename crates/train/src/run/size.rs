@@ -22,7 +22,10 @@ pub fn size_for(machine: &Machine, minutes: Option<f64>) -> Size {
             ("flash-tiny", format!("{minutes} {noun} on {cores}: enough for a small model only"))
         }
         _ if cores >= 8 && gib >= 32 => ("flash-large", format!("{cores} cores and {gib} GiB of memory")),
-        _ => ("flash-small", format!("{cores} cores and {gib} GiB of memory; flash-large wants 8 cores and 32 GiB")),
+        _ => (
+            "flash-small",
+            format!("{} and {gib} GiB of memory; flash-large needs 8 cores and 32 GiB", counted(cores as u64, "core")),
+        ),
     };
     Size { preset, why }
 }

@@ -53,7 +53,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     let seconds = estimate.operations / (FAST * threads as f64);
     if seconds > LONGEST_UPDATE {
         let what = format!(
-            "{about} are {} tokens: one update would take {} or longer on {threads} {}; lower either",
+            "{about} are {} tokens: one step would take {} or longer on {threads} {}; lower one of them",
             units::thousands(estimate.tokens),
             units::duration(seconds),
             if threads == 1 { "thread" } else { "threads" }

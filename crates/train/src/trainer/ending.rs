@@ -89,10 +89,10 @@ pub(super) fn ended(folder: &RunFolder, settings: &Settings, step: u64) -> Optio
 fn over(folder: &RunFolder, settings: &Settings, step: u64, early: bool) -> TrainError {
     let (run, t) = (folder.path().display(), &settings.train);
     let more = match (early, t.steps, t.minutes) {
-        (true, ..) => "it stopped early, since validations no longer improved; --set train.patience=0 trains on".into(),
+        (true, ..) => "it stopped early because validation no longer improved; --set train.patience=0 trains on".into(),
         (_, 0, 0.0) => format!("--epochs {} trains on", 2.0 * t.epochs),
         (_, 0, minutes) => format!("--minutes {} trains on", 2.0 * minutes),
         (_, steps, _) => format!("--steps {} trains on", 2 * steps.max(step)),
     };
-    TrainError::Finished(format!("{run} is finished at step {step}, nothing was changed; {more}"))
+    TrainError::Finished(format!("{run} is finished at step {step}; nothing was changed; {more}"))
 }

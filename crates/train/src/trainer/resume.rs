@@ -6,6 +6,7 @@ use crate::log::LogError;
 use crate::log::jsonl::{Kept, Metrics, Resumed};
 use crate::log::tensorboard::Events;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
+use crate::units::counted;
 
 impl Trainer<'_> {
     /// The folder of a run that goes on. Only the timeline of checkpoints must be right; what else fails is told, and the run goes on.
@@ -26,7 +27,7 @@ impl Trainer<'_> {
             return Err(over);
         }
         for path in self.inputs.claim.abandon_after(step)? {
-            self.notes.push(format!("set aside, since the run goes on from step {step}: now {}", path.display()));
+            self.notes.push(format!("set aside, since the run continues from step {step}: now {}", path.display()));
         }
         self.resumed = Some(step);
         match self.open_log(step) {
@@ -35,12 +36,12 @@ impl Trainer<'_> {
                 self.sampled = rows.sampled;
                 if rows.damaged > 0 {
                     self.notes.push(format!(
-                        "{} lines of {METRICS} were no rows; they are in {ABANDONED_METRICS} now",
-                        rows.damaged
+                        "{} of {METRICS} could not be read; moved to {ABANDONED_METRICS}",
+                        counted(rows.damaged as u64, "line")
                     ));
                 }
             }
-            Err(error) => self.notes.push(format!("{error}; it is tried again with the next row")),
+            Err(error) => self.notes.push(format!("{error}; it will be tried again with the next row")),
         }
         match Events::resume(folder.path(), step) {
             Ok(events) => self.events = Some(events),
@@ -56,7 +57,7 @@ impl Trainer<'_> {
             claim.remove(RESULT),
         ];
         self.notes
-            .extend(written.into_iter().filter_map(|written| Some(format!("{}; training goes on", written.err()?))));
+            .extend(written.into_iter().filter_map(|written| Some(format!("{}; training continues", written.err()?))));
         self.saved.key = Some((step, self.state.validated.map(|v| v.step)));
         Ok(())
     }

@@ -52,10 +52,13 @@ impl Trainer<'_> {
                     tell(Event::Note(&format!("{error}. Trying again")));
                 } else if waited {
                     let waiting = units::duration(began.elapsed().as_secs_f64());
-                    tell(Event::Progress(&format!("step {step} is not saved: the disk is full, for {waiting} now")));
+                    tell(Event::Progress(&format!(
+                        "step {step} is not saved yet: the disk has been full for {waiting}"
+                    )));
                 } else {
                     tell(Event::Note(&format!(
-                        "{error}. The run waits and goes on when there is room; Ctrl-C twice ends it without this step"
+                        "{error}. The run waits until there is room, then continues; Ctrl-C twice ends it without saving \
+                         this step"
                     )));
                 }
                 waited |= full;
@@ -65,7 +68,7 @@ impl Trainer<'_> {
                 wait = (2 * wait).min(WAIT[1]);
             }
             if tries > 0 {
-                tell(Event::Note(&format!("the checkpoint of step {step} could be written now; the run goes on")));
+                tell(Event::Note(&format!("the checkpoint of step {step} is written; the run continues")));
             }
             self.saved.key = key;
             let protect: Vec<u64> = self.resumed.into_iter().chain([step]).collect();
@@ -138,7 +141,7 @@ impl Trainer<'_> {
         match result {
             Ok(()) => drop(self.failing.remove(what)),
             Err(error) if self.failing.insert(what) => {
-                tell(Event::Note(&format!("{what} failed, training goes on: {error}")));
+                tell(Event::Note(&format!("{what} failed, training continues: {error}")));
             }
             Err(_) => {}
         }

@@ -75,10 +75,10 @@ impl Header {
 
     pub fn from_bytes(file: &[u8]) -> Result<Header, Stale> {
         let damaged = |what: &str| Stale::Damaged(what.to_string());
-        let short = || Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}: cut off", file.len()));
+        let short = || Stale::Damaged(format!("{} bytes, fewer than the {HEADER} of the header: cut off", file.len()));
         let version = file.get(8..12).map(|v| u32::from_le_bytes([v[0], v[1], v[2], v[3]])).ok_or_else(short)?;
         if file[..8] != MAGIC {
-            return Err(damaged("it does not start as a token cache does"));
+            return Err(damaged("it does not start like a token cache"));
         }
         // Before the rest of the header, which another version may have elsewhere.
         if version != VERSION {

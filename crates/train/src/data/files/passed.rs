@@ -33,11 +33,11 @@ impl Passed {
             words.push(format!("{} of other splits than train", files(self.splits)));
         }
         if self.again > 0 {
-            words.push(format!("{} a second time", files(self.again)));
+            words.push(format!("{} named twice", files(self.again)));
         }
         if self.loose > 0 {
             words.push(format!(
-                "{} that leads nowhere",
+                "{} to nothing",
                 if self.loose == 1 { "1 link".into() } else { format!("{} links", self.loose) }
             ));
         }
@@ -49,9 +49,9 @@ impl Passed {
         }
         match self.fewer {
             Some((n, true)) => {
-                words.push(format!("{} of JSON or tables, having fewer bytes than the documents", files(n)))
+                words.push(format!("{} of JSON or tables, since there are more bytes of documents", files(n)))
             }
-            Some((n, false)) => words.push(format!("{} of documents, having fewer bytes than the records", files(n))),
+            Some((n, false)) => words.push(format!("{} of documents, since there are more bytes of records", files(n))),
             None => {}
         }
         if !self.others.is_empty() {

@@ -9,8 +9,8 @@ use crate::data::DataError;
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 use std::ops::ControlFlow;
 
-const BAD_QUOTE: &str = "text follows the quote that ends a cell; quotes within a cell in quotes are doubled (`\"\"`, not `\\\"`). \
-                         A program that does not quote should write JSON lines";
+const BAD_QUOTE: &str = "text follows the quote that ends a cell; quotes inside a quoted cell must be doubled (`\"\"`, not \
+ `\\\"`). If the program that wrote it cannot do that, let it write JSON lines";
 /// Most cells of a record.
 const MAX_CELLS: usize = 100_000;
 
@@ -52,7 +52,7 @@ pub(super) fn read(
             let separator =
                 if separator == b'\t' { "tabs".to_string() } else { format!("`{}`", char::from(separator)) };
             return Err(records.bad(format!(
-                "{} cells instead of {}; cells that hold {separator}, quotes or line ends must stand in quotes",
+                "{} cells instead of {}; cells that contain {separator}, quotes or line ends must be quoted",
                 records.columns,
                 names.len()
             )));
@@ -62,16 +62,14 @@ pub(super) fn read(
                 || format!("column `{}` is not UTF-8; convert the file first (`iconv -f CP1252 -t UTF-8`)", names[i]);
             let cell = std::str::from_utf8(records.cell(i)).map_err(|_| records.bad(not_utf8()))?;
             match memchr::memchr(0, cell.as_bytes()) {
-                Some(_) => {
-                    Err(records.bad("NUL bytes, as a file has that was cut off while it was written".to_string()))
-                }
+                Some(_) => Err(records.bad("NUL bytes, as in a file that was cut off while being written".to_string())),
                 None => Ok(cell),
             }
         };
         let score = match score.map(cell).transpose()?.map(str::trim) {
             None | Some("") => None,
             Some(cell) => {
-                let wrong = |_| records.bad(format!("`{cell:.40}` in the column of scores is not a number"));
+                let wrong = |_| records.bad(format!("the score `{cell:.40}` is not a number"));
                 Some(cell.parse().map_err(wrong)?)
             }
         };

@@ -28,7 +28,7 @@ impl Oddities {
         let notes = [
             (
                 self.without,
-                count(self.without, "record held no text and was", "records held no text and were") + " passed over",
+                count(self.without, "record held no text and was", "records held no text and were") + " skipped",
             ),
             (
                 self.joined,
@@ -36,17 +36,18 @@ impl Oddities {
                     self.joined,
                     "record holds its text as a list, whose parts were",
                     "records hold their text as lists, whose parts were",
-                ) + " joined by newlines; write one string a record if that is not meant",
+                ) + " joined by newlines; write one string per record if that is not intended",
             ),
             (
                 self.halves,
                 count(self.halves, "record has", "records have")
-                    + " half of a character (a lone surrogate), which became U+FFFD; cut texts between characters, not within",
+                    + " half a character (a lone surrogate), which became U+FFFD; cut texts between characters",
             ),
             (
                 self.separators,
                 count(self.separators, "separator <|endoftext|> stands", "separators <|endoftext|> stand")
-                    + " inside lines or records and count as text; to separate stories, put each on its own line of a text",
+                    + " inside lines or records and count as text; to separate documents, put each on its own line of a text \
+                     file",
             ),
             (
                 self.returns,
@@ -56,17 +57,17 @@ impl Oddities {
             (
                 self.cut,
                 count(self.cut, "document longer than 64 MB was", "documents longer than 64 MB were")
-                    + " read in pieces; put lines <|endoftext|> where stories end",
+                    + " read in pieces; put lines <|endoftext|> between documents",
             ),
             (
                 self.json,
                 count(self.json, "file was read as text but looks", "files were read as text but look")
-                    + " like JSON lines; rename to .jsonl if a field of each line is the text",
+                    + " like JSON lines; rename to .jsonl if the text is in a field of each line",
             ),
             (
                 self.pages,
-                count(self.pages, "file of plain text begins", "files of plain text begin")
-                    + " like HTML; if that is the error page of a server, fetch it again",
+                count(self.pages, "plain text file starts", "plain text files start")
+                    + " like HTML; if it is the error page of a server, fetch it again",
             ),
         ];
         notes.into_iter().filter(|(n, _)| *n > 0).map(|(_, note)| note).collect()

@@ -38,7 +38,7 @@ impl<'de> Branches<'de> {
         match (&place, &found) {
             (None | Some(Found::Missing), _) => *place = Some(found),
             (Some(_), Found::Missing) => {}
-            _ => return Err(A::Error::custom(format!("field `{key}` comes twice"))),
+            _ => return Err(A::Error::custom(format!("field `{key}` is given twice"))),
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Found<'de>, E> {
-        Ok(self.other("a truth value"))
+        Ok(self.other("a boolean"))
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Found<'de>, E> {

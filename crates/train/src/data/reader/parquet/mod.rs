@@ -47,7 +47,7 @@ pub(super) fn read(
     let filled = file.by_ref().take(POINTER as u64 + 1).read_to_end(&mut head);
     filled.map_err(|e| DataError::io("read", path, e))?;
     if !head.starts_with(meta::MAGIC) && !head.starts_with(meta::ENCRYPTED) {
-        let named = "it ends in .parquet but is not a Parquet table; rename it after what it is";
+        let named = "its name ends in .parquet but it is not a Parquet table; rename it";
         let found = pointer(&head).or(markup(&head)).unwrap_or(named);
         return Err(DataError::NotText { path: path.to_path_buf(), found });
     }
@@ -75,7 +75,7 @@ pub(super) fn read(
             if row - told_last > MAX_EMPTY {
                 let column = fields.text;
                 return Err(at(format!(
-                    "no text in {MAX_EMPTY} rows of column `{column}`; name another, or leave them out"
+                    "{MAX_EMPTY} rows of column `{column}` hold no text; name another column, or leave these rows out"
                 )));
             }
             let score = match scores.first_mut().map(Rows::next).transpose().map_err(told)? {
@@ -87,7 +87,7 @@ pub(super) fn read(
                 continue;
             };
             if bytes.len() > limit {
-                return Err(at(format!("the story is longer than {} MB; split it or leave it out", limit >> 20)));
+                return Err(at(format!("the document is longer than {} MB; split it or leave it out", limit >> 20)));
             }
             let Ok(text) = std::str::from_utf8(bytes) else {
                 return Err(at(format!("column `{}` is not UTF-8 text; write it as a column of strings", fields.text)));
