@@ -248,7 +248,7 @@ mod tests {
         check(run.path(), &folders[1], 200, Some(200));
         damage(&folders[1]);
         assert!(error(run.path()).contains("none of its 2 checkpoints is good"));
-        assert!(error(&folders[1]).contains("expected the checksum"));
+        assert!(error(&folders[1]).contains("expected checksum"));
     }
 
     #[test]
@@ -287,7 +287,7 @@ mod tests {
         }
         let other = Tokenizer::train_frequency(["a b c d e"].into_iter(), 9).unwrap();
         fs::write(at(TOKENIZER), other.to_json()).unwrap();
-        let said = format!("model.vocab_size = 257: must be {}, as its tokenizer has", other.vocab_size());
+        let said = format!("model.vocab_size = 257: must be {}, since its tokenizer has", other.vocab_size());
         assert!(error(&file).contains(&said));
         fs::write(at(TOKENIZER), Tokenizer::bytes().to_json()).unwrap();
         let ends = ModelConfig { reset: true, eos: 255, ..config() };

@@ -399,12 +399,12 @@ mod tests {
                 b"{\"model\":{\"type\":\"BP",
                 "a damaged JSON file (EOF while parsing a string at line 1 column 20)",
             ),
-            ("o.jsonl", ROW.as_bytes(), "the log of a run"),
-            ("metrics.jsonl", b"{ torn", "the log of a run"),
+            ("o.jsonl", ROW.as_bytes(), "the metrics of a run"),
+            ("metrics.jsonl", b"{ torn", "the metrics of a run"),
             (
                 "p",
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
-                "a git LFS pointer, which stands for a file that is not here",
+                "a git LFS pointer to a file that is not here",
             ),
             ("q.txt", b"", "an empty file"),
             // Text in each of its forms.

@@ -204,12 +204,12 @@ fn bad_stages_say_how_to_mend_them() {
     place.fails(&with("share = 0.4", "share = 0.7"), &["shares add up to 1.300"]);
     place.fails(&with("seq_len = 32", "seq_len = 64"), &["train.seq_len = 32", "last stage"]);
     place.fails(&with("\"tales.txt\" }", "\"tails.txt\" }"), &["1 of the 4 texts", "tales.txt", "stage 2 of 3"]);
-    place.fails(&with("\"counting.txt\"", "\"tales.txt\""), &["tales.txt, twice"]);
+    place.fails(&with("\"counting.txt\"", "\"tales.txt\""), &["tales.txt given twice"]);
     let both = "[data]\nboundaries = \"packed\"\n[model]\nreset = true\n";
     place.write("stages.toml", format!("{both}{STAGES}"));
     place.fails(
         &format!("train {flags} --steps 40 --dry-run"),
-        &["contradicts model.reset = true", "leave one of them out"],
+        &["contradicts model.reset = true", "set only one of them"],
     );
     let unused = STAGES.replace("share = 0.4", "share = 0.4\nsources = [{ source = \"counting.txt\" }]");
     place.write("stages.toml", unused);

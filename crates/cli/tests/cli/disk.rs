@@ -377,7 +377,7 @@ fn ended(mut command: Command, stderr: &Path) -> (Option<i32>, String) {
     let fails_on = command.get_envs().any(|(key, value)| key == "FAULT_HOW" && value.is_some_and(|how| how == "on"));
     if fails_on && !within(&mut child, 60, || told().lines().any(is_waiting)) {
         shim::signal(&child, "INT");
-        within(&mut child, 1, || told().contains("once more"));
+        within(&mut child, 1, || told().contains("press Ctrl-C again"));
         if child.try_wait().unwrap().is_none() {
             shim::signal(&child, "INT");
         }

@@ -185,7 +185,7 @@ mod tests {
         for (path, found) in [(pipe, "a named pipe"), (socket, "a socket"), ("/dev/null".into(), "a device")] {
             for error in [open(&path).map(drop), map_limited(&path, 9).map(drop), read_limited(&path, 9).map(drop)] {
                 let text = error.unwrap_err().to_string();
-                assert_eq!(text, format!("{}: expected a file, found {found}; name a file", path.display()));
+                assert_eq!(text, format!("{}: expected a file, found {found}; name a file instead", path.display()));
             }
         }
     }

@@ -211,7 +211,7 @@ fn cut_files_are_errors_at_every_boundary() {
 fn every_key_of_the_metadata_counts() {
     for noise in kinds() {
         for (key, mend) in [
-            ("format", "`flashlm pack` makes one of a run"),
+            ("format", "`flashlm pack` makes one from a run"),
             ("version", "pack the run again"),
             ("config", "pack the run again"),
             ("per_byte", "pack the run again"),
@@ -236,7 +236,7 @@ fn every_key_of_the_metadata_counts() {
     let noise = &kinds()[0];
     let mut data = noise.bytes.clone();
     *data.last_mut().unwrap() ^= 1;
-    refused(data, &["`xxh3`", "the file was damaged: copy it again"]);
+    refused(data, &["`xxh3`", "the file is damaged: copy it again"]);
     refused(b"GIF89a, a picture and no tensors".to_vec(), &["a header"]);
     refused(u64::MAX.to_le_bytes().to_vec(), &["a header"]);
     refused([&(1u64 << 40).to_le_bytes(), &noise.bytes[8..]].concat(), &["a header"]);
@@ -316,7 +316,7 @@ fn a_config_that_does_not_fit_its_tensors_is_refused_unallocated() {
     for noise in kinds() {
         let whole = File::of(&noise.bytes);
         let change = |key: &str, value: usize| whole.clone().config(|config| config[key] = json!(value));
-        let tokens = "must be 257, as its tokenizer has 257 tokens";
+        let tokens = "must be 257, since its tokenizer has 257 tokens";
         refused(change("vocab_size", 65_535), &["model.vocab_size = 65535", tokens]);
         // The end of a story is 256.
         refused(change("vocab_size", 256), &["model.eos = 256"]);

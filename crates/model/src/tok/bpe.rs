@@ -656,7 +656,7 @@ pub(super) mod tests {
             ("/model/merges/3", good["model"]["merges"][2].clone(), "twice"),
             ("/model/merges/3", "nospace".into(), "merge 3"),
             ("/added_tokens", json!([]), "no special token"),
-            ("/added_tokens", json!([special, special]), "comes twice"),
+            ("/added_tokens", json!([special, special]), "is given twice"),
             ("/added_tokens", json!([plain]), "not special"),
             ("/added_tokens/0/id", 70_000.into(), "at most 65535 tokens"),
             ("/added_tokens/0/id", 65_535.into(), "at most 65535 tokens"),

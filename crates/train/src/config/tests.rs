@@ -91,7 +91,7 @@ fn an_unknown_key_names_the_nearest() {
         ("train.lerning_rate", "did you mean `train.lr`?"),
         ("model.n_layer", "did you mean `model.blocks`?"),
         ("train.block_size", "did you mean `train.seq_len`?"),
-        ("train.xyzzy_plugh", "list the keys"),
+        ("train.xyzzy_plugh", "list all keys"),
     ] {
         let error = layers.set(key, "1").unwrap_err().to_string();
         assert!(error.contains(hint), "{error}");

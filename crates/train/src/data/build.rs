@@ -434,7 +434,7 @@ mod tests {
         assert!(build(&blank, Split::All, &mut keep_on).to_string().contains("only blank text"));
         let few = source(&folder, "few.txt", &["one", "two"]);
         let error = build(&few, Split::Valid(0.0), &mut keep_on).to_string();
-        assert!(error.contains("no stories for valid") && error.contains("of 2"), "{error}");
+        assert!(error.contains("no document is left for valid") && error.contains("of 2"), "{error}");
     }
 
     #[test]

@@ -332,7 +332,7 @@ mod tests {
         assert_eq!(reason(&two, &frequency, Split::All).unwrap().to_string(), "version 9, expected 2");
         fs::write(&path, b"").unwrap();
         let damaged = reason(&two, &frequency, Split::All).unwrap().to_string();
-        assert!(damaged.starts_with("file damaged: 0 bytes"), "{damaged}");
+        assert!(damaged.starts_with("the file is damaged: 0 bytes"), "{damaged}");
         assert_eq!(reason(&two, &frequency, Split::All), None);
     }
 
@@ -382,7 +382,7 @@ mod tests {
         for (at, byte, word) in [
             (1, 1, "vocabulary"), // 97 becomes 256 + 97
             (7, 0, "story 0"),    // the first EOS, 256, becomes 0
-            (16, 1, "start at 0"),
+            (16, 1, "start at token 0"),
             (24, 0, "story 0"),   // empty
             (24, 9, "story 0"),   // beyond the tokens
             (31, 255, "story 0"), // far beyond
@@ -394,7 +394,7 @@ mod tests {
             assert!(error.contains(word), "{at}: {error}");
         }
         let one = Header { stories: 1, ..header };
-        assert!(open(one, &payload[..32]).unwrap_err().to_string().contains("behind the last"));
+        assert!(open(one, &payload[..32]).unwrap_err().to_string().contains("after the last"));
     }
 
     #[test]

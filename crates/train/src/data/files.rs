@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(names(&files), ["a.txt", "b.txt"]);
         assert_eq!(
             files.passed_over(),
-            "1 file of 0 bytes, 1 file with hidden names, 4 files of other kinds (.png 2, without ending 2)"
+            "1 file of 0 bytes, 1 file with hidden names, 4 files of other kinds (.png 2, without an ending 2)"
         );
         // The folder that is named may be hidden itself.
         folder.file(".hidden/a.txt", "a");
@@ -326,7 +326,7 @@ mod tests {
         folder.file("set/notes.txt", "n");
         let files = of(&folder.path().join("set"));
         assert_eq!(names(&files), ["data.jsonl", "notes.txt"]);
-        assert_eq!(files.passed_over(), "1 file of documents, having fewer bytes than the records");
+        assert_eq!(files.passed_over(), "1 file of documents, since there are more bytes of records");
         folder.file("code/src/main.rs", "fn main() { println!(\"Hello\"); }");
         folder.file("code/settings.json", "{}");
         let files = of(&folder.path().join("code"));
@@ -359,7 +359,7 @@ mod tests {
         let files = Files::named(&format!("{}\n{}", set.display(), set.join("b.txt.zst").display())).unwrap();
         assert_eq!(names(&files), ["a.txt", "b.txt.zst"]);
         #[cfg(unix)]
-        assert_eq!(files.passed_over(), "3 files a second time, 1 link that leads nowhere");
+        assert_eq!(files.passed_over(), "3 files named twice, 1 link to nothing");
     }
 
     #[test]

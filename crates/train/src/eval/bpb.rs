@@ -509,7 +509,7 @@ mod tests {
             assert!(matches!(run(&tokenizer, nothing, &mut on), EvalError::Empty));
         }
         let error = run(&lossy(), &TEXTS, &mut on).to_string();
-        assert!(error.contains("tokenizer of 257 tokens as the model has, found 40"), "{error}");
+        assert!(error.contains("tokenizer with 257 tokens, like the model, found 40"), "{error}");
         let mut calls = 0;
         let stop = &mut |_| {
             calls += 1;

@@ -536,7 +536,7 @@ mod tests {
         };
         let settings = |key: &str, value: Value| error(&with_settings(|s| s[key] = value));
         let has = |text: String, part: &str| assert!(text.contains(part), "{text}");
-        has(settings("arch", "v9".into()), "\"v9\" is not known to this version; it knows: v4, v4-blockwise, gdn");
+        has(settings("arch", "v9".into()), "\"v9\"; this version knows v4, v4-blockwise, gdn");
         has(settings("arch", json!(4)), "`arch` is missing or not a string");
         has(settings("depth", json!(4)), "unknown field `depth`");
         has(settings("schedule", "cosine".into()), "expected \"constant\"");

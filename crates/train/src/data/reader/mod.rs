@@ -348,13 +348,13 @@ mod tests {
         for name in ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.zst", "a"] {
             let text = message(&folder.file(name, pointer));
             assert!(
-                text.ends_with("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`"),
+                text.ends_with("it is a git LFS pointer to a file not yet fetched; run `git lfs pull`"),
                 "{text}"
             );
         }
         let page = "\n<!DOCTYPE html>\n<html><body>Access denied</body></html>\n";
         for name in ["b.jsonl", "b.json", "b.csv", "b.tsv", "b.parquet", "b.parquet.gz", "b.txt.zst"] {
-            assert!(message(&folder.file(name, page)).contains("it begins like HTML"), "{name}");
+            assert!(message(&folder.file(name, page)).contains("it starts like HTML"), "{name}");
         }
         assert!(message(&folder.file("c.jsonl", "<?xml version=\"1.0\"?><Error/>")).contains("fetch it again"));
         assert_eq!(read(&folder.file("d.txt", page)).unwrap(), [page.trim()], "a text may be a page");
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(read(&folder.file("d.gz", [&zipped[..], &gz(b""), &gz(b"x"), &[0]].concat())).unwrap().len(), 3);
         for (name, rest) in [("e.gz", &[0, 0, 9][..]), ("f.gz", b"\0\x1f\x8b"), ("g.gz", b"a")] {
             assert!(
-                message(&folder.file(name, [&zipped[..], rest].concat())).contains("something else follows"),
+                message(&folder.file(name, [&zipped[..], rest].concat())).contains("other data follows"),
                 "{name}"
             );
         }

@@ -84,7 +84,7 @@ mod tests {
         let oddities = Oddities { cut: 1, separators: 3, without: 1, ..Oddities::default() };
         let notes = oddities.notes();
         assert_eq!(notes.len(), 3);
-        assert_eq!(notes[0], "1 record held no text and was passed over");
+        assert_eq!(notes[0], "1 record held no text and was skipped");
         assert!(notes[1].starts_with("3 separators <|endoftext|> stand inside lines or records"), "{}", notes[1]);
         assert!(notes[2].starts_with("1 document longer than 64 MB was read in pieces"), "{}", notes[2]);
         let all =

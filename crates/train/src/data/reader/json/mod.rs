@@ -236,12 +236,12 @@ mod tests {
                 "field `text` holds a number, not text; fields with text: b.c; choose one with --column",
             ),
             ("{\"text\": {\"de\": \"a\"}}", "holds an object, not text; fields with text: text.de;"),
-            ("{\"text\": [\"a\", true]}", "holds a truth value"),
+            ("{\"text\": [\"a\", true]}", "holds a boolean"),
             ("{\"body\": \"a\", \"n\": 1, \"t\": [\"b\"]}", "there is no field `text`; fields with text: body, t;"),
-            ("{\"n\": 1}", "there is no field `text`, and no field that holds text"),
+            ("{\"n\": 1}", "there is no field `text`, and no field holds text"),
             ("[\"a\"]", "not a JSON object"),
             ("{\"text\": \"\\x\"}", "invalid escape"),
-            ("{\"text\":\"a\",\"text\":\"b\"}", "comes twice"),
+            ("{\"text\":\"a\",\"text\":\"b\"}", "is given twice"),
         ] {
             let text = message(&folder.file("a.jsonl", format!("{{\"text\":\"fine\"}}\n\n{line}\n")));
             assert!(text.contains("line 3: ") && text.contains(word), "{text}");

@@ -257,7 +257,7 @@ fn numbers_mean_what_their_column_says() {
         (scores::<Int32Type>("int32 score (DATE)", &[1], None), "dates"),
         (scores::<Int32Type>("int32 score (TIME_MILLIS)", &[1], None), "times of day"),
         (scores::<Int64Type>("int64 score (TIMESTAMP(MICROS, true))", &[1], None), "times"),
-        (scores::<BoolType>("boolean score", &[true], None), "truth values"),
+        (scores::<BoolType>("boolean score", &[true], None), "booleans"),
     ] {
         let text = message(&folder.file("a.parquet", file), "text", Some("score"));
         assert!(text.contains(&format!("column `score` holds {what}, not numbers")), "{text}");
