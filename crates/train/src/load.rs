@@ -247,7 +247,7 @@ mod tests {
         fs::write(run.path().join("best"), "nonsense").unwrap();
         check(run.path(), &folders[1], 200, Some(200));
         damage(&folders[1]);
-        assert!(error(run.path()).contains("none of its 2 checkpoints is good"));
+        assert!(error(run.path()).contains("no undamaged checkpoint among 2"));
         assert!(error(&folders[1]).contains("expected checksum"));
     }
 

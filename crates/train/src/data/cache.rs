@@ -321,11 +321,11 @@ mod tests {
         assert_eq!(reason(&one, &bytes, Split::All), None);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
         let two = source(&folder, "a.txt", &["abc", "de", "f"]);
-        assert_eq!(reason(&two, &bytes, Split::All).unwrap().to_string(), "source changed");
-        assert_eq!(reason(&two, &bytes, Split::Train(0.0)).unwrap().to_string(), "split changed");
-        assert_eq!(reason(&two, &bytes, Split::Train(1e-9)).unwrap().to_string(), "split changed");
+        assert_eq!(reason(&two, &bytes, Split::All).unwrap().to_string(), "the source changed");
+        assert_eq!(reason(&two, &bytes, Split::Train(0.0)).unwrap().to_string(), "the split changed");
+        assert_eq!(reason(&two, &bytes, Split::Train(1e-9)).unwrap().to_string(), "the split changed");
         let frequency = Tokenizer::train_frequency(["abc de f"].into_iter(), 300).unwrap();
-        assert_eq!(reason(&two, &frequency, Split::Train(1e-9)).unwrap().to_string(), "tokenizer changed");
+        assert_eq!(reason(&two, &frequency, Split::Train(1e-9)).unwrap().to_string(), "the tokenizer changed");
         let mut file = fs::read(&path).unwrap();
         file[8] = 9;
         fs::write(&path, &file).unwrap();
@@ -381,12 +381,12 @@ mod tests {
         }
         for (at, byte, word) in [
             (1, 1, "vocabulary"), // 97 becomes 256 + 97
-            (7, 0, "story 0"),    // the first EOS, 256, becomes 0
+            (7, 0, "document 0"),    // the first EOS, 256, becomes 0
             (16, 1, "start at token 0"),
-            (24, 0, "story 0"),   // empty
-            (24, 9, "story 0"),   // beyond the tokens
-            (31, 255, "story 0"), // far beyond
-            (32, 6, "story 1"),
+            (24, 0, "document 0"),   // empty
+            (24, 9, "document 0"),   // beyond the tokens
+            (31, 255, "document 0"), // far beyond
+            (32, 6, "document 1"),
         ] {
             let mut payload = payload.clone();
             payload[at] = byte;

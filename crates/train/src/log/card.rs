@@ -20,9 +20,9 @@ pub fn ternary_share(layout: &Layout) -> f64 {
 pub struct Scores {
     /// Nats per token.
     pub loss: f64,
-    /// Bits per byte, the ends of stories left out.
+    /// Bits per byte, without the ends of documents.
     pub bpb: f64,
-    /// Bits per byte, the ends of stories paid for.
+    /// Bits per byte, with the ends of documents.
     pub bpb_with_eos: f64,
 }
 
@@ -229,10 +229,10 @@ A language model of 4.3M parameters, 91.4 % of them ternary (-1, 0 or +1 times a
 | Validation |  |
 |---|---|
 | Bits per byte | 0.7400 |
-| Bits per byte, ends of stories included | 0.7412 |
+| Bits per byte, ends of documents included | 0.7412 |
 | Loss, nats per token | 2.1000 |
 
-Every byte of the validation text is scored and each story starts from an empty context: bits per byte are comparable between tokenizers, the loss per token is not.
+Every byte of the validation text is scored, and each document starts from an empty context. Bits per byte can be compared between tokenizers, the loss per token cannot.
 
 ![Training and validation curves](curve.svg)
 

@@ -64,7 +64,7 @@ pub enum RunError {
         checkpoint: PathBuf,
     },
     /// There are checkpoints, but none is good.
-    #[error("{}: all {count} checkpoints are damaged; the newest: {newest}", run.display())]
+    #[error("{}: no undamaged checkpoint among {count}; the newest: {newest}", run.display())]
     NoneGood {
         /// The run folder.
         run: PathBuf,

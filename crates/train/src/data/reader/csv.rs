@@ -269,7 +269,7 @@ mod tests {
         assert_eq!(read(&folder.file("a.csv", b"text,other\nok,caf\xe9\n")).unwrap(), ["ok"]);
         let path = folder.file("a.csv", "score,text\n1,a\nmany,b");
         let error = scored(&path, "text", "score").unwrap_err().to_string();
-        assert!(error.contains("line 3: `many`") && error.contains("not a number"), "{error}");
+        assert!(error.contains("line 3: the score `many`") && error.contains("not a number"), "{error}");
         let long = folder.file("a.csv", format!("text\n{}\n\"{}", "x".repeat(1000), "y\n".repeat(50_000)));
         let error = stories(&long, "text", 1000).unwrap_err().to_string();
         assert!(error.contains("the record that starts at line 3 is longer"), "{error}");

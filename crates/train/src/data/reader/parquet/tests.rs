@@ -288,7 +288,7 @@ fn a_story_over_the_limit_is_told_by_its_row() {
         })
     };
     assert!(read(101).unwrap().is_break());
-    assert!(read(100).unwrap_err().to_string().contains("row 2: the story is longer"));
+    assert!(read(100).unwrap_err().to_string().contains("row 2: the document is longer"));
 }
 
 fn variants() -> Vec<Vec<u8>> {
@@ -442,5 +442,5 @@ fn rows_without_end_that_are_empty_are_an_error() {
     let page = [&head[..], &[6, 0, 0, 0], &many, &[0]].concat();
     let file = by_hand(&page, &many, &[]);
     let text = message(&folder.file("a.parquet", file), "text", None);
-    assert!(text.contains("row 67108865: no text in 67108864 rows of column `text`"), "{text}");
+    assert!(text.contains("row 67108865: 67108864 rows of column `text` hold no text"), "{text}");
 }
