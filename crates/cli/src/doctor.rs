@@ -18,7 +18,7 @@ use serde_json::json;
 use crate::common::threads;
 use crate::report::Report;
 
-/// Rows, columns and inner size of the product that is timed: operands that stay in the cache.
+/// Rows, columns and inner size of the matmul that is timed: operands that stay in the cache.
 const PRODUCT: (usize, usize, usize) = (448, 512, 192);
 /// Bytes that are copied: far more than any cache holds.
 const COPIED: usize = 128 << 20;
@@ -114,7 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// GFLOP/s of a product of [`PRODUCT`]'s sizes.
+/// GFLOP/s of a matmul of [`PRODUCT`]'s sizes.
 fn product<A: Store>(cx: &Exec) -> f64 {
     measure::product::<A>(cx, PRODUCT, |call| fastest(PART, call)) / 1e9
 }

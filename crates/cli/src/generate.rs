@@ -124,7 +124,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         for line in std::io::stdin().lock().lines() {
             let line = line.context("cannot read a line from standard input; it must be UTF-8 text")?;
             generation.extend(args.tokens);
-            // A word of its own, as if the story had gone on to say it.
+            // A word of its own, as if the document had gone on to say it.
             let text = if line.is_empty() { line } else { format!(" {}", line.trim()) };
             turn(&mut generation, &text)?;
         }

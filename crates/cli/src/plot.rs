@@ -81,7 +81,7 @@ impl Run {
         if rows.is_empty() {
             bail!("{}: there is nothing to draw yet", file.display());
         }
-        // A link or `.` has no name of its own.
+        // A link or `.` has no name.
         let whole = file.canonicalize().with_context(|| format!("{}: cannot be read", file.display()))?;
         let folder = whole.parent().unwrap_or(&whole);
         let own = if path.is_dir() || path.ends_with(METRICS) { folder.file_name() } else { whole.file_stem() };

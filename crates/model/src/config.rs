@@ -30,10 +30,10 @@ pub struct ModelConfig {
     /// The mixers of the blocks in turn, repeated; empty: `mixer` in each.
     #[serde(default)]
     pub pattern: Vec<String>,
-    /// Whether mixers start anew where a story does, at each `eos`.
+    /// Whether mixers start anew where a document does, at each `eos`.
     #[serde(default)]
     pub reset: bool,
-    /// The token between stories; a run takes it from its tokenizer.
+    /// The token between documents; a run takes it from its tokenizer.
     #[serde(default)]
     pub eos: usize,
     /// RMSNorm before each mixer and GLU.
@@ -72,7 +72,7 @@ pub struct QuantConfig {
     pub size: usize,
     /// How `alpha` summarises `|w|`.
     pub stat: StatKind,
-    /// An RMSNorm of its own before each BitLinear.
+    /// Its own RMSNorm before each BitLinear.
     pub norm: bool,
 }
 
@@ -82,7 +82,7 @@ pub struct QuantConfig {
 pub enum ScaleKind {
     /// Weights stay float: the baseline of ablations.
     None,
-    /// One a matrix.
+    /// One per matrix.
     Tensor,
     /// One for `size` elements of the flattened matrix.
     Block,

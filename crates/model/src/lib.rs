@@ -17,7 +17,7 @@
 //! # }
 //! ```
 //!
-//! Axes are those of [`flashlm_kernels`]. Nothing here opens a network or starts a thread of its own.
+//! Axes are those of [`flashlm_kernels`]. Nothing here opens a network connection or starts a thread.
 #![forbid(unsafe_code)]
 
 pub mod codes;

@@ -29,7 +29,7 @@ pub enum Init {
 /// What a parameter is to an optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// The latent matrix of a BitLinear.
+    /// The master matrix of a BitLinear.
     Matrix,
     /// The embedding, tied with the head.
     Embedding,
@@ -39,7 +39,7 @@ pub enum Group {
     Conv,
     /// A small float matrix that makes gates.
     Gate,
-    /// One number a head; weight decay has no business with it.
+    /// One number per head; weight decay has no business with it.
     Scalar,
 }
 

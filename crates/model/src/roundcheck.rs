@@ -100,7 +100,7 @@ fn gradients_do_not_depend_on_threads_nor_on_what_was_on_before() {
     }
 }
 
-/// The packed runtime computes what such a model computes, its table of int8 rows granted.
+/// The packed runtime computes what such a model computes, apart from the int8 embedding matrix.
 #[test]
 fn the_packed_runtime_computes_the_same() {
     let cx = Exec::new(Isa::detect().unwrap(), 2);

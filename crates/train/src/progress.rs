@@ -97,7 +97,7 @@ pub struct Extent {
 }
 
 impl Plan {
-    /// The plan for stages of these extents and `batch` sequences a step.
+    /// The plan for stages of these extents and `batch` sequences per step.
     ///
     /// Shares are of the run's tokens: of `steps` steps a stage gets more, the fewer tokens each of its steps has; of
     /// `epochs` passes over all texts of the run it gets its share, in windows of its length. A run that only time limits is

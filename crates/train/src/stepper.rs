@@ -1,6 +1,6 @@
-//! One step: forward and backward of a batch in passes of at most [`ROWS`] rows, clip, optimizer.
+//! One optimizer step: forward and backward of a batch in micro-batches of at most [`ROWS`] rows, clip, update.
 //!
-//! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
+//! Micro-batches bound the memory of activations for any batch. Their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,10 +15,10 @@ use crate::config::TrainSettings;
 use crate::data::window::Window;
 use crate::optim::Optimizers;
 
-/// Rows of one pass, unless a single sequence is longer.
+/// Rows of one micro-batch, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
 
-/// What a step is told besides its windows.
+/// The inputs of a step besides its windows.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
     /// Of its batch.
@@ -35,7 +35,7 @@ pub struct Step<'a> {
 pub struct Stepper {
     /// The layers and their activations.
     pub lm: Box<dyn LanguageModel<f32>>,
-    /// Latent parameters, laid out by `lm.layout()`.
+    /// Master weights, laid out by `lm.layout()`.
     pub params: Buf<f32>,
     /// What applies gradients to parameters, and its state.
     pub optimizers: Optimizers,
@@ -44,10 +44,10 @@ pub struct Stepper {
     targets: Vec<Token>,
 }
 
-/// What one step showed.
+/// The outcome of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepResult {
-    /// Mean nats a token: cross-entropy alone.
+    /// Mean nats per token: cross-entropy alone.
     pub loss: f64,
     /// Tokens that were predicted; sequences shorter than `T` have fewer.
     pub tokens: u64,
@@ -56,7 +56,7 @@ pub struct StepResult {
 }
 
 impl StepResult {
-    /// Whether both are numbers; if not, the parameters were left as they were.
+    /// Whether loss and norm are finite; if not, the parameters are unchanged.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
@@ -84,7 +84,7 @@ impl Stepper {
         self.step_unless(&AtomicBool::new(false), cx, step, window).expect("nothing stops it")
     }
 
-    /// The same; `None`, and nothing changed, where `stop` is set before its last pass is done.
+    /// The same; `None`, with nothing changed, if `stop` is set before its last micro-batch.
     pub fn step_unless<'a, W: Into<Window<'a>>>(
         &mut self,
         stop: &AtomicBool,
@@ -97,14 +97,14 @@ impl Stepper {
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
-        let pass = (self.lm.rows() / seq_len).max(1);
-        let mut passes = Prepared::new(cx, &mut *self.lm, &self.params);
+        let micro_batch = (self.lm.rows() / seq_len).max(1);
+        let mut prepared = Prepared::new(cx, &mut *self.lm, &self.params);
         let mut nats = 0.0;
-        for first in (0..batch).step_by(pass) {
+        for first in (0..batch).step_by(micro_batch) {
             if first > 0 && stop.load(Relaxed) {
                 return None;
             }
-            let n = pass.min(batch - first);
+            let n = micro_batch.min(batch - first);
             self.inputs.clear();
             self.targets.clear();
             for i in first..first + n {
@@ -118,7 +118,7 @@ impl Stepper {
                 self.targets.resize(end, NO_TARGET);
             }
             let shape = Shape { batch: n, seq_len: seq_len };
-            nats += passes.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
+            nats += prepared.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
         }
         let loss = nats * scale;
         if !loss.is_finite() {
@@ -166,8 +166,8 @@ mod tests {
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
         let objective = Objective { scale, z_loss: settings.train.z_loss };
-        let mut passes = Prepared::new(&cx, &mut *whole, &stepper.params);
-        let nats = passes.loss_backward(&mut grads, &inputs, &targets, shape, objective);
+        let mut prepared = Prepared::new(&cx, &mut *whole, &stepper.params);
+        let nats = prepared.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
         let result = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Stories of several lengths, padded, against each alone in a pass of its own: every mixer, with a soft cap and z-loss.
+    /// Documents of several lengths, padded, against each alone in its own pass: every mixer, with a soft cap and z-loss.
     #[test]
     fn padding_leaves_no_trace_in_loss_and_gradients() {
         let (seq_len, lengths) = (40, [40, 7, 1, 23]);

@@ -2,7 +2,7 @@
 //!
 //! A step is the trainer's own ([`Stepper`]): quantise and pack the weights, forward and backward in micro-batches, global
 //! norm, clip, optimizer. The figure is the median of three windows after one step of warm-up.
-//! `GFLOP/s` counts 6 operations a token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
+//! `GFLOP/s` counts 6 operations per token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
 //! tied head; what is computed again in the backward pass is not counted twice.
 
 use std::process::ExitCode;

@@ -79,7 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (data.clone().with_split(train), data.with_split(valid))
         }
         Some(spec) => {
-            // Another seed, or synthetic validation would repeat the stories of synthetic training.
+            // Another seed, or synthetic validation would repeat the documents of synthetic training.
             let valid = args.select.open(spec, seed.wrapping_add(1))?;
             if valid.place() == data.place() {
                 bail!(
@@ -256,7 +256,7 @@ fn build(
     Ok(cache)
 }
 
-/// Stories, tokens and bytes of one side, in words and as JSON.
+/// Documents, tokens and bytes of one side, in words and as JSON.
 pub fn summary(cache: &TokenCache) -> (String, Value) {
     let (stories, tokens, text) = (cache.stories() as u64, cache.tokens().len() as u64, cache.bytes());
     let per_token = text as f64 / tokens as f64;

@@ -1,4 +1,4 @@
-//! `flashlm data sample`: stories drawn at random.
+//! `flashlm data sample`: documents drawn at random.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! Which stories of a source the commands of `flashlm data` take.
+//! Which documents of a source the commands of `flashlm data` take.
 
 use flashlm_train::data::filter::{Dropped, Filter};
 use flashlm_train::data::source::Source;

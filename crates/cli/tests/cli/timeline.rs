@@ -50,7 +50,10 @@ fn a_step_back_sets_the_later_steps_aside() {
     assert!(output.status.success(), "{stderr}");
     for step in [20, 30] {
         let now = format!("run/checkpoints/step-000000{step}.abandoned");
-        assert!(stderr.contains("set aside, since the run continues from step 10") && stderr.contains(&now), "{stderr}");
+        assert!(
+            stderr.contains("set aside, since the run continues from step 10") && stderr.contains(&now),
+            "{stderr}"
+        );
     }
     // The best is the last of the new line; of the old one nothing is pruned or changed.
     let left = names(&place, "run/checkpoints");

@@ -1,4 +1,4 @@
-//! Small dense matrices that stay in the L1 cache: products and triangular solves on the calling thread, nothing packed.
+//! Small dense matrices that stay in the L1 cache: matmuls and triangular solves on the calling thread, nothing packed.
 //!
 //! `small_matmul`: `C[m,n] (+)= A[m,k] B[k,n]`, `B` and `C` row-major with a row stride, `A` with any two strides (its
 //! transpose costs nothing). Each element of `C` is summed along `k` in order. `solve_unit_lower`: `X <- (I + M)^-1 X`,
@@ -9,7 +9,7 @@ use crate::profile::{Work, time};
 use crate::simd::{Elem, Op, Simd};
 use crate::size::{area, strided};
 
-/// What is known of a product's triangles: multiply-adds that would add zeros are left out in whole tiles.
+/// What is known of a matmul's triangles: multiply-adds that would add zeros are left out in whole tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Triangle {
     /// Nothing.

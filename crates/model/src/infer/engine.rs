@@ -15,23 +15,23 @@ use crate::layer::packed::PackedScratch;
 pub struct Engine {
     model: Arc<PackedModel>,
     pub(super) cx: Exec,
-    /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
+    /// Rows of one call: `[rows, D]`, and `[rows, width]` for the widest mixer.
     h: Vec<f32>,
     u: Vec<f32>,
-    /// Rows `u` as mixers read them while theirs are overwritten.
+    /// The rows `u` that mixers read while they overwrite their own.
     before: Vec<f32>,
     widest: usize,
     past: Vec<u32>,
     work: Vec<PackedScratch>,
     pub(super) logits: Vec<f32>,
-    /// One of each writer.
+    /// One per generation.
     pub(super) tokens: Vec<Token>,
     /// `ln sum exp` of the logits of a row.
     sums: Vec<f64>,
 }
 
 impl Engine {
-    /// An engine for passes of at most `rows` rows a thread, 1 to 64: states that step together, or tokens of a prompt at once.
+    /// An engine that works on at most `rows` rows per thread at once, 1 to 64: sequences of a decode step, or tokens of a prompt.
     pub fn new(model: Arc<PackedModel>, cx: Exec, rows: usize) -> Self {
         let each = rows.clamp(1, INT8_ROWS);
         let threads = cx.pool().threads();
@@ -63,30 +63,30 @@ impl Engine {
         &self.model
     }
 
-    /// Where it runs.
+    /// The executor it runs on.
     pub fn exec(&self) -> &Exec {
         &self.cx
     }
 
-    /// Most rows of one pass.
+    /// Most rows at once, over all threads.
     pub fn rows(&self) -> usize {
         self.past.len()
     }
 
-    /// Tells `state` the next tokens of its text.
+    /// Feeds the next tokens of a text into `state`.
     ///
     /// # Panics
-    /// With a token beyond the vocabulary.
+    /// If a token is outside the vocabulary.
     pub fn feed(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         for piece in tokens.chunks(self.rows()) {
             self.pass(state, piece);
         }
     }
 
-    /// Tells `state` the next tokens of its text and gives the logits after the last: `[V]`, the caller's until the next call.
+    /// Feeds the next tokens of a text into `state` and returns the logits after the last: `[V]`, valid until the next call.
     ///
     /// # Panics
-    /// Without a token, or with one beyond the vocabulary.
+    /// If there is no token, or one is outside the vocabulary.
     pub fn prefill(&mut self, state: &mut SequenceState, tokens: &[Token]) -> &mut [f32] {
         assert!(!tokens.is_empty(), "a prompt has at least one token");
         self.room(1);
@@ -97,10 +97,10 @@ impl Engine {
         &mut self.logits[..self.model.config().vocab_size]
     }
 
-    /// Tells each state its next token and gives the logits after them: `[states, V]`, the caller's until the next call.
+    /// One decode step: feeds one token into each state and returns the logits after them: `[states, V]`, valid until the next call.
     ///
     /// # Panics
-    /// With as many tokens as states missing, or one beyond the vocabulary.
+    /// If there are not as many tokens as states, or one is outside the vocabulary.
     pub fn step<S: AsMut<SequenceState> + Send + 'static>(&mut self, states: &mut [S], tokens: &[Token]) -> &mut [f32] {
         assert_eq!(states.len(), tokens.len(), "a token for each state");
         self.room(states.len());
@@ -114,10 +114,10 @@ impl Engine {
         &mut self.logits[..states.len() * v]
     }
 
-    /// Tells `state` the tokens and appends `ln p(target)` after each.
+    /// Feeds the tokens into `state` and appends `ln p(target)` after each.
     ///
     /// # Panics
-    /// As [`Engine::prefill`], and with as many targets missing.
+    /// If there are not as many targets as tokens, or one of either is outside the vocabulary.
     pub fn log_probs(&mut self, state: &mut SequenceState, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
         assert_eq!(tokens.len(), targets.len(), "a target for each token");
         let (rows, v) = (self.rows(), self.model.config().vocab_size);
@@ -144,7 +144,7 @@ impl Engine {
         }
     }
 
-    /// Rows of a tile, one tile a thread.
+    /// Rows of a tile, one tile per thread.
     pub(super) fn height(&self, rows: usize) -> usize {
         rows.div_ceil(self.work.len())
     }

@@ -1,14 +1,14 @@
-//! Writing text with the packed runtime: prompt in, text out, piece by piece.
+//! Text generation with the packed runtime: prompt in, text out, piece by piece.
 //!
 //! ```text
 //! z = logits after EOS and the prompt
 //! repeat: token ~ sample(z);  text += bytes(token);  z = logits after token, the state carried on
 //! ```
 //!
-//! A [`Generation`] is one text and all that belongs to it. It can be told more text at any time ([`Generation::push`]), so a story can be
-//! written in turns. [`Engine::advance`] takes any number of generations one token further, together: what each writes does not
-//! depend on the others. Pieces of text are whole UTF-8 and never part of a stop string. Tokens that stand for no text (PAD,
-//! UNK, BOS) are not drawn; EOS ends the story. After the prompt a token allocates nothing.
+//! A [`Generation`] is one text with its sequence state, sampler and stop strings. More text can be appended at any time
+//! ([`Generation::push`]), so people and model can take turns. [`Engine::advance`] takes any number of generations one token further,
+//! together; the text of each does not depend on the others. Pieces of text are whole UTF-8 and never part of a stop string. Tokens
+//! that stand for no text (PAD, UNK, BOS) are not sampled; EOS ends the document. After the prompt a token allocates nothing.
 
 use std::sync::Arc;
 
@@ -21,27 +21,28 @@ use super::state::SequenceState;
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
 
-/// Generations whose logits are made, and then read, at once: few enough to stay in the cache, enough for the table to be worth its way.
+/// Generations whose logits are computed, and then read, at once: few enough to stay in the cache, enough to amortise the reading of
+/// the embedding matrix.
 const CHOICES: usize = 32;
 
-/// Why a text ended.
+/// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended the story.
+    /// The model ended the document.
     Eos,
-    /// All tokens asked for are there.
+    /// The limit of tokens was reached.
     Length,
-    /// A stop string came.
+    /// The text reached a stop string.
     Stop,
-    /// No token could be chosen; [`Engine::advance`] has said why.
+    /// No token could be chosen; the error of [`Engine::advance`] says why.
     Failed,
 }
 
-/// One text being written.
+/// One text being generated.
 pub struct Generation {
     model: Arc<PackedModel>,
     state: SequenceState,
-    /// Tokens that the state has not been told.
+    /// Tokens not yet fed to the model.
     pending: Vec<Token>,
     sampler: Sampler,
     decoder: StreamDecoder,
@@ -49,7 +50,7 @@ pub struct Generation {
     /// The last tokens of the text, at least as many as penalties look at.
     recent: Vec<Token>,
     window: usize,
-    /// Characters on their way to the stop strings.
+    /// Characters not yet compared with the stop strings.
     raw: String,
     text: String,
     tokens: usize,
@@ -59,7 +60,10 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// A text of at most `limit` tokens, the prompt not counted, that ends before any of `stop`.
+    /// A text of at most `limit` tokens, not counting the prompt, that ends before any of the strings `stop`.
+    ///
+    /// # Errors
+    /// Settings, biases or stop strings out of their bounds.
     pub fn new(
         model: &Arc<PackedModel>,
         settings: Settings,
@@ -89,7 +93,7 @@ impl Generation {
         })
     }
 
-    /// Appends `text` to what the model is told before it goes on, also after the end of the story; returns its tokens.
+    /// Appends `text` to the prompt, or to the text generated so far, even after its end; returns the number of its tokens.
     pub fn push(&mut self, text: &str) -> usize {
         let before = self.pending.len();
         self.model.tokenizer().encode(text, &mut self.pending);
@@ -99,7 +103,7 @@ impl Generation {
         self.pending.len() - before
     }
 
-    /// Allows `more` tokens from here on, and the text to go on where it had ended, unless it had failed.
+    /// Allows `more` tokens from here on and lets a finished text continue, unless it failed.
     pub fn extend(&mut self, more: usize) {
         self.limit = self.tokens.saturating_add(more);
         self.finish = self.finish.filter(|finish| *finish == Finish::Failed);
@@ -111,12 +115,12 @@ impl Generation {
         &self.text
     }
 
-    /// Why it ended; `None` while it goes on.
+    /// Why it ended; `None` until then.
     pub fn finish(&self) -> Option<Finish> {
         self.finish
     }
 
-    /// Tokens drawn so far, a final EOS included.
+    /// Tokens generated so far, a final EOS included.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
@@ -170,11 +174,11 @@ impl AsMut<SequenceState> for Generation {
 }
 
 impl Engine {
-    /// Takes each generation one token further; their new text is in [`Generation::text`]. Generations that have ended stay as they are:
-    /// callers take them out when they like, and put new ones in.
+    /// Takes each generation one token further; their new text is in [`Generation::text`]. Generations that have ended stay as they
+    /// are: callers may remove them at any time, and add new ones.
     ///
     /// # Errors
-    /// Logits that are no numbers, or settings that leave no token to draw: that generation has failed, and the others have gone on.
+    /// Logits that are not numbers, or settings that leave no token to choose: that generation has failed; the others have advanced.
     pub fn advance(&mut self, generations: &mut [Generation]) -> Result<(), SampleError> {
         for generation in &mut *generations {
             generation.text.clear();
@@ -223,7 +227,10 @@ impl Engine {
         failures.fold(None, Option::or).map_or(Ok(()), Err)
     }
 
-    /// Writes to the end of the text; `emit` is given it piece by piece.
+    /// Generates until the text ends; `emit` receives it piece by piece.
+    ///
+    /// # Errors
+    /// As [`Engine::advance`].
     pub fn generate(&mut self, generation: &mut Generation, mut emit: impl FnMut(&str)) -> Result<Finish, SampleError> {
         loop {
             self.advance(std::slice::from_mut(generation))?;
@@ -286,7 +293,7 @@ mod tests {
         let start = tokens.len();
         while tokens.len() < start + n && !tokens[start..].contains(&tokenizer.eos()) {
             let logits = engine.prefill(&mut noise.model.new_state(), &tokens);
-            // EOS in front is the start of the story, not a token to avoid.
+            // EOS in front is the start of the document, not a token to avoid.
             tokens.push(choose(logits, &tokens[1..]));
         }
         tokens.split_off(start)
@@ -394,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn writers_end_one_by_one_and_do_not_change_each_other() {
+    fn generations_end_one_by_one_and_do_not_change_each_other() {
         let noise = noise();
         let settings = |seed| Settings { seed, logit_bias: vec![(EOS, 2.0)], ..Settings::default() };
         let prompts = ["", "a", "A longer beginning. ", "É", "bb"];
@@ -439,7 +446,7 @@ mod tests {
             }
             rest(&mut engine, &mut whole);
             assert_eq!(turns.recent, whole.recent, "{name}");
-            // What was written and what is read then are one story, and the next token is that after both as a prompt.
+            // What was written and what is read then are one document, and the next token is that after both as a prompt.
             assert_eq!((turns.push("then"), turns.push(" she")), (4, 4));
             turns.extend(20);
             let story = [&[EOS], &turns.recent[..]].concat();
@@ -474,7 +481,7 @@ mod tests {
 
     /// Finite weights can make products that are not, here of one token's row after some texts: those generations fail, and no others.
     #[test]
-    fn a_writer_without_numbers_fails_alone() {
+    fn a_generation_without_numbers_fails_alone() {
         let good = noise();
         let dim = good.config.dim;
         let noise = Noise::with(good.config.clone(), good.model.tokenizer(), |name, w| {

@@ -30,7 +30,10 @@ pub struct PackedModel {
 }
 
 impl PackedModel {
-    /// Reads a file that `flashlm pack` wrote.
+    /// Opens a file written by `flashlm pack`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is damaged, or is not a packed model.
     pub fn open(path: &Path) -> Result<Self, PackError> {
         Self::read(TensorFile::from_map(map_limited(path, MAX_FILE)?, &path.display().to_string())?)
     }
@@ -58,31 +61,31 @@ impl PackedModel {
         &self.tokenizer
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub fn file_bytes(&self) -> usize {
         self.file_bytes
     }
 
-    /// Bytes of the matrices in memory.
+    /// Size of the matrices in memory, in bytes.
     pub fn memory(&self) -> usize {
         let linears = self.body.blocks.iter().flat_map(|block| block.linears());
         self.body.embedding.memory() + linears.map(PackedLinear::memory).sum::<usize>()
     }
 
-    /// Rows `h: [tokens, D]` of the table.
+    /// Writes the rows of the embedding matrix, `h: [tokens, D]`.
     pub(super) fn embed(&self, h: &mut [f32], tokens: &[Token]) {
         for (h, &token) in h.chunks_exact_mut(self.config.dim).zip(tokens) {
             self.body.embedding.row(h, token.into());
         }
     }
 
-    /// A stream at the start of a text.
+    /// A sequence state at the start of a text.
     pub fn new_state(&self) -> SequenceState {
         let len = self.body.blocks.iter().map(|block| block.state_len()).sum();
         SequenceState { values: vec![0.0; len], past: 0 }
     }
 
-    /// A stream that goes on where [`SequenceState::save`] was called; `None` where the bytes are of another model or damaged.
+    /// The state that [`SequenceState::save`] saved; `None` if the bytes are damaged or belong to another model.
     pub fn restore(&self, bytes: &[u8]) -> Option<SequenceState> {
         let mut state = self.new_state();
         let (past, values) = bytes.split_first_chunk()?;

@@ -2,7 +2,7 @@
 
 use flashlm_kernels::Token;
 
-/// The state of one sequence: what the blocks remember of it.
+/// The state of one sequence: what the blocks keep of the tokens so far, of constant size.
 #[derive(Clone)]
 pub struct SequenceState {
     pub(super) values: Vec<f32>,
@@ -11,13 +11,14 @@ pub struct SequenceState {
 }
 
 impl SequenceState {
-    /// Back to the start of a text.
+    /// Resets it to the start of a text.
     pub fn reset(&mut self) {
         self.values.fill(0.0);
         self.past = 0;
     }
 
-    /// All there is to know of it, as bytes.
+    /// The whole state as bytes, for [`PackedModel::restore`](super::PackedModel::restore): the position as u32, then the values as f32,
+    /// little-endian.
     pub fn save(&self) -> Vec<u8> {
         let values = self.values.iter().flat_map(|x| x.to_le_bytes());
         self.past.to_le_bytes().into_iter().chain(values).collect()

@@ -62,7 +62,7 @@ pub(crate) fn isas() -> Vec<Isa> {
     Isa::wanted().unwrap()
 }
 
-/// Tokens of which some end a story.
+/// Tokens of which some end a document.
 pub(crate) fn stories(n: usize, seed: u64) -> Vec<Token> {
     let mut rng = Rng::new(seed);
     (0..n).map(|_| if rng.below(23) == 0 { EOS } else { rng.below(256) as Token }).collect()

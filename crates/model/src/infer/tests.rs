@@ -6,7 +6,7 @@ use super::testing::{EOS, Noise, isas, shapes, stories};
 use super::{PackedModel, SequenceState};
 use crate::rng::Rng;
 
-/// ISAs, threads and rows a thread, that differ in which tiles and lanes a row falls into.
+/// ISAs, threads and rows per thread, that differ in which tiles and lanes a row falls into.
 fn places() -> Vec<(flashlm_kernels::Isa, usize, usize)> {
     let each = [(1, 1), (1, 64), (2, 7), (3, 64)];
     isas().into_iter().flat_map(|isa| each.map(|(threads, rows)| (isa, threads, rows))).collect()
@@ -183,7 +183,7 @@ fn bytes_that_are_no_stream_of_the_model_are_none() {
     }
 }
 
-/// EOS starts a story anew where the model was trained so, whatever came before, and only there.
+/// EOS starts a document anew where the model was trained so, whatever came before, and only there.
 #[test]
 fn stories_see_each_other_where_the_model_does() {
     for (name, config) in shapes() {

@@ -1,13 +1,13 @@
-//! BitLinear: `y = x Wq^T`, `x: [rows, in]`, `W: [out, in]`, `Wq` the ternary form of the latent `W` (see
-//! [`flashlm_kernels::ops::quantise`]), optionally with an RMSNorm of its own on `x`. No bias.
+//! BitLinear: `y = x Wq^T`, `x: [rows, in]`, `W: [out, in]`, `Wq` the ternary form of the master `W` (see
+//! [`flashlm_kernels::ops::quantise`]), optionally with its own RMSNorm on `x`. No bias.
 //!
 //! Backward: `dx = dy Wq`, `dW = dy^T x` straight through to `W` (arXiv 1308.3432). Weights are quantised and packed once
 //! a step by `prepare`. Forward and input gradient run on one tile of rows, the weight gradient on all rows.
 //!
-//! The matrix that leads back to the residual stream is the branch's output projection. It has switches of its own: the
+//! The matrix that leads back to the residual stream is the branch's output projection. It has its own switches: the
 //! norm alone (sub-LN, arXiv 2210.06423), and a start at zero, where the straight-through gradient moves it first.
 //!
-//! With int8 activations both products with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
+//! With int8 activations both matmuls with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
 //! `dx` passes straight through the rounding.
 
 use std::ops::Range;
@@ -28,7 +28,7 @@ pub(crate) const NO_BACKWARD: &str = "a model built for inference has no backwar
 pub struct Linear {
     /// Its place among the parameters: `[outputs, inputs]`.
     pub weight: Range<usize>,
-    /// An RMSNorm of its own on the input.
+    /// Its own RMSNorm on the input.
     pub norm: Option<Norm>,
     /// Width of a row of `x`.
     pub inputs: usize,

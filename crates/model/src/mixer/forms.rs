@@ -163,7 +163,7 @@ pub(crate) trait PackedMixer: Send + Sync {
     /// Adds the branch to `h: [rows, D]` of one tile.
     fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
 
-    /// Itself, if what it makes of a row depends on rows `u` near it alone: each tile of a prompt then mixes its own.
+    /// Itself, if a mixed row depends only on the rows `u` near it: each tile of a prompt then mixes its own rows in parallel.
     fn row_parallel(&self) -> Option<&dyn RowParallel> {
         None
     }
@@ -182,6 +182,6 @@ pub(crate) trait RowParallel: Sync {
         local: &Local,
     );
 
-    /// Moves the state on.
+    /// Advances the state past these rows.
     fn advance_state(&self, from: (&[f32], &[u32]), state: &mut [f32]);
 }

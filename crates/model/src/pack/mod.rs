@@ -14,7 +14,7 @@
 //! ```
 //!
 //! `xxh3` is XXH3-64 of the config's bytes and then of all the data; a file whose numbers were damaged is refused. Writing
-//! starts from latent parameters, reading gives the cells of [`PackedMatrix`].
+//! starts from master parameters, reading gives the cells of [`PackedMatrix`].
 
 pub(crate) mod open;
 #[cfg(test)]

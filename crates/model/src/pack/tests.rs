@@ -318,7 +318,7 @@ fn a_config_that_does_not_fit_its_tensors_is_refused_unallocated() {
         let change = |key: &str, value: usize| whole.clone().config(|config| config[key] = json!(value));
         let tokens = "must be 257, since its tokenizer has 257 tokens";
         refused(change("vocab_size", 65_535), &["model.vocab_size = 65535", tokens]);
-        // The end of a story is 256.
+        // The end of a document is 256.
         refused(change("vocab_size", 256), &["model.eos = 256"]);
         refused(change("vocab_size", 1 << 40), &["vocab_size", "between"]);
         refused(change("dim", 8184), &["expected"]);
@@ -351,7 +351,7 @@ fn another_tokenizer_is_refused() {
     refused(with(bpe.to_compact()), &["model.vocab_size = 257", "its tokenizer"]);
     refused(with(b"nothing".to_vec()), &["its tokenizer", "JSON"]);
     refused(with(Vec::new()), &["its tokenizer"]);
-    // As many tokens, and another one at the end of a story.
+    // As many tokens, and another one at the end of a document.
     let same = Tokenizer::train_bpe(["x"].into_iter(), 257).unwrap();
     assert_ne!(same.eos(), EOS);
     refused(with(same.to_compact()), &["model.eos = 256: must be 0, the end of a document in its tokenizer"]);

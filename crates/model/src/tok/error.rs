@@ -78,7 +78,7 @@ pub enum TokError {
         /// Largest size.
         max: usize,
     },
-    /// The stories held nothing to learn from.
+    /// The documents held nothing to learn from.
     #[error("no text to train a {kind} tokenizer on: there are no documents, or all are empty")]
     NoText {
         /// Kind of tokenizer.

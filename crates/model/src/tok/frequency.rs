@@ -1,6 +1,6 @@
 //! FlashLM v4's vocabulary: the most frequent of GPT-2's 50,257 byte-level BPE ids.
 //!
-//! The base ids of the stories are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
+//! The base ids of the documents are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
 //! frequency, ties in first-seen order. PAD 0, UNK 1, BOS 2, EOS 3. Any other base id encodes to UNK and decoding drops ids
 //! below 4, so this tokenizer is **lossy**.
 //!
@@ -43,7 +43,7 @@ fn invalid(what: String) -> TokError {
     TokError::Invalid { kind: KIND, what }
 }
 
-/// The base ids of stories, counted.
+/// The base ids of documents, counted.
 pub(super) struct Counter {
     vocab_size: usize,
     counts: Vec<u64>,

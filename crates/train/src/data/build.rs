@@ -1,7 +1,7 @@
 //! Builds token caches with all cores: one reader -> `n` encoders -> one writer.
 //!
 //! Batches of about 1 MB of text go to the encoders in turn and are collected in turn, over channels that hold two: the file
-//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per story for the offsets). A story
+//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per document for the offsets). A document
 //! that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file appears under
 //! its name when it is complete, or not at all.
 
@@ -44,9 +44,9 @@ pub struct Opened {
 /// State of a build, given to its progress callback.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// Stories encoded.
+    /// Documents encoded.
     pub stories: u64,
-    /// UTF-8 bytes of those stories.
+    /// UTF-8 bytes of those documents.
     pub bytes: u64,
     /// Their tokens, EOS included.
     pub tokens: u64,
@@ -82,22 +82,22 @@ pub fn open_or_build(
     Ok(Opened { cache: TokenCache::open(path, &expect)?, built: Some(Built { reason, read }) })
 }
 
-/// Stories one after the other, on their way to an encoder.
+/// Documents one after the other, on their way to an encoder.
 #[derive(Default)]
 struct Batch {
     text: String,
     ends: Vec<usize>,
-    /// Whether the last story goes on in the next batch.
+    /// Whether the last document goes on in the next batch.
     open: bool,
     fraction: f64,
 }
 
-/// The same stories as tokens, on their way to the file.
+/// The same documents as tokens, on their way to the file.
 struct Encoded {
     tokens: Vec<u8>,
-    /// Tokens since the story before, for each that ends here, EOS included.
+    /// Tokens since the document before, for each that ends here, EOS included.
     lengths: Vec<u64>,
-    /// Tokens of a story that goes on.
+    /// Tokens of a document that goes on.
     open: u64,
     bytes: u64,
     unk: u64,
@@ -372,7 +372,7 @@ mod tests {
         assert!(files.iter().all(|file| *file == files[0]));
     }
 
-    /// One story of some 5 MB, one without a place to cut, and short ones, against the tokens of each by itself.
+    /// One document of some 5 MB, one without a place to cut, and short ones, against the tokens of each by itself.
     #[test]
     fn long_stories_have_the_tokens_of_the_whole() {
         let folder = Folder::new();

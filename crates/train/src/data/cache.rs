@@ -1,7 +1,7 @@
-//! The token cache: every story of one side of a source as `u16` tokens, memory-mapped.
+//! The token cache: every document of one side of a source as `u16` tokens, memory-mapped.
 //!
-//! File, little-endian: header of 192 bytes (field offsets in `Header::to_bytes`), `tokens` x u16 (each story
-//! followed by EOS), zeros up to a multiple of 8, `stories + 1` x u64 (the token at which each story starts, and
+//! File, little-endian: header of 192 bytes (field offsets in `Header::to_bytes`), `tokens` x u16 (each document
+//! followed by EOS), zeros up to a multiple of 8, `stories + 1` x u64 (the token at which each document starts, and
 //! the end). The header carries an XXH3 of itself and one of everything behind it; both are verified at open, as
 //! are all lengths, offsets and token ids, so that whatever a `TokenCache` gives can be used as an index.
 
@@ -37,7 +37,7 @@ pub fn default_dir() -> PathBuf {
 }
 
 /// `<dir>/<name of the source>-<hash>.tok`, the hash being of where the source is, the side of the split, and the kind and
-/// size of the tokenizer: a source that has changed keeps its file, which is then made again for that reason.
+/// size of the tokenizer: a source that has changed keeps its file, which is then rebuilt for that reason.
 pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer) -> PathBuf {
     let mut hash = Xxh3::new();
     hash.update(source.place().as_bytes());
@@ -57,7 +57,7 @@ pub fn expected(source: &Source, tokenizer: &Tokenizer) -> Result<Expect, DataEr
 /// Sizes of a source, all sides of its split together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Whole {
-    /// Stories.
+    /// Documents.
     pub stories: u64,
     /// UTF-8 bytes of those.
     pub bytes: u64,
@@ -148,34 +148,34 @@ impl TokenCache {
         Ok(cache)
     }
 
-    /// All tokens, each story followed by EOS.
+    /// All tokens, each document followed by EOS.
     pub fn tokens(&self) -> &[u16] {
         as_u16(&self.map[self.tokens.clone()]).unwrap_or_default()
     }
 
-    /// The tokens of story `i`, EOS included. Panics if there are not that many.
+    /// The tokens of document `i`, EOS included. Panics if there are not that many.
     pub fn story(&self, i: usize) -> &[u16] {
         assert!(i < self.stories(), "story {i} of {}", self.stories());
         &self.tokens()[self.offset(i)..self.offset(i + 1)]
     }
 
-    /// Tokens of story `i`, EOS included. Panics if there are not that many.
+    /// Tokens of document `i`, EOS included. Panics if there are not that many.
     pub fn story_len(&self, i: usize) -> usize {
         assert!(i < self.stories(), "story {i} of {}", self.stories());
         self.offset(i + 1) - self.offset(i)
     }
 
-    /// The token that ends every story.
+    /// The token that ends every document.
     pub fn eos(&self) -> u16 {
         self.header.eos
     }
 
-    /// Number of stories.
+    /// Number of documents.
     pub fn stories(&self) -> usize {
         self.offsets.len() / 8 - 1
     }
 
-    /// UTF-8 bytes of the stories' text.
+    /// UTF-8 bytes of the documents' text.
     pub fn bytes(&self) -> u64 {
         self.header.bytes
     }
@@ -190,17 +190,17 @@ impl TokenCache {
         self.header.repaired
     }
 
-    /// Stories of the whole source that its filter dropped.
+    /// Documents of the whole source that its filter dropped.
     pub fn dropped(&self) -> Dropped {
         self.header.dropped
     }
 
-    /// Stories of the whole source that its filter kept, and their bytes: of all sides of the split.
+    /// Documents of the whole source that its filter kept, and their bytes: of all sides of the split.
     pub fn read(&self) -> Whole {
         Whole { stories: self.header.read, bytes: self.header.read_bytes }
     }
 
-    /// Stories that were left out as those of the validation text.
+    /// Documents that were left out as those of the validation text.
     pub fn duplicates(&self) -> u64 {
         self.header.duplicates
     }
@@ -210,7 +210,7 @@ impl TokenCache {
         self.header.vocab_size as usize
     }
 
-    /// A hash of the tokens and of where stories end: the same for the same text, wherever it lies.
+    /// A hash of the tokens and of where documents end: the same for the same text, wherever it lies.
     pub fn content(&self) -> u64 {
         self.header.payload_hash
     }
@@ -381,7 +381,7 @@ mod tests {
         }
         for (at, byte, word) in [
             (1, 1, "vocabulary"), // 97 becomes 256 + 97
-            (7, 0, "document 0"),    // the first EOS, 256, becomes 0
+            (7, 0, "document 0"), // the first EOS, 256, becomes 0
             (16, 1, "start at token 0"),
             (24, 0, "document 0"),   // empty
             (24, 9, "document 0"),   // beyond the tokens

@@ -113,7 +113,7 @@ pub enum DataError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A record of JSON or CSV without a story.
+    /// A record of JSON or CSV without a document.
     #[error("{path}: line {line}: {reason}")]
     Record {
         /// The file.
@@ -154,7 +154,7 @@ pub enum DataError {
         /// The columns that hold it.
         found: String,
     },
-    /// Bounds on stories that contradict each other.
+    /// Bounds on documents that contradict each other.
     #[error("filter: {reason}")]
     Filter {
         /// What is wrong and what to give.
@@ -175,7 +175,7 @@ pub enum DataError {
         name: String,
         /// The side of the split asked for.
         split: Split,
-        /// Stories in the source, both sides.
+        /// Documents in the source, both sides.
         seen: u64,
         /// Those that are in the validation text, too.
         duplicates: u64,
@@ -215,7 +215,7 @@ pub enum DataError {
     Stopped,
 }
 
-/// Why there is no story, and what to do.
+/// Why there is no document, and what to do.
 fn none_left(seen: u64, duplicates: u64) -> &'static str {
     match (seen, duplicates) {
         (0, _) => "the data holds only blank text, or the filter drops every document",

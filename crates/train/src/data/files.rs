@@ -2,7 +2,7 @@
 //! `**/*.txt`); several of these, a line each, are one text, in the order given.
 //!
 //! No file is read twice, be it named again, linked, or lying beside its compressed self. A folder of `train.txt` and `valid.txt`,
-//! or of others whose names differ in these words alone, is a text with a validation text of its own.
+//! or of others whose names differ in these words alone, is a text with its own validation text.
 //!
 //! In a folder, files come in the order of their paths. Passed over and counted: names that begin with `.` and folders
 //! `__MACOSX`, files of 0 bytes, and endings that are none of a text. Records (tables, JSON) and documents (Markdown, source

@@ -1,7 +1,7 @@
-//! Which stories of a source to keep, so that a small model can learn from what is left.
+//! Which documents of a source to keep, so that a small model can learn from what is left.
 //!
 //! ```text
-//! min_score  <= score of the story (fineweb-edu: 0 to 5, by a classifier of educational value)
+//! min_score  <= score of the document (fineweb-edu: 0 to 5, by a classifier of educational value)
 //! min_chars  <= characters <= max_chars
 //! min_simple <= words of at most six letters / words
 //! ```
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// Letters of the longest simple word.
 const SIMPLE: usize = 6;
 
-/// Bounds that a story must keep; the default keeps everything.
+/// Bounds that a document must keep; the default keeps everything.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Filter {
@@ -28,7 +28,7 @@ pub struct Filter {
     pub min_simple: f64,
 }
 
-/// Stories that a filter dropped, each for the first reason that held.
+/// Documents that a filter dropped, each for the first reason that held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     /// Below `min_score`, or without a score.
@@ -64,7 +64,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Whether every story is kept.
+    /// Whether every document is kept.
     pub fn keeps_all(&self) -> bool {
         *self == Filter::default()
     }
@@ -74,7 +74,7 @@ impl Filter {
         self.min_score != 0.0
     }
 
-    /// Whether the story stays; if not, the reason is counted.
+    /// Whether the document stays; if not, the reason is counted.
     pub fn keeps(&self, story: &str, score: Option<f64>, dropped: &mut Dropped) -> bool {
         // Characters are counted only where bytes, one to four a character, do not settle it.
         let fewer = |n: usize| story.len() < n || (story.len() / 4 < n && story.chars().count() < n);

@@ -1,10 +1,10 @@
-//! The stories of a validation text, which are not trained on.
+//! The documents of a validation text, which are not trained on.
 
 use super::order::mix;
 use std::collections::HashSet;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Stories by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
+/// Documents by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
 #[derive(Debug, Default)]
 pub struct HeldOut {
     stories: HashSet<u64>,
@@ -12,7 +12,7 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
-    /// One more story.
+    /// One more document.
     pub fn add(&mut self, story: &str) {
         let hash = key(story);
         if self.stories.insert(hash) {
@@ -20,7 +20,7 @@ impl HeldOut {
         }
     }
 
-    /// Whether the story is one of them, word for word.
+    /// Whether the document is one of them, word for word.
     pub fn contains(&self, story: &str) -> bool {
         self.stories.contains(&key(story))
     }

@@ -1,10 +1,10 @@
 //! What is held out of a source for validation, where no other text is named for that.
 //!
 //! ```text
-//! stories >= 100  a hash of each decides, at max(share, min(0.1, 10 / stories)): ten stories, or a tenth of few
+//! documents >= 100  a hash of each decides, at max(share, min(0.1, 10 / documents)): ten documents, or a tenth of few
 //! fewer           the end of the text, max(share, min(0.1, 64 KiB / bytes)) of it
 //! ```
-//! So a book, which is one story, is split by place, and a folder of notes has more than one of them to validate on.
+//! So a book, which is one document, is split by place, and a folder of notes has more than one of them to validate on.
 
 use super::DataError;
 use super::held_out::HeldOut;
@@ -12,9 +12,9 @@ use super::source::Source;
 use super::split::Split;
 use std::ops::ControlFlow;
 
-/// Fewer stories are split by place.
+/// Fewer documents are split by place.
 const FEW: u64 = 100;
-/// Stories to hold out at least.
+/// Documents to hold out at least.
 const STORIES: f64 = 10.0;
 /// Bytes to hold out at least by place.
 const BYTES: f64 = 65_536.0;
@@ -31,7 +31,7 @@ pub struct Holdout {
 }
 
 impl Holdout {
-    /// At least `share`, 0 < share < 1, of the source. Reads as far as is needed to know, all of it where stories are few.
+    /// At least `share`, 0 < share < 1, of the source. Reads as far as is needed to know, all of it where documents are few.
     /// `stop` ends that with an error.
     pub fn of(source: &Source, share: f64, stop: &dyn Fn() -> bool) -> Result<Holdout, DataError> {
         let enough = ((STORIES / share).ceil() as u64).max(FEW);
@@ -47,7 +47,7 @@ impl Holdout {
         Ok(Holdout::at(share, stories, read.bytes))
     }
 
-    /// Of a text of so many stories and, where these are few, bytes.
+    /// Of a text of so many documents and, where these are few, bytes.
     fn at(share: f64, stories: u64, bytes: u64) -> Holdout {
         if stories >= FEW {
             let share = share.max((STORIES / stories as f64).min(MOST));
@@ -59,7 +59,7 @@ impl Holdout {
     }
 }
 
-/// All stories of a validation text. `stop` ends that with an error.
+/// All documents of a validation text. `stop` ends that with an error.
 pub fn stories_of(valid: &Source, stop: &dyn Fn() -> bool) -> Result<HeldOut, DataError> {
     let (mut held, mut stopped) = (HeldOut::default(), false);
     valid.stories(&mut |story| {

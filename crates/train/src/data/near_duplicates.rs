@@ -1,7 +1,7 @@
-//! Near duplicates: stories whose sets of shingles (five words in a row) overlap by an estimated 0.8 of their union or more.
+//! Near duplicates: documents whose sets of shingles (five words in a row) overlap by an estimated 0.8 of their union or more.
 //!
 //! MinHash (Broder, "On the resemblance and containment of documents", 1997): under each of 64 hash functions the smallest hash of
-//! the shingles is kept; two sets agree in it with the probability of their overlap. Only stories that agree in one of 8 bands of
+//! the shingles is kept; two sets agree in it with the probability of their overlap. Only documents that agree in one of 8 bands of
 //! 8 such values are compared: of those that overlap by 0.8, three in four, of those by 0.9, all but one in a hundred. A word is a
 //! run of letters and digits, in lower case; of scripts that do not separate words, each character is one.
 
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Stories that are remembered: some 100 MB.
+/// Documents that are remembered: some 100 MB.
 pub const MAX_STORIES: usize = 200_000;
 const HASHES: usize = 64;
 const BAND: usize = 8;
@@ -18,20 +18,20 @@ const SHINGLE: usize = 5;
 /// Least share of equal values.
 const ALIKE: f64 = 0.8;
 
-/// Smallest hashes of a story.
+/// Smallest hashes of a document.
 type Signature = [u32; HASHES];
 
-/// Stories to compare further ones with.
+/// Documents to compare further ones with.
 #[derive(Default)]
 pub struct NearDuplicates {
     signatures: Vec<Signature>,
-    /// For each band, the last story with these values.
+    /// For each band, the last document with these values.
     bands: [HashMap<u64, u32>; HASHES / BAND],
     words: Vec<u64>,
 }
 
 impl NearDuplicates {
-    /// Whether the story is nearly one that came before; it is remembered, if there is room. Stories of fewer than five words
+    /// Whether the document is nearly one that came before; it is remembered, if there is room. Documents of fewer than five words
     /// are like none.
     pub fn is_near_duplicate(&mut self, story: &str) -> bool {
         self.words.clear();
@@ -156,7 +156,7 @@ mod tests {
         let mut near = NearDuplicates::default();
         let stories: Vec<String> = (0..300).map(|i| format!("{i}: {}", synthetic::story(3, i))).collect();
         let new = stories.iter().filter(|story| near.is_near_duplicate(story)).count();
-        // Stories of one grammar are alike here and there, by less than 0.8.
+        // Documents of one grammar are alike here and there, by less than 0.8.
         assert!(new <= 3, "{new} of 300");
         let mut near_double =
             |story: &String| near.is_near_duplicate(&story.to_uppercase().replacen(" THE ", " A ", 1));

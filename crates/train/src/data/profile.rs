@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-/// Counts over all stories.
+/// Counts over all documents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextProfile {
     /// Letters of each script.
@@ -18,7 +18,7 @@ pub struct TextProfile {
     pub longest_line: u64,
     /// Runs of lines between empty ones.
     pub paragraphs: u64,
-    /// Lines that others use to separate stories, by what they are.
+    /// Lines that others use to separate documents, by what they are.
     pub separators: BTreeMap<&'static str, u64>,
 }
 
@@ -50,7 +50,7 @@ pub struct Script {
 }
 
 impl TextProfile {
-    /// Counts one more story.
+    /// Counts one more document.
     pub fn add(&mut self, story: &str) {
         for c in story.chars() {
             if let Some(script) = script(c) {

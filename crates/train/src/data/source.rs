@@ -1,6 +1,6 @@
-//! Where stories come from: files (`files.rs`: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
-//! `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets: `hub/`. Stories come in
-//! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, stories of the
+//! Where documents come from: files (`files.rs`: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
+//! `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets: `hub/`. Documents come in
+//! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, documents of the
 //! validation text are left out.
 
 use super::files::{FileEntry, Files, in_full};
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Longest story, in bytes.
+/// Longest document, in bytes.
 const MAX_STORY: usize = 64 << 20;
 /// Stories of `synthetic` without a number.
 const SYNTHETIC_STORIES: u64 = 100_000;
@@ -27,10 +27,10 @@ const SYNTHETIC_STORIES: u64 = 100_000;
 const COLUMN: &str = "text";
 /// The field or column that holds the score.
 const SCORE: &str = "score";
-/// Part of every fingerprint; to be raised when the same files come to give other stories.
+/// Part of every fingerprint; to be raised when the same files come to give other documents.
 const VERSION: &[u8] = b"flashlm stories 2";
 
-/// A source of stories, checked to exist.
+/// A source of documents, checked to exist.
 #[derive(Clone, Debug)]
 pub struct Source {
     name: String,
@@ -73,28 +73,28 @@ impl Weighted {
 /// What a source gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceReport {
-    /// Stories given.
+    /// Documents given.
     pub stories: u64,
-    /// UTF-8 bytes of those stories, after repair.
+    /// UTF-8 bytes of those documents, after repair.
     pub bytes: u64,
-    /// Stories that the filter kept, of all sides of the split.
+    /// Documents that the filter kept, of all sides of the split.
     pub read: u64,
     /// UTF-8 bytes of those.
     pub read_bytes: u64,
-    /// Stories of this side that were left out as those of the validation text.
+    /// Documents of this side that were left out as those of the validation text.
     pub duplicates: u64,
-    /// Mojibake sequences repaired, in stories that were dropped too.
+    /// Mojibake sequences repaired, in documents that were dropped too.
     pub repaired: u64,
-    /// Stories that had such sequences.
+    /// Documents that had such sequences.
     pub mended: u64,
-    /// Stories that the filter dropped.
+    /// Documents that the filter dropped.
     pub dropped: Dropped,
     /// What the files hold that was passed over, or read with a doubt.
     pub oddities: Oddities,
 }
 
 impl Source {
-    /// `synthetic`, `synthetic:N` (N stories), a dataset of the hub by its name ([`Dataset`]), or files: the path of a file or
+    /// `synthetic`, `synthetic:N` (N documents), a dataset of the hub by its name ([`Dataset`]), or files: the path of a file or
     /// folder, a pattern, or several of these, a line each. A file whose name is of another form can be given as `./synthetic`.
     pub fn parse(spec: &str) -> Result<Source, DataError> {
         let bad = |reason: String| DataError::Spec { spec: spec.to_string(), reason };
@@ -188,7 +188,7 @@ impl Source {
         self
     }
 
-    /// The same source without the stories that the filter drops.
+    /// The same source without the documents that the filter drops.
     pub fn with_filter(mut self, filter: Filter) -> Result<Source, DataError> {
         filter.check()?;
         if filter.scores() && matches!(self.kind, Kind::Synthetic { .. }) {
@@ -210,7 +210,7 @@ impl Source {
         self.split
     }
 
-    /// The same source without the stories of a validation text.
+    /// The same source without the documents of a validation text.
     pub fn without(mut self, held: Arc<HeldOut>) -> Source {
         self.without = Some(held);
         self
@@ -297,7 +297,7 @@ impl Source {
         Ok(hash.digest())
     }
 
-    /// Calls `f` with each story until it breaks.
+    /// Calls `f` with each document until it breaks.
     pub fn stories(&self, f: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
         self.stories_at(&mut |story, _| f(story))
     }
@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn counts_of_real_files() {
         let Some(shared) = crate::data::testing::shared() else { return };
-        // Stories and bytes as counted by a few lines of Python.
+        // Documents and bytes as counted by a few lines of Python.
         for (file, stories, bytes) in [
             ("tinystories/train.txt", 14_325, 11_742_600),
             ("tinystories/valid.txt", 500, 402_270),

@@ -1,11 +1,11 @@
 //! Bits per byte: `bpb = (nats of all story tokens + UNK charge) / (ln 2 * UTF-8 bytes of the stories)`.
 //!
-//! Every story starts from EOS with a fresh state and is scored to its last token, however long; the nats of the closing
+//! Every document starts from EOS with a fresh state and is scored to its last token, however long; the nats of the closing
 //! EOS, which has no bytes, enter `bpb_with_eos` only. An UNK stands for any of `unk_bases` base tokens and costs
 //! `-ln p(UNK) + ln(unk_bases)`. `loss_per_token` and `perplexity` leave out EOS and that charge.
 //!
-//! Several stories run in one pass, padded at the end where a causal model does not look. Sums are taken in f64, within a
-//! story by token and then by story, so that the figures are bit-equal to those of one story at a time.
+//! Several documents run in one pass, padded at the end where a causal model does not look. Sums are taken in f64, within a
+//! document by token and then by document, so that the figures are bit-equal to those of one document at a time.
 
 use super::Stories;
 use crate::data::DataError;
@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 
 /// The context policy of every figure here.
 pub const CONTEXT: &str = "each story from EOS with a fresh state, whole story as context";
-/// Stories of the published protocol.
+/// Documents of the published protocol.
 pub const PUBLISHED_STORIES: usize = 500;
 /// Tokens of each of them.
 pub const PUBLISHED_TOKENS: usize = 256;
@@ -53,21 +53,21 @@ pub enum EvalError {
 /// The figures of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Bits per byte of the stories.
+    /// Bits per byte of the documents.
     pub bpb: f64,
     /// The same with the nats of each closing EOS.
     pub bpb_with_eos: f64,
-    /// Mean nats of a story token, EOS and the charge for UNK left out.
+    /// Mean nats of a document token, EOS and the charge for UNK left out.
     pub loss_per_token: f64,
     /// `exp(loss_per_token)`.
     pub perplexity: f64,
-    /// UTF-8 bytes of a story token.
+    /// UTF-8 bytes of a document token.
     pub bytes_per_token: f64,
-    /// Story tokens; each story adds one EOS to what was scored.
+    /// Document tokens; each document adds one EOS to what was scored.
     pub tokens: u64,
-    /// UTF-8 bytes of the stories.
+    /// UTF-8 bytes of the documents.
     pub bytes: u64,
-    /// Stories.
+    /// Documents.
     pub stories: u64,
     /// Tokens that are UNK.
     pub unk: u64,
@@ -80,10 +80,10 @@ pub struct Report {
 }
 
 /// The figure that published tables of this model family give. Understated: it counts the bits of the first
-/// [`PUBLISHED_TOKENS`] tokens and divides by the characters of the whole story.
+/// [`PUBLISHED_TOKENS`] tokens and divides by the characters of the whole document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Published {
-    /// Bits of the scored tokens over characters of the whole stories; UNK is not charged.
+    /// Bits of the scored tokens over characters of the whole documents; UNK is not charged.
     pub understated_bits_per_character: f64,
     /// Mean nats of a scored token.
     pub loss_per_token: f64,
@@ -91,9 +91,9 @@ pub struct Published {
     pub perplexity: f64,
     /// Tokens scored; no EOS.
     pub tokens: u64,
-    /// Characters of the whole stories.
+    /// Characters of the whole documents.
     pub characters: u64,
-    /// Stories.
+    /// Documents.
     pub stories: u64,
     /// Scored tokens that are UNK.
     pub unk: u64,
@@ -146,14 +146,14 @@ pub trait Scorer {
     /// Tokens of its vocabulary.
     fn vocab_size(&self) -> usize;
 
-    /// Tokens of several stories that it likes to take at once.
+    /// Tokens of several documents that it likes to take at once.
     fn rows(&self) -> usize;
 
-    /// `ln p` of each token of each story, which starts from EOS. At most [`Scorer::rows`] tokens, or one story of any length.
+    /// `ln p` of each token of each document, which starts from EOS. At most [`Scorer::rows`] tokens, or one document of any length.
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>>;
 }
 
-/// Latent weights and float activations, as in training.
+/// Master weights and float activations, as in training.
 pub struct Master<'a>(Prepared<'a, f32>);
 
 impl<'a> Master<'a> {
@@ -220,7 +220,7 @@ impl Scorer for Engine {
     }
 }
 
-/// Scores all stories. The callback is given the number of tokens scored so far, of `stories.totals().tokens`, and may stop.
+/// Scores all documents. The callback is given the number of tokens scored so far, of `stories.totals().tokens`, and may stop.
 pub fn evaluate(
     scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
@@ -232,7 +232,7 @@ pub fn evaluate(
     sums.report(tokenizer)
 }
 
-/// Scores all stories and adds them to `sums`; otherwise as [`evaluate`].
+/// Scores all documents and adds them to `sums`; otherwise as [`evaluate`].
 pub fn score(
     scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
@@ -324,7 +324,7 @@ fn score_slices(
     Ok(())
 }
 
-/// Nats of one story.
+/// Nats of one document.
 #[derive(Clone, Copy, Default)]
 struct Score {
     nats: f64,
@@ -431,7 +431,7 @@ mod tests {
     fn batches_pieces_parts_and_threads_give_the_same_bits() {
         let tokenizer = Tokenizer::bytes();
         exec_on_all_isas(|cx| {
-            // 1000 rows take all stories together, 1 takes single tokens with carried state.
+            // 1000 rows take all documents together, 1 takes single tokens with carried state.
             let whole = run(cx, &tokenizer, 1000, &TEXTS);
             for rows in [1, 7, 26, 60, 112, 250] {
                 assert_eq!(run(cx, &tokenizer, rows, &TEXTS), whole, "{rows} rows on {}", cx.isa().name());
@@ -478,12 +478,12 @@ mod tests {
         texts.push("not scored any more");
         let stories = all(&tokenizer, &texts);
         let report = published(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
-        // 256 of the 600 tokens of the long story over all of its 300 characters.
+        // 256 of the 600 tokens of the long document over all of its 300 characters.
         let (tokens, characters) = (4 * 499 + 256, 4 * 499 + 300);
         assert_eq!((report.tokens, report.characters, report.stories), (tokens, characters, 500));
         let want = tokens as f64 * 257f64.log2() / characters as f64;
         assert!((report.understated_bits_per_character - want).abs() < 1e-6);
-        // With short stories and a real model nothing is cut: the same loss as the full protocol's.
+        // With short documents and a real model nothing is cut: the same loss as the full protocol's.
         let (mut lm, params) = model(&tokenizer, 100);
         let stories = all(&tokenizer, &TEXTS);
         let report = published(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();

@@ -29,7 +29,7 @@ pub struct Progress {
 /// Takes it, and may stop by breaking.
 pub type Tell<'a> = &'a mut dyn FnMut(&Progress) -> ControlFlow<()>;
 
-/// Every byte of every story.
+/// Every byte of every document.
 pub fn full(
     mut scorers: Vec<&mut dyn Scorer>,
     tokenizer: &Tokenizer,

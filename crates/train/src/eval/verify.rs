@@ -3,7 +3,7 @@
 //! A file holds `param.*`, `x`, `y`: `[B, T]`, `logits: [B, T, V]`, `loss` (mean nats) and `grad.*` of one forward and
 //! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]` used in turn, `traj.losses:
 //! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
-//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the latent matrices.
+//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the master matrices.
 
 mod outcome;
 
@@ -102,7 +102,7 @@ struct Settings {
     eps: f64,
     weight_decay: f64,
     clip: f64,
-    /// Of the latent matrices; none: AdamW.
+    /// Of the master matrices; none: AdamW.
     optimizer: Option<String>,
     matrix_lr: Option<f64>,
     momentum: Option<f64>,

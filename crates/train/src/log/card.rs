@@ -47,7 +47,7 @@ pub struct Card {
     pub seconds: f64,
     /// The machine, in words.
     pub machine: String,
-    /// What products were computed in.
+    /// What matmuls were computed in.
     pub precision: Precision,
     /// The resolved settings, as TOML.
     pub settings: String,

@@ -37,7 +37,7 @@ pub(super) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Learning rate of the latent matrices: `matrix_lr` at the peak of the schedule.
+    /// Learning rate of the master matrices: `matrix_lr` at the peak of the schedule.
     pub fn matrix_lr(&self) -> f64 {
         self.settings.matrix_lr * self.lr / self.settings.lr
     }

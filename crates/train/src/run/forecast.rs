@@ -45,7 +45,7 @@ pub struct TextForecast {
     pub name: String,
     /// Its part of the stage's windows.
     pub share: f64,
-    /// Stories in it.
+    /// Documents in it.
     pub stories: usize,
     /// Tokens in it.
     pub tokens: usize,

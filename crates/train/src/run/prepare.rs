@@ -1,5 +1,5 @@
 //! The text of a run made ready: every source found before any is read, one vocabulary, a token cache of each, and the
-//! stories to validate on.
+//! documents to validate on.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -33,7 +33,7 @@ pub struct Prepared {
     pub tokenizer: Tokenizer,
     /// Training tokens.
     pub texts: Curriculum,
-    /// Validation stories.
+    /// Validation documents.
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,
@@ -45,12 +45,12 @@ impl Prepared {
         self.resolved.settings()
     }
 
-    /// Stories to train on.
+    /// Documents to train on.
     pub fn stories(&self) -> u64 {
         self.texts.texts().iter().map(|text| text.cache.stories() as u64).sum()
     }
 
-    /// Stories that are left out of training as those of the validation text.
+    /// Documents that are left out of training as those of the validation text.
     pub fn duplicates(&self) -> u64 {
         self.texts.texts().iter().map(|text| text.cache.duplicates()).sum()
     }
@@ -96,7 +96,7 @@ impl Resolved {
         (model.vocab_size, model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
         let texts = self.tokens(&specs, &sources, &tokenizer, stop, tell)?;
 
-        // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
+        // Exact under the grammar of the synthetic stories; another text has no bound, as its first document shows.
         let mut bits = Some(0.0);
         let budget = Budget { tokens: Some(VALID_TOKENS) };
         let Taken { stories: valid, report: read } = Stories::read_with(&held, &tokenizer, budget, &mut |story| {

@@ -36,7 +36,7 @@ impl Validation {
         }
     }
 
-    /// The validation text: the one named, or what is held out of source `last`. Of the training texts, the files and stories of
+    /// The validation text: the one named, or what is held out of source `last`. Of the training texts, the files and documents of
     /// it are left out.
     pub fn separate(
         self,
@@ -68,7 +68,7 @@ impl Validation {
                 let Holdout { train, valid } = Holdout::of(&sources[last].source, share, stop)?;
                 let held = sources[last].source.clone().with_split(valid);
                 for (i, Weighted { source, .. }) in sources.iter_mut().enumerate() {
-                    // By hash, a story is held out of all texts alike.
+                    // By hash, a document is held out of all texts alike.
                     if i == last || !by_place(valid) {
                         *source = source.clone().with_split(train);
                     }
@@ -107,7 +107,7 @@ pub(super) fn heaviest_of_last_stage(settings: &Settings) -> StageSource {
     sources.into_iter().fold(first, |best, source| if source.weight > best.weight { source } else { best })
 }
 
-/// Fewer stories, or bytes by place, are said to be few.
+/// Fewer documents, or bytes by place, are said to be few.
 const FEW: (u64, u64) = (50, 16 << 10);
 
 /// Bits by which texts of two kinds are apart at least. Measured: German after English 0.26, the other way round 0.16, verse after

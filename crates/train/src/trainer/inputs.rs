@@ -17,7 +17,7 @@ pub struct Inputs {
     pub tokenizer: Tokenizer,
     /// Training tokens.
     pub texts: Curriculum,
-    /// Validation stories.
+    /// Validation documents.
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,

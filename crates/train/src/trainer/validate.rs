@@ -15,7 +15,7 @@ use crate::stepper::Stepper;
 pub(super) const MARKING: &str = "marking the best checkpoint";
 
 impl Trainer<'_> {
-    /// Scores the probe, always the same stories with activations as they are in use, and remembers the best. `false`, and nothing
+    /// Scores the probe, always the same documents with activations as they are in use, and remembers the best. `false`, and nothing
     /// remembered, where `stop` was set on the way.
     pub(super) fn validate(&mut self, stop: &AtomicBool, tell: Tell) -> Result<bool, TrainError> {
         let probe = std::mem::take(&mut self.probe);
@@ -44,7 +44,7 @@ impl Trainer<'_> {
         Ok(true)
     }
 
-    /// Scores stories with the parameters at hand, and tells how far it has come; nothing where `stop` was set on the way.
+    /// Scores documents with the parameters at hand, and tells how far it has come; nothing where `stop` was set on the way.
     pub(super) fn score(
         &mut self,
         stories: &Stories,

@@ -1,5 +1,5 @@
-//! Matrix products of one [`Store`], summed in its element. `matmul`: `C[m,n] (+)= A[m,k] B[k,n]` with `B` packed
-//! beforehand (weights, once a step); `matmul_tn`: `C[m,n] (+)= A[k,m]^T X[k,n]` (weight gradients), which packs `X` first.
+//! Matmuls of one [`Store`], summed in its element. `matmul`: `C[m,n] (+)= A[m,k] B[k,n]` with `B` packed
+//! beforehand (weights, once per step); `matmul_tn`: `C[m,n] (+)= A[k,m]^T X[k,n]` (weight gradients), which packs `X` first.
 //!
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): `B` in panels of
 //! `NR` columns, `A` copied in blocks of `MC x KC` that stay in L2, an `MR x NR` tile of `C` in registers. Each element of

@@ -1,4 +1,4 @@
-//! Datasets of the hub by name, and which files of a repository hold the stories that are meant.
+//! Datasets of the hub by name, and which files of a repository hold the documents that are meant.
 //!
 //! ```text
 //! tinystories | tinystories-v2 | simplestories | fineweb-edu | hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]
@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 
-/// Names of their own: name, repository, config, column of the stories.
+/// Names that FlashLM knows: name, repository, config, column of the documents.
 const KNOWN: [(&str, &str, &str, &str); 4] = [
     ("tinystories", "roneneldan/TinyStories", "data", "text"),
     ("tinystories-v2", "roneneldan/TinyStories", "TinyStoriesV2-GPT4", "text"),
@@ -18,7 +18,7 @@ const KNOWN: [(&str, &str, &str, &str); 4] = [
     ("fineweb-edu", "HuggingFaceFW/fineweb-edu", "sample/10BT", "text"),
 ];
 
-/// The names of their own.
+/// The names that FlashLM knows.
 pub const NAMES: [&str; 4] = [KNOWN[0].0, KNOWN[1].0, KNOWN[2].0, KNOWN[3].0];
 
 /// Splits and the words that stand for them in paths.
@@ -85,7 +85,7 @@ impl Dataset {
         &self.repo
     }
 
-    /// The column or field of the stories.
+    /// The column or field of the documents.
     pub fn column(&self) -> &str {
         &self.column
     }

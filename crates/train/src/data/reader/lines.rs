@@ -15,7 +15,7 @@ const HEAD: u64 = 256 << 10;
 
 pub(super) struct Lines {
     pub path: PathBuf,
-    /// Longest story or record in bytes.
+    /// Longest document or record in bytes.
     pub limit: usize,
     /// The start of the text, and how much of it is given out.
     head: Vec<u8>,

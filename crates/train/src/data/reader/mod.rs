@@ -1,15 +1,15 @@
-//! The stories of one file, streamed. What a file is, its name and its bytes say together:
+//! The documents of one file, streamed. What a file is, its name and its bytes say together:
 //!
 //! ```text
 //! .jsonl .ndjson .json      JSON: a record a line, records over several lines, or one array of records
 //! .csv .tsv                 CSV under a header
 //! .parquet                  a column of a Parquet table
-//! .txt .text .md            text with lines `<|endoftext|>` between stories
+//! .txt .text .md            text with lines `<|endoftext|>` between documents
 //! any other, or none        JSON lines if the first is an object that has the field, else text
 //! any but .parquet, + .zst or .gz      the same, compressed with zstd or gzip
 //! ```
-//! A story is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
-//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story or record; of a table,
+//! A document is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
+//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one document or record; of a table,
 //! a page and a dictionary.
 
 mod compression;
@@ -38,7 +38,7 @@ use story::Story;
 pub(super) const FORMATS: [&str; 9] =
     [".txt", ".text", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
 
-/// Calls `f(story, bytes of the file read so far)` for each story of the file, in order, until it breaks.
+/// Calls `f(story, bytes of the file read so far)` for each document of the file, in order, until it breaks.
 pub(super) fn read_file(
     path: &Path,
     fields: &Fields,
@@ -100,7 +100,7 @@ fn read_format(
 mod testing {
     use super::*;
 
-    /// The stories of a file whose text is in `column`, and what was odd them.
+    /// The documents of a file whose text is in `column`, and what was odd in them.
     pub fn stories(path: &Path, column: &str, limit: usize) -> Result<(Vec<String>, Oddities), DataError> {
         let (mut stories, mut oddities) = (Vec::new(), Oddities::default());
         let fields = Fields { text: column, score: None };
@@ -347,10 +347,7 @@ mod tests {
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 248731111\n";
         for name in ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.zst", "a"] {
             let text = message(&folder.file(name, pointer));
-            assert!(
-                text.ends_with("it is a git LFS pointer to a file not yet fetched; run `git lfs pull`"),
-                "{text}"
-            );
+            assert!(text.ends_with("it is a git LFS pointer to a file not yet fetched; run `git lfs pull`"), "{text}");
         }
         let page = "\n<!DOCTYPE html>\n<html><body>Access denied</body></html>\n";
         for name in ["b.jsonl", "b.json", "b.csv", "b.tsv", "b.parquet", "b.parquet.gz", "b.txt.zst"] {
@@ -381,10 +378,7 @@ mod tests {
         }
         assert_eq!(read(&folder.file("d.gz", [&zipped[..], &gz(b""), &gz(b"x"), &[0]].concat())).unwrap().len(), 3);
         for (name, rest) in [("e.gz", &[0, 0, 9][..]), ("f.gz", b"\0\x1f\x8b"), ("g.gz", b"a")] {
-            assert!(
-                message(&folder.file(name, [&zipped[..], rest].concat())).contains("other data follows"),
-                "{name}"
-            );
+            assert!(message(&folder.file(name, [&zipped[..], rest].concat())).contains("other data follows"), "{name}");
         }
         // The fourth byte of a frame says that a dictionary follows, by its number.
         let trained = [&[0x28, 0xb5, 0x2f, 0xfd, 1, 0, 77, 4 << 3 | 1, 0, 0][..], b"text"].concat();

@@ -9,11 +9,11 @@ pub struct Oddities {
     pub joined: u64,
     /// Records of JSON with half of a pair of surrogates in their text.
     pub halves: u64,
-    /// Separators of stories inside lines of text, or in records, where they separate nothing.
+    /// Separators of documents inside lines of text, or in records, where they separate nothing.
     pub separators: u64,
     /// Carriage returns in text that no newline follows.
     pub returns: u64,
-    /// Documents longer than a story may be, read in pieces.
+    /// Documents longer than a document may be, read in pieces.
     pub cut: u64,
     /// Files read as text whose first line is a JSON object.
     pub json: u64,

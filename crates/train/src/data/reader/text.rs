@@ -1,4 +1,4 @@
-//! Text with lines `<|endoftext|>` between stories; without any, the file is one story. A story longer than the limit is cut
+//! Text with lines `<|endoftext|>` between documents; without any, the file is one document. A document longer than the limit is cut
 //! into pieces: after the last paragraph that fits, else the last line, else the last blank, else between two characters.
 
 use super::lines::Lines;
@@ -8,7 +8,7 @@ use crate::data::DataError;
 use memchr::{memchr_iter, memmem, memrchr, memrchr2};
 use std::ops::ControlFlow;
 
-/// The line between two stories, without its line end.
+/// The line between two documents, without its line end.
 pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
 
 /// The byte-order mark.
@@ -21,11 +21,11 @@ pub(super) fn read(
 ) -> Result<ControlFlow<()>, DataError> {
     let limit = lines.limit;
     let mut story = Vec::new();
-    // Where what is in `story` begins, whether the next byte begins a line, and the pieces given of this story.
+    // Where what is in `story` begins, whether the next byte begins a line, and the pieces given of this document.
     let (mut line, mut offset, mut fresh, mut pieces) = (1, lines.offset, true, 0);
     loop {
         let start = story.len();
-        // Room for a story of exactly the limit and the separator after it: what fills it is no separator.
+        // Room for a document of exactly the limit and the separator after it: what fills it is no separator.
         let n = lines.next((limit + SEPARATOR.len() + 4).saturating_sub(start), &mut story)?;
         let line_of = |line: &[u8]| trim_line_end(line.strip_prefix(MARK).unwrap_or(line)) == SEPARATOR;
         let ends = fresh && line_of(&story[start..]);
@@ -71,7 +71,7 @@ fn trim_line_end(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Where to cut a story that is longer than the limit.
+/// Where to cut a document that is longer than the limit.
 fn cut(story: &[u8], limit: usize) -> usize {
     let text = &story[..limit];
     let behind = |end: &[u8]| memmem::rfind(text, end).map(|at| at + end.len());

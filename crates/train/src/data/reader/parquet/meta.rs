@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 pub(super) const MAGIC: &[u8] = b"PAR1";
 pub(super) const ENCRYPTED: &[u8] = b"PARE";
-/// A footer is some hundred bytes for each column of each row group, or megabytes where whole stories are its statistics.
+/// A footer is some hundred bytes for each column of each row group, or megabytes where whole documents are its statistics.
 const MAX_FOOTER: u64 = 256 << 20;
 /// Longest name of a column in bytes.
 const MAX_NAME: u64 = 4096;

@@ -1,4 +1,4 @@
-//! Files made by Apache's own writer, the crate `parquet`, against the stories that went in.
+//! Files made by Apache's own writer, the crate `parquet`, against the documents that went in.
 
 use super::*;
 use crate::data::reader::read_file;
@@ -20,7 +20,7 @@ const SCHEMA: &str = "message rows { required int64 id; optional binary text (UT
 
 type Row = (Option<String>, Option<f64>);
 
-/// Stories, empty ones, nulls, repeated ones and ones that begin alike; scores in quarters.
+/// Documents, empty ones, nulls, repeated ones and ones that begin alike; scores in quarters.
 fn rows(n: u64) -> Vec<Row> {
     let text = |i: u64| match i % 7 {
         0 => None,
@@ -337,7 +337,7 @@ fn cut_files_are_errors() {
     }
 }
 
-/// Flipped bits give an error or other stories, but no panic, and never much memory.
+/// Flipped bits give an error or other documents, but no panic, and never much memory.
 #[test]
 fn flipped_bits_never_panic() {
     let folder = Folder::new();
@@ -407,7 +407,7 @@ fn by_hand(pages: &[u8], rows: &[u8], more: &[u8]) -> Vec<u8> {
     [b"PAR1", pages, &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
 }
 
-/// Statistics may be whole stories: 3 MB of smallest and largest value, in the header of a page of one short text.
+/// Statistics may be whole documents: 3 MB of smallest and largest value, in the header of a page of one short text.
 #[test]
 fn headers_of_any_size_and_encrypted_columns() {
     let folder = Folder::new();
