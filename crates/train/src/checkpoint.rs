@@ -1,4 +1,4 @@
-//! One checkpoint: a folder that is saved whole, checked on loading, and replaced without a moment of danger.
+//! One checkpoint: a folder that is saved whole, checked on loading, and replaced atomically.
 //!
 //! ```text
 //! step-00000500/       the parts, and checkpoint.json:
@@ -6,7 +6,7 @@
 //! step-00000500.old    the one before, while step 500 is saved a second time
 //! ```
 //!
-//! `xxh3` is XXH3-64 (github.com/Cyan4973/xxHash) of the whole file: it finds damage, not forgery. Extra files are
+//! `xxh3` is XXH3-64 (github.com/Cyan4973/xxHash) of the whole file: it detects damage, not forgery. Extra files are
 //! left alone. A process killed at any point leaves at least the checkpoints that were whole before.
 
 use crate::atomic::{self, AtomicError};

@@ -1,5 +1,5 @@
-//! The texts of a run as its stages take them: window `n` of a stage is a pure function of (seed, stage, n), whatever its
-//! texts. `Mix` says which text it is of and which of that text's windows, [`Windows`] where that lies.
+//! The texts of a run, as its stages use them: window `n` of a stage is a pure function of (seed, stage, n), whatever its
+//! texts. `Mix` chooses the text and the number of its window, [`Windows`] the place of that window.
 
 use crate::config::Settings;
 use crate::data::DataError;

@@ -23,7 +23,7 @@ const SETTINGS: &str = "config.toml";
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Something else than a model.
+    /// The path is not a model.
     #[error(transparent)]
     Unwanted(#[from] Unwanted),
     /// A folder or file of another kind.
@@ -78,12 +78,12 @@ impl Found {
     }
 }
 
-/// Parameters to train on from, of a packed model.
+/// Parameters of a packed model, to continue training from.
 pub fn unpacked(cx: &Exec, path: &Path) -> Result<Buf<f32>, LoadError> {
     Ok(pack::unpack(cx, path)?)
 }
 
-/// A model for the packed runtime: one that is packed, or whatever [`load_model`] takes, packed in memory.
+/// A model for the packed runtime: a packed file, or whatever [`load_model`] takes, packed in memory.
 pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
     match Found::load(path)? {
         Found::Packed(packed) => Ok(*packed),
@@ -91,7 +91,7 @@ pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
     }
 }
 
-/// The same taken apart for an export.
+/// The same, unpacked for an export.
 pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
     let file = match What::of(path) {
         What::Packed => TensorFile::open(path)?,

@@ -1,5 +1,5 @@
-//! Where a run stands: what a checkpoint must carry so that training goes on as if it had never stopped, and how far the run
-//! has come by steps or by the clock.
+//! The position of a run: what a checkpoint must hold so that training continues as if it had never stopped, and how far the run
+//! is by steps or by the clock.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -14,16 +14,16 @@ pub struct State {
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Seconds of training, pauses left out.
+    /// Seconds of training, without pauses.
     pub elapsed: f64,
     /// Stage of the curriculum.
     pub stage: usize,
     /// Step at which the stage began.
     pub stage_start: u64,
-    /// Windows of the stage so far; older states do not tell, their batch never changed.
+    /// Windows of the stage so far; missing in older states, whose batch never changed.
     #[serde(default)]
     pub windows: Option<u64>,
-    /// The contents of each text, and of the validation text, as the runs before this one had them; older states do not tell.
+    /// The contents of each text, and of the validation text, as before this run; missing in older states.
     #[serde(default)]
     pub texts: Vec<u64>,
     #[serde(default)]
@@ -36,10 +36,10 @@ pub struct State {
     pub best: Option<Best>,
     /// Validations since.
     pub since_best: u64,
-    /// The last validation; older states do not tell.
+    /// The last validation; missing in older states.
     #[serde(default)]
     pub validated: Option<Best>,
-    /// Sum of losses since the last row of metrics, and their number.
+    /// Sum and number of the losses since the last row of metrics.
     pub loss_sum: (f64, u64),
 }
 
@@ -79,7 +79,7 @@ pub struct Best {
     pub step: u64,
 }
 
-/// When stages and the run end.
+/// When each stage and the run end.
 pub struct Plan {
     stages: Vec<Stage>,
     /// Steps after which each stage ends, where known.
@@ -92,16 +92,16 @@ pub struct Plan {
 pub struct Extent {
     /// Windows of all texts of the run at the stage's sequence length.
     pub windows: f64,
-    /// Tokens that a window of the stage trains on, in the mean.
+    /// Mean number of tokens that a window of the stage trains on.
     pub tokens: f64,
 }
 
 impl Plan {
     /// The plan for stages of these extents and `batch` sequences per step.
     ///
-    /// Shares are of the run's tokens: of `steps` steps a stage gets more, the fewer tokens each of its steps has; of
-    /// `epochs` passes over all texts of the run it gets its share, in windows of its length. A run that only time limits is
-    /// shared out by time.
+    /// A stage's `share` is a fraction of the run's tokens: in a run limited by steps, stages with fewer tokens per step get more
+    /// steps; in one limited by epochs, each gets its fraction of the epochs, in windows of its length. Only if time alone limits
+    /// the run, `share` is a fraction of the time.
     pub fn new(settings: &Settings, extents: &[Extent], batch: usize) -> Plan {
         let t = &settings.train;
         let stages = settings.stages();
@@ -146,7 +146,7 @@ impl Plan {
         self.seconds
     }
 
-    /// The share of the run that has passed.
+    /// The fraction of the run that is done, 0 to 1.
     pub fn progress(&self, state: &State) -> f64 {
         let by_steps = self.total().map_or(0.0, |total| state.step as f64 / total as f64);
         let by_time = self.seconds.map_or(0.0, |limit| state.elapsed / limit);

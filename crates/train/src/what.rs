@@ -1,5 +1,4 @@
-//! What a path is, and the words for it: all commands know the same things and speak of them in the same way.
-//! How it is told is in `recognise.rs`.
+//! What a path is, and the words for it, which all commands share. How it is recognised: `recognise.rs`.
 
 use flashlm_model::tok::FileKind;
 use std::fmt;
@@ -50,7 +49,7 @@ pub enum What {
     Tokenizer(FileKind),
     /// A file of tokens.
     TokenCache,
-    /// The log of a run, `metrics.jsonl`.
+    /// The metrics of a run, `metrics.jsonl`.
     Log,
     /// Text to train on: the form it has.
     Text(String),
@@ -89,7 +88,7 @@ pub struct Unwanted {
 }
 
 impl Unwanted {
-    /// `found` at `path` in the place of `wanted`.
+    /// `found` at `path` instead of `wanted`.
     pub fn new(path: &Path, wanted: &'static str, found: What) -> Self {
         Unwanted { path: path.into(), wanted, found: found.into() }
     }

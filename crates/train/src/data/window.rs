@@ -2,7 +2,7 @@
 //!
 //! * packed: the `N` tokens are a circle. An epoch cuts it at its own place, a pure function of (seed, epoch), into
 //!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every
-//!   token is a target once per epoch, and over epochs each sees contexts of every length. Windows go across the ends of documents.
+//!   token is a target once per epoch, and over epochs each sees contexts of every length. Windows cross the ends of documents.
 //! * padded: one document per window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
 //!   than `T` rows where the document is shorter; what lies beyond `T` is not used.
 
@@ -10,7 +10,7 @@ use super::cache::TokenCache;
 use super::order::{Order, mix};
 use flashlm_kernels::Token;
 
-/// What one sequence of a batch is made of: `rest` is to be predicted, from `first` and all of it but the last token.
+/// One sequence of a batch: `rest` is to be predicted, from `first` and all of `rest` but its last token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window<'a> {
     /// The token before `rest`.

@@ -1,4 +1,4 @@
-//! What a run would do: a few steps of each stage are measured, and thrown away.
+//! Forecast of a run: a few steps of each stage are measured and thrown away.
 
 use std::time::Instant;
 
@@ -13,7 +13,7 @@ use crate::stepper::{Shape, Step, Stepper};
 use crate::trainer::{Event, Tell, TrainError, state};
 use crate::units::{duration, thousands};
 
-/// What a run would do from where it stands.
+/// What a run would do from its current position.
 pub struct Forecast {
     /// Its stages.
     pub stages: Vec<StageForecast>,
@@ -27,9 +27,9 @@ pub struct Forecast {
 pub struct StageForecast {
     /// Tokens of a sequence.
     pub seq_len: usize,
-    /// Its share of the run.
+    /// Its fraction of the run.
     pub share: f64,
-    /// Steps left of it.
+    /// Steps left in it.
     pub steps: f64,
     /// Tokens that these train on.
     pub tokens: f64,
@@ -43,15 +43,15 @@ pub struct StageForecast {
 pub struct TextForecast {
     /// Its name.
     pub name: String,
-    /// Its part of the stage's windows.
+    /// Its fraction of the stage's windows.
     pub share: f64,
     /// Documents in it.
     pub stories: usize,
     /// Tokens in it.
     pub tokens: usize,
-    /// Tokens that one pass trains on.
+    /// Tokens that one epoch trains on.
     pub trained: u64,
-    /// Passes over it.
+    /// Epochs of it.
     pub epochs: f64,
 }
 
@@ -106,7 +106,7 @@ impl Resolved {
 }
 
 impl Prepared {
-    /// Measures, and counts what is left of the run.
+    /// Measures a few steps, and forecasts the rest of the run.
     pub fn forecast(&self, cx: &Exec, tell: Tell) -> Result<Forecast, TrainError> {
         let settings = self.settings();
         let batch = settings.train.sequences();

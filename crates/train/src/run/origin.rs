@@ -1,4 +1,4 @@
-//! What a run starts from: nothing, a checkpoint that it goes on from, or the weights of a model.
+//! What a run starts from: nothing, a checkpoint that it resumes, or the weights of a model.
 
 use std::path::{Path, PathBuf};
 
@@ -17,14 +17,14 @@ use flashlm_model::Model;
 pub enum Origin {
     /// Fresh weights.
     Fresh,
-    /// The run goes on.
+    /// A run or checkpoint that is resumed.
     Resumed(Resume),
     /// A model, with a fresh optimizer and schedule.
     Tuned(Start),
 }
 
 impl Origin {
-    /// The checkpoint that is gone on from.
+    /// The checkpoint it resumes from, if any.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
             Origin::Resumed(resume) => Some(&resume.from),
@@ -33,13 +33,13 @@ impl Origin {
     }
 }
 
-/// A checkpoint to go on from, and the run where that was named.
+/// A checkpoint to resume from, and its run if that was named.
 pub struct Resume {
     /// The checkpoint.
     pub from: Checkpoint,
     /// Its run.
     pub run: Option<RunFolder>,
-    /// Why newer checkpoints were passed over.
+    /// Why newer checkpoints were skipped.
     pub skipped: Vec<CheckpointError>,
 }
 

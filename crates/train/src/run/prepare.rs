@@ -1,5 +1,5 @@
-//! The text of a run made ready: every source found before any is read, one vocabulary, a token cache of each, and the
-//! documents to validate on.
+//! Prepares the text of a run: all sources are found before any is read; then one vocabulary, one token cache per source, and the
+//! validation documents.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -23,10 +23,10 @@ use crate::tokenizer::{TokenizerChoice, tokenizer};
 use crate::trainer::{Event, Inputs, Tell, TrainError, Trainer};
 use crate::units::{counted, duration};
 
-/// Most validation tokens that are scored at the end of a run.
+/// Most validation tokens scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
 
-/// A run that has all it needs to train but a folder.
+/// A run that has all it needs to train, except a folder.
 pub struct Prepared {
     pub(super) resolved: Resolved,
     /// The vocabulary of all texts.
@@ -40,7 +40,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The settings, with the size of the vocabulary and a validation text of the text's own, if it has one.
+    /// The settings, with the size of the vocabulary and the dataset's own validation text, if it has one.
     pub fn settings(&self) -> &Settings {
         self.resolved.settings()
     }
@@ -50,12 +50,12 @@ impl Prepared {
         self.texts.texts().iter().map(|text| text.cache.stories() as u64).sum()
     }
 
-    /// Documents that are left out of training as those of the validation text.
+    /// Documents left out of training because the validation text has them.
     pub fn duplicates(&self) -> u64 {
         self.texts.texts().iter().map(|text| text.cache.duplicates()).sum()
     }
 
-    /// What trains it in a folder.
+    /// The trainer, in the folder of `claim`.
     pub fn trainer<'a>(self, cx: &'a Exec, claim: Claim) -> Result<Trainer<'a>, TrainError> {
         let Prepared { resolved, tokenizer, texts, valid, entropy_bound } = self;
         let Resolved { settings, origin, .. } = resolved;
@@ -70,8 +70,7 @@ impl Prepared {
 }
 
 impl Resolved {
-    /// Reads, or builds where they are not there yet, the vocabulary (but for that of a model or checkpoint that is trained on)
-    /// and the token caches.
+    /// Reads the vocabulary and the token caches, or builds them if missing; a resumed or fine-tuned model keeps its vocabulary.
     pub fn prepare(mut self, stop: &AtomicBool, tell: Tell) -> Result<Prepared, TrainError> {
         let specs = self.settings.texts();
         let stopped = || stop.load(SeqCst);
@@ -184,7 +183,7 @@ impl Resolved {
     }
 }
 
-/// Says so where a text is much shorter than the longest window.
+/// Notes that a text is much shorter than the longest window.
 fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell) {
     let tokens = cache.tokens().len();
     if longest.is_some_and(|longest| longest >= 2 * tokens) {
@@ -196,7 +195,7 @@ fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell
     }
 }
 
-/// Says in one line what readers met and went on from.
+/// Notes in one line what was odd in a text but not an error.
 fn note_oddities(what: &str, oddities: &Oddities, tell: Tell) {
     let notes = oddities.notes();
     if !notes.is_empty() {

@@ -1,4 +1,4 @@
-//! What a run came to, `result.json`: a run that has one for its last step is finished.
+//! The result of a run, `result.json`: a run that has one for its last step is finished.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::eval::bpb::Report;
 use crate::run_folder::RunFolder;
 
-/// What a finished run came to: `result.json`.
+/// The result of a finished run: `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ending {
     /// Of this format.
@@ -41,13 +41,13 @@ pub struct Scored {
     pub step: u64,
     /// Its folder within the run's.
     pub checkpoint: String,
-    /// Bits per byte of the part that is scored while training.
+    /// Bits per byte of the part of the text that is scored while training.
     pub probe_bpb: Option<f64>,
-    /// Of the whole.
+    /// Scores on the whole text.
     pub full: Report,
 }
 
-/// How a run ended, and what it came to where it was not interrupted.
+/// How a run ended, and its result unless it was interrupted.
 pub struct Ended {
     /// How.
     pub outcome: Outcome,

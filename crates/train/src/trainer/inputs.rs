@@ -11,7 +11,7 @@ use crate::run_folder::Claim;
 
 /// What a run starts from.
 pub struct Inputs {
-    /// Resolved: no size left to the hardware.
+    /// Resolved: every choice is made.
     pub settings: Settings,
     /// The vocabulary of `texts` and `valid`.
     pub tokenizer: Tokenizer,
