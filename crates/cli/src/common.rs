@@ -62,7 +62,7 @@ pub fn noted(what: &str, oddities: &Oddities) {
     }
 }
 
-/// Says in one line what was passed over in the folders of a source.
+/// Says in one line what was skipped in the folders of a source.
 pub fn passed_over(what: &str, source: &Source) {
     let passed = source.passed_over();
     if !passed.is_empty() {

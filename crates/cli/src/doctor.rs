@@ -143,7 +143,7 @@ fn bandwidth(cx: &Exec) -> f64 {
     COPIED as f64 / fastest(PART, || narrow(cx, &mut to, &from)) / 1e9
 }
 
-/// Tokens a second of training steps of v4-small on random tokens.
+/// Tokens per second of training steps of v4-small on random tokens.
 fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();

@@ -16,9 +16,9 @@ use serde_json::json;
 
 use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};
 
-/// Most rows of one pass over master weights.
+/// Most rows of one micro-batch with master weights.
 const ROWS: usize = 2048;
-/// Most rows of one pass of the packed runtime, a thread.
+/// Most rows of the packed runtime at once, per thread.
 const PACKED_ROWS: usize = 64;
 /// How far the packed model may be above its master weights without a word.
 const APART: f64 = 0.005;
@@ -29,9 +29,11 @@ const APART: f64 = 0.005;
     after_help = "Examples:\n  flashlm eval checkpoints --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval checkpoints --data synthetic:200 --json\n\nEvery byte counts. Each document is scored whole, from a fresh state."
 )]
 pub struct Args {
-    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its tokenizer.json
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json
     model: PathBuf,
-    /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see `train`
+    /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
+    /// `train`
     #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
@@ -156,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; model.activation_bits=8 \
                    trains for them";
 
-/// What explains the share by which the packed model is above its master weights; nothing explains a share below.
+/// Explains why the packed model is worse than its master weights; empty where it is not.
 fn why(apart: f64, activation_bits: u32) -> &'static str {
     if apart > APART && activation_bits != 8 { WHY } else { "" }
 }
@@ -201,7 +203,7 @@ fn published_rows(r: &Published) -> Rows {
     ]
 }
 
-/// The status line: share, speed, time to go.
+/// The status line: fraction done, speed, time to go.
 fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
     let seconds = start.elapsed().as_secs_f64();
     status.show(&format!(

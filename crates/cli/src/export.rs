@@ -23,7 +23,8 @@ pub struct Args {
     /// Format of the file
     #[arg(value_parser = formats())]
     format: String,
-    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its tokenizer.json
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json
     model: PathBuf,
     /// File to write
     #[arg(short, long, value_name = "FILE")]

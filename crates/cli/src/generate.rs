@@ -24,7 +24,8 @@ const ROWS: usize = 64;
     after_help = "Examples:\n  flashlm generate checkpoints -p \"Once upon a time\" -n 300\n  flashlm generate model.safetensors --greedy -p \"One day\"\n  flashlm generate checkpoints --interactive"
 )]
 pub struct Args {
-    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its tokenizer.json
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json
     model: PathBuf,
     /// Prompt: text to continue [default: none, starts a new document]
     #[arg(short, long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]

@@ -179,8 +179,8 @@ fn read_config(file: &TensorFile, activation_bits: Option<u32>) -> Result<ModelC
     Ok(config)
 }
 
-/// The parameters of a valid config from the tensors named `prefix` + name, all of which must be there with their shapes, and all of
-/// their elements finite. A `head.weight` is accepted where it equals the embedding, with which it is tied.
+/// The parameters of a valid config from the tensors named `prefix` + name, all of which must be there with their shapes, and
+/// all of their elements finite. A `head.weight` is accepted where it equals the embedding, with which it is tied.
 pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Buf<f32>, ModelError> {
     let layout = Layout::of(config);
     // Shapes first: a config that is larger than its tensors takes no memory.

@@ -45,7 +45,7 @@ impl Precision {
         }
     }
 
-    /// A model for passes of at most `rows` rows, `Auto` counting as f32.
+    /// A model for micro-batches of at most `rows` rows, `Auto` counting as f32.
     pub fn build(
         self,
         config: &ModelConfig,

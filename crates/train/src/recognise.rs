@@ -1,6 +1,7 @@
-//! Recognises what a path is. Content decides where it can: the files of a folder, first bytes, the header of safetensors, the keys of
-//! JSON. The name decides where content cannot: text is text whatever it says, and a damaged file is what it was meant to be. Only
-//! regular files are opened, and read only as far as needed: the first 64 KiB, a header, or a JSON file that may be a tokenizer.
+//! Recognises what a path is. Content decides where it can: the files of a folder, first bytes, the header of safetensors, the
+//! keys of JSON. The name decides where content cannot: text is text whatever it says, and a damaged file is what it was meant to
+//! be. Only regular files are opened, and read only as far as needed: the first 64 KiB, a header, or a JSON file that may be a
+//! tokenizer.
 
 use crate::data::cache::MAGIC;
 use crate::data::hub::Dataset;

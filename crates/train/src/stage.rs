@@ -1,4 +1,4 @@
-//! The curriculum in the settings: `train.stages`, each with a sequence length, a share of the run, and texts with weights.
+//! The curriculum in the settings: `train.stages`, each with a sequence length, a fraction of the run, and texts with weights.
 //!
 //! ```toml
 //! [[train.stages]]
@@ -41,7 +41,7 @@ impl Boundaries {
 pub struct Stage {
     /// Tokens of a sequence in this stage.
     pub seq_len: usize,
-    /// Share of the run: of its tokens, or of its time where that limits it.
+    /// Fraction of the run: of its tokens, or of its time where that limits it.
     pub share: f64,
     /// Texts, mixed; empty: `data.source`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn passes_add_up_to_the_whole_batch() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
-        // 4,800 rows: two full passes and a short one.
+        // 4,800 rows: two full micro-batches and a short one.
         let (batch, seq_len) = (48, 100);
         let shape = Shape { batch, seq_len };
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
@@ -178,7 +178,7 @@ mod tests {
         }
     }
 
-    /// Documents of several lengths, padded, against each alone in its own pass: every mixer, with a soft cap and z-loss.
+    /// Documents of several lengths, padded, against each alone in its own micro-batch: every mixer, with a soft cap and z-loss.
     #[test]
     fn padding_leaves_no_trace_in_loss_and_gradients() {
         let (seq_len, lengths) = (40, [40, 7, 1, 23]);

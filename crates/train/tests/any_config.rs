@@ -1,8 +1,8 @@
 //! Configs at random, and all that becomes of a model: two steps, a checkpoint or a file, loaded, packed, written with, scored.
 //! What `validate` lets pass must come through; what it refuses it must refuse by a key that is there.
 //!
-//! `FLASHLM_CASES=5000` draws more of them, `FLASHLM_CASE=17` the one of that number alone; with `--nocapture` each test prints what
-//! it counted.
+//! `FLASHLM_CASES=5000` draws more of them, `FLASHLM_CASE=17` the one of that number alone; with `--nocapture` each test prints
+//! what it counted.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,5 +1,6 @@
 //! `flashlm bench mixers`: tokens per second of whole training steps of v4-small with each token mixer in all of its blocks, at
-//! several sequence lengths, 4,096 tokens per step, on random tokens. Rounds go over all of them in turns; the figure is the median.
+//! several sequence lengths, 4,096 tokens per step, on random tokens. Rounds go over all of them in turns; the figure is the
+//! median.
 
 use std::process::ExitCode;
 

@@ -33,8 +33,8 @@ use crate::report::Report;
     after_help = "Examples:\n  flashlm data prepare --data book.txt --vocab 2048\n  flashlm data prepare --data tinystories --tokenizer bytes --out prepared/bytes"
 )]
 pub struct Args {
-    /// Text: a file, folder or pattern (repeatable), `-` for standard input, a dataset (tinystories, hf:OWNER/DATASET; see `train`), or
-    /// synthetic:N (N made-up stories)
+    /// Text: a file, folder or pattern (repeatable), `-` for standard input, a dataset (tinystories, hf:OWNER/DATASET; see
+    /// `train`), or synthetic:N (N made-up stories)
     #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]

@@ -41,9 +41,10 @@ pub struct Args {
     /// Set one setting, such as train.lr=3e-3; applied over --config, repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Training text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input, `synthetic`
-    /// or `synthetic:N` (N made-up stories), or a dataset: tinystories, tinystories-v2, simplestories, fineweb-edu,
-    /// hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]. Repeatable: several files or folders are joined; SOURCE@WEIGHT mixes sources by weight
+    /// Training text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input,
+    /// `synthetic` or `synthetic:N` (N made-up stories), or a dataset: tinystories, tinystories-v2, simplestories, fineweb-edu,
+    /// hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]. Repeatable: several files or folders are joined; SOURCE@WEIGHT mixes sources
+    /// by weight
     /// [default: the preset's, else tinystories]
     #[arg(long, value_name = "SOURCE")]
     pub data: Vec<String>,
@@ -96,8 +97,8 @@ pub struct Args {
     /// Resume a run, or one of its checkpoints
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
-    /// Fine-tune: start from the weights and the vocabulary of a model (a run, a checkpoint, a model file or a packed model), with a
-    /// fresh optimizer and schedule
+    /// Fine-tune: start from the weights and the vocabulary of a model (a run, a checkpoint, a model file or a packed model),
+    /// with a fresh optimizer and schedule
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"])]
     pub from: Option<PathBuf>,
     /// Print the plan without training: tokens, epochs and steps per stage, and measured time and memory
@@ -193,7 +194,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     Ok(settings)
 }
 
-/// What flags are laid over: the settings of the run that goes on, a preset, the recipe of a model, or the defaults.
+/// What flags are laid over: the settings of the resumed run, a preset, the recipe of a model, or the defaults.
 fn base(
     args: &Args,
     resume: Option<&Checkpoint>,

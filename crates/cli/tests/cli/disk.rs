@@ -2,8 +2,8 @@
 //! left" and with "input/output error".
 //!
 //! What must hold each time: no panic; a failure ends the run only where a checkpoint cannot be saved at all, and then the error
-//! names the file and the reason; a full disk is waited for; a checkpoint that was on the disk before stays; and the run goes on from there
-//! to the same bits and the same rows as one that no failure met.
+//! names the file and the reason; a full disk is waited for; a checkpoint that was on the disk before stays; and the run goes on
+//! from there to the same bits and the same rows as one that no failure met.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -121,8 +121,9 @@ impl<'a, E: Elem> Prepared<'a, E> {
         self.lm
     }
 
-    /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, without z-loss, and adds the
-    /// gradient of the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for neither.
+    /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, without z-loss, and adds
+    /// the gradient of the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for
+    /// neither.
     pub fn loss_backward(
         &mut self,
         grads: &mut [E],

@@ -36,7 +36,7 @@ impl ModelConfig {
         Layout::of(self).parameters()
     }
 
-    /// Numbers that the packed runtime remembers of one sequence, of a valid config.
+    /// Numbers in the state of one sequence in the packed runtime, of a valid config.
     pub fn state_len(&self) -> usize {
         super::sizes(self).1
     }

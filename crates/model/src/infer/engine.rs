@@ -97,7 +97,8 @@ impl Engine {
         &mut self.logits[..self.model.config().vocab_size]
     }
 
-    /// One decode step: feeds one token into each state and returns the logits after them: `[states, V]`, valid until the next call.
+    /// One decode step: feeds one token into each state and returns the logits after them: `[states, V]`, valid until the next
+    /// call.
     ///
     /// # Panics
     /// If there are not as many tokens as states, or one is outside the vocabulary.

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! A [`Generation`] is one text with its sequence state, sampler and stop strings. More text can be appended at any time
-//! ([`Generation::push`]), so people and model can take turns. [`Engine::advance`] takes any number of generations one token further,
-//! together; the text of each does not depend on the others. Pieces of text are whole UTF-8 and never part of a stop string. Tokens
-//! that stand for no text (PAD, UNK, BOS) are not sampled; EOS ends the document. After the prompt a token allocates nothing.
+//! ([`Generation::push`]), so people and model can take turns. [`Engine::advance`] takes any number of generations one token
+//! further, together; the text of each does not depend on the others. Pieces of text are whole UTF-8 and never part of a stop
+//! string. Tokens that stand for no text (PAD, UNK, BOS) are not sampled; EOS ends the document. After the prompt a token
+//! allocates nothing.
 
 use std::sync::Arc;
 
@@ -21,8 +22,8 @@ use super::state::SequenceState;
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
 
-/// Generations whose logits are computed, and then read, at once: few enough to stay in the cache, enough to amortise the reading of
-/// the embedding matrix.
+/// Generations whose logits are computed, and then read, at once: few enough to stay in the cache, enough to amortise the
+/// reading of the embedding matrix.
 const CHOICES: usize = 32;
 
 /// Why a generation ended.
@@ -178,7 +179,8 @@ impl Engine {
     /// are: callers may remove them at any time, and add new ones.
     ///
     /// # Errors
-    /// Logits that are not numbers, or settings that leave no token to choose: that generation has failed; the others have advanced.
+    /// Logits that are not numbers, or settings that leave no token to choose: that generation has failed; the others have
+    /// advanced.
     pub fn advance(&mut self, generations: &mut [Generation]) -> Result<(), SampleError> {
         for generation in &mut *generations {
             generation.text.clear();
@@ -479,7 +481,8 @@ mod tests {
         }
     }
 
-    /// Finite weights can make products that are not, here of one token's row after some texts: those generations fail, and no others.
+    /// Finite weights can make products that are not, here of one token's row after some texts: those generations fail, and no
+    /// others.
     #[test]
     fn a_generation_without_numbers_fails_alone() {
         let good = noise();

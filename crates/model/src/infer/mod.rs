@@ -1,4 +1,5 @@
-//! The packed runtime: integer matmuls, no allocation per token, and the same bits for every ISA, thread count, batch and split of a prompt.
+//! The packed runtime: integer matmuls, no allocation per token, and the same bits for every ISA, thread count, batch and split
+//! of a prompt.
 //!
 //! ```text
 //! h = E[token];  for each block: h += mixer(norm(h)), h += GLU(norm(h));  logits = norm(h) E^T     matrices take int8 rows

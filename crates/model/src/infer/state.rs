@@ -17,8 +17,8 @@ impl SequenceState {
         self.past = 0;
     }
 
-    /// The whole state as bytes, for [`PackedModel::restore`](super::PackedModel::restore): the position as u32, then the values as f32,
-    /// little-endian.
+    /// The whole state as bytes, for [`PackedModel::restore`](super::PackedModel::restore): the position as u32, then the values
+    /// as f32, little-endian.
     pub fn save(&self) -> Vec<u8> {
         let values = self.values.iter().flat_map(|x| x.to_le_bytes());
         self.past.to_le_bytes().into_iter().chain(values).collect()

@@ -124,7 +124,8 @@ impl<A: Store> BitLinear<A> {
         }
     }
 
-    /// One tile: `dx: [rows, in]`, added to where `accumulate`; the gradient of the norm's scale is added to the tile's sums `part`.
+    /// One tile: `dx: [rows, in]`, added to where `accumulate`; the gradient of the norm's scale is added to the tile's sums
+    /// `part`.
     pub fn backward_input(
         &self,
         cx: &Exec,

@@ -78,7 +78,7 @@ macro_rules! mixers {
                 }
             }
 
-            /// Numbers that the packed runtime remembers of one sequence.
+            /// Numbers in the state of one sequence in the packed runtime.
             pub fn state_len(&self) -> usize {
                 match &self.0 {
                     $(Kind::$module(of) => of.state_len(),)*

@@ -6,7 +6,8 @@
 //! x.weight.scale           F32 [1], or one for each unit of the quantiser in the order of its rows
 //! embedding.weight         I8 [V, D], row r times embedding.weight.scale [V]; likewise matrices that stay float in training
 //!   or, table_bits "4"     the same of the first n = ceil(V / 8) rows, which are most of any text, and of the others
-//! embedding.rare.weight    U8 [V - n, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row share one
+//! embedding.rare.weight    U8 [V - n, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row
+//! share one
 //!                          of embedding.rare.weight.scale, BF16 [V - n, ceil(D / 16)]
 //! tokenizer                U8 [bytes]
 //! all else                 F32 as in training: norms, taps, gates

@@ -1,6 +1,7 @@
 //! FlashLM v4's vocabulary: the most frequent of GPT-2's 50,257 byte-level BPE ids.
 //!
-//! The base ids of the documents are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
+//! The base ids of the documents are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids
+//! 4, 5, .. in falling
 //! frequency, ties in first-seen order. PAD 0, UNK 1, BOS 2, EOS 3. Any other base id encodes to UNK and decoding drops ids
 //! below 4, so this tokenizer is **lossy**.
 //!

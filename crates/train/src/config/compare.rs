@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use super::table::{flatten, table_of};
 
-/// Keys of `[train]` that enter each step anew, so that a run may go on with others.
+/// Keys of `[train]` that enter each step anew, so that a resumed run may change them.
 const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip", "batch", "accumulation", "decay_share"];
 
 impl Settings {

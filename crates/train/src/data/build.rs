@@ -1,9 +1,9 @@
 //! Builds token caches with all cores: one reader -> `n` encoders -> one writer.
 //!
 //! Batches of about 1 MB of text go to the encoders in turn and are collected in turn, over channels that hold two: the file
-//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per document for the offsets). A document
-//! that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file appears under
-//! its name when it is complete, or not at all.
+//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per document for the offsets). A
+//! document that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file
+//! appears under its name when it is complete, or not at all.
 
 use super::DataError;
 use super::cache::{Expect, HEADER, Header, Stale, TokenCache, expected};
@@ -50,14 +50,14 @@ pub struct Progress {
     pub bytes: u64,
     /// Their tokens, EOS included.
     pub tokens: u64,
-    /// Share of the source that has been worked through, 0..=1.
+    /// Fraction of the source that has been processed, 0..=1.
     pub fraction: f64,
     /// Time since the start.
     pub seconds: f64,
 }
 
 impl Progress {
-    /// Speed in bytes of text a second.
+    /// Speed in bytes of text per second.
     pub fn bytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.seconds.max(1e-9)
     }

@@ -55,7 +55,7 @@ pub enum DataError {
     EmptyFolder {
         /// The folder.
         path: PathBuf,
-        /// What was passed over, as text to append.
+        /// What was skipped, as text to append.
         passed: String,
     },
     /// All files of a training text are those of the validation text.

@@ -6,7 +6,7 @@
 //!
 //! In a folder, files come in the order of their paths. Passed over and counted: names that begin with `.` and folders
 //! `__MACOSX`, files of 0 bytes, and endings that are none of a text. Records (tables, JSON) and documents (Markdown, source
-//! code) are seldom one text: of these two kinds the one with fewer bytes is passed over as well, so that a dataset is read
+//! code) are seldom one text: of these two kinds the one with fewer bytes is skipped as well, so that a dataset is read
 //! without its README and a project without its settings. Links are followed, each folder once.
 
 mod entry;
@@ -86,7 +86,7 @@ impl Files {
         Ok(all)
     }
 
-    /// What was passed over, in words; empty where nothing was.
+    /// What was skipped, in words; empty where nothing was.
     pub fn passed_over(&self) -> String {
         self.passed.words()
     }

@@ -5,7 +5,7 @@
 //! min_chars  <= characters <= max_chars
 //! min_simple <= words of at most six letters / words
 //! ```
-//! A word is a run of letters, apostrophes not counted. A key that is 0 asks for nothing. Shares of simple words measured:
+//! A word is a run of letters, apostrophes not counted. A key that is 0 asks for nothing. Fractions of simple words measured:
 //! TinyStories 0.91, folk tales 0.88, classic novels 0.83.
 
 use super::DataError;
@@ -24,7 +24,7 @@ pub struct Filter {
     pub min_chars: usize,
     /// Largest number of characters; 0: any.
     pub max_chars: usize,
-    /// Least share of words of at most six letters, 0..=1.
+    /// Least fraction of words of at most six letters, 0..=1.
     pub min_simple: f64,
 }
 
@@ -37,7 +37,7 @@ pub struct Dropped {
     pub short: u64,
     /// More than `max_chars`.
     pub long: u64,
-    /// A share of simple words below `min_simple`.
+    /// A fraction of simple words below `min_simple`.
     pub hard: u64,
 }
 
@@ -94,7 +94,7 @@ impl Filter {
     }
 }
 
-/// The share of words of at most six letters; 0 if there is no word.
+/// The fraction of words of at most six letters; 0 if there is no word.
 pub fn simple_share(text: &str) -> f64 {
     let (mut words, mut simple, mut letters) = (0u64, 0u64, 0);
     let mut end = |letters: &mut usize| {

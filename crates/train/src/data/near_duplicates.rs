@@ -10,12 +10,12 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Documents that are remembered: some 100 MB.
+/// Most documents kept for comparison: some 100 MB.
 pub const MAX_STORIES: usize = 200_000;
 const HASHES: usize = 64;
 const BAND: usize = 8;
 const SHINGLE: usize = 5;
-/// Least share of equal values.
+/// Least fraction of equal values.
 const ALIKE: f64 = 0.8;
 
 /// Smallest hashes of a document.
@@ -31,8 +31,8 @@ pub struct NearDuplicates {
 }
 
 impl NearDuplicates {
-    /// Whether the document is nearly one that came before; it is remembered, if there is room. Documents of fewer than five words
-    /// are like none.
+    /// Whether the document is nearly one that came before; it is kept for comparison, if there is room. Documents of fewer than
+    /// five words are like none.
     pub fn is_near_duplicate(&mut self, story: &str) -> bool {
         self.words.clear();
         words(story, |word| self.words.push(word));

@@ -45,7 +45,7 @@ const SEPARATORS: [&str; 14] = [
 pub struct Script {
     /// Its name.
     pub name: &'static str,
-    /// Its share of all letters.
+    /// Its fraction of all letters.
     pub share: f64,
 }
 
@@ -74,7 +74,7 @@ impl TextProfile {
         }
     }
 
-    /// Scripts by their share of all letters, the largest first.
+    /// Scripts by their fraction of all letters, the largest first.
     pub fn shares(&self) -> Vec<Script> {
         let all: u64 = self.scripts.values().sum();
         let mut shares: Vec<_> =

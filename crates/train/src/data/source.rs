@@ -89,7 +89,7 @@ pub struct SourceReport {
     pub mended: u64,
     /// Documents that the filter dropped.
     pub dropped: Dropped,
-    /// What the files hold that was passed over, or read with a doubt.
+    /// What the files hold that was skipped, or read with a doubt.
     pub oddities: Oddities,
 }
 
@@ -176,8 +176,8 @@ impl Source {
         Ok(self)
     }
 
-    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched, or that lies beside
-    /// the text of a folder.
+    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched, or that lies
+    /// beside the text of a folder.
     pub fn validation(&self) -> Option<&str> {
         self.validation.as_deref()
     }
@@ -227,7 +227,7 @@ impl Source {
         Ok(())
     }
 
-    /// What was passed over in its folders, in words; empty where nothing was.
+    /// What was skipped in its folders, in words; empty where nothing was.
     pub fn passed_over(&self) -> String {
         match &self.kind {
             Kind::Files(files) => files.passed_over(),
@@ -302,7 +302,7 @@ impl Source {
         self.stories_at(&mut |story, _| f(story))
     }
 
-    /// As [`Source::stories`], with the share of the source that has been read so far, 0..=1, as second argument.
+    /// As [`Source::stories`], with the fraction of the source that has been read so far, 0..=1, as second argument.
     pub fn stories_at(&self, f: &mut dyn FnMut(&str, f64) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
         let mut report = SourceReport::default();
         let mut give = |report: &mut SourceReport, story: &str, score: Option<f64>, done: f64| {

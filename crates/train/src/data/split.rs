@@ -1,7 +1,7 @@
-//! Which part of a source is taken, where a share of it is held out for validation.
+//! Which part of a source is taken, if part of it is held out for validation.
 //!
 //! By a hash: a document is held out if `xxh3_64(its UTF-8 bytes) / 2^64 < share`. The side depends on the text alone, so adding,
-//! removing or reordering data never moves a document across, a larger share keeps what a smaller one held out, and copies of a
+//! removing or reordering data never moves a document across, a larger fraction keeps what a smaller one held out, and copies of a
 //! document always stand on the same side.
 //!
 //! By place, for a source of few documents: what lies before a byte of the text, and what lies behind. A document across that place
@@ -24,9 +24,9 @@ pub fn is_valid(story: &str, share: f64) -> bool {
 pub enum Split {
     /// Every document.
     All,
-    /// The documents that are not held out at this share.
+    /// The documents that are not held out at this fraction.
     Train(f64),
-    /// The documents held out at this share.
+    /// The documents held out at this fraction.
     Valid(f64),
     /// The text before this byte of all documents.
     Before(u64),
@@ -51,7 +51,7 @@ impl Split {
         }
     }
 
-    /// As two numbers for a file: 0 all, 1 train, 2 valid, 3 before, 4 after; and the bits of the share, or the place.
+    /// As two numbers for a file: 0 all, 1 train, 2 valid, 3 before, 4 after; and the bits of the fraction, or the place.
     pub(super) fn to_parts(self) -> (u32, u64) {
         match self {
             Split::All => (0, 0),

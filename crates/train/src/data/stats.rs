@@ -1,4 +1,4 @@
-//! What a source holds: counts, doubled and nearly doubled documents, lengths, looks; and a sample of it.
+//! What a source holds: counts, duplicates and near duplicates, lengths, scripts and lines; and a sample of it.
 //!
 //! Doubled documents are found by the XXH3-64 of their text (two of 10 million different documents collide with a chance of
 //! 3e-6). Memory: one document, and up to 14 million hashes in 288 MB; of more different documents the first 14 million are
@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Hashes that are remembered.
+/// Most hashes kept.
 pub const MAX_DISTINCT: usize = 14_000_000;
 
 /// Bins of lengths: two for each doubling.
@@ -33,7 +33,7 @@ pub struct Stats {
     pub longest: u64,
     /// Documents that came before, word for word.
     pub duplicates: u64,
-    /// Whether there were more different documents than are remembered.
+    /// Whether there were more different documents than are kept.
     pub forgot: bool,
     /// Documents that are nearly one that came before, and not word for word.
     pub near: u64,
@@ -58,7 +58,7 @@ pub fn bin(i: usize) -> u64 {
 }
 
 impl Stats {
-    /// Reads the whole source; `progress` hears the documents and bytes so far and the share of the source that was read, and
+    /// Reads the whole source; `progress` hears the documents and bytes so far and the fraction of the source that was read, and
     /// may stop it by breaking.
     pub fn of(
         source: &Source,

@@ -1,6 +1,7 @@
 //! Vocabularies trained on the sources of a run.
 //!
-//! Training sees the documents of each source, of its side of the split, in order, up to a number of documents (`tokenizer.stories`, 50,000 as in
+//! Training sees the documents of each source, of its side of the split, in order, up to a number of documents
+//! (`tokenizer.stories`, 50,000 as in
 //! the original) or 64 MB, BPE up to 64 MB, and counts what is in them as it reads: memory is bounded by one document and the
 //! different words of that. Of several sources each gives its
 //! share of that, from its start; one with less than its share gives what it has. A trained vocabulary is kept beside the
@@ -29,7 +30,7 @@ pub const STORIES: usize = 50_000;
 const SAMPLE: usize = 64 << 20;
 /// Text between two calls of the progress callback, in bytes.
 const STRIDE: usize = 1 << 20;
-/// Share of the work that is reading, where merges are learned after it.
+/// Fraction of the work that is reading, where merges are learned after it.
 const READING: f64 = 0.5;
 /// Longest vocabulary file accepted.
 const MAX_FILE: u64 = 64 << 20;

@@ -4,7 +4,7 @@
 //! EOS, which has no bytes, enter `bpb_with_eos` only. An UNK stands for any of `unk_bases` base tokens and costs
 //! `-ln p(UNK) + ln(unk_bases)`. `loss_per_token` and `perplexity` leave out EOS and that charge.
 //!
-//! Several documents run in one pass, padded at the end where a causal model does not look. Sums are taken in f64, within a
+//! Several documents run in one micro-batch, padded at the end where a causal model does not look. Sums are taken in f64, within a
 //! document by token and then by document, so that the figures are bit-equal to those of one document at a time.
 
 use super::Stories;
@@ -149,7 +149,8 @@ pub trait Scorer {
     /// Tokens of several documents that it likes to take at once.
     fn rows(&self) -> usize;
 
-    /// `ln p` of each token of each document, which starts from EOS. At most [`Scorer::rows`] tokens, or one document of any length.
+    /// `ln p` of each token of each document, which starts from EOS. At most [`Scorer::rows`] tokens, or one document of any
+    /// length.
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>>;
 }
 

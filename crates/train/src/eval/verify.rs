@@ -1,7 +1,8 @@
 //! Runs the test vectors of a file and measures how far this program is from them.
 //!
 //! A file holds `param.*`, `x`, `y`: `[B, T]`, `logits: [B, T, V]`, `loss` (mean nats) and `grad.*` of one forward and
-//! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]` used in turn, `traj.losses:
+//! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]`
+//! used in turn, `traj.losses:
 //! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
 //! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the master matrices.
 

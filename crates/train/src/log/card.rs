@@ -9,7 +9,7 @@ use flashlm_model::params::{Group, Layout};
 use super::SampleRow;
 use crate::units::{count, duration, thousands};
 
-/// Share of the parameters that are ternary.
+/// Fraction of the parameters that are ternary.
 pub fn ternary_share(layout: &Layout) -> f64 {
     let matrices = layout.specs().iter().filter(|s| s.group == Group::Matrix);
     matrices.map(|s| s.range.len()).sum::<usize>() as f64 / layout.parameters().max(1) as f64

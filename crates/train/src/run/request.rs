@@ -58,7 +58,7 @@ impl Request {
         let Request { mut settings, origin, offline, cache } = self;
         let Hardware { machine, isa, .. } = hardware;
         if origin.checkpoint().is_none() {
-            // So that the run can go on from anywhere.
+            // So that the run can be resumed from anywhere.
             let texts =
                 settings.train.stages.iter_mut().flat_map(|stage| &mut stage.sources).map(|text| &mut text.source);
             texts

@@ -21,7 +21,7 @@ use crate::units::{bytes, counted, thousands};
 pub(super) enum Validation {
     /// The text that `data.valid` names.
     Named,
-    /// What is held out of a training text, this share of it at least.
+    /// Part of a training text is held out, at least this fraction.
     HeldOut(f64),
     /// A training text itself.
     Training,

@@ -11,7 +11,8 @@ use super::names::{ABANDONED, ABOUT, BEST, LOCK, VERSION};
 use crate::atomic::{self, AtomicError};
 use crate::checkpoint::{self, CheckpointError, Part, folder_name, scan};
 
-/// The exclusive right of this process to write to a run folder. A folder created for it is removed again if nothing was kept in it.
+/// The exclusive right of this process to write to a run folder. A folder created for it is removed again if nothing was kept in
+/// it.
 #[derive(Debug)]
 pub struct Claim {
     folder: RunFolder,

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! When a run is resumed from one of its checkpoints, those of later steps are set aside first, newest first, so that a process
-//! killed on the way leaves a shorter timeline and never a mixture of two. What is set aside is otherwise ignored and never removed.
+//! killed on the way leaves a shorter timeline and never a mixture of two. What is set aside is otherwise ignored and never
+//! removed.
 
 mod claim;
 mod error;

@@ -243,7 +243,7 @@ fn nothing_of_the_users_is_taken_for_a_run() {
     for path in [&config, &config.join("run")] {
         assert!(matches!(RunFolder::at(path).check_new(None), Err(RunError::NotAFolder { .. })));
     }
-    // Checkpoints alone may be gone on with where nothing is in the way.
+    // Checkpoints alone may be resumed where nothing is in the way.
     save_value(&at("copy"), 5, 1, 1).unwrap();
     assert!(RunFolder::at(&at("copy")).check_resume().is_ok());
     fs::write(at("copy").join(METRICS), b"mine").unwrap();

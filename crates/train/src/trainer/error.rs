@@ -19,7 +19,7 @@ use crate::run_folder::RunError;
 use crate::stepper::StepResult;
 use crate::what::Unwanted;
 
-/// Why training cannot go on. Whatever was saved before is left as it is.
+/// Why training cannot continue. Whatever was saved before is left as it is.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TrainError {

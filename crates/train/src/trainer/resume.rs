@@ -1,4 +1,4 @@
-//! The folder of a run that goes on: what becomes of the steps after the one gone on from.
+//! The folder of a resumed run: what becomes of the steps after the one resumed from.
 
 use super::{Inputs, TrainError, Trainer, continued, ending};
 use crate::checkpoint::Checkpoint;
@@ -9,13 +9,13 @@ use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
 use crate::units::counted;
 
 impl Trainer<'_> {
-    /// The folder of a run that goes on. Only the timeline of checkpoints must be right; what else fails is told, and the run goes on.
+    /// The folder of a resumed run. Only the timeline of checkpoints must be right; what else fails is told, and the run continues.
     pub(super) fn resume(&mut self, from: &Checkpoint) -> Result<(), TrainError> {
         let (step, folder) = (self.state.step, self.inputs.claim.folder().clone());
         self.notes.extend(continued(from)?.changes(&self.inputs.settings));
         let full = from.path().canonicalize().map_err(|source| RunError::Read { path: from.path().into(), source })?;
         if !full.ancestors().nth(2).is_some_and(|run| folder.is(run)) {
-            // The best of the other folder is not here, but for the one gone on from.
+            // The best of the other folder is not here, but for the one resumed from.
             self.state.best = self.state.best.filter(|best| best.step == step);
             return self.begin();
         }

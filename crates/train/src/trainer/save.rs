@@ -1,5 +1,5 @@
 //! What a run writes while it trains. The checkpoint alone may end a run, and not even that for want of room: it waits until there
-//! is some. What fails besides is told once, and the run goes on.
+//! is some. What fails besides is told once, and the run continues.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
@@ -30,7 +30,7 @@ const WAIT: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)
 const MAX_PENDING: usize = 100_000;
 
 impl Trainer<'_> {
-    /// The step that is on the disk in the run's folder, saved by this process or gone on from.
+    /// The step that is on the disk in the run's folder, saved by this process or resumed from.
     pub fn saved_step(&self) -> Option<u64> {
         self.saved.key.map(|(step, _)| step)
     }
@@ -101,8 +101,8 @@ impl Trainer<'_> {
         self.inputs.claim.save(step, &parts)
     }
 
-    /// Before the run ends with an error: what has been trained is saved, if it is numbers. What there is of checkpoints stays, since
-    /// an earlier one may be what is gone on from.
+    /// Before the run ends with an error: what has been trained is saved, if it is numbers. What there is of checkpoints stays,
+    /// since an earlier one may be what is resumed from.
     pub(super) fn rescue(&mut self, tell: Tell) {
         let step = self.state.step;
         if step == 0 || self.saved_step() == Some(step) || self.stepper.params.iter().any(|p| !p.is_finite()) {
@@ -118,8 +118,8 @@ impl Trainer<'_> {
         }
     }
 
-    /// Where a run can go on after a loss that is not a number: the newest checkpoint from which a step was made that was one, or
-    /// where there is none, one of the start. A checkpoint of the very step that failed is set aside.
+    /// Where a run can be resumed after a loss that is not a number: the newest checkpoint from which a step was made that was
+    /// one, or where there is none, one of the start. A checkpoint of the very step that failed is set aside.
     pub(super) fn last_good(&mut self) -> Result<PathBuf, TrainError> {
         let claim = &mut self.inputs.claim;
         if let Some(before) = self.state.step.checked_sub(1) {

@@ -44,7 +44,7 @@ impl Trainer<'_> {
         let mut told = None;
         let t = self.inputs.settings.train.clone();
         if self.state.step > 0 && self.saved.key.is_none() {
-            // What was gone on from lies in another folder: this one has nothing yet.
+            // What was resumed from lies in another folder: this one has nothing yet.
             self.save(tell)?;
             if let Some(best) = self.state.best {
                 let marked = self.inputs.claim.mark_best(Some(best.step));

@@ -15,8 +15,8 @@ use crate::stepper::Stepper;
 pub(super) const MARKING: &str = "marking the best checkpoint";
 
 impl Trainer<'_> {
-    /// Scores the probe, always the same documents with activations as they are in use, and remembers the best. `false`, and nothing
-    /// remembered, where `stop` was set on the way.
+    /// Scores the probe, always the same documents with activations as they are in use, and marks the best. `false`, and nothing
+    /// marked, where `stop` was set on the way.
     pub(super) fn validate(&mut self, stop: &AtomicBool, tell: Tell) -> Result<bool, TrainError> {
         let probe = std::mem::take(&mut self.probe);
         let report = self.score(&probe, stop, tell);

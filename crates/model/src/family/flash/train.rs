@@ -15,7 +15,7 @@ use crate::layer::scratch::{Scratch, WIDE};
 use crate::mixer::forms::{AnyMixer, AnySaved};
 use crate::params::Layout;
 
-/// The model for passes of at most `rows` rows; `A` is what matmuls and saved activations are kept as.
+/// The model for micro-batches of at most `rows` rows; `A` is what matmuls and saved activations are kept as.
 pub struct Train<A: Store> {
     config: ModelConfig,
     layout: Layout,

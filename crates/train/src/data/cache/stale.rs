@@ -18,7 +18,7 @@ pub enum Stale {
     /// Made from other data, or the data changed since.
     #[error("the source changed")]
     Source,
-    /// Made for another side or held-out share.
+    /// Made for another side or held-out fraction.
     #[error("the split changed")]
     Split,
     /// Not as it was written.

@@ -1,8 +1,8 @@
-//! What was passed over, and said to have been.
+//! What was skipped, and said to have been.
 
 use std::collections::BTreeMap;
 
-/// Files of a folder that were passed over.
+/// Files of a folder that were skipped.
 #[derive(Clone, Debug, Default)]
 pub(in crate::data) struct Passed {
     pub hidden: u64,
@@ -22,7 +22,7 @@ pub(in crate::data) struct Passed {
 }
 
 impl Passed {
-    /// In words; empty where nothing was passed over that anybody would miss.
+    /// In words; empty where nothing was skipped that anybody would miss.
     pub fn words(&self) -> String {
         let files = |n: u64| if n == 1 { "1 file".to_string() } else { format!("{n} files") };
         let mut words = Vec::new();

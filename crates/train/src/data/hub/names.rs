@@ -6,7 +6,8 @@
 //!
 //! CONFIG is a folder, a file, or the start of a file's name (`sample-10BT` also means `sample/10BT`). A file belongs
 //! to the split whose word stands last in its path (`data/train-00000-of-00004.parquet`); where no file has such a word,
-//! all are of the split `train`. A split of another name (`train_sft`) has the files whose path it stands in. Of several formats one is taken: Parquet, else JSON lines, else text.
+//! all are of the split `train`. A split of another name (`train_sft`) has the files whose path it stands in. Of several formats
+//! one is taken: Parquet, else JSON lines, else text.
 
 use std::collections::BTreeSet;
 

@@ -53,7 +53,7 @@ pub(super) fn open(path: &Path, compression: Compression) -> Result<Input, DataE
     if let Some(found) = pointer(start) {
         return not_text(found);
     }
-    // A frame, or one to be passed over, which some writers begin with.
+    // A frame, or one to be skipped, which some writers begin with.
     let zstd = start.starts_with(ZSTD) || matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
     let text: Box<dyn BufRead> = match compression {
         Compression::None => Box::new(file),

@@ -144,7 +144,7 @@ impl Quote {
 }
 
 impl Records<'_> {
-    /// Reads the next record; false at the end. Blank lines are passed over.
+    /// Reads the next record; false at the end. Blank lines are skipped.
     fn next(&mut self) -> Result<bool, DataError> {
         // The parser would take them for its own, and the record would seem to begin where they stand.
         loop {

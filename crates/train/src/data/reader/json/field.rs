@@ -100,7 +100,7 @@ impl<'de> Visitor<'de> for Value<'_> {
         Ok(self.other("a number"))
     }
 
-    /// The texts that are there; elements without the field are passed over if another has it.
+    /// The texts that are there; elements without the field are skipped if another has it.
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Found<'de>, A::Error> {
         let (mut all, mut missing, mut other) = (None::<String>, 0, None);
         let mut any = false;

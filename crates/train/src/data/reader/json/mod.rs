@@ -1,4 +1,4 @@
-//! Records of JSON, their text in one field, their score in another if that is wanted; other fields are passed over.
+//! Records of JSON, their text in one field, their score in another if that is wanted; other fields are skipped.
 //!
 //! ```text
 //! {..} \n {..} \n         a record a line, if the first one begins and ends on its line and nothing else stands there

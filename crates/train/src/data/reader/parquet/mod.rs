@@ -2,7 +2,7 @@
 //!
 //! Row group by row group, page by page: memory is that of a page and a dictionary of each column (most writers make 1 MB of
 //! each; 1 GB is the most), and grows with what is really there. Our own reader, because those at hand believe the sizes
-//! that a file claims. Rows without a value are passed over. Columns in structs are named by their path (`meta.text`);
+//! that a file claims. Rows without a value are skipped. Columns in structs are named by their path (`meta.text`);
 //! lists of texts are not documents. Scores are numbers of any type, decimals too.
 //! Plain, dictionary, delta and byte-split encoding; zstd, Snappy, gzip, Brotli, LZ4 or no compression.
 

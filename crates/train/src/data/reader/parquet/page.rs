@@ -7,7 +7,7 @@
 //! values:      as they are, or places in the dictionary, which is the first page
 //! ```
 //! Memory: a page and a dictionary, which grow as their bytes arrive, whatever their headers claim. Statistics in a header,
-//! which may be whole documents, are passed over.
+//! which may be whole documents, are skipped.
 //! Source: parquet.thrift and Encodings.md of apache/parquet-format.
 
 use super::cell::{Cell, number};
