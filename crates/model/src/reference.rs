@@ -16,8 +16,13 @@ pub(crate) struct Weights {
     prefix: String,
     /// Epsilon of its RMSNorms.
     eps: f64,
-    /// Shape and values as the runtime has them.
-    params: Rc<BTreeMap<String, (Vec<usize>, Vec<f64>)>>,
+    /// Values as the runtime has them.
+    params: Rc<BTreeMap<String, Tensor>>,
+}
+
+struct Tensor {
+    shape: Vec<usize>,
+    values: Vec<f64>,
 }
 
 /// The rows of one document that a mixer has history, in each of its parts.
@@ -65,7 +70,8 @@ impl Weights {
                 }
                 _ => {}
             }
-            params.insert(spec.name.clone(), (spec.shape.clone(), w.iter().map(|&w| w.into()).collect()));
+            let values = w.iter().map(|&w| w.into()).collect();
+            params.insert(spec.name.clone(), Tensor { shape: spec.shape.clone(), values });
         }
         Weights { prefix: String::new(), eps: config.norm_eps, params: Rc::new(params) }
     }
@@ -79,12 +85,12 @@ impl Weights {
         format!("{}{name}", self.prefix)
     }
 
-    fn at(&self, name: &str) -> &(Vec<usize>, Vec<f64>) {
+    fn at(&self, name: &str) -> &Tensor {
         &self.params[&self.name(name)]
     }
 
     pub(crate) fn get(&self, name: &str) -> &[f64] {
-        &self.at(name).1
+        &self.at(name).values
     }
 
     pub(crate) fn norm(&self, name: &str, x: &[f64], eps: f64) -> Vec<f64> {
@@ -107,7 +113,7 @@ impl Weights {
 
     /// The convolution of the last row in `history`; tap `K-1` is the newest row's.
     pub(crate) fn conv(&self, name: &str, history: &[Vec<f64>]) -> Vec<f64> {
-        let (shape, taps) = self.at(name);
+        let Tensor { shape, values: taps } = self.at(name);
         let k = shape[2];
         let newest = history.len() - 1;
         let tap = |c: usize, back: usize| taps[c * k + k - 1 - back] * history[newest - back][c];

@@ -117,7 +117,7 @@ impl Stepper {
                 self.inputs.resize(end, first);
                 self.targets.resize(end, NO_TARGET);
             }
-            let shape = Shape { batch: n, seq_len: seq_len };
+            let shape = Shape { batch: n, seq_len };
             nats += prepared.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
         }
         let loss = nats * scale;

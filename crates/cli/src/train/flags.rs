@@ -43,7 +43,7 @@ pub struct Args {
     pub set: Vec<String>,
     /// Training text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input,
     /// `synthetic` or `synthetic:N` (N made-up stories), or a dataset: tinystories, tinystories-v2, simplestories, fineweb-edu,
-    /// hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]. Repeatable: several files or folders are joined; SOURCE@WEIGHT mixes sources
+    /// `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`. Repeatable: several files or folders are joined; SOURCE@WEIGHT mixes sources
     /// by weight
     /// [default: the preset's, else tinystories]
     #[arg(long, value_name = "SOURCE")]

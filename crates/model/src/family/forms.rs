@@ -1,5 +1,5 @@
 //! What a model of any family is in training and evaluation ([`LanguageModel`], used through [`Prepared`]), and in the packed
-//! runtime ([`PackedBody`]).
+//! runtime (`PackedBody`).
 
 use flashlm_kernels::ops::{Objective, PackedMatrix};
 use flashlm_kernels::tile::Local;

@@ -2,7 +2,7 @@
 //! evaluates, packs and runs it.
 //!
 //! A folder has `validate`, the rules about a config; `Params`, where the parameters lie; `Train`, the model in training and
-//! evaluation ([`forms::LanguageModel`]); and `read`, the packed model ([`forms::PackedBody`]).
+//! evaluation ([`forms::LanguageModel`]); and `read`, the packed model (`PackedBody`).
 
 pub mod flash;
 pub mod forms;

@@ -1,4 +1,4 @@
-//! What a mixer is in training ([`Mixer`]) and in the packed runtime ([`PackedMixer`]).
+//! What a mixer is in training ([`Mixer`]) and in the packed runtime (`PackedMixer`).
 
 use std::any::Any;
 use std::ops::Range;

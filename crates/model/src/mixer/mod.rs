@@ -3,7 +3,7 @@
 //! run by themselves.
 //!
 //! A folder has `validate`, the rules about its settings; `Params`, where its parameters lie; `Train`, its training form
-//! ([`forms::Mixer`]); `Packed`, the same on packed weights ([`forms::PackedMixer`]); and for the tests `reference::mix`, one row
+//! ([`forms::Mixer`]); `Packed`, the same on packed weights (`PackedMixer`); and for the tests `reference::mix`, one row
 //! in plain loops.
 
 pub mod attention;
@@ -59,7 +59,8 @@ macro_rules! mixers {
 
         /// Where the parameters of a mixer lie.
         #[derive(Clone, Debug)]
-        #[allow(non_camel_case_types)]
+        // A model has a few of them, and only while it is built.
+        #[allow(non_camel_case_types, clippy::large_enum_variant)]
         enum Kind {
             $($module($module::Params),)*
         }

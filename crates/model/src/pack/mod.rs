@@ -15,7 +15,7 @@
 //! ```
 //!
 //! `xxh3` is XXH3-64 of the config's bytes and then of all the data; a file whose numbers were damaged is refused. Writing
-//! starts from master parameters, reading gives the cells of [`PackedMatrix`].
+//! starts from master parameters, reading gives the cells of [`PackedMatrix`](flashlm_kernels::ops::PackedMatrix).
 
 pub(crate) mod open;
 #[cfg(test)]

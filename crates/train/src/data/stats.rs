@@ -37,7 +37,7 @@ pub struct Stats {
     pub forgot: bool,
     /// Documents that are nearly one that came before, and not word for word.
     pub near: u64,
-    /// Whether these were looked for in the first [`near::MOST`](super::near_duplicates::MOST) documents alone.
+    /// Whether these were looked for in the first [`MAX_STORIES`](super::near_duplicates::MAX_STORIES) documents alone.
     pub near_forgot: bool,
     /// Scripts, lines and the like.
     pub profile: TextProfile,
