@@ -56,7 +56,7 @@ pub fn stories(source: Source) -> Option<(Vec<String>, SourceReport)> {
     let _ = scored.stories(&mut |_| ControlFlow::Continue(()));
     let report = report.ok()?;
     assert_eq!(report.bytes, stories.iter().map(|story| story.len() as u64).sum::<u64>());
-    report.seen.notes();
+    report.oddities.notes();
     Some((stories, report))
 }
 
@@ -86,11 +86,11 @@ pub fn run(model: PackedModel) {
         return;
     }
     let (last, model) = ((c.vocab_size - 1) as u16, Arc::new(model));
-    let mut stream = model.stream();
+    let mut state = model.new_state();
     let mut engine = Engine::new(model.clone(), Exec::new(Isa::SCALAR, 1), 4);
-    engine.prefill(&mut stream, &[0, last, 1]);
-    engine.step(std::slice::from_mut(&mut stream), &[last]);
-    if let Some(mut again) = model.restore(&stream.save()) {
+    engine.prefill(&mut state, &[0, last, 1]);
+    engine.step(std::slice::from_mut(&mut state), &[last]);
+    if let Some(mut again) = model.restore(&state.save()) {
         engine.step(std::slice::from_mut(&mut again), &[0]);
     }
 }

@@ -12,7 +12,7 @@ use flashlm_model::io::not_a_file;
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::Layers;
 use flashlm_train::data::cache::default_dir;
-use flashlm_train::data::source::{Seen, Source};
+use flashlm_train::data::source::{Oddities, Source};
 use flashlm_train::recognise::recognise;
 use flashlm_train::run;
 use flashlm_train::trainer::Event;
@@ -56,18 +56,18 @@ pub fn try_out(text: std::fmt::Arguments, newline: bool) -> std::io::Result<()> 
 }
 
 /// Says in one line what readers met and went on from.
-pub fn noted(what: &str, seen: &Seen) {
-    let notes = seen.notes();
+pub fn noted(what: &str, oddities: &Oddities) {
+    let notes = oddities.notes();
     if !notes.is_empty() {
         say!("{what}: {}", notes.join(". "));
     }
 }
 
-/// Says in one line what was passed over in the folders of a source.
+/// Says in one line what was skipped in the folders of a source.
 pub fn passed_over(what: &str, source: &Source) {
     let passed = source.passed_over();
     if !passed.is_empty() {
-        say!("{what}: passed over: {passed}");
+        say!("{what}: skipped: {passed}");
     }
 }
 
@@ -98,14 +98,17 @@ pub fn data_spec(given: &[String]) -> anyhow::Result<String> {
         && let Some(spec) = given.iter().find(|spec| *spec != "-" && !Source::is_of_files(spec))
     {
         bail!(
-            "--data {spec}: a dataset or synthetic stories cannot be one text with files; mix them by weights, such as \
-             --data {spec}@1 --data FILE@1"
+            "--data {spec}: a dataset or synthetic stories cannot be joined with files; mix them by weight, such as --data \
+             {spec}@1 --data FILE@1"
         );
     }
     let line = |spec: &String| match spec.as_str() {
         "-" => from_stdin(),
         _ if given.len() > 1 && spec.contains('\n') => {
-            bail!("--data {spec:?}: a name with a line end cannot be one of several; name its folder, or rename it")
+            bail!(
+                "--data {spec:?}: a name that contains a line end cannot be given together with others; name its folder, \
+             or rename it"
+            )
         }
         _ => Ok(spec.clone()),
     };
@@ -147,7 +150,7 @@ fn from_stdin() -> anyhow::Result<String> {
     if bytes == 0 {
         let _ = std::fs::remove_file(&spool);
         bail!(
-            "standard input holds nothing; `--data -` reads a text from it, such as `zcat text.gz | flashlm train --data -`"
+            "standard input is empty; `--data -` reads a text from it, such as `zcat text.gz | flashlm train --data -`"
         );
     }
     // What is compressed or a table is known by its ending.
@@ -189,7 +192,7 @@ pub fn may_write(output: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
     if force || own() {
         return Ok(());
     }
-    bail!("{at} is there already; name another file with {flag}, or replace it with --force")
+    bail!("{at} already exists; name another file with {flag}, or overwrite it with --force")
 }
 
 /// Lays every `--set KEY=VALUE` over the settings.

@@ -12,13 +12,13 @@ use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config;
 use flashlm_train::run::{Size, size_for};
 use flashlm_train::stepper::{Step, Stepper};
-use flashlm_train::units::{bytes, thousands};
+use flashlm_train::units::{bytes, counted, thousands};
 use serde_json::json;
 
 use crate::common::threads;
 use crate::report::Report;
 
-/// Rows, columns and inner size of the product that is timed: operands that stay in the cache.
+/// Rows, columns and inner size of the matmul that is timed: operands that stay in the cache.
 const PRODUCT: (usize, usize, usize) = (448, 512, 192);
 /// Bytes that are copied: far more than any cache holds.
 const COPIED: usize = 128 << 20;
@@ -26,10 +26,11 @@ const COPIED: usize = 128 << 20;
 const TRAINING: f64 = 1.0;
 const PART: f64 = 0.15;
 
-/// Look at this machine: instruction sets, speed, and what to train on it
+/// Show what this machine can do: instruction sets, speed, and the preset that suits it; takes about three seconds
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm doctor\n  FLASHLM_ISA=avx2 flashlm doctor --json")]
 pub struct Args {
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -44,18 +45,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     report.add("machine", &machine.name, machine.name.as_str());
     let cores = machine.cores;
-    let text =
-        format!("{cores} for this process; {threads} threads are used, FLASHLM_THREADS or --threads changes that");
+    let text = format!(
+        "{cores} for this process; {} used, set by FLASHLM_THREADS or --threads",
+        counted(threads as u64, "thread")
+    );
     report.add("processors", text, json!({"available": cores, "used": threads}));
     let text = match machine.memory {
-        0 => "unknown: the system does not tell".to_string(),
+        0 => "unknown: the system does not report it".to_string(),
         memory => bytes(memory),
     };
     report.add("memory", text, machine.memory);
     let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
     let why = match std::env::var("FLASHLM_ISA") {
         Ok(name) if !name.is_empty() => "FLASHLM_ISA asks for it",
-        _ => "the best there is",
+        _ => "the best available",
     };
     let text = format!("{}: {why}; this machine has {}", isa.name(), names.join(", "));
     report.add("instruction set", text, json!({"chosen": isa.name(), "why": why, "available": names}));
@@ -72,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             bf16.0,
             f32.1,
             bf16.1,
-            if busy { ": threads gain nothing, other programs use the processors" } else { "" }
+            if busy { ": threads gain nothing, since other programs use the processors" } else { "" }
         );
         let value = json!({
             "gflops_one_thread": f32.0, "gflops_all_threads": f32.1,
@@ -83,28 +86,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let precision = Precision::Auto.resolve(isa);
     let why = match precision {
         _ if isa.has_tiles() => "tile registers",
-        Precision::Bf16 => "its products were timed, and are faster by more than a third",
-        _ if isa.has_bf16() => "matmuls in bf16 were timed, and are not faster by a third",
-        _ => "this instruction set has no matmuls in bf16",
+        Precision::Bf16 => "its matmuls were timed and are more than a third faster",
+        _ if isa.has_bf16() => "bf16 matmuls were timed and are not a third faster",
+        _ => "this instruction set has no bf16 matmuls",
     };
-    let text = format!("{}: {why}; --precision takes another", precision.name());
+    let text = format!("{}: {why}; --precision changes it", precision.name());
     report.add("precision", text, json!({"chosen": precision.name(), "why": why}));
     let latency = fork_join(&cx);
     let text = match latency {
         _ if threads == 1 => "none: there is one thread".to_string(),
         us if us < 20.0 => format!("{us:.1} us to start and join all threads: short enough for every operation"),
-        us => format!(
-            "{us:.1} us to start and join all threads: long; other programs use the processors, or use fewer threads"
-        ),
+        us => format!("{us:.1} us to start and join all threads: long; stop other programs, or use fewer threads"),
     };
     report.add("fork and join", text, latency);
     let bandwidth = bandwidth(&cx);
-    let text =
-        format!("{bandwidth:.1} GB/s read and written by a large copy: what the optimizer and large models wait for");
+    let text = format!("{bandwidth:.1} GB/s read and written by a large copy: limits the optimizer and large models");
     report.add("memory speed", text, bandwidth);
     let speed = training(&cx, precision)?;
     let text = format!(
-        "about {} tokens/s of v4-small, from a few steps; `flashlm bench train` takes the time to measure it",
+        "about {} tokens/s with v4-small, from a few steps; `flashlm bench train` measures it properly",
         thousands(rounded(speed))
     );
     report.add("training", text, json!({"preset": "v4-small", "tokens_per_second": speed}));
@@ -114,7 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// GFLOP/s of a product of [`PRODUCT`]'s sizes.
+/// GFLOP/s of a matmul of [`PRODUCT`]'s sizes.
 fn product<A: Store>(cx: &Exec) -> f64 {
     measure::product::<A>(cx, PRODUCT, |call| fastest(PART, call)) / 1e9
 }
@@ -143,7 +143,7 @@ fn bandwidth(cx: &Exec) -> f64 {
     COPIED as f64 / fastest(PART, || narrow(cx, &mut to, &from)) / 1e9
 }
 
-/// Tokens a second of training steps of v4-small on random tokens.
+/// Tokens per second of training steps of v4-small on random tokens.
 fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
     let model = ModelConfig::v4_small();

@@ -8,55 +8,60 @@ use std::time::Instant;
 
 use anyhow::bail;
 use flashlm_model::{Engine, Precision};
-use flashlm_train::eval::bpb::{Latent, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
+use flashlm_train::eval::bpb::{Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::Found;
-use flashlm_train::units::{duration, thousands};
+use flashlm_train::units::{counted, duration, thousands};
 use serde_json::json;
 
 use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};
 
-/// Most rows of one pass over master weights.
+/// Most rows of one micro-batch with master weights.
 const ROWS: usize = 2048;
-/// Most rows of one pass of the packed runtime, a thread.
+/// Most rows of the packed runtime at once, per thread.
 const PACKED_ROWS: usize = 64;
 /// How far the packed model may be above its master weights without a word.
 const APART: f64 = 0.005;
 
-/// Score a model on a text in bits per byte. Every byte counts; each story starts afresh and is scored whole.
+/// Evaluate a model: bits per byte on a text, every byte counted, every document scored whole from a fresh state
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm eval checkpoints --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval checkpoints --data synthetic:200 --json\n\nEvery byte counts. Each document is scored whole, from a fresh state."
+)]
 pub struct Args {
-    /// A packed model, a run folder (its best checkpoint is taken), a checkpoint folder or a .safetensors file.
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json
     model: PathBuf,
-    /// A file, a folder or a pattern, repeated for several; a dataset (hf:OWNER/DATASET::validation); or `synthetic:N`; see `train`
+    /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
+    /// `train`
     #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
-    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]
+    /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
-    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1.
+    /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long)]
     offline: bool,
-    /// What is counted.
+    /// What is counted
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
-    /// Print one JSON object.
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Threads to compute with [default: all processors].
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// What matmuls of the master weights are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls of the master weights: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
     precision: Precision,
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Protocol {
-    /// Every byte of every story.
+    /// Every byte of every document
     Full,
-    /// Understated, for comparison with published tables only: the bits of 256 tokens of 500 stories over the characters
-    /// of the whole stories.
+    /// Understated, for comparison with published tables only: the bits of the first 256 tokens of each of the first 500 documents,
+    /// divided by the characters of the whole documents
     Published,
 }
 
@@ -65,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
     let (packed, latent) = match Found::load(&args.model)? {
-        Found::Latent(model) => (model.packed(&cx)?, Some(*model)),
+        Found::Master(model) => (model.packed(&cx)?, Some(*model)),
         Found::Packed(packed) => (*packed, None),
     };
     let packed = Arc::new(packed);
@@ -82,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let activation_bits = latent.as_ref().map_or(0, |model| model.config.activation_bits);
     let mut engine = Engine::new(packed.clone(), exec(args.threads)?, PACKED_ROWS);
     let mut float = match (&latent, &mut lm) {
-        (Some(model), Some(lm)) => Some(Latent::new(&cx, &mut **lm, &model.params)),
+        (Some(model), Some(lm)) => Some(Master::new(&cx, &mut **lm, &model.params)),
         _ => None,
     };
     let mut scorers: Vec<&mut dyn Scorer> = vec![&mut engine];
@@ -106,7 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     status.clear();
     if bits.iter().any(|bits| !bits.is_finite()) {
-        bail!("{from}: the model's output is not a number; its training diverged: use an earlier checkpoint");
+        bail!("{from}: the model's output is not a number, since training diverged; use an earlier checkpoint");
     }
     let apart = bits.get(1).map(|latent| bits[0] / latent - 1.0);
     if let (Some(apart), Some(latent)) = (apart, bits.get(1)) {
@@ -120,7 +125,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ),
         );
     }
-    let runtime = "packed: ternary weights, int8 activations, int8 table; what `flashlm generate` runs";
+    let runtime = "packed: ternary weights, int8 activations, int8 embedding matrix, as `flashlm generate` runs it";
     if args.json {
         let latent = objects.get(1).cloned();
         let object = &mut objects[0];
@@ -143,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     rows.iter().for_each(|(name, value)| out!("{name:<22}  {value}"));
     if read.repaired > 0 {
-        out!("{:<22}  {} mojibake sequences in the text, before scoring", "repaired", thousands(read.repaired));
+        out!("{:<22}  {} in the text, before scoring", "repaired", counted(read.repaired, "mojibake sequence"));
     }
     out!("{:<22}  {runtime}", "runtime");
     Ok(ExitCode::SUCCESS)
@@ -153,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 const WHY: &str = ": it was trained with float activations, which the runtime rounds to int8; model.activation_bits=8 \
                    trains for them";
 
-/// What explains the share by which the packed model is above its master weights; nothing explains a share below.
+/// Explains why the packed model is worse than its master weights; empty where it is not.
 fn why(apart: f64, activation_bits: u32) -> &'static str {
     if apart > APART && activation_bits != 8 { WHY } else { "" }
 }
@@ -163,11 +168,11 @@ type Rows = Vec<(&'static str, String)>;
 fn full_rows(r: &Report) -> Rows {
     let unk = match (r.unk_bases, r.unk) {
         (0, _) => "none, the tokenizer is lossless".into(),
-        (bases, n) => format!("{}, each charged ln {} nats more", thousands(n), thousands(bases as u64)),
+        (bases, n) => format!("{}, each charged ln {} nats on top", thousands(n), thousands(bases as u64)),
     };
     vec![
         ("bits per byte", format!("{:.4}", r.bpb)),
-        ("  with end of story", format!("{:.4}", r.bpb_with_eos)),
+        ("  with end of document", format!("{:.4}", r.bpb_with_eos)),
         ("loss per token", format!("{:.4} nats", r.loss_per_token)),
         ("perplexity", format!("{:.3}", r.perplexity)),
         ("bytes per token", format!("{:.3}", r.bytes_per_token)),
@@ -182,8 +187,8 @@ fn full_rows(r: &Report) -> Rows {
 
 fn published_rows(r: &Published) -> Rows {
     let protocol = format!(
-        "published, UNDERSTATED: bits of the first {PUBLISHED_TOKENS} tokens over characters of whole stories, \
-         first {PUBLISHED_STORIES} stories; compare with published tables only"
+        "published, UNDERSTATED: bits of the first {PUBLISHED_TOKENS} tokens over characters of whole documents, first \
+         {PUBLISHED_STORIES} documents; compare with published tables only"
     );
     vec![
         ("understated bits/char", format!("{:.4}", r.understated_bits_per_character)),
@@ -198,7 +203,7 @@ fn published_rows(r: &Published) -> Rows {
     ]
 }
 
-/// The status line: share, speed, time to go.
+/// The status line: fraction done, speed, time to go.
 fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
     let seconds = start.elapsed().as_secs_f64();
     status.show(&format!(

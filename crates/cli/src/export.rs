@@ -14,18 +14,22 @@ use flashlm_train::units::bytes;
 use crate::common::{exec, may_write};
 use crate::report::Report;
 
-/// Write a model as a file for other programs
+/// Export a model as a file for other programs
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm export safetensors checkpoints -o weights.safetensors\n  flashlm export safetensors model.safetensors -o weights.safetensors --json"
+)]
 pub struct Args {
-    /// The format of the file
+    /// Format of the file
     #[arg(value_parser = formats())]
     format: String,
-    /// Run folder (its best checkpoint is taken), checkpoint folder, packed model, or .safetensors file with its tokenizer.json
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json
     model: PathBuf,
-    /// The file to write
+    /// File to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(short, long)]
     force: bool,
     /// Print the result as JSON

@@ -9,62 +9,67 @@ use std::time::Instant;
 use anyhow::{Context, anyhow, bail};
 use flashlm_kernels::Token;
 use flashlm_model::sample::{Settings, StopStrings};
-use flashlm_model::{Engine, Finish, PackedModel, Writer};
+use flashlm_model::{Engine, Finish, Generation, PackedModel};
 use flashlm_train::load::load_packed;
+use flashlm_train::units::counted;
 
 use crate::common::{exec, out, say, write_out};
 
 /// Rows of the prompt that are worked through at once.
 const ROWS: usize = 64;
 
-/// Let a model write
+/// Generate text
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm generate checkpoints -p \"Once upon a time\" -n 300\n  flashlm generate model.safetensors --greedy -p \"One day\"\n  flashlm generate checkpoints --interactive"
+)]
 pub struct Args {
-    /// Packed model, run folder, checkpoint folder, or .safetensors file with its tokenizer.json beside it
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json
     model: PathBuf,
-    /// What the text begins with; none starts a story
+    /// Prompt: text to continue [default: none, starts a new document]
     #[arg(short, long, default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
-    /// Most tokens to write (with --interactive, in a turn); the model may end its story before
+    /// Maximum number of tokens to generate, per turn with --interactive; the model may end its text earlier
     #[arg(short = 'n', long, default_value_t = 200)]
     tokens: usize,
-    /// 0 takes the likeliest token; 1 draws from the model's own distribution; above 1 is wilder
+    /// Sampling temperature: 0 always takes the most likely token, 1 samples the model's distribution, higher is more random
     #[arg(short, long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f32,
-    /// Always take the likeliest token: the same as -t 0
+    /// Always take the most likely token, same as -t 0
     #[arg(long, conflicts_with = "temperature")]
     greedy: bool,
-    /// Draw from the K likeliest tokens only; 0 is all
+    /// Top-k sampling: only the K most likely tokens (0 = disabled)
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Draw from the fewest tokens that hold this probability; 1 is all
+    /// Top-p sampling: only the most likely tokens up to a total probability of P (1.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true)]
     top_p: f32,
-    /// Draw from tokens at least this likely relative to the likeliest; 0 is all
+    /// Min-p sampling: only tokens at least P times as likely as the most likely one (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
-    /// Weaken the tokens of the last 64; 1 leaves them alone
+    /// Repeat penalty over the last 64 tokens (1.0 = disabled)
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     repeat_penalty: f32,
-    /// Taken from the logits of the tokens of the last 64, -2 to 2
+    /// Presence penalty over the last 64 tokens, -2 to 2 (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     presence_penalty: f32,
-    /// Taken from them once for each time they came, -2 to 2
+    /// Frequency penalty over the last 64 tokens, -2 to 2 (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     frequency_penalty: f32,
-    /// Add to a token's logit, -100 to 100: `1234=-100` by its number, ` cat=3` by its text; can be given several times
+    /// Add BIAS, -100 to 100, to the logit of a token given by id (1234=-100) or by text (' cat=3'); repeatable
     #[arg(long, value_name = "TOKEN=BIAS", allow_hyphen_values = true)]
     logit_bias: Vec<String>,
-    /// The same seed gives the same text on any machine
+    /// Seed of the random numbers; the same seed gives the same text on any machine
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// End before this text; can be given several times
+    /// Stop before this text; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Write in turns: after each, a line from you goes on with the story; an empty line lets the model go on
+    /// Interactive mode: after each turn, type a line that continues the text; an empty line just continues
     #[arg(short, long)]
     interactive: bool,
-    /// Threads [default: FLASHLM_THREADS, or 1: a token of a small model is too little work to share]
+    /// Number of threads [default: FLASHLM_THREADS, else 1, the fastest for one token of a small model]
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -92,34 +97,37 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let model = Arc::new(load_packed(&cx, &args.model)?);
     settings.logit_bias = args.logit_bias.iter().map(|text| bias(&model, text)).collect::<Result<_, _>>()?;
     let mut engine = Engine::new(model.clone(), cx, ROWS);
-    let mut writer = Writer::new(&model, settings, args.tokens, &args.stop)?;
-    let mut turn = |writer: &mut Writer, text: &str| {
+    let mut generation = Generation::new(&model, settings, args.tokens, &args.stop)?;
+    let mut turn = |generation: &mut Generation, text: &str| {
         note_unknown(&model, text);
-        let prompt = writer.read(text);
-        let (start, before) = (Instant::now(), writer.tokens());
-        let finish = engine.write(writer, |piece| write_out(format_args!("{piece}"), false));
+        let prompt = generation.push(text);
+        let (start, before) = (Instant::now(), generation.tokens());
+        let finish = engine.generate(generation, |piece| write_out(format_args!("{piece}"), false));
         out!("");
         let finish = finish.with_context(|| format!("{}", args.model.display()))?;
-        let (tokens, seconds) = (writer.tokens() - before, start.elapsed().as_secs_f64());
+        let (tokens, seconds) = (generation.tokens() - before, start.elapsed().as_secs_f64());
         let end = match finish {
-            Finish::Eos => "the story ended",
-            Finish::Length => "as many as asked for (-n)",
-            Finish::Stop => "at a stop string",
-            Finish::Failed => "no token to choose",
+            Finish::Eos => "the model ended the text",
+            Finish::Length => "reached the limit (-n)",
+            Finish::Stop => "reached a stop string",
+            Finish::Failed => "no token could be chosen",
         };
         let speed = (tokens + prompt) as f64 / seconds.max(1e-9);
-        say!("{tokens} tokens after {prompt} of text in {seconds:.3} s, {speed:.0} tokens/s; {end}");
+        say!(
+            "{} after a prompt of {prompt} in {seconds:.3} s, {speed:.0} tokens/s; {end}",
+            counted(tokens as u64, "token")
+        );
         anyhow::Ok(())
     };
     write_out(format_args!("{}", args.prompt), false);
-    turn(&mut writer, &args.prompt)?;
+    turn(&mut generation, &args.prompt)?;
     if args.interactive {
         for line in std::io::stdin().lock().lines() {
             let line = line.context("cannot read a line from standard input; it must be UTF-8 text")?;
-            writer.go_on(args.tokens);
-            // A word of its own, as if the story had gone on to say it.
+            generation.extend(args.tokens);
+            // A word of its own, as if the document had gone on to say it.
             let text = if line.is_empty() { line } else { format!(" {}", line.trim()) };
-            turn(&mut writer, &text)?;
+            turn(&mut generation, &text)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -138,7 +146,10 @@ fn bias(model: &PackedModel, text: &str) -> anyhow::Result<(Token, f32)> {
     match ids[..] {
         [id] if Some(id) != model.tokenizer().unk() => Ok((id, value)),
         _ => {
-            bail!("--logit-bias {text}: {token:?} is {} tokens of this vocabulary; give one, or its number", ids.len())
+            bail!(
+                "--logit-bias {text}: {token:?} is {} tokens in this vocabulary; give a single token, or its id",
+                ids.len()
+            )
         }
     }
 }
@@ -149,6 +160,6 @@ fn note_unknown(model: &PackedModel, text: &str) {
     model.tokenizer().encode(text, &mut ids);
     let unknown = ids.iter().filter(|id| **id == unk).count();
     if unknown > 0 {
-        say!("note: {unknown} of the text's {} tokens are not in the model's vocabulary", ids.len());
+        say!("note: {unknown} of the prompt's {} tokens are not in the model's vocabulary", ids.len());
     }
 }

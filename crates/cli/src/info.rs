@@ -15,19 +15,20 @@ use flashlm_train::log::card::ternary_share;
 use flashlm_train::log::{EvalRow, Row, jsonl};
 use flashlm_train::recognise::recognise;
 use flashlm_train::run_folder::{Listed, METRICS, RunFolder};
-use flashlm_train::units::{bytes, duration, thousands};
+use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
 
 use crate::data::summary;
 use crate::report::Report;
 
-/// Say what a file or folder is, and what is in it
+/// Show what a file or folder is, and what is in it
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm info checkpoints\n  flashlm info model.safetensors --json")]
 pub struct Args {
-    /// Run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, log, test vectors or text
+    /// A run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, metrics.jsonl, test vectors or text
     path: PathBuf,
-    /// Print JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -62,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Text(_) | What::TextFolder | What::Dataset | What::Synthetic => about_text(path, &found, &mut report)?,
         _ => bail!(Unwanted::new(
             path,
-            "a run, a checkpoint, a model, a tokenizer, a token cache, a prepared folder, a log or text",
+            "a run, a checkpoint, a model, a tokenizer, a token cache, a prepared folder, metrics or text",
             found
         )),
     }
@@ -80,7 +81,7 @@ fn about_text(path: &Path, found: &What, report: &mut Report) -> anyhow::Result<
     }
     let at = quoted(path);
     let next = [format!("flashlm data stats {at}"), format!("flashlm train --data {at}")];
-    report.add("next", format!("{}   counts its stories\n{}   trains on them", next[0], next[1]), next.to_vec());
+    report.add("next", format!("{}   inspects it\n{}   trains on it", next[0], next[1]), next.to_vec());
     Ok(())
 }
 
@@ -178,7 +179,7 @@ fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
 
 fn about_packed(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let model = PackedModel::open(path)?;
-    report.add("kind", "packed model, whole and undamaged", "packed model");
+    report.add("kind", "packed model, complete and undamaged", "packed model");
     report.add("model", path.display(), path.display().to_string());
     let parameters = about_config(model.config(), report)?;
     let (size, memory) = (model.file_bytes(), model.memory());
@@ -189,7 +190,7 @@ fn about_packed(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let header = Header::open(path)?;
     let number = |key| header.metadata(key).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
     let (ternary, table) = (8.0 / number("per_byte"), number("table_bits"));
-    let text = format!("{ternary} bits per ternary weight, {table} bits per number of embedding and head");
+    let text = format!("{ternary} bits per ternary weight, {table} bits per weight of embedding matrix and head");
     report.add("density", text, json!({"ternary_bits": ternary, "table_bits": table}));
     about_tokenizer(model.tokenizer(), report);
     Ok(())
@@ -200,7 +201,7 @@ fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
     let quant = serde_json::to_value(&c.quant)?;
     let ternary = match c.quant.quant() {
         None => "float weights".to_string(),
-        Some(_) => format!("ternary weights, one scale a {}", quant["scale"].as_str().unwrap_or_default()),
+        Some(_) => format!("ternary weights, one scale per {}", quant["scale"].as_str().unwrap_or_default()),
     };
     let of = match c.quant.size {
         size if ["block", "group"].map(Some).contains(&quant["scale"].as_str()) => format!(" of {size}"),
@@ -211,8 +212,8 @@ fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
     report.add(
         "architecture",
         format!(
-            "{} blocks of mixer ({mixers}) and GLU, width {}, hidden {}, vocabulary {}\n{ternary}{of}",
-            c.blocks,
+            "{} of mixer ({mixers}) and GLU, width {}, hidden {}, vocabulary {}\n{ternary}{of}",
+            counted(c.blocks as u64, "block"),
             c.dim,
             c.ffn_hidden,
             thousands(c.vocab_size as u64)
@@ -251,7 +252,7 @@ fn about_tokenizer(tokenizer: &Tokenizer, report: &mut Report) {
     let (kind, size, eos) = (tokenizer.kind(), tokenizer.vocab_size(), tokenizer.eos());
     let lossy = match tokenizer.unk() {
         None => "lossless".to_string(),
-        Some(unk) => format!("lossy: UNK {unk} stands for {} others", thousands(tokenizer.unk_bases() as u64)),
+        Some(unk) => format!("lossy: UNK {unk} stands for {} other tokens", thousands(tokenizer.unk_bases() as u64)),
     };
     report.add(
         "tokenizer",
@@ -265,15 +266,15 @@ fn about_tokens(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let cache = TokenCache::inspect(path)?;
     let Expect { tokenizer, source, split } = cache.made_from();
     let (stories, tokens) = (cache.stories() as u64, cache.tokens().len() as u64);
-    report.add("kind", "token cache, whole and undamaged", "token cache");
+    report.add("kind", "token cache, complete and undamaged", "token cache");
     report.add("stories", thousands(stories), stories);
-    report.add("tokens", format!("{}, EOS of each story included", thousands(tokens)), tokens);
+    report.add("tokens", format!("{}, EOS of each document included", thousands(tokens)), tokens);
     let per_token = cache.bytes() as f64 / tokens as f64;
-    report.add("bytes", format!("{}, {per_token:.3} a token", bytes(cache.bytes())), cache.bytes());
+    report.add("bytes", format!("{}, {per_token:.3} per token", bytes(cache.bytes())), cache.bytes());
     report.add("unk", thousands(cache.unk()), cache.unk());
     report.add(
         "mojibake",
-        format!("{} sequences repaired in the whole source", thousands(cache.repaired())),
+        format!("{} repaired in the whole source", counted(cache.repaired(), "sequence")),
         cache.repaired(),
     );
     report.add("vocabulary", thousands(cache.vocab_size() as u64), cache.vocab_size());

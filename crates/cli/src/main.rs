@@ -22,9 +22,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Language models that train and run on the CPU you have.
+/// Train and run small ternary language models on CPUs
 #[derive(Parser)]
 #[command(version, propagate_version = true)]
+#[command(
+    after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm generate checkpoints -p \"Once upon a time\"\n\n`flashlm COMMAND --help` describes a command. Results go to stdout, progress to stderr.\nFLASHLM_THREADS sets the number of threads, FLASHLM_ISA the instruction set, FLASHLM_CACHE the cache folder."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,25 +37,25 @@ struct Cli {
 enum Command {
     /// Train a model
     Train(Box<train::Args>),
-    /// Bits per byte of a model on a text
+    /// Evaluate a model: bits per byte on a text
     Eval(eval::Args),
-    /// Let a model write
+    /// Generate text
     Generate(generate::Args),
-    /// Put a model into one small file
+    /// Pack a model into one small file
     Pack(pack::Args),
-    /// Write a model as a file for other programs
+    /// Export a model for other programs
     Export(export::Args),
-    /// Prepare text: tokenizer and token cache
+    /// Inspect text and prepare it for training
     Data(data::Args),
-    /// Compare this build with test vectors
+    /// Verify this build against test vectors
     Verify(verify::Args),
-    /// Tell what a model, checkpoint, tokenizer or cache is
+    /// Show what a file or folder is
     Info(info::Args),
-    /// Tell what this machine can do
+    /// Show what this machine can do
     Doctor(doctor::Args),
-    /// Draw the curves of runs as SVG
+    /// Plot the curves of runs as SVG
     Plot(plot::Args),
-    /// Measure speed
+    /// Benchmark training, generation and kernels
     Bench(bench::Args),
 }
 

@@ -16,21 +16,24 @@ use flashlm_train::what::What;
 use crate::common::{exec, may_write};
 use crate::report::Report;
 
-/// Put a model into one small file
+/// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm pack checkpoints -o model.safetensors\n  flashlm pack checkpoints --ternary-bits 1.6 --table-bits 4 -o smaller.safetensors"
+)]
 pub struct Args {
-    /// Run folder (its best checkpoint is taken), checkpoint folder, or .safetensors file with its tokenizer.json
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, or a .safetensors file beside its tokenizer.json
     run: PathBuf,
-    /// The file to write
+    /// File to write
     #[arg(short, long, value_name = "FILE", default_value = "model.safetensors")]
     output: PathBuf,
-    /// Bits of a ternary weight in the file; in memory it takes two
+    /// Bits per ternary weight in the file; in memory it is always 2
     #[arg(long, value_enum, default_value_t = Ternary::Two)]
     ternary_bits: Ternary,
-    /// Bits of a number of embedding and head in the file, 8 or 4; in memory it takes eight. 4 costs about 0.4 % in bits per byte
+    /// Bits per weight of the embedding matrix and the head in the file; in memory it is always 8
     #[arg(long, value_enum, default_value_t = Table::Eight)]
     table_bits: Table,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(short, long)]
     force: bool,
     /// Print the result as JSON
@@ -40,20 +43,20 @@ pub struct Args {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Ternary {
-    /// Four weights a byte
+    /// Four weights per byte
     #[value(name = "2")]
     Two,
-    /// Five weights a byte
+    /// Five weights per byte
     #[value(name = "1.6")]
     Less,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Table {
-    /// A scale a row
+    /// One scale per row
     #[value(name = "8")]
     Eight,
-    /// A scale for 16 columns of a row; an eighth of the tokens, the commonest, keep 8 bits
+    /// One scale per 16 columns of a row; the most frequent eighth of the tokens keep 8 bits. Costs about 0.4 % in bits per byte
     #[value(name = "4")]
     Four,
 }
@@ -61,7 +64,7 @@ enum Table {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if recognise(&args.run) == What::Packed {
-        bail!("{}: is packed already; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
+        bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
     }
     may_write(&args.output, "-o", args.force)?;
     let cx = exec(Some(1))?;
@@ -84,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.add("file", args.output.display(), args.output.display().to_string());
     report.add("from", model.path.display(), model.path.display().to_string());
     report.add("parameters", thousands(parameters as u64), parameters);
-    report.add("file size", format!("{}, {bits:.2} bits a parameter", bytes(packed.len() as u64)), packed.len());
+    report.add("file size", format!("{}, {bits:.2} bits per parameter", bytes(packed.len() as u64)), packed.len());
     report.add("in memory", bytes(read.memory() as u64), read.memory());
     report.print(args.json);
     Ok(ExitCode::SUCCESS)

@@ -14,19 +14,20 @@ use flashlm_train::what::{Unwanted, What};
 
 use crate::common::{may_write, out, say};
 
-/// Draw the curves of runs
+/// Plot the loss and validation curves of one or more runs as SVG
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm plot checkpoints\n  flashlm plot runs/a runs/b --axis time -o curves.svg")]
 pub struct Args {
-    /// Run folders, or files like their metrics.jsonl
+    /// Run folders, or metrics.jsonl files
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// The file to write
+    /// File to write
     #[arg(short, long, default_value = "curve.svg")]
     output: PathBuf,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(short, long)]
     force: bool,
-    /// What the horizontal axis shows
+    /// Horizontal axis
     #[arg(long, value_enum, default_value_t = By::Tokens)]
     axis: By,
 }
@@ -35,7 +36,7 @@ pub struct Args {
 enum By {
     /// Tokens trained on
     Tokens,
-    /// Time of training
+    /// Training time
     Time,
 }
 
@@ -46,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();
     let same = bounds.iter().all(|bound| *bound == bounds[0]);
     if !same {
-        say!("note: the runs do not share one entropy bound, so none is drawn");
+        say!("note: the runs have different entropy bounds, so none is drawn");
     }
     let title = match &runs[..] {
         [run] => run.title.clone(),
@@ -81,7 +82,7 @@ impl Run {
         if rows.is_empty() {
             bail!("{}: there is nothing to draw yet", file.display());
         }
-        // A link or `.` has no name of its own.
+        // A link or `.` has no name.
         let whole = file.canonicalize().with_context(|| format!("{}: cannot be read", file.display()))?;
         let folder = whole.parent().unwrap_or(&whole);
         let own = if path.is_dir() || path.ends_with(METRICS) { folder.file_name() } else { whole.file_stem() };

@@ -43,7 +43,7 @@ impl Stop {
                 thread::sleep(Duration::from_millis(50));
             }
             match training.load(Relaxed) {
-                true => say!("\nstopping and saving; Ctrl-C once more stops at once, without saving"),
+                true => say!("\nstopping and saving; press Ctrl-C again to stop at once, without saving"),
                 false => say!("\nstopping; nothing has been trained yet"),
             }
         });

@@ -8,23 +8,27 @@ use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_train::eval::verify::verify;
 use flashlm_train::recognise::recognise;
+use flashlm_train::units::counted;
 use flashlm_train::what::{Unwanted, What};
 use serde_json::json;
 
 use crate::common::{exec, out, precision};
 
-/// Run the test vectors of a file: logits, loss, gradients and a training trajectory; exit code 1 past their bounds.
+/// Verify this build against test vectors: logits, loss, gradients and a training trajectory; exit code 1 if any is out of bounds
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm verify tests/reference/relu2_subnorm.safetensors\n  flashlm verify tests/reference/delta_published.safetensors --precision bf16 --json\n\nThe exit code is 1 if any result is out of bounds."
+)]
 pub struct Args {
-    /// A .safetensors file of vectors, like those of tests/reference.
+    /// Test vectors: a .safetensors file like those in tests/reference
     file: PathBuf,
-    /// Print one JSON object.
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Threads to compute with [default: all processors].
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest; bf16 has wider bounds
+    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it); bf16 has wider bounds
     #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
     precision: Precision,
 }
@@ -33,7 +37,7 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let found = recognise(&args.file);
     if found != What::Vectors {
-        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those of tests/reference", found));
+        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those in tests/reference", found));
     }
     let cx = exec(args.threads)?;
     let file = TensorFile::open(&args.file)?;
@@ -50,7 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{object}");
     } else {
         let (file, isa, precision) = (args.file.display(), cx.isa().name(), precision.name());
-        out!("{file}: {}, {} training steps, {isa}, {precision}", outcome.arch, outcome.steps);
+        out!("{file}: {}, {}, {isa}, {precision}", outcome.arch, counted(outcome.steps as u64, "training step"));
         for check in checks {
             let verdict = if check.pass { "pass" } else { "FAIL" };
             let worst = match check.name {

@@ -5,7 +5,7 @@ use crate::dot::DotOp;
 use crate::isa;
 use crate::simd::{Op, Units};
 
-/// An instruction set with kernels of its own. A value is proof that this machine supports it: [`Isa::SCALAR`] always is, all
+/// An instruction set with its own kernels. A value is proof that this machine supports it: [`Isa::SCALAR`] always is, all
 /// others come from looking at the machine.
 ///
 /// ```
@@ -41,10 +41,10 @@ enum Kind {
     /// 16 f32 lanes with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// The same with `vdpbf16ps` for products of bf16.
+    /// The same with `vdpbf16ps` for bf16 matmuls.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
-    /// The same with tile registers for products of bf16.
+    /// The same with tile registers for bf16 matmuls.
     #[cfg(target_arch = "x86_64")]
     Amx,
     /// 4 f32 lanes with FMA.
@@ -129,7 +129,7 @@ impl Isa {
         Isa::wanted().map(|isas| isas[0])
     }
 
-    /// Whether it has instructions for products of bf16.
+    /// Whether it has instructions for bf16 matmuls.
     pub fn has_bf16(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return matches!(self.0, Kind::Avx512Bf16 | Kind::Amx);
@@ -137,7 +137,7 @@ impl Isa {
         false
     }
 
-    /// Whether products of bf16 run on tile registers.
+    /// Whether bf16 matmuls run on tile registers.
     pub fn has_tiles(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         return self.0 == Kind::Amx;
@@ -145,7 +145,7 @@ impl Isa {
         false
     }
 
-    /// Rows of one tile of [`crate::Exec::tiles`]: a multiple of the tile of its fastest product.
+    /// Rows of one tile of [`crate::Exec::tiles`]: a multiple of the tile of its fastest matmul.
     pub(crate) fn tile_rows(self) -> usize {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -156,7 +156,7 @@ impl Isa {
         }
     }
 
-    /// Runs a product of integers on its unit for these.
+    /// Runs an integer matmul on its unit for these.
     pub(crate) fn dot(self, op: impl DotOp) {
         match self.0 {
             Kind::Scalar => isa::scalar::run_dot(op),

@@ -1,5 +1,5 @@
 //! What an integer unit must offer: sums of products of unsigned weight codes with signed bytes, four at a time. The packed
-//! product is written over this trait once ([`crate::ops::packed_matmul`]); each file of [`crate::isa`] implements it.
+//! matmul is written over this trait once ([`crate::ops::packed_matmul`]); each file of [`crate::isa`] implements it.
 //!
 //! Weights lie in cells of 16 outputs. A ternary cell is 16 columns in 64 bytes: byte `b` of lane `r` holds, in bits `2j` and
 //! `2j + 1`, the code `w + 1` of column `4 j + b` of output `r`. A byte cell is 4 columns in 64 bytes: byte `b` of lane `r` is
@@ -36,7 +36,7 @@ pub(crate) unsafe trait Dot: Copy {
     const ROWS: usize;
     /// What the unit's byte codes are above their weights.
     const BYTE_BIAS: i32;
-    /// Whether products of many rows run on tile registers, by [`Dot::block`].
+    /// Whether matmuls of many rows run on tile registers, by [`Dot::block`].
     const TILES: bool = false;
 
     unsafe fn zero() -> Self::V;

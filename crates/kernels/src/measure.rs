@@ -22,7 +22,7 @@ pub fn fastest(seconds: f64, mut f: impl FnMut()) -> f64 {
     best
 }
 
-/// Operations a second of a product `[m, k] [k, n]`, `seconds` being what times one call of it.
+/// Operations per second of a matmul `[m, k] [k, n]`, `seconds` being what times one call of it.
 pub fn product<A: Store>(
     cx: &Exec,
     (m, n, k): (usize, usize, usize),

@@ -1,4 +1,4 @@
-//! A thread's share of a matrix product `C[m,n] (+)= A[m,k] B[k,n]`, as vectors (`ops/matmul`) and tile registers (`isa/amx`)
+//! A thread's share of a matmul `C[m,n] (+)= A[m,k] B[k,n]`, as vectors (`ops/matmul`) and tile registers (`isa/amx`)
 //! both take it, and how both bring rows of `A` to the cache. `B` lies in panels of columns, `[k][columns]` each.
 
 use std::ops::Range;

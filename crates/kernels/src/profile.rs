@@ -21,7 +21,7 @@ pub enum Work {
 pub struct Entry {
     /// The op.
     pub name: &'static str,
-    /// What tells its calls apart: inner and outer size of a product, width of a row.
+    /// What tells its calls apart: inner and outer size of a matmul, width of a row.
     pub size: (usize, usize),
     /// Number of calls.
     pub calls: u64,

@@ -1,7 +1,7 @@
 //! The words that kernels are written in: an op is a body ([`Op`]) over vectors ([`Simd`]) of a number ([`Elem`]), and reads and
 //! writes what that number is kept as ([`Store`]). A body is written once; each file of [`crate::isa`] implements `Simd`.
 //!
-//! A matrix product takes both operands as one `Store` and sums in its `E`. bf16 operands go in pairs of depths.
+//! A matmul takes both operands as one `Store` and sums in its `E`. bf16 operands go in pairs of depths.
 //!
 //! Partial loads fill the missing lanes with zero. `sum` and `hmax` reduce in an order fixed by the ISA.
 //! `exp` in f32: `2^n * p(r)`, `x = n ln 2 + r`, `p` the polynomial of degree 6 with the least relative error on
@@ -55,7 +55,7 @@ pub unsafe trait Store: Copy + PartialEq + Debug + Send + Sync + 'static {
     const ZERO: Self;
     /// Not a number, the poison of fresh buffers in debug builds.
     const NAN: Self;
-    /// Depths that one multiply-add of a product takes.
+    /// Depths that one multiply-add of a matmul takes.
     const DEPTH: usize;
     /// The name users give this precision.
     const NAME: &'static str;
@@ -113,9 +113,9 @@ pub unsafe trait Simd: Copy + 'static {
     /// `LANES` pairs of bf16.
     type P: Copy;
     const LANES: usize;
-    /// Rows of the matrix-product tile.
+    /// Rows of the matmul tile.
     const MR: usize;
-    /// Whether products of bf16 run on tile registers.
+    /// Whether bf16 matmuls run on tile registers.
     const TILES: bool = false;
 
     unsafe fn splat(x: Self::E) -> Self::V;

@@ -4,15 +4,15 @@ use std::ops::Range;
 
 use crate::size::area;
 
-/// Rows of sequences in which stories may follow each other.
+/// Rows of sequences in which documents may follow each other.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {
     /// `B`: sequences.
     pub batch: usize,
     /// `T`: rows of each.
     pub len: usize,
-    /// For each of the `B*T` rows, how many rows directly before it are of the same story: rows of this pass, and before those
-    /// what a state holds. 0 starts a story.
+    /// For each of the `B*T` rows, how many rows directly before it are of the same document: rows of this micro-batch, and before those
+    /// what a state holds. 0 starts a document.
     pub past: &'a [u32],
 }
 
@@ -27,12 +27,12 @@ impl Span<'_> {
         Span { batch: 1, len: self.len, past: &self.past[i * self.len..][..self.len] }
     }
 
-    /// Whether the rows of one story go on from row `at - 1` to `at` of the same sequence.
+    /// Whether rows of one document continue from row `at - 1` to `at` of the same sequence.
     pub fn goes_on(&self, at: usize) -> bool {
         !at.is_multiple_of(self.len) && self.past[at] > 0
     }
 
-    /// The longest run of rows from `rows.start` on that are of one story, at most `most` and not beyond `rows.end`.
+    /// The longest run of rows from `rows.start` on that are of one document, at most `most` and not beyond `rows.end`.
     pub fn run(&self, rows: Range<usize>, most: usize) -> Range<usize> {
         let end = rows.end.min(rows.start.saturating_add(most));
         let cut = (rows.start + 1..end).find(|&at| !self.goes_on(at));
@@ -40,7 +40,7 @@ impl Span<'_> {
     }
 }
 
-/// [`Span::past`] of fresh sequences, each one story.
+/// [`Span::past`] of fresh sequences, each one document.
 pub fn whole(batch: usize, len: usize) -> Vec<u32> {
     (0..batch).flat_map(|_| 0..len as u32).collect()
 }

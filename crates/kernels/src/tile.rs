@@ -17,10 +17,10 @@ use crate::size::area;
 /// Rows of a tile on any ISA: bounds for memory that is laid out before the ISA is known.
 pub const TILE_ROWS: RangeInclusive<usize> = 48..=64;
 
-/// A buffer of `width` elements a row, of which a tile gets its rows.
+/// A buffer of `width` elements per row, of which a tile gets its rows.
 pub struct Rows<'a, T>(pub &'a mut [T], pub usize);
 
-/// A buffer of `width` elements a tile, of which a tile gets its own.
+/// A buffer of `width` elements per tile, of which a tile gets its own.
 pub struct Parts<'a, T>(pub &'a mut [T], pub usize);
 
 /// What can be cut into the shares of tiles.
@@ -259,7 +259,7 @@ impl Local {
 }
 
 impl Exec {
-    /// Rows of one tile: a multiple of the tile of the ISA's fastest product, few enough for its activations to stay in L2, and
+    /// Rows of one tile: a multiple of the tile of the ISA's fastest matmul, few enough for its activations to stay in L2, and
     /// for a pass of some thousand rows to keep eight or more threads busy.
     pub fn tile_rows(&self) -> usize {
         self.isa().tile_rows()

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use flashlm_model::sample::Settings;
-use flashlm_model::{Engine, Exec, Isa, Model, PackedModel, Writer};
+use flashlm_model::{Engine, Exec, Generation, Isa, Model, PackedModel};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -26,13 +26,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Arc::new(model);
     let mut engine = Engine::new(model.clone(), exec, 16);
     let settings = Settings { temperature: 0.8, top_p: 0.95, seed: 1, ..Settings::default() };
-    let mut writer = Writer::new(&model, settings, 200, &[])?;
-    writer.read(&prompt);
+    let mut generation = Generation::new(&model, settings, 200, &[])?;
+    generation.push(&prompt);
     let mut out = std::io::stdout().lock();
     // A reader that has gone away is no error: the text is short, and ends soon.
     let mut show = |text: &str| drop(write!(out, "{text}").and_then(|()| out.flush()));
     show(&prompt);
-    engine.write(&mut writer, &mut show)?;
-    show("\n");
+    engine.generate(&mut generation, &mut show)?;
+    show(
+        "
+",
+    );
     Ok(())
 }

@@ -1,7 +1,7 @@
-//! What a model is: sizes and switches, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
+//! Sizes and switches of a model, read from TOML (`[model]`) and JSON (checkpoints); unknown keys are errors.
 
 use flashlm_kernels::Token;
-use flashlm_kernels::ops::{Act, Quant, Scale, Stat};
+use flashlm_kernels::ops::{Act, Quant, Scale, Statistic};
 use serde::{Deserialize, Serialize};
 
 pub use crate::error::ConfigError;
@@ -27,13 +27,13 @@ pub struct ModelConfig {
     pub ffn_hidden: usize,
     /// Token mixer, by its name in `mixers!`.
     pub mixer: String,
-    /// The mixers of the blocks in turn, repeated; empty: `mixer` in each.
+    /// Mixers of the blocks in order, repeated; empty: `mixer` in each.
     #[serde(default)]
     pub pattern: Vec<String>,
-    /// Whether mixers start anew where a story does, at each `eos`.
+    /// Whether mixers start from a fresh state at each `eos`, so that no token sees another document (intra-document masking).
     #[serde(default)]
     pub reset: bool,
-    /// The token between stories; a run takes it from its tokenizer.
+    /// The token that ends a document; a run takes it from its tokenizer.
     #[serde(default)]
     pub eos: usize,
     /// The ternary quantiser.
@@ -45,13 +45,13 @@ pub struct ModelConfig {
     pub block_norm: bool,
     /// Epsilon of every RMSNorm.
     pub norm_eps: f64,
-    /// What the gate of the GLU goes through.
+    /// Activation of the gate of the GLU.
     #[serde(default)]
     pub activation: ActivationKind,
     /// RMSNorm before the output projection of each mixer and GLU (sub-LN, arXiv 2210.06423).
     #[serde(default)]
     pub sub_norm: bool,
-    /// Output projections start at zero, so that each branch starts as nothing.
+    /// Output projections start at zero, so that each branch starts as the identity.
     #[serde(default)]
     pub zero_init: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
@@ -72,7 +72,7 @@ pub struct QuantConfig {
     pub size: usize,
     /// How `alpha` summarises `|w|`.
     pub stat: StatKind,
-    /// An RMSNorm of its own before each BitLinear.
+    /// Its own RMSNorm before each BitLinear.
     pub norm: bool,
 }
 
@@ -82,11 +82,11 @@ pub struct QuantConfig {
 pub enum ScaleKind {
     /// Weights stay float: the baseline of ablations.
     None,
-    /// One a matrix.
+    /// One per matrix.
     Tensor,
-    /// One for `size` elements of the flattened matrix.
+    /// One per `size` elements of the flattened matrix.
     Block,
-    /// One for `size` elements of a row.
+    /// One per `size` elements of a row.
     Group,
 }
 
@@ -100,7 +100,7 @@ pub enum StatKind {
     Median,
 }
 
-/// What the gate of the GLU goes through; models saved before there was a choice have SiLU.
+/// Activation of the gate of the GLU; models saved before there was a choice have SiLU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ActivationKind {
@@ -139,8 +139,8 @@ impl QuantConfig {
             ScaleKind::Group => Scale::Group(self.size),
         };
         let stat = match self.stat {
-            StatKind::Mean => Stat::Mean,
-            StatKind::Median => Stat::Median,
+            StatKind::Mean => Statistic::Mean,
+            StatKind::Median => Statistic::Median,
         };
         Some(Quant { scale, stat })
     }

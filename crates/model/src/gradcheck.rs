@@ -112,7 +112,7 @@ fn gradients_equal_finite_differences() {
         let mixers = Settings { kernel_size: 1, delta, ..tiny(name).mixers };
         let wide = ModelConfig { dim: 48, ffn_hidden: 7, vocab_size: 300, mixers, ..tiny(name) };
         check(&wide, (2, 5), 0.0);
-        // Stories of all lengths follow each other, and some chunks are full.
+        // Documents of all lengths follow each other, and some chunks are full.
         check(&ModelConfig { reset: true, vocab_size: 9, blocks: 1, ..tiny(name) }, (2, 40), 0.0);
         check(&ModelConfig { blocks: 1, ..tiny(name) }, (1, 100), 0.0);
     }
@@ -215,7 +215,7 @@ fn output_projections_that_start_at_zero_are_moved() {
     }
 }
 
-/// The straight-through estimator: the gradient at latent weights is that of a float model at the quantised ones.
+/// The straight-through estimator: the gradient at master weights is that of a float model at the quantised ones.
 #[test]
 fn ternary_gradients_pass_straight_through() {
     let cx = &Exec::new(Isa::SCALAR, 1);

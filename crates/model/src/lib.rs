@@ -3,21 +3,21 @@
 //! A packed model (`flashlm pack`) that writes, piece by piece:
 //!
 //! ```
-//! use flashlm_model::{Engine, Exec, Isa, PackedModel, Writer, sample::Settings};
+//! use flashlm_model::{Engine, Exec, Isa, PackedModel, Generation, sample::Settings};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let model = std::sync::Arc::new(PackedModel::open("../../tests/golden/conv.safetensors".as_ref())?);
 //! let mut engine = Engine::new(model.clone(), Exec::new(Isa::detect()?, 1), 64);
 //! let settings = Settings { temperature: 0.8, top_p: 0.95, seed: 42, ..Settings::default() };
-//! let mut writer = Writer::new(&model, settings, 200, &[])?;
-//! let tokens = writer.read("Once upon a time");
-//! let finish = engine.write(&mut writer, |piece| print!("{piece}"))?;
-//! println!("\n{} tokens after {tokens} of the prompt: {finish:?}", writer.tokens());
+//! let mut generation = Generation::new(&model, settings, 200, &[])?;
+//! let tokens = generation.push("Once upon a time");
+//! let finish = engine.generate(&mut generation, |piece| print!("{piece}"))?;
+//! println!("\n{} tokens after {tokens} of the prompt: {finish:?}", generation.tokens());
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Axes are those of [`flashlm_kernels`]. Nothing here opens a network or starts a thread of its own.
+//! Axes are those of [`flashlm_kernels`]. Nothing here opens a network connection or starts a thread.
 #![forbid(unsafe_code)]
 
 pub mod codes;
@@ -46,9 +46,9 @@ mod testing;
 pub mod tok;
 
 pub use config::ModelConfig;
-pub use family::forms::{LanguageModel, Prepared, Shape, State};
+pub use family::forms::{BatchState, LanguageModel, Prepared, Shape};
 pub use flashlm_kernels::ops::Objective;
 pub use flashlm_kernels::{Exec, Isa, Token};
-pub use infer::{Engine, Finish, PackedModel, Stream, Writer};
+pub use infer::{Engine, Finish, Generation, PackedModel, SequenceState};
 pub use model_file::Model;
 pub use precision::Precision;

@@ -28,9 +28,7 @@ const MAX_TOKENIZER: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The model file says nothing usable about its sizes.
-    #[error(
-        "metadata `{key}`: expected {expected}, found {found}; was the file made by this program, and by this version of it?"
-    )]
+    #[error("metadata `{key}`: expected {expected}, found {found}; was the file made by this version of this program?")]
     Metadata {
         /// The key.
         key: &'static str,
@@ -41,7 +39,8 @@ pub enum ModelError {
     },
     /// The tensors are not those of the config.
     #[error(
-        "tensor `{name}`: expected {expected}, found {found}; the file is of another model than its config says: use a config and a file of the same model"
+        "tensor `{name}`: expected {expected}, found {found}; the file does not fit its config: use a config and a file of \
+         the same model"
     )]
     Tensor {
         /// The tensor.
@@ -180,8 +179,8 @@ fn read_config(file: &TensorFile, activation_bits: Option<u32>) -> Result<ModelC
     Ok(config)
 }
 
-/// The parameters of a valid config from the tensors named `prefix` + name, all of which must be there with their shapes, and all of
-/// their elements finite. A `head.weight` is accepted where it equals the embedding, with which it is tied.
+/// The parameters of a valid config from the tensors named `prefix` + name, all of which must be there with their shapes, and
+/// all of their elements finite. A `head.weight` is accepted where it equals the embedding, with which it is tied.
 pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Buf<f32>, ModelError> {
     let layout = Layout::of(config);
     // Shapes first: a config that is larger than its tensors takes no memory.
@@ -198,7 +197,7 @@ pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Res
             continue;
         }
         if own != "head.weight" {
-            return Err(wrong(name, "no such tensor".into(), format!("shape {:?}", file.shape(name)?)));
+            return Err(wrong(name, "no tensor of this name".into(), format!("one of shape {:?}", file.shape(name)?)));
         }
         let embedding = layout.find("embedding.weight").map(|spec| &params[spec.range.clone()]);
         if embedding != Some(&file.f32(name)?[..]) {

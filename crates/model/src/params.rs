@@ -7,11 +7,11 @@ use flashlm_kernels::{Buf, Elem};
 
 use crate::rng::Rng;
 
-/// Most parameters of a model, and most numbers that its blocks remember of one text. Files of a model, of its optimizer's state
+/// Most parameters of a model, and most numbers in the state of one sequence. Files of a model, of its optimizer state
 /// and of its packed form are then short enough to be read again.
 pub const MAX_NUMBERS: usize = 1_000_000_000;
 
-/// How a parameter starts.
+/// How a parameter is initialised.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// All zeros.
@@ -20,16 +20,16 @@ pub enum Init {
     Ones,
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
-    /// Logarithm of what is uniform between these.
+    /// Logarithm of a value uniform between these.
     LnUniform(f64, f64),
-    /// What softplus turns into a value whose logarithm is uniform between those of these.
+    /// Inverse softplus of a value whose logarithm is uniform between the logarithms of these.
     InverseSoftplus(f64, f64),
 }
 
-/// What a parameter is to an optimizer.
+/// How an optimizer treats a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// The latent matrix of a BitLinear.
+    /// The master matrix of a BitLinear.
     Matrix,
     /// The embedding, tied with the head.
     Embedding,
@@ -37,9 +37,9 @@ pub enum Group {
     Norm,
     /// Taps of a convolution.
     Conv,
-    /// A small float matrix that makes gates.
+    /// A small float matrix that computes gates.
     Gate,
-    /// One number a head; weight decay has no business with it.
+    /// One number per head; not subject to weight decay.
     Scalar,
 }
 
@@ -52,9 +52,9 @@ pub struct Spec {
     pub shape: Vec<usize>,
     /// Place in the flat allocation.
     pub range: Range<usize>,
-    /// How it starts.
+    /// How it is initialised.
     pub init: Init,
-    /// What it is to an optimizer.
+    /// How an optimizer treats it.
     pub group: Group,
 }
 
@@ -80,7 +80,7 @@ impl Layout {
         &self.specs
     }
 
-    /// Elements of the flat allocation, gaps included.
+    /// Elements of the flat allocation, including gaps.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -90,7 +90,7 @@ impl Layout {
         self.len == 0
     }
 
-    /// Number of parameters, gaps left out.
+    /// Number of parameters, without gaps.
     pub fn parameters(&self) -> usize {
         self.specs.iter().map(|spec| spec.range.len()).sum()
     }
@@ -100,10 +100,10 @@ impl Layout {
         self.specs.iter().find(|spec| spec.name == name)
     }
 
-    /// The parameter at that place, as [`Layout::add`] has given it.
+    /// The parameter at a place that [`Layout::add`] returned.
     ///
     /// # Panics
-    /// With a place of another layout.
+    /// If the place belongs to another layout.
     pub fn at(&self, range: &Range<usize>) -> &Spec {
         let found = self.specs.binary_search_by_key(&range.start, |spec| spec.range.start);
         &self.specs[found.expect("a place in this layout")]

@@ -8,7 +8,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::family;
 use crate::family::forms::LanguageModel;
 
-/// What matrix products and saved activations are kept as; sums and parameters are f32 in each.
+/// What matmuls and saved activations are kept as; sums and parameters are f32 in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -21,14 +21,14 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// `Auto` turned into bf16 where its products are faster by at least a third. Processors with the same instructions run
-    /// them at very different rates, so a small product is timed.
+    /// `Auto` turned into bf16 where its matmuls are faster by at least a third. Processors with the same instructions run
+    /// them at very different rates, so a small matmul is timed.
     pub fn resolve(self, isa: Isa) -> Precision {
         if self != Precision::Auto {
             return self;
         }
         let faster = || {
-            // A product that fits in cache.
+            // A matmul that fits in cache.
             let (cx, sizes) = (Exec::new(isa, 1), (112, 256, 256));
             let seconds = |call: &mut dyn FnMut()| fastest(0.01, call);
             product::<Bf16>(&cx, sizes, seconds) > 1.33 * product::<f32>(&cx, sizes, seconds)
@@ -45,7 +45,7 @@ impl Precision {
         }
     }
 
-    /// A model for passes of at most `rows` rows, `Auto` counting as f32.
+    /// A model for micro-batches of at most `rows` rows, `Auto` counting as f32.
     pub fn build(
         self,
         config: &ModelConfig,

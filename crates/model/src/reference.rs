@@ -25,9 +25,9 @@ struct Tensor {
     values: Vec<f64>,
 }
 
-/// The rows of one document that a mixer has seen, in each of its parts.
+/// What a mixer has seen of one document: the rows of each of its parts.
 #[derive(Default)]
-pub(crate) struct Seen {
+pub(crate) struct History {
     pub(crate) rows: [Vec<Vec<f64>>; 3],
     /// `S` of each head, `[dk][dv]`.
     pub(crate) s: Vec<Vec<Vec<f64>>>,
@@ -111,12 +111,12 @@ impl Weights {
         self.float(name, &int8(&self.norm_if(&format!("{name}.norm.scale"), x)))
     }
 
-    /// The convolution of the last row in `seen`; tap `K-1` is the newest row's.
-    pub(crate) fn conv(&self, name: &str, seen: &[Vec<f64>]) -> Vec<f64> {
+    /// The convolution of the last row in `history`; tap `K-1` is the newest row's.
+    pub(crate) fn conv(&self, name: &str, history: &[Vec<f64>]) -> Vec<f64> {
         let Tensor { shape, values: taps } = self.at(name);
         let k = shape[2];
-        let newest = seen.len() - 1;
-        let tap = |c: usize, back: usize| taps[c * k + k - 1 - back] * seen[newest - back][c];
-        (0..shape[0]).map(|c| (0..k.min(seen.len())).map(|back| tap(c, back)).sum()).collect()
+        let newest = history.len() - 1;
+        let tap = |c: usize, back: usize| taps[c * k + k - 1 - back] * history[newest - back][c];
+        (0..shape[0]).map(|c| (0..k.min(history.len())).map(|back| tap(c, back)).sum()).collect()
     }
 }

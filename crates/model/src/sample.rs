@@ -37,7 +37,7 @@ pub enum SampleError {
         found: String,
     },
     /// Logits of another model.
-    #[error("expected {expected} logits, one a token of the vocabulary, found {found}")]
+    #[error("expected {expected} logits, one per token of the vocabulary, found {found}")]
     Length {
         /// The vocabulary that the sampler was made for.
         expected: usize,
@@ -46,7 +46,8 @@ pub enum SampleError {
     },
     /// NaN or +inf among the logits.
     #[error(
-        "the logit of token {id} is {value}, expected a number: the weights are damaged or the training diverged; use another checkpoint"
+        "the logit of token {id} is {value}, expected a number: the weights are damaged or training diverged; use another \
+         checkpoint"
     )]
     NotFinite {
         /// The first such token.
@@ -59,28 +60,28 @@ pub enum SampleError {
     NothingLeft,
 }
 
-/// How to choose. The default draws from the model's own distribution.
+/// How to choose tokens. The default samples the model's own distribution.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// Divides the logits; 0 takes the largest.
+    /// Divides the logits; 0 always takes the most likely token.
     pub temperature: f32,
-    /// Keeps the `top_k` likeliest tokens; 0 keeps all.
+    /// Keeps the `top_k` most likely tokens; 0 = disabled.
     pub top_k: usize,
-    /// Keeps the fewest tokens that hold this probability, in `(0, 1]`; 1 keeps all.
+    /// Keeps the smallest set of most likely tokens with this total probability, in `(0, 1]`; 1 = disabled.
     pub top_p: f32,
-    /// Keeps tokens of at least this probability relative to the likeliest, in `[0, 1]`; 0 keeps all.
+    /// Keeps tokens of at least this probability relative to the most likely one, in `[0, 1]`; 0 = disabled.
     pub min_p: f32,
-    /// Weakens tokens seen lately, at least 1; 1 leaves them alone.
+    /// Repeat penalty of the tokens of the last `repeat_window`, at least 1; 1 = disabled.
     pub repeat_penalty: f32,
-    /// Taken from the logit of a token seen lately, -2 to 2; 0 leaves it alone.
+    /// Presence penalty: subtracted from the logits of those tokens, -2 to 2; 0 = disabled.
     pub presence_penalty: f32,
-    /// Taken from it once for each time it was seen lately, -2 to 2; 0 leaves it alone.
+    /// Frequency penalty: subtracted from them once per occurrence, -2 to 2; 0 = disabled.
     pub frequency_penalty: f32,
-    /// How many of the last tokens count as seen lately.
+    /// Number of last tokens that penalties look at.
     pub repeat_window: usize,
-    /// Added to the logits of these tokens, -100 to 100; -100 bans in practice.
+    /// Added to the logits of these tokens, -100 to 100; -100 effectively bans a token.
     pub logit_bias: Vec<(u16, f32)>,
-    /// Seed of the draws.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -159,7 +160,7 @@ impl Sampler {
         }
         let biased = settings.logit_bias.iter().map(|(id, _)| id);
         if let Some(&id) = bans.iter().chain(biased).find(|&&id| usize::from(id) >= vocab) {
-            return Err(setting("token", "one of the vocabulary", id.into()));
+            return Err(setting("token", "a token of the vocabulary", id.into()));
         }
         Ok(Self {
             rng: Rng::new(settings.seed),

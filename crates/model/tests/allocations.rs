@@ -9,7 +9,7 @@ use flashlm_model::pack::{Options, pack};
 use flashlm_model::params;
 use flashlm_model::sample::Settings;
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, Exec, Isa, ModelConfig, PackedModel, Writer, mixer};
+use flashlm_model::{Engine, Exec, Generation, Isa, ModelConfig, PackedModel, mixer};
 
 struct Counting;
 
@@ -84,22 +84,23 @@ fn a_token_allocates_nothing() {
         for (threads, streams) in [(1, 1), (1, 6), (2, 1), (2, 6)] {
             let mut engine = Engine::new(model.clone(), Exec::new(Isa::detect().unwrap(), threads), 16);
             let all = [&greedy, &penalised, &top_k];
-            let mut writers: Vec<Writer> = (0..streams)
+            let mut generations: Vec<Generation> = (0..streams)
                 .map(|i| {
-                    let mut writer = Writer::new(&model, all[i % 3].clone(), usize::MAX, &stops[..i % 3]).unwrap();
-                    writer.read(["Once upon a time", "", "É"][i / 2]);
-                    writer
+                    let mut generation =
+                        Generation::new(&model, all[i % 3].clone(), usize::MAX, &stops[..i % 3]).unwrap();
+                    generation.push(["Once upon a time", "", "É"][i / 2]);
+                    generation
                 })
                 .collect();
-            engine.advance(&mut writers).unwrap();
+            engine.advance(&mut generations).unwrap();
             // One stream is work for one thread; the other allocates when it starts, which may be late.
             engine.exec().pool().run(|_| ());
             let before = COUNT.load(SeqCst);
             for _ in 0..500 {
-                engine.advance(&mut writers).unwrap();
+                engine.advance(&mut generations).unwrap();
             }
             assert_eq!(COUNT.load(SeqCst), before, "{name}: {streams} streams on {threads} threads");
-            assert!(writers.iter().all(|writer| writer.tokens() == 501 && writer.finish().is_none()));
+            assert!(generations.iter().all(|generation| generation.tokens() == 501 && generation.finish().is_none()));
         }
     }
 }

@@ -21,7 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum AtomicError {
     /// No space or quota left.
     #[error(
-        "{}: the disk is full, {written} bytes fitted before it ran out; nothing is lost, what was saved before is untouched; free some space or choose another folder", path.display()
+        "{}: the disk is full ({written} bytes could be written); what was saved before is untouched; free some space or \
+         choose another folder", path.display()
     )]
     DiskFull {
         /// What was to be written.
@@ -31,7 +32,7 @@ pub enum AtomicError {
     },
     /// No permission, or a file system mounted read-only.
     #[error(
-        "{}: its folder cannot be written ({source}); change its permissions or choose another folder", path.display()
+        "{}: cannot write to its folder ({source}); change the permissions or choose another folder", path.display()
     )]
     NotWritable {
         /// What was to be written.
@@ -46,14 +47,14 @@ pub enum AtomicError {
         path: PathBuf,
     },
     /// A folder is never written over another.
-    #[error("{}: exists already; choose another name or move it away", path.display())]
+    #[error("{}: already exists; choose another name or move it away", path.display())]
     Exists {
         /// What was to be written.
         path: PathBuf,
     },
     /// Anything else.
     #[error(
-        "{}: {doing} failed ({source}); what is under that name is whole", path.display()
+        "{}: {doing} failed ({source}); the file of that name, if any, is unchanged", path.display()
     )]
     Other {
         /// What was to be written.
@@ -133,7 +134,7 @@ impl Staged {
         match made {
             Ok(made) => Ok((staged, made)),
             Err(e) if e.kind() == ErrorKind::NotFound => Err(AtomicError::NoFolder { path: target.to_owned() }),
-            Err(e) => Err(staged.error("creating a temporary beside it", e)),
+            Err(e) => Err(staged.error("creating a temporary file beside it", e)),
         }
     }
 

@@ -1,4 +1,4 @@
-//! One checkpoint: a folder that is saved whole, checked on loading, and replaced without a moment of danger.
+//! One checkpoint: a folder that is saved whole, checked on loading, and replaced atomically.
 //!
 //! ```text
 //! step-00000500/       the parts, and checkpoint.json:
@@ -6,7 +6,7 @@
 //! step-00000500.old    the one before, while step 500 is saved a second time
 //! ```
 //!
-//! `xxh3` is XXH3-64 (github.com/Cyan4973/xxHash) of the whole file: it finds damage, not forgery. Extra files are
+//! `xxh3` is XXH3-64 (github.com/Cyan4973/xxHash) of the whole file: it detects damage, not forgery. Extra files are
 //! left alone. A process killed at any point leaves at least the checkpoints that were whole before.
 
 use crate::atomic::{self, AtomicError};
@@ -39,7 +39,8 @@ pub enum CheckpointError {
     },
     /// A part with a name that cannot be one.
     #[error(
-        "part `{name}`: expected a unique name of letters, digits, `-`, `_` and `.`, not beginning with `.`, and not checkpoint.json"
+        "part `{name}`: expected a unique name of letters, digits, `-`, `_` and `.`, not starting with `.`, and not \
+         checkpoint.json"
     )]
     Name {
         /// The name.
@@ -279,7 +280,7 @@ impl Checkpoint {
             if let CheckpointError::Damaged { mend, .. } = &mut error {
                 *mend = match Self::other(path) {
                     Some(other) => format!("use {} instead", other.display()),
-                    None => "there is no other good checkpoint beside it: start the run anew".to_owned(),
+                    None => "there is no other good checkpoint beside it: start a new run".to_owned(),
                 };
             }
             error
@@ -354,7 +355,7 @@ fn compare(path: &Path, entry: &Entry, (bytes, xxh3): (u64, String)) -> Result<(
         return Err(damaged(path, format!("{} bytes", entry.bytes), found));
     }
     if xxh3 != entry.xxh3 {
-        return Err(damaged(path, format!("the checksum {}", entry.xxh3), xxh3));
+        return Err(damaged(path, format!("checksum {}", entry.xxh3), xxh3));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The texts of a run as its stages take them: window `n` of a stage is a pure function of (seed, stage, n), whatever its
-//! texts. `Mix` says which text it is of and which of that text's windows, [`Windows`] where that lies.
+//! The texts of a run, as its stages use them: window `n` of a stage is a pure function of (seed, stage, n), whatever its
+//! texts. `Mix` chooses the text and the number of its window, [`Windows`] the place of that window.
 
 use crate::config::Settings;
 use crate::data::DataError;
@@ -159,7 +159,7 @@ mod tests {
             assert!(n % 400 > 0 || n == 0 || b == 100, "{b} of 400 before {n}");
             assert!(of(1, n));
         }
-        // 30 stories of 41 tokens are 176 windows of 7 (the last of 5), 50 are 293; 4,000 windows are 3,000 and 1,000.
+        // 30 documents of 41 tokens are 176 windows of 7 (the last of 5), 50 are 293; 4,000 windows are 3,000 and 1,000.
         let wanted = [("a", 0.75, 3000.0 / 176.0), ("b", 0.25, 1000.0 / 293.0)];
         for ((part, passes), (name, share, want)) in curriculum.passes(0, 4000).zip(wanted) {
             assert_eq!((curriculum.name(part), part.share), (name, share));

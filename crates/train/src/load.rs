@@ -24,7 +24,7 @@ const SETTINGS: &str = "config.toml";
 /// Why a model was not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Something else than a model.
+    /// The path is not a model.
     #[error(transparent)]
     Unwanted(#[from] Unwanted),
     /// A folder or file of another kind.
@@ -64,7 +64,7 @@ const LATENT: &str = "a model with master weights: a run, a checkpoint, or a mod
 /// A model in the form it was found in.
 pub enum Found {
     /// With its master weights.
-    Latent(Box<Model>),
+    Master(Box<Model>),
     /// As `flashlm pack` wrote it.
     Packed(Box<PackedModel>),
 }
@@ -74,25 +74,25 @@ impl Found {
     pub fn load(path: &Path) -> Result<Found, LoadError> {
         match recognise(path) {
             What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
-            what => Ok(Found::Latent(model_of(path, what, ANY)?.into())),
+            what => Ok(Found::Master(model_of(path, what, ANY)?.into())),
         }
     }
 }
 
-/// Parameters to train on from, of a packed model.
+/// Parameters of a packed model, to continue training from.
 pub fn unpacked(cx: &Exec, path: &Path) -> Result<Buf<f32>, LoadError> {
     Ok(pack::unpack(cx, path)?)
 }
 
-/// A model for the packed runtime: one that is packed, or whatever [`load_model`] takes, packed in memory.
+/// A model for the packed runtime: a packed file, or whatever [`load_model`] takes, packed in memory.
 pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
     match Found::load(path)? {
         Found::Packed(packed) => Ok(*packed),
-        Found::Latent(model) => Ok(model.packed(cx)?),
+        Found::Master(model) => Ok(model.packed(cx)?),
     }
 }
 
-/// The same taken apart for an export.
+/// The same, unpacked for an export.
 pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
     let file = match recognise(path) {
         What::Packed => TensorFile::open(path)?,
@@ -156,7 +156,9 @@ pub(crate) fn read_state(file: &TensorFile, tensors: &mut [Tensor]) -> Result<()
         read_tensor(file, &t.name, &t.shape, t.data)?;
     }
     match file.names().iter().find(|&name| tensors.iter().all(|t| t.name != *name)) {
-        Some(name) => Err(wrong(name, "no such tensor".into(), format!("shape {:?}", file.shape(name)?)).into()),
+        Some(name) => {
+            Err(wrong(name, "no tensor of this name".into(), format!("one of shape {:?}", file.shape(name)?)).into())
+        }
         None => Ok(()),
     }
 }
@@ -246,8 +248,8 @@ mod tests {
         fs::write(run.path().join("best"), "nonsense").unwrap();
         check(run.path(), &folders[1], 200, Some(200));
         damage(&folders[1]);
-        assert!(error(run.path()).contains("none of its 2 checkpoints is good"));
-        assert!(error(&folders[1]).contains("expected the checksum"));
+        assert!(error(run.path()).contains("no undamaged checkpoint among 2"));
+        assert!(error(&folders[1]).contains("expected checksum"));
     }
 
     #[test]
@@ -286,7 +288,7 @@ mod tests {
         }
         let other = Tokenizer::train_frequency(["a b c d e"].into_iter(), 9).unwrap();
         fs::write(at(TOKENIZER), other.to_json()).unwrap();
-        let said = format!("model.vocab_size = 257: must be {}, as its tokenizer has", other.vocab_size());
+        let said = format!("model.vocab_size = 257: must be {}, since its tokenizer has", other.vocab_size());
         assert!(error(&file).contains(&said));
         fs::write(at(TOKENIZER), Tokenizer::bytes().to_json()).unwrap();
         let ends = ModelConfig { reset: true, eos: 255, ..config() };
@@ -316,7 +318,7 @@ mod tests {
         other(|c| c.mixers.kernel_size = 7);
         has("expected shape [16, 1, 7], found [16, 1, 8]");
         other(|c| c.blocks = 1);
-        has("expected no such tensor, found shape");
+        has("expected no tensor of this name, found one of shape");
         other(|c| c.quant.norm = true);
         has("expected a tensor `blocks.0.mixer.up.norm.scale`");
         // Taking memory for this one would end the program.
@@ -344,7 +346,7 @@ mod tests {
         edited(|tensors, _| tensors.truncate(17));
         has("expected a tensor `final_norm.scale`");
         edited(|tensors, _| tensors.push(TensorRef { name: "extra", shape: &[1], data: &[0.0] }));
-        has("tensor `extra`: expected no such tensor, found shape [1]");
+        has("tensor `extra`: expected no tensor of this name, found one of shape [1]");
         const fn fifth(bad: f32) -> [f32; 16] {
             let mut values = [0.5; 16];
             values[5] = bad;

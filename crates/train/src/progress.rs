@@ -1,5 +1,5 @@
-//! Where a run stands: what a checkpoint must carry so that training goes on as if it had never stopped, and how far the run
-//! has come by updates or by the clock.
+//! The position of a run: what a checkpoint must hold so that training continues as if it had never stopped, and how far the run
+//! is by steps or by the clock.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -10,20 +10,20 @@ use crate::stage::Stage;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Updates done.
+    /// Steps done.
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Seconds of training, pauses left out.
+    /// Seconds of training, without pauses.
     pub elapsed: f64,
     /// Stage of the curriculum.
     pub stage: usize,
-    /// Update at which the stage began.
+    /// Step at which the stage began.
     pub stage_start: u64,
-    /// Windows of the stage so far; older states do not tell, their batch never changed.
+    /// Windows of the stage so far; missing in older states, whose batch never changed.
     #[serde(default)]
     pub windows: Option<u64>,
-    /// The contents of each text, and of the validation text, as the runs before this one had them; older states do not tell.
+    /// The contents of each text, and of the validation text, as before this run; missing in older states.
     #[serde(default)]
     pub texts: Vec<u64>,
     #[serde(default)]
@@ -36,10 +36,10 @@ pub struct State {
     pub best: Option<Best>,
     /// Validations since.
     pub since_best: u64,
-    /// The last validation; older states do not tell.
+    /// The last validation; missing in older states.
     #[serde(default)]
     pub validated: Option<Best>,
-    /// Sum of losses since the last row of metrics, and their number.
+    /// Sum and number of the losses since the last row of metrics.
     pub loss_sum: (f64, u64),
 }
 
@@ -79,10 +79,10 @@ pub struct Best {
     pub step: u64,
 }
 
-/// When stages and the run end.
+/// When each stage and the run end.
 pub struct Plan {
     stages: Vec<Stage>,
-    /// Updates after which each stage ends, where known.
+    /// Steps after which each stage ends, where known.
     ends: Option<Vec<u64>>,
     seconds: Option<f64>,
 }
@@ -92,16 +92,16 @@ pub struct Plan {
 pub struct Extent {
     /// Windows of all texts of the run at the stage's sequence length.
     pub windows: f64,
-    /// Tokens that a window of the stage trains on, in the mean.
+    /// Mean number of tokens that a window of the stage trains on.
     pub tokens: f64,
 }
 
 impl Plan {
-    /// The plan for stages of these extents and `batch` sequences an update.
+    /// The plan for stages of these extents and `batch` sequences per step.
     ///
-    /// Shares are of the run's tokens: of `steps` updates a stage gets the more, the fewer tokens each of its updates has; of
-    /// `epochs` passes over all texts of the run it gets its share, in windows of its length. A run that only time limits is
-    /// shared out by time.
+    /// A stage's `share` is a fraction of the run's tokens: in a run limited by steps, stages with fewer tokens per step get more
+    /// steps; in one limited by epochs, each gets its fraction of the epochs, in windows of its length. Only if time alone limits
+    /// the run, `share` is a fraction of the time.
     pub fn new(settings: &Settings, extents: &[Extent], batch: usize) -> Plan {
         let t = &settings.train;
         let stages = settings.stages();
@@ -119,24 +119,24 @@ impl Plan {
             Some(ends)
         } else if seconds.is_none() {
             let mut end = 0;
-            let updates = |(stage, e): (&Stage, &Extent)| {
+            let steps = |(stage, e): (&Stage, &Extent)| {
                 end += ((t.epochs * stage.share * e.windows / batch as f64).round() as u64).max(1);
                 end
             };
-            Some(stages.iter().zip(extents).map(updates).collect())
+            Some(stages.iter().zip(extents).map(steps).collect())
         } else {
             None
         };
         Plan { stages, ends, seconds }
     }
 
-    /// Updates of a stage, where known.
-    pub fn updates(&self, stage: usize) -> Option<u64> {
+    /// Steps of a stage, if known.
+    pub fn steps(&self, stage: usize) -> Option<u64> {
         let ends = self.ends.as_ref()?;
         Some(ends[stage] - stage.checked_sub(1).map_or(0, |before| ends[before]))
     }
 
-    /// Updates of the whole run, where known.
+    /// Steps of the whole run, where known.
     pub fn total(&self) -> Option<u64> {
         self.ends.as_ref().and_then(|ends| ends.last().copied())
     }
@@ -146,14 +146,14 @@ impl Plan {
         self.seconds
     }
 
-    /// The share of the run that has passed.
+    /// The fraction of the run that is done, 0 to 1.
     pub fn progress(&self, state: &State) -> f64 {
         let by_steps = self.total().map_or(0.0, |total| state.step as f64 / total as f64);
         let by_time = self.seconds.map_or(0.0, |limit| state.elapsed / limit);
         by_steps.max(by_time)
     }
 
-    /// The stage that the next update belongs to.
+    /// The stage that the next step belongs to.
     pub fn stage(&self, state: &State) -> usize {
         let last = self.stages.len() - 1;
         let found = match &self.ends {
@@ -209,7 +209,7 @@ mod tests {
         settings.train.steps = 100;
         let plan = Plan::new(&settings, &extents(1_000_000), 4);
         // 50 * 128 = 25 * 256 = 25 * 512 / 2.
-        assert_eq!([0, 1, 2].map(|stage| plan.updates(stage).unwrap()), [50, 25, 25]);
+        assert_eq!([0, 1, 2].map(|stage| plan.steps(stage).unwrap()), [50, 25, 25]);
         let at = |step| plan.stage(&State { step, ..State::default() });
         assert_eq!([0, 49, 50, 74, 75, 99].map(at), [0, 0, 1, 1, 2, 2]);
         assert_eq!((plan.total(), plan.longest()), (Some(100), 512));
@@ -232,7 +232,7 @@ mod tests {
         let at = |elapsed, stage| plan.stage(&State { elapsed, stage, ..State::default() });
         assert_eq!([at(0.0, 0), at(14.9, 0), at(15.1, 0), at(31.0, 1), at(70.0, 2), at(1.0, 1)], [0, 0, 1, 2, 2, 1]);
         assert_eq!(plan.progress(&State { elapsed: 30.0, ..State::default() }), 0.5);
-        assert_eq!((plan.total(), plan.updates(0)), (None, None));
+        assert_eq!((plan.total(), plan.steps(0)), (None, None));
     }
 
     #[test]

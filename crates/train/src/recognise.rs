@@ -1,6 +1,7 @@
-//! Recognises what a path is. Content decides where it can: a folder's files, first bytes, the header of safetensors, the keys of JSON. The name decides
-//! where content cannot: text is text whatever it says, and what is damaged is what it was meant to be. Only regular files
-//! are opened, and read as far as it takes: the first 64 KiB, a header, or a JSON file that may be a tokenizer.
+//! Recognises what a path is. Content decides where it can: the files of a folder, first bytes, the header of safetensors, the
+//! keys of JSON. The name decides where content cannot: text is text whatever it says, and a damaged file is what it was meant to
+//! be. Only regular files are opened, and read only as far as needed: the first 64 KiB, a header, or a JSON file that may be a
+//! tokenizer.
 
 use crate::data::cache::MAGIC;
 use crate::data::hub::Dataset;
@@ -149,7 +150,7 @@ fn of_file(path: &Path, about: &Metadata) -> Result<What, String> {
     let what = of_content(path, &start, &name)?;
     Ok(match what {
         What::Other { .. } | What::Text(_) if tensors => {
-            other(format!("{what}, though its name ends in .safetensors"), "copy it again from where it came")
+            other(format!("{what}, though its name ends in .safetensors"), "copy it again from its source")
         }
         what => what,
     })
@@ -172,7 +173,7 @@ fn of_tensors(path: &Path) -> What {
     let optimizer = || {
         let folder = path.parent().filter(|_| format.is_none() && path.ends_with("optimizer.safetensors"))?;
         let mend = format!("name the checkpoint, {}", folder.display());
-        folder.join("checkpoint.json").is_file().then(|| other("the optimizer's state of a checkpoint", mend))
+        folder.join("checkpoint.json").is_file().then(|| other("the optimizer state of a checkpoint", mend))
     };
     match format {
         Some(model_file::FORMAT) => What::Model,
@@ -198,7 +199,7 @@ fn of_content(path: &Path, start: &[u8], name: &str) -> Result<What, String> {
         if !as_named {
             let found = of_content(path, start, "")?;
             let what = format!("{found}, though its name is that of a {format} file");
-            return Ok(other(what, "rename it after what it is"));
+            return Ok(other(what, "rename it to match its content"));
         }
         return Ok(What::Text(match format {
             "Parquet" => "a Parquet table of text".into(),
@@ -397,12 +398,12 @@ mod tests {
                 b"{\"model\":{\"type\":\"BP",
                 "a damaged JSON file (EOF while parsing a string at line 1 column 20)",
             ),
-            ("o.jsonl", ROW.as_bytes(), "the log of a run"),
-            ("metrics.jsonl", b"{ torn", "the log of a run"),
+            ("o.jsonl", ROW.as_bytes(), "the metrics of a run"),
+            ("metrics.jsonl", b"{ torn", "the metrics of a run"),
             (
                 "p",
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
-                "a git LFS pointer, which stands for a file that is not here",
+                "a git LFS pointer to a file that is not here",
             ),
             ("q.txt", b"", "an empty file"),
             // Text in each of its forms.

@@ -1,4 +1,4 @@
-//! Learning rate over a run. Progress `p` in [0, 1] is the share of the updates, or of the time limit, that has passed.
+//! Learning rate over a run. Progress `p` in [0, 1] is the fraction of the steps, or of the time limit, that has passed.
 //!
 //! `lr = peak * warm-up` while warming up, then `min + (peak - min) * f(q)`, `q = (p - w) / (1 - w)`, with `w` the end of
 //! warm-up where it is known beforehand: cosine `f = (1 + cos(pi q)) / 2`, linear `f = 1 - q`, and warmup-stable-decay
@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Warm-up never takes more than this share of a run.
+/// Warm-up never takes more than this fraction of a run.
 const WARMUP_SHARE: f64 = 0.1;
 
 /// The shape after warm-up.
@@ -23,7 +23,7 @@ pub enum Shape {
     Wsd,
 }
 
-/// The figures of a schedule, as `[train]` names them.
+/// The settings of a schedule, named as in `[train]`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     /// After warm-up.
@@ -34,12 +34,12 @@ pub struct Schedule {
     pub min_lr: f64,
     /// Linear warm-up, never longer than a tenth of the run.
     pub warmup_steps: u64,
-    /// Last share of the run in which `wsd` decays.
+    /// Last fraction of the run, in which `wsd` decays.
     pub decay_share: f64,
 }
 
 impl Schedule {
-    /// The learning rate of update `step` (from 0) at progress `p`, of `total` updates if that is known.
+    /// The learning rate of step `step` (from 0) at progress `p`, of `total` steps if that is known.
     pub fn learning_rate(&self, step: u64, p: f64, total: Option<u64>) -> f64 {
         let by_steps = if self.warmup_steps == 0 { 1.0 } else { (step + 1) as f64 / self.warmup_steps as f64 };
         let by_share = match total {
@@ -59,7 +59,7 @@ impl Schedule {
     }
 }
 
-/// Bits of activations in an update at progress `p`, of a model that has `bits` in the last `share` of the run.
+/// Bits of activations in a step at progress `p`, of a model that has `bits` in the last fraction `share` of the run.
 pub fn activation_bits(bits: u32, share: f64, p: f64) -> u32 {
     if p >= 1.0 - share { bits } else { 0 }
 }

@@ -1,4 +1,4 @@
-//! The curriculum in the settings: `train.stages`, each with a sequence length, a share of the run, and texts with weights.
+//! The curriculum in the settings: `train.stages`, each with a sequence length, a fraction of the run, and texts with weights.
 //!
 //! ```toml
 //! [[train.stages]]
@@ -12,20 +12,20 @@ use toml::Value;
 
 use crate::data::filter::Filter;
 
-/// How stories lie in the windows of training.
+/// How documents lie in the windows of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boundaries {
-    /// One after the other; mixers start anew at each (`model.reset`).
+    /// Documents one after the other; mixers start afresh at each (`model.reset`): intra-document masking.
     Reset,
-    /// One after the other; mixers see the stories before.
+    /// Documents one after the other; mixers see the documents before.
     Packed,
-    /// One story a window, cut after `T` tokens; where it is shorter, what is missing is not scored.
+    /// One document per window, cut after `T` tokens; where it is shorter, padding is not scored.
     Padded,
 }
 
 impl Boundaries {
-    /// As in a TOML file.
+    /// Its name in a TOML file.
     pub fn name(self) -> &'static str {
         match self {
             Boundaries::Reset => "reset",
@@ -35,13 +35,13 @@ impl Boundaries {
     }
 }
 
-/// One stage of a curriculum: a part of the run with a sequence length and texts of its own.
+/// One stage of a curriculum: a part of the run with its own sequence length and texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
     /// Tokens of a sequence in this stage.
     pub seq_len: usize,
-    /// Share of the run: of its tokens, or of its time where that limits it.
+    /// Fraction of the run: of its tokens, or of its time where that limits it.
     pub share: f64,
     /// Texts, mixed; empty: `data.source`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -60,7 +60,7 @@ pub struct StageSource {
     /// Field or column of the text; empty: `text`, or that of the dataset.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub column: String,
-    /// Stories to keep.
+    /// Documents to keep.
     #[serde(default, skip_serializing_if = "Filter::keeps_all")]
     pub filter: Filter,
 }

@@ -1,6 +1,6 @@
-//! One update: forward and backward of a batch in passes of at most [`ROWS`] rows, clip, optimizer.
+//! One optimizer step: forward and backward of a batch in micro-batches of at most [`ROWS`] rows, clip, update.
 //!
-//! Passes bound the memory of activations for any batch, and their size is part of the arithmetic: it is a constant, so
+//! Micro-batches bound the memory of activations for any batch. Their size is part of the arithmetic: it is a constant, so
 //! that results do not depend on the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,10 +15,10 @@ use crate::config::TrainSettings;
 use crate::data::window::Window;
 use crate::optim::Optimizers;
 
-/// Rows of one pass, unless a single sequence is longer.
+/// Rows of one micro-batch, unless a single sequence is longer.
 pub const ROWS: usize = 2048;
 
-/// What an update is told besides its windows.
+/// The inputs of a step besides its windows.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
     /// Of its batch: `T` is the most that a window predicts.
@@ -35,19 +35,19 @@ pub struct Step<'a> {
 pub struct Stepper {
     /// The layers and their activations.
     pub lm: Box<dyn LanguageModel<f32>>,
-    /// Latent parameters, laid out by `lm.layout()`.
+    /// Master weights, laid out by `lm.layout()`.
     pub params: Buf<f32>,
-    /// What turns gradients into updates, and its state.
+    /// What applies gradients to parameters, and its state.
     pub optimizers: Optimizers,
     grads: Buf<f32>,
     inputs: Vec<Token>,
     targets: Vec<Token>,
 }
 
-/// What one update showed.
+/// The outcome of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Update {
-    /// Mean nats a token: cross-entropy alone.
+pub struct StepResult {
+    /// Mean nats per token: cross-entropy alone.
     pub loss: f64,
     /// Tokens that were predicted; sequences shorter than `T` have fewer.
     pub tokens: u64,
@@ -55,8 +55,8 @@ pub struct Update {
     pub grad_norm: f64,
 }
 
-impl Update {
-    /// Whether both are numbers; if not, the parameters were left as they were.
+impl StepResult {
+    /// Whether loss and norm are finite; if not, the parameters are unchanged.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
@@ -79,32 +79,32 @@ impl Stepper {
         Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
     }
 
-    /// One update on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
-    pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> Update {
+    /// One step on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
+    pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> StepResult {
         self.step_unless(&AtomicBool::new(false), cx, step, window).expect("nothing stops it")
     }
 
-    /// The same; `None`, and nothing changed, where `stop` is set before its last pass is done.
+    /// The same; `None`, with nothing changed, if `stop` is set before its last micro-batch.
     pub fn step_unless<'a, W: Into<Window<'a>>>(
         &mut self,
         stop: &AtomicBool,
         cx: &Exec,
         step: Step,
         window: impl Fn(usize) -> W,
-    ) -> Option<Update> {
+    ) -> Option<StepResult> {
         let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
         zero(cx, &mut self.grads);
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
-        let pass = (self.lm.rows() / seq_len).max(1);
-        let mut passes = Prepared::new(cx, &mut *self.lm, &self.params);
+        let micro_batch = (self.lm.rows() / seq_len).max(1);
+        let mut prepared = Prepared::new(cx, &mut *self.lm, &self.params);
         let mut nats = 0.0;
-        for first in (0..batch).step_by(pass) {
+        for first in (0..batch).step_by(micro_batch) {
             if first > 0 && stop.load(Relaxed) {
                 return None;
             }
-            let n = pass.min(batch - first);
+            let n = micro_batch.min(batch - first);
             self.inputs.clear();
             self.targets.clear();
             for i in first..first + n {
@@ -118,14 +118,14 @@ impl Stepper {
                 self.targets.resize(end, NO_TARGET);
             }
             let shape = Shape { batch: n, seq_len };
-            nats += passes.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
+            nats += prepared.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
         }
         let loss = nats * scale;
         if !loss.is_finite() {
-            return Some(Update { loss, tokens: tokens as u64, grad_norm: f64::NAN });
+            return Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
         let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, number);
-        Some(Update { loss, tokens: tokens as u64, grad_norm })
+        Some(StepResult { loss, tokens: tokens as u64, grad_norm })
     }
 }
 
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn passes_add_up_to_the_whole_batch() {
         let (cx, settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
-        // 4,800 rows: two full passes and a short one.
+        // 4,800 rows: two full micro-batches and a short one.
         let (batch, seq_len) = (48, 100);
         let shape = Shape { batch, seq_len };
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
@@ -166,19 +166,19 @@ mod tests {
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
         let objective = Objective { scale, z_loss: settings.train.z_loss };
-        let mut passes = Prepared::new(&cx, &mut *whole, &stepper.params);
-        let nats = passes.loss_backward(&mut grads, &inputs, &targets, shape, objective);
+        let mut prepared = Prepared::new(&cx, &mut *whole, &stepper.params);
+        let nats = prepared.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
 
-        let update = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
-        assert!((update.loss - nats * scale).abs() < 1e-6 * update.loss, "{} for {}", update.loss, nats * scale);
-        assert!((update.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", update.grad_norm);
+        let result = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
+        assert!((result.loss - nats * scale).abs() < 1e-6 * result.loss, "{} for {}", result.loss, nats * scale);
+        assert!((result.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", result.grad_norm);
         for (own, want) in stepper.grads.iter().zip(&grads) {
             assert!((own - want).abs() <= 1e-5 * norm as f32, "{own} for {want}");
         }
     }
 
-    /// Stories of several lengths, padded, against each alone in a pass of its own: every mixer, with a soft cap and z-loss.
+    /// Documents of several lengths, padded, against each alone in its own micro-batch: every mixer, with a soft cap and z-loss.
     #[test]
     fn padding_leaves_no_trace_in_loss_and_gradients() {
         let (seq_len, lengths) = (40, [40, 7, 1, 23]);
@@ -200,10 +200,10 @@ mod tests {
                     let shape = Shape { batch: 1, seq_len: story.len() - 1 };
                     nats += alone.loss_backward(&mut grads, &story[..shape.seq_len], &story[1..], shape, objective);
                 }
-                let update = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
-                assert_eq!(update.tokens, total as u64);
+                let result = stepper.step(&cx, first(shape, &settings), |i| &stories[i]);
+                assert_eq!(result.tokens, total as u64);
                 let loss = nats / total as f64;
-                assert!((update.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", update.loss);
+                assert!((result.loss - loss).abs() < 1e-6 * loss, "{mixer}: {} for {loss}", result.loss);
                 let off = |a: &[f32], b: &[f32]| {
                     let square = |x: f32| f64::from(x) * f64::from(x);
                     let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
@@ -225,8 +225,8 @@ mod tests {
         let at = stepper.lm.layout().find("final_norm.scale").unwrap().range.start;
         stepper.params[at] = f32::INFINITY;
         let before = stepper.params.to_vec();
-        let update = stepper.step(&cx, first(shape, &settings), |_| &data);
-        assert!(!update.is_finite());
+        let result = stepper.step(&cx, first(shape, &settings), |_| &data);
+        assert!(!result.is_finite());
         assert_eq!(before, stepper.params.to_vec());
     }
 }

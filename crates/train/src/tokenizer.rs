@@ -82,7 +82,7 @@ pub fn tokenizer(
 pub fn of_file(path: &Path) -> Result<Tokenizer, DataError> {
     match recognise(path) {
         What::Tokenizer(_) => Ok(Tokenizer::load(path)?),
-        found => Err(Unwanted::new(path, "the file of a tokenizer, such as tokenizer.json", found).into()),
+        found => Err(Unwanted::new(path, "a tokenizer file, such as tokenizer.json", found).into()),
     }
 }
 

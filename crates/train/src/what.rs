@@ -1,5 +1,4 @@
-//! What a path is, and the words for it: all commands know the same things and speak of them in the same way.
-//! How it is told is in `recognise.rs`.
+//! What a path is, and the words for it, which all commands share. How it is recognised: `recognise.rs`.
 
 use flashlm_model::tok::FileKind;
 use std::fmt;
@@ -50,7 +49,7 @@ pub enum What {
     Tokenizer(FileKind),
     /// A file of tokens.
     TokenCache,
-    /// The log of a run, `metrics.jsonl`.
+    /// The metrics of a run, `metrics.jsonl`.
     Log,
     /// Text to train on: the form it has.
     Text(String),
@@ -89,7 +88,7 @@ pub struct Unwanted {
 }
 
 impl Unwanted {
-    /// `found` at `path` in the place of `wanted`.
+    /// `found` at `path` instead of `wanted`.
     pub fn new(path: &Path, wanted: &'static str, found: What) -> Self {
         Unwanted { path: path.into(), wanted, found: found.into() }
     }
@@ -133,16 +132,16 @@ impl fmt::Display for What {
             What::Tokenizer(FileKind::Bytes) => write!(f, "a tokenizer (bytes)"),
             What::Tokenizer(FileKind::Other(kind)) => write!(f, "a tokenizer of another program (model type {kind})"),
             What::TokenCache => write!(f, "a token cache"),
-            What::Log => write!(f, "the log of a run"),
+            What::Log => write!(f, "the metrics of a run"),
             What::Text(form) => write!(f, "{form}"),
             What::Dataset => write!(f, "the name of a dataset"),
             What::Synthetic => write!(f, "the name of synthetic stories"),
-            What::LfsPointer => write!(f, "a git LFS pointer, which stands for a file that is not here"),
+            What::LfsPointer => write!(f, "a git LFS pointer to a file that is not here"),
             What::Empty => write!(f, "an empty file"),
             What::Damaged(format, why) => write!(f, "a damaged {format} file ({why})"),
             What::Other { what, .. } => write!(f, "{what}"),
             What::Missing(_) => write!(f, "nothing"),
-            What::Unreadable(why) => write!(f, "what cannot be read ({why})"),
+            What::Unreadable(why) => write!(f, "something that cannot be read ({why})"),
         }
     }
 }
@@ -170,10 +169,10 @@ impl What {
                 "FlashLM takes byte-level BPE (model type BPE), and trains its own: flashlm data prepare".into()
             }
             What::Tokenizer(_) => format!("to train with it: flashlm train --tokenizer {at}"),
-            What::TokenCache => "name the text that it was made of".into(),
+            What::TokenCache => "name the text that it was made from".into(),
             What::Log => format!("to draw it: flashlm plot {at}"),
             What::LfsPointer => "fetch the file with `git lfs pull`".into(),
-            What::Empty | What::Damaged(..) => "copy it again from where it came".into(),
+            What::Empty | What::Damaged(..) => "copy it again from its source".into(),
             What::Other { mend, .. } => mend.clone(),
             What::Missing(_) | What::Unreadable(_) => "check the path and its permissions".into(),
         }

@@ -1,4 +1,4 @@
-//! An update allocates nothing: a counting allocator sees none after the first one.
+//! A step allocates nothing: a counting allocator sees none after the first one.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

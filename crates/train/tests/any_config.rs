@@ -1,8 +1,8 @@
-//! Configs at random, and all that becomes of a model: two updates, a checkpoint or a file, loaded, packed, written with, scored.
+//! Configs at random, and all that becomes of a model: two steps, a checkpoint or a file, loaded, packed, written with, scored.
 //! What `validate` lets pass must come through; what it refuses it must refuse by a key that is there.
 //!
-//! `FLASHLM_CASES=5000` draws more of them, `FLASHLM_CASE=17` the one of that number alone; with `--nocapture` each test prints what
-//! it counted.
+//! `FLASHLM_CASES=5000` draws more of them, `FLASHLM_CASE=17` the one of that number alone; with `--nocapture` each test prints
+//! what it counted.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,11 +20,11 @@ use flashlm_model::pack::{Density, Options, TableBits, pack};
 use flashlm_model::params::Group;
 use flashlm_model::rng::Rng;
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, ModelConfig, PackedModel, Precision, Prepared, Shape, Writer, mixer, sample};
+use flashlm_model::{Engine, Generation, ModelConfig, PackedModel, Precision, Prepared, Shape, mixer, sample};
 use flashlm_train::checkpoint::{self, Part};
 use flashlm_train::config::Settings;
 use flashlm_train::eval::Stories;
-use flashlm_train::eval::bpb::{Latent, evaluate};
+use flashlm_train::eval::bpb::{Master, evaluate};
 use flashlm_train::load::load_model;
 use flashlm_train::optim;
 use flashlm_train::stage::Boundaries;
@@ -263,7 +263,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     settings.validate().unwrap();
     assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap().model, *config, "through TOML");
 
-    // Two updates.
+    // Two steps.
     let v = config.vocab_size;
     let (batch, t) = (draw.within(1..=3), draw.within(1..=20));
     let windows: Vec<Vec<Token>> = (0..batch).map(|_| (0..=t).map(|_| draw.below(v) as Token).collect()).collect();
@@ -322,7 +322,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     let goes_on = &mut |_| ControlFlow::Continue(());
     for report in [
         evaluate(&mut engine, tokenizer, &stories, goes_on).unwrap(),
-        evaluate(&mut Latent::new(cx, &mut *lm, &model.params), tokenizer, &stories, goes_on).unwrap(),
+        evaluate(&mut Master::new(cx, &mut *lm, &model.params), tokenizer, &stories, goes_on).unwrap(),
     ] {
         assert!(report.bpb.is_finite() && report.bpb > 0.0, "{report:?}");
     }
@@ -333,18 +333,18 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
 fn write(cx: &Exec, draw: &mut Draw, model: &Arc<PackedModel>) {
     let mut engine = Engine::new(model.clone(), Exec::new(cx.isa(), draw.within(1..=2)), draw.of(&[1, 3, 16]));
     let settings = sample::Settings { temperature: 0.8, top_p: 0.95, seed: 1, ..sample::Settings::default() };
-    let mut writer = Writer::new(model, settings, 4, &[]).unwrap();
+    let mut generation = Generation::new(model, settings, 4, &[]).unwrap();
     for prompt in ["One day", " the cat and"] {
-        writer.read(prompt);
-        engine.write(&mut writer, |_| ()).unwrap();
-        writer.go_on(3);
+        generation.push(prompt);
+        engine.generate(&mut generation, |_| ()).unwrap();
+        generation.extend(3);
     }
-    assert!((2..=7).contains(&writer.tokens()), "{} tokens", writer.tokens());
-    let mut stream = model.stream();
-    engine.feed(&mut stream, &[0, 1, 0]);
-    let mut again = model.restore(&stream.save()).expect("its own bytes");
-    let (a, b) = (engine.prefill(&mut stream, &[1]).to_vec(), engine.prefill(&mut again, &[1]).to_vec());
-    assert!(bits(&a) == bits(&b), "a saved stream");
+    assert!((2..=7).contains(&generation.tokens()), "{} tokens", generation.tokens());
+    let mut state = model.new_state();
+    engine.feed(&mut state, &[0, 1, 0]);
+    let mut again = model.restore(&state.save()).expect("its own bytes");
+    let (a, b) = (engine.prefill(&mut state, &[1]).to_vec(), engine.prefill(&mut again, &[1]).to_vec());
+    assert!(bits(&a) == bits(&b), "a saved state");
 }
 
 /// The packed runtime computes what the latent form does with int8 activations and an int8 table, and not what it does without.
@@ -365,8 +365,8 @@ fn compare(cx: &Exec, draw: &mut Draw, model: &Model, counts: &Counts) {
     let texts: Vec<Token> = (0..b * t).map(|_| draw.below(v) as Token).collect();
     let mut got = Vec::new();
     for text in texts.chunks(t) {
-        let mut stream = packed.stream();
-        text.iter().for_each(|&token| got.extend_from_slice(engine.prefill(&mut stream, &[token])));
+        let mut state = packed.new_state();
+        text.iter().for_each(|&token| got.extend_from_slice(engine.prefill(&mut state, &[token])));
     }
     let mut logits = vec![0.0; b * t * v];
     let mut off = |bits| {

@@ -50,7 +50,7 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     let (vocab, bound) = (prepared.tokenizer.vocab_size(), prepared.entropy_bound.unwrap());
     assert_eq!((prepared.settings().model.vocab_size, prepared.texts.texts().len()), (vocab, 1));
     let stories = prepared.stories() as usize + prepared.valid.len();
-    assert!(stories == 400 && prepared.doubles() == 0, "{stories}");
+    assert!(stories == 400 && prepared.duplicates() == 0, "{stories}");
     let mut trainer = prepared.trainer(&cx, Claim::new(&run, None).unwrap()).unwrap();
     let Ended { outcome, ending } = trainer.run(&stop, &mut |_| ()).unwrap();
     drop(trainer);

@@ -17,9 +17,10 @@ use flashlm_model::params::Layout;
 use flashlm_model::rng::Rng;
 use flashlm_model::sample::{SampleError, Settings};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Engine, ModelConfig, PackedModel, Writer};
+use flashlm_model::{Engine, Generation, ModelConfig, PackedModel};
 use flashlm_train::config::Layers;
 use flashlm_train::load::load_packed;
+use flashlm_train::units::counted;
 
 use super::measure::{median, rate, seconds, windows};
 use crate::common::{exec, out, say};
@@ -27,31 +28,34 @@ use crate::common::{exec, out, say};
 /// Windows of the median.
 const WINDOWS: usize = 5;
 
-/// Measures the packed runtime: tokens per second of decoding and of reading a prompt, time to the first token, memory.
+/// Measure the packed runtime: tokens per second of decode and prefill, time to the first token, memory
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm bench decode --preset v4-small\n  flashlm bench decode checkpoints --streams 64 --threads 2"
+)]
 pub struct Args {
-    /// Packed model or run; without it, --preset with random weights
+    /// Model: a packed model or a run [default: --preset with random weights]
     #[arg(conflicts_with = "preset")]
     model: Option<PathBuf>,
-    /// Preset whose model is measured
+    /// Preset to measure
     #[arg(long, default_value = "v4-small")]
     preset: String,
-    /// Texts that are written at once
+    /// Sequences decoded together
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(1..=4096))]
     streams: u32,
-    /// Tokens of the prompt
+    /// Tokens in the prompt
     #[arg(long, default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt: u32,
-    /// Time of all windows of one figure together
+    /// Seconds of measurement per figure
     #[arg(long, default_value = "5", value_parser = seconds)]
     seconds: f64,
-    /// Threads
+    /// Number of threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Add a table of where the time of decoding goes, op by op
+    /// Add a table of the decode time spent in each op
     #[arg(long)]
     ops: bool,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -65,26 +69,31 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let model = Arc::new(model);
     let v = model.config().vocab_size;
-    say!("{what}: {} bytes, {streams} streams, {isa}, {} threads", model.file_bytes(), args.threads);
+    say!(
+        "{what}: {} bytes, {}, {isa}, {}",
+        model.file_bytes(),
+        counted(streams as u64, "sequence"),
+        counted(args.threads as u64, "thread")
+    );
     let mut rng = Rng::new(7);
     let prompt: Vec<Token> = (0..args.prompt).map(|_| rng.below(v as u64) as Token).collect();
     let rows = INT8_ROWS.min((args.prompt as usize).max(streams.div_ceil(args.threads)));
     let mut engine = Engine::new(model.clone(), cx, rows);
 
-    let mut stream = model.stream();
+    let mut state = model.new_state();
     let prefill = windows(args.seconds, WINDOWS, || {
-        stream.reset();
-        engine.prefill(&mut stream, &prompt);
+        state.reset();
+        engine.prefill(&mut state, &prompt);
     });
     let first = windows(args.seconds / 5.0, WINDOWS, || {
-        stream.reset();
-        engine.prefill(&mut stream, &prompt[..1]);
+        state.reset();
+        engine.prefill(&mut state, &prompt[..1]);
     });
-    let mut writers = writers(&model, &prompt, streams)?;
+    let mut generations = generations(&model, &prompt, streams)?;
     // Reads the prompt.
-    engine.advance(&mut writers)?;
+    engine.advance(&mut generations)?;
     let mut failure = None;
-    let mut step = || failure = failure.take().or(engine.advance(&mut writers).err());
+    let mut step = || failure = failure.take().or(engine.advance(&mut generations).err());
     let steps = windows(args.seconds, WINDOWS, &mut step);
     let (wall, entries) = if args.ops {
         let calls = (0.5 / median(&steps)) as usize + 1;
@@ -114,13 +123,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{result}");
         return Ok(ExitCode::SUCCESS);
     }
-    out!("tokens/s          {tokens_per_second:>10.0}  all streams together");
-    out!("prefill tokens/s  {prefill_tokens_per_second:>10.0}  a prompt of {}", prompt.len());
-    out!("first token us    {first_token_us:>10.1}  after a prompt of one token");
+    out!("tokens/s          {tokens_per_second:>10.0}  all sequences together");
+    out!("prefill tokens/s  {prefill_tokens_per_second:>10.0}  prompt of {} tokens", prompt.len());
+    out!("first token us    {first_token_us:>10.1}  with a prompt of one token");
     out!("peak MB           {peak_rss_mb:>10.1}  resident");
     out!("file bytes        {:>10}", model.file_bytes());
     if args.ops {
-        out!("\n{:<20} {:>13} {:>9} {:>16}", "op", "size", "share", "rate a thread");
+        out!("\n{:<20} {:>13} {:>9} {:>16}", "op", "size", "share", "rate per thread");
         for e in &entries {
             let (rate, unit) = rate(e.work, e.seconds);
             let share = 100.0 * e.seconds / (wall * args.threads as f64);
@@ -131,16 +140,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Texts that are written greedily and never end.
-fn writers(model: &Arc<PackedModel>, prompt: &[Token], count: usize) -> Result<Vec<Writer>, SampleError> {
+fn generations(model: &Arc<PackedModel>, prompt: &[Token], count: usize) -> Result<Vec<Generation>, SampleError> {
     let eos = (model.tokenizer().eos(), -100.0);
     let greedy = Settings { temperature: 0.0, logit_bias: vec![eos], ..Settings::default() };
     let text = String::from_utf8_lossy(&model.tokenizer().decode(prompt)).into_owned();
-    let writer = |_| {
-        let mut writer = Writer::new(model, greedy.clone(), usize::MAX, &[])?;
-        writer.read(&text);
-        Ok(writer)
+    let generation = |_| {
+        let mut generation = Generation::new(model, greedy.clone(), usize::MAX, &[])?;
+        generation.push(&text);
+        Ok(generation)
     };
-    (0..count).map(writer).collect()
+    (0..count).map(generation).collect()
 }
 
 /// A preset's model as it starts its training.

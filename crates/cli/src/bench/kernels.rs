@@ -28,16 +28,17 @@ const BOUND_BF16: f64 = 4e-3;
 /// Windows of the median.
 const WINDOWS: usize = 5;
 
-/// Times each kernel on each instruction set, after comparing its result with the scalar reference.
+/// Time each kernel on each instruction set, after checking its result against the scalar reference
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm bench kernels\n  flashlm bench kernels --isa avx2 --seconds 0.1")]
 pub struct Args {
-    /// Only this instruction set [default: FLASHLM_ISA, or all that the machine has]
+    /// Instruction set to time [default: FLASHLM_ISA, else all of this machine]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
-    /// Time for each kernel on each instruction set
+    /// Seconds of measurement per kernel and instruction set
     #[arg(long, default_value = "0.25", value_parser = seconds)]
     seconds: f64,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }

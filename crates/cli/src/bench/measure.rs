@@ -1,4 +1,4 @@
-//! What all measurements share: the timer, its statistics, and the peak that products are compared with.
+//! What all measurements share: the timer, its statistics, and the peak that matmuls are compared with.
 
 use std::time::Instant;
 
@@ -54,11 +54,11 @@ pub(super) fn rate(work: Work, seconds: f64) -> (f64, &'static str) {
 
 /// How [`peak`] is measured, for the reader of the figure.
 pub(super) const PEAK: &str =
-    "best product with operands in cache, same precision, instruction set and threads, before and after";
+    "fastest matmul with operands in cache, same precision, instruction set and threads, before and after";
 
-/// GFLOP/s of the fastest product in a precision: all threads, operands that stay in L2, the best of many windows.
+/// GFLOP/s of the fastest matmul in a precision: all threads, operands that stay in L2, the best of many windows.
 ///
-/// The product's inner loop is multiply-adds on registers, so this is nearly what the units can do.
+/// The matmul's inner loop is multiply-adds on registers, so this is nearly what the units can do.
 pub(super) fn peak(cx: &Exec, precision: Precision) -> f64 {
     if precision == Precision::Bf16 { peak_of::<Bf16>(cx) } else { peak_of::<f32>(cx) }
 }

@@ -1,11 +1,13 @@
 //! `flashlm bench mixers`: tokens per second of whole training steps of v4-small with each token mixer in all of its blocks, at
-//! several sequence lengths, 4,096 tokens a step, on random tokens. Rounds go over all of them in turns; the figure is the median.
+//! several sequence lengths, 4,096 tokens per step, on random tokens. Rounds go over all of them in turns; the figure is the
+//! median.
 
 use std::process::ExitCode;
 
 use flashlm_kernels::Exec;
 use flashlm_model::{ModelConfig, Precision, Shape, mixer};
 use flashlm_train::config;
+use flashlm_train::units::counted;
 use serde_json::Value;
 
 use super::measure::{median, seconds, windows};
@@ -19,19 +21,20 @@ const LENGTHS: [usize; 3] = [256, 512, 4096];
 /// Times that each is measured.
 const ROUNDS: usize = 3;
 
-/// Measures whole training steps with each token mixer at several sequence lengths.
+/// Measure whole training steps with each token mixer, at several sequence lengths: tokens per second
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm bench mixers\n  flashlm bench mixers --seconds 20 --precision f32 --json")]
 pub struct Args {
-    /// Time of all measurements together
+    /// Total seconds of measurement
     #[arg(long, default_value = "45", value_parser = seconds)]
     seconds: f64,
-    /// Threads [default: FLASHLM_THREADS, or all processors]
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
     precision: Precision,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -53,7 +56,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let (isa, kept, threads, first) = (cx.isa().name(), precision.name(), cx.pool().threads(), median(&rows[0].speeds));
-    out!("v4-small with each mixer, {TOKENS} tokens a step, {isa}, {kept}, {threads} threads");
+    out!("v4-small with each mixer, {TOKENS} tokens per step, {isa}, {kept}, {}", counted(threads as u64, "thread"));
     out!(
         "{:<12} {:>6} {:>12} {:>10}  of {} at T {}",
         "mixer",

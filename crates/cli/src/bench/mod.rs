@@ -8,8 +8,11 @@ pub(crate) mod train;
 
 use std::process::ExitCode;
 
-/// Measures the speed of training and of kernels.
+/// Benchmark training, generation and kernels
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm bench train --preset v4-small --batch 32\n  flashlm bench decode --preset v4-small\n  flashlm bench kernels"
+)]
 pub struct Args {
     #[command(subcommand)]
     what: What,
@@ -17,13 +20,13 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum What {
-    /// Tokens per second of whole training steps, on random tokens
+    /// Measure whole training steps on random tokens: tokens per second
     Train(train::Args),
-    /// Tokens per second of whole training steps with each token mixer, at several sequence lengths
+    /// Measure whole training steps with each token mixer, at several sequence lengths: tokens per second
     Mixers(mixers::Args),
-    /// Tokens per second of the packed runtime
+    /// Measure generation by the packed runtime: tokens per second
     Decode(decode::Args),
-    /// Time of each kernel on each instruction set, after checking its result
+    /// Time each kernel on each instruction set, after checking its result
     Kernels(kernels::Args),
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A step is the trainer's own ([`Stepper`]): quantise and pack the weights, forward and backward in micro-batches, global
 //! norm, clip, optimizer. The figure is the median of three windows after one step of warm-up.
-//! `GFLOP/s` counts 6 operations a token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
+//! `GFLOP/s` counts 6 operations per token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
 //! tied head; what is computed again in the backward pass is not counted twice.
 
 use std::process::ExitCode;
@@ -16,7 +16,8 @@ use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::{Layers, TrainSettings};
-use flashlm_train::stepper::{Step, Stepper, Update};
+use flashlm_train::stepper::{Step, StepResult, Stepper};
+use flashlm_train::units::counted;
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
@@ -30,34 +31,37 @@ const BATCH: usize = 32;
 /// Most tokens of a step.
 const MAX_TOKENS: usize = 1 << 22;
 
-/// Measures whole training steps on random tokens: tokens per second, memory, share of the machine's peak.
+/// Measure whole training steps on random tokens: tokens per second, memory, percentage of the machine's peak
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm bench train --preset v4-small --batch 32\n  flashlm bench train --preset flash-tiny --seconds 5 --ops"
+)]
 pub struct Args {
-    /// Preset whose model is trained
+    /// Preset to train
     #[arg(long, default_value = "v4-small")]
     preset: String,
-    /// One setting, such as train.optimizer=muon; may be repeated
+    /// Set one setting, such as train.optimizer=muon; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Sequences of a step [default: the preset's, or 32]
+    /// Sequences per step [default: the preset's, else 32]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     batch: Option<u32>,
-    /// Tokens of a sequence [default: the preset's]
+    /// Tokens per sequence [default: the preset's]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     seq: Option<u32>,
-    /// Time of all windows together
+    /// Total seconds of measurement
     #[arg(long, default_value = "15", value_parser = seconds)]
     seconds: f64,
-    /// Threads [default: FLASHLM_THREADS, or all processors]
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
     precision: Precision,
-    /// Add a table of where the time goes, op by op
+    /// Add a table of the time spent in each op
     #[arg(long)]
     ops: bool,
-    /// Print one line of JSON
+    /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
 }
@@ -81,7 +85,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut steps = Steps::new(&model, precision, settings.train, Shape { batch, seq_len: seq })?;
     let parameters = steps.stepper.lm.layout().parameters();
     let kept = precision.name();
-    say!("{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {threads} threads", args.preset);
+    say!(
+        "{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {}",
+        args.preset,
+        counted(threads as u64, "thread")
+    );
 
     let before = peak(&cx, precision);
     steps.step(&cx)?;
@@ -147,7 +155,7 @@ struct Table {
 
 impl Table {
     fn print(&self) {
-        out!("\n{:<20} {:>13} {:>9} {:>10} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate a thread");
+        out!("\n{:<20} {:>13} {:>9} {:>10} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate per thread");
         for e in &self.entries {
             let (rate, unit) = rate(e.work, e.seconds);
             let size = match e.size {
@@ -208,16 +216,16 @@ impl Steps {
     }
 
     /// One whole step.
-    pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<Update> {
+    pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<StepResult> {
         let Shape { batch, seq_len } = self.shape;
         let first = self.step as usize % BATCHES * batch;
         let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
         self.step += 1;
         let (settings, lr) = (&self.settings, self.settings.lr);
         let step = Step { shape: self.shape, settings, lr, number: self.step };
-        let update = self.stepper.step(cx, step, window);
-        ensure!(update.is_finite(), "step {} is not finite: {update:?}", self.step);
-        Ok(update)
+        let result = self.stepper.step(cx, step, window);
+        ensure!(result.is_finite(), "step {} is not finite: {result:?}", self.step);
+        Ok(result)
     }
 }
 

@@ -9,8 +9,11 @@ use std::process::ExitCode;
 
 pub use prepare::summary;
 
-/// Make text ready for training
+/// Inspect text and prepare it for training
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm data stats book.txt\n  flashlm data sample book.txt -n 2\n  flashlm data prepare --data book.txt"
+)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

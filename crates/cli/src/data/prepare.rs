@@ -20,7 +20,7 @@ use flashlm_train::data::source::{Source, Weighted};
 use flashlm_train::data::split::Split;
 use flashlm_train::recognise::recognise;
 use flashlm_train::tokenizer::{TokenizerChoice, tokenizer};
-use flashlm_train::units::{bytes, count, duration, thousands};
+use flashlm_train::units::{bytes, count, counted, duration, thousands};
 use flashlm_train::what::What;
 use serde_json::{Value, json};
 
@@ -28,37 +28,40 @@ use super::select::{Select, report_dropped};
 use crate::common::{Status, noted, say, threads};
 use crate::report::Report;
 
-/// Train or load a tokenizer and write tokenizer.json, train.tok and valid.tok
+/// Prepare text without training: write tokenizer.json, train.tok and valid.tok
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm data prepare --data book.txt --vocab 2048\n  flashlm data prepare --data tinystories --tokenizer bytes --out prepared/bytes"
+)]
 pub struct Args {
-    /// A file, folder or pattern, repeated for several; `-` for standard input; a dataset (tinystories, hf:OWNER/DATASET; see
-    /// `train`); or synthetic:N (N stories made on the spot)
+    /// Text: a file, folder or pattern (repeatable), `-` for standard input, a dataset (tinystories, hf:OWNER/DATASET; see
+    /// `train`), or synthetic:N (N made-up stories)
     #[arg(long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// frequency (lossy, as FlashLM v4), bpe, bytes, or a tokenizer file
+    /// Tokenizer: bpe, bytes, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file
     #[arg(long, value_name = "KIND", default_value_t = Settings::default().tokenizer.kind)]
     tokenizer: String,
-    /// Tokens to aim for where a frequency or bpe tokenizer is trained
+    /// Vocabulary size to aim for when a bpe or frequency tokenizer is trained
     #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.vocab)]
     vocab: usize,
-    /// Stories from the first on that a frequency tokenizer counts
+    /// Number of documents, from the first on, that a frequency tokenizer counts
     #[arg(long, value_name = "N", default_value_t = Settings::default().tokenizer.stories)]
     stories: usize,
-    /// Text to validate on; without it, 1 % of the stories are held out, chosen by a hash of each, or more of few
+    /// Validation text [default: the dataset's own, else 1 % of the text is held out, more of a small text]
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
-    /// Folder to write to; prepared/NAME-OF-THE-DATA if not given
+    /// Folder to write to [default: prepared/NAME-OF-THE-DATA]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Also write train.u16 and valid.u16: bare little-endian tokens, each story ended by EOS
+    /// Also write train.u16 and valid.u16: little-endian tokens without a header, each document ended by EOS
     #[arg(long)]
     raw: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Threads [default: FLASHLM_THREADS, or all processors]
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -77,11 +80,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (data.clone().with_split(train), data.with_split(valid))
         }
         Some(spec) => {
-            // Another seed, or synthetic validation would repeat the stories of synthetic training.
+            // Another seed, or synthetic validation would repeat the documents of synthetic training.
             let valid = args.select.open(spec, seed.wrapping_add(1))?;
             if valid.place() == data.place() {
                 bail!(
-                    "--valid {spec} is the training data itself; name other text, or leave it out to hold out a share"
+                    "--valid {spec} is the training text itself; name another text, or leave --valid out to hold out part of \
+                     the text"
                 );
             }
             let mut train = data;
@@ -98,8 +102,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match recognise(&dir) {
         // Two texts of one name have one folder, but for whom has chosen it.
         What::Prepared if !chosen && is_of_another(&dir, &train)? => bail!(
-            "{at}: holds the tokens of another text, or of this one before it changed; \
-             `--out {at}` replaces them, another --out keeps them",
+            "{at} holds the tokens of another text, or of this one before it changed; `--out {at}` replaces them, another \
+             --out keeps them",
             at = dir.display()
         ),
         What::Missing(_) | What::EmptyFolder | What::Prepared => {}
@@ -126,7 +130,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sides = [("train", train), ("valid", valid)];
     let build = |(name, source): &(&str, Source)| build(&stage, name, source, &tokenizer, threads);
     let caches: Vec<TokenCache> = match sides.iter().map(build).collect() {
-        Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name text for it with --valid"),
+        Err(e @ DataError::NoStories { .. }) if other.is_none() => bail!("{e}, or name a validation text with --valid"),
         caches => caches?,
     };
     write_file(&stage.folder.join(TOKENIZER), |w| w.write_all(&tokenizer.to_json()))?;
@@ -152,21 +156,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (all, held) = (cache.read().bytes, caches[1].bytes());
     let part = 100.0 * held as f64 / all.max(1) as f64;
     match side {
-        Split::All => report.add("held out", "nothing: validation has a source of its own", Value::Null),
+        Split::All => report.add("held out", "nothing: validation has its own source", Value::Null),
         Split::Valid(share) => {
-            let text = format!("{part:.2} % of the text: stories chosen by a hash of each");
+            let text = format!("{part:.2} % of the text: documents chosen by their hash");
             report.add("held out", text, share);
         }
-        _ => {
-            report.add("held out", format!("{part:.2} % of the text: its end, since it has few stories"), part / 100.0)
-        }
+        _ => report.add(
+            "held out",
+            format!("{part:.2} % of the text: its end, since it has few documents"),
+            part / 100.0,
+        ),
     }
-    if cache.doubles() > 0 {
-        let text = format!("{} stories of train that are in valid, too, and left out", thousands(cache.doubles()));
-        report.add("doubles", text, cache.doubles());
+    if cache.duplicates() > 0 {
+        let text = format!("{} left out of train because valid has them", counted(cache.duplicates(), "document"));
+        report.add("doubles", text, cache.duplicates());
     }
     let text =
-        format!("{} sequences repaired (text that was decoded wrongly once, like â€™ for ’)", thousands(repaired));
+        format!("{} repaired (text that was once decoded wrongly, like â€™ for ’)", counted(repaired, "sequence"));
     report.add("mojibake", text, repaired);
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
@@ -241,25 +247,25 @@ fn build(
     let mut told = |p: &Progress| progress(&mut status, name, p);
     let Opened { cache, built } = open_or_build(&path, source, tokenizer, threads, &mut told)?;
     status.clear();
-    noted(name, &built.as_ref().map(|built| built.read.seen).unwrap_or_default());
+    noted(name, &built.as_ref().map(|built| built.read.oddities).unwrap_or_default());
     let path = stage.dir.join(name).with_extension("tok");
     match built.map(|built| built.reason) {
-        None => say!("{name}: {} serves as it is", path.display()),
+        None => say!("{name}: {} is up to date", path.display()),
         Some(Stale::Missing) => {}
-        Some(reason) => say!("{name}: {} was built again: {reason}", path.display()),
+        Some(reason) => say!("{name}: {} was rebuilt: {reason}", path.display()),
     }
     Ok(cache)
 }
 
-/// Stories, tokens and bytes of one side, in words and as JSON.
+/// Documents, tokens and bytes of one side, in words and as JSON.
 pub fn summary(cache: &TokenCache) -> (String, Value) {
     let (stories, tokens, text) = (cache.stories() as u64, cache.tokens().len() as u64, cache.bytes());
     let per_token = text as f64 / tokens as f64;
     // EOS is never unknown, so it says nothing about coverage.
     let coverage = 1.0 - cache.unk() as f64 / (tokens - stories).max(1) as f64;
     let words = format!(
-        "{} stories, {} tokens (EOS included), {}, {per_token:.3} bytes a token, {} UNK (coverage {:.3} %)",
-        thousands(stories),
+        "{}, {} tokens (EOS included), {}, {per_token:.3} bytes per token, {} UNK (coverage {:.3} %)",
+        counted(stories, "document"),
         thousands(tokens),
         bytes(text),
         thousands(cache.unk()),
@@ -280,7 +286,7 @@ pub fn summary(cache: &TokenCache) -> (String, Value) {
 fn progress(status: &mut Status, name: &str, p: &Progress) -> ControlFlow<()> {
     let left = p.seconds * (1.0 / p.fraction.max(1e-9) - 1.0);
     status.show(&format!(
-        "{name} {:3.0} %  {} stories  {}  {}/s  eta {}",
+        "{name} {:3.0} %  {} documents  {}  {}/s  eta {}",
         p.fraction * 100.0,
         count(p.stories),
         bytes(p.bytes),

@@ -1,4 +1,4 @@
-//! `flashlm data sample`: stories drawn at random.
+//! `flashlm data sample`: documents drawn at random.
 
 use std::process::ExitCode;
 
@@ -9,21 +9,22 @@ use serde_json::{Value, json};
 use super::select::Select;
 use crate::common::out;
 
-/// Print stories drawn at random
+/// Print a few documents drawn at random
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  flashlm data sample book.txt\n  flashlm data sample tinystories -n 2 --seed 7")]
 pub struct Args {
-    /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
+    /// Text: files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
     #[arg(value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// How many
+    /// Number of documents
     #[arg(short, value_name = "N", default_value_t = 5)]
     n: usize,
-    /// The same seed draws the same stories
+    /// Seed of the draw; the same seed draws the same documents
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
-    /// Print them as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -34,7 +35,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Sample { stories, read } = sample(&source, args.n, args.seed)?;
     if read.stories == 0 {
         bail!(
-            "{}: no stories{}",
+            "{}: no documents{}",
             args.data.join(", "),
             if read.dropped.total() > 0 { "; the filter drops every one" } else { "" }
         );

@@ -1,8 +1,8 @@
-//! Which stories of a source the commands of `flashlm data` take.
+//! Which documents of a source the commands of `flashlm data` take.
 
 use flashlm_train::data::filter::{Dropped, Filter};
 use flashlm_train::data::source::Source;
-use flashlm_train::units::thousands;
+use flashlm_train::units::{counted, thousands};
 use serde_json::json;
 
 use crate::common::{data_spec, open_source, passed_over};
@@ -11,23 +11,23 @@ use crate::report::Report;
 /// Which text of a source to take.
 #[derive(clap::Args)]
 pub(super) struct Select {
-    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub offline: bool,
-    /// Field of JSON or CSV, or column of .parquet, that holds the text: `text`, or that of the dataset
+    /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
     pub column: Option<String>,
-    /// Take stories of at least this number in the field or column `score`; 0: all
+    /// Keep documents whose field or column `score` is at least X (0 = keep all)
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     min_score: f64,
-    /// Take stories of at least N characters
+    /// Keep documents of at least N characters
     #[arg(long, value_name = "N", default_value_t = 0)]
     min_chars: usize,
-    /// Take stories of at most N characters; 0: any
+    /// Keep documents of at most N characters (0 = no limit)
     #[arg(long, value_name = "N", default_value_t = 0)]
     max_chars: usize,
-    /// Take stories with at least this share (0 to 1) of words of at most six letters
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    /// Keep documents in which at least this fraction (0 to 1) of the words has at most six letters (0 = keep all)
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.0)]
     min_simple: f64,
 }
 
@@ -53,8 +53,8 @@ impl Select {
 pub(super) fn report_dropped(report: &mut Report, dropped: &Dropped) {
     let Dropped { score, short, long, hard } = *dropped;
     let text = format!(
-        "{} stories by the filter: {} for their score, {} too short, {} too long, {} of hard words",
-        thousands(dropped.total()),
+        "{} dropped by the filter: {} for their score, {} too short, {} too long, {} with too many long words",
+        counted(dropped.total(), "document"),
         thousands(score),
         thousands(short),
         thousands(long),

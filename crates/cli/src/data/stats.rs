@@ -12,14 +12,14 @@ use flashlm_model::tok::Tokenizer;
 use flashlm_model::{ModelConfig, Shape};
 use flashlm_train::atomic::write_file;
 use flashlm_train::config::{Settings, preset};
-use flashlm_train::data::looks::Script;
-use flashlm_train::data::near::MOST as NEAR;
+use flashlm_train::data::near_duplicates::MAX_STORIES as MAX_NEAR;
+use flashlm_train::data::profile::Script;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::log::histogram::{self, Bin};
 use flashlm_train::run::size_for;
 use flashlm_train::tokenizer::of_file;
-use flashlm_train::units::{bytes, count, duration, thousands};
+use flashlm_train::units::{bytes, count, counted, duration, thousands};
 use serde_json::{Value, json};
 
 use super::select::{Select, report_dropped};
@@ -27,24 +27,27 @@ use crate::bench::train::Steps;
 use crate::common::{Status, data_spec, exec, may_write};
 use crate::report::Report;
 
-/// Look at a text before training on it: stories, bytes, scripts, doubles, lengths, tokens, and what an hour of training would be
+/// Inspect a text before training on it: documents, bytes, scripts, duplicates, lengths, tokens, epochs per hour of training
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm data stats book.txt\n  flashlm data stats notes/ --quick --svg lengths.svg"
+)]
 pub struct Args {
-    /// Files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
+    /// Text: files, folders or patterns, `-` for standard input, a dataset (see `train`), or synthetic:N
     #[arg(value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// Count the tokens of this tokenizer file; without it those of a BPE vocabulary of 4,096, made of the first 4 MB
+    /// Tokenizer file to count tokens with [default: a BPE vocabulary of 4,096 tokens trained on the first 4 MB]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Draw the histogram of lengths to this file
+    /// Write a histogram of document lengths to this SVG file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(short, long, requires = "svg")]
     force: bool,
-    /// Leave out the row that measures this machine
+    /// Skip the measurement of training speed
     #[arg(long)]
     quick: bool,
     /// Print the result as JSON
@@ -71,7 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let speed = bytes((read as f64 / seconds.max(1e-9)) as u64);
             let left = duration(seconds * (1.0 / fraction.max(1e-9) - 1.0));
             status.show(&format!(
-                "{:3.0} %  {} stories  {}  {speed}/s  eta {left}",
+                "{:3.0} %  {} documents  {}  {speed}/s  eta {left}",
                 fraction * 100.0,
                 count(stories),
                 bytes(read)
@@ -83,38 +86,38 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let read = &stats.read;
     let share = |n: u64| n as f64 / (read.stories.max(1)) as f64;
     let mut report = Report::default();
-    let notes = [vec![passed_over(&source)], read.seen.notes()].concat();
+    let notes = [vec![passed_over(&source)], read.oddities.notes()].concat();
     let notes: Vec<String> = notes.into_iter().filter(|note| !note.is_empty()).collect();
     report.add("stories", thousands(read.stories), read.stories);
     report.add("bytes", format!("{} ({})", thousands(read.bytes), bytes(read.bytes)), read.bytes);
     let mean = stats.chars as f64 / read.stories.max(1) as f64;
     let (shortest, longest) = (stats.shortest, stats.longest);
     let text = format!(
-        "{} in all, {mean:.1} a story, shortest {}, longest {}",
+        "{} in all, {mean:.1} per document, shortest {}, longest {}",
         thousands(stats.chars),
         thousands(shortest),
         thousands(longest)
     );
     let value = json!({"total": stats.chars, "mean": mean, "shortest": shortest, "longest": longest});
     report.add("characters", text, value);
-    report_looks(&mut report, &stats);
+    report_profile(&mut report, &stats);
     report_tokens(&mut report, &stats, &tokenizer, own);
     if !args.quick {
         report_hour(&mut report, stats.tokens)?;
     }
     let within = if stats.forgot {
-        format!(", compared with the first {} alone", thousands(MAX_DISTINCT as u64))
+        format!(", compared only with the first {}", thousands(MAX_DISTINCT as u64))
     } else {
         String::new()
     };
     let doubled = format!("{} ({:.3} %){within}", thousands(stats.duplicates), share(stats.duplicates) * 100.0);
     report.add("duplicates", doubled, json!({"stories": stats.duplicates, "complete": !stats.forgot}));
     let within = match stats.near_forgot {
-        true => format!(", compared with the first {} alone", thousands(NEAR as u64)),
+        true => format!(", compared only with the first {}", thousands(MAX_NEAR as u64)),
         false => String::new(),
     };
     let text = format!(
-        "{} ({:.3} %) have four fifths of their five-word runs in common with one before{within}",
+        "{} ({:.3} %) share four fifths of their five-word runs with an earlier document{within}",
         thousands(stats.near),
         share(stats.near) * 100.0
     );
@@ -122,8 +125,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Mended before the filter, which may drop some of them.
     let all = read.stories + read.dropped.total();
     let mended = read.mended as f64 / all.max(1) as f64;
-    let text =
-        format!("{} stories repaired ({:.3} %), {} sequences", thousands(read.mended), mended * 100.0, read.repaired);
+    let text = format!(
+        "{} repaired ({:.3} %), {}",
+        counted(read.mended, "document"),
+        mended * 100.0,
+        counted(read.repaired, "sequence")
+    );
     report.add("mojibake", text, json!({"stories": read.mended, "share": mended, "sequences": read.repaired}));
     if read.dropped.total() > 0 {
         report_dropped(&mut report, &read.dropped);
@@ -135,8 +142,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         report.add("lengths", "", bins.collect::<Value>());
     }
     if let Some(path) = &args.svg {
-        let title = format!("Lengths of {} stories of {}", thousands(read.stories), source.name());
-        let svg = histogram::draw(&title, "Characters of a story", bins);
+        let title = format!("Lengths of {} of {}", counted(read.stories, "document"), source.name());
+        let svg = histogram::draw(&title, "Characters per document", bins);
         write_file(path, |w| w.write_all(svg.as_bytes()))?;
         report.add("histogram", path.display(), path.display().to_string());
     }
@@ -158,41 +165,41 @@ fn sample_vocabulary(source: &Source) -> anyhow::Result<Tokenizer> {
         if bytes + 4 < SAMPLE { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     if text.is_empty() {
-        bail!("{}: no stories: the data holds only blank text, or the filter drops every one", source.name());
+        bail!("{}: no documents: the data holds only blank text, or the filter drops all of it", source.name());
     }
     Ok(Tokenizer::train_bpe(text.iter().map(String::as_str), Settings::default().tokenizer.vocab)?)
 }
 
 /// The rows of scripts, lines, separators and control characters.
-fn report_looks(report: &mut Report, stats: &Stats) {
-    let looks = &stats.looks;
-    let shares = looks.shares();
+fn report_profile(report: &mut Report, stats: &Stats) {
+    let profile = &stats.profile;
+    let shares = profile.shares();
     let shown = shares.iter().filter(|script| script.share >= 0.0005);
     let text: Vec<String> = shown.map(|Script { name, share }| format!("{name} {:.1} %", 100.0 * share)).collect();
     let value: serde_json::Map<String, Value> =
         shares.iter().map(|script| (script.name.to_string(), json!(script.share))).collect();
     report.add("scripts", if text.is_empty() { "no letters".into() } else { text.join(", ") }, value);
     let text = format!(
-        "{} in {} paragraphs, the longest of {} characters",
-        thousands(looks.lines),
-        thousands(looks.paragraphs),
-        thousands(looks.longest_line)
+        "{} in {}, the longest of {} characters",
+        thousands(profile.lines),
+        counted(profile.paragraphs, "paragraph"),
+        thousands(profile.longest_line)
     );
-    let value = json!({"total": looks.lines, "paragraphs": looks.paragraphs, "longest": looks.longest_line});
+    let value = json!({"total": profile.lines, "paragraphs": profile.paragraphs, "longest": profile.longest_line});
     report.add("lines", text, value);
     let found: Vec<String> =
-        looks.separators.iter().map(|(line, n)| format!("{} lines {:?}", thousands(*n), line)).collect();
+        profile.separators.iter().map(|(line, n)| format!("{} lines {:?}", thousands(*n), line)).collect();
     if !found.is_empty() {
-        let text = format!("{}: if stories end there, make these lines <|endoftext|>", found.join(", "));
-        report.add("separators", text, json!(looks.separators));
+        let text = format!("{}: if documents end there, replace these lines by <|endoftext|>", found.join(", "));
+        report.add("separators", text, json!(profile.separators));
     }
-    if looks.controls + looks.replaced > 0 {
+    if profile.controls + profile.replaced > 0 {
         let text = format!(
             "{} control characters, {} U+FFFD where a byte was lost in decoding",
-            thousands(looks.controls),
-            thousands(looks.replaced)
+            thousands(profile.controls),
+            thousands(profile.replaced)
         );
-        report.add("odd characters", text, json!({"controls": looks.controls, "replaced": looks.replaced}));
+        report.add("odd characters", text, json!({"controls": profile.controls, "replaced": profile.replaced}));
     }
 }
 
@@ -204,7 +211,7 @@ fn report_tokens(report: &mut Report, stats: &Stats, tokenizer: &Tokenizer, own:
     let mut text = format!(
         "{} (EOS included) of {}{} with {} tokens, {per_token:.3} bytes per token",
         thousands(stats.tokens),
-        if own { "" } else { "a vocabulary made for this look: " },
+        if own { "" } else { "a vocabulary trained for this measurement: " },
         tokenizer.kind(),
         thousands(tokenizer.vocab_size() as u64)
     );
@@ -242,6 +249,6 @@ fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
 fn passed_over(source: &Source) -> String {
     match source.passed_over() {
         passed if passed.is_empty() => passed,
-        passed => format!("passed over: {passed}"),
+        passed => format!("skipped: {passed}"),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::PossibleValuesParser;
 use flashlm_kernels::cpu::Machine;
 use flashlm_model::io::read_limited;
@@ -20,86 +20,91 @@ use crate::common::{data_spec, precision, say, set_all};
 /// Longest file of settings.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Train a model.
+/// Train a model
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm train --data book.txt --minutes 30 --save-dir runs/book\n  flashlm train --resume runs/book\n  flashlm train --from runs/book --data letters.txt --minutes 10 --lr 1e-3"
+)]
 pub struct Args {
-    /// What to train
+    /// Preset: model, tokenizer and training settings [default: chosen from cores, memory and time limit]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(preset_names()), conflicts_with_all = ["small", "large"])]
     pub preset: Option<String>,
-    /// The preset v4-small
+    /// Same as --preset v4-small
     #[arg(long, conflicts_with = "large")]
     pub small: bool,
-    /// The preset v4-large
+    /// Same as --preset v4-large
     #[arg(long)]
     pub large: bool,
-    /// Settings laid over the preset
+    /// TOML file of settings, applied over the preset
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// One setting, such as train.lr=3e-3; may be repeated
+    /// Set one setting, such as train.lr=3e-3; applied over --config, repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     pub set: Vec<String>,
-    /// Text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input; tinystories (the
-    /// default), tinystories-v2, simplestories, fineweb-edu, `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`; `synthetic` or
-    /// `synthetic:N`. Several files or folders are one text; SOURCE@WEIGHT for each mixes them by weights
+    /// Training text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input,
+    /// `synthetic` or `synthetic:N` (N made-up stories), or a dataset: tinystories, tinystories-v2, simplestories, fineweb-edu,
+    /// `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`. Repeatable: several files or folders are joined; SOURCE@WEIGHT mixes sources
+    /// by weight
+    /// [default: the preset's, else tinystories]
     #[arg(long, value_name = "SOURCE")]
     pub data: Vec<String>,
-    /// Field of JSON or CSV, or column of .parquet, that holds the text [default: text, or that of the dataset]; --set
-    /// data.valid_column=NAME where --valid has another
+    /// JSON field, or CSV or Parquet column, that holds the text; if --valid has another, also --set data.valid_column=NAME
+    /// [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
     pub column: Option<String>,
-    /// Text for validation; without it that of the dataset, if it has one, else 1 % of the text is held out, more of a small one
+    /// Validation text, given like --data [default: the dataset's own, else 1 % of the text is held out, more of a small text]
     #[arg(long, value_name = "SOURCE")]
     pub valid: Option<String>,
-    /// Take datasets only from this machine, as with HF_HUB_OFFLINE=1
+    /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub offline: bool,
-    /// frequency, bpe, bytes, or a tokenizer file
+    /// Tokenizer: bpe, bytes, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file [default: the preset's]
     #[arg(long, value_name = "KIND|FILE")]
     pub tokenizer: Option<String>,
-    /// Tokens in the vocabulary
+    /// Vocabulary size in tokens [default: the preset's]
     #[arg(long, value_name = "N")]
     pub vocab: Option<usize>,
-    /// Length of the run in minutes; the learning rate follows the clock
+    /// Length of the run in minutes; the learning rate schedule follows the clock [default: no limit]
     #[arg(long, allow_negative_numbers = true, value_name = "M")]
     pub minutes: Option<f64>,
-    /// Length of the run in hours
+    /// Length of the run in hours [default: no limit]
     #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes")]
     pub hours: Option<f64>,
-    /// Length of the run in updates
+    /// Length of the run in optimizer steps [default: no limit]
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
-    /// Passes over the text, where no other length is given
+    /// Length of the run in epochs, if neither time nor steps limit it [default: 10]
     #[arg(long, allow_negative_numbers = true, value_name = "N")]
     pub epochs: Option<f64>,
-    /// Sequences in an update
+    /// Sequences per step [default: the preset's, else chosen for this machine]
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// Peak learning rate
+    /// Peak learning rate [default: the preset's]
     #[arg(long, allow_negative_numbers = true, value_name = "F")]
     pub lr: Option<f64>,
-    /// Seed of the start and of the order of the text
+    /// Seed of the initial weights and of the order of the text [default: 42]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// What products are computed in: f32, bf16, or auto for what this machine does fastest
+    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it) [default: auto]
     #[arg(long, value_name = "P", value_parser = precision)]
     pub precision: Option<Precision>,
-    /// Threads; results do not depend on it
+    /// Number of threads; results do not depend on it [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Folder of the run; else that of --resume, else checkpoints/ or, where that holds a run, checkpoints-2/ and so on
+    /// Run folder [default: that of --resume, else checkpoints, or checkpoints-2 and so on if there is a run already]
     #[arg(long, value_name = "PATH")]
     pub save_dir: Option<PathBuf>,
-    /// Go on with a run or from one of its checkpoints
+    /// Resume a run, or one of its checkpoints
     #[arg(long, value_name = "PATH")]
     pub resume: Option<PathBuf>,
-    /// Start from the weights and the vocabulary of a model (a run, a checkpoint, a model file, a packed model), with a fresh
-    /// optimizer and schedule: fine-tuning
+    /// Fine-tune: start from the weights and the vocabulary of a model (a run, a checkpoint, a model file or a packed model),
+    /// with a fresh optimizer and schedule
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"])]
     pub from: Option<PathBuf>,
-    /// Print the plan and train nothing: for each stage its texts, tokens, epochs and updates; time and memory, measured
+    /// Print the plan without training: tokens, epochs and steps per stage, and measured time and memory
     #[arg(long)]
     pub dry_run: bool,
-    /// With --dry-run: print the plan as JSON
+    /// Print the plan of --dry-run as JSON
     #[arg(long, requires = "dry_run")]
     pub json: bool,
 }
@@ -128,7 +133,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     }
     if let Some(path) = &args.config {
         let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
-        let text = text.with_context(|| format!("{}: settings are text in UTF-8", path.display()))?;
+        let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
         layers.merge_text(&text, &path.display().to_string())?;
     }
     set_all(&mut layers, &args.set)?;
@@ -143,7 +148,9 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     let valid = valid.transpose()?;
     let float = |value: Option<f64>| value.map(Value::Float);
     let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
-        value.map(|n| Ok(Value::Integer(i64::try_from(n).context("a number above 9223372036854775807")?))).transpose()
+        value
+            .map(|n| i64::try_from(n).map(Value::Integer).map_err(|_| anyhow!("{n}: must be at most {}", i64::MAX)))
+            .transpose()
     };
     let flags = [
         ("data.source", data.map(Value::String)),
@@ -170,7 +177,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
-        say!("no --data given: training on {}; --data FILE takes a text of yours", Settings::default().data.source);
+        say!("no --data given: training on {}; --data FILE trains on your own text", Settings::default().data.source);
     }
     let mut settings = layers.settings()?;
     if let Some(sources) = mixed {
@@ -187,7 +194,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     Ok(settings)
 }
 
-/// What flags are laid over: the settings of the run that goes on, a preset, the recipe of a model, or the defaults.
+/// What flags are laid over: the settings of the resumed run, a preset, the recipe of a model, or the defaults.
 fn base(
     args: &Args,
     resume: Option<&Checkpoint>,

@@ -62,8 +62,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let settings = prepared.settings().clone();
     let mut product = Product { open: true };
     product.print(format_args!("{}\n", settings.to_toml().trim_end()));
-    let (stories, doubles) = (prepared.stories(), prepared.doubles());
-    let left_out = if doubles > 0 { format!(", {} of them left out", thousands(doubles)) } else { String::new() };
+    let (stories, duplicates) = (prepared.stories(), prepared.duplicates());
+    let left_out = if duplicates > 0 { format!(", {} of them left out", thousands(duplicates)) } else { String::new() };
     let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
     let entropy_bound = prepared.entropy_bound;
     let mut trainer = prepared.trainer(&cx, claim)?;
@@ -71,7 +71,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
         settings.name,
         thousands(trainer.layout().parameters() as u64),
-        counted(stories + doubles, "story"),
+        counted(stories + duplicates, "document"),
         thousands(valid_stories as u64),
         bytes(valid_bytes),
         cx.isa().name(),
@@ -106,7 +106,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
             let run = folder.path();
             let step = trainer.saved_step().unwrap_or_default();
             say!(
-                "interrupted; step {step} is saved in {}. Go on with: flashlm train --resume {}",
+                "interrupted; step {step} is saved in {}. Continue with: flashlm train --resume {}",
                 run.display(),
                 quoted(run)
             );
@@ -120,7 +120,7 @@ fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
     Ok(match (&args.resume, &args.from) {
         (Some(path), _) => {
             let resume = Resume::open(path)?;
-            resume.skipped.iter().for_each(|why| say!("passed over: {why}"));
+            resume.skipped.iter().for_each(|why| say!("skipped: {why}"));
             Origin::Resumed(resume)
         }
         (None, Some(path)) => Origin::Tuned(Start::load(&exec(None)?, path, &mut |event| status.tell(&event))?),
@@ -140,7 +140,7 @@ impl Product {
         }
         if let Err(error) = try_out(text, true) {
             self.open = false;
-            say!("standard output cannot be written any longer ({error}): samples are not shown, training goes on");
+            say!("standard output cannot be written any longer ({error}): samples are not shown, training continues");
         }
     }
 }
@@ -151,7 +151,7 @@ fn summary(ending: &Ending, folder: &RunFolder) -> String {
     let weights = match best.step == *steps {
         true => format!("step {}", thousands(*steps)),
         false => format!(
-            "step {} of {}, the best in validation; the last has {:.4} bits per byte",
+            "step {} of {}, the best in validation; the last step has {:.4} bits per byte",
             thousands(best.step),
             thousands(*steps),
             last.full.bpb

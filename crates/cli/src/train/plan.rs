@@ -1,5 +1,5 @@
 //! `flashlm train --dry-run`: what a run would do. Vocabulary and token caches are made, as the run would make them; a few
-//! updates are measured and thrown away; the run's folder is not touched.
+//! steps are measured and thrown away; the run's folder is not touched.
 
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use flashlm_kernels::cpu::peak_rss;
 use flashlm_train::run::{Forecast, Resolved, StageForecast, TextForecast};
 use flashlm_train::trainer::Event;
-use flashlm_train::units::{bytes, duration, thousands};
+use flashlm_train::units::{bytes, counted, duration, thousands};
 use serde_json::{Value, json};
 
 use crate::common::{Status, out};
@@ -21,7 +21,7 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
     status.clear();
     let prepared = prepared?;
     let forecast = prepared.forecast(&cx, &mut |event| status.tell(&event))?;
-    let (tokens, updates, seconds) = (forecast.tokens(), forecast.updates(), forecast.seconds());
+    let (tokens, steps, seconds) = (forecast.tokens(), forecast.steps(), forecast.seconds());
     let memory = peak_rss();
     let boundaries = prepared.settings().data.boundaries.name();
     if json {
@@ -29,7 +29,7 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
         out!(
             "{:#}",
             json!({
-                "stages": stages, "tokens": tokens.round() as u64, "updates": updates.round() as u64, "seconds": seconds,
+                "stages": stages, "tokens": tokens.round() as u64, "updates": steps.round() as u64, "seconds": seconds,
                 "tokens_per_second": tokens / seconds, "memory_mb": memory as f64 / f64::from(1 << 20),
                 "batch": forecast.batch, "threads": threads, "boundaries": boundaries,
                 "parameters": forecast.parameters,
@@ -40,28 +40,27 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
     for (i, stage) in forecast.stages.iter().enumerate() {
         print(stage, i, forecast.stages.len());
     }
-    let (tokens, updates) = (thousands(tokens.round() as u64), thousands(updates.round() as u64));
-    out!("total: {tokens} tokens in {updates} updates, about {}, {} of memory", duration(seconds), bytes(memory));
+    let (tokens, steps) = (thousands(tokens.round() as u64), thousands(steps.round() as u64));
+    out!("total: {tokens} tokens in {steps} steps, about {}, {} of memory", duration(seconds), bytes(memory));
     out!(
-        "Time is that of {} updates of each stage, measured now on {threads} threads, without validations, samples \
-         and checkpoints; memory is what they took. Stories: {boundaries}.",
-        Forecast::MEASURED
+        "Time is measured: {} of each stage on {}, without validations, samples and checkpoints; memory is what they \
+         took. Boundaries: {boundaries}.",
+        counted(Forecast::MEASURED, "step"),
+        counted(threads as u64, "thread")
     );
     Ok(ExitCode::SUCCESS)
 }
 
 fn print(stage: &StageForecast, i: usize, of: usize) {
     let (t, share) = (stage.seq_len, 100.0 * stage.share);
-    let (tokens, updates) = (thousands(stage.tokens.round() as u64), thousands(stage.updates.round() as u64));
+    let (tokens, steps) = (thousands(stage.tokens.round() as u64), thousands(stage.steps.round() as u64));
     let time = duration(stage.seconds);
-    out!("stage {} of {of}: T {t}, {share:.1} % of the run: {tokens} tokens in {updates} updates, about {time}", i + 1);
+    out!("stage {} of {of}: T {t}, {share:.1} % of the run: {tokens} tokens in {steps} steps, about {time}", i + 1);
     for text in &stage.texts {
         let TextForecast { name, share, stories, tokens, trained, epochs } = text;
-        let (stories, tokens, share) = (thousands(*stories as u64), thousands(*tokens as u64), 100.0 * share);
+        let (stories, tokens, share) = (counted(*stories as u64, "document"), thousands(*tokens as u64), 100.0 * share);
         let trained = thousands(*trained);
-        out!(
-            "  {name}: weight {share:.1} %, {stories} stories, {tokens} tokens ({trained} a pass), {epochs:.3} epochs"
-        );
+        out!("  {name}: weight {share:.1} %, {stories}, {tokens} tokens ({trained} per epoch), {epochs:.3} epochs");
     }
 }
 
@@ -73,7 +72,7 @@ fn stage_json(stage: &StageForecast) -> Value {
         })
     };
     json!({
-        "seq_len": stage.seq_len, "share": stage.share, "updates": stage.updates.round() as u64,
+        "seq_len": stage.seq_len, "share": stage.share, "updates": stage.steps.round() as u64,
         "tokens": stage.tokens.round() as u64, "seconds": stage.seconds,
         "sources": stage.texts.iter().map(text).collect::<Vec<_>>(),
     })

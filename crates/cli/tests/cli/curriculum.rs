@@ -37,7 +37,7 @@ fn place() -> (Place, String) {
     (place, flags)
 }
 
-/// The first updates of the stages, and the last of all.
+/// The first steps of the stages, and the last of all.
 fn borders(place: &Place, flags: &str) -> Vec<u64> {
     let plan: Value = serde_json::from_str(&place.ok(&format!("train {flags} --dry-run --json"))).unwrap();
     let mut sum = 0;
@@ -85,7 +85,7 @@ fn a_run_signalled_in_every_stage_gives_the_bits_of_one_that_was_not() {
     place.ok(&format!("train {flags} --save-dir whole"));
     let (mut args, mut from) = (format!("train {flags} --save-dir stopped"), 0);
     for stage in 1..=3 {
-        // SIGINT as the row of this update is written: it is the one that is saved.
+        // SIGINT as the row of this step is written: it is the one that is saved.
         let step = (borders[stage - 1] + borders[stage]) / 2;
         let mut command = place.command(&args);
         shim::watch(&mut command, &place.path("stopped"), &place.path("calls"));
@@ -204,12 +204,12 @@ fn bad_stages_say_how_to_mend_them() {
     place.fails(&with("share = 0.4", "share = 0.7"), &["shares add up to 1.300"]);
     place.fails(&with("seq_len = 32", "seq_len = 64"), &["train.seq_len = 32", "last stage"]);
     place.fails(&with("\"tales.txt\" }", "\"tails.txt\" }"), &["1 of the 4 texts", "tales.txt", "stage 2 of 3"]);
-    place.fails(&with("\"counting.txt\"", "\"tales.txt\""), &["tales.txt, twice"]);
+    place.fails(&with("\"counting.txt\"", "\"tales.txt\""), &["tales.txt given twice"]);
     let both = "[data]\nboundaries = \"packed\"\n[model]\nreset = true\n";
     place.write("stages.toml", format!("{both}{STAGES}"));
     place.fails(
         &format!("train {flags} --steps 40 --dry-run"),
-        &["contradicts model.reset = true", "leave one of them out"],
+        &["contradicts model.reset = true", "set only one of them"],
     );
     let unused = STAGES.replace("share = 0.4", "share = 0.4\nsources = [{ source = \"counting.txt\" }]");
     place.write("stages.toml", unused);

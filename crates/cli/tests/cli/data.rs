@@ -29,10 +29,10 @@ fn stats_count_and_draw() {
     let stats = json(&place.ok(&format!("data stats a.jsonl {filter} --quick --json")));
     assert_eq!(stats["stories"], 3);
     assert_eq!(stats["dropped"], serde_json::json!({"score": 1, "short": 0, "long": 0, "hard": 1}));
-    assert!(place.ok(&format!("data stats a.jsonl {filter}")).contains("2 stories by the filter"));
+    assert!(place.ok(&format!("data stats a.jsonl {filter}")).contains("2 documents dropped by the filter"));
 
     place.fails("data stats a.jsonl", &["no field `text`", "line 1"]);
-    place.fails("data stats a.jsonl --column story --min-simple 2", &["min_simple", "from 0 to 1"]);
+    place.fails("data stats a.jsonl --column story --min-simple 2", &["min_simple", "between 0 and 1"]);
     place.fails("data stats synthetic:9 --min-score 2", &["leave out min_score"]);
     place.fails("data stats none.txt", &["no such file"]);
 }
@@ -51,7 +51,7 @@ fn a_sample_is_data_again_and_follows_its_seed() {
         sample["stories"].as_array().unwrap().iter().map(|story| story["text"].as_str().unwrap().to_string()).collect()
     };
     assert_eq!(texts(&again), texts(&of_all));
-    place.fails("data sample drawn.txt --min-chars 1000000", &["the filter drops every one"]);
+    place.fails("data sample drawn.txt --min-chars 1000000", &["the filter drops all of it"]);
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! left" and with "input/output error".
 //!
 //! What must hold each time: no panic; a failure ends the run only where a checkpoint cannot be saved at all, and then the error
-//! names the file and the reason; a full disk is waited for; a checkpoint that was on the disk before stays; and the run goes on from there
-//! to the same bits and the same rows as one that no failure met.
+//! names the file and the reason; a full disk is waited for; a checkpoint that was on the disk before stays; and the run goes on
+//! from there to the same bits and the same rows as one that no failure met.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -48,7 +48,7 @@ struct Call {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Part {
-    /// Before the first update.
+    /// Before the first step.
     Start,
     Checkpoint,
     /// What a run can do without.
@@ -377,7 +377,7 @@ fn ended(mut command: Command, stderr: &Path) -> (Option<i32>, String) {
     let fails_on = command.get_envs().any(|(key, value)| key == "FAULT_HOW" && value.is_some_and(|how| how == "on"));
     if fails_on && !within(&mut child, 60, || told().lines().any(is_waiting)) {
         shim::signal(&child, "INT");
-        within(&mut child, 1, || told().contains("once more"));
+        within(&mut child, 1, || told().contains("press Ctrl-C again"));
         if child.try_wait().unwrap().is_none() {
             shim::signal(&child, "INT");
         }

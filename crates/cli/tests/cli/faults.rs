@@ -24,7 +24,7 @@ fn data_that_is_not_there_or_no_text() {
     place.write("latin.txt", b"caf\xe9 au lait\n".repeat(20));
     place.fails("train --data latin.txt --steps 1", &["latin.txt", "UTF-8"]);
     place.write("one.txt", "a\n");
-    place.fails("train --data one.txt --steps 1", &["one", "no stories for train", "of 1 in the data"]);
+    place.fails("train --data one.txt --steps 1", &["one", "no document is left for train", "of 1 in the data"]);
     place.write("bad.jsonl", "{\"text\": \"fine\"}\n{\"txt\": 1}\n");
     place.fails("train --data bad.jsonl --steps 1", &["bad.jsonl", "line 2"]);
     place.fails("eval nowhere --data one.txt", &["nowhere"]);
@@ -42,7 +42,7 @@ fn settings_that_no_run_can_have() {
     place.fails(&format!("{train} --lr NaN"), &["train.lr", "NaN"]);
     place.fails(&format!("{train} --lr -1"), &["lr"]);
     place.fails(&format!("{train} --set train.lerning_rate=1"), &["unknown key", "did you mean"]);
-    place.fails(&format!("{train} --set train.batch=many"), &["train.batch", "integer"]);
+    place.fails(&format!("{train} --set train.batch=many"), &["train.batch", "whole number"]);
     place.fails(&format!("{train} --set model.dim=0"), &["model.dim"]);
     place.fails(&format!("{train} --set train.activation_bits=8"), &["did you mean `model.activation_bits`"]);
     place.fails(&format!("{train} --set model.dim=8192 --set model.blocks=128"), &["model.blocks = 128", "at most"]);
@@ -78,7 +78,7 @@ fn scales_that_begin_anywhere_in_a_row_and_a_project_beside_the_model_are_no_tro
 #[test]
 fn a_run_that_diverges_names_its_last_good_checkpoint() {
     let place = Place::new();
-    // Weight decay of 10 * 1 an update multiplies every weight by -9.
+    // Weight decay of 10 * 1 a step multiplies every weight by -9.
     let flags = format!("{TINY} --steps 400 --lr 10 --set train.weight_decay=1 --set train.checkpoint_every=20");
     place.fails(&format!("train {flags} --save-dir run"), &["not a number", "last good checkpoint", "step"]);
     place.ok("info run");
@@ -108,15 +108,15 @@ fn damaged_checkpoints() {
 
     place.fails(
         "train --resume run --set model.dim=32",
-        &["checkpoint of another config", "model.dim is 24 there and 32 here"],
+        &["cannot change within a run", "model.dim is 24 there and 32 here"],
     );
-    place.fails("train --resume run --set train.seq_len=16", &["checkpoint of another config", "train.seq_len"]);
+    place.fails("train --resume run --set train.seq_len=16", &["cannot change within a run", "train.seq_len"]);
     place.fails(
         "train --resume run --set train.optimizer=muon",
-        &["checkpoint of another config", "train.optimizer is \"adamw\" there and \"muon\" here"],
+        &["cannot change within a run", "train.optimizer is \"adamw\" there and \"muon\" here"],
     );
     place.fails(&format!("train {TINY} --steps 1 --save-dir run"), &["--resume"]);
-    place.fails("train --resume run --large", &["checkpoint of another config", "model."]);
+    place.fails("train --resume run --large", &["cannot change within a run", "model."]);
     place.fails("train --resume cache", &["cache", "a run with a checkpoint"]);
     place.fails("train --resume nowhere", &["nowhere", "no such file"]);
     place.write("model.pt", "PK");

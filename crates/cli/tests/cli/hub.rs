@@ -310,7 +310,7 @@ fn faults_that_pass_are_got_over() {
     let busy = Act::Status(429, "Retry-After: 1\r\n");
     for kind in ["list", "file", "content"] {
         for (what, n, act) in [
-            ("an error of its own", 3, Act::Status(500, "")),
+            ("a server error", 3, Act::Status(500, "")),
             ("a gateway without an answer", 2, Act::Status(504, "")),
             ("too many requests", 1, busy.clone()),
             ("a cut answer", 3, Act::Cut(40)),
@@ -362,7 +362,7 @@ fn faults_that_stay_are_told() {
         ("content", Act::Status(503, ""), vec!["503", "is kept"]),
         ("content", Act::Cut(100), vec!["after 100 of", "is kept"]),
         ("content", Act::TooMuch, vec!["bytes, where the list says", "is kept"]),
-        ("content", Act::Damage, vec!["checksum", "nothing of it is kept"]),
+        ("content", Act::Damage, vec!["checksum", "the file was not kept"]),
     ] {
         let what = format!("{act:?} at the {kind}");
         // A cut part that grows is progress: from the second request on nothing more comes.
@@ -396,7 +396,7 @@ fn faults_that_stay_are_told() {
             "{{\"sha\":\"{COMMIT}\",\"siblings\":[{{\"rfilename\":\"{name}\",\"size\":5,\"blobId\":\"{COMMIT}\"}}]}}"
         );
         bench.hub.at_first("list", 1, Act::Body(body));
-        bench.fails(name, &["leads elsewhere"]);
+        bench.fails(name, &["leads out of the folder"]);
         assert_eq!(bench.hub.log().len(), 1, "{name}");
     }
     let many = "{\"rfilename\":\"a\"},".repeat(100_001);

@@ -1,7 +1,7 @@
 //! SIGKILL: half of them before, in the middle of or right after a chosen call (saving, marking the best, pruning, setting a line
 //! aside, logging, the final validation, a full disk), the other half at any moment.
 //!
-//! After each one every checkpoint is whole, none that counts is gone, at most one interval of updates is lost, the rows of metrics
+//! After each one every checkpoint is whole, none that counts is gone, at most one interval of steps is lost, the rows of metrics
 //! are one line, and `flashlm info` agrees. Some rounds go back to an older checkpoint: then what was newer is set aside,
 //! neither mixed with the new line nor removed. In the end there are the bytes of a run that was never killed.
 
@@ -135,7 +135,7 @@ impl Folder {
         wrong
     }
 
-    /// Updates of a round that were logged and not saved. Without rows of its own it made none.
+    /// Steps of a round that were logged and not saved. Without rows of its own it made none.
     fn lost(&self, after: &Folder) -> u64 {
         if after.last_row == self.last_row { 0 } else { after.last_row.saturating_sub(after.newest()) }
     }

@@ -74,14 +74,14 @@ const KINDS: [(&str, &str, &[&str]); 30] = [
     ("vectors.safetensors", "iv", &["found test vectors", "flashlm verify vectors.safetensors"]),
     ("cut.safetensors", "", &["found a damaged safetensors file (expected ", "copy it again"]),
     ("pointer.safetensors", "", &["found a git LFS pointer", "git lfs pull"]),
-    ("run/checkpoints/step-00000002/optimizer.safetensors", "", &["the optimizer's state", "name the checkpoint"]),
+    ("run/checkpoints/step-00000002/optimizer.safetensors", "", &["the optimizer state", "name the checkpoint"]),
     ("tokenizer.json", "i", &["found a tokenizer (BPE)", "flashlm train --tokenizer tokenizer.json"]),
     ("unigram.json", "", &["Unigram"]),
     ("other.json", "", &["found a JSON file that is no tokenizer"]),
     ("cut.json", "", &["found a damaged JSON file (EOF while parsing"]),
     ("prep", "i", &["found a folder that `flashlm data prepare` wrote", "prep/tokenizer.json"]),
     ("prep/train.tok", "i", &["found a token cache", "name the text"]),
-    ("run/metrics.jsonl", "ic", &["found the log of a run", "flashlm plot run/metrics.jsonl"]),
+    ("run/metrics.jsonl", "ic", &["found the metrics of a run", "flashlm plot run/metrics.jsonl"]),
     ("run/settings.toml", "", &["found settings", "flashlm train --config run/settings.toml"]),
     ("story.txt", "i", &["found text", "to train on it: flashlm train --data story.txt"]),
     ("notes", "i", &["found text", "flashlm train --data notes"]),
@@ -128,7 +128,7 @@ fn each_command_takes_what_it_can_and_says_what_the_rest_is() {
                 "tokenizer.json" => drop(place.ok(&args)),
                 "unigram.json" => drop(place.fails(&args, &["unigram.json", "model type is Unigram; expected BPE"])),
                 "synthetic:7" | "tinystories" => {}
-                _ => drop(place.fails(&args, &[words[0], "the file of a tokenizer"])),
+                _ => drop(place.fails(&args, &[words[0], "a tokenizer file"])),
             }
         }
     }
@@ -254,19 +254,19 @@ fn nothing_is_written_over_without_force() {
     let mine = "my own";
     for args in ["pack run -o mine", "plot run -o mine", "data stats synthetic:9 --svg mine"] {
         place.write("mine", mine);
-        place.fails(args, &["mine is there already; name another file with -", "--force"]);
+        place.fails(args, &["mine already exists; name another file with -", "--force"]);
         assert_eq!(fs::read_to_string(place.path("mine")).unwrap(), mine, "{args}");
         place.ok(&format!("{args} --force"));
         assert_ne!(fs::read(place.path("mine")).unwrap(), mine.as_bytes(), "{args}");
         place.fails(&args.replace(" mine", " texts --force"), &["texts is a folder, not a file"]);
     }
     place.ok("plot run");
-    place.fails("plot run", &["curve.svg is there already"]);
+    place.fails("plot run", &["curve.svg already exists"]);
     // Drawn by training itself.
     place.ok("plot run -o run/curve.svg");
-    place.fails("plot run -o run/MODEL_CARD.md", &["is there already"]);
+    place.fails("plot run -o run/MODEL_CARD.md", &["already exists"]);
     place.write("texts/curve.svg", mine);
-    place.fails("plot run -o texts/curve.svg", &["is there already"]);
+    place.fails("plot run -o texts/curve.svg", &["already exists"]);
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn prepare_writes_to_new_folders_and_its_own() {
     place.ok(&format!("{prepare} deep/new"));
     // A text that cannot be prepared leaves no folder that the next one could not use.
     place.write("letter.txt", "a");
-    place.fails("data prepare --data letter.txt --tokenizer bytes --out once", &["no stories"]);
+    place.fails("data prepare --data letter.txt --tokenizer bytes --out once", &["no document is left"]);
     place.ok(&format!("{prepare} once"));
 }
 

@@ -66,7 +66,7 @@ fn a_signal_finishes_the_step_saves_and_exits_130() {
         let (metrics, log) = (place.path("run/metrics.jsonl"), place.path("stderr"));
         let mut command = place.command(&format!("train {TINY} --minutes 5 --save-dir run"));
         let mut child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
-        // The first row of metrics shows that updates have begun.
+        // The first row of metrics shows that steps have begun.
         let began = std::time::Instant::now();
         while std::fs::metadata(&metrics).map_or(0, |m| m.len()) == 0 {
             assert!(began.elapsed().as_secs() < 120, "training does not begin");

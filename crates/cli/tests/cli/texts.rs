@@ -37,7 +37,7 @@ fn settings(place: &Place, run: &str) -> toml::Table {
 /// Stories to train on, as the last line before training tells.
 fn trained_on(stderr: &str) -> u64 {
     let before = stderr.split(" to train on").next().unwrap();
-    let before = before.trim_end_matches(" stories").trim_end_matches(" story");
+    let before = before.trim_end_matches(" documents").trim_end_matches(" document");
     before.rsplit(' ').next().unwrap().replace(',', "").parse().unwrap_or_else(|_| panic!("{stderr}"))
 }
 
@@ -108,10 +108,10 @@ fn few_stories_are_held_out_in_a_number_worth_the_name() {
     place.write("notes/picture.png", "x");
     place.write("notes/.hidden.md", "x");
     let stderr = says(&place, &format!("train {} --data notes --steps 3 --save-dir run", small()));
-    assert!(stderr.contains("passed over: 1 file with hidden names, 1 file of other kinds (.png 1)"), "{stderr}");
+    assert!(stderr.contains("skipped: 1 file with hidden names, 1 file of other kinds (.png 1)"), "{stderr}");
     let told = stderr.lines().find(|line| line.starts_with("validation: ")).unwrap();
     let held: u64 = told.split_whitespace().nth(1).unwrap().parse().unwrap();
-    assert!(told.contains("of 200 stories are held out") && (4..=18).contains(&held), "{told}");
+    assert!(told.contains("of 200 documents held out") && (4..=18).contains(&held), "{told}");
     assert_eq!(trained_on(&stderr), 200 - held);
 }
 
@@ -126,18 +126,18 @@ fn files_and_stories_of_the_validation_text_are_not_trained_on() {
     place.write("corpus/deep/valid.txt", separated(&doubled));
     let args = format!("train {} --data corpus --valid corpus/deep/valid.txt --steps 2", small());
     let stderr = says(&place, &format!("{args} --save-dir run"));
-    assert!(stderr.contains("passed over: 1 file of the validation text"), "{stderr}");
-    assert!(stderr.contains("left out of training, being in the validation text, too: 2 stories"), "{stderr}");
+    assert!(stderr.contains("skipped: 1 file of the validation text"), "{stderr}");
+    assert!(stderr.contains("left out of training because the validation text has them: 2 documents"), "{stderr}");
     assert_eq!(trained_on(&stderr), 150);
     assert!(
-        stderr.contains("150 stories to train on, 2 of them left out") && stderr.contains("text: 148 stories"),
+        stderr.contains("150 documents to train on, 2 of them left out") && stderr.contains("text: 148 documents"),
         "{stderr}"
     );
     let kept = says(&place, &format!("{args} --set data.keep_doubles=true --save-dir kept"));
     assert_eq!(trained_on(&kept), 150);
     // The other way round nothing is left to train on.
     let args = format!("train {} --data corpus/train.txt --valid corpus --steps 2 --save-dir none", small());
-    place.fails(&args, &["train", "every file of it is validated on"]);
+    place.fails(&args, &["train", "all its files are in the validation text"]);
     let prepared =
         place.ok("data prepare --data corpus --valid corpus/deep/valid.txt --tokenizer bytes --out prepared --json");
     let prepared: Value = serde_json::from_str(&prepared).unwrap();
@@ -153,9 +153,9 @@ fn a_folder_of_splits_has_its_own_validation_text() {
         place.write(&format!("set/{name}.txt"), separated(part));
     }
     let stderr = says(&place, &format!("train {} --data set --steps 2 --save-dir run", small()));
-    assert!(stderr.contains("validation: the text's own, ") && stderr.contains("set/valid.txt"), "{stderr}");
-    assert!(stderr.contains("passed over: 2 files of other splits than train"), "{stderr}");
-    assert!(stderr.contains("120 stories to train on, 20 ("), "{stderr}");
+    assert!(stderr.contains("validation: the dataset's own split, ") && stderr.contains("set/valid.txt"), "{stderr}");
+    assert!(stderr.contains("skipped: 2 files of other splits than train"), "{stderr}");
+    assert!(stderr.contains("120 documents to train on, 20 ("), "{stderr}");
 }
 
 #[test]
@@ -169,11 +169,11 @@ fn columns_of_tables_are_named_alike_everywhere() {
     place.fails(&format!("train {} --data reviews.csv --steps 2", small()), &["stars, review", "--column"]);
     let args =
         format!("train {} --data reviews.csv --valid valid.csv --column review --steps 2 --save-dir run", small());
-    assert!(says(&place, &args).contains("100 stories to train on, 20 ("));
+    assert!(says(&place, &args).contains("100 documents to train on, 20 ("));
     let jsonl = |s: &String| format!("{}\n", serde_json::json!({ "text": s }));
     place.write("valid.jsonl", all[100..].iter().map(jsonl).collect::<String>());
     let args = "--data reviews.csv --column review --valid valid.jsonl --set data.valid_column=text --steps 2 --save-dir other";
-    assert!(says(&place, &format!("train {} {args}", small())).contains("100 stories to train on, 20 ("));
+    assert!(says(&place, &format!("train {} {args}", small())).contains("100 documents to train on, 20 ("));
     place.write("valid.txt", separated(&all[100..]));
     let bpb = |args: &str| {
         let eval: Value = serde_json::from_str(&place.ok(&format!("eval run {args} --json"))).unwrap();
@@ -273,7 +273,7 @@ fn a_model_is_trained_on_with_another_text() {
         eval["bpb"].as_f64().unwrap()
     };
     let base = bpb("base");
-    for (from, run, word) in [("base", "tuned", "(step 60)"), ("base.flm", "repacked", "lost its master weights")] {
+    for (from, run, word) in [("base", "tuned", "(step 60)"), ("base.flm", "repacked", "has no master weights")] {
         let args = format!("train --from {from} --data second.txt --steps 1 --lr 1e-6 --save-dir {run}-0");
         let stderr = says(&place, &args);
         assert!(stderr.contains(word) && stderr.contains("starting from"), "{stderr}");
@@ -289,7 +289,7 @@ fn a_model_is_trained_on_with_another_text() {
         assert!(ids(run, "step-00000060") == ids("base", "step-00000060"), "another vocabulary");
     }
     let dim = "train --from base --data second.txt --set model.dim=32 --steps 1 --save-dir x";
-    place.fails(dim, &["--from: the model is what it is", "model.dim is 24 there and 32 here"]);
+    place.fails(dim, &["--from: the model cannot change", "model.dim is 24 there and 32 here"]);
     place.fails("train --from base --resume base", &["--from", "--resume"]);
     place.fails("train --from first.txt --data second.txt --steps 1", &["first.txt", "expected a model"]);
 }

@@ -50,7 +50,10 @@ fn a_step_back_sets_the_later_steps_aside() {
     assert!(output.status.success(), "{stderr}");
     for step in [20, 30] {
         let now = format!("run/checkpoints/step-000000{step}.abandoned");
-        assert!(stderr.contains("set aside, since the run goes on from step 10") && stderr.contains(&now), "{stderr}");
+        assert!(
+            stderr.contains("set aside, since the run continues from step 10") && stderr.contains(&now),
+            "{stderr}"
+        );
     }
     // The best is the last of the new line; of the old one nothing is pruned or changed.
     let left = names(&place, "run/checkpoints");
@@ -78,7 +81,7 @@ fn another_folder_begins_with_a_checkpoint_of_its_own() {
     let place = Place::new();
     place.ok(&format!("train {TINY} {EVERY} --steps 10 --save-dir a"));
     let before = names(&place, "a");
-    // Stopped before its first update: the folder holds what it went on from.
+    // Stopped before its first step: the folder holds what it went on from.
     let mut child =
         place.command("train --resume a --save-dir b --minutes 5 --set train.steps=0 --set train.log_every=1");
     let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -92,7 +95,7 @@ fn another_folder_begins_with_a_checkpoint_of_its_own() {
     child.wait().unwrap();
     assert!(checkpoint_bytes(&own) == checkpoint_bytes(&place.path("a/checkpoints/step-00000010")));
     assert_eq!(names(&place, "a"), before);
-    place.fails("train --resume a --save-dir b", &["b holds a run already", "--resume b"]);
+    place.fails("train --resume a --save-dir b", &["b already holds a run", "--resume b"]);
     place.ok("train --resume b --steps 12 --set train.minutes=0");
     assert_eq!(result(&place, "b")["steps"], 12);
 }
@@ -107,7 +110,7 @@ fn a_checkpoint_elsewhere_is_no_part_of_what_is_around_it() {
         fs::copy(from, place.path("project/backup/step-00000002").join(&name)).unwrap();
     }
     fs::write(place.path("project/README.md"), "# My notes").unwrap();
-    place.fails("train --resume project/backup/step-00000002 --steps 4", &["not in a run", "--save-dir"]);
+    place.fails("train --resume project/backup/step-00000002 --steps 4", &["not inside a run", "--save-dir"]);
     assert_eq!(names(&place, "project"), ["README.md", "backup"]);
     place.ok("train --resume project/backup/step-00000002 --steps 4 --save-dir new");
 }
@@ -270,13 +273,13 @@ fn what_can_be_known_at_once_is_said_at_once() {
         refused(&format!("train {TINY} --steps 1 --lr 0 --save-dir a {plan}"), &["train.lr = 0", "above 0"]);
         refused(
             &format!("train {} --steps 1 {plan}", with("--vocab 300 --batch 65536 --set train.seq_len=65536")),
-            &["65536", "one update"],
+            &["65536", "one step"],
         );
     }
     place.ok(&format!("train {TINY} --steps 2 --save-dir run"));
     for plan in ["", "--dry-run"] {
-        refused(&format!("train {TINY} --steps 1 --save-dir run {plan}"), &["holds a run already"]);
-        refused(&format!("train --resume run --steps 4 --set model.dim=32 {plan}"), &["checkpoint of another config"]);
+        refused(&format!("train {TINY} --steps 1 --save-dir run {plan}"), &["already holds a run"]);
+        refused(&format!("train --resume run --steps 4 --set model.dim=32 {plan}"), &["cannot change within a run"]);
         refused(
             &format!("train --resume run --steps 4 --set data.source=other.txt {plan}"),
             &["other.txt", "no such file"],
@@ -309,7 +312,7 @@ fn a_learning_rate_may_change_and_is_told() {
 #[test]
 fn one_long_update_hears_ctrl_c() {
     let place = Place::new();
-    // Thousands of passes to an update.
+    // Thousands of passes to a step.
     let args = format!(
         "train {} --steps 3 --threads 1 --save-dir run",
         with("--vocab 300 --batch 65536 --set train.accumulation=8")

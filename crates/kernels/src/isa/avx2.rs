@@ -1,4 +1,4 @@
-//! AVX2 with FMA: 8 f32 lanes, 16 registers, product tile 6 x 16; sums of bytes by `vpmaddubsw`, or by `vpdpbusd` where the
+//! AVX2 with FMA: 8 f32 lanes, 16 registers, matmul tile 6 x 16; sums of bytes by `vpmaddubsw`, or by `vpdpbusd` where the
 //! machine has AVX-VNNI.
 
 use std::arch::x86_64::*;
@@ -20,7 +20,7 @@ with_features! {
         unsafe { op.run::<Avx2>() }
     }
 
-    /// Runs a product of integers with AVX2.
+    /// Runs an integer matmul with AVX2.
     pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
         unsafe { op.run::<Avx2Dot>() }
@@ -30,7 +30,7 @@ with_features! {
 with_features! {
     ["avx2" "fma" "avxvnni"] has_vnni
 
-    /// Runs a product of integers with AVX-VNNI.
+    /// Runs an integer matmul with AVX-VNNI.
     pub(crate) fn run_vnni(op: impl DotOp) {
         // SAFETY: the features are enabled here.
         unsafe { op.run::<AvxVnniDot>() }

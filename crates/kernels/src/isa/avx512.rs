@@ -1,4 +1,4 @@
-//! AVX-512 F/BW/DQ/VL: 16 f32 lanes, 32 registers, product tile 14 x 32; bf16 pairs by `vdpbf16ps` where the machine has
+//! AVX-512 F/BW/DQ/VL: 16 f32 lanes, 32 registers, matmul tile 14 x 32; bf16 pairs by `vdpbf16ps` where the machine has
 //! it, and by two multiply-adds where not. Sums of bytes by `vpdpbusd`.
 
 use std::arch::x86_64::*;
@@ -30,7 +30,7 @@ with_features! {
         unsafe { op.run::<Avx512<true, false>>() }
     }
 
-    /// As [`run_bf16`], with products of bf16 on tile registers.
+    /// As [`run_bf16`], with bf16 matmuls on tile registers.
     ///
     /// # Safety
     /// [`super::amx::available`] said yes.
@@ -43,7 +43,7 @@ with_features! {
 with_features! {
     ["avx512f" "avx512bw" "avx512dq" "avx512vl" "avx2" "fma" "f16c" "avx512vnni"] has_vnni
 
-    /// Runs a product of integers with AVX-512 VNNI.
+    /// Runs an integer matmul with AVX-512 VNNI.
     pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
         unsafe { op.run::<Avx512Dot<false>>() }

@@ -1,4 +1,4 @@
-//! NEON: 4 f32 lanes, 32 registers, product tile 8 x 8.
+//! NEON: 4 f32 lanes, 32 registers, matmul tile 8 x 8.
 
 use std::arch::aarch64::*;
 
@@ -23,7 +23,7 @@ with_features! {
 with_features! {
     ["neon" "dotprod"] has_dot
 
-    /// Runs a product of integers with `sdot`.
+    /// Runs an integer matmul with `sdot`.
     pub(crate) fn run_dot(op: impl DotOp) {
         // SAFETY: the features are enabled here.
         unsafe { op.run::<NeonDot>() }

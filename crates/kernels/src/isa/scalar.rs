@@ -18,7 +18,7 @@ where
     unsafe { op.run::<Scalar<E>>() }
 }
 
-/// Runs a product of integers on one lane.
+/// Runs an integer matmul on one lane.
 pub(crate) fn run_dot(op: impl DotOp) {
     // SAFETY: plain arithmetic runs anywhere.
     unsafe { op.run::<ScalarDot>() }
@@ -164,7 +164,7 @@ scalar!(
 );
 scalar!(f64, |n| n.exp2(), |x| x.exp(), |x| x.tanh());
 
-/// One lane of integers. A ternary product is additions alone: `w x = code x - x`, where the code 1 adds `x` and 2 adds it
+/// One lane of integers. A ternary matmul is additions alone: `w x = code x - x`, where the code 1 adds `x` and 2 adds it
 /// twice.
 #[derive(Clone, Copy)]
 pub(crate) struct ScalarDot;

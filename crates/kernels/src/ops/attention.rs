@@ -56,7 +56,7 @@ pub fn attention_forward<E: Elem>(
         product(cx, (&mut s[at * n..], n), Strided::rows(k, d), (turned, n), (m, n, d), Triangle::None, false);
         at += m;
     }
-    cx.op(Softmax { s, max, sum, seen: Seen { first: 0, own: l - n, window, n } });
+    cx.op(Softmax { s, max, sum, visible: Visible { first: 0, own: l - n, window, n } });
     let mut at = 0;
     for (i, (_, v)) in pieces.iter().enumerate() {
         let m = v.len() / d;
@@ -98,8 +98,8 @@ pub fn attention_backward<E: Elem>(
         let (p, ds) = (&mut p[..m * n], &mut ds[..m * n]);
         product(cx, (p, n), Strided::rows(k, d), (q_turned, n), (m, n, d), Triangle::None, false);
         product(cx, (ds, n), Strided::rows(v, d), (do_turned, n), (m, n, d), Triangle::None, false);
-        let seen = Seen { first, own: l - n, window, n };
-        cx.op(Gradient { p, ds, log_sum, dots, seen });
+        let visible = Visible { first, own: l - n, window, n };
+        cx.op(Gradient { p, ds, log_sum, dots, visible });
         product(cx, (&mut dv[cells.clone()], d), Strided::rows(p, n), (d_o, d), (m, d, n), Triangle::None, true);
         product(cx, (&mut dk[cells], d), Strided::rows(ds, n), (q, d), (m, d, n), Triangle::None, true);
         product(cx, (dq, d), Strided::transposed(ds, n), (k, d), (n, d, m), Triangle::None, first > 0);
@@ -108,7 +108,7 @@ pub fn attention_backward<E: Elem>(
 
 /// Which queries see a key: those in front of its window's end and not before itself.
 #[derive(Clone, Copy)]
-struct Seen {
+struct Visible {
     /// The key of row 0.
     first: usize,
     /// The key of query 0.
@@ -117,7 +117,7 @@ struct Seen {
     n: usize,
 }
 
-impl Seen {
+impl Visible {
     /// Sets the scores of `s: [_, n]` that no query sees.
     #[inline(always)]
     fn hide<E: Elem>(self, s: &mut [E], value: E) {
@@ -134,16 +134,16 @@ struct Softmax<'a, E> {
     s: &'a mut [E],
     max: &'a mut [E],
     sum: &'a mut [E],
-    seen: Seen,
+    visible: Visible,
 }
 
 impl<E: Elem> Op<E> for Softmax<'_, E> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
-        let Softmax { s, max, sum, seen } = self;
+        let Softmax { s, max, sum, visible } = self;
         let (n, cells) = (max.len(), s.len());
-        seen.hide(s, E::from_f64(f64::NEG_INFINITY));
+        visible.hide(s, E::from_f64(f64::NEG_INFINITY));
         let p = s.as_mut_ptr();
         // SAFETY: offsets are inside the rows of `n`.
         each!(S, n, |i, lanes| unsafe {
@@ -157,7 +157,7 @@ impl<E: Elem> Op<E> for Softmax<'_, E> {
                 S::put(p, S::exp(S::sub(S::get(p, lanes), top)), lanes);
             }
         });
-        seen.hide(s, E::ZERO);
+        visible.hide(s, E::ZERO);
         let p = s.as_ptr();
         // SAFETY: as above.
         each!(S, n, |i, lanes| unsafe {
@@ -176,14 +176,14 @@ struct Gradient<'a, E> {
     ds: &'a mut [E],
     log_sum: &'a [E],
     dots: &'a [E],
-    seen: Seen,
+    visible: Visible,
 }
 
 impl<E: Elem> Op<E> for Gradient<'_, E> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
-        let Gradient { p, ds, log_sum, dots, seen } = self;
+        let Gradient { p, ds, log_sum, dots, visible } = self;
         let n = log_sum.len();
         for p in p.chunks_exact_mut(n) {
             let p = p.as_mut_ptr();
@@ -193,7 +193,7 @@ impl<E: Elem> Op<E> for Gradient<'_, E> {
                 S::put(p.add(i), S::exp(S::sub(S::get(p.add(i), lanes), at)), lanes);
             });
         }
-        seen.hide(p, E::ZERO);
+        visible.hide(p, E::ZERO);
         for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
             // SAFETY: offsets are inside the rows of `n`, and `dots` has as many.
             each!(S, n, |i, lanes| unsafe {
@@ -228,11 +228,11 @@ mod tests {
         let (l, mut o, mut log_sums) = (k.len() / d, vec![0.0; n * d], Vec::new());
         for i in 0..n {
             let own = l - n + i;
-            let seen = (own + 1).saturating_sub(window)..=own;
+            let visible = (own + 1).saturating_sub(window)..=own;
             let score = |c: usize| (0..d).map(|j| q[i * d + j] * k[c * d + j]).sum::<f64>();
-            let p: Vec<f64> = seen.clone().map(|c| score(c).exp()).collect();
+            let p: Vec<f64> = visible.clone().map(|c| score(c).exp()).collect();
             let sum: f64 = p.iter().sum();
-            for (c, p) in seen.zip(p) {
+            for (c, p) in visible.zip(p) {
                 (0..d).for_each(|j| o[i * d + j] += p / sum * v[c * d + j]);
             }
             log_sums.push(sum.ln());

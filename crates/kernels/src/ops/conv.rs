@@ -1,7 +1,7 @@
 //! Causal depthwise convolution over time, with taps `w: [K, D]`: `c[t] = sum_j w[j] * v[t - K + 1 + j]` (tap `K-1` multiplies
 //! the current row). Gated, with `u = [g, v]` of width `2D`: `y = c * sigmoid(g)`.
 //!
-//! Rows before the start of a story are zero; those of a story that began before the pass come from `history: [B, K-1, D]`.
+//! Rows before the start of a document are zero; those of a document that began before this micro-batch come from `history: [B, K-1, D]`.
 //! Backward, `s = sigmoid(g)`:
 //! `dc = dy * s`, `dg = dy * y (1 - s)`, `dv[t] = sum_j w[j] * dc[t + K - 1 - j]`, `dw[j] += sum_t dc[t] * v[t-K+1+j]`.
 
@@ -93,7 +93,7 @@ impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A
         let t = span.len;
         let mut at = rows.start;
         while at < rows.end {
-            // Rows of one story.
+            // Rows of one document.
             let run = span.run(at..rows.end.min((at / t + 1) * t), ROWS);
             let (now, n_rows, done) = (at % t, run.len(), at - rows.start);
             let start = now as isize - span.past[at] as isize;
@@ -165,14 +165,14 @@ struct Sequence<'a, A: Store> {
     ld: usize,
     history: Option<&'a [A::E]>,
     index: usize,
-    /// The row at which the story starts; negative: before the pass.
+    /// The row at which the document starts; negative: before this micro-batch.
     start: isize,
     d: usize,
     k: usize,
 }
 
 impl<A: Store> Sequence<'_, A> {
-    /// `n` lanes from channel `i` at row `at` of the sequence, which may lie before the start of its story.
+    /// `n` lanes from channel `i` at row `at` of the sequence, which may lie before the start of its document.
     #[inline(always)]
     unsafe fn value<S: Simd<E = A::E>>(&self, at: isize, i: usize, n: usize) -> S::V {
         let Sequence { v, ld, history, index, start, d, k } = *self;
@@ -283,7 +283,7 @@ struct Taps<'a, A: Store, const TAPS: usize> {
 
 impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
     type Out = ();
-    /// Row `s` needs `dc` of the rows after it in its story for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
+    /// Row `s` needs `dc` of the rows after it in its document for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
     /// `dw[j] += v[s] dc[s + K - 1 - j]`.
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
@@ -294,7 +294,7 @@ impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
             let sequence = at / t * t;
             let run = span.run(at..rows.end.min(sequence + t), ROWS);
             let (now, n_rows, done) = (at - sequence, run.len(), at - rows.start);
-            // The story ends here, as far as its last row here can see.
+            // The document ends here, as far as its last row here can see.
             let end = span.run(run.end - 1..sequence + t, k).end - sequence;
             let dc = dc[sequence * d..].as_ptr();
             // SAFETY: sizes were checked by the caller.
@@ -389,7 +389,7 @@ mod tests {
                 let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![f32::NAN; b * t * 2 * d], vec![1.0; k * d]);
                 let mut dc = vec![f32::NAN; b * t * d];
                 let mut past = whole(b, t);
-                // A story that starts on the way.
+                // A document that starts on the way.
                 if d % 2 == 0 && t > 4 {
                     past.chunks_mut(t).for_each(|past| (t / 3..t).for_each(|at| past[at] = (at - t / 3) as u32));
                 }

@@ -103,7 +103,7 @@ mod tests {
         });
     }
 
-    /// A product with the identity shows what the packed runtime takes a row for.
+    /// A matmul with the identity shows what the packed runtime takes a row for.
     #[test]
     fn equals_the_rows_of_the_packed_runtime() {
         all_isas(|cx| {

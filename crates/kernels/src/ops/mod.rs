@@ -41,7 +41,7 @@ pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 pub use muon::{Momentum, momentum_step, rows_normalise, scale, scale_add};
 pub use norm::{rmsnorm_backward, rmsnorm_forward};
 pub use packed::{Columns, INT8_ROWS, Int8Rows, PackedMatrix, packed_matmul};
-pub use quant::{Quant, Scale, Stat, quantise};
+pub use quant::{Quant, Scale, Statistic, quantise};
 pub use reduce::{add, add_parts, narrow, sum_squares, zero};
 pub use rope::rope;
 pub use small::{Strided, Triangle, small_matmul, solve_unit_lower, solve_unit_upper};

@@ -1,4 +1,4 @@
-//! What Muon and NorMuon do beside products (formulas and sources: `flashlm_train::optim`).
+//! What Muon and NorMuon do beside matmuls (formulas and sources: `flashlm_train::optim`).
 //! Momentum over elements: `g' = s g; m = mu m + (1-mu) g'; u = (1-blend) g' + blend m`.
 //! One scale a row of `x: [rows, cols]`: `v_r = b v_r + (1-b) mean_c x_rc^2; x_rc /= sqrt(v_r) + eps`.
 

@@ -1,4 +1,4 @@
-//! RMSNorm: `y = x * r * scale`, `r = 1 / sqrt(mean(x^2) + eps)`, one `r` a row (made again in the backward pass).
+//! RMSNorm: `y = x * r * scale`, `r = 1 / sqrt(mean(x^2) + eps)`, one `r` per row (recomputed in the backward pass).
 //!
 //! Backward, with `s = sum_j dy_j scale_j x_j` of the row:
 //! `dx (+)= r (dy * scale - x r^2 s / d)`, `dscale += sum over rows of dy * x * r`.

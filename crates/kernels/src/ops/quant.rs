@@ -24,7 +24,7 @@ pub enum Scale {
 
 /// How `alpha` summarises `|w|`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stat {
+pub enum Statistic {
     /// Arithmetic mean.
     Mean,
     /// Lower median.
@@ -37,7 +37,7 @@ pub struct Quant {
     /// Which weights share one `alpha`.
     pub scale: Scale,
     /// How `alpha` summarises them.
-    pub stat: Stat,
+    pub stat: Statistic,
 }
 
 /// Writes the ternary `wq` of `w: [rows, cols]`; `scratch`, as long as `w`, is used by the median.
@@ -50,7 +50,7 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
     quant: Quant,
 ) {
     let len = area([rows, cols]);
-    assert!(w.len() == len && wq.len() == len && (quant.stat == Stat::Mean || scratch.len() >= len));
+    assert!(w.len() == len && wq.len() == len && (quant.stat == Statistic::Mean || scratch.len() >= len));
     let (unit, row) = match quant.scale {
         Scale::Tensor => (len, len),
         Scale::Block(n) => (n.min(len), len),
@@ -63,9 +63,9 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
     let (wq, scratch) = (Shared::new(wq), Shared::new(scratch));
     if unit == len {
         let alpha = match quant.stat {
-            Stat::Mean => sum_blocks(cx, w, |block| cx.op(SumAbs { x: block }).to_f64()) / len as f64,
+            Statistic::Mean => sum_blocks(cx, w, |block| cx.op(SumAbs { x: block }).to_f64()) / len as f64,
             // SAFETY: no other thread runs.
-            Stat::Median => median(unsafe { scratch.range(0..len) }, w).to_f64(),
+            Statistic::Median => median(unsafe { scratch.range(0..len) }, w).to_f64(),
         };
         cx.pool().split(len, BLOCK, |r| {
             // SAFETY: ranges of different threads are disjoint.
@@ -81,9 +81,9 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
             let w = &w[r.clone()];
             let count = if matches!(quant.scale, Scale::Block(_)) { unit } else { w.len() };
             let alpha = match quant.stat {
-                Stat::Mean => E::from_f64(cx.op(SumAbs { x: w }).to_f64() / count as f64),
+                Statistic::Mean => E::from_f64(cx.op(SumAbs { x: w }).to_f64() / count as f64),
                 // SAFETY: one unit, one thread.
-                Stat::Median => median(unsafe { scratch.range(r.clone()) }, w),
+                Statistic::Median => median(unsafe { scratch.range(r.clone()) }, w),
             };
             // SAFETY: one unit, one thread.
             cx.op(Ternary { wq: unsafe { wq.range(r) }, w, alpha });
@@ -148,8 +148,8 @@ mod tests {
         let alpha_of = |unit: &[f32], padded: usize| -> f32 {
             let mut all: Vec<f32> = unit.iter().map(|w| w.abs()).collect();
             match quant.stat {
-                Stat::Mean => (all.iter().map(|&x| f64::from(x)).sum::<f64>() / padded as f64) as f32,
-                Stat::Median => {
+                Statistic::Mean => (all.iter().map(|&x| f64::from(x)).sum::<f64>() / padded as f64) as f32,
+                Statistic::Median => {
                     all.sort_by(f32::total_cmp);
                     all[(all.len() - 1) / 2]
                 }
@@ -171,7 +171,7 @@ mod tests {
     fn equals_the_plain_loop_for_every_switch() {
         all_isas(|cx| {
             let scales = [Scale::Tensor, Scale::Block(7), Scale::Block(256), Scale::Group(5), Scale::Group(64)];
-            for (scale, stat) in scales.into_iter().flat_map(|s| [(s, Stat::Mean), (s, Stat::Median)]) {
+            for (scale, stat) in scales.into_iter().flat_map(|s| [(s, Statistic::Mean), (s, Statistic::Median)]) {
                 let odd = (1..=130).map(|cols| (1 + cols % 7, cols));
                 for (rows, cols) in odd.chain([(16, 16), (40, 56), (100, 90)]) {
                     let quant = Quant { scale, stat };

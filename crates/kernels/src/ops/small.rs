@@ -1,4 +1,4 @@
-//! Small dense matrices that stay in the L1 cache: products and triangular solves on the calling thread, nothing packed.
+//! Small dense matrices that stay in the L1 cache: matmuls and triangular solves on the calling thread, nothing packed.
 //!
 //! `small_matmul`: `C[m,n] (+)= A[m,k] B[k,n]`, `B` and `C` row-major with a row stride, `A` with any two strides (its
 //! transpose costs nothing). Each element of `C` is summed along `k` in order. `solve_unit_lower`: `X <- (I + M)^-1 X`,
@@ -9,7 +9,7 @@ use crate::profile::{Work, time};
 use crate::simd::{Elem, Op, Simd};
 use crate::size::{area, strided};
 
-/// What is known of a product's triangles: multiply-adds that would add zeros are left out in whole tiles.
+/// What is known of a matmul's triangles: multiply-adds that would add zeros are left out in whole tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Triangle {
     /// Nothing.
@@ -70,9 +70,9 @@ pub(super) fn product<E: Elem>(
     if m == 0 || n == 0 {
         return;
     }
-    assert!(c.len() >= strided(m, ldc, n), "result of a small product is too small");
+    assert!(c.len() >= strided(m, ldc, n), "result of a small matmul is too small");
     let inside = k == 0 || (a.x.len() >= strided(m, a.row, strided(k, a.column, 1)) && b.len() >= strided(k, ldb, n));
-    assert!(inside, "operand of a small product is too small");
+    assert!(inside, "operand of a small matmul is too small");
     let (c, ra, ca, a, b) = (c.as_mut_ptr(), a.row, a.column, a.x.as_ptr(), b.as_ptr());
     cx.op(Product { c, ldc, a, ra, ca, b, ldb, m, n, k, triangle, accumulate });
 }

@@ -9,7 +9,7 @@
 //!
 //! Where logits have been through a soft cap ([`super::softcap`]), `dz` is the gradient before the cap: times its slope
 //! `1 - (z / c)^2`. The slope goes into an exponential as it is kept, when the logit is still there in full: from a kept
-//! bf16 it could not be had again. The sum is of the plain exponentials; the target's one takes the slope of its own logit.
+//! bf16 it could not be recovered. The sum is of the plain exponentials; the target's one takes the slope of its own logit.
 
 use crate::Token;
 use crate::exec::Exec;
@@ -329,7 +329,7 @@ mod tests {
             softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), &part, columns.len(), columns.start);
         }
         softmax.finish(cx, &mut dz, v, &at, (v, width), objective);
-        // The same gradient from logits that are made again.
+        // The same gradient from recomputed logits.
         let log_sum: Vec<f32> = (0..rows).map(|row| softmax.log_sum(row) as f32).collect();
         let mut again = vec![A::NAN; rows * v];
         for first in (0..v).step_by(width) {

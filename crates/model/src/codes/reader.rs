@@ -123,7 +123,7 @@ impl Reader {
             Density::Five => bytes.iter().find(|&&byte| byte > 242),
         };
         if let Some(bad) = bad {
-            return Err(self.wrong(name, "ternary codes", format!("a byte of {bad}")));
+            return Err(self.wrong(name, "ternary codes", format!("the byte {bad}")));
         }
         let codes = (0..outputs).flat_map(move |output| {
             let row = &bytes[output * width..(output + 1) * width];
@@ -211,7 +211,7 @@ impl Reader {
     pub(crate) fn finish(self) -> Result<(), PackError> {
         let taken = self.taken.borrow();
         match self.file.names().iter().find(|name| !taken.contains(*name)) {
-            Some(name) => Err(self.wrong(name, "no such tensor in a model of its config", "one")),
+            Some(name) => Err(self.wrong(name, "no tensor of this name in a model with this config", "one")),
             None => Ok(()),
         }
     }

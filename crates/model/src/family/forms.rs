@@ -6,11 +6,11 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
-use crate::layer::packed::{PackedLinear, PackedNorm, Work};
-use crate::mixer::forms::Near;
+use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch};
+use crate::mixer::forms::RowParallel;
 use crate::params::Layout;
 
-/// Sizes of one pass: `B` sequences of `T` tokens, one after the other.
+/// Sizes of one micro-batch: `B` sequences of `T` tokens, one after the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// `B`.
@@ -28,7 +28,7 @@ impl Shape {
 
 /// A language model with its working memory. Parameters and gradients are flat slices in the order of its layout.
 ///
-/// Passes are run by [`Prepared`], which packs the weights first and holds on to the parameters they were packed from.
+/// Run it through [`Prepared`], which packs the weights first and borrows the parameters they were packed from.
 pub trait LanguageModel<E: Elem>: Send {
     /// The model's sizes and switches.
     fn config(&self) -> &ModelConfig;
@@ -36,16 +36,16 @@ pub trait LanguageModel<E: Elem>: Send {
     /// Names, shapes and places of the parameters.
     fn layout(&self) -> &Layout;
 
-    /// Most rows of one pass.
+    /// Most rows of one micro-batch.
     fn rows(&self) -> usize;
 
     /// The start of `batch` sequences.
-    fn state(&self, batch: usize) -> State<E>;
+    fn state(&self, batch: usize) -> BatchState<E>;
 
-    /// From now on something else than [`ModelConfig::activation_bits`] says: 0 or 8.
+    /// Overrides [`ModelConfig::activation_bits`] from now on: 0 (float) or 8 (int8).
     ///
     /// # Panics
-    /// With another number.
+    /// With any other number.
     fn set_activation_bits(&mut self, bits: u32);
 
     /// Quantises and packs all weights, and makes room for what passes on `cx` need.
@@ -71,7 +71,7 @@ pub trait LanguageModel<E: Elem>: Send {
         params: Current<'_, E>,
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut BatchState<E>>,
         shape: Shape,
     );
 
@@ -82,7 +82,7 @@ pub trait LanguageModel<E: Elem>: Send {
         out: &mut [E],
         params: Current<'_, E>,
         tokens: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut BatchState<E>>,
         shape: Shape,
     );
 }
@@ -98,7 +98,7 @@ impl<'a, E: Elem> Current<'a, E> {
     }
 }
 
-/// A model whose weights were packed from these parameters, which cannot change as long as it is there.
+/// A model with weights packed from these parameters, which are borrowed, so they cannot change while it exists.
 pub struct Prepared<'a, E: Elem> {
     cx: &'a Exec,
     lm: &'a mut (dyn LanguageModel<E> + 'a),
@@ -106,10 +106,10 @@ pub struct Prepared<'a, E: Elem> {
 }
 
 impl<'a, E: Elem> Prepared<'a, E> {
-    /// Quantises and packs `params`, in the order of the model's layout, for passes on `cx`.
+    /// Quantises and packs `params`, in the order of the model's layout, for use on `cx`.
     ///
     /// # Panics
-    /// If they are not as many as the layout's.
+    /// If their number is not that of the layout.
     pub fn new(cx: &'a Exec, lm: &'a mut (dyn LanguageModel<E> + 'a), params: &'a [E]) -> Self {
         assert_eq!(params.len(), lm.layout().len(), "parameters of another model");
         lm.pack(cx, params);
@@ -121,8 +121,9 @@ impl<'a, E: Elem> Prepared<'a, E> {
         self.lm
     }
 
-    /// Forward and backward, `tokens` and `targets: [B T]`: returns the sum of nats, without z-loss, and adds the gradient of
-    /// the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for neither.
+    /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, without z-loss, and adds
+    /// the gradient of the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for
+    /// neither.
     pub fn loss_backward(
         &mut self,
         grads: &mut [E],
@@ -134,27 +135,27 @@ impl<'a, E: Elem> Prepared<'a, E> {
         self.lm.loss_backward(self.cx, grads, self.params, tokens, targets, shape, objective)
     }
 
-    /// Appends `ln p(target | tokens so far)` of each row. Without a state all sequences start.
+    /// Appends `ln p(target | tokens so far)` of each row, `[B T]`. Without a state all sequences start afresh.
     pub fn log_probs(
         &mut self,
         out: &mut Vec<f64>,
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<E>>,
+        state: Option<&mut BatchState<E>>,
         shape: Shape,
     ) {
         self.lm.log_probs(self.cx, out, self.params, tokens, targets, state, shape);
     }
 
     /// Writes the logits of every row: `[B T, V]`.
-    pub fn logits(&mut self, out: &mut [E], tokens: &[Token], state: Option<&mut State<E>>, shape: Shape) {
+    pub fn logits(&mut self, out: &mut [E], tokens: &[Token], state: Option<&mut BatchState<E>>, shape: Shape) {
         self.lm.logits(self.cx, out, self.params, tokens, state, shape);
     }
 }
 
-/// The state of `B` sequences: for each block `[B, state_len]`, and of each sequence the rows of its document so far.
+/// The state of `B` sequences: `[B, state_len]` for each block, and for each sequence the number of rows of its document so far.
 #[derive(Clone)]
-pub struct State<E: Elem> {
+pub struct BatchState<E: Elem> {
     /// Of each block.
     pub(crate) layers: Vec<Buf<E>>,
     /// Of each sequence.
@@ -185,14 +186,14 @@ pub(crate) trait PackedBlock: Send + Sync {
     fn state_len(&self) -> usize;
 
     /// `u` of the rows `h: [rows, D]` of one tile.
-    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local);
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local);
 
     /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
 
     /// Adds all that the block adds to `h: [rows, D]` of one tile, `u` being mixed.
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
 
     /// Its mixer, if each tile of a prompt can mix its own rows.
-    fn near(&self) -> Option<&dyn Near>;
+    fn row_parallel(&self) -> Option<&dyn RowParallel>;
 }

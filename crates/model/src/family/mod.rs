@@ -32,7 +32,7 @@ macro_rules! families {
             }
         }
 
-        /// The layout of a valid config, and the numbers that the packed runtime remembers of one sequence.
+        /// The layout of a valid config, and the numbers in the state of one sequence in the packed runtime.
         fn sizes(config: &ModelConfig) -> (Layout, usize) {
             let mut layout = Layout::default();
             let state = match config.family.as_str() {

@@ -78,12 +78,12 @@ fn a_packed_model_gives_the_same_however_it_is_asked() {
         let model = Arc::new(PackedModel::from_bytes(noise.bytes.clone(), "small").unwrap());
         for (threads, rows) in [(1, 64), (2, 5)] {
             let mut engine = Engine::new(model.clone(), Exec::new(Isa::detect().unwrap(), threads), rows);
-            let mut stream = model.stream();
-            assert_eq!(engine.prefill(&mut stream, &tokens), one_by_one[29], "{threads} threads, {rows} rows");
+            let mut state = model.new_state();
+            assert_eq!(engine.prefill(&mut state, &tokens), one_by_one[29], "{threads} threads, {rows} rows");
         }
         let state = noise.config.state_len();
         assert_eq!(
-            noise.model.stream().save().len(),
+            noise.model.new_state().save().len(),
             4 * state + 4,
             "four bytes for each number, and those of the count"
         );

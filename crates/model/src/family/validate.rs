@@ -24,7 +24,7 @@ impl ModelConfig {
     /// That the model's tokens are those of `tokenizer`.
     pub fn fits(&self, tokenizer: &Tokenizer) -> Result<(), ConfigError> {
         let (v, eos) = (tokenizer.vocab_size(), usize::from(tokenizer.eos()));
-        let expected = || format!("{v}, as its tokenizer has {v} tokens");
+        let expected = || format!("{v}, since its tokenizer has {v} tokens");
         check(self.vocab_size == v, || ConfigError::new("vocab_size", self.vocab_size, expected()))?;
         // Where no document starts anew the model looks at no token.
         let expected = || format!("{eos}, the end of a document in its tokenizer");
@@ -36,7 +36,7 @@ impl ModelConfig {
         Layout::of(self).parameters()
     }
 
-    /// Numbers that the packed runtime remembers of one sequence, of a valid config.
+    /// Numbers in the state of one sequence in the packed runtime, of a valid config.
     pub fn state_len(&self) -> usize {
         super::sizes(self).1
     }
@@ -58,7 +58,7 @@ impl ModelConfig {
             return refuse(ModelConfig::parameters, why);
         }
         if state > MAX_NUMBERS {
-            let why = format!("the blocks of a model remember at most {MAX_NUMBERS} numbers of a text, now {state}");
+            let why = format!("the state of a sequence is at most {MAX_NUMBERS} numbers, now {state}");
             return refuse(ModelConfig::state_len, why);
         }
         Ok(())
@@ -178,7 +178,7 @@ mod tests {
             assert_eq!(noise.config.parameters(), floats, "{name}");
             let state = noise.config.state_len();
             // Four bytes a number, and those of the count before.
-            assert_eq!(4 * state + 4, noise.model.stream().save().len(), "{name}");
+            assert_eq!(4 * state + 4, noise.model.new_state().save().len(), "{name}");
         }
     }
 }

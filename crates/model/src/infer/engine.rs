@@ -8,30 +8,30 @@ use flashlm_kernels::tile::{Local, Parts, Rows, Split};
 use flashlm_kernels::{Exec, Token};
 
 use super::model::PackedModel;
-use super::stream::Stream;
-use crate::layer::packed::Work;
+use super::state::SequenceState;
+use crate::layer::packed::PackedScratch;
 
 /// The working memory of one caller, on the threads of its executor.
 pub struct Engine {
     model: Arc<PackedModel>,
     pub(super) cx: Exec,
-    /// Rows of a pass: `[rows, D]`, `[rows, width]` of the widest mixer.
+    /// Rows of one call: `[rows, D]`, and `[rows, width]` for the widest mixer.
     h: Vec<f32>,
     u: Vec<f32>,
-    /// Rows `u` as mixers read them while theirs are overwritten.
+    /// The rows `u` that mixers read while they overwrite their own.
     before: Vec<f32>,
     widest: usize,
     past: Vec<u32>,
-    work: Vec<Work>,
+    work: Vec<PackedScratch>,
     pub(super) logits: Vec<f32>,
-    /// One of each writer.
+    /// One per generation.
     pub(super) tokens: Vec<Token>,
     /// `ln sum exp` of the logits of a row.
     sums: Vec<f64>,
 }
 
 impl Engine {
-    /// An engine for passes of at most `rows` rows a thread, 1 to 64: streams that step together, or tokens of a prompt at once.
+    /// An engine that works on at most `rows` rows per thread at once, 1 to 64: sequences of a decode step, or tokens of a prompt.
     pub fn new(model: Arc<PackedModel>, cx: Exec, rows: usize) -> Self {
         let each = rows.clamp(1, INT8_ROWS);
         let threads = cx.pool().threads();
@@ -49,7 +49,7 @@ impl Engine {
             before: vec![0.0; all * widest],
             widest,
             past: vec![0; all],
-            work: (0..threads).map(|_| Work::new(&columns, each)).collect(),
+            work: (0..threads).map(|_| PackedScratch::new(&columns, each)).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
             sums: Vec::new(),
@@ -63,68 +63,69 @@ impl Engine {
         &self.model
     }
 
-    /// Where it runs.
+    /// The executor it runs on.
     pub fn exec(&self) -> &Exec {
         &self.cx
     }
 
-    /// Most rows of one pass.
+    /// Most rows at once, over all threads.
     pub fn rows(&self) -> usize {
         self.past.len()
     }
 
-    /// Tells `stream` the next tokens of its text.
+    /// Feeds the next tokens of a text into `state`.
     ///
     /// # Panics
-    /// With a token beyond the vocabulary.
-    pub fn feed(&mut self, stream: &mut Stream, tokens: &[Token]) {
+    /// If a token is outside the vocabulary.
+    pub fn feed(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         for piece in tokens.chunks(self.rows()) {
-            self.pass(stream, piece);
+            self.pass(state, piece);
         }
     }
 
-    /// Tells `stream` the next tokens of its text and gives the logits after the last: `[V]`, the caller's until the next call.
+    /// Feeds the next tokens of a text into `state` and returns the logits after the last: `[V]`, valid until the next call.
     ///
     /// # Panics
-    /// Without a token, or with one beyond the vocabulary.
-    pub fn prefill(&mut self, stream: &mut Stream, tokens: &[Token]) -> &mut [f32] {
+    /// If there is no token, or one is outside the vocabulary.
+    pub fn prefill(&mut self, state: &mut SequenceState, tokens: &[Token]) -> &mut [f32] {
         assert!(!tokens.is_empty(), "a prompt has at least one token");
         self.room(1);
-        self.feed(stream, tokens);
+        self.feed(state, tokens);
         let (d, last) = (self.model.config().dim, (tokens.len() - 1) % self.rows());
         self.h.copy_within(last * d..(last + 1) * d, 0);
         self.head(1);
         &mut self.logits[..self.model.config().vocab_size]
     }
 
-    /// Tells each stream its next token and gives the logits after them: `[streams, V]`, the caller's until the next call.
+    /// One decode step: feeds one token into each state and returns the logits after them: `[states, V]`, valid until the next
+    /// call.
     ///
     /// # Panics
-    /// With as many tokens as streams missing, or one beyond the vocabulary.
-    pub fn step<S: AsMut<Stream> + Send + 'static>(&mut self, streams: &mut [S], tokens: &[Token]) -> &mut [f32] {
-        assert_eq!(streams.len(), tokens.len(), "a token for each stream");
-        self.room(streams.len());
+    /// If there are not as many tokens as states, or one is outside the vocabulary.
+    pub fn step<S: AsMut<SequenceState> + Send + 'static>(&mut self, states: &mut [S], tokens: &[Token]) -> &mut [f32] {
+        assert_eq!(states.len(), tokens.len(), "a token for each state");
+        self.room(states.len());
         let (rows, v) = (self.rows(), self.model.config().vocab_size);
         let mut logits = std::mem::take(&mut self.logits);
-        let all = streams.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
-        for ((streams, tokens), z) in all {
-            self.decode(streams, tokens, Rows(z, v), |mut last, _, z| last.head(z, 0..z.len() / v));
+        let all = states.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
+        for ((states, tokens), z) in all {
+            self.decode(states, tokens, Rows(z, v), |mut last, _, z| last.head(z, 0..z.len() / v));
         }
         self.logits = logits;
-        &mut self.logits[..streams.len() * v]
+        &mut self.logits[..states.len() * v]
     }
 
-    /// Tells `stream` the tokens and appends `ln p(target)` after each.
+    /// Feeds the tokens into `state` and appends `ln p(target)` after each.
     ///
     /// # Panics
-    /// As [`Engine::prefill`], and with as many targets missing.
-    pub fn log_probs(&mut self, stream: &mut Stream, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
+    /// If there are not as many targets as tokens, or one of either is outside the vocabulary.
+    pub fn log_probs(&mut self, state: &mut SequenceState, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
         assert_eq!(tokens.len(), targets.len(), "a target for each token");
         let (rows, v) = (self.rows(), self.model.config().vocab_size);
         self.room(rows);
         for (tokens, targets) in tokens.chunks(rows).zip(targets.chunks(rows)) {
             let n = tokens.len();
-            self.pass(stream, tokens);
+            self.pass(state, tokens);
             self.head(n);
             let Engine { cx, logits, sums, .. } = self;
             sums.resize(rows, 0.0);
@@ -144,16 +145,16 @@ impl Engine {
         }
     }
 
-    /// Rows of a tile, one tile a thread.
+    /// Rows of a tile, one tile per thread.
     pub(super) fn height(&self, rows: usize) -> usize {
         rows.div_ceil(self.work.len())
     }
 
-    /// One token of each stream: each thread takes its streams through all blocks, and `then` is given their last rows with
+    /// One token of each state: each thread takes its states through all blocks, and `then` is given their last rows with
     /// its share of `out`.
-    pub(super) fn decode<S: AsMut<Stream> + Send + 'static, V: Split>(
+    pub(super) fn decode<S: AsMut<SequenceState> + Send + 'static, V: Split>(
         &mut self,
-        streams: &mut [S],
+        states: &mut [S],
         tokens: &[Token],
         out: V,
         then: impl Fn(LastRows, &mut [S], V::Share<'_>) + Sync,
@@ -161,11 +162,11 @@ impl Engine {
         let height = self.height(tokens.len());
         let Engine { model, cx, h, u, past, work, widest, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
-        let buffers = (Rows(streams, 1), Rows(h, d), Rows(u, *widest), Rows(past, 1), Parts(work, 1), out);
-        cx.tiles_by(height, rows, buffers, |cx, r, (streams, h, u, past, work, out), local| {
+        let buffers = (Rows(states, 1), Rows(h, d), Rows(u, *widest), Rows(past, 1), Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (states, h, u, past, work, out), local| {
             let work = &mut work[0];
-            for ((past, stream), &token) in past.iter_mut().zip(&mut *streams).zip(&tokens[r.clone()]) {
-                *past = stream.as_mut().advance(token, model.config().document_start());
+            for ((past, state), &token) in past.iter_mut().zip(&mut *states).zip(&tokens[r.clone()]) {
+                *past = state.as_mut().advance(token, model.config().document_start());
             }
             model.embed(h, &tokens[r]);
             let mut at = 0;
@@ -173,24 +174,24 @@ impl Engine {
                 let (len, width) = (block.state_len(), block.width());
                 let u = &mut u[..past.len() * width];
                 local.within(|local| block.project(cx, u, h, work, local));
-                for ((stream, u), past) in streams.iter_mut().zip(u.chunks_exact_mut(width)).zip(past.chunks(1)) {
-                    let state = &mut stream.as_mut().state[at..at + len];
-                    local.within(|local| block.mix(cx, u, state, past, local));
+                for ((state, u), past) in states.iter_mut().zip(u.chunks_exact_mut(width)).zip(past.chunks(1)) {
+                    let own = &mut state.as_mut().values[at..at + len];
+                    local.within(|local| block.mix(cx, u, own, past, local));
                 }
                 local.within(|local| block.output(cx, h, u, work, local));
                 at += len;
             }
-            then(LastRows { model, cx, h, work, local }, streams, out);
+            then(LastRows { model, cx, h, work, local }, states, out);
         });
     }
 
-    /// Many tokens of one stream.
-    fn pass(&mut self, stream: &mut Stream, tokens: &[Token]) {
+    /// Many tokens of one state.
+    fn pass(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         let height = self.height(tokens.len());
         let Engine { model, cx, h, u, before, past, work, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
         for (past, &token) in past.iter_mut().zip(tokens) {
-            *past = stream.advance(token, model.config().document_start());
+            *past = state.advance(token, model.config().document_start());
         }
         let past = &past[..rows];
         let first = &model.body.blocks[0];
@@ -199,15 +200,15 @@ impl Engine {
             model.embed(h, &tokens[r]);
             first.project(cx, u, h, &mut work[0], local);
         });
-        let mut state = &mut stream.state[..];
+        let mut values = &mut state.values[..];
         for (i, block) in model.body.blocks.iter().enumerate() {
             let (len, width) = (block.state_len(), block.width());
-            let own = state.split_off_mut(..len).expect("a state for each block");
-            let near = block.near();
-            match near {
+            let own = values.split_off_mut(..len).expect("a state for each block");
+            let row_parallel = block.row_parallel();
+            match row_parallel {
                 Some(_) => std::mem::swap(u, before),
-                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (state, u), local| {
-                    block.mix(cx, u, state, past, local);
+                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (own, u), local| {
+                    block.mix(cx, u, own, past, local);
                 }),
             }
             let from = (&before[..rows * width], past);
@@ -216,16 +217,16 @@ impl Engine {
             let same = next.is_none_or(|next| next.width() == width);
             let fused = next.filter(|_| same);
             cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
-                if let Some(near) = near {
-                    near.mix_rows(cx, u, from, r, own, local);
+                if let Some(mixer) = row_parallel {
+                    mixer.mix_rows(cx, u, from, r, own, local);
                 }
                 block.output(cx, h, u, &mut work[0], local);
                 if let Some(next) = fused {
                     next.project(cx, u, h, &mut work[0], local);
                 }
             });
-            if let Some(near) = near {
-                near.keep(from, own);
+            if let Some(mixer) = row_parallel {
+                mixer.advance_state(from, own);
             }
             if let Some(next) = next.filter(|_| !same) {
                 let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.width()), Parts(&mut *work, 1));
@@ -252,7 +253,7 @@ pub(super) struct LastRows<'a> {
     model: &'a PackedModel,
     pub(super) cx: &'a Exec,
     h: &'a [f32],
-    work: &'a mut Work,
+    work: &'a mut PackedScratch,
     local: &'a Local,
 }
 

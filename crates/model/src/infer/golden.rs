@@ -7,18 +7,18 @@ use std::sync::Arc;
 use flashlm_kernels::Exec;
 
 use super::testing::isas;
-use super::{Engine, Finish, PackedModel, Writer};
+use super::{Engine, Finish, Generation, PackedModel};
 use crate::sample::Settings;
 
 const PROMPT: &str = "One day";
 
-fn writer(model: &Arc<PackedModel>, prompt: &str) -> Writer {
+fn generation(model: &Arc<PackedModel>, prompt: &str) -> Generation {
     // Without an end, so that the texts have one length.
     let settings =
         Settings { temperature: 0.0, logit_bias: vec![(model.tokenizer().eos(), -100.0)], ..Settings::default() };
-    let mut writer = Writer::new(model, settings, 200, &[]).unwrap();
-    writer.read(prompt);
-    writer
+    let mut generation = Generation::new(model, settings, 200, &[]).unwrap();
+    generation.push(prompt);
+    generation
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn texts_are_the_same_everywhere() {
             let here = format!("{name} on {}, {threads} threads", isa.name());
             let mut engine = Engine::new(model.clone(), Exec::new(isa, threads), 64);
             let mut text = String::new();
-            let finish = engine.write(&mut writer(&model, PROMPT), |piece| text += piece).unwrap();
+            let finish = engine.generate(&mut generation(&model, PROMPT), |piece| text += piece).unwrap();
             assert_eq!((text.as_str(), finish), (golden, Finish::Length), "{here}");
 
             // Enough at once for tiles, and a prompt as long.
@@ -42,11 +42,11 @@ fn texts_are_the_same_everywhere() {
                 3 => golden,
                 _ => &golden[..i],
             });
-            let mut writers: Vec<Writer> = prompts.map(|prompt| writer(&model, prompt)).collect();
-            let mut texts = vec![String::new(); writers.len()];
+            let mut generations: Vec<Generation> = prompts.map(|prompt| generation(&model, prompt)).collect();
+            let mut texts = vec![String::new(); generations.len()];
             for _ in 0..50 {
-                engine.advance(&mut writers).unwrap();
-                texts.iter_mut().zip(&writers).for_each(|(text, writer)| *text += writer.text());
+                engine.advance(&mut generations).unwrap();
+                texts.iter_mut().zip(&generations).for_each(|(text, generation)| *text += generation.text());
             }
             assert!(texts[..3].iter().all(|text| text.len() > 50 && golden.starts_with(text)), "{here}: among others");
             if others.is_empty() {

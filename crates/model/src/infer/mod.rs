@@ -1,26 +1,27 @@
-//! The packed runtime: integer products, no allocation per token, and the same bits whatever ISA, threads, batch or cut of the text.
+//! The packed runtime: integer matmuls, no allocation per token, and the same bits for every ISA, thread count, batch and split
+//! of a prompt.
 //!
 //! ```text
 //! h = E[token];  for each block: h += mixer(norm(h)), h += GLU(norm(h));  logits = norm(h) E^T     matrices take int8 rows
 //! ```
 //!
 //! A [`PackedModel`] is the weights, shared by any number of engines. An [`Engine`] is the working memory of one caller. A
-//! [`Stream`] is one text on its way: a state of constant size, so that each token costs the same. [`Engine::prefill`] takes many
-//! tokens of one stream at once, [`Engine::step`] one token of each of many streams; who takes part in a step is the caller's to
-//! say each time, so streams join and leave at will.
+//! [`SequenceState`] is one sequence in progress: its size is constant, so each token costs the same. [`Engine::prefill`] takes
+//! many tokens of one sequence at once, [`Engine::step`] one token of each of many sequences; the caller chooses the sequences
+//! anew at each step, so they can join and leave at any time.
 
 pub mod engine;
+pub mod generation;
 #[cfg(test)]
 mod golden;
 pub mod model;
-pub mod stream;
+pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-pub mod write;
 
 pub use engine::Engine;
+pub use generation::{Finish, Generation};
 pub use model::PackedModel;
-pub use stream::Stream;
-pub use write::{Finish, Writer};
+pub use state::SequenceState;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use flashlm_kernels::Token;
 
-use super::stream::Stream;
+use super::state::SequenceState;
 use crate::codes::error::PackError;
 use crate::config::ModelConfig;
 use crate::family;
@@ -30,7 +30,10 @@ pub struct PackedModel {
 }
 
 impl PackedModel {
-    /// Reads a file that `flashlm pack` wrote.
+    /// Opens a file written by `flashlm pack`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is damaged, or is not a packed model.
     pub fn open(path: &Path) -> Result<Self, PackError> {
         Self::read(TensorFile::from_map(map_limited(path, MAX_FILE)?, &path.display().to_string())?)
     }
@@ -58,44 +61,44 @@ impl PackedModel {
         &self.tokenizer
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub fn file_bytes(&self) -> usize {
         self.file_bytes
     }
 
-    /// Bytes of the matrices in memory.
+    /// Size of the matrices in memory, in bytes.
     pub fn memory(&self) -> usize {
         let linears = self.body.blocks.iter().flat_map(|block| block.linears());
         self.body.embedding.memory() + linears.map(PackedLinear::memory).sum::<usize>()
     }
 
-    /// Rows `h: [tokens, D]` of the table.
+    /// Writes the rows of the embedding matrix, `h: [tokens, D]`.
     pub(super) fn embed(&self, h: &mut [f32], tokens: &[Token]) {
         for (h, &token) in h.chunks_exact_mut(self.config.dim).zip(tokens) {
             self.body.embedding.row(h, token.into());
         }
     }
 
-    /// A stream at the start of a text.
-    pub fn stream(&self) -> Stream {
+    /// A sequence state at the start of a text.
+    pub fn new_state(&self) -> SequenceState {
         let len = self.body.blocks.iter().map(|block| block.state_len()).sum();
-        Stream { state: vec![0.0; len], past: 0 }
+        SequenceState { values: vec![0.0; len], past: 0 }
     }
 
-    /// A stream that goes on where [`Stream::save`] was called; `None` where the bytes are of another model or damaged.
-    pub fn restore(&self, bytes: &[u8]) -> Option<Stream> {
-        let mut stream = self.stream();
-        let (past, state) = bytes.split_first_chunk()?;
-        if state.len() != 4 * stream.state.len() {
+    /// The state that [`SequenceState::save`] saved; `None` if the bytes are damaged or belong to another model.
+    pub fn restore(&self, bytes: &[u8]) -> Option<SequenceState> {
+        let mut state = self.new_state();
+        let (past, values) = bytes.split_first_chunk()?;
+        if values.len() != 4 * state.values.len() {
             return None;
         }
-        stream.past = u32::from_le_bytes(*past);
-        for (value, bytes) in stream.state.iter_mut().zip(state.as_chunks().0) {
+        state.past = u32::from_le_bytes(*past);
+        for (value, bytes) in state.values.iter_mut().zip(values.as_chunks().0) {
             *value = f32::from_le_bytes(*bytes);
             if !value.is_finite() {
                 return None;
             }
         }
-        Some(stream)
+        Some(state)
     }
 }

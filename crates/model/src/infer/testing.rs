@@ -6,7 +6,7 @@ use flashlm_kernels::{Exec, Isa, Token};
 
 use super::engine::Engine;
 use super::model::PackedModel;
-use super::stream::Stream;
+use super::state::SequenceState;
 use crate::config::{ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind};
 use crate::mixer::Settings;
 use crate::pack::{Options, pack};
@@ -49,11 +49,11 @@ impl Noise {
         Engine::new(self.model.clone(), Exec::new(isa, threads), rows)
     }
 
-    /// The logits after each token and the stream after the last, a token at a time on the portable ISA.
-    pub(crate) fn in_turn(&self, tokens: &[Token]) -> (Vec<Vec<f32>>, Stream) {
-        let (mut engine, mut stream) = (self.engine(Isa::SCALAR, 1, 1), self.model.stream());
-        let logits = tokens.iter().map(|&token| engine.prefill(&mut stream, &[token]).to_vec()).collect();
-        (logits, stream)
+    /// The logits after each token and the state after the last, a token at a time on the portable ISA.
+    pub(crate) fn in_turn(&self, tokens: &[Token]) -> (Vec<Vec<f32>>, SequenceState) {
+        let (mut engine, mut state) = (self.engine(Isa::SCALAR, 1, 1), self.model.new_state());
+        let logits = tokens.iter().map(|&token| engine.prefill(&mut state, &[token]).to_vec()).collect();
+        (logits, state)
     }
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn isas() -> Vec<Isa> {
     Isa::wanted().unwrap()
 }
 
-/// Tokens of which some end a story.
+/// Tokens of which some end a document.
 pub(crate) fn stories(n: usize, seed: u64) -> Vec<Token> {
     let mut rng = Rng::new(seed);
     (0..n).map(|_| if rng.below(23) == 0 { EOS } else { rng.below(256) as Token }).collect()

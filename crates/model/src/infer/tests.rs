@@ -3,10 +3,10 @@
 use flashlm_kernels::Token;
 
 use super::testing::{EOS, Noise, isas, shapes, stories};
-use super::{PackedModel, Stream};
+use super::{PackedModel, SequenceState};
 use crate::rng::Rng;
 
-/// ISAs, threads and rows a thread, that differ in which tiles and lanes a row falls into.
+/// ISAs, threads and rows per thread, that differ in which tiles and lanes a row falls into.
 fn places() -> Vec<(flashlm_kernels::Isa, usize, usize)> {
     let each = [(1, 1), (1, 64), (2, 7), (3, 64)];
     isas().into_iter().flat_map(|isa| each.map(|(threads, rows)| (isa, threads, rows))).collect()
@@ -24,24 +24,24 @@ fn a_text_at_once_is_a_text_token_by_token_everywhere() {
             assert_eq!(engine.rows(), threads * rows);
             let here = format!("{name} on {}, {threads} threads, {rows} rows", isa.name());
             for piece in [[150, 33][n % 2], [1, 5, 64][n % 3]] {
-                let (mut stream, mut at) = (noise.model.stream(), 0);
+                let (mut state, mut at) = (noise.model.new_state(), 0);
                 for piece in tokens.chunks(piece) {
                     at += piece.len();
-                    engine.feed(&mut stream, &[]);
+                    engine.feed(&mut state, &[]);
                     assert!(
-                        engine.prefill(&mut stream, piece) == want[at - 1],
+                        engine.prefill(&mut state, piece) == want[at - 1],
                         "{here}: {} tokens to {at}",
                         piece.len()
                     );
                 }
-                assert!(stream.save() == last.save(), "{here}: the state after pieces of {piece}");
+                assert!(state.save() == last.save(), "{here}: the state after pieces of {piece}");
             }
-            // Told without asking for logits, a stream is the same.
-            let mut stream = noise.model.stream();
-            engine.feed(&mut stream, &tokens[..149]);
-            assert!(engine.step(std::slice::from_mut(&mut stream), &tokens[149..]) == want[149], "{here}");
-            stream.reset();
-            assert!(engine.prefill(&mut stream, &tokens[..3]) == want[2], "{here}: after a reset");
+            // Told without asking for logits, a state is the same.
+            let mut state = noise.model.new_state();
+            engine.feed(&mut state, &tokens[..149]);
+            assert!(engine.step(std::slice::from_mut(&mut state), &tokens[149..]) == want[149], "{here}");
+            state.reset();
+            assert!(engine.prefill(&mut state, &tokens[..3]) == want[2], "{here}: after a reset");
         }
     }
 }
@@ -60,13 +60,13 @@ fn log_probabilities_are_those_of_the_logits() {
             .collect();
         let mut first = Vec::new();
         for (isa, threads, rows) in places() {
-            let (mut engine, mut stream, mut got) =
-                (noise.engine(isa, threads, rows), noise.model.stream(), Vec::new());
-            engine.log_probs(&mut stream, &[], &[], &mut got);
-            engine.log_probs(&mut stream, &tokens[..9], &targets[..9], &mut got);
-            engine.log_probs(&mut stream, &tokens[9..], &targets[9..], &mut got);
+            let (mut engine, mut state, mut got) =
+                (noise.engine(isa, threads, rows), noise.model.new_state(), Vec::new());
+            engine.log_probs(&mut state, &[], &[], &mut got);
+            engine.log_probs(&mut state, &tokens[..9], &targets[..9], &mut got);
+            engine.log_probs(&mut state, &tokens[9..], &targets[9..], &mut got);
             assert!(got.iter().zip(&want).all(|(got, want)| (got - want).abs() < 2e-6 * want.abs().max(1.0)), "{name}");
-            assert!(stream.save() == last.save());
+            assert!(state.save() == last.save());
             if first.is_empty() {
                 first.clone_from(&got);
             }
@@ -75,16 +75,16 @@ fn log_probabilities_are_those_of_the_logits() {
     }
 }
 
-/// A stream with its number and how far it is.
+/// A state with its number and how far it is.
 struct Text {
-    stream: Stream,
+    state: SequenceState,
     id: usize,
     at: usize,
 }
 
-impl AsMut<Stream> for Text {
-    fn as_mut(&mut self) -> &mut Stream {
-        &mut self.stream
+impl AsMut<SequenceState> for Text {
+    fn as_mut(&mut self) -> &mut SequenceState {
+        &mut self.state
     }
 }
 
@@ -102,7 +102,8 @@ fn neighbours_change_nothing_and_come_and_go() {
             // Over the shapes, sizes meet all places.
             let (isa, threads, rows) = all[(i + 7 * shape) % all.len()];
             let mut engine = noise.engine(isa, threads, rows);
-            let mut waiting: Vec<Text> = (0..most).map(|id| Text { stream: noise.model.stream(), id, at: 0 }).collect();
+            let mut waiting: Vec<Text> =
+                (0..most).map(|id| Text { state: noise.model.new_state(), id, at: 0 }).collect();
             let mut going = Vec::new();
             while !(waiting.is_empty() && going.is_empty()) {
                 going.extend(waiting.drain(rng.below(waiting.len() as u64 + 1) as usize..));
@@ -112,7 +113,7 @@ fn neighbours_change_nothing_and_come_and_go() {
                 let next: Vec<Token> = going.iter().map(|text: &Text| tokens[text.id][text.at]).collect();
                 let logits = engine.step(&mut going, &next);
                 for (text, z) in going.iter_mut().zip(logits.chunks_exact(v)) {
-                    assert!(z == want[text.id][text.at], "{name}: token {} of stream {} of {most}", text.at, text.id);
+                    assert!(z == want[text.id][text.at], "{name}: token {} of state {} of {most}", text.at, text.id);
                     text.at += 1;
                 }
                 going.retain(|text| text.at < LENGTH);
@@ -132,11 +133,11 @@ fn a_saved_stream_goes_on_where_it_was() {
         let (want, last) = noise.in_turn(&tokens);
         let mut engine = noise.engine(isas()[0], 2, 16);
         for cut in [0, 1, 7, 30, 59] {
-            let mut stream = noise.model.stream();
-            engine.feed(&mut stream, &tokens[..cut]);
-            let saved = stream.save();
-            // What is done to the stream afterwards is nothing to what was saved.
-            engine.feed(&mut stream, &tokens);
+            let mut state = noise.model.new_state();
+            engine.feed(&mut state, &tokens[..cut]);
+            let saved = state.save();
+            // What is done to the state afterwards is nothing to what was saved.
+            engine.feed(&mut state, &tokens);
             let mut again = PackedModel::from_bytes(noise.bytes.clone(), "again").unwrap().restore(&saved).unwrap();
             assert!(engine.prefill(&mut again, &tokens[cut..]) == want[59], "{name}: saved after {cut}");
             assert!(again.save() == last.save());
@@ -149,9 +150,9 @@ fn bytes_that_are_no_stream_of_the_model_are_none() {
     for (name, config) in shapes() {
         let noise = Noise::new(config);
         let mut engine = noise.engine(isas()[0], 1, 16);
-        let mut stream = noise.model.stream();
-        engine.feed(&mut stream, &stories(20, 1));
-        let saved = stream.save();
+        let mut state = noise.model.new_state();
+        engine.feed(&mut state, &stories(20, 1));
+        let saved = state.save();
         for cut in [0, 1, 3, 4, 5, saved.len() / 2, saved.len() - 4, saved.len() - 1] {
             // A mixer without a memory has a state of the count alone.
             let cut = cut.min(saved.len() - 1);
@@ -166,40 +167,40 @@ fn bytes_that_are_no_stream_of_the_model_are_none() {
                 assert!(noise.model.restore(&bytes).is_none(), "{name}: {bad}");
             }
         }
-        // Any number of tokens and any finite values are a stream, if one that no text gives: no panic, and no damage to others.
+        // Any number of tokens and any finite values are a state, if one that no text gives: no panic, and no damage to others.
         let mut rng = Rng::new(2);
         let (want, _) = noise.in_turn(&[5, 6]);
         for past in [0, 1, 8, 9, u32::MAX - 1, u32::MAX] {
             let mut bytes = past.to_le_bytes().to_vec();
             let values = (saved.len() - 4) / 4;
             bytes.extend((0..values).flat_map(|_| (1e3 * rng.normal() as f32).to_le_bytes()));
-            let mut streams = [noise.model.restore(&bytes).unwrap(), noise.model.stream()];
-            engine.step(&mut streams, &[5, 5]);
-            let logits = engine.step(&mut streams, &[6, 6]);
-            assert!(logits[noise.config.vocab_size..] == want[1], "{name}: beside a stream of {past}");
-            engine.feed(&mut streams[0], &stories(30, 2));
+            let mut states = [noise.model.restore(&bytes).unwrap(), noise.model.new_state()];
+            engine.step(&mut states, &[5, 5]);
+            let logits = engine.step(&mut states, &[6, 6]);
+            assert!(logits[noise.config.vocab_size..] == want[1], "{name}: beside a state of {past}");
+            engine.feed(&mut states[0], &stories(30, 2));
         }
     }
 }
 
-/// EOS starts a story anew where the model was trained so, whatever came before, and only there.
+/// EOS starts a document anew where the model was trained so, whatever came before, and only there.
 #[test]
 fn stories_see_each_other_where_the_model_does() {
     for (name, config) in shapes() {
         let (reset, noise) = (config.reset, Noise::new(config));
         let (alone, _) = noise.in_turn(&[EOS, 9]);
         let mut engine = noise.engine(isas()[0], 2, 16);
-        let mut stream = noise.model.stream();
-        let remembers = stream.save().len() > 4;
-        let after = engine.prefill(&mut stream, &[&stories(40, 6)[..], &[EOS, 9]].concat()).to_vec();
+        let mut state = noise.model.new_state();
+        let remembers = state.save().len() > 4;
+        let after = engine.prefill(&mut state, &[&stories(40, 6)[..], &[EOS, 9]].concat()).to_vec();
         assert_eq!(after == alone[1], reset || !remembers, "{name}");
     }
 }
 
 #[test]
-#[should_panic(expected = "a token for each stream")]
+#[should_panic(expected = "a token for each state")]
 fn a_step_has_a_token_for_each_stream() {
     let noise = Noise::new(shapes().remove(0).1);
-    let mut streams = [noise.model.stream(), noise.model.stream()];
-    noise.engine(isas()[0], 1, 4).step(&mut streams, &[1]);
+    let mut states = [noise.model.new_state(), noise.model.new_state()];
+    noise.engine(isas()[0], 1, 4).step(&mut states, &[1]);
 }

@@ -27,7 +27,7 @@ pub enum IoError {
         source: std::io::Error,
     },
     /// There is something else than a regular file.
-    #[error("{file}: expected a file, found {found}; name a file")]
+    #[error("{file}: expected a file, found {found}; name a file instead")]
     NotAFile {
         /// The path.
         file: String,
@@ -36,7 +36,7 @@ pub enum IoError {
     },
     /// A part of the file, or all of it, is larger than this program accepts.
     #[error(
-        "{file}: {what} of {found} bytes, expected at most {limit}; this is no file made by this program, or it is damaged"
+        "{file}: {what} of {found} bytes, expected at most {limit}; the file was not made by this program, or is damaged"
     )]
     TooLarge {
         /// The file.
@@ -50,7 +50,7 @@ pub enum IoError {
     },
     /// The file is shorter or longer than its own header says.
     #[error(
-        "{file}: expected {expected} bytes, found {found}; it was cut short or damaged, copy it again from where it came"
+        "{file}: expected {expected} bytes, found {found}; it was cut short or damaged: copy it again from its source"
     )]
     Length {
         /// The file.
@@ -61,7 +61,7 @@ pub enum IoError {
         found: u64,
     },
     /// The content is not of the format.
-    #[error("{file}: expected a {format} file, found {found}; is it the right file, and whole?")]
+    #[error("{file}: expected a {format} file, found {found}; is it the right file, and complete?")]
     Malformed {
         /// The file.
         file: String,
@@ -185,7 +185,7 @@ mod tests {
         for (path, found) in [(pipe, "a named pipe"), (socket, "a socket"), ("/dev/null".into(), "a device")] {
             for error in [open(&path).map(drop), map_limited(&path, 9).map(drop), read_limited(&path, 9).map(drop)] {
                 let text = error.unwrap_err().to_string();
-                assert_eq!(text, format!("{}: expected a file, found {found}; name a file", path.display()));
+                assert_eq!(text, format!("{}: expected a file, found {found}; name a file instead", path.display()));
             }
         }
     }

@@ -13,7 +13,7 @@ pub struct LayerConfig {
     pub quant: Option<Quant>,
     /// An RMSNorm before each branch.
     pub block_norm: bool,
-    /// An RMSNorm of its own before each ternary matrix.
+    /// Its own RMSNorm before each ternary matrix.
     pub matrix_norm: bool,
     /// The same before output projections alone.
     pub sub_norm: bool,

@@ -99,7 +99,7 @@ impl<A: Store> Ffn<A> {
             up.forward(cx, zu, x, pass, local, false);
             glu_forward(cx, a, g, u, zg, zu, *act);
             y.copy_from_slice(h);
-            down.forward(cx, y, Input::Kept(a), pass, local, true);
+            down.forward(cx, y, Input::Saved(a), pass, local, true);
         });
     }
 
@@ -138,7 +138,7 @@ impl<A: Store> Ffn<A> {
                 // Only a norm of its own needs the matrix's input before its output's gradient.
                 gate_forward(cx, a, g, u, *act);
             }
-            down.backward_input(cx, da, part, dy, Input::Kept(a), pass, local, false);
+            down.backward_input(cx, da, part, dy, Input::Saved(a), pass, local, false);
             glu_backward(cx, dg, du, a, da, g, u, *act);
             gate.backward_input(cx, dx, part, dg, x, pass, local, false);
             up.backward_input(cx, dx, part, du, x, pass, local, true);
@@ -147,7 +147,7 @@ impl<A: Store> Ffn<A> {
         let tiles = &Tiles { sums: &s.parts[..tiles], width };
         norm.add_parts(grads, tiles);
         let x = norm.input(&s.x[..rows * d], h);
-        let (w, a) = (&mut s.weights, Input::Kept(&s.wide[2][..rows * f]));
+        let (w, a) = (&mut s.weights, Input::Saved(&s.wide[2][..rows * f]));
         let inputs = [(gate, &s.wide[0][..rows * f]), (up, &s.wide[1][..rows * f])];
         BitLinear::backward_weights(pass, grads, &inputs, x, w, tiles);
         BitLinear::backward_weights(pass, grads, &[(down, &s.dy[..rows * d])], a, w, tiles);

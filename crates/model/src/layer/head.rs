@@ -1,15 +1,15 @@
-//! Embedding and head share one table `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`, or `c tanh(x E^T / c)`
+//! Embedding and head share one matrix `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`, or `c tanh(x E^T / c)`
 //! with a soft cap.
 //!
-//! Logits exist for one tile of rows and `CHUNK` columns at a time, in a thread's cache. Two ways lead to the gradients
+//! Logits exist for one tile of rows and `CHUNK` columns at a time, in a thread's cache. The gradients
 //! `dz = (softmax(z) - onehot) * scale` (soft cap and z-loss: [`flashlm_kernels::ops::SoftmaxRows`]), `dx = dz E`,
-//! `dE += dz^T x`, and which is faster depends on what a product costs:
+//! `dE += dz^T x` are computed in one of two ways; which is faster depends on the cost of a matmul:
 //!
 //! * stored: the exponentials of `BLOCK` tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
 //!   `dE` for the whole block.
 //! * recomputed: only the sums of exponentials are kept, and logits are made a second time, for `PART` columns at a time that
-//!   stay in the cache while all rows pass by: half a forward product more, a third of the memory traffic. Each group of
-//!   columns has a `dx` of its own, and these are added in order. For tile registers, which wait for memory otherwise.
+//!   stay in the cache while all rows pass by: half a forward matmul more, a third of the memory traffic. Each group of
+//!   columns has its own `dx`, and these are added in order. For tile registers, which wait for memory otherwise.
 
 use std::ops::Range;
 
@@ -32,14 +32,14 @@ const CHUNK: usize = 512;
 /// Tiles of rows whose exponentials exist at once.
 const BLOCK: usize = 16;
 
-/// Most groups of columns, each with a `dx` of its own, where logits are made again.
+/// Most groups of columns, each with its own `dx`, where logits are recomputed.
 const GROUPS: usize = 16;
-/// Columns whose part of the table and of its gradient stay in the cache.
+/// Columns whose part of the embedding matrix and of its gradient stay in the cache.
 const PART: usize = 320;
 /// Rows that pass by a part at once.
 const PASS: usize = 256;
 
-/// Where the tied table lies.
+/// Where the embedding matrix lies among the parameters.
 #[derive(Clone, Debug)]
 pub struct HeadParams {
     /// Its place among the parameters: `[V, D]`.
@@ -57,7 +57,7 @@ impl HeadParams {
     }
 }
 
-/// The table, packed.
+/// The embedding matrix, packed.
 pub struct Head<A: Store> {
     table: Range<usize>,
     d: usize,
@@ -88,13 +88,13 @@ fn group_columns(v: usize) -> usize {
     v.div_ceil(GROUPS).next_multiple_of(PART)
 }
 
-/// Whether logits are made again: only bf16 has matmuls fast enough, and only on tile registers.
+/// Whether logits are recomputed: only bf16 has matmuls fast enough, and only on tile registers.
 fn recomputes<A: Store>(cx: &Exec) -> bool {
     A::DEPTH == 2 && cx.isa().has_tiles()
 }
 
 impl<A: Store> Head<A> {
-    /// Room for the packed table; what only a backward pass takes is left out unless `training`.
+    /// Room for the packed embedding matrix; what only a backward pass takes is left out unless `training`.
     pub fn new(of: &HeadParams, training: bool) -> Self {
         let HeadParams { table, d, vocab, cap } = of.clone();
         Head {
@@ -134,7 +134,7 @@ impl<A: Store> Head<A> {
         }
     }
 
-    /// Packs the table.
+    /// Packs the embedding matrix.
     pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         let table = &mut s.weight[..self.table.len()];
         narrow(cx, table, &params[self.table.clone()]);
@@ -208,7 +208,7 @@ impl<A: Store> Head<A> {
         nats
     }
 
-    /// The same, with logits made again.
+    /// The same, with recomputed logits.
     fn loss_backward_recomputed(
         &self,
         pass: Pass<A::E>,

@@ -1,13 +1,13 @@
-//! BitLinear: `y = x Wq^T`, `x: [rows, in]`, `W: [out, in]`, `Wq` the ternary form of the latent `W` (see
-//! [`flashlm_kernels::ops::quantise`]), optionally with an RMSNorm of its own on `x`. No bias.
+//! BitLinear: `y = x Wq^T`, `x: [rows, in]`, `W: [out, in]`, `Wq` the ternary form of the master `W` (see
+//! [`flashlm_kernels::ops::quantise`]), optionally with its own RMSNorm on `x`. No bias.
 //!
 //! Backward: `dx = dy Wq`, `dW = dy^T x` straight through to `W` (arXiv 1308.3432). Weights are quantised and packed once
 //! a step by `prepare`. Forward and input gradient run on one tile of rows, the weight gradient on all rows.
 //!
-//! The matrix that leads back to the residual stream is the branch's output projection. It has switches of its own: the
+//! The matrix that leads back to the residual stream is the branch's output projection. It has its own switches: the
 //! norm alone (sub-LN, arXiv 2210.06423), and a start at zero, where the straight-through gradient moves it first.
 //!
-//! With int8 activations both products with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
+//! With int8 activations both matmuls with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
 //! `dx` passes straight through the rounding.
 
 use std::ops::Range;
@@ -29,7 +29,7 @@ pub(crate) const NO_BACKWARD: &str = "a model built for inference has no backwar
 pub struct Linear {
     /// Its place among the parameters: `[outputs, inputs]`.
     pub weight: Range<usize>,
-    /// An RMSNorm of its own on the input.
+    /// Its own RMSNorm on the input.
     pub norm: Option<Norm>,
     /// Width of a row of `x`.
     pub inputs: usize,
@@ -85,7 +85,7 @@ impl<A: Store> BitLinear<A> {
     pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: Input<A>, pass: Pass<A::E>, local: &Local, accumulate: bool) {
         let rows = x.size() / self.of.inputs;
         let x = match (&self.of.norm, x) {
-            (None, Input::Kept(x)) if !self.rounds(pass) => x,
+            (None, Input::Saved(x)) if !self.rounds(pass) => x,
             _ => {
                 let operand = local.take(x.size());
                 self.operand(cx, operand, x, pass);
@@ -98,17 +98,18 @@ impl<A: Store> BitLinear<A> {
     /// What the matmul takes of `x`: normalised where the matrix has a norm, and rounded where activations are.
     fn operand(&self, cx: &Exec, operand: &mut [A], x: Input<A>, pass: Pass<A::E>) {
         match (&self.of.norm, x) {
-            (None, Input::Kept(x)) => operand.copy_from_slice(x),
-            (None, Input::Stream(h)) => narrow(cx, operand, h),
-            (Some(norm), Input::Kept(x)) => norm.forward(cx, operand, x, pass.params),
-            (Some(norm), Input::Stream(h)) => norm.forward(cx, operand, h, pass.params),
+            (None, Input::Saved(x)) => operand.copy_from_slice(x),
+            (None, Input::Residual(h)) => narrow(cx, operand, h),
+            (Some(norm), Input::Saved(x)) => norm.forward(cx, operand, x, pass.params),
+            (Some(norm), Input::Residual(h)) => norm.forward(cx, operand, h, pass.params),
         }
         if self.rounds(pass) {
             round(cx, operand, self.of.inputs);
         }
     }
 
-    /// One tile: `dx: [rows, in]`, added to where `accumulate`; the gradient of the norm's scale is added to the tile's sums `part`.
+    /// One tile: `dx: [rows, in]`, added to where `accumulate`; the gradient of the norm's scale is added to the tile's sums
+    /// `part`.
     pub fn backward_input(
         &self,
         cx: &Exec,
@@ -127,8 +128,8 @@ impl<A: Store> BitLinear<A> {
         let dnormed = local.take(rows * inputs);
         matmul(cx, dnormed, dy, *outputs, weight, rows, false);
         match x {
-            Input::Kept(x) => norm.backward(cx, dx, part, dnormed, x, pass.params, accumulate),
-            Input::Stream(h) => norm.backward(cx, dx, part, dnormed, h, pass.params, accumulate),
+            Input::Saved(x) => norm.backward(cx, dx, part, dnormed, x, pass.params, accumulate),
+            Input::Residual(h) => norm.backward(cx, dx, part, dnormed, h, pass.params, accumulate),
         }
     }
 
@@ -151,7 +152,7 @@ impl<A: Store> BitLinear<A> {
             let rounds = matrix.rounds(pass);
             if norm.is_some() || shared != Some(rounds) {
                 let x = match (norm, x) {
-                    (None, Input::Kept(x)) if !rounds => x,
+                    (None, Input::Saved(x)) if !rounds => x,
                     _ => {
                         let operand = &mut w.operand[..x.size()];
                         matrix.operand(cx, operand, x, pass);

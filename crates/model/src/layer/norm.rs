@@ -65,17 +65,17 @@ impl<E: Elem> Tiles<'_, E> {
 #[derive(Clone, Copy)]
 pub enum Input<'a, A: Store> {
     /// Rows that are kept for matmuls.
-    Kept(&'a [A]),
+    Saved(&'a [A]),
     /// The residual stream itself, where no norm comes before the branch: a matrix's own norm takes it unrounded.
-    Stream(&'a [A::E]),
+    Residual(&'a [A::E]),
 }
 
 impl<A: Store> Input<'_, A> {
     /// Rows times width.
     pub fn size(&self) -> usize {
         match self {
-            Input::Kept(x) => x.len(),
-            Input::Stream(h) => h.len(),
+            Input::Saved(x) => x.len(),
+            Input::Residual(h) => h.len(),
         }
     }
 }
@@ -95,7 +95,7 @@ impl BranchNorm {
 
     /// What [`BranchNorm::forward`] has returned for these.
     pub fn input<'a, A: Store>(&self, x: &'a [A], h: &'a [A::E]) -> Input<'a, A> {
-        if self.0.is_some() { Input::Kept(x) } else { Input::Stream(h) }
+        if self.0.is_some() { Input::Saved(x) } else { Input::Residual(h) }
     }
 
     /// Adds a branch's gradient `dx` to that of the residual stream, through the norm where there is one.

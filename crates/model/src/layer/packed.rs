@@ -52,17 +52,17 @@ pub(crate) fn packed_taps(from: &Reader, of: &Taps) -> Result<Buf<f32>, PackErro
 }
 
 /// Working memory of one tile of rows.
-pub(crate) struct Work {
+pub(crate) struct PackedScratch {
     pub(crate) q: Int8Rows,
     /// Rows after a norm of a matrix's own.
     normed: Vec<f32>,
 }
 
-impl Work {
+impl PackedScratch {
     /// For at most `rows` rows of any of `columns`.
     pub(crate) fn new(columns: &[Columns], rows: usize) -> Self {
         let widest = columns.iter().map(|c| c.inputs).max().unwrap_or(0);
-        Work { q: Int8Rows::new(columns.iter().copied(), rows), normed: vec![0.0; widest * rows] }
+        PackedScratch { q: Int8Rows::new(columns.iter().copied(), rows), normed: vec![0.0; widest * rows] }
     }
 }
 
@@ -104,7 +104,7 @@ impl PackedLinear {
         cx: &Exec,
         y: (&mut [f32], usize, usize),
         input: &mut Input,
-        work: &mut Work,
+        work: &mut PackedScratch,
         add: bool,
     ) {
         let columns = self.columns();

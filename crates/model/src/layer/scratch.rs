@@ -38,7 +38,7 @@ pub struct WeightScratch<A: Store> {
 }
 
 impl<A: Store> Scratch<A> {
-    /// For layers of `config` with at most `rows` rows, 0 where there is no backward pass, and a table of `V` rows.
+    /// For layers of `config` with at most `rows` rows, 0 where there is no backward pass, and an embedding matrix of `V` rows.
     pub fn new(config: &LayerConfig, need: Need, wide: [usize; WIDE], rows: usize, vocab: usize) -> Self {
         let d = config.dim;
         let own_norm = config.matrix_norm || config.sub_norm;

@@ -55,8 +55,8 @@ fn turn<E: Elem>(taps: &mut [E], params: &[E], k: usize) {
     }
 }
 
-/// Moves `last: [K-1, d]`, the last rows of a sequence, on by `t` rows: columns from `at` on of rows that are `ld` apart.
-pub fn remember<A: Store>(last: &mut [A::E], (rows, ld, at): (&[A], usize, usize), t: usize, d: usize) {
+/// Advances `last: [K-1, d]`, the last rows of a sequence, by `t` rows: columns from `at` on of rows that are `ld` apart.
+pub fn keep_last_rows<A: Store>(last: &mut [A::E], (rows, ld, at): (&[A], usize, usize), t: usize, d: usize) {
     let held = last.len() / d;
     let kept = held.saturating_sub(t);
     last.copy_within((held - kept) * d.., 0);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Exec, Store};
 
-use crate::layer::packed::{PackedLinear, Work};
+use crate::layer::packed::{PackedLinear, PackedScratch};
 use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
 
@@ -129,22 +129,22 @@ pub(crate) trait PackedMixer: Send + Sync {
     fn state_len(&self) -> usize;
 
     /// `u` of one tile from its normed rows `x: [rows, D]`.
-    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work);
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch);
 
     /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
     fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
 
     /// Adds the branch to `h: [rows, D]` of one tile.
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local);
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
 
-    /// Itself, if what it makes of a row depends on rows `u` near it alone: each tile of a prompt then mixes its own.
-    fn near(&self) -> Option<&dyn Near> {
+    /// Itself, if a mixed row depends only on the rows `u` near it: each tile of a prompt then mixes its own rows in parallel.
+    fn row_parallel(&self) -> Option<&dyn RowParallel> {
         None
     }
 }
 
 /// A [`PackedMixer`] in two steps, of rows `u` of one sequence with `past`.
-pub(crate) trait Near: Sync {
+pub(crate) trait RowParallel: Sync {
     /// Puts the rows `rows`, mixed, into `m: [rows.len(), width]`.
     fn mix_rows(
         &self,
@@ -156,6 +156,6 @@ pub(crate) trait Near: Sync {
         local: &Local,
     );
 
-    /// Moves the state on.
-    fn keep(&self, from: (&[f32], &[u32]), state: &mut [f32]);
+    /// Advances the state past these rows.
+    fn advance_state(&self, from: (&[f32], &[u32]), state: &mut [f32]);
 }

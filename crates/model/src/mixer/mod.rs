@@ -79,7 +79,7 @@ macro_rules! mixers {
                 }
             }
 
-            /// Numbers that the packed runtime remembers of one sequence.
+            /// Numbers in the state of one sequence in the packed runtime.
             pub fn state_len(&self) -> usize {
                 match &self.0 {
                     $(Kind::$module(of) => of.state_len(),)*
@@ -108,11 +108,11 @@ macro_rules! mixers {
             model: &crate::reference::Weights,
             settings: &Settings,
             x: &[f64],
-            seen: &mut crate::reference::Seen,
+            history: &mut crate::reference::History,
         ) -> Vec<f64> {
             match name {
                 $(stringify!($module) => {
-                    $module::reference::mix(model, settings_of!(settings $(, $key)?), x, seen)
+                    $module::reference::mix(model, settings_of!(settings $(, $key)?), x, history)
                 })*
                 other => panic!("unknown mixer {other:?}"),
             }

@@ -6,7 +6,8 @@
 //! x.weight.scale           F32 [1], or one for each unit of the quantiser in the order of its rows
 //! embedding.weight         I8 [V, D], row r times embedding.weight.scale [V]; likewise matrices that stay float in training
 //!   or, table_bits "4"     the same of the first n = ceil(V / 8) rows, which are most of any text, and of the others
-//! embedding.rare.weight    U8 [V - n, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row share one
+//! embedding.rare.weight    U8 [V - n, ceil(D / 2)], codes w + 8 of 4 bits, column 2 i in the low ones; 16 columns of a row
+//! share one
 //!                          of embedding.rare.weight.scale, BF16 [V - n, ceil(D / 16)]
 //! tokenizer                U8 [bytes]
 //! all else                 F32 as in training: norms, taps, gates
@@ -14,7 +15,7 @@
 //! ```
 //!
 //! `xxh3` is XXH3-64 of the config's bytes and then of all the data; a file whose numbers were damaged is refused. Writing
-//! starts from latent parameters, reading gives the cells of [`PackedMatrix`](flashlm_kernels::ops::PackedMatrix).
+//! starts from master parameters, reading gives the cells of [`PackedMatrix`](flashlm_kernels::ops::PackedMatrix).
 
 pub(crate) mod open;
 #[cfg(test)]

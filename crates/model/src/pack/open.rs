@@ -39,10 +39,10 @@ impl Opened {
             }
             Err(PackError::Metadata { file: label.into(), key, expected: expected.into(), found: shown(found), mend })
         };
-        expect("format", FORMAT, "is it a packed model? `flashlm pack` makes one of a run")?;
+        expect("format", FORMAT, "is it a packed model? `flashlm pack` makes one from a run")?;
         expect("version", VERSION, "it was made by another version of this program: use that, or pack the run again")?;
         let config = metadata("config", again)?;
-        expect("xxh3", &digest(config, file.data()), "the file was damaged: copy it again from where it came")?;
+        expect("xxh3", &digest(config, file.data()), "the file is damaged: copy it again from its source")?;
         // The digest has seen all of it; from here on one tensor after the other is looked at.
         file.release();
         let refused = |key, expected: &str, found: String| PackError::Metadata {

@@ -93,8 +93,8 @@ fn repacked(noise: &Noise, density: Density, table: TableBits) -> Vec<u8> {
 /// The logits after a text.
 fn logits(bytes: Vec<u8>) -> Vec<f32> {
     let model = std::sync::Arc::new(PackedModel::from_bytes(bytes, "m.safetensors").unwrap());
-    let mut stream = model.stream();
-    Engine::new(model, Exec::new(Isa::SCALAR, 1), 64).prefill(&mut stream, &stories(30, 1)).to_vec()
+    let mut state = model.new_state();
+    Engine::new(model, Exec::new(Isa::SCALAR, 1), 64).prefill(&mut state, &stories(30, 1)).to_vec()
 }
 
 /// One model of each kind of file.
@@ -211,7 +211,7 @@ fn cut_files_are_errors_at_every_boundary() {
 fn every_key_of_the_metadata_counts() {
     for noise in kinds() {
         for (key, mend) in [
-            ("format", "`flashlm pack` makes one of a run"),
+            ("format", "`flashlm pack` makes one from a run"),
             ("version", "pack the run again"),
             ("config", "pack the run again"),
             ("per_byte", "pack the run again"),
@@ -236,7 +236,7 @@ fn every_key_of_the_metadata_counts() {
     let noise = &kinds()[0];
     let mut data = noise.bytes.clone();
     *data.last_mut().unwrap() ^= 1;
-    refused(data, &["`xxh3`", "the file was damaged: copy it again"]);
+    refused(data, &["`xxh3`", "the file is damaged: copy it again"]);
     refused(b"GIF89a, a picture and no tensors".to_vec(), &["a header"]);
     refused(u64::MAX.to_le_bytes().to_vec(), &["a header"]);
     refused([&(1u64 << 40).to_le_bytes(), &noise.bytes[8..]].concat(), &["a header"]);
@@ -270,7 +270,7 @@ fn every_tensor_has_one_type_and_shape() {
         }
         let mut file = whole.clone();
         file.tensors.push(("extra".into(), "U8".into(), vec![3], vec![0; 3]));
-        refused(file.bytes(), &["extra", "no such tensor"]);
+        refused(file.bytes(), &["extra", "no tensor of this name"]);
     }
 }
 
@@ -316,15 +316,15 @@ fn a_config_that_does_not_fit_its_tensors_is_refused_unallocated() {
     for noise in kinds() {
         let whole = File::of(&noise.bytes);
         let change = |key: &str, value: usize| whole.clone().config(|config| config[key] = json!(value));
-        let tokens = "must be 257, as its tokenizer has 257 tokens";
+        let tokens = "must be 257, since its tokenizer has 257 tokens";
         refused(change("vocab_size", 65_535), &["model.vocab_size = 65535", tokens]);
-        // The end of a story is 256.
+        // The end of a document is 256.
         refused(change("vocab_size", 256), &["model.eos = 256"]);
         refused(change("vocab_size", 1 << 40), &["vocab_size", "between"]);
         refused(change("dim", 8184), &["expected"]);
         refused(change("ffn_hidden", 32_768), &["expected"]);
         refused(change("blocks", 128), &["expected a tensor", "blocks.2."]);
-        refused(change("blocks", 1), &["blocks.1.", "no such tensor"]);
+        refused(change("blocks", 1), &["blocks.1.", "no tensor of this name"]);
         refused(change("unknown", 1), &["`config`", "unknown"]);
         // 128 blocks of 8192: a hundred thousand million parameters. One has a thousand million.
         for (hidden, blocks, says) in [(32_768, 128, "parameters"), (8192, 1, "expected")] {
@@ -351,7 +351,7 @@ fn another_tokenizer_is_refused() {
     refused(with(bpe.to_compact()), &["model.vocab_size = 257", "its tokenizer"]);
     refused(with(b"nothing".to_vec()), &["its tokenizer", "JSON"]);
     refused(with(Vec::new()), &["its tokenizer"]);
-    // As many tokens, and another one at the end of a story.
+    // As many tokens, and another one at the end of a document.
     let same = Tokenizer::train_bpe(["x"].into_iter(), 257).unwrap();
     assert_ne!(same.eos(), EOS);
     refused(with(same.to_compact()), &["model.eos = 256: must be 0, the end of a document in its tokenizer"]);
@@ -361,10 +361,10 @@ fn another_tokenizer_is_refused() {
 fn survives(bytes: Vec<u8>) -> bool {
     let Ok(model) = PackedModel::from_bytes(bytes, "m.safetensors") else { return false };
     let model = std::sync::Arc::new(model);
-    let mut stream = model.stream();
+    let mut state = model.new_state();
     let last = (model.config().vocab_size - 1) as u16;
     let mut engine = Engine::new(model, Exec::new(Isa::SCALAR, 1), 4);
-    engine.prefill(&mut stream, &[0, last, 1, 2, last]);
+    engine.prefill(&mut state, &[0, last, 1, 2, last]);
     true
 }
 

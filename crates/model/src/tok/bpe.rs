@@ -102,7 +102,9 @@ fn invalid(what: String) -> TokError {
 }
 
 fn too_many(tokens: usize) -> TokError {
-    invalid(format!("{tokens} tokens; expected at most {MAX_VOCAB}, for ids are 16 bits: choose a smaller one"))
+    invalid(format!(
+        "{tokens} tokens; expected at most {MAX_VOCAB}, since ids have 16 bits: choose a smaller vocabulary"
+    ))
 }
 
 /// Refuses every setting that would make the file encode or decode unlike plain byte-level BPE.
@@ -207,7 +209,7 @@ impl Bpe {
                 return Err(invalid(format!("{what}; expected a vocabulary of at most {MAX_VOCAB} tokens")));
             };
             if let Some(other) = specials.insert(id, token.content) {
-                return Err(invalid(format!("added token id {id} comes twice ({other:?})")));
+                return Err(invalid(format!("added token id {id} is given twice ({other:?})")));
             }
         }
         Self::new(file.model, specials)
@@ -217,16 +219,16 @@ impl Bpe {
         let mut special_ids = HashMap::new();
         for (&id, content) in &specials {
             if special_ids.insert(content.as_str(), id).is_some() {
-                return Err(invalid(format!("added token {content:?} comes twice")));
+                return Err(invalid(format!("added token {content:?} is given twice")));
             }
         }
         let Some(&eos) = special_ids.get(EOS) else {
-            return Err(invalid(format!("no special token {EOS:?}, which must end a story")));
+            return Err(invalid(format!("no special token {EOS:?}, which ends a document")));
         };
         let mut vocab = HashMap::new();
         for (token, id) in &model.vocab.list {
             if vocab.insert(token.as_str(), *id).is_some() {
-                return Err(invalid(format!("token {token:?} comes twice")));
+                return Err(invalid(format!("token {token:?} is given twice")));
             }
         }
         for (content, &id) in &special_ids {
@@ -278,11 +280,11 @@ impl Bpe {
             };
             let ids = parts.and_then(|(l, r)| Some((id_of(l)?, id_of(r)?, id_of(&format!("{l}{r}"))?)));
             let Some((left, right, both)) = ids else {
-                let what = format!("merge {rank} is not of two tokens that make a third: {parts:?}");
+                let what = format!("merge {rank} does not join two tokens into a third: {parts:?}");
                 return Err(invalid(what));
             };
             if ranks.insert(left, right, rank, both).is_some() {
-                return Err(invalid(format!("merge {rank} comes twice: {parts:?}")));
+                return Err(invalid(format!("merge {rank} is given twice: {parts:?}")));
             }
             merges.push((left, right));
         }
@@ -345,7 +347,7 @@ impl Bpe {
         let mut pairs = Vec::with_capacity(merges.len());
         for (rank, ids) in merges.iter().enumerate() {
             let [Some(left), Some(right)] = ids.map(|id| tokens.get(usize::from(id)).filter(|_| id > 0)) else {
-                let what = format!("merge {rank} is not of two tokens before it: {ids:?}");
+                let what = format!("merge {rank} does not join two earlier tokens: {ids:?}");
                 return Err(invalid(what));
             };
             if left.len() + right.len() > MAX_TOKEN {
@@ -654,7 +656,7 @@ pub(super) mod tests {
             ("/model/merges/3", good["model"]["merges"][2].clone(), "twice"),
             ("/model/merges/3", "nospace".into(), "merge 3"),
             ("/added_tokens", json!([]), "no special token"),
-            ("/added_tokens", json!([special, special]), "comes twice"),
+            ("/added_tokens", json!([special, special]), "is given twice"),
             ("/added_tokens", json!([plain]), "not special"),
             ("/added_tokens/0/id", 70_000.into(), "at most 65535 tokens"),
             ("/added_tokens/0/id", 65_535.into(), "at most 65535 tokens"),

@@ -2,7 +2,7 @@
 //!
 //! File: `{"kind":"bytes"}`.
 
-/// The id after the last byte ends a story.
+/// The id after the last byte ends a document.
 pub(super) const EOS: u16 = 256;
 /// What `to_json` writes.
 pub(super) const JSON: &str = r#"{"kind":"bytes"}"#;

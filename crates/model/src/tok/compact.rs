@@ -58,7 +58,7 @@ impl Tokenizer {
         let numbers = |kind, bytes: &[u8]| match bytes.as_chunks() {
             (numbers, []) => Ok(numbers.iter().map(|n| u16::from_le_bytes(*n)).collect::<Vec<u16>>()),
             (_, rest) => {
-                let what = format!("{} bytes after the last whole number; expected none", rest.len());
+                let what = format!("bytes left over after the last number: {}; expected none", rest.len());
                 Err(TokError::Invalid { kind, what })
             }
         };
@@ -74,7 +74,7 @@ impl Tokenizer {
             Some((&BPE, rest)) => {
                 let ids = numbers("bpe", rest)?;
                 let (merges, []) = ids.as_chunks() else {
-                    let what = "half a merge at the end; expected pairs".into();
+                    let what = "half a merge at the end; expected pairs of ids".into();
                     return Err(TokError::Invalid { kind: "bpe", what });
                 };
                 Bpe::from_merges(merges).map(|t| Self(Kind::Bpe(t)))
@@ -130,11 +130,11 @@ mod tests {
         let tests: [(Vec<u8>, &str); 8] = [
             (vec![], "JSON"),
             (b"F\0\0".to_vec(), "cut off"),
-            (b"F\x0a\0\0\0\x01".to_vec(), "whole number"),
+            (b"F\x0a\0\0\0\x01".to_vec(), "last number"),
             (b"F\x0a\0\0\0\x01\0\x01\0".to_vec(), "twice"),
             (b"F\x02\0\0\0\x01\0\x02\0".to_vec(), "vocab_size"),
             (b"B\x01\0".to_vec(), "half a merge"),
-            (merges(&[[1, 300]]), "not of two tokens"),
+            (merges(&[[1, 300]]), "does not join two tokens"),
             (merges(&bomb), "longer"),
         ];
         for (bytes, expected) in tests {

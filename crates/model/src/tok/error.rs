@@ -34,7 +34,7 @@ pub enum TokError {
         limit: usize,
     },
     /// What git has in the place of a large file.
-    #[error("a git LFS pointer, which stands for a file that is not here: fetch it with `git lfs pull`")]
+    #[error("a git LFS pointer to a file that is not here: fetch it with `git lfs pull`")]
     LfsPointer,
     /// Not JSON, or not the JSON of this kind.
     #[error("not valid {kind} JSON: {reason}; the file may be cut off or of another format")]
@@ -52,8 +52,7 @@ pub enum TokError {
     UnknownKind,
     /// A tokenizer of another program, of a type that is not ours.
     #[error(
-        "model type is {found}; expected BPE, byte-level: choose another tokenizer, or let one be trained \
-         (`flashlm data prepare`)"
+        "model type is {found}; expected byte-level BPE: choose another tokenizer, or train one (`flashlm data prepare`)"
     )]
     Type {
         /// The type.
@@ -79,8 +78,8 @@ pub enum TokError {
         /// Largest size.
         max: usize,
     },
-    /// The stories held nothing to learn from.
-    #[error("no text to train a {kind} tokenizer on: every story is empty, or there is none")]
+    /// The documents held nothing to learn from.
+    #[error("no text to train a {kind} tokenizer on: there are no documents, or all are empty")]
     NoText {
         /// Kind of tokenizer.
         kind: &'static str,

@@ -1,6 +1,7 @@
 //! FlashLM v4's vocabulary: the most frequent of GPT-2's 50,257 byte-level BPE ids.
 //!
-//! The base ids of the stories are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids 4, 5, .. in falling
+//! The base ids of the documents are counted (the original's: of the first 50,000); the `vocab_size - 4` most frequent get ids
+//! 4, 5, .. in falling
 //! frequency, ties in first-seen order. PAD 0, UNK 1, BOS 2, EOS 3. Any other base id encodes to UNK and decoding drops ids
 //! below 4, so this tokenizer is **lossy**.
 //!
@@ -43,7 +44,7 @@ fn invalid(what: String) -> TokError {
     TokError::Invalid { kind: KIND, what }
 }
 
-/// The base ids of stories, counted.
+/// The base ids of documents, counted.
 pub(super) struct Counter {
     vocab_size: usize,
     counts: Vec<u64>,
@@ -129,7 +130,7 @@ impl Frequency {
                 return Err(invalid(what));
             };
             if *place != NO_BASE || std::mem::replace(used, true) {
-                let what = format!("id_to_base: id {id} or its base {base} comes twice");
+                let what = format!("id_to_base: id {id} or its base {base} is given twice");
                 return Err(invalid(what));
             }
             *place = *base as u16;
@@ -142,7 +143,7 @@ impl Frequency {
                 .filter(|&&k| k != UNK && u64::from(k) == *id)
                 .and_then(|&k| seen.get_mut(usize::from(k) - SPECIALS));
             if seen.is_none_or(|s| std::mem::replace(s, true)) {
-                let what = format!("base_to_id: {base:?} -> {id} is not the inverse of id_to_base, or comes twice");
+                let what = format!("base_to_id: {base:?} -> {id} is not the inverse of id_to_base, or is given twice");
                 return Err(invalid(what));
             }
         }

@@ -70,7 +70,7 @@ impl Tokenizer {
         }
     }
 
-    /// The id between stories.
+    /// The id between documents.
     pub fn eos(&self) -> u16 {
         match &self.0 {
             Kind::Frequency(_) => frequency::EOS,

@@ -1,4 +1,4 @@
-//! Learns a vocabulary: stories are counted one by one, in memory that grows with the number of different words alone, then the
+//! Learns a vocabulary: documents are counted one by one, in memory that grows with the number of different words alone, then the
 //! tokens are chosen.
 
 use super::bpe::Bpe;
@@ -23,14 +23,14 @@ impl Trainer {
         Ok(Self(Learner::Frequency(Counter::new(vocab_size)?.into())))
     }
 
-    /// For byte-level BPE; `vocab_size` 257 to 65535 counts the 256 bytes and EOS. The same stories, in any order, give the
+    /// For byte-level BPE; `vocab_size` 257 to 65535 counts the 256 bytes and EOS. The same documents, in any order, give the
     /// same vocabulary; text that runs out of pairs to merge gives a smaller one.
     pub fn bpe(vocab_size: usize) -> Result<Self, TokError> {
         Bpe::check_size(vocab_size)?;
         Ok(Self(Learner::Bpe { pieces: Pieces::default(), vocab_size }))
     }
 
-    /// Counts a story, or a part of one that [`cut`](super::cut) made.
+    /// Counts a document, or a part of one that [`cut`](super::cut) made.
     pub fn add(&mut self, story: &str) {
         match &mut self.0 {
             Learner::Frequency(counter) => counter.add(story),
@@ -51,7 +51,7 @@ impl Trainer {
 impl Tokenizer {
     /// FlashLM v4's vocabulary, counted over `stories`: see [`Trainer::frequency`].
     ///
-    /// The original takes the first 50,000 stories and strips newlines around each: so should the caller.
+    /// The original takes the first 50,000 documents and strips newlines around each: so should the caller.
     pub fn train_frequency<'a>(stories: impl Iterator<Item = &'a str>, vocab_size: usize) -> Result<Self, TokError> {
         Self::train(Trainer::frequency(vocab_size)?, stories)
     }

@@ -3,7 +3,7 @@
 use super::settings::Settings;
 use super::table::{flatten, table_of};
 
-/// Keys of `[train]` that enter each update anew, so that a run may go on with others.
+/// Keys of `[train]` that enter each step anew, so that a resumed run may change them.
 const STEPWISE: &[&str] = &["lr", "min_lr", "matrix_lr", "clip", "batch", "accumulation", "decay_share"];
 
 impl Settings {
@@ -29,10 +29,10 @@ impl Settings {
         };
         let (mine, theirs) = (fixed(self), fixed(other));
         let differs = mine.iter().zip(&theirs).find(|(a, b)| a != b);
-        differs.map(|((key, a), (_, b))| format!("{key} is {a} there and {b} here"))
+        differs.map(|((key, a), (_, b))| format!("{key} is {a} in the checkpoint and {b} now"))
     }
 
-    /// What a resumed run does otherwise than its checkpoint from the next update on.
+    /// What a resumed run does otherwise than its checkpoint from the next step on.
     pub fn changes(&self, other: &Settings) -> Vec<String> {
         let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));
         let own = |key: &str| key.strip_prefix("train.").is_some_and(|key| STEPWISE.contains(&key));

@@ -8,7 +8,7 @@ use crate::optim;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum SettingsError {
-    #[error("unknown preset {name:?}; there are: {known}")]
+    #[error("unknown preset {name:?}; the presets are {known}")]
     Preset { name: String, known: String },
     #[error("{origin}: unknown key `{key}`; {hint}")]
     UnknownKey { origin: String, key: String, hint: String },
@@ -17,7 +17,7 @@ pub enum SettingsError {
     #[error("{key} = {found}: must be {expected}")]
     Value { key: &'static str, found: String, expected: &'static str },
     #[error(
-        "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: leave one of them out, and it follows from the other"
+        "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: set only one of them, the other follows from it"
     )]
     Boundaries { boundaries: &'static str, reset: bool },
     #[error("train.stages.sources, {text}: {why}")]

@@ -11,7 +11,7 @@ pub(super) fn unknown(key: String, known: &Table, origin: &str) -> SettingsError
     let known = flatten("", known);
     let hint = match nearest(&key, known.iter().map(|(name, _)| name.as_str())) {
         Some(nearest) => format!("did you mean `{nearest}`?"),
-        None => "docs/formats.md and the settings.toml of any run list the keys".to_string(),
+        None => "docs/formats.md and the settings.toml of any run list all keys".to_string(),
     };
     SettingsError::UnknownKey { origin: origin.into(), key, hint }
 }

@@ -119,6 +119,19 @@ pub(crate) fn older_activation_bits(settings: &mut Table) -> Option<Value> {
     settings.get_mut("train")?.as_table_mut()?.remove("activation_bits")
 }
 
+/// What kind of value it is, in words.
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Integer(_) => "a whole number",
+        Value::Float(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Boolean(_) => "a boolean",
+        Value::Array(_) => "a list",
+        Value::Table(_) => "a table",
+        Value::Datetime(_) => "a date",
+    }
+}
+
 fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(), SettingsError> {
     for (key, value) in over {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
@@ -133,7 +146,7 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
             (slot @ Value::Float(_), Value::Integer(n)) => *slot = Value::Float(*n as f64),
             (slot, value) if slot.type_str() == value.type_str() => *slot = value.clone(),
             (slot, value) => {
-                let message = format!("`{path}` must be a {}, found the {} {value}", slot.type_str(), value.type_str());
+                let message = format!("`{path}` must be {}, found {} {value}", kind_of(slot), kind_of(value));
                 return Err(SettingsError::Syntax { origin: origin.into(), message });
             }
         }

@@ -27,9 +27,9 @@ pub struct Settings {
 pub struct TokenizerSettings {
     /// `frequency`, `bpe`, `bytes`, or a file.
     pub kind: String,
-    /// Tokens to aim for.
+    /// Vocabulary size to aim for, in tokens.
     pub vocab: usize,
-    /// Stories from the first on that a frequency vocabulary counts.
+    /// Number of documents, from the first on, that a frequency vocabulary counts.
     pub stories: usize,
 }
 
@@ -40,15 +40,15 @@ pub struct DataSettings {
     pub source: String,
     /// Field or column of the text, in `source` and `valid`; empty: `text`, or that of the dataset.
     pub column: String,
-    /// The same as `source` for validation; empty: the dataset's own, else hold out a share of `source`.
+    /// The validation text, like `source`; empty: the dataset's own, else part of `source` is held out.
     pub valid: String,
     /// Field or column of the text in `valid`; empty: as in `source`.
     pub valid_column: String,
-    /// Share of the text held out, more where that would be little; 0: none, and the training text is validated on.
+    /// Fraction of the text held out, more of a small text; 0: none, validation scores the training text.
     pub holdout: f64,
-    /// Whether to train on stories that are in the validation text, too.
+    /// Whether to train on documents that are also in the validation text.
     pub keep_doubles: bool,
-    /// What becomes of the ends of stories; `model.reset` follows from it, and it from that: the later setting rules.
+    /// What happens at the ends of documents. It and `model.reset` follow from each other: the later setting wins.
     pub boundaries: Boundaries,
 }
 
@@ -57,28 +57,28 @@ pub struct DataSettings {
 #[allow(missing_docs)]
 pub struct TrainSettings {
     pub seed: u64,
-    /// What products are computed in; `auto` is what this machine does fastest.
+    /// Precision of matmuls; `auto` is bf16 where this machine is clearly faster with it.
     pub precision: Precision,
-    /// Tokens of a sequence, `T`.
+    /// Tokens per sequence, `T`.
     pub seq_len: usize,
-    /// Sequences of a step; 0: by the hardware.
+    /// Sequences per step; 0: chosen for the machine.
     pub batch: usize,
-    /// Batches summed before an update.
+    /// Gradient accumulation: batches per step.
     pub accumulation: usize,
-    /// Passes over the data where neither `steps` nor `minutes` is given.
+    /// Length of the run in epochs, if neither `steps` nor `minutes` is given.
     pub epochs: f64,
-    /// Length of the run in updates; 0: not limited.
+    /// Length of the run in steps; 0: no limit.
     pub steps: u64,
-    /// Length of the run in minutes; 0: not limited.
+    /// Length of the run in minutes; 0: no limit.
     pub minutes: f64,
     /// Peak learning rate.
     pub lr: f64,
     /// Learning rate at the end.
     pub min_lr: f64,
     pub schedule: Shape,
-    /// Linear warm-up, never longer than a tenth of the run.
+    /// Steps of linear warm-up, at most a tenth of the run.
     pub warmup_steps: u64,
-    /// Last share of the run in which the `wsd` schedule decays.
+    /// Last fraction of the run, in which the `wsd` schedule decays.
     pub decay_share: f64,
     pub beta1: f64,
     pub beta2: f64,
@@ -86,42 +86,42 @@ pub struct TrainSettings {
     pub weight_decay: f64,
     /// Largest global norm of a gradient.
     pub clip: f64,
-    /// What updates the latent matrices, by its name in `optimizers!`; the rest is AdamW's.
+    /// The optimizer of the ternary matrices, by its name in `optimizers!`; the rest is AdamW's.
     pub optimizer: String,
     /// Peak learning rate of the matrices under Muon and NorMuon; it falls as `lr` does.
     pub matrix_lr: f64,
-    /// Share of the past in Muon's and NorMuon's running mean of gradients.
+    /// Decay of Muon's and NorMuon's running mean of gradients, per step.
     pub momentum: f64,
-    /// Share of the past in NorMuon's running mean square of a row.
+    /// Decay of NorMuon's running mean square of each row, per step.
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
-    /// Last share of the run whose updates have the model's `activation_bits`, the others 0; every validation has them.
+    /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.
     pub activation_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
-    /// Updates between validations; 0: none but the last.
+    /// Steps between validations; 0: only the last.
     pub eval_every: u64,
-    /// Tokens of the validation text, in whole stories, scored while training; the last validation takes all.
+    /// Tokens of the validation text, in whole documents, scored while training; the last validation scores all.
     pub eval_tokens: usize,
-    /// Validations without improvement before the run stops; 0: never.
+    /// Validations in a row without improvement before the run stops early; 0: never.
     pub patience: u64,
-    /// Updates between samples; 0: only at the end.
+    /// Steps between samples; 0: only at the end.
     pub sample_every: u64,
-    /// Tokens of a sample.
+    /// Maximum tokens of a sample.
     pub sample_tokens: usize,
     pub prompts: Vec<String>,
-    /// Updates between checkpoints; 0: none but the last.
+    /// Steps between checkpoints; 0: only the last.
     pub checkpoint_every: u64,
-    /// Seconds between checkpoints; 0: by updates only.
+    /// Seconds between checkpoints; 0: by steps only.
     pub checkpoint_seconds: f64,
-    /// Checkpoints kept, besides the best.
+    /// Number of newest checkpoints to keep, besides the best.
     pub keep: usize,
-    /// Updates between rows of metrics.jsonl.
+    /// Steps between rows of metrics.jsonl.
     pub log_every: u64,
-    /// 0: all processors. Results do not depend on it.
+    /// Number of threads; 0: FLASHLM_THREADS, else all processors. Results do not depend on it.
     pub threads: usize,
 }
 
@@ -133,7 +133,7 @@ impl Settings {
 }
 
 impl TrainSettings {
-    /// Sequences of an update.
+    /// Sequences per step.
     pub fn sequences(&self) -> usize {
         self.batch * self.accumulation
     }

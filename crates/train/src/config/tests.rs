@@ -91,7 +91,7 @@ fn an_unknown_key_names_the_nearest() {
         ("train.lerning_rate", "did you mean `train.lr`?"),
         ("model.n_layer", "did you mean `model.blocks`?"),
         ("train.block_size", "did you mean `train.seq_len`?"),
-        ("train.xyzzy_plugh", "list the keys"),
+        ("train.xyzzy_plugh", "list all keys"),
     ] {
         let error = layers.set(key, "1").unwrap_err().to_string();
         assert!(error.contains(hint), "{error}");
@@ -143,7 +143,7 @@ fn story_boundaries_and_the_reset_of_the_model_are_one_switch() {
     let mut layers = Layers::defaults();
     layers.merge_text(both, "file").unwrap();
     let error = layers.settings().unwrap_err().to_string();
-    assert!(error.contains("contradicts model.reset = false: leave one of them out"), "{error}");
+    assert!(error.contains("contradicts model.reset = false: set only one of them"), "{error}");
     layers.set("data.boundaries", "reset").unwrap();
     assert!(layers.settings().unwrap().model.reset, "a later layer mends it");
     // Saved before there was the switch.
@@ -164,7 +164,7 @@ fn a_resumed_run_keeps_what_matters() {
     b.train.threads = 3;
     assert_eq!(a.conflict(&b), None);
     b.model.dim = 200;
-    assert!(a.conflict(&b).unwrap().contains("model.dim is 192 there and 200 here"));
+    assert!(a.conflict(&b).unwrap().contains("model.dim is 192 in the checkpoint and 200 now"));
 }
 
 #[test]

@@ -79,7 +79,7 @@ impl Settings {
         if !t.stages.is_empty() {
             let sum: f64 = t.stages.iter().map(|s| s.share).sum();
             let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
-            let expected = "stages with seq_len of 1 to 65536 and shares that add up to 1";
+            let expected = "stages whose seq_len is 1 to 65536 and whose shares add up to 1";
             check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum:.3})"), expected)?;
             let last = t.stages.last().map(|s| s.seq_len);
             let expected = "the seq_len of the last stage, at which validation runs";
@@ -88,7 +88,7 @@ impl Settings {
         for sources in t.stages.iter().map(|stage| &stage.sources) {
             for (i, source) in sources.iter().enumerate() {
                 let (name, weight) = (&source.source, source.weight);
-                check(!name.is_empty(), "train.stages.sources.source", "\"\"".into(), "a text, as data.source")?;
+                check(!name.is_empty(), "train.stages.sources.source", "\"\"".into(), "a text, like data.source")?;
                 let found = format!("{weight} of {name}");
                 check(
                     (1e-6..=1e6).contains(&weight),
@@ -102,8 +102,8 @@ impl Settings {
                 check(
                     once,
                     "train.stages.sources",
-                    format!("{name}, twice"),
-                    "texts that differ, each with its weight",
+                    format!("{name} given twice"),
+                    "different texts, each with its weight",
                 )?;
             }
         }

@@ -1,9 +1,9 @@
 //! Builds token caches with all cores: one reader -> `n` encoders -> one writer.
 //!
 //! Batches of about 1 MB of text go to the encoders in turn and are collected in turn, over channels that hold two: the file
-//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per story for the offsets). A story
-//! that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file appears under
-//! its name when it is complete, or not at all.
+//! is the same for any number of threads, and memory is bounded by the channels (and 8 bytes per document for the offsets). A
+//! document that goes beyond a batch is cut where its tokens do not notice, so that one book keeps all cores busy. The file
+//! appears under its name when it is complete, or not at all.
 
 use super::DataError;
 use super::cache::{Expect, HEADER, Header, Stale, TokenCache, expected};
@@ -44,20 +44,20 @@ pub struct Opened {
 /// State of a build, given to its progress callback.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// Stories encoded.
+    /// Documents encoded.
     pub stories: u64,
-    /// UTF-8 bytes of those stories.
+    /// UTF-8 bytes of those documents.
     pub bytes: u64,
     /// Their tokens, EOS included.
     pub tokens: u64,
-    /// Share of the source that has been worked through, 0..=1.
+    /// Fraction of the source that has been processed, 0..=1.
     pub fraction: f64,
     /// Time since the start.
     pub seconds: f64,
 }
 
 impl Progress {
-    /// Speed in bytes of text a second.
+    /// Speed in bytes of text per second.
     pub fn bytes_per_second(&self) -> f64 {
         self.bytes as f64 / self.seconds.max(1e-9)
     }
@@ -82,22 +82,22 @@ pub fn open_or_build(
     Ok(Opened { cache: TokenCache::open(path, &expect)?, built: Some(Built { reason, read }) })
 }
 
-/// Stories one after the other, on their way to an encoder.
+/// Documents one after the other, on their way to an encoder.
 #[derive(Default)]
 struct Batch {
     text: String,
     ends: Vec<usize>,
-    /// Whether the last story goes on in the next batch.
+    /// Whether the last document goes on in the next batch.
     open: bool,
     fraction: f64,
 }
 
-/// The same stories as tokens, on their way to the file.
+/// The same documents as tokens, on their way to the file.
 struct Encoded {
     tokens: Vec<u8>,
-    /// Tokens since the story before, for each that ends here, EOS included.
+    /// Tokens since the document before, for each that ends here, EOS included.
     lengths: Vec<u64>,
-    /// Tokens of a story that goes on.
+    /// Tokens of a document that goes on.
     open: u64,
     bytes: u64,
     unk: u64,
@@ -298,7 +298,7 @@ impl<'a> Output<'a> {
             dropped: Dropped::default(),
             read: 0,
             read_bytes: 0,
-            doubles: 0,
+            duplicates: 0,
             payload_hash: 0,
         };
         Output { file, header, offsets: vec![0], hash: Xxh3::new(), written: 0 }
@@ -329,11 +329,11 @@ impl<'a> Output<'a> {
     fn finish(mut self, source: &Source, report: &SourceReport) -> Result<(), Failed> {
         if self.header.stories == 0 {
             let (split, name) = (self.header.expect.split, source.name().to_string());
-            let (seen, doubles) = (report.read, report.doubles);
-            return Err(DataError::NoStories { name, split, seen, doubles }.into());
+            let (seen, duplicates) = (report.read, report.duplicates);
+            return Err(DataError::NoStories { name, split, seen, duplicates }.into());
         }
-        let SourceReport { repaired, dropped, read, read_bytes, doubles, .. } = *report;
-        self.header = Header { repaired, dropped, read, read_bytes, doubles, ..self.header };
+        let SourceReport { repaired, dropped, read, read_bytes, duplicates, .. } = *report;
+        self.header = Header { repaired, dropped, read, read_bytes, duplicates, ..self.header };
         Ok(self.close()?)
     }
 
@@ -372,7 +372,7 @@ mod tests {
         assert!(files.iter().all(|file| *file == files[0]));
     }
 
-    /// One story of some 5 MB, one without a place to cut, and short ones, against the tokens of each by itself.
+    /// One document of some 5 MB, one without a place to cut, and short ones, against the tokens of each by itself.
     #[test]
     fn long_stories_have_the_tokens_of_the_whole() {
         let folder = Folder::new();
@@ -434,7 +434,7 @@ mod tests {
         assert!(build(&blank, Split::All, &mut keep_on).to_string().contains("only blank text"));
         let few = source(&folder, "few.txt", &["one", "two"]);
         let error = build(&few, Split::Valid(0.0), &mut keep_on).to_string();
-        assert!(error.contains("no stories for valid") && error.contains("of 2"), "{error}");
+        assert!(error.contains("no document is left for valid") && error.contains("of 2"), "{error}");
     }
 
     #[test]

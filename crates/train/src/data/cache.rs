@@ -1,7 +1,7 @@
-//! The token cache: every story of one side of a source as `u16` tokens, memory-mapped.
+//! The token cache: every document of one side of a source as `u16` tokens, memory-mapped.
 //!
-//! File, little-endian: header of 192 bytes (field offsets in `Header::to_bytes`), `tokens` x u16 (each story
-//! followed by EOS), zeros up to a multiple of 8, `stories + 1` x u64 (the token at which each story starts, and
+//! File, little-endian: header of 192 bytes (field offsets in `Header::to_bytes`), `tokens` x u16 (each document
+//! followed by EOS), zeros up to a multiple of 8, `stories + 1` x u64 (the token at which each document starts, and
 //! the end). The header carries an XXH3 of itself and one of everything behind it; both are verified at open, as
 //! are all lengths, offsets and token ids, so that whatever a `TokenCache` gives can be used as an index.
 
@@ -11,6 +11,7 @@ mod stale;
 use super::DataError;
 use super::filter::Dropped;
 use super::source::Source;
+use crate::units::counted;
 use flashlm_kernels::map::{Map, as_u16};
 use flashlm_model::tok::Tokenizer;
 pub use format::Expect;
@@ -36,7 +37,7 @@ pub fn default_dir() -> PathBuf {
 }
 
 /// `<dir>/<name of the source>-<hash>.tok`, the hash being of where the source is, the side of the split, and the kind and
-/// size of the tokenizer: a source that has changed keeps its file, which is then made again for that reason.
+/// size of the tokenizer: a source that has changed keeps its file, which is then rebuilt for that reason.
 pub fn cache_path(dir: &Path, source: &Source, tokenizer: &Tokenizer) -> PathBuf {
     let mut hash = Xxh3::new();
     hash.update(source.place().as_bytes());
@@ -56,7 +57,7 @@ pub fn expected(source: &Source, tokenizer: &Tokenizer) -> Result<Expect, DataEr
 /// Sizes of a source, all sides of its split together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Whole {
-    /// Stories.
+    /// Documents.
     pub stories: u64,
     /// UTF-8 bytes of those.
     pub bytes: u64,
@@ -128,12 +129,12 @@ impl TokenCache {
         }
         let (mut start, mut released) = (0, 0);
         if cache.offset(0) != 0 {
-            return damaged("the first story does not start at 0");
+            return damaged("the first document does not start at token 0");
         }
         for i in 0..cache.stories() {
             let end = cache.offset(i + 1);
             if end <= start || end > ids.len() || ids[end - 1] != cache.header.eos {
-                return Err(Stale::Damaged(format!("story {i} does not end with EOS at token {end}")));
+                return Err(Stale::Damaged(format!("document {i} does not end with EOS at token {end}")));
             }
             start = end;
             if start - released > PASS {
@@ -142,39 +143,39 @@ impl TokenCache {
             }
         }
         if start != ids.len() {
-            return damaged("there are tokens behind the last story");
+            return damaged("there are tokens after the last document");
         }
         Ok(cache)
     }
 
-    /// All tokens, each story followed by EOS.
+    /// All tokens, each document followed by EOS.
     pub fn tokens(&self) -> &[u16] {
         as_u16(&self.map[self.tokens.clone()]).unwrap_or_default()
     }
 
-    /// The tokens of story `i`, EOS included. Panics if there are not that many.
+    /// The tokens of document `i`, EOS included. Panics if there are not that many.
     pub fn story(&self, i: usize) -> &[u16] {
         assert!(i < self.stories(), "story {i} of {}", self.stories());
         &self.tokens()[self.offset(i)..self.offset(i + 1)]
     }
 
-    /// Tokens of story `i`, EOS included. Panics if there are not that many.
+    /// Tokens of document `i`, EOS included. Panics if there are not that many.
     pub fn story_len(&self, i: usize) -> usize {
         assert!(i < self.stories(), "story {i} of {}", self.stories());
         self.offset(i + 1) - self.offset(i)
     }
 
-    /// The token that ends every story.
+    /// The token that ends every document.
     pub fn eos(&self) -> u16 {
         self.header.eos
     }
 
-    /// Number of stories.
+    /// Number of documents.
     pub fn stories(&self) -> usize {
         self.offsets.len() / 8 - 1
     }
 
-    /// UTF-8 bytes of the stories' text.
+    /// UTF-8 bytes of the documents' text.
     pub fn bytes(&self) -> u64 {
         self.header.bytes
     }
@@ -189,19 +190,19 @@ impl TokenCache {
         self.header.repaired
     }
 
-    /// Stories of the whole source that its filter dropped.
+    /// Documents of the whole source that its filter dropped.
     pub fn dropped(&self) -> Dropped {
         self.header.dropped
     }
 
-    /// Stories of the whole source that its filter kept, and their bytes: of all sides of the split.
+    /// Documents of the whole source that its filter kept, and their bytes: of all sides of the split.
     pub fn read(&self) -> Whole {
         Whole { stories: self.header.read, bytes: self.header.read_bytes }
     }
 
-    /// Stories that were left out as those of the validation text.
-    pub fn doubles(&self) -> u64 {
-        self.header.doubles
+    /// Documents that were left out as those of the validation text.
+    pub fn duplicates(&self) -> u64 {
+        self.header.duplicates
     }
 
     /// Size of the vocabulary; every token is below.
@@ -209,7 +210,7 @@ impl TokenCache {
         self.header.vocab_size as usize
     }
 
-    /// A hash of the tokens and of where stories end: the same for the same text, wherever it lies.
+    /// A hash of the tokens and of where documents end: the same for the same text, wherever it lies.
     pub fn content(&self) -> u64 {
         self.header.payload_hash
     }
@@ -229,20 +230,20 @@ impl fmt::Display for TokenCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let h = &self.header;
         let per_token = h.bytes as f64 / h.tokens.max(1) as f64;
-        let stories = if h.stories == 1 { "story" } else { "stories" };
-        write!(f, "{} {stories}, {} tokens, {} bytes ({per_token:.3} per token)", h.stories, h.tokens, h.bytes)?;
+        let stories = counted(h.stories, "document");
+        write!(f, "{stories}, {} tokens, {} bytes ({per_token:.3} per token)", h.tokens, h.bytes)?;
         if h.unk > 0 {
             let coverage = 100.0 * (1.0 - h.unk as f64 / (h.tokens - h.stories).max(1) as f64);
             write!(f, ", {} UNK (coverage {coverage:.3} %)", h.unk)?;
         }
         if h.dropped.total() > 0 {
-            write!(f, ", {} stories dropped by the filter", h.dropped.total())?;
+            write!(f, ", {} dropped by the filter", counted(h.dropped.total(), "document"))?;
         }
-        if h.doubles > 0 {
-            write!(f, ", {} left out as in the validation text", h.doubles)?;
+        if h.duplicates > 0 {
+            write!(f, ", {} left out because the validation text has them", counted(h.duplicates, "document"))?;
         }
         if h.repaired > 0 {
-            write!(f, ", {} mojibake sequences repaired", h.repaired)?;
+            write!(f, ", {} repaired", counted(h.repaired, "mojibake sequence"))?;
         }
         Ok(())
     }
@@ -320,18 +321,18 @@ mod tests {
         assert_eq!(reason(&one, &bytes, Split::All), None);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
         let two = source(&folder, "a.txt", &["abc", "de", "f"]);
-        assert_eq!(reason(&two, &bytes, Split::All).unwrap().to_string(), "source changed");
-        assert_eq!(reason(&two, &bytes, Split::Train(0.0)).unwrap().to_string(), "split changed");
-        assert_eq!(reason(&two, &bytes, Split::Train(1e-9)).unwrap().to_string(), "split changed");
+        assert_eq!(reason(&two, &bytes, Split::All).unwrap().to_string(), "the source changed");
+        assert_eq!(reason(&two, &bytes, Split::Train(0.0)).unwrap().to_string(), "the split changed");
+        assert_eq!(reason(&two, &bytes, Split::Train(1e-9)).unwrap().to_string(), "the split changed");
         let frequency = Tokenizer::train_frequency(["abc de f"].into_iter(), 300).unwrap();
-        assert_eq!(reason(&two, &frequency, Split::Train(1e-9)).unwrap().to_string(), "tokenizer changed");
+        assert_eq!(reason(&two, &frequency, Split::Train(1e-9)).unwrap().to_string(), "the tokenizer changed");
         let mut file = fs::read(&path).unwrap();
         file[8] = 9;
         fs::write(&path, &file).unwrap();
         assert_eq!(reason(&two, &frequency, Split::All).unwrap().to_string(), "version 9, expected 2");
         fs::write(&path, b"").unwrap();
         let damaged = reason(&two, &frequency, Split::All).unwrap().to_string();
-        assert!(damaged.starts_with("file damaged: 0 bytes"), "{damaged}");
+        assert!(damaged.starts_with("the file is damaged: 0 bytes"), "{damaged}");
         assert_eq!(reason(&two, &frequency, Split::All), None);
     }
 
@@ -380,12 +381,12 @@ mod tests {
         }
         for (at, byte, word) in [
             (1, 1, "vocabulary"), // 97 becomes 256 + 97
-            (7, 0, "story 0"),    // the first EOS, 256, becomes 0
-            (16, 1, "start at 0"),
-            (24, 0, "story 0"),   // empty
-            (24, 9, "story 0"),   // beyond the tokens
-            (31, 255, "story 0"), // far beyond
-            (32, 6, "story 1"),
+            (7, 0, "document 0"), // the first EOS, 256, becomes 0
+            (16, 1, "start at token 0"),
+            (24, 0, "document 0"),   // empty
+            (24, 9, "document 0"),   // beyond the tokens
+            (31, 255, "document 0"), // far beyond
+            (32, 6, "document 1"),
         ] {
             let mut payload = payload.clone();
             payload[at] = byte;
@@ -393,7 +394,7 @@ mod tests {
             assert!(error.contains(word), "{at}: {error}");
         }
         let one = Header { stories: 1, ..header };
-        assert!(open(one, &payload[..32]).unwrap_err().to_string().contains("behind the last"));
+        assert!(open(one, &payload[..32]).unwrap_err().to_string().contains("after the last"));
     }
 
     #[test]

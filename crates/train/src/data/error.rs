@@ -33,8 +33,8 @@ pub enum DataError {
     },
     /// The data specification is none of the known forms.
     #[error(
-        "data `{spec}`: {reason}; expected a file of text, JSON, CSV or Parquet, a folder of those, a dataset (tinystories, \
-         hf:OWNER/NAME), or `synthetic:N`"
+        "data `{spec}`: {reason}; expected a text, JSON, CSV or Parquet file, a folder of such files, a dataset \
+         (tinystories, hf:OWNER/NAME), or `synthetic:N`"
     )]
     Spec {
         /// The specification as given.
@@ -43,24 +43,25 @@ pub enum DataError {
         reason: String,
     },
     /// A file of 0 bytes.
-    #[error("{path}: the file is empty; put stories into it, each ended by a line <|endoftext|>")]
+    #[error("{path}: the file is empty; put text into it, documents separated by lines <|endoftext|>")]
     EmptyFile {
         /// The file.
         path: PathBuf,
     },
     /// A folder without a single file to read.
     #[error(
-        "{path}: the folder holds no file of text (.txt, .md, .jsonl, .csv, .parquet, ...), nor does any folder below it{passed}"
+        "{path}: neither the folder nor its subfolders hold a text file (.txt, .md, .jsonl, .csv, .parquet, ...){passed}"
     )]
     EmptyFolder {
         /// The folder.
         path: PathBuf,
-        /// What was passed over, as text to append.
+        /// What was skipped, as text to append.
         passed: String,
     },
     /// All files of a training text are those of the validation text.
     #[error(
-        "{name}: every file of it is validated on; name another text with --valid, or leave it out to hold out a share"
+        "{name}: all its files are in the validation text, none is left to train on; name another text with --valid, or \
+         leave --valid out to hold out part of the text"
     )]
     SameFiles {
         /// Name of the source.
@@ -79,7 +80,7 @@ pub enum DataError {
     },
     /// A byte that is no text, somewhere behind the start.
     #[error(
-        "{path}: line {line}: NUL bytes, as a file has that was cut off while it was written; `tr -d '\\0'` removes them"
+        "{path}: line {line}: NUL bytes, as in a file that was cut off while being written; `tr -d '\\0'` removes them"
     )]
     Nul {
         /// The file.
@@ -101,7 +102,7 @@ pub enum DataError {
     },
     /// One record that does not fit into the memory set aside for it.
     #[error(
-        "{path}: the record that starts at line {line} is longer than {} MB; split it into several, or leave it out",
+        "{path}: the record that starts at line {line} is longer than {} MB; split it, or leave it out",
         limit >> 20
     )]
     LongRecord {
@@ -112,7 +113,7 @@ pub enum DataError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// A record of JSON or CSV without a story.
+    /// A record of JSON or CSV without a document.
     #[error("{path}: line {line}: {reason}")]
     Record {
         /// The file.
@@ -153,7 +154,7 @@ pub enum DataError {
         /// The columns that hold it.
         found: String,
     },
-    /// Bounds on stories that contradict each other.
+    /// Bounds on documents that contradict each other.
     #[error("filter: {reason}")]
     Filter {
         /// What is wrong and what to give.
@@ -168,16 +169,16 @@ pub enum DataError {
         reason: Stale,
     },
     /// A build that found nothing to put into the cache.
-    #[error("{name}: no stories for {split}, of {seen} in the data; {}", none_left(*seen, *doubles))]
+    #[error("{name}: no document is left for {split}, out of {seen} in the data; {}", none_left(*seen, *duplicates))]
     NoStories {
         /// Name of the source.
         name: String,
         /// The side of the split asked for.
         split: Split,
-        /// Stories in the source, both sides.
+        /// Documents in the source, both sides.
         seen: u64,
         /// Those that are in the validation text, too.
-        doubles: u64,
+        duplicates: u64,
     },
     /// A token cache with nothing in it.
     #[error("{name}: the text has no tokens; add data")]
@@ -210,16 +211,16 @@ pub enum DataError {
         name: String,
     },
     /// The progress callback asked to stop.
-    #[error("stopped before the text was read to its end; nothing was written")]
+    #[error("stopped before the whole text was read; nothing was written")]
     Stopped,
 }
 
-/// Why there is no story, and what to do.
-fn none_left(seen: u64, doubles: u64) -> &'static str {
-    match (seen, doubles) {
-        (0, _) => "the data holds only blank text, or its filter drops every story",
-        (_, 0) => "add data or change the held-out share",
-        _ => "all that are left are in the validation text, too; name another with --valid",
+/// Why there is no document, and what to do.
+fn none_left(seen: u64, duplicates: u64) -> &'static str {
+    match (seen, duplicates) {
+        (0, _) => "the data holds only blank text, or the filter drops every document",
+        (_, 0) => "add data or change the held-out fraction",
+        _ => "all of them are also in the validation text; name another with --valid",
     }
 }
 

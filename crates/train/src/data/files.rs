@@ -2,11 +2,11 @@
 //! `**/*.txt`); several of these, a line each, are one text, in the order given.
 //!
 //! No file is read twice, be it named again, linked, or lying beside its compressed self. A folder of `train.txt` and `valid.txt`,
-//! or of others whose names differ in these words alone, is a text with a validation text of its own.
+//! or of others whose names differ in these words alone, is a text with its own validation text.
 //!
 //! In a folder, files come in the order of their paths. Passed over and counted: names that begin with `.` and folders
 //! `__MACOSX`, files of 0 bytes, and endings that are none of a text. Records (tables, JSON) and documents (Markdown, source
-//! code) are seldom one text: of these two kinds the one with fewer bytes is passed over as well, so that a dataset is read
+//! code) are seldom one text: of these two kinds the one with fewer bytes is skipped as well, so that a dataset is read
 //! without its README and a project without its settings. Links are followed, each folder once.
 
 mod entry;
@@ -86,7 +86,7 @@ impl Files {
         Ok(all)
     }
 
-    /// What was passed over, in words; empty where nothing was.
+    /// What was skipped, in words; empty where nothing was.
     pub fn passed_over(&self) -> String {
         self.passed.words()
     }
@@ -130,7 +130,7 @@ impl Files {
         }
         let passed = self.passed_over();
         if self.entries.is_empty() {
-            let passed = if passed.is_empty() { passed } else { format!("; passed over: {passed}") };
+            let passed = if passed.is_empty() { passed } else { format!("; skipped: {passed}") };
             return Err(DataError::EmptyFolder { path: path.to_path_buf(), passed });
         }
         Ok(())
@@ -150,7 +150,7 @@ impl Files {
             self.passed.hidden += u64::from(Kind::of(&name).is_some());
         } else if Kind::of(&name).is_none() {
             let ending = name.rsplit_once('.').map(|(_, last)| last).filter(|last| is_ending(last));
-            let ending = ending.map_or("without ending".to_string(), |last| format!(".{}", last.to_lowercase()));
+            let ending = ending.map_or("without an ending".to_string(), |last| format!(".{}", last.to_lowercase()));
             *self.passed.others.entry(ending).or_default() += 1;
         } else if meta.is_ok_and(|meta| meta.len() == 0) {
             self.passed.empty += 1;
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(names(&files), ["a.txt", "b.txt"]);
         assert_eq!(
             files.passed_over(),
-            "1 file of 0 bytes, 1 file with hidden names, 4 files of other kinds (.png 2, without ending 2)"
+            "1 file of 0 bytes, 1 file with hidden names, 4 files of other kinds (.png 2, without an ending 2)"
         );
         // The folder that is named may be hidden itself.
         folder.file(".hidden/a.txt", "a");
@@ -326,7 +326,7 @@ mod tests {
         folder.file("set/notes.txt", "n");
         let files = of(&folder.path().join("set"));
         assert_eq!(names(&files), ["data.jsonl", "notes.txt"]);
-        assert_eq!(files.passed_over(), "1 file of documents, having fewer bytes than the records");
+        assert_eq!(files.passed_over(), "1 file of documents, since there are more bytes of records");
         folder.file("code/src/main.rs", "fn main() { println!(\"Hello\"); }");
         folder.file("code/settings.json", "{}");
         let files = of(&folder.path().join("code"));
@@ -359,7 +359,7 @@ mod tests {
         let files = Files::named(&format!("{}\n{}", set.display(), set.join("b.txt.zst").display())).unwrap();
         assert_eq!(names(&files), ["a.txt", "b.txt.zst"]);
         #[cfg(unix)]
-        assert_eq!(files.passed_over(), "3 files a second time, 1 link that leads nowhere");
+        assert_eq!(files.passed_over(), "3 files named twice, 1 link to nothing");
     }
 
     #[test]

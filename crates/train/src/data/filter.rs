@@ -1,11 +1,11 @@
-//! Which stories of a source to keep, so that a small model can learn from what is left.
+//! Which documents of a source to keep, so that a small model can learn from what is left.
 //!
 //! ```text
-//! min_score  <= score of the story (fineweb-edu: 0 to 5, by a classifier of educational value)
+//! min_score  <= score of the document (fineweb-edu: 0 to 5, by a classifier of educational value)
 //! min_chars  <= characters <= max_chars
 //! min_simple <= words of at most six letters / words
 //! ```
-//! A word is a run of letters, apostrophes not counted. A key that is 0 asks for nothing. Shares of simple words measured:
+//! A word is a run of letters, apostrophes not counted. A key that is 0 asks for nothing. Fractions of simple words measured:
 //! TinyStories 0.91, folk tales 0.88, classic novels 0.83.
 
 use super::DataError;
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 /// Letters of the longest simple word.
 const SIMPLE: usize = 6;
 
-/// Bounds that a story must keep; the default keeps everything.
+/// Bounds that a document must keep; the default keeps everything.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Filter {
@@ -24,11 +24,11 @@ pub struct Filter {
     pub min_chars: usize,
     /// Largest number of characters; 0: any.
     pub max_chars: usize,
-    /// Least share of words of at most six letters, 0..=1.
+    /// Least fraction of words of at most six letters, 0..=1.
     pub min_simple: f64,
 }
 
-/// Stories that a filter dropped, each for the first reason that held.
+/// Documents that a filter dropped, each for the first reason that held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     /// Below `min_score`, or without a score.
@@ -37,7 +37,7 @@ pub struct Dropped {
     pub short: u64,
     /// More than `max_chars`.
     pub long: u64,
-    /// A share of simple words below `min_simple`.
+    /// A fraction of simple words below `min_simple`.
     pub hard: u64,
 }
 
@@ -56,7 +56,7 @@ impl Filter {
             return bad(format!("min_score is {}; give a number", self.min_score));
         }
         if !(0.0..=1.0).contains(&self.min_simple) {
-            return bad(format!("min_simple is {}; give a share from 0 to 1", self.min_simple));
+            return bad(format!("min_simple is {}; give a fraction between 0 and 1", self.min_simple));
         }
         if self.max_chars > 0 && self.max_chars < self.min_chars {
             return bad(format!("max_chars {} is less than min_chars {}", self.max_chars, self.min_chars));
@@ -64,7 +64,7 @@ impl Filter {
         Ok(())
     }
 
-    /// Whether every story is kept.
+    /// Whether every document is kept.
     pub fn keeps_all(&self) -> bool {
         *self == Filter::default()
     }
@@ -74,7 +74,7 @@ impl Filter {
         self.min_score != 0.0
     }
 
-    /// Whether the story stays; if not, the reason is counted.
+    /// Whether the document stays; if not, the reason is counted.
     pub fn keeps(&self, story: &str, score: Option<f64>, dropped: &mut Dropped) -> bool {
         // Characters are counted only where bytes, one to four a character, do not settle it.
         let fewer = |n: usize| story.len() < n || (story.len() / 4 < n && story.chars().count() < n);
@@ -94,7 +94,7 @@ impl Filter {
     }
 }
 
-/// The share of words of at most six letters; 0 if there is no word.
+/// The fraction of words of at most six letters; 0 if there is no word.
 pub fn simple_share(text: &str) -> f64 {
     let (mut words, mut simple, mut letters) = (0u64, 0u64, 0);
     let mut end = |letters: &mut usize| {

@@ -1,20 +1,20 @@
 //! What is held out of a source for validation, where no other text is named for that.
 //!
 //! ```text
-//! stories >= 100  a hash of each decides, at max(share, min(0.1, 10 / stories)): ten stories, or a tenth of few
+//! documents >= 100  a hash of each decides, at max(share, min(0.1, 10 / documents)): ten documents, or a tenth of few
 //! fewer           the end of the text, max(share, min(0.1, 64 KiB / bytes)) of it
 //! ```
-//! So a book, which is one story, is split by place, and a folder of notes has more than one of them to validate on.
+//! So a book, which is one document, is split by place, and a folder of notes has more than one of them to validate on.
 
 use super::DataError;
-use super::held::Held;
+use super::held_out::HeldOut;
 use super::source::Source;
 use super::split::Split;
 use std::ops::ControlFlow;
 
-/// Fewer stories are split by place.
+/// Fewer documents are split by place.
 const FEW: u64 = 100;
-/// Stories to hold out at least.
+/// Documents to hold out at least.
 const STORIES: f64 = 10.0;
 /// Bytes to hold out at least by place.
 const BYTES: f64 = 65_536.0;
@@ -26,12 +26,12 @@ const MOST: f64 = 0.1;
 pub struct Holdout {
     /// To train on.
     pub train: Split,
-    /// Held out.
+    /// HeldOut out.
     pub valid: Split,
 }
 
 impl Holdout {
-    /// At least `share`, 0 < share < 1, of the source. Reads as far as is needed to know, all of it where stories are few.
+    /// At least `share`, 0 < share < 1, of the source. Reads as far as is needed to know, all of it where documents are few.
     /// `stop` ends that with an error.
     pub fn of(source: &Source, share: f64, stop: &dyn Fn() -> bool) -> Result<Holdout, DataError> {
         let enough = ((STORIES / share).ceil() as u64).max(FEW);
@@ -47,7 +47,7 @@ impl Holdout {
         Ok(Holdout::at(share, stories, read.bytes))
     }
 
-    /// Of a text of so many stories and, where these are few, bytes.
+    /// Of a text of so many documents and, where these are few, bytes.
     fn at(share: f64, stories: u64, bytes: u64) -> Holdout {
         if stories >= FEW {
             let share = share.max((STORIES / stories as f64).min(MOST));
@@ -59,9 +59,9 @@ impl Holdout {
     }
 }
 
-/// All stories of a validation text. `stop` ends that with an error.
-pub fn stories_of(valid: &Source, stop: &dyn Fn() -> bool) -> Result<Held, DataError> {
-    let (mut held, mut stopped) = (Held::default(), false);
+/// All documents of a validation text. `stop` ends that with an error.
+pub fn stories_of(valid: &Source, stop: &dyn Fn() -> bool) -> Result<HeldOut, DataError> {
+    let (mut held, mut stopped) = (HeldOut::default(), false);
     valid.stories(&mut |story| {
         held.add(story);
         stopped = stop();
@@ -122,7 +122,7 @@ mod tests {
         let left = other.without(held.into());
         assert_eq!(collect(&left), ["three"]);
         let report = left.stories(&mut |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!((report.stories, report.doubles, report.read), (1, 1, 2));
+        assert_eq!((report.stories, report.duplicates, report.read), (1, 1, 2));
         assert!(matches!(stories_of(&a, &|| true), Err(DataError::Stopped)));
         assert!(matches!(Holdout::of(&a, 0.1, &|| true), Err(DataError::Stopped)));
     }

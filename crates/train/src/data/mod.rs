@@ -1,23 +1,23 @@
 //! Text in, windows of tokens out:
-//! [`source`] (stories of text) -> [`split`] (held out or not) -> [`cache`] (a memory-mapped token file) -> [`window`]
+//! [`source`] (documents of text) -> [`split`] (held out or not) -> [`cache`] (a memory-mapped token file) -> [`window`]
 //! (`T` tokens and one), which [`curriculum`](crate::curriculum) takes from several texts, stage by stage.
 //!
-//! Everything streams: memory is bounded by the longest story (64 MB), whatever the size of the data.
+//! Everything streams: memory is bounded by the longest document (64 MB), whatever the size of the data.
 
 pub mod build;
 pub mod cache;
 mod error;
 mod files;
 pub mod filter;
-pub mod held;
+pub mod held_out;
 mod hint;
 pub mod holdout;
 pub mod hub;
-pub mod looks;
 pub(crate) mod mix;
 pub mod mojibake;
-pub mod near;
+pub mod near_duplicates;
 mod order;
+pub mod profile;
 mod reader;
 pub mod source;
 pub mod split;

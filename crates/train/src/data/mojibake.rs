@@ -5,7 +5,7 @@
 //! symbols, emoji. Text encoded twice is repaired twice.
 //!
 //! Some sequences may just as well be correct: a word in `Â Ã Ä Å Ë` and the mark behind it (`Å–Ö`, `« Â »`, `AMANHÃ”`).
-//! They are turned back only in a story that has a certain one too: one whose characters never meet in any language.
+//! They are turned back only in a document that has a certain one too: one whose characters never meet in any language.
 //! Table: the Windows-1252 index of the WHATWG Encoding Standard.
 
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! The order in which a run of any length visits `count` windows: each once an epoch, in another order every epoch.
+//! The order in which a run of any length visits `count` windows: each once per epoch, in another order every epoch.
 //!
 //! Nothing is stored: the n-th place is a pure function of (seed, n). A permutation of `count` is a balanced Feistel network
 //! of six rounds over the smallest even number of bits that holds `count`, applied again while it lands outside (cycle

@@ -1,14 +1,14 @@
-//! Where stories come from: files (`files.rs`: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
-//! `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets: `hub/`. Stories come in
-//! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, stories of the
+//! Where documents come from: files (`files.rs`: one, a folder, a pattern, several), a dataset of the hub (`tinystories`,
+//! `hf:OWNER/DATASET`), or the synthetic grammar (`synthetic:N`). File formats: `reader/`; datasets: `hub/`. Documents come in
+//! file order. On the way mojibake is repaired; then the filter decides, then the side of the split; last, documents of the
 //! validation text are left out.
 
 use super::files::{FileEntry, Files, in_full};
 use super::filter::{Dropped, Filter};
-use super::held::Held;
+use super::held_out::HeldOut;
 use super::hub::{self, Client, Dataset, HubError};
 use super::mojibake::{self, Repaired};
-pub use super::reader::Seen;
+pub use super::reader::Oddities;
 use super::reader::{self, FORMATS, Fields};
 use super::split::Split;
 use super::{DataError, synthetic};
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Longest story, in bytes.
+/// Longest document, in bytes.
 const MAX_STORY: usize = 64 << 20;
 /// Stories of `synthetic` without a number.
 const SYNTHETIC_STORIES: u64 = 100_000;
@@ -27,10 +27,10 @@ const SYNTHETIC_STORIES: u64 = 100_000;
 const COLUMN: &str = "text";
 /// The field or column that holds the score.
 const SCORE: &str = "score";
-/// Part of every fingerprint; to be raised when the same files come to give other stories.
+/// Part of every fingerprint; to be raised when the same files come to give other documents.
 const VERSION: &[u8] = b"flashlm stories 2";
 
-/// A source of stories, checked to exist.
+/// A source of documents, checked to exist.
 #[derive(Clone, Debug)]
 pub struct Source {
     name: String,
@@ -38,7 +38,7 @@ pub struct Source {
     column: String,
     filter: Filter,
     split: Split,
-    without: Option<Arc<Held>>,
+    without: Option<Arc<HeldOut>>,
     validation: Option<String>,
     limit: usize,
 }
@@ -73,28 +73,28 @@ impl Weighted {
 /// What a source gave.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceReport {
-    /// Stories given.
+    /// Documents given.
     pub stories: u64,
-    /// UTF-8 bytes of those stories, after repair.
+    /// UTF-8 bytes of those documents, after repair.
     pub bytes: u64,
-    /// Stories that the filter kept, of all sides of the split.
+    /// Documents that the filter kept, of all sides of the split.
     pub read: u64,
     /// UTF-8 bytes of those.
     pub read_bytes: u64,
-    /// Stories of this side that were left out as those of the validation text.
-    pub doubles: u64,
-    /// Mojibake sequences repaired, in stories that were dropped too.
+    /// Documents of this side that were left out as those of the validation text.
+    pub duplicates: u64,
+    /// Mojibake sequences repaired, in documents that were dropped too.
     pub repaired: u64,
-    /// Stories that had such sequences.
+    /// Documents that had such sequences.
     pub mended: u64,
-    /// Stories that the filter dropped.
+    /// Documents that the filter dropped.
     pub dropped: Dropped,
-    /// What the files hold that was passed over, or read with a doubt.
-    pub seen: Seen,
+    /// What the files hold that was skipped, or read with a doubt.
+    pub oddities: Oddities,
 }
 
 impl Source {
-    /// `synthetic`, `synthetic:N` (N stories), a dataset of the hub by its name ([`Dataset`]), or files: the path of a file or
+    /// `synthetic`, `synthetic:N` (N documents), a dataset of the hub by its name ([`Dataset`]), or files: the path of a file or
     /// folder, a pattern, or several of these, a line each. A file whose name is of another form can be given as `./synthetic`.
     pub fn parse(spec: &str) -> Result<Source, DataError> {
         let bad = |reason: String| DataError::Spec { spec: spec.to_string(), reason };
@@ -176,8 +176,8 @@ impl Source {
         Ok(self)
     }
 
-    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched, or that lies beside
-    /// the text of a folder.
+    /// What [`Source::parse`] takes for the validation text that belongs to a dataset, known once it is fetched, or that lies
+    /// beside the text of a folder.
     pub fn validation(&self) -> Option<&str> {
         self.validation.as_deref()
     }
@@ -188,7 +188,7 @@ impl Source {
         self
     }
 
-    /// The same source without the stories that the filter drops.
+    /// The same source without the documents that the filter drops.
     pub fn with_filter(mut self, filter: Filter) -> Result<Source, DataError> {
         filter.check()?;
         if filter.scores() && matches!(self.kind, Kind::Synthetic { .. }) {
@@ -210,8 +210,8 @@ impl Source {
         self.split
     }
 
-    /// The same source without the stories of a validation text.
-    pub fn without(mut self, held: Arc<Held>) -> Source {
+    /// The same source without the documents of a validation text.
+    pub fn without(mut self, held: Arc<HeldOut>) -> Source {
         self.without = Some(held);
         self
     }
@@ -227,7 +227,7 @@ impl Source {
         Ok(())
     }
 
-    /// What was passed over in its folders, in words; empty where nothing was.
+    /// What was skipped in its folders, in words; empty where nothing was.
     pub fn passed_over(&self) -> String {
         match &self.kind {
             Kind::Files(files) => files.passed_over(),
@@ -297,12 +297,12 @@ impl Source {
         Ok(hash.digest())
     }
 
-    /// Calls `f` with each story until it breaks.
+    /// Calls `f` with each document until it breaks.
     pub fn stories(&self, f: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
         self.stories_at(&mut |story, _| f(story))
     }
 
-    /// As [`Source::stories`], with the share of the source that has been read so far, 0..=1, as second argument.
+    /// As [`Source::stories`], with the fraction of the source that has been read so far, 0..=1, as second argument.
     pub fn stories_at(&self, f: &mut dyn FnMut(&str, f64) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
         let mut report = SourceReport::default();
         let mut give = |report: &mut SourceReport, story: &str, score: Option<f64>, done: f64| {
@@ -316,7 +316,7 @@ impl Source {
                 return ControlFlow::Continue(());
             }
             if self.without.as_ref().is_some_and(|held| held.contains(part)) {
-                report.doubles += 1;
+                report.duplicates += 1;
                 return ControlFlow::Continue(());
             }
             report.stories += 1;
@@ -337,9 +337,9 @@ impl Source {
                 let total = files.entries.iter().map(|file| file.size).sum::<u64>().max(1) as f64;
                 let fields = Fields { text: &self.column, score: self.filter.scores().then_some(SCORE) };
                 let mut before = 0;
-                let mut seen = Seen::default();
+                let mut oddities = Oddities::default();
                 for FileEntry { path, size, .. } in &files.entries {
-                    let flow = reader::read_file(path, &fields, self.limit, &mut seen, &mut |story, read| {
+                    let flow = reader::read_file(path, &fields, self.limit, &mut oddities, &mut |story, read| {
                         let Repaired { text, sequences } = mojibake::repair(story.text);
                         report.repaired += sequences;
                         report.mended += u64::from(sequences > 0);
@@ -350,7 +350,7 @@ impl Source {
                     }
                     before += size;
                 }
-                report.seen = seen;
+                report.oddities = oddities;
             }
         }
         Ok(report)
@@ -364,7 +364,7 @@ fn or_dataset(mut error: DataError, spec: &str) -> DataError {
     if let Some(name) = hub::NAMES.iter().find(alike) {
         *hint = format!("; did you mean the dataset {name}?");
     } else if spec.contains("://") {
-        *hint = "; an address is not fetched: download the file first".to_string();
+        *hint = "; URLs are not fetched: download the file first".to_string();
     } else if let Some((owner, name)) = spec.split_once('/')
         && ![owner, name].iter().any(|part| part.is_empty() || part.contains(['/', '.', '~', '*', ' ']))
     {
@@ -433,7 +433,7 @@ mod tests {
     #[test]
     fn counts_of_real_files() {
         let Some(shared) = crate::data::testing::shared() else { return };
-        // Stories and bytes as counted by a few lines of Python.
+        // Documents and bytes as counted by a few lines of Python.
         for (file, stories, bytes) in [
             ("tinystories/train.txt", 14_325, 11_742_600),
             ("tinystories/valid.txt", 500, 402_270),

@@ -1,10 +1,10 @@
-//! Which part of a source is taken, where a share of it is held out for validation.
+//! Which part of a source is taken, if part of it is held out for validation.
 //!
-//! By a hash: a story is held out if `xxh3_64(its UTF-8 bytes) / 2^64 < share`. The side depends on the text alone, so adding,
-//! removing or reordering data never moves a story across, a larger share keeps what a smaller one held out, and copies of a
-//! story always stand on the same side.
+//! By a hash: a document is held out if `xxh3_64(its UTF-8 bytes) / 2^64 < share`. The side depends on the text alone, so adding,
+//! removing or reordering data never moves a document across, a larger fraction keeps what a smaller one held out, and copies of a
+//! document always stand on the same side.
 //!
-//! By place, for a source of few stories: what lies before a byte of the text, and what lies behind. A story across that place
+//! By place, for a source of few documents: what lies before a byte of the text, and what lies behind. A document across that place
 //! is cut at the first line end behind it, or the first space where no line ends within 4 KB or half of what is left.
 
 use std::fmt;
@@ -13,29 +13,29 @@ use xxhash_rust::xxh3::xxh3_64;
 /// How far behind the place of a cut a better one is looked for.
 const LOOK: usize = 4096;
 
-/// Whether the story is held out for validation; `share` is in 0..=1.
+/// Whether the document is held out for validation; `share` is in 0..=1.
 pub fn is_valid(story: &str, share: f64) -> bool {
     let unit = (xxh3_64(story.as_bytes()) >> 11) as f64 / (1u64 << 53) as f64;
     unit < share
 }
 
-/// Which stories of a source to take.
+/// Which documents of a source to take.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Split {
-    /// Every story.
+    /// Every document.
     All,
-    /// The stories that are not held out at this share.
+    /// The documents that are not held out at this fraction.
     Train(f64),
-    /// The stories held out at this share.
+    /// The documents held out at this fraction.
     Valid(f64),
-    /// The text before this byte of all stories.
+    /// The text before this byte of all documents.
     Before(u64),
     /// The text from this byte on.
     After(u64),
 }
 
 impl Split {
-    /// What this side has of a story that begins at byte `start` of the text; empty for nothing.
+    /// What this side has of a document that begins at byte `start` of the text; empty for nothing.
     pub fn take(self, story: &str, start: u64) -> &str {
         let keep = |kept: bool| if kept { story } else { "" };
         let cut = |at: u64| match at.saturating_sub(start) {
@@ -51,7 +51,7 @@ impl Split {
         }
     }
 
-    /// As two numbers for a file: 0 all, 1 train, 2 valid, 3 before, 4 after; and the bits of the share, or the place.
+    /// As two numbers for a file: 0 all, 1 train, 2 valid, 3 before, 4 after; and the bits of the fraction, or the place.
     pub(super) fn to_parts(self) -> (u32, u64) {
         match self {
             Split::All => (0, 0),
@@ -75,7 +75,7 @@ impl Split {
     }
 }
 
-/// Where to cut a story near byte `at`, 0 or behind it; a function of the story alone.
+/// Where to cut a document near byte `at`, 0 or behind it; a function of the document alone.
 fn cut(story: &str, at: usize) -> usize {
     if at == 0 {
         return 0;
@@ -90,10 +90,10 @@ impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Split::All => write!(f, "all"),
-            Split::Train(share) => write!(f, "train (held-out share {share})"),
-            Split::Valid(share) => write!(f, "valid (held-out share {share})"),
-            Split::Before(at) => write!(f, "train (what lies before byte {at})"),
-            Split::After(at) => write!(f, "valid (what lies from byte {at} on)"),
+            Split::Train(share) => write!(f, "train (held-out fraction {share})"),
+            Split::Valid(share) => write!(f, "valid (held-out fraction {share})"),
+            Split::Before(at) => write!(f, "train (before byte {at})"),
+            Split::After(at) => write!(f, "valid (from byte {at} on)"),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What a source holds: counts, doubled and nearly doubled stories, lengths, looks; and a sample of it.
+//! What a source holds: counts, duplicates and near duplicates, lengths, scripts and lines; and a sample of it.
 //!
-//! Doubled stories are found by the XXH3-64 of their text (two of 10 million different stories collide with a chance of
-//! 3e-6). Memory: one story, and up to 14 million hashes in 288 MB; of more different stories the first 14 million are
-//! compared with. A sample holds the stories it gives.
+//! Doubled documents are found by the XXH3-64 of their text (two of 10 million different documents collide with a chance of
+//! 3e-6). Memory: one document, and up to 14 million hashes in 288 MB; of more different documents the first 14 million are
+//! compared with. A sample holds the documents it gives.
 
 use super::DataError;
-use super::looks::Looks;
-use super::near::Near;
+use super::near_duplicates::NearDuplicates;
+use super::profile::TextProfile;
 use super::source::{Source, SourceReport};
 use flashlm_model::rng::Rng;
 use flashlm_model::tok::Tokenizer;
@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Hashes that are remembered.
+/// Most hashes kept.
 pub const MAX_DISTINCT: usize = 14_000_000;
 
 /// Bins of lengths: two for each doubling.
@@ -23,29 +23,29 @@ const BINS: usize = 64;
 /// What a source holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
-    /// Stories, bytes, mojibake, and what the filter dropped.
+    /// Documents, bytes, mojibake, and what the filter dropped.
     pub read: SourceReport,
-    /// Characters of the stories.
+    /// Characters of the documents.
     pub chars: u64,
-    /// Characters of the shortest story.
+    /// Characters of the shortest document.
     pub shortest: u64,
-    /// Characters of the longest story.
+    /// Characters of the longest document.
     pub longest: u64,
-    /// Stories that came before, word for word.
+    /// Documents that came before, word for word.
     pub duplicates: u64,
-    /// Whether there were more different stories than are remembered.
+    /// Whether there were more different documents than are kept.
     pub forgot: bool,
-    /// Stories that are nearly one that came before, and not word for word.
+    /// Documents that are nearly one that came before, and not word for word.
     pub near: u64,
-    /// Whether these were looked for in the first [`near::MOST`](super::near::MOST) stories alone.
+    /// Whether these were looked for in the first [`MAX_STORIES`](super::near_duplicates::MAX_STORIES) documents alone.
     pub near_forgot: bool,
     /// Scripts, lines and the like.
-    pub looks: Looks,
-    /// Tokens, EOS of each story included; 0 without a tokenizer.
+    pub profile: TextProfile,
+    /// Tokens, EOS of each document included; 0 without a tokenizer.
     pub tokens: u64,
     /// Tokens that are unknown.
     pub unk: u64,
-    /// Stories by length: from `bin(i)` to below `bin(i + 1)` characters.
+    /// Documents by length: from `bin(i)` to below `bin(i + 1)` characters.
     pub lengths: Vec<u64>,
 }
 
@@ -58,7 +58,7 @@ pub fn bin(i: usize) -> u64 {
 }
 
 impl Stats {
-    /// Reads the whole source; `progress` hears the stories and bytes so far and the share of the source that was read, and
+    /// Reads the whole source; `progress` hears the documents and bytes so far and the fraction of the source that was read, and
     /// may stop it by breaking.
     pub fn of(
         source: &Source,
@@ -67,7 +67,7 @@ impl Stats {
     ) -> Result<Stats, DataError> {
         let mut stats = Stats { shortest: u64::MAX, lengths: vec![0; BINS], ..Stats::default() };
         let mut encoder = tokenizer.map(|tokenizer| (tokenizer.unk(), tokenizer.encoder()));
-        let (mut seen, mut near, mut ids) = (HashSet::new(), Near::default(), Vec::new());
+        let (mut seen, mut near, mut ids) = (HashSet::new(), NearDuplicates::default(), Vec::new());
         let (mut stories, mut bytes, mut stopped) = (0, 0, false);
         stats.read = source.stories_at(&mut |story, fraction| {
             let chars = story.chars().count() as u64;
@@ -75,10 +75,10 @@ impl Stats {
             (stats.shortest, stats.longest) = (stats.shortest.min(chars), stats.longest.max(chars));
             let place = (0..BINS).rev().find(|i| bin(*i) <= chars).unwrap_or(0);
             stats.lengths[place] += 1;
-            stats.looks.add(story);
+            stats.profile.add(story);
             let hash = xxh3_64(story.as_bytes());
             let known = seen.contains(&hash);
-            if !known && near.doubles(story) {
+            if !known && near.is_near_duplicate(story) {
                 stats.near += 1;
             }
             if seen.len() < MAX_DISTINCT {
@@ -112,7 +112,7 @@ impl Stats {
     }
 }
 
-/// A story that was drawn.
+/// A document that was drawn.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Drawn {
     /// Its number, from 0.
@@ -121,7 +121,7 @@ pub struct Drawn {
     pub text: String,
 }
 
-/// Stories that were drawn.
+/// Documents that were drawn.
 #[derive(Debug)]
 pub struct Sample {
     /// In the order of the source.
@@ -130,7 +130,7 @@ pub struct Sample {
     pub read: SourceReport,
 }
 
-/// `n` stories drawn at random: every set of `n` is as likely, and a
+/// `n` documents drawn at random: every set of `n` is as likely, and a
 /// seed always draws the same (reservoir sampling, algorithm R of Vitter 1985).
 pub fn sample(source: &Source, n: usize, seed: u64) -> Result<Sample, DataError> {
     let mut rng = Rng::new(seed);
@@ -203,7 +203,7 @@ mod tests {
                 drawn[*number as usize] += 1;
             }
         }
-        // Of 2000 draws each story is in 200, give or take 13.4.
+        // Of 2000 draws each document is in 200, give or take 13.4.
         assert!(drawn.iter().all(|n| (130..270).contains(n)), "{drawn:?}");
         assert_eq!(sample(&text, 3, 7).unwrap().stories, sample(&text, 3, 7).unwrap().stories);
         assert_eq!(sample(&text, 80, 1).unwrap().stories.len(), 50);

@@ -8,7 +8,7 @@ use flashlm_model::tok::Tokenizer;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-/// A folder of its own for one test, removed at the end.
+/// A folder for one test, removed at the end.
 pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {

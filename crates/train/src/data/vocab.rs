@@ -1,10 +1,11 @@
 //! Vocabularies trained on the sources of a run.
 //!
-//! Training sees the stories of each source, of its side of the split, in order, up to a number of stories (`tokenizer.stories`, 50,000 as in
-//! the original) or 64 MB, BPE up to 64 MB, and counts what is in them as it reads: memory is bounded by one story and the
+//! Training sees the documents of each source, of its side of the split, in order, up to a number of documents
+//! (`tokenizer.stories`, 50,000 as in
+//! the original) or 64 MB, BPE up to 64 MB, and counts what is in them as it reads: memory is bounded by one document and the
 //! different words of that. Of several sources each gives its
 //! share of that, from its start; one with less than its share gives what it has. A trained vocabulary is kept beside the
-//! token caches, and used again for the same sources and shares, side, kind, size and number of stories:
+//! token caches, and used again for the same sources and shares, side, kind, size and number of documents:
 //!
 //! ```text
 //! <source>-<fingerprint>.vocab: the XXH3-64 of what follows as 16 hex digits, `\n`, the JSON of the tokenizer
@@ -23,17 +24,17 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// Stories that a frequency vocabulary counts if no other number is asked for.
+/// Documents that a frequency vocabulary counts if no other number is asked for.
 pub const STORIES: usize = 50_000;
 /// Text that training sees, in bytes.
 const SAMPLE: usize = 64 << 20;
 /// Text between two calls of the progress callback, in bytes.
 const STRIDE: usize = 1 << 20;
-/// Share of the work that is reading, where merges are learned after it.
+/// Fraction of the work that is reading, where merges are learned after it.
 const READING: f64 = 0.5;
 /// Longest vocabulary file accepted.
 const MAX_FILE: u64 = 64 << 20;
-/// Part of every fingerprint; to be raised when the same stories come to give another vocabulary.
+/// Part of every fingerprint; to be raised when the same documents come to give another vocabulary.
 const VERSION: &[u8] = b"flashlm vocabulary 2";
 
 /// What is trained.
@@ -120,7 +121,7 @@ fn vocab_path(dir: &Path, kind: &str, size: usize, stories: usize, sources: &[We
     Ok(dir.join(format!("{name}-{:016x}.vocab", hash.digest())))
 }
 
-/// The vocabulary in the file; none if it is missing or not as it was written, for then it is made again.
+/// The vocabulary in the file; none if it is missing or not as it was written, which is then retrained.
 fn kept(path: &Path) -> Option<Tokenizer> {
     let bytes = read_limited(path, MAX_FILE).ok()?;
     let (hash, json) = bytes.split_at_checked(17)?;
@@ -172,7 +173,7 @@ fn sample(
     Ok(all)
 }
 
-/// Whole stories, until there are as many as `most` says or at least as many bytes.
+/// Whole documents, until there are as many as `most` says or at least as many bytes.
 fn first_stories(
     source: &Source,
     most: Read,
@@ -245,7 +246,7 @@ mod tests {
         assert_ne!(all.hash(), bpe.hash());
     }
 
-    /// The hash is that of what the crate `tokenizers` 0.23 learned of these stories.
+    /// The hash is that of what the crate `tokenizers` 0.23 learned of these documents.
     #[test]
     fn a_vocabulary_is_that_of_the_crate() {
         let source = Source::parse("synthetic:2000").unwrap().with_seed(42);
@@ -337,7 +338,7 @@ mod tests {
         assert!(fractions.is_sorted());
     }
 
-    /// A story of many strides is told of on the way, and given whole.
+    /// A document of many strides is told of on the way, and given whole.
     #[test]
     fn a_long_story_is_no_silence() {
         let folder = Folder::new();

@@ -1,16 +1,16 @@
 //! Training windows over a token cache, in the order of `Order`.
 //!
-//! * packed: the `N` tokens are a circle. An epoch cuts it at a place of its own, a pure function of (seed, epoch), into
+//! * packed: the `N` tokens are a circle. An epoch cuts it at its own place, a pure function of (seed, epoch), into
 //!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every
-//!   token is a target once an epoch, and over epochs each sees contexts of every length. Windows go across the ends of stories.
-//! * padded: one story a window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
-//!   than `T` rows where the story is shorter; what lies beyond `T` is not used.
+//!   token is a target once per epoch, and over epochs each sees contexts of every length. Windows cross the ends of documents.
+//! * padded: one document per window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
+//!   than `T` rows where the document is shorter; what lies beyond `T` is not used.
 
 use super::cache::TokenCache;
 use super::order::{Order, mix};
 use flashlm_kernels::Token;
 
-/// What one sequence of a batch is made of: `rest` is to be predicted, from `first` and all of it but the last token.
+/// One sequence of a batch: `rest` is to be predicted, from `first` and all of `rest` but its last token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window<'a> {
     /// The token before `rest`.
@@ -57,7 +57,7 @@ impl Windows {
         Some(Windows { order, seq_len, padded: false, seed, trained: tokens as u64 })
     }
 
-    /// Over the stories of a cache; none where there is no story.
+    /// Over the documents of a cache; none where there is no document.
     pub fn padded(cache: &TokenCache, seq_len: usize, seed: u64) -> Option<Windows> {
         let order = Order::new(cache.stories() as u64, seed)?;
         let trained = (0..cache.stories()).map(|i| cache.story_len(i).min(seq_len) as u64).sum();

@@ -1,11 +1,11 @@
 //! Bits per byte: `bpb = (nats of all story tokens + UNK charge) / (ln 2 * UTF-8 bytes of the stories)`.
 //!
-//! Every story starts from EOS with a fresh state and is scored to its last token, however long; the nats of the closing
+//! Every document starts from EOS with a fresh state and is scored to its last token, however long; the nats of the closing
 //! EOS, which has no bytes, enter `bpb_with_eos` only. An UNK stands for any of `unk_bases` base tokens and costs
 //! `-ln p(UNK) + ln(unk_bases)`. `loss_per_token` and `perplexity` leave out EOS and that charge.
 //!
-//! Several stories run in one pass, padded at the end where a causal model does not look. Sums are taken in f64, within a
-//! story by token and then by story, so that the figures are bit-equal to those of one story at a time.
+//! Several documents run in one micro-batch, padded at the end where a causal model does not look. Sums are taken in f64, within a
+//! document by token and then by document, so that the figures are bit-equal to those of one document at a time.
 
 use super::Stories;
 use crate::data::DataError;
@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 
 /// The context policy of every figure here.
 pub const CONTEXT: &str = "each story from EOS with a fresh state, whole story as context";
-/// Stories of the published protocol.
+/// Documents of the published protocol.
 pub const PUBLISHED_STORIES: usize = 500;
 /// Tokens of each of them.
 pub const PUBLISHED_TOKENS: usize = 256;
@@ -28,12 +28,13 @@ pub const PUBLISHED_TOKENS: usize = 256;
 pub enum EvalError {
     /// Nothing to score.
     #[error(
-        "the evaluation set holds no text: expected at least one story; check the data and, for a held-out share, its size"
+        "the text to score is empty: expected at least one document; check the data and, for a held-out part, its size"
     )]
     Empty,
     /// Tokens of another vocabulary.
     #[error(
-        "expected a tokenizer of {expected} tokens as the model has, found {found}; use the tokenizer the model was trained with"
+        "expected a tokenizer with {expected} tokens, like the model, found {found}; use the tokenizer the model was trained \
+         with"
     )]
     Vocabulary {
         /// Tokens of the model.
@@ -42,7 +43,7 @@ pub enum EvalError {
         found: usize,
     },
     /// The progress callback asked to stop.
-    #[error("stopped before all stories were scored")]
+    #[error("stopped before all documents were scored")]
     Stopped,
     /// The text could not be read.
     #[error(transparent)]
@@ -52,21 +53,21 @@ pub enum EvalError {
 /// The figures of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
-    /// Bits per byte of the stories.
+    /// Bits per byte of the documents.
     pub bpb: f64,
     /// The same with the nats of each closing EOS.
     pub bpb_with_eos: f64,
-    /// Mean nats of a story token, EOS and the charge for UNK left out.
+    /// Mean nats of a document token, EOS and the charge for UNK left out.
     pub loss_per_token: f64,
     /// `exp(loss_per_token)`.
     pub perplexity: f64,
-    /// UTF-8 bytes of a story token.
+    /// UTF-8 bytes of a document token.
     pub bytes_per_token: f64,
-    /// Story tokens; each story adds one EOS to what was scored.
+    /// Document tokens; each document adds one EOS to what was scored.
     pub tokens: u64,
-    /// UTF-8 bytes of the stories.
+    /// UTF-8 bytes of the documents.
     pub bytes: u64,
-    /// Stories.
+    /// Documents.
     pub stories: u64,
     /// Tokens that are UNK.
     pub unk: u64,
@@ -79,10 +80,10 @@ pub struct Report {
 }
 
 /// The figure that published tables of this model family give. Understated: it counts the bits of the first
-/// [`PUBLISHED_TOKENS`] tokens and divides by the characters of the whole story.
+/// [`PUBLISHED_TOKENS`] tokens and divides by the characters of the whole document.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Published {
-    /// Bits of the scored tokens over characters of the whole stories; UNK is not charged.
+    /// Bits of the scored tokens over characters of the whole documents; UNK is not charged.
     pub understated_bits_per_character: f64,
     /// Mean nats of a scored token.
     pub loss_per_token: f64,
@@ -90,9 +91,9 @@ pub struct Published {
     pub perplexity: f64,
     /// Tokens scored; no EOS.
     pub tokens: u64,
-    /// Characters of the whole stories.
+    /// Characters of the whole documents.
     pub characters: u64,
-    /// Stories.
+    /// Documents.
     pub stories: u64,
     /// Scored tokens that are UNK.
     pub unk: u64,
@@ -145,24 +146,25 @@ pub trait Scorer {
     /// Tokens of its vocabulary.
     fn vocab_size(&self) -> usize;
 
-    /// Tokens of several stories that it likes to take at once.
+    /// Tokens of several documents that it likes to take at once.
     fn rows(&self) -> usize;
 
-    /// `ln p` of each token of each story, which starts from EOS. At most [`Scorer::rows`] tokens, or one story of any length.
+    /// `ln p` of each token of each document, which starts from EOS. At most [`Scorer::rows`] tokens, or one document of any
+    /// length.
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>>;
 }
 
-/// Latent weights and float activations, as in training.
-pub struct Latent<'a>(Prepared<'a, f32>);
+/// Master weights and float activations, as in training.
+pub struct Master<'a>(Prepared<'a, f32>);
 
-impl<'a> Latent<'a> {
+impl<'a> Master<'a> {
     /// Prepares `lm`, which may come from a training step.
     pub fn new(cx: &'a Exec, lm: &'a mut dyn LanguageModel<f32>, params: &'a [f32]) -> Self {
-        Latent(Prepared::new(cx, lm, params))
+        Master(Prepared::new(cx, lm, params))
     }
 }
 
-impl Scorer for Latent<'_> {
+impl Scorer for Master<'_> {
     fn vocab_size(&self) -> usize {
         self.0.model().config().vocab_size
     }
@@ -182,7 +184,7 @@ impl Scorer for Latent<'_> {
             inputs[i * t + 1..i * t + story.len()].copy_from_slice(&story[..story.len() - 1]);
             targets[i * t..i * t + story.len()].copy_from_slice(story);
         }
-        let Latent(lm) = self;
+        let Master(lm) = self;
         let (rows, mut log_probs) = (lm.model().rows(), Vec::with_capacity(b * t));
         if b * t <= rows {
             lm.log_probs(&mut log_probs, &inputs, &targets, None, Shape { batch: b, seq_len: t });
@@ -209,9 +211,9 @@ impl Scorer for Engine {
 
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
         let score = |story: &&[Token]| {
-            let (mut stream, mut out) = (self.model().stream(), Vec::with_capacity(story.len()));
+            let (mut state, mut out) = (self.model().new_state(), Vec::with_capacity(story.len()));
             if let Some((_, before)) = story.split_last() {
-                Engine::log_probs(self, &mut stream, &[&[eos], before].concat(), story, &mut out);
+                Engine::log_probs(self, &mut state, &[&[eos], before].concat(), story, &mut out);
             }
             out
         };
@@ -219,7 +221,7 @@ impl Scorer for Engine {
     }
 }
 
-/// Scores all stories. The callback is given the number of tokens scored so far, of `stories.totals().tokens`, and may stop.
+/// Scores all documents. The callback is given the number of tokens scored so far, of `stories.totals().tokens`, and may stop.
 pub fn evaluate(
     scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
@@ -231,7 +233,7 @@ pub fn evaluate(
     sums.report(tokenizer)
 }
 
-/// Scores all stories and adds them to `sums`; otherwise as [`evaluate`].
+/// Scores all documents and adds them to `sums`; otherwise as [`evaluate`].
 pub fn score(
     scorer: &mut dyn Scorer,
     tokenizer: &Tokenizer,
@@ -323,7 +325,7 @@ fn score_slices(
     Ok(())
 }
 
-/// Nats of one story.
+/// Nats of one document.
 #[derive(Clone, Copy, Default)]
 struct Score {
     nats: f64,
@@ -379,7 +381,7 @@ mod tests {
 
     fn run(cx: &Exec, tokenizer: &Tokenizer, rows: usize, texts: &[&str]) -> Report {
         let (mut lm, params) = model(tokenizer, rows);
-        evaluate(&mut Latent::new(cx, &mut *lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
+        evaluate(&mut Master::new(cx, &mut *lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
     }
 
     #[test]
@@ -430,7 +432,7 @@ mod tests {
     fn batches_pieces_parts_and_threads_give_the_same_bits() {
         let tokenizer = Tokenizer::bytes();
         exec_on_all_isas(|cx| {
-            // 1000 rows take all stories together, 1 takes single tokens with carried state.
+            // 1000 rows take all documents together, 1 takes single tokens with carried state.
             let whole = run(cx, &tokenizer, 1000, &TEXTS);
             for rows in [1, 7, 26, 60, 112, 250] {
                 assert_eq!(run(cx, &tokenizer, rows, &TEXTS), whole, "{rows} rows on {}", cx.isa().name());
@@ -439,7 +441,7 @@ mod tests {
             let (mut lm, params) = model(&tokenizer, 64);
             let mut sums = Sums::default();
             for part in TEXTS.chunks(4) {
-                score(&mut Latent::new(cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
+                score(&mut Master::new(cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, part), &mut sums, &mut on)
                     .unwrap();
             }
             assert_eq!(sums.report(&tokenizer).unwrap(), whole);
@@ -453,7 +455,7 @@ mod tests {
             let (mut lm, mut params) = model(&tokenizer, 100);
             params.fill(0.0);
             let report =
-                evaluate(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
+                evaluate(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &all(&tokenizer, &TEXTS), &mut on)
                     .unwrap();
             let (v, n) = (tokenizer.vocab_size() as f64, report.tokens as f64);
             let bytes = TEXTS.iter().map(|text| text.len()).sum::<usize>() as f64;
@@ -476,16 +478,16 @@ mod tests {
         texts.insert(1, &long);
         texts.push("not scored any more");
         let stories = all(&tokenizer, &texts);
-        let report = published(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
-        // 256 of the 600 tokens of the long story over all of its 300 characters.
+        let report = published(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
+        // 256 of the 600 tokens of the long document over all of its 300 characters.
         let (tokens, characters) = (4 * 499 + 256, 4 * 499 + 300);
         assert_eq!((report.tokens, report.characters, report.stories), (tokens, characters, 500));
         let want = tokens as f64 * 257f64.log2() / characters as f64;
         assert!((report.understated_bits_per_character - want).abs() < 1e-6);
-        // With short stories and a real model nothing is cut: the same loss as the full protocol's.
+        // With short documents and a real model nothing is cut: the same loss as the full protocol's.
         let (mut lm, params) = model(&tokenizer, 100);
         let stories = all(&tokenizer, &TEXTS);
-        let report = published(&mut Latent::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
+        let report = published(&mut Master::new(&cx, &mut *lm, &params), &tokenizer, &stories, &mut on).unwrap();
         let full = run(&cx, &tokenizer, 100, &TEXTS);
         assert_eq!((report.loss_per_token, report.perplexity), (full.loss_per_token, full.perplexity));
     }
@@ -497,9 +499,9 @@ mod tests {
         let (mut lm, params) = model(&tokenizer, 100);
         let mut run = |tokenizer: &Tokenizer, texts: &[&str], progress: &mut dyn FnMut(usize) -> ControlFlow<()>| {
             let stories = all(tokenizer, texts);
-            let figure = evaluate(&mut Latent::new(&cx, &mut *lm, &params), tokenizer, &stories, progress);
+            let figure = evaluate(&mut Master::new(&cx, &mut *lm, &params), tokenizer, &stories, progress);
             assert_eq!(
-                published(&mut Latent::new(&cx, &mut *lm, &params), tokenizer, &stories, progress).is_err(),
+                published(&mut Master::new(&cx, &mut *lm, &params), tokenizer, &stories, progress).is_err(),
                 figure.is_err()
             );
             figure.map(|report| panic!("{report:?}")).unwrap_err()
@@ -508,7 +510,7 @@ mod tests {
             assert!(matches!(run(&tokenizer, nothing, &mut on), EvalError::Empty));
         }
         let error = run(&lossy(), &TEXTS, &mut on).to_string();
-        assert!(error.contains("tokenizer of 257 tokens as the model has, found 40"), "{error}");
+        assert!(error.contains("tokenizer with 257 tokens, like the model, found 40"), "{error}");
         let mut calls = 0;
         let stop = &mut |_| {
             calls += 1;
@@ -528,7 +530,7 @@ mod tests {
             seen.push(done);
             ControlFlow::Continue(())
         };
-        evaluate(&mut Latent::new(&Exec::new(Isa::SCALAR, 1), &mut *lm, &params), &tokenizer, &stories, progress)
+        evaluate(&mut Master::new(&Exec::new(Isa::SCALAR, 1), &mut *lm, &params), &tokenizer, &stories, progress)
             .unwrap();
         assert!(seen.is_sorted() && seen.len() > 2);
         assert_eq!(seen.last(), Some(&stories.totals().tokens));

@@ -1,6 +1,6 @@
 //! Evaluation: bits per byte ([`bpb`]), of a whole source ([`source`]), and test vectors ([`verify`]).
 //!
-//! [`Stories`] is what is scored: whole stories as tokens, each ended by EOS, with the bytes and characters of their text.
+//! [`Stories`] is what is scored: whole documents as tokens, each ended by EOS, with the bytes and characters of their text.
 
 pub mod bpb;
 pub mod source;
@@ -13,30 +13,30 @@ use flashlm_model::tok::Tokenizer;
 use std::ops::ControlFlow;
 use xxhash_rust::xxh3::Xxh3;
 
-/// How much of a set is scored: whole stories from its start.
+/// How much of a set is scored: whole documents from its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// Stop after the story that reaches this number of tokens, EOS counted; none for all stories.
+    /// Stop after the document that reaches this number of tokens, EOS counted; none for all documents.
     pub tokens: Option<usize>,
 }
 
-/// Stories to be scored.
+/// Documents to be scored.
 #[derive(Clone, Debug, Default)]
 pub struct Stories {
     tokens: Vec<Token>,
-    /// Totals after each story.
+    /// Totals after each document.
     totals: Vec<Totals>,
 }
 
 /// What was taken of a source.
 pub struct Taken {
-    /// The stories.
+    /// The documents.
     pub stories: Stories,
     /// What the source gave.
     pub report: SourceReport,
 }
 
-/// Sizes of the stories from the first to one of them.
+/// Sizes of the documents from the first to one of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Tokens, EOS counted.
@@ -53,7 +53,7 @@ impl Stories {
         Stories::read_with(source, tokenizer, budget, &mut |_| ())
     }
 
-    /// The same; `see` is shown the text of each story taken.
+    /// The same; `see` is shown the text of each document taken.
     pub fn read_with(
         source: &Source,
         tokenizer: &Tokenizer,
@@ -72,7 +72,7 @@ impl Stories {
         Ok(Taken { stories, report })
     }
 
-    /// Adds one story.
+    /// Adds one document.
     pub fn push(&mut self, tokenizer: &Tokenizer, text: &str) {
         tokenizer.encode(text, &mut self.tokens);
         self.tokens.push(tokenizer.eos());
@@ -84,13 +84,13 @@ impl Stories {
         });
     }
 
-    /// The stories from the first to the one that reaches `tokens` tokens.
+    /// The documents from the first to the one that reaches `tokens` tokens.
     pub fn first(&self, tokens: usize) -> Stories {
         let n = self.totals.iter().position(|t| t.tokens >= tokens).map_or(self.len(), |i| i + 1);
         Stories { tokens: self.tokens[..self.totals_of(n).tokens].to_vec(), totals: self.totals[..n].to_vec() }
     }
 
-    /// Removes all stories and keeps the memory.
+    /// Removes all documents and keeps the memory.
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.totals.clear();
@@ -103,7 +103,7 @@ impl Stories {
         hash.digest()
     }
 
-    /// Number of stories.
+    /// Number of documents.
     pub fn len(&self) -> usize {
         self.totals.len()
     }
@@ -113,17 +113,17 @@ impl Stories {
         self.totals.is_empty()
     }
 
-    /// Sizes of all stories together.
+    /// Sizes of all documents together.
     pub fn totals(&self) -> Totals {
         self.totals.last().copied().unwrap_or_default()
     }
 
-    /// Sizes of the first `n` stories together, or of all where there are fewer.
+    /// Sizes of the first `n` documents together, or of all where there are fewer.
     pub fn totals_of(&self, n: usize) -> Totals {
         n.min(self.len()).checked_sub(1).map(|last| self.totals[last]).unwrap_or_default()
     }
 
-    /// The tokens of story `i`, EOS at the end. Panics if there are not that many.
+    /// The tokens of document `i`, EOS at the end. Panics if there are not that many.
     pub fn story(&self, i: usize) -> &[Token] {
         &self.tokens[self.totals_of(i).tokens..self.totals[i].tokens]
     }
@@ -191,7 +191,7 @@ mod tests {
         for (i, text) in wanted.iter().enumerate() {
             assert_eq!(tokenizer.decode(all.story(i)), text.as_bytes());
         }
-        // One token more than the first three stories have asks for the fourth.
+        // One token more than the first three documents have asks for the fourth.
         let three = all.totals_of(3).tokens;
         assert_eq!(read(Some(three)).totals(), all.totals_of(3));
         assert_eq!(read(Some(three + 1)).totals(), all.totals_of(4));

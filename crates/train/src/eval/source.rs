@@ -20,7 +20,7 @@ pub struct Scored<R> {
 /// How far the scoring of a source is.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// The share that is done, 0..=1.
+    /// The fraction that is done, 0..=1.
     pub share: f64,
     /// Tokens scored, once for each scorer.
     pub tokens: usize,
@@ -29,7 +29,7 @@ pub struct Progress {
 /// Takes it, and may stop by breaking.
 pub type Tell<'a> = &'a mut dyn FnMut(&Progress) -> ControlFlow<()>;
 
-/// Every byte of every story.
+/// Every byte of every document.
 pub fn full(
     mut scorers: Vec<&mut dyn Scorer>,
     tokenizer: &Tokenizer,
@@ -95,7 +95,7 @@ pub fn published(
     Ok(Scored { reports, read })
 }
 
-/// After `tokens` of `of` of a part that reaches to the share `read` of the source.
+/// After `tokens` of `of` of a part that reaches to the fraction `read` of the source.
 fn within(before: Progress, tokens: usize, of: usize, read: f64) -> Progress {
     let share = before.share + (read - before.share) * tokens as f64 / of.max(1) as f64;
     Progress { share, tokens: before.tokens + tokens }

@@ -1,9 +1,10 @@
 //! Runs the test vectors of a file and measures how far this program is from them.
 //!
 //! A file holds `param.*`, `x`, `y`: `[B, T]`, `logits: [B, T, V]`, `loss` (mean nats) and `grad.*` of one forward and
-//! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]` used in turn, `traj.losses:
+//! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]`
+//! used in turn, `traj.losses:
 //! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
-//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the latent matrices.
+//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the master matrices.
 
 mod outcome;
 
@@ -38,20 +39,21 @@ pub enum VerifyError {
     #[error(transparent)]
     Tensors(#[from] ModelError),
     /// Vectors of a model that does not exist here.
-    #[error("the architecture {found} is not known to this version; it knows: {}", ARCHS.join(", "))]
+    #[error("unknown architecture {found}; this version knows {}", ARCHS.join(", "))]
     Arch {
         /// Its name.
         found: String,
     },
     /// Settings that say nothing, or ask for what does not exist here.
-    #[error("metadata `config`: {reason}; expected the settings of test vectors as tests/reference/README.md has them")]
+    #[error("metadata `config`: {reason}; expected the settings of test vectors, see tests/reference/README.md")]
     Config {
         /// What is wrong.
         reason: String,
     },
     /// A tensor that does not fit the others.
     #[error(
-        "tensor `{name}`: expected {expected}, found {found}; is the file whole, and of the settings in its metadata?"
+        "tensor `{name}`: expected {expected}, found {found}; is the file complete, and does it fit the settings in its \
+         metadata?"
     )]
     Tensor {
         /// The tensor.
@@ -101,7 +103,7 @@ struct Settings {
     eps: f64,
     weight_decay: f64,
     clip: f64,
-    /// Of the latent matrices; none: AdamW.
+    /// Of the master matrices; none: AdamW.
     optimizer: Option<String>,
     matrix_lr: Option<f64>,
     momentum: Option<f64>,
@@ -128,7 +130,7 @@ impl Settings {
         match value.get("arch").and_then(|arch| arch.as_str()) {
             Some(arch) if ARCHS.contains(&arch) => {}
             Some(arch) => return Err(VerifyError::Arch { found: format!("{arch:?}") }),
-            None => return Err(bad("no text under `arch`".into())),
+            None => return Err(bad("`arch` is missing or not a string".into())),
         }
         let settings: Settings = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
         if settings.schedule != "constant" {
@@ -500,7 +502,7 @@ mod tests {
         }
         let file = edited_file("relu2_subnorm", |header, _| settings_of(header, |s| s["sub_norm"] = json!(false)));
         let error = verify(&Exec::new(flashlm_kernels::Isa::SCALAR, 1), &file, Precision::F32).unwrap_err().to_string();
-        assert!(error.contains("expected no such tensor"), "{error}");
+        assert!(error.contains("expected no tensor of this name"), "{error}");
     }
 
     #[test]
@@ -535,8 +537,8 @@ mod tests {
         };
         let settings = |key: &str, value: Value| error(&with_settings(|s| s[key] = value));
         let has = |text: String, part: &str| assert!(text.contains(part), "{text}");
-        has(settings("arch", "v9".into()), "\"v9\" is not known to this version; it knows: v4, v4-blockwise, gdn");
-        has(settings("arch", json!(4)), "no text under `arch`");
+        has(settings("arch", "v9".into()), "\"v9\"; this version knows v4, v4-blockwise, gdn");
+        has(settings("arch", json!(4)), "`arch` is missing or not a string");
         has(settings("depth", json!(4)), "unknown field `depth`");
         has(settings("schedule", "cosine".into()), "expected \"constant\"");
         has(settings("optimizer", "lion".into()), "expected one of adamw, muon, normuon");
@@ -544,8 +546,11 @@ mod tests {
         has(settings("dim", json!(1u64 << 40)), "must be between 1 and 8192");
         has(settings("steps", json!(13)), "expected 13 losses (`steps`), found 12");
         has(settings("hidden", json!(42)), "expected shape [42, 31], found [43, 31]");
-        has(settings("bitlinear_norm", json!(false)), "expected no such tensor");
-        has(error(&edited(|header, _| header["__metadata__"]["config"] = "[]".into())), "no text under `arch`");
+        has(settings("bitlinear_norm", json!(false)), "expected no tensor of this name");
+        has(
+            error(&edited(|header, _| header["__metadata__"]["config"] = "[]".into())),
+            "`arch` is missing or not a string",
+        );
         has(error(&edited(|header, _| header["__metadata__"] = json!({}))), "there is none");
         has(error(&with("x", 4, 37i32.to_le_bytes())), "expected tokens below 37, found 37");
         has(error(&with("traj.batches", 4, (-1i32).to_le_bytes())), "expected tokens below 37, found -1");

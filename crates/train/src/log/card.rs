@@ -9,7 +9,7 @@ use flashlm_model::params::{Group, Layout};
 use super::SampleRow;
 use crate::units::{count, duration, thousands};
 
-/// Share of the parameters that are ternary.
+/// Fraction of the parameters that are ternary.
 pub fn ternary_share(layout: &Layout) -> f64 {
     let matrices = layout.specs().iter().filter(|s| s.group == Group::Matrix);
     matrices.map(|s| s.range.len()).sum::<usize>() as f64 / layout.parameters().max(1) as f64
@@ -20,9 +20,9 @@ pub fn ternary_share(layout: &Layout) -> f64 {
 pub struct Scores {
     /// Nats per token.
     pub loss: f64,
-    /// Bits per byte, the ends of stories left out.
+    /// Bits per byte, without the ends of documents.
     pub bpb: f64,
-    /// Bits per byte, the ends of stories paid for.
+    /// Bits per byte, with the ends of documents.
     pub bpb_with_eos: f64,
 }
 
@@ -47,13 +47,13 @@ pub struct Card {
     pub seconds: f64,
     /// The machine, in words.
     pub machine: String,
-    /// What products were computed in.
+    /// What matmuls were computed in.
     pub precision: Precision,
     /// The resolved settings, as TOML.
     pub settings: String,
     /// The step of the weights that are scored and used.
     pub step: u64,
-    /// Updates of the whole run.
+    /// Steps of the whole run.
     pub steps: u64,
     /// The final scores, if there was a validation set.
     pub scores: Option<Scores>,
@@ -130,7 +130,7 @@ impl Card {
         let mut rows = Vec::new();
         if let Some(scores) = &self.scores {
             rows.push(("Bits per byte", format!("{:.4}", scores.bpb)));
-            rows.push(("Bits per byte, ends of stories included", format!("{:.4}", scores.bpb_with_eos)));
+            rows.push(("Bits per byte, ends of documents included", format!("{:.4}", scores.bpb_with_eos)));
             rows.push(("Loss, nats per token", format!("{:.4}", scores.loss)));
         }
         if let Some(bound) = self.entropy_bound {
@@ -140,8 +140,8 @@ impl Card {
             return String::new();
         }
         table(["Validation", ""], &rows)
-            + "Every byte of the validation text is scored and each story starts from an empty context: bits per byte \
-               are comparable between tokenizers, the loss per token is not.\n\n"
+            + "Every byte of the validation text is scored, and each document starts from an empty context. Bits per byte \
+             can be compared between tokenizers, the loss per token cannot.\n\n"
     }
 }
 
@@ -229,10 +229,10 @@ A language model of 4.3M parameters, 91.4 % of them ternary (-1, 0 or +1 times a
 | Validation |  |
 |---|---|
 | Bits per byte | 0.7400 |
-| Bits per byte, ends of stories included | 0.7412 |
+| Bits per byte, ends of documents included | 0.7412 |
 | Loss, nats per token | 2.1000 |
 
-Every byte of the validation text is scored and each story starts from an empty context: bits per byte are comparable between tokenizers, the loss per token is not.
+Every byte of the validation text is scored, and each document starts from an empty context. Bits per byte can be compared between tokenizers, the loss per token cannot.
 
 ![Training and validation curves](curve.svg)
 

@@ -34,8 +34,8 @@ impl Metrics {
         Self::open(path)
     }
 
-    /// Goes on after the rows up to and including `step`. The later ones, which the run will write again or has turned away from, are
-    /// moved to the file `aside`, and so are lines that are no rows. A missing file counts as empty.
+    /// Goes on after the rows up to and including `step`. The later ones, which the run will write again or has turned away
+    /// from, are moved to the file `aside`, and so are lines that are no rows. A missing file counts as empty.
     pub fn resume(path: &Path, step: u64, aside: &Path) -> Result<Resumed, LogError> {
         let (mut kept, mut dropped, mut found) = (Vec::new(), Vec::new(), Kept::default());
         if path.exists() {
@@ -83,7 +83,7 @@ impl Metrics {
     }
 }
 
-/// A log that is gone on with.
+/// A log that is continued.
 pub struct Resumed {
     /// For further rows.
     pub metrics: Metrics,
@@ -282,7 +282,7 @@ mod tests {
             assert!(matches!(error, LogError::Line { line: 2, .. }), "{error}");
             assert_eq!(fs::read_to_string(&file).unwrap(), text, "left as it was");
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-            // A run that goes on keeps its rows, and the damaged line beside them.
+            // a resumed run keeps its rows, and the damaged line beside them.
             let aside = folder.path().join("aside");
             let Resumed { kept, .. } = Metrics::resume(&file, 9, &aside).unwrap();
             assert_eq!((kept.damaged, read(&file).unwrap().len()), (1, 2));

@@ -136,8 +136,7 @@ pub enum LogError {
     Atomic(#[from] crate::atomic::AtomicError),
     /// A line that is not a row, before the end of the file.
     #[error(
-        "{path}, line {line}: expected a JSON row of kind train, eval or sample, found: {source}; \
-         remove the line to read the others"
+        "{path}, line {line}: expected a JSON row of kind train, eval or sample: {source}; remove the line to read the others"
     )]
     Line {
         /// The file.
@@ -149,8 +148,8 @@ pub enum LogError {
     },
     /// A line no run would have written.
     #[error(
-        "{path}, line {line}: longer than the {limit} bytes a row may have; \
-         this is no metrics file, or the line is damaged and must be removed"
+        "{path}, line {line}: longer than {limit} bytes, the limit for a row; this is not a metrics file, or the line is \
+         damaged: remove it"
     )]
     TooLong {
         /// The file.

@@ -34,7 +34,7 @@ impl Events {
         Ok(events)
     }
 
-    /// Starts the event file of a run that goes on after `step`; what earlier files hold past it is no longer shown.
+    /// Starts the event file of a run resumed after `step`; what earlier files hold past it is no longer shown.
     pub fn resume(folder: &Path, step: u64) -> Result<Self, LogError> {
         let mut events = Self::create(folder)?;
         let start = Message::default().varint(1, 1);

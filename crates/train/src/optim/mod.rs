@@ -1,7 +1,7 @@
-//! Optimizers: one optimizer is one file and one line in `optimizers!`, its state in buffers of its own. The test against
+//! Optimizers: one optimizer is one file and one line in `optimizers!`, its state in its own buffers. The test against
 //! PyTorch's vectors, threads, and stopping and resuming then run by themselves.
 //!
-//! `train.optimizer` names the one that gets the latent matrices ([`Group::Matrix`]); all other parameters are AdamW's.
+//! `train.optimizer` names the one that gets the master matrices ([`Group::Matrix`]); all other parameters are AdamW's.
 //! Gradients are clipped by the global norm of all of them, whoever gets them: `g *= min(1, clip / (norm + 1e-6))`, as
 //! PyTorch does it. Muon's update does not depend on the length of its gradient, but through the clip one wild
 //! gradient does not take over its momentum.

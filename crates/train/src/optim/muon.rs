@@ -1,4 +1,4 @@
-//! Muon for latent matrices `W: [rows, cols]` (Keller Jordan, 2024; github.com/KellerJordan/Muon):
+//! Muon for master matrices `W: [rows, cols]` (Keller Jordan, 2024; github.com/KellerJordan/Muon):
 //! `m = mu m + (1-mu) g; U = g + mu (m - g); X = NewtonSchulz(U);`
 //! `W = (1 - lr wd) W - lr sqrt(max(1, rows/cols)) X`, with `g` the clipped gradient, `mu` = `train.momentum`, `lr` =
 //! `train.matrix_lr` times the schedule, `wd` = `train.matrix_weight_decay`.

@@ -1,4 +1,4 @@
-//! NorMuon for latent matrices `W: [rows, cols]`: Muon with one adaptive rate a row (Li et al., "NorMuon", arXiv 2510.05491),
+//! NorMuon for master matrices `W: [rows, cols]`: Muon with one adaptive rate a row (Li et al., "NorMuon", arXiv 2510.05491),
 //! as FlashLM v3 uses it, without Nesterov's look ahead:
 //! `m = mu m + (1-mu) g; O = NewtonSchulz(m); v_r = b v_r + (1-b) mean_c O_rc^2; H = O / (sqrt(v) + 1e-8);`
 //! `W = (1 - lr wd) W - lr 0.2 sqrt(rows cols) / (|H|_F + 1e-8) H`, so that an element moves by 0.2 lr (RMS). `g` is the

@@ -17,9 +17,9 @@ pub struct Settings {
     pub clip: f64,
     /// Peak learning rate of the matrices under Muon and NorMuon.
     pub matrix_lr: f64,
-    /// Share of the past in Muon's and NorMuon's running mean of gradients.
+    /// Decay of Muon's and NorMuon's running mean of gradients, per step.
     pub momentum: f64,
-    /// Share of the past in NorMuon's running mean square of a row.
+    /// Decay of NorMuon's running mean square of each row, per step.
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
     pub matrix_weight_decay: f64,
@@ -37,7 +37,7 @@ pub(super) struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Learning rate of the latent matrices: `matrix_lr` at the peak of the schedule.
+    /// Learning rate of the master matrices: `matrix_lr` at the peak of the schedule.
     pub fn matrix_lr(&self) -> f64 {
         self.settings.matrix_lr * self.lr / self.settings.lr
     }

@@ -1,4 +1,4 @@
-//! What a run would do: a few updates of each stage are measured, and thrown away.
+//! Forecast of a run: a few steps of each stage are measured and thrown away.
 
 use std::time::Instant;
 
@@ -15,11 +15,11 @@ use crate::stepper::{Step, Stepper};
 use crate::trainer::{Event, Tell, TrainError, state};
 use crate::units::{duration, thousands};
 
-/// What a run would do from where it stands.
+/// What a run would do from its current position.
 pub struct Forecast {
     /// Its stages.
     pub stages: Vec<StageForecast>,
-    /// Sequences of an update.
+    /// Sequences per step.
     pub batch: usize,
     /// Parameters of the model.
     pub parameters: usize,
@@ -29,10 +29,10 @@ pub struct Forecast {
 pub struct StageForecast {
     /// Tokens of a sequence.
     pub seq_len: usize,
-    /// Its share of the run.
+    /// Its fraction of the run.
     pub share: f64,
-    /// Updates left of it.
-    pub updates: f64,
+    /// Steps left in it.
+    pub steps: f64,
     /// Tokens that these train on.
     pub tokens: f64,
     /// Seconds that these take.
@@ -45,20 +45,20 @@ pub struct StageForecast {
 pub struct TextForecast {
     /// Its name.
     pub name: String,
-    /// Its part of the stage's windows.
+    /// Its fraction of the stage's windows.
     pub share: f64,
-    /// Stories in it.
+    /// Documents in it.
     pub stories: usize,
     /// Tokens in it.
     pub tokens: usize,
-    /// Tokens that one pass trains on.
+    /// Tokens that one epoch trains on.
     pub trained: u64,
-    /// Passes over it.
+    /// Epochs of it.
     pub epochs: f64,
 }
 
 impl Forecast {
-    /// Updates of each stage that are measured, after one that is not.
+    /// Steps of each stage that are measured, after one that is not.
     pub const MEASURED: u64 = 3;
 
     /// Tokens of all stages.
@@ -66,9 +66,9 @@ impl Forecast {
         self.stages.iter().map(|stage| stage.tokens).sum()
     }
 
-    /// Updates of all stages.
-    pub fn updates(&self) -> f64 {
-        self.stages.iter().map(|stage| stage.updates).sum()
+    /// Steps of all stages.
+    pub fn steps(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.steps).sum()
     }
 
     /// Seconds of all stages.
@@ -108,7 +108,7 @@ impl Resolved {
 }
 
 impl Prepared {
-    /// Measures, and counts what is left of the run.
+    /// Measures a few steps, and forecasts the rest of the run.
     pub fn forecast(&self, cx: &Exec, tell: Tell) -> Result<Forecast, TrainError> {
         let settings = self.settings();
         let batch = settings.train.sequences();
@@ -128,16 +128,16 @@ impl Prepared {
         Ok(Forecast { stages, batch, parameters: stepper.lm.layout().parameters() })
     }
 
-    /// The time of one update of a stage: the mean of a few.
+    /// The time of one step of a stage: the mean of a few.
     fn update_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
         let t = &self.settings().train;
         let shape = Shape { batch, seq_len: self.settings().stages()[stage].seq_len };
         let mut start = Instant::now();
         for n in 0..=Forecast::MEASURED {
             let window = |i: usize| self.texts.window(stage, n * batch as u64 + i as u64);
-            let update = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number: n + 1 }, window);
-            if !update.is_finite() {
-                return Err(TrainError::NotMeasured { n, update });
+            let result = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number: n + 1 }, window);
+            if !result.is_finite() {
+                return Err(TrainError::NotMeasured { n, result });
             }
             if n == 0 {
                 start = Instant::now();
@@ -146,23 +146,23 @@ impl Prepared {
         Ok(start.elapsed().as_secs_f64() / Forecast::MEASURED as f64)
     }
 
-    /// What is left of a stage in a run that stands at `state`, where an update takes so many seconds.
-    fn stage(&self, i: usize, update: f64, plan: &Plan, state: &State, batch: usize) -> StageForecast {
+    /// What is left of a stage in a run that stands at `state`, where one step takes `step` seconds.
+    fn stage(&self, i: usize, step: f64, plan: &Plan, state: &State, batch: usize) -> StageForecast {
         let stages = self.settings().stages();
         let about = &stages[i];
         let left = |before: f64, own: f64, passed: f64| (own - (passed - before).max(0.0)).max(0.0);
-        let updates = match (plan.updates(i), plan.seconds()) {
+        let steps = match (plan.steps(i), plan.seconds()) {
             (Some(own), _) => {
-                let before: u64 = (0..i).filter_map(|i| plan.updates(i)).sum();
+                let before: u64 = (0..i).filter_map(|i| plan.steps(i)).sum();
                 left(before as f64, own as f64, state.step as f64)
             }
             (None, limit) => {
                 let limit = limit.unwrap_or_default();
                 let before: f64 = stages[..i].iter().map(|stage| stage.share).sum();
-                left(before * limit, about.share * limit, state.elapsed) / update
+                left(before * limit, about.share * limit, state.elapsed) / step
             }
         };
-        let windows = updates * batch as f64;
+        let windows = steps * batch as f64;
         let text = |(part, epochs): (&Part, f64)| {
             let text = &self.texts.texts()[part.text];
             TextForecast {
@@ -177,9 +177,9 @@ impl Prepared {
         StageForecast {
             seq_len: about.seq_len,
             share: about.share,
-            updates,
+            steps,
             tokens: windows * self.texts.extents()[i].tokens,
-            seconds: updates * update,
+            seconds: steps * step,
             texts: self.texts.passes(i, windows as u64).map(text).collect(),
         }
     }

@@ -1,6 +1,6 @@
-//! From what is asked of a run to what trains: [`Request`] (settings as they were read) -> [`Resolved`] (nothing left to the
-//! machine) -> [`Prepared`] (texts as tokens, a vocabulary, what to validate on) -> [`Trainer`](crate::trainer::Trainer).
-//! What there is to tell on the way goes to the caller's callback, and a flag stops all of it.
+//! From a request to a running trainer: [`Request`] (settings as they were read) -> [`Resolved`] (every choice made) ->
+//! [`Prepared`] (texts as tokens, a vocabulary, a validation text) -> [`Trainer`](crate::trainer::Trainer).
+//! Events on the way go to the caller's callback, and a flag stops all of it.
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -35,7 +35,7 @@ pub fn open_source(
         if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     if matches!(fetched, Err(DataError::Stopped)) {
-        tell(Event::Note("stopped; what has arrived is kept, and the same command goes on from there"));
+        tell(Event::Note("stopped; what has arrived is kept, and the same command continues from there"));
     }
     fetched
 }

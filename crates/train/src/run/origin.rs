@@ -1,4 +1,4 @@
-//! What a run starts from: nothing, a checkpoint that it goes on from, or the weights of a model.
+//! What a run starts from: nothing, a checkpoint that it resumes, or the weights of a model.
 
 use std::path::{Path, PathBuf};
 
@@ -18,14 +18,14 @@ use flashlm_model::Model;
 pub enum Origin {
     /// Fresh weights.
     Fresh,
-    /// The run goes on.
+    /// A run or checkpoint that is resumed.
     Resumed(Resume),
     /// A model, with a fresh optimizer and schedule.
     Tuned(Start),
 }
 
 impl Origin {
-    /// The checkpoint that is gone on from.
+    /// The checkpoint it resumes from, if any.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
             Origin::Resumed(resume) => Some(&resume.from),
@@ -34,13 +34,13 @@ impl Origin {
     }
 }
 
-/// A checkpoint to go on from, and the run where that was named.
+/// A checkpoint to resume from, and its run if that was named.
 pub struct Resume {
     /// The checkpoint.
     pub from: Checkpoint,
     /// Its run.
     pub run: Option<RunFolder>,
-    /// Why newer checkpoints were passed over.
+    /// Why newer checkpoints were skipped.
     pub skipped: Vec<CheckpointError>,
 }
 
@@ -77,7 +77,7 @@ impl Start {
     /// Those of a run, a checkpoint, a model file or a packed model.
     pub fn load(cx: &Exec, path: &Path, tell: Tell) -> Result<Start, LoadError> {
         match Found::load(path)? {
-            Found::Latent(model) => {
+            Found::Master(model) => {
                 let Model { config, params, tokenizer, path, step } = *model;
                 let step = step.map_or(String::new(), |step| format!(" (step {step})"));
                 tell(Event::Note(&format!(
@@ -88,8 +88,8 @@ impl Start {
             }
             Found::Packed(model) => {
                 tell(Event::Note(&format!(
-                    "starting from {}: a packed model has lost its master weights; they begin at the ternary ones, which takes some \
-                     steps to make up for",
+                    "starting from {}: a packed model has no master weights; they start at the ternary values, which costs \
+                     some steps",
                     path.display()
                 )));
                 Ok(Start {

@@ -8,7 +8,7 @@ use crate::trainer::{TrainError, finished};
 
 /// Where a run is written.
 pub enum Place {
-    /// That of the run which goes on.
+    /// That of the resumed run.
     Own(RunFolder),
     /// A new one, of this name.
     Named(PathBuf),
@@ -17,7 +17,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// The folder `dir`, or where none is named that of the run which goes on, checked and not yet touched; `config` is the file
+    /// The folder `dir`, or where none is named that of the resumed run, checked and not yet touched; `config` is the file
     /// of settings that the run is started with.
     pub fn choose(run: &Resolved, dir: Option<&Path>, config: Option<&Path>) -> Result<Place, TrainError> {
         let resume = match run.origin() {

@@ -1,5 +1,5 @@
-//! The text of a run made ready: every source found before any is read, one vocabulary, a token cache of each, and the
-//! stories to validate on.
+//! Prepares the text of a run: all sources are found before any is read; then one vocabulary, one token cache per source, and the
+//! validation documents.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::curriculum::{Curriculum, Text};
 use crate::data::build::{Opened, Progress, open_or_build};
 use crate::data::cache::{TokenCache, cache_path};
-use crate::data::source::{Seen, Source, Weighted};
+use crate::data::source::{Oddities, Source, Weighted};
 use crate::data::{DataError, synthetic};
 use crate::eval::{Budget, Stories, Taken};
 use crate::run_folder::Claim;
@@ -23,39 +23,39 @@ use crate::tokenizer::{TokenizerChoice, tokenizer};
 use crate::trainer::{Event, Inputs, Tell, TrainError, Trainer};
 use crate::units::{counted, duration};
 
-/// Most validation tokens that are scored at the end of a run.
+/// Most validation tokens scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
 
-/// A run that has all it needs to train but a folder.
+/// A run that has all it needs to train, except a folder.
 pub struct Prepared {
     pub(super) resolved: Resolved,
     /// The vocabulary of all texts.
     pub tokenizer: Tokenizer,
     /// Training tokens.
     pub texts: Curriculum,
-    /// Validation stories.
+    /// Validation documents.
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,
 }
 
 impl Prepared {
-    /// The settings, with the size of the vocabulary and a validation text of the text's own, if it has one.
+    /// The settings, with the size of the vocabulary and the dataset's own validation text, if it has one.
     pub fn settings(&self) -> &Settings {
         self.resolved.settings()
     }
 
-    /// Stories to train on.
+    /// Documents to train on.
     pub fn stories(&self) -> u64 {
         self.texts.texts().iter().map(|text| text.cache.stories() as u64).sum()
     }
 
-    /// Stories that are left out of training as those of the validation text.
-    pub fn doubles(&self) -> u64 {
-        self.texts.texts().iter().map(|text| text.cache.doubles()).sum()
+    /// Documents left out of training because the validation text has them.
+    pub fn duplicates(&self) -> u64 {
+        self.texts.texts().iter().map(|text| text.cache.duplicates()).sum()
     }
 
-    /// What trains it in a folder.
+    /// The trainer, in the folder of `claim`.
     pub fn trainer<'a>(self, cx: &'a Exec, claim: Claim) -> Result<Trainer<'a>, TrainError> {
         let Prepared { resolved, tokenizer, texts, valid, entropy_bound } = self;
         let Resolved { settings, origin, .. } = resolved;
@@ -70,8 +70,7 @@ impl Prepared {
 }
 
 impl Resolved {
-    /// Reads, or builds where they are not there yet, the vocabulary (but for that of a model or checkpoint that is trained on)
-    /// and the token caches.
+    /// Reads the vocabulary and the token caches, or builds them if missing; a resumed or fine-tuned model keeps its vocabulary.
     pub fn prepare(mut self, stop: &AtomicBool, tell: Tell) -> Result<Prepared, TrainError> {
         let specs = self.settings.texts();
         let stopped = || stop.load(SeqCst);
@@ -81,14 +80,14 @@ impl Resolved {
         if let (true, Some(own)) = (self.settings.data.valid.is_empty(), sources[last].source.validation()) {
             self.settings.data.valid = own.to_string();
             let own = own.replace('\n', ", ");
-            tell(Event::Note(&format!("validation: the text's own, {own}; --valid names another")));
+            tell(Event::Note(&format!("validation: the dataset's own split, {own}; --valid names another text")));
         }
         let validation = Validation::of(&self.settings.data);
         let held = validation.separate(&self.settings, &mut sources, last, self.offline, &stopped, tell)?;
         for (Weighted { source, .. }, spec) in sources.iter().zip(&specs) {
             let passed = source.passed_over();
             if !passed.is_empty() {
-                tell(Event::Note(&format!("{}: passed over: {passed}", one_line(&spec.source))));
+                tell(Event::Note(&format!("{}: skipped: {passed}", one_line(&spec.source))));
             }
         }
         let tokenizer = self.vocabulary(&sources, stop, tell)?;
@@ -96,7 +95,7 @@ impl Resolved {
         (model.vocab_size, model.eos) = (tokenizer.vocab_size(), tokenizer.eos().into());
         let texts = self.tokens(&specs, &sources, &tokenizer, stop, tell)?;
 
-        // Exact under the grammar of the synthetic stories; another text has no bound, as its first story shows.
+        // Exact under the grammar of the synthetic stories; another text has no bound, as its first document shows.
         let mut bits = Some(0.0);
         let budget = Budget { tokens: Some(VALID_TOKENS) };
         let Taken { stories: valid, report: read } = Stories::read_with(&held, &tokenizer, budget, &mut |story| {
@@ -105,7 +104,7 @@ impl Resolved {
         let train = &texts[last].cache;
         match validation {
             Validation::Named => {
-                seen("validation", &read.seen, tell);
+                note_oddities("validation", &read.oddities, tell);
                 if valid.is_empty() {
                     return Err(TrainError::NoValidation { spec: self.settings.data.valid });
                 }
@@ -120,10 +119,10 @@ impl Resolved {
         let texts = Curriculum::new(&self.settings, texts)?;
         self.settings.validate()?;
         let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound };
-        if prepared.doubles() > 0 {
+        if prepared.duplicates() > 0 {
             tell(Event::Note(&format!(
-                "left out of training, being in the validation text, too: {}; --set data.keep_doubles=true keeps them",
-                counted(prepared.doubles(), "story")
+                "left out of training because the validation text has them: {}; --set data.keep_doubles=true keeps them",
+                counted(prepared.duplicates(), "document")
             )));
         }
         Ok(prepared)
@@ -176,7 +175,7 @@ impl Resolved {
             let name = if taken { one_line(&spec.source) } else { short.to_string() };
             let label = if many { format!("text {name}") } else { "text".into() };
             tell(Event::Note(&format!("{label}: {cache} ({about})")));
-            seen(&label, &built.map(|built| built.read.seen).unwrap_or_default(), tell);
+            note_oddities(&label, &built.map(|built| built.read.oddities).unwrap_or_default(), tell);
             too_short(&label, &cache, longest, tell);
             Ok(Text { name, cache })
         };
@@ -184,18 +183,21 @@ impl Resolved {
     }
 }
 
-/// Says so where a text is much shorter than the longest window.
+/// Notes that a text is much shorter than the longest window.
 fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell) {
     let tokens = cache.tokens().len();
     if longest.is_some_and(|longest| longest >= 2 * tokens) {
         let fits = tokens.next_power_of_two();
-        tell(Event::Note(&format!("{label}: much shorter than a window; --set train.seq_len={fits} trains faster")));
+        tell(Event::Note(&format!(
+            "{label}: much shorter than one window of train.seq_len; --set train.seq_len={fits} trains \
+         faster"
+        )));
     }
 }
 
-/// Says in one line what readers met and went on from.
-fn seen(what: &str, seen: &Seen, tell: Tell) {
-    let notes = seen.notes();
+/// Notes in one line what was odd in a text but not an error.
+fn note_oddities(what: &str, oddities: &Oddities, tell: Tell) {
+    let notes = oddities.notes();
     if !notes.is_empty() {
         tell(Event::Note(&format!("{what}: {}", notes.join(". "))));
     }

@@ -1,4 +1,4 @@
-//! What is asked of a run, and the same with nothing left to the machine.
+//! What is asked of a run ([`Request`]), and the same with every choice made ([`Resolved`]).
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -13,32 +13,33 @@ use crate::config::Settings;
 use crate::data::cache::default_dir;
 use crate::data::source::Source;
 use crate::trainer::{Event, Tell, TrainError, check};
+use crate::units::counted;
 
 /// What is asked of a run.
 pub struct Request {
-    /// As they were read: a batch or a number of threads of 0, the precision `auto` and an empty validation text are still to be
-    /// decided, and the size of the vocabulary to be found out.
+    /// As they were read: a batch or a number of threads of 0, the precision `auto` and an empty validation text are yet to be
+    /// decided, and so is the size of the vocabulary.
     pub settings: Settings,
     /// What it starts from.
     pub origin: Origin,
-    /// Whether to take datasets from this machine alone.
+    /// Whether to use only datasets that are on this machine.
     pub offline: bool,
     /// The folder of vocabularies and token caches.
     pub cache: PathBuf,
 }
 
-/// What there is to run on.
+/// The hardware to run on.
 pub struct Hardware {
     /// The machine.
     pub machine: Machine,
     /// The instruction set to compute with.
     pub isa: Isa,
-    /// Threads, where the settings name no number.
+    /// Number of threads, if the settings give none.
     pub threads: NonZeroUsize,
 }
 
 impl Hardware {
-    /// All of this machine.
+    /// This machine, with all its processors.
     pub fn detect() -> Result<Hardware, String> {
         let machine = Machine::detect();
         let threads = NonZeroUsize::new(machine.cores).unwrap_or(NonZeroUsize::MIN);
@@ -52,12 +53,12 @@ impl Request {
         Request { settings, origin: Origin::Fresh, offline: false, cache: default_dir() }
     }
 
-    /// Decides what needs no text, and refuses what cannot be before any is read.
+    /// Makes all choices that need no text, and refuses impossible settings before any text is read.
     pub fn resolve(self, hardware: &Hardware, tell: Tell) -> Result<Resolved, TrainError> {
         let Request { mut settings, origin, offline, cache } = self;
         let Hardware { machine, isa, .. } = hardware;
         if origin.checkpoint().is_none() {
-            // So that the run can go on from anywhere.
+            // So that the run can be resumed from anywhere.
             let texts =
                 settings.train.stages.iter_mut().flat_map(|stage| &mut stage.sources).map(|text| &mut text.source);
             texts
@@ -73,13 +74,13 @@ impl Request {
         if settings.train.batch == 0 {
             settings.train.batch = batch_for(settings.model.dim, machine.cores);
             let (batch, cores) = (settings.train.batch, machine.cores);
-            tell(Event::Note(&format!("batch {batch}: from {cores} cores; --batch N sets it")));
+            tell(Event::Note(&format!("batch {batch}: from {}; --batch N sets it", counted(cores as u64, "core"))));
         }
         settings.train.precision = settings.train.precision.resolve(*isa);
         let threads = NonZeroUsize::new(settings.train.threads).unwrap_or_else(|| {
             let threads = hardware.threads;
             tell(Event::Note(&format!(
-                "threads {threads}: from FLASHLM_THREADS or the processors; --threads N sets it"
+                "threads {threads}: from FLASHLM_THREADS or the number of processors; --threads N sets it"
             )));
             threads
         });
@@ -88,7 +89,7 @@ impl Request {
     }
 }
 
-/// A request of which nothing is left to the machine. Only [`Request::resolve`] makes one.
+/// A request with every choice made. Only [`Request::resolve`] creates one.
 pub struct Resolved {
     pub(super) settings: Settings,
     pub(super) origin: Origin,
@@ -99,7 +100,7 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// The settings, with a batch and a precision.
+    /// The settings, with batch and precision decided.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -109,17 +110,17 @@ impl Resolved {
         &self.origin
     }
 
-    /// The checkpoint that is gone on from.
+    /// The checkpoint it resumes from, if any.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         self.origin.checkpoint()
     }
 
-    /// How many threads compute.
+    /// Number of threads.
     pub fn threads(&self) -> usize {
         self.threads.get()
     }
 
-    /// What computes.
+    /// The executor.
     pub fn exec(&self) -> Exec {
         Exec::new(self.isa, self.threads())
     }

@@ -22,12 +22,15 @@ pub fn size_for(machine: &Machine, minutes: Option<f64>) -> Size {
             ("flash-tiny", format!("{minutes} {noun} on {cores}: enough for a small model only"))
         }
         _ if cores >= 8 && gib >= 32 => ("flash-large", format!("{cores} cores and {gib} GiB of memory")),
-        _ => ("flash-small", format!("{cores} cores and {gib} GiB of memory; flash-large wants 8 cores and 32 GiB")),
+        _ => (
+            "flash-small",
+            format!("{} and {gib} GiB of memory; flash-large needs 8 cores and 32 GiB", counted(cores as u64, "core")),
+        ),
     };
     Size { preset, why }
 }
 
-/// Sequences of an update of a model of this width.
+/// Sequences of a step of a model of this width.
 pub(super) fn batch_for(dim: usize, cores: usize) -> usize {
     if dim >= 384 { (2 * cores).clamp(4, 64) } else { cores.clamp(2, 8) }
 }

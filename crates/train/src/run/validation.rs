@@ -21,7 +21,7 @@ use crate::units::{bytes, counted, thousands};
 pub(super) enum Validation {
     /// The text that `data.valid` names.
     Named,
-    /// What is held out of a training text, this share of it at least.
+    /// Part of a training text is held out, at least this fraction.
     HeldOut(f64),
     /// A training text itself.
     Training,
@@ -36,7 +36,7 @@ impl Validation {
         }
     }
 
-    /// The validation text: the one named, or what is held out of source `last`. Of the training texts, the files and stories of
+    /// The validation text: the one named, or what is held out of source `last`. Of the training texts, the files and documents of
     /// it are left out.
     pub fn separate(
         self,
@@ -68,7 +68,7 @@ impl Validation {
                 let Holdout { train, valid } = Holdout::of(&sources[last].source, share, stop)?;
                 let held = sources[last].source.clone().with_split(valid);
                 for (i, Weighted { source, .. }) in sources.iter_mut().enumerate() {
-                    // By hash, a story is held out of all texts alike.
+                    // By hash, a document is held out of all texts alike.
                     if i == last || !by_place(valid) {
                         *source = source.clone().with_split(train);
                     }
@@ -88,12 +88,12 @@ impl Validation {
     /// What is scored of a training text, in words.
     pub fn told(self, train: &TokenCache, source: &Source, valid: &Stories, tokenizer: &Tokenizer) -> String {
         let other = if apart(train, valid, tokenizer) > KIND {
-            "; its letters are other ones than the rest has, --valid names a text of the same kind"
+            "; it uses other letters than the rest, so it is a poor measure: name a text of the same kind with --valid"
         } else {
             ""
         };
         let about = match self {
-            Validation::Training => "nothing is held out (data.holdout = 0); the training text itself is scored".into(),
+            Validation::Training => "nothing is held out (data.holdout = 0): the training text itself is scored".into(),
             _ => of_text(train, source.split(), valid.len()),
         };
         format!("validation: {about}{other}")
@@ -107,7 +107,7 @@ pub(super) fn heaviest_of_last_stage(settings: &Settings) -> StageSource {
     sources.into_iter().fold(first, |best, source| if source.weight > best.weight { source } else { best })
 }
 
-/// Fewer stories, or bytes by place, are said to be few.
+/// Fewer documents, or bytes by place, are said to be few.
 const FEW: (u64, u64) = (50, 16 << 10);
 
 /// Bits by which texts of two kinds are apart at least. Measured: German after English 0.26, the other way round 0.16, verse after
@@ -148,18 +148,18 @@ fn of_text(train: &TokenCache, valid: Split, stories_held: usize) -> String {
         _ => all.saturating_sub(train.bytes()),
     };
     let part = format!("{}, {:.1} % of the text", bytes(held), 100.0 * held as f64 / all.max(1) as f64);
-    let few = "; so few are a rough measure, --valid names a text of your own";
+    let few = "; so few make a rough measure: name your own text with --valid";
     match valid {
         Split::After(_) => {
-            let stories = counted(stories_held as u64, "story");
+            let stories = counted(stories_held as u64, "document");
             format!("the end of the text is held out: {stories}, {part}{}", if held < FEW.1 { few } else { "" })
         }
         _ => {
             let stories_held = stories.saturating_sub(train.stories() as u64);
             format!(
-                "{} of {} stories are held out, chosen by a hash of each: {part}{}",
+                "{} of {} held out, chosen by their hash: {part}{}",
                 thousands(stories_held),
-                thousands(stories),
+                counted(stories, "document"),
                 if stories_held < FEW.0 { few } else { "" }
             )
         }

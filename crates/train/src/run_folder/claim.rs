@@ -11,7 +11,8 @@ use super::names::{ABANDONED, ABOUT, BEST, LOCK, VERSION};
 use crate::atomic::{self, AtomicError};
 use crate::checkpoint::{self, CheckpointError, Part, folder_name, scan};
 
-/// A run folder that this process alone writes to. A folder made for it goes again if nothing was kept in it.
+/// The exclusive right of this process to write to a run folder. A folder created for it is removed again if nothing was kept in
+/// it.
 #[derive(Debug)]
 pub struct Claim {
     folder: RunFolder,
@@ -32,7 +33,7 @@ impl Claim {
         Ok(claim)
     }
 
-    /// To go on with the run in a folder.
+    /// To resume the run in a folder.
     pub fn resume(folder: RunFolder) -> Result<Self, RunError> {
         folder.check_resume()?;
         Ok(Claim { _lock: lock(&folder)?, folder, made: false })
@@ -43,13 +44,13 @@ impl Claim {
         &self.folder
     }
 
-    /// Says that this folder is a run, and what of.
+    /// Marks the folder as a run, with its name and entropy bound.
     pub fn mark(&mut self, name: &str, entropy_bound: Option<f64>) -> Result<(), RunError> {
         let about = serde_json::json!({ "name": name, "entropy_bound": entropy_bound });
         self.write(ABOUT, about.to_string().as_bytes())
     }
 
-    /// Writes a file of the run whole.
+    /// Writes a file of the run, atomically.
     pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), RunError> {
         self.made = false;
         Ok(atomic::write_file(&self.folder.file(name), |w| w.write_all(bytes))?)
@@ -61,7 +62,7 @@ impl Claim {
         checkpoint::save(&self.folder.checkpoints(), step, parts).map(drop)
     }
 
-    /// Remembers a saved step as the best so far, or that none is.
+    /// Marks a saved step as the best so far, or none.
     pub fn mark_best(&mut self, step: Option<u64>) -> Result<(), RunError> {
         match step {
             Some(step) => self.write(BEST, &serde_json::to_vec(&Best { version: VERSION, step }).unwrap_or_default()),

@@ -11,14 +11,15 @@ use crate::checkpoint::CheckpointError;
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// A new run where one is already.
-    #[error("{0} holds a run already. Go on with it by --resume {0}, or choose another folder with --save-dir", run.display())]
+    #[error("{0} already holds a run. Continue it with --resume {0}, or choose another folder with --save-dir", run.display())]
     Exists {
         /// The folder.
         run: PathBuf,
     },
     /// Files that no run of ours has written.
     #[error(
-        "{}: {found} is there, and this is no run of FlashLM: nothing in it is written over. Choose a new or empty folder with --save-dir",
+        "{}: the folder holds {found} and is not a FlashLM run, so nothing is written to it. Choose a new or empty folder \
+         with --save-dir",
         folder.display()
     )]
     Occupied {
@@ -29,7 +30,7 @@ pub enum RunError {
     },
     /// The settings given have the name of those that the run writes.
     #[error(
-        "{}: a run writes its resolved settings under this name. Rename the file, or choose another folder with --save-dir",
+        "{}: a run writes its resolved settings to a file of this name. Rename yours, or choose another folder with --save-dir",
         path.display()
     )]
     Config {
@@ -37,14 +38,15 @@ pub enum RunError {
         path: PathBuf,
     },
     /// Something else than a folder.
-    #[error("{}: no folder, but a run needs one. Choose another path with --save-dir", path.display())]
+    #[error("{}: not a folder, but a run needs one. Choose another path with --save-dir", path.display())]
     NotAFolder {
         /// The path.
         path: PathBuf,
     },
     /// A checkpoint that is not in a run.
     #[error(
-        "{}: this checkpoint is not in a run (where it would be RUN/{CHECKPOINTS}/step-N). To go on from it, name a new folder with --save-dir",
+        "{}: this checkpoint is not inside a run (at RUN/{CHECKPOINTS}/step-N). To continue from it, name a new folder with \
+         --save-dir",
         checkpoint.display()
     )]
     Outside {
@@ -53,7 +55,8 @@ pub enum RunError {
     },
     /// A checkpoint that its run has set aside.
     #[error(
-        "{}: this checkpoint was set aside when its run went on from an earlier step. To go on from it, name a new folder with --save-dir",
+        "{}: this checkpoint was set aside when its run was resumed from an earlier step. To continue from it, name a new \
+         folder with --save-dir",
         checkpoint.display()
     )]
     SetAside {
@@ -61,7 +64,7 @@ pub enum RunError {
         checkpoint: PathBuf,
     },
     /// There are checkpoints, but none is good.
-    #[error("{}: none of its {count} checkpoints is good; the newest: {newest}", run.display())]
+    #[error("{}: no undamaged checkpoint among {count}; the newest: {newest}", run.display())]
     NoneGood {
         /// The run folder.
         run: PathBuf,
@@ -82,7 +85,7 @@ pub enum RunError {
         pid: Option<u32>,
     },
     /// A file of the run that is not what it should be.
-    #[error("{}: expected {expected}, found {found}; remove the file, the run goes on without it", file.display())]
+    #[error("{}: expected {expected}, found {found}; remove the file, the run does not need it", file.display())]
     File {
         /// The file.
         file: PathBuf,

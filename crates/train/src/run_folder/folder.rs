@@ -1,4 +1,4 @@
-//! What a run folder holds, read.
+//! Reads a run folder.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -34,11 +34,11 @@ pub struct Listed {
 pub struct Latest {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
-    /// Why newer ones were passed over.
+    /// Why newer ones were skipped.
     pub skipped: Vec<CheckpointError>,
 }
 
-/// A run folder; what changes it wants a [`Claim`](super::Claim).
+/// A run folder for reading; changing it needs a [`Claim`](super::Claim).
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     path: PathBuf,
@@ -89,12 +89,12 @@ impl RunFolder {
         self.about().is_ok_and(|about| about.get("entropy_bound").is_some())
     }
 
-    /// What the run says of itself; null where it says nothing.
+    /// The contents of `run.json`; null if there is none.
     pub fn about(&self) -> Result<Value, RunError> {
         self.json(ABOUT)
     }
 
-    /// What a finished run came to; null where it is not finished.
+    /// The result of a finished run; null if it is not finished.
     pub fn result(&self) -> Result<Value, RunError> {
         self.json(RESULT)
     }
@@ -147,7 +147,7 @@ impl RunFolder {
         }
     }
 
-    /// Whether the run here may go on: one whose marks are missing may not have files in the way of what it writes.
+    /// Whether the run here may be resumed: if its `run.json` is missing, no foreign file may be in the way of what it writes.
     pub fn check_resume(&self) -> Result<(), RunError> {
         let there = [ABOUT, SETTINGS, CARD, METRICS, CURVE, RESULT].into_iter().find(|name| self.file(name).exists());
         match there {

@@ -1,15 +1,16 @@
 //! The run folder: one timeline of checkpoints, and what a run writes beside them.
 //!
 //! ```text
-//! RUN/run.json                                what makes the folder a run of ours
+//! RUN/run.json                                marks the folder as a run
 //! RUN/run.lock                                held by the process that trains, holds its process id
 //! RUN/best                                    {"version":1,"step":500}
 //! RUN/checkpoints/step-00000500               a checkpoint of the timeline
 //! RUN/checkpoints/step-00000700.abandoned     one that a resume from an earlier step left behind; -2, -3, .. if that is taken
 //! ```
 //!
-//! A run goes on from one of its checkpoints: those of later steps are set aside first, newest first, so that a process killed on
-//! the way leaves a shorter timeline and never a mixture of two. What is set aside counts for nothing here and is never removed.
+//! When a run is resumed from one of its checkpoints, those of later steps are set aside first, newest first, so that a process
+//! killed on the way leaves a shorter timeline and never a mixture of two. What is set aside is otherwise ignored and never
+//! removed.
 
 mod claim;
 mod error;

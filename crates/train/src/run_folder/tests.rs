@@ -104,9 +104,9 @@ fn an_unwritable_run_is_said() {
         return;
     };
     let text = save_value(disk.path(), 1, 1, 1).unwrap_err().to_string();
-    assert!(text.contains("cannot be written (Read-only"), "{text}");
+    assert!(text.contains("cannot write to its folder (Read-only"), "{text}");
     let text = Claim::new(disk.path(), None).unwrap_err().to_string();
-    assert!(text.contains("run.lock: its folder cannot be written"), "{text}");
+    assert!(text.contains("run.lock: cannot write to its folder"), "{text}");
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn nothing_of_the_users_is_taken_for_a_run() {
     fs::write(&config, b"").unwrap();
     assert!(RunFolder::at(&at("project")).check_new(Some(&config)).is_ok());
     let text = RunFolder::at(&at("project")).check_new(None).unwrap_err().to_string();
-    assert!(text.contains("config.toml is there") && text.contains("--save-dir"), "{text}");
+    assert!(text.contains("the folder holds config.toml") && text.contains("--save-dir"), "{text}");
     fs::write(at("project/README.md"), b"# mine").unwrap();
     assert!(matches!(Claim::new(&at("project"), Some(&config)), Err(RunError::Occupied { .. })));
     assert_eq!(names(&at("project")), ["README.md", "config.toml"]);
@@ -243,7 +243,7 @@ fn nothing_of_the_users_is_taken_for_a_run() {
     for path in [&config, &config.join("run")] {
         assert!(matches!(RunFolder::at(path).check_new(None), Err(RunError::NotAFolder { .. })));
     }
-    // Checkpoints alone may be gone on with where nothing is in the way.
+    // Checkpoints alone may be resumed where nothing is in the way.
     save_value(&at("copy"), 5, 1, 1).unwrap();
     assert!(RunFolder::at(&at("copy")).check_resume().is_ok());
     fs::write(at("copy").join(METRICS), b"mine").unwrap();

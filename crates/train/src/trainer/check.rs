@@ -9,7 +9,7 @@ use crate::stepper::ROWS;
 use crate::tokenizer::TokenizerChoice;
 use crate::units;
 
-/// An update that even a fast machine would take longer for than this, in seconds, is refused.
+/// A step that even a fast machine would take longer for than this, in seconds, is refused.
 const LONGEST_UPDATE: f64 = 3600.0;
 /// Operations per second of one thread of a fast machine.
 const FAST: f64 = 1e11;
@@ -21,7 +21,7 @@ pub fn continued(from: &Checkpoint) -> Result<Settings, TrainError> {
     Ok(Settings::from_toml(&text, "the checkpoint's config.toml")?)
 }
 
-/// That a run may go on from a checkpoint with these settings.
+/// That a run may be resumed from a checkpoint with these settings.
 pub(super) fn agree(from: &Checkpoint, settings: &Settings) -> Result<(), TrainError> {
     let mut saved = continued(from)?;
     // Both come from the tokenizer, which is the checkpoint's own.
@@ -30,8 +30,8 @@ pub(super) fn agree(from: &Checkpoint, settings: &Settings) -> Result<(), TrainE
     saved.conflict(settings).map_or(Ok(()), |conflict| Err(TrainError::Conflict(conflict)))
 }
 
-/// What needs no text to be found out: settings that no run can have, that the checkpoint gone on from does not allow, or that ask
-/// for an update longer or larger than this machine can be meant for. `memory` is in bytes.
+/// What needs no text to be found out: settings that no run can have, that the checkpoint resumed from does not allow, or that ask
+/// for a step longer or larger than this machine can be meant for. `memory` is in bytes.
 pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, memory: u64) -> Result<(), TrainError> {
     settings.validate()?;
     if let Some(from) = from {
@@ -53,7 +53,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     let seconds = estimate.operations / (FAST * threads as f64);
     if seconds > LONGEST_UPDATE {
         let what = format!(
-            "{about} are {} tokens: one update would take {} or longer on {threads} {}; lower either",
+            "{about} are {} tokens: one step would take {} or longer on {threads} {}; lower one of them",
             units::thousands(estimate.tokens),
             units::duration(seconds),
             if threads == 1 { "thread" } else { "threads" }
@@ -63,7 +63,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     Ok(())
 }
 
-/// What one update costs, roughly and rather too little than too much.
+/// What one step costs, roughly and rather too little than too much.
 struct Estimate {
     seq_len: usize,
     tokens: u64,
@@ -85,7 +85,7 @@ impl Estimate {
         let weights = m.blocks as f64 * block + (vocab * m.dim) as f64;
         // Forward, and backward twice as much: the same of each weight for each token.
         let operations = 6.0 * weights * tokens as f64;
-        // Parameters, gradients and two moments; of each row of a pass the stream, and what a block keeps in two bytes.
+        // Parameters, gradients and two moments; of each row of a micro-batch the residual stream, and what a block keeps in two bytes.
         let rows = ROWS.min(sequences * seq_len).max(seq_len) as f64;
         let row = m.blocks as f64 * (2.0 * 4.0 * m.dim as f64 + 2.0 * (4 * m.dim + 3 * m.ffn_hidden) as f64);
         let bytes = 16.0 * weights + rows * row;

@@ -1,4 +1,4 @@
-//! What a run came to, `result.json`: a run that has one for its last step is finished.
+//! The result of a run, `result.json`: a run that has one for its last step is finished.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::config::Settings;
 use crate::eval::bpb::Report;
 use crate::run_folder::RunFolder;
 
-/// What a finished run came to: `result.json`.
+/// The result of a finished run: `result.json`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ending {
     /// Of this format.
@@ -18,7 +18,7 @@ pub struct Ending {
     pub name: String,
     /// `finished` or `early stop`.
     pub outcome: &'static str,
-    /// Updates of the whole run.
+    /// Steps of the whole run.
     pub steps: u64,
     /// Tokens trained on.
     pub tokens: u64,
@@ -41,13 +41,13 @@ pub struct Scored {
     pub step: u64,
     /// Its folder within the run's.
     pub checkpoint: String,
-    /// Bits per byte of the part that is scored while training.
+    /// Bits per byte of the part of the text that is scored while training.
     pub probe_bpb: Option<f64>,
-    /// Of the whole.
+    /// Scores on the whole text.
     pub full: Report,
 }
 
-/// How a run ended, and what it came to where it was not interrupted.
+/// How a run ended, and its result unless it was interrupted.
 pub struct Ended {
     /// How.
     pub outcome: Outcome,
@@ -89,10 +89,10 @@ pub(super) fn ended(folder: &RunFolder, settings: &Settings, step: u64) -> Optio
 fn over(folder: &RunFolder, settings: &Settings, step: u64, early: bool) -> TrainError {
     let (run, t) = (folder.path().display(), &settings.train);
     let more = match (early, t.steps, t.minutes) {
-        (true, ..) => "it stopped early, since validations no longer improved; --set train.patience=0 trains on".into(),
+        (true, ..) => "it stopped early because validation no longer improved; --set train.patience=0 trains on".into(),
         (_, 0, 0.0) => format!("--epochs {} trains on", 2.0 * t.epochs),
         (_, 0, minutes) => format!("--minutes {} trains on", 2.0 * minutes),
         (_, steps, _) => format!("--steps {} trains on", 2 * steps.max(step)),
     };
-    TrainError::Finished(format!("{run} is finished at step {step}, nothing was changed; {more}"))
+    TrainError::Finished(format!("{run} is finished at step {step}; nothing was changed; {more}"))
 }

@@ -16,19 +16,23 @@ use crate::eval::bpb::EvalError;
 use crate::load::LoadError;
 use crate::log::LogError;
 use crate::run_folder::RunError;
-use crate::stepper::Update;
+use crate::stepper::StepResult;
 use crate::what::Unwanted;
 
-/// Why training cannot go on. Whatever was saved before is left as it is.
+/// Why training cannot continue. Whatever was saved before is left as it is.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum TrainError {
     #[error(
-        "the loss is not a number at step {step} (loss {loss}, gradient norm {grad_norm}). The last good checkpoint is {}. A lower learning rate usually helps: --resume with a lower --lr goes on from there",
+        "the loss is not a number at step {step} (loss {loss}, gradient norm {grad_norm}). The last good checkpoint is {}. A \
+         lower learning rate usually helps: continue from there with --resume and a lower --lr",
         last_good.display()
     )]
     NotFinite { step: u64, loss: f64, grad_norm: f64, last_good: PathBuf },
-    #[error("checkpoint of another config: {0}. Leave out the setting, or start a new run in another folder")]
+    #[error(
+        "this setting cannot change within a run: {0}. Leave it out, or start a new run in another folder (--from takes \
+     over the weights)"
+    )]
     Conflict(String),
     #[error("{path}: {what}; use an older checkpoint")]
     State { path: PathBuf, what: String },
@@ -37,25 +41,25 @@ pub enum TrainError {
     Finished(String),
     #[error("{0}")]
     TooLarge(String),
-    #[error("--from: the model is what it is ({0}); leave out the setting, or train a new model")]
+    #[error("--from: the model cannot change ({0}); leave out the setting, or train a new model")]
     OtherModel(String),
     #[error(
-        "--valid is the training text itself; name another text, leave it out to hold out a share, or validate on what is trained on \
-         with --set data.holdout=0"
+        "--valid is the training text itself; name another text, leave --valid out to hold out part of the text, or validate \
+         on the training text with --set data.holdout=0"
     )]
     ValidIsTrain,
-    #[error("{spec}: the validation text holds no story; name another with --valid")]
+    #[error("{spec}: the validation text holds no document; name another with --valid")]
     NoValidation { spec: String },
     #[error(
-        "no story of {text} is left for validation ({left} for training); name a text for it with --valid, raise data.holdout \
-         (now {holdout}), or validate on the training text itself with --set data.holdout=0"
+        "no document of {text} is held out for validation ({left} for training); name a validation text with --valid, raise \
+         data.holdout (now {holdout}), or validate on the training text with --set data.holdout=0"
     )]
     NothingHeldOut { text: String, left: usize, holdout: f64 },
     /// Texts that are to be counted, not fetched: what is wrong with each.
     #[error("{}", not_here(missing, *of, *files))]
     NotHere { missing: Vec<String>, of: usize, files: bool },
-    #[error("update {n} of the measurement is not finite: {update:?}")]
-    NotMeasured { n: u64, update: Update },
+    #[error("step {n} of the measurement is not finite: {result:?}")]
+    NotMeasured { n: u64, result: StepResult },
     #[error(transparent)]
     Unwanted(#[from] Unwanted),
     #[error(transparent)]
@@ -92,7 +96,7 @@ fn not_here(missing: &[String], of: usize, files: bool) -> String {
         return missing.join("");
     }
     format!(
-        "{} of the {of} texts of this run are not here to be counted (datasets are fetched by `flashlm train` without --dry-run):\n  {}",
+        "{} of the {of} texts of this run are not on this machine (without --dry-run, `flashlm train` fetches datasets):\n  {}",
         missing.len(),
         missing.join("\n  ")
     )

@@ -1,26 +1,26 @@
-//! What is heard of a run, and the ways in which it ends.
+//! Events of a run, and the ways in which it ends.
 
 use crate::log::SampleRow;
 
-/// What the trainer tells while it works.
+/// What the trainer reports.
 pub enum Event<'a> {
     /// One line of progress, replaced by the next.
     Progress(&'a str),
     /// A line to keep.
     Note(&'a str),
-    /// A text the model wrote.
+    /// A sample: text that the model generated.
     Sample(&'a SampleRow),
 }
 
-/// Takes what is told.
+/// Receives the events.
 pub type Tell<'a> = &'a mut dyn FnMut(Event);
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All of it.
+    /// It reached its end.
     Finished,
-    /// No validation has improved for `patience` of them.
+    /// The last `patience` validations brought no improvement.
     EarlyStop,
     /// The stop flag was set; everything is saved.
     Interrupted,

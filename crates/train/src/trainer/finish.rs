@@ -12,6 +12,7 @@ use crate::checkpoint::folder_name;
 use crate::log::SampleRow;
 use crate::log::card::{Card, Scores, ternary_share};
 use crate::run_folder::{CARD, RESULT};
+use crate::units::counted;
 
 impl Trainer<'_> {
     /// Saves, scores, samples, draws and describes. `None` for the result where `stop` was set on the way: going on with the run
@@ -98,7 +99,12 @@ impl Trainer<'_> {
             vocab: tokenizer.vocab_size(),
             tokens: ending.tokens,
             seconds: ending.seconds,
-            machine: format!("{}, {} threads, {}", machine.name, self.cx.pool().threads(), self.cx.isa().name()),
+            machine: format!(
+                "{}, {}, {}",
+                machine.name,
+                counted(self.cx.pool().threads() as u64, "thread"),
+                self.cx.isa().name()
+            ),
             precision: settings.train.precision,
             settings: settings.to_toml(),
             step: ending.best.step,

@@ -11,13 +11,13 @@ use crate::run_folder::Claim;
 
 /// What a run starts from.
 pub struct Inputs {
-    /// Resolved: no size left to the hardware.
+    /// Resolved: every choice is made.
     pub settings: Settings,
     /// The vocabulary of `texts` and `valid`.
     pub tokenizer: Tokenizer,
     /// Training tokens.
     pub texts: Curriculum,
-    /// Validation stories.
+    /// Validation documents.
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,

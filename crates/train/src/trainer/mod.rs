@@ -1,8 +1,8 @@
-//! The trainer: windows of tokens in, updates, validations, samples and checkpoints out, until the run's end, an early stop or
+//! The trainer: windows of tokens in, steps, validations, samples and checkpoints out, until the run's end, an early stop or
 //! a request to stop.
 //!
-//! Everything that the next update depends on is in [`State`](crate::progress::State), the parameters and the optimizers' state; a checkpoint holds all of
-//! it, so a run by updates that is stopped and resumed gives the same bits as one that never stopped.
+//! Everything that the next step depends on is in [`State`](crate::progress::State), the parameters and the optimizer state; a
+//! checkpoint holds all of it, so a run limited by steps that is stopped and resumed gives the same bits as one that never stopped.
 
 mod check;
 mod ending;

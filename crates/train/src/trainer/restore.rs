@@ -20,7 +20,7 @@ pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError
         || state.stage_start > state.step
         || !state.elapsed.is_finite()
     {
-        return Err(bad("its values do not belong together".into()));
+        return Err(bad("its values contradict each other".into()));
     }
     Ok(state)
 }
@@ -39,8 +39,8 @@ pub(super) fn same_text(mut state: State, inputs: &Inputs, notes: &mut Vec<Strin
     let Contents { texts, valid } = inputs.contents();
     if !state.texts.is_empty() && state.texts != texts {
         notes.push(
-            "the training text is another one than at this checkpoint: the same weights go on with it, epochs are counted anew, \
-             and the figures before and after do not compare"
+            "the training text is another one than at this checkpoint: training continues on it, epochs are counted anew, \
+             and losses before and after cannot be compared"
                 .into(),
         );
         state.epochs_before = vec![0.0; texts.len()];
@@ -48,7 +48,7 @@ pub(super) fn same_text(mut state: State, inputs: &Inputs, notes: &mut Vec<Strin
     }
     if state.valid.is_some_and(|before| before != valid) {
         notes.push(
-            "the validation text is another one than at this checkpoint: validations before it do not count".into(),
+            "the validation text is another one than at this checkpoint: earlier validations no longer count".into(),
         );
         (state.best, state.since_best, state.validated) = (None, 0, None);
     }

@@ -1,4 +1,4 @@
-//! The folder of a run that goes on: what becomes of the steps after the one gone on from.
+//! The folder of a resumed run: what becomes of the steps after the one resumed from.
 
 use super::{Inputs, TrainError, Trainer, continued, ending};
 use crate::checkpoint::Checkpoint;
@@ -6,15 +6,16 @@ use crate::log::LogError;
 use crate::log::jsonl::{Kept, Metrics, Resumed};
 use crate::log::tensorboard::Events;
 use crate::run_folder::{ABANDONED_METRICS, METRICS, RESULT, RunError, SETTINGS};
+use crate::units::counted;
 
 impl Trainer<'_> {
-    /// The folder of a run that goes on. Only the timeline of checkpoints must be right; what else fails is told, and the run goes on.
-    pub(super) fn go_on(&mut self, from: &Checkpoint) -> Result<(), TrainError> {
+    /// The folder of a resumed run. Only the timeline of checkpoints must be right; what else fails is told, and the run continues.
+    pub(super) fn resume(&mut self, from: &Checkpoint) -> Result<(), TrainError> {
         let (step, folder) = (self.state.step, self.inputs.claim.folder().clone());
         self.notes.extend(continued(from)?.changes(&self.inputs.settings));
         let full = from.path().canonicalize().map_err(|source| RunError::Read { path: from.path().into(), source })?;
         if !full.ancestors().nth(2).is_some_and(|run| folder.is(run)) {
-            // The best of the other folder is not here, but for the one gone on from.
+            // The best of the other folder is not here, but for the one resumed from.
             self.state.best = self.state.best.filter(|best| best.step == step);
             return self.begin();
         }
@@ -26,7 +27,7 @@ impl Trainer<'_> {
             return Err(over);
         }
         for path in self.inputs.claim.abandon_after(step)? {
-            self.notes.push(format!("set aside, since the run goes on from step {step}: now {}", path.display()));
+            self.notes.push(format!("set aside, since the run continues from step {step}: now {}", path.display()));
         }
         self.resumed = Some(step);
         match self.open_log(step) {
@@ -35,12 +36,12 @@ impl Trainer<'_> {
                 self.sampled = rows.sampled;
                 if rows.damaged > 0 {
                     self.notes.push(format!(
-                        "{} lines of {METRICS} were no rows; they are in {ABANDONED_METRICS} now",
-                        rows.damaged
+                        "{} of {METRICS} could not be read; moved to {ABANDONED_METRICS}",
+                        counted(rows.damaged as u64, "line")
                     ));
                 }
             }
-            Err(error) => self.notes.push(format!("{error}; it is tried again with the next row")),
+            Err(error) => self.notes.push(format!("{error}; it will be tried again with the next row")),
         }
         match Events::resume(folder.path(), step) {
             Ok(events) => self.events = Some(events),
@@ -56,7 +57,7 @@ impl Trainer<'_> {
             claim.remove(RESULT),
         ];
         self.notes
-            .extend(written.into_iter().filter_map(|written| Some(format!("{}; training goes on", written.err()?))));
+            .extend(written.into_iter().filter_map(|written| Some(format!("{}; training continues", written.err()?))));
         self.saved.key = Some((step, self.state.validated.map(|v| v.step)));
         Ok(())
     }

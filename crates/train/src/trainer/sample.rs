@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flashlm_kernels::Exec;
 use flashlm_model::pack::{self, pack};
 use flashlm_model::sample;
-use flashlm_model::{Engine, PackedModel, Writer};
+use flashlm_model::{Engine, Generation, PackedModel};
 
 use super::{Event, Tell, TrainError, Trainer};
 use crate::log::{Row, SampleRow};
@@ -50,10 +50,10 @@ impl Trainer<'_> {
                 seed: t.seed ^ (step << 8 | i as u64),
                 ..sample::Settings::default()
             };
-            let mut writer = Writer::new(&model, settings, t.sample_tokens, &[])?;
-            writer.read(prompt);
+            let mut generation = Generation::new(&model, settings, t.sample_tokens, &[])?;
+            generation.push(prompt);
             let mut text = String::new();
-            engine.write(&mut writer, |piece| text.push_str(piece))?;
+            engine.generate(&mut generation, |piece| text.push_str(piece))?;
             rows.push(SampleRow { step, prompt: prompt.clone(), text });
         }
         Ok(rows)

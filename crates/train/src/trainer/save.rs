@@ -1,5 +1,5 @@
 //! What a run writes while it trains. The checkpoint alone may end a run, and not even that for want of room: it waits until there
-//! is some. What fails besides is told once, and the run goes on.
+//! is some. What fails besides is told once, and the run continues.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
@@ -31,7 +31,7 @@ const WAIT: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)
 const MAX_PENDING: usize = 100_000;
 
 impl Trainer<'_> {
-    /// The step that is on the disk in the run's folder, saved by this process or gone on from.
+    /// The step that is on the disk in the run's folder, saved by this process or resumed from.
     pub fn saved_step(&self) -> Option<u64> {
         self.saved.key.map(|(step, _)| step)
     }
@@ -53,10 +53,13 @@ impl Trainer<'_> {
                     tell(Event::Note(&format!("{error}. Trying again")));
                 } else if waited {
                     let waiting = units::duration(began.elapsed().as_secs_f64());
-                    tell(Event::Progress(&format!("step {step} is not saved: the disk is full, for {waiting} now")));
+                    tell(Event::Progress(&format!(
+                        "step {step} is not saved yet: the disk has been full for {waiting}"
+                    )));
                 } else {
                     tell(Event::Note(&format!(
-                        "{error}. The run waits and goes on when there is room; Ctrl-C twice ends it without this step"
+                        "{error}. The run waits until there is room, then continues; Ctrl-C twice ends it without saving \
+                         this step"
                     )));
                 }
                 waited |= full;
@@ -66,7 +69,7 @@ impl Trainer<'_> {
                 wait = (2 * wait).min(WAIT[1]);
             }
             if tries > 0 {
-                tell(Event::Note(&format!("the checkpoint of step {step} could be written now; the run goes on")));
+                tell(Event::Note(&format!("the checkpoint of step {step} is written; the run continues")));
             }
             self.saved.key = key;
             let protect: Vec<u64> = self.resumed.into_iter().chain([step]).collect();
@@ -99,8 +102,8 @@ impl Trainer<'_> {
         self.inputs.claim.save(step, &parts)
     }
 
-    /// Before the run ends with an error: what has been trained is saved, if it is numbers. What there is of checkpoints stays, since
-    /// an earlier one may be what is gone on from.
+    /// Before the run ends with an error: what has been trained is saved, if it is numbers. What there is of checkpoints stays,
+    /// since an earlier one may be what is resumed from.
     pub(super) fn rescue(&mut self, tell: Tell) {
         let step = self.state.step;
         if step == 0 || self.saved_step() == Some(step) || self.stepper.params.iter().any(|p| !p.is_finite()) {
@@ -116,8 +119,8 @@ impl Trainer<'_> {
         }
     }
 
-    /// Where a run can go on after a loss that is not a number: the newest checkpoint from which an update was made that was one, or
-    /// where there is none, one of the start. A checkpoint of the very step that failed is set aside.
+    /// Where a run can be resumed after a loss that is not a number: the newest checkpoint from which a step was made that was
+    /// one, or where there is none, one of the start. A checkpoint of the very step that failed is set aside.
     pub(super) fn last_good(&mut self) -> Result<PathBuf, TrainError> {
         let claim = &mut self.inputs.claim;
         if let Some(before) = self.state.step.checked_sub(1) {
@@ -139,7 +142,7 @@ impl Trainer<'_> {
         match result {
             Ok(()) => drop(self.failing.remove(what)),
             Err(error) if self.failing.insert(what) => {
-                tell(Event::Note(&format!("{what} failed, training goes on: {error}")));
+                tell(Event::Note(&format!("{what} failed, training continues: {error}")));
             }
             Err(_) => {}
         }

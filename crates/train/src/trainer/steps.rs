@@ -1,4 +1,4 @@
-//! Update after update, with what is due between them.
+//! Step after step, with what is due in between.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,7 +19,7 @@ impl Trainer<'_> {
         for note in std::mem::take(&mut self.notes) {
             tell(Event::Note(&note));
         }
-        let ended = self.updates(stop, tell).and_then(|outcome| match outcome {
+        let ended = self.steps(stop, tell).and_then(|outcome| match outcome {
             Outcome::Interrupted => Ok(Ended::INTERRUPTED),
             outcome => self.finish(outcome, stop, tell),
         });
@@ -39,14 +39,14 @@ impl Trainer<'_> {
         self.before + self.clock.seconds()
     }
 
-    fn updates(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Outcome, TrainError> {
+    fn steps(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Outcome, TrainError> {
         let mut row_started = (self.clock.seconds(), self.state.tokens);
         let mut shown = Instant::now();
         let mut resting = 0.0;
         let mut told = None;
         let t = self.inputs.settings.train.clone();
         if self.state.step > 0 && self.saved.key.is_none() {
-            // What was gone on from lies in another folder: this one has nothing yet.
+            // What was resumed from lies in another folder: this one has nothing yet.
             self.save(tell)?;
             if let Some(best) = self.state.best {
                 let marked = self.inputs.claim.mark_best(Some(best.step));
@@ -89,7 +89,7 @@ impl Trainer<'_> {
                 let (of, length) = (self.plan.stages(), self.plan.seq_len(stage));
                 tell(Event::Note(&format!("stage {} of {of}: {names}, T {length}", stage + 1)));
             }
-            let Some((lr, grad_norm)) = self.update(stage, progress, stop)? else { return Ok(Outcome::Interrupted) };
+            let Some((lr, grad_norm)) = self.step(stage, progress, stop)? else { return Ok(Outcome::Interrupted) };
             if self.state.step.is_multiple_of(t.log_every) {
                 self.state.elapsed = self.seconds();
                 let seconds = (self.clock.seconds() - row_started.0 - resting).max(1e-9);
@@ -105,8 +105,8 @@ impl Trainer<'_> {
         }
     }
 
-    /// One update; returns its learning rate and gradient norm, or nothing where `stop` was set on the way.
-    fn update(&mut self, stage: usize, progress: f64, stop: &AtomicBool) -> Result<Option<(f64, f64)>, TrainError> {
+    /// One optimizer step; returns its learning rate and gradient norm, or nothing where `stop` was set on the way.
+    fn step(&mut self, stage: usize, progress: f64, stop: &AtomicBool) -> Result<Option<(f64, f64)>, TrainError> {
         let settings = &self.inputs.settings;
         let t = &settings.train;
         if stage != self.state.stage {
@@ -124,18 +124,18 @@ impl Trainer<'_> {
             progress,
         ));
         let step = Step { shape, settings: t, lr, number };
-        let Some(update) = self.stepper.step_unless(stop, self.cx, step, window) else { return Ok(None) };
-        if !update.is_finite() {
+        let Some(result) = self.stepper.step_unless(stop, self.cx, step, window) else { return Ok(None) };
+        if !result.is_finite() {
             let last_good = self.last_good()?;
-            let (loss, grad_norm) = (update.loss, update.grad_norm);
+            let (loss, grad_norm) = (result.loss, result.grad_norm);
             return Err(TrainError::NotFinite { step: number, loss, grad_norm, last_good });
         }
         self.state.windows = Some(self.windows() + shape.batch as u64);
         self.state.step = number;
-        self.state.tokens += update.tokens;
-        self.state.loss_sum.0 += update.loss;
+        self.state.tokens += result.tokens;
+        self.state.loss_sum.0 += result.loss;
         self.state.loss_sum.1 += 1;
-        Ok(Some((lr, update.grad_norm)))
+        Ok(Some((lr, result.grad_norm)))
     }
 
     /// Windows of the stage so far.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::{Event, Tell, TrainError, Trainer};
 use crate::eval::Stories;
-use crate::eval::bpb::{EvalError, Latent, Report, evaluate};
+use crate::eval::bpb::{EvalError, Master, Report, evaluate};
 use crate::log::{EvalRow, Row, console};
 use crate::progress::Best;
 use crate::stepper::Stepper;
@@ -15,8 +15,8 @@ use crate::stepper::Stepper;
 pub(super) const MARKING: &str = "marking the best checkpoint";
 
 impl Trainer<'_> {
-    /// Scores the probe, always the same stories with activations as they are in use, and remembers the best. `false`, and nothing
-    /// remembered, where `stop` was set on the way.
+    /// Scores the probe, always the same documents with activations as they are in use, and marks the best. `false`, and nothing
+    /// marked, where `stop` was set on the way.
     pub(super) fn validate(&mut self, stop: &AtomicBool, tell: Tell) -> Result<bool, TrainError> {
         let probe = std::mem::take(&mut self.probe);
         let report = self.score(&probe, stop, tell);
@@ -44,7 +44,7 @@ impl Trainer<'_> {
         Ok(true)
     }
 
-    /// Scores stories with the parameters at hand, and tells how far it has come; nothing where `stop` was set on the way.
+    /// Scores documents with the parameters at hand, and tells how far it has come; nothing where `stop` was set on the way.
     pub(super) fn score(
         &mut self,
         stories: &Stories,
@@ -56,7 +56,7 @@ impl Trainer<'_> {
         let total = stories.totals().tokens.max(1);
         let mut shown = Instant::now();
         let scored =
-            evaluate(&mut Latent::new(self.cx, &mut **lm, params), &self.inputs.tokenizer, stories, &mut |done| {
+            evaluate(&mut Master::new(self.cx, &mut **lm, params), &self.inputs.tokenizer, stories, &mut |done| {
                 if shown.elapsed().as_secs_f64() >= 1.0 {
                     shown = Instant::now();
                     tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));

@@ -37,7 +37,7 @@ pub struct Trainer<'a> {
     pub(super) pending: VecDeque<Row>,
     pub(super) events: Option<Events>,
     pub(super) saved: Saved,
-    /// The step of this run that was gone on from; its checkpoint is kept while this process trains.
+    /// The step of this run that was resumed from; its checkpoint is kept while this process trains.
     pub(super) resumed: Option<u64>,
     /// The step whose samples are in the log.
     pub(super) sampled: Option<u64>,
@@ -56,7 +56,7 @@ pub(super) struct Saved {
 }
 
 impl<'a> Trainer<'a> {
-    /// A new run in the claimed folder, or one that goes on from `resume`, a checkpoint of this folder or another.
+    /// A new run in the claimed folder, or one resumed from `resume`, a checkpoint of this folder or another.
     pub fn new(cx: &'a Exec, inputs: Inputs, resume: Option<&Checkpoint>) -> Result<Self, TrainError> {
         let Inputs { settings, texts, .. } = &inputs;
         settings.validate()?;
@@ -95,7 +95,7 @@ impl<'a> Trainer<'a> {
             notes,
         };
         match resume {
-            Some(from) => trainer.go_on(from)?,
+            Some(from) => trainer.resume(from)?,
             None => trainer.begin()?,
         }
         Ok(trainer)

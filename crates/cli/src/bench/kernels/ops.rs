@@ -2,7 +2,7 @@
 //! and 512 logits of a row at once. The same numbers are made in f32, bf16 and f64.
 
 use flashlm_kernels::ops::{
-    self, Act, AdamW, Objective, Packed, Quant, Scale, SoftmaxRows, Stat, conv_gate_backward, conv_gate_forward,
+    self, Act, AdamW, Objective, Packed, Quant, Scale, SoftmaxRows, Statistic, conv_gate_backward, conv_gate_forward,
     conv_taps_backward, embed_backward, embed_forward, glu_backward, glu_forward, matmul, matmul_tn, quantise,
     rmsnorm_backward, rmsnorm_forward, softcap, sum_squares,
 };
@@ -240,7 +240,7 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
             // Alpha is near 1/2, so the edge between 0 and 1 is near 1/4: no weight there, as no rounding error may decide.
             let near = |w: A::E| (w.to_f64().abs() - 0.25).abs() < 0.02;
             w.iter_mut().filter(|w| near(**w)).for_each(|w| *w = *w + *w);
-            let quant = Quant { scale: Scale::Tensor, stat: Stat::Mean };
+            let quant = Quant { scale: Scale::Tensor, stat: Statistic::Mean };
             let call = move |cx: &Exec, wq: &mut Vec<A>| quantise(cx, wq, &mut [], &w, (F, D), quant);
             let case = case(zeros::<A>(F * D), call, |wq| vec![wq.output()]);
             bytes("quantise", format!("{F}x{D}"), F * D * (summed + kept), case)

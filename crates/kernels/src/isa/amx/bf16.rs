@@ -1,4 +1,4 @@
-//! Products of bf16 on tiles: a 32 x 32 block of `C` in four of them. `tdpbf16ps` sums the even and the odd depths of a tile
+//! Bf16 matmuls on tiles: a 32 x 32 block of `C` in four of them. `tdpbf16ps` sums the even and the odd depths of a tile
 //! apart, then adds both to `C` (Intel SDM, "TDPBF16PS"); denormals count as zero.
 
 use std::arch::asm;

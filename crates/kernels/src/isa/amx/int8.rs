@@ -1,4 +1,4 @@
-//! Products of bytes on tiles, `tdpbsud`: signed activations with unsigned codes of weights, summed in i32.
+//! Int8 matmuls on tiles, `tdpbsud`: signed activations with unsigned codes of weights, summed in i32.
 
 use std::arch::asm;
 

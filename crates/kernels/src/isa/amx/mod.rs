@@ -1,4 +1,4 @@
-//! AMX: products of bf16 and of bytes on tile registers of 16 rows of 64 bytes, accumulated in f32 and i32. Everything else
+//! AMX: bf16 and int8 matmuls on tile registers of 16 rows of 64 bytes, accumulated in f32 and i32. Everything else
 //! runs as AVX-512. Here: whether there are tiles.
 //!
 //! Intrinsics for tiles are not stable, so a kernel is one `asm!` block: a block of `C` in four tiles, with its whole loop over

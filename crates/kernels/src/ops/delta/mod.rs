@@ -12,7 +12,7 @@
 //! P = (Q K^T) D              O = exp(c) Q S0 + P U             S1 = exp(c_n) S0 + (w K)^T U
 //! ```
 //!
-//! The backward pass differentiates these lines in reverse and makes again what it needs of them. Keys and queries come
+//! The backward pass differentiates these lines in reverse and recomputes what it needs of them. Keys and queries come
 //! stacked, `kq: [2n, dk]`, the keys first; `q` is already scaled. Sums of `g` are taken in f64: differences of two of them
 //! count, and these may be small where the sums are not.
 

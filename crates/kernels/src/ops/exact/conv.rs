@@ -1,4 +1,4 @@
-//! Causal depthwise convolution of one sequence that goes on: `y_t = sum_j taps_j v_{t-K+1+j}`, over the rows of its story alone.
+//! Causal depthwise convolution of one sequence in pieces: `y_t = sum_j taps_j v_{t-K+1+j}`, over the rows of its document alone.
 
 use std::ops::Range;
 
@@ -16,12 +16,12 @@ pub struct ConvRows<'a> {
     pub ld: usize,
     /// The first of the columns convolved.
     pub at: usize,
-    /// `[n]`: rows of its story before each.
+    /// `[n]`: rows of its document before each.
     pub past: &'a [u32],
 }
 
 /// `y: [rows.len(), d]` of the rows `rows` of the sequence; `taps: [K, d]`. `history: [K-1, d]` is a ring of the rows before it,
-/// the row after `p` others of its story in slot `p mod (K-1)`.
+/// the row after `p` others of its document in slot `p mod (K-1)`.
 pub fn exact_conv(cx: &Exec, y: &mut [f32], history: &[f32], from: ConvRows, rows: Range<usize>, taps: &[f32]) {
     let d = y.len() / rows.len().max(1);
     let ConvRows { u, ld, at, past } = from;
@@ -39,7 +39,7 @@ pub fn exact_conv_keep(history: &mut [f32], from: ConvRows, d: usize) {
     if held == 0 {
         return;
     }
-    // Where a whole ring is of the last story, nothing is left of rows before.
+    // Where a whole ring is of the last document, nothing is left of rows before.
     let first = if past[n - 1] as usize + 1 >= held { n.saturating_sub(held) } else { 0 };
     for (row, past) in past.iter().enumerate().skip(first) {
         let (slot, from) = (*past as usize % held * d, row * ld + at);
@@ -130,7 +130,7 @@ mod tests {
         for (k, d) in [(1, 3), (4, 16), (8, 37)] {
             let (n, ld, at) = (23, d + 5, 2);
             let (u, taps): (Vec<f32>, Vec<f32>) = (random(n * ld, 1), random(k * d, 2));
-            // A story starts at row 10.
+            // A document starts at row 10.
             let past: Vec<u32> = (0..10).chain(0..13).collect();
             let mut want = vec![0.0; n * d];
             for t in 0..n {

@@ -1,4 +1,4 @@
-//! One thread's share of a product, block by block: `MC x KC` of `A`, copied so that a tile reads it in order, with every panel of
+//! One thread's share of a matmul, block by block: `MC x KC` of `A`, copied so that a tile reads it in order, with every panel of
 //! `B`. Loops from outside: rows, depths, panels, tiles.
 
 use crate::part::{AHEAD, BLOCK, Part, prefetch};

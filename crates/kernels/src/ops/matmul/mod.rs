@@ -1,5 +1,5 @@
-//! Matrix products of one [`Store`], summed in its element. `matmul`: `C[m,n] (+)= A[m,k] B[k,n]` with `B` packed
-//! beforehand (weights, once a step); `matmul_tn`: `C[m,n] (+)= A[k,m]^T X[k,n]` (weight gradients), which packs `X` first.
+//! Matmuls of one [`Store`], summed in its element. `matmul`: `C[m,n] (+)= A[m,k] B[k,n]` with `B` packed
+//! beforehand (weights, once per step); `matmul_tn`: `C[m,n] (+)= A[k,m]^T X[k,n]` (weight gradients), which packs `X` first.
 //!
 //! Blocking follows Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008): `B` in panels of
 //! `NR` columns, `A` copied in blocks of `MC x KC` that stay in L2, an `MR x NR` tile of `C` in registers. Each element of
@@ -38,7 +38,7 @@ pub fn matmul<'b, A: Store>(
     accumulate: bool,
 ) {
     let b = b.into();
-    assert!(c.len() >= area([m, b.n]) && a.len() >= strided(m, lda, b.k), "operand of a product is too small");
+    assert!(c.len() >= area([m, b.n]) && a.len() >= strided(m, lda, b.k), "operand of a matmul is too small");
     let _time = time(cx, "matmul", (b.k, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
     product(cx, c, a, lda, false, b, m, accumulate);
 }
@@ -70,7 +70,7 @@ pub fn matmul_transposed<'b, A: Store>(
     accumulate: bool,
 ) {
     let b = b.into();
-    assert!(c.len() >= area([m, b.n]) && a.len() >= strided(b.k, lda, m), "operand of a product is too small");
+    assert!(c.len() >= area([m, b.n]) && a.len() >= strided(b.k, lda, m), "operand of a matmul is too small");
     let _time = time(cx, "matmul_tn", (m, b.n), Work::Flops(2.0 * (m * b.n * b.k) as f64));
     product(cx, c, a, lda, true, b, m, accumulate);
 }

@@ -1,4 +1,4 @@
-//! The packed operand of a product: `B: [k, n]` in panels of columns, `[ceil(n/NR)][k/DEPTH][NR][DEPTH]`, so that a tile reads it
+//! The packed operand of a matmul: `B: [k, n]` in panels of columns, `[ceil(n/NR)][k/DEPTH][NR][DEPTH]`, so that a tile reads it
 //! from front to end. Zeros fill the last panel, and the last depths where they go in pairs.
 
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! The innermost loop of a product: an `MR x NR` tile of `C` in registers, `NR = NV * LANES`,
+//! The innermost loop of a matmul: an `MR x NR` tile of `C` in registers, `NR = NV * LANES`,
 //! `C (+)= sum_p A[.., p] B[p, ..]` over groups of depths in order.
 
 use crate::simd::{Simd, Store};

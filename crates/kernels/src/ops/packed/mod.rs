@@ -1,8 +1,8 @@
-//! Products of the packed runtime: rows of int8 activations with ternary or int8 weights, summed as integers.
+//! Matmuls of the packed runtime: rows of int8 activations with ternary or int8 weights, summed as integers.
 //!
 //! ```text
 //! quantise: m = max |x| of a row;  q = round(127 x / m), halves to even;  x is about q m / 127
-//! product:  y_o (+)= (sum over segments s: (sum of w_oi q_i over the columns i of s) scale_os) m / 127
+//! matmul:  y_o (+)= (sum over segments s: (sum of w_oi q_i over the columns i of s) scale_os) m / 127
 //! ```
 //!
 //! Integer sums are exact and float operations are those of [`super::exact`], so that every ISA gives the same bits. What

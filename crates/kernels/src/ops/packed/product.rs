@@ -1,4 +1,4 @@
-//! One product of int8 rows with packed weights, over the trait [`Dot`] and on tiles.
+//! One matmul of int8 rows with packed weights, over the trait [`Dot`] and on tiles.
 //!
 //! Blocks of 16 outputs outside, rows inside: a block's weights stay in L1 for all rows. Sums of `M` rows of `N` blocks are
 //! in registers, and become floats there.
@@ -14,10 +14,10 @@ use crate::size::{area, end};
 
 /// Most rows that vectors are faster for than tiles.
 const FEW: usize = 4;
-/// Rows and outputs of one product of tiles.
+/// Rows and outputs of one matmul of tiles.
 const SIDE: usize = 2 * CELL;
 
-/// One product, ready to run on a unit. Plain numbers and pointers: a row of activations leaves no time to look anything up.
+/// One matmul, ready to run on a unit. Plain numbers and pointers: a row of activations leaves no time to look anything up.
 pub(crate) struct Product<'a> {
     w: &'a PackedMatrix,
     /// `[rows, ld]`, from the first column on.
@@ -246,14 +246,14 @@ impl Product<'_> {
         let blocks = w.outputs.div_ceil(CELL);
         for first in (0..blocks).step_by(2) {
             let own = 2.min(blocks - first);
-            // What segments come to so far, of rows that there are: to clear all takes as long as their products.
+            // What segments come to so far, of rows that there are: to clear all takes as long as their matmuls.
             let mut y = [[MaybeUninit::uninit(); 2]; INT8_ROWS];
             for segment in 0..self.segments {
                 let groups = self.groups(segment);
                 let steps = groups.len().div_ceil(4);
                 let (b, apart, bias) = match w.kind {
                     Kind::Ternary => {
-                        // SAFETY: the memory of the rows that this product was made of.
+                        // SAFETY: the memory of the rows that this matmul was made of.
                         let panel = unsafe { std::slice::from_raw_parts_mut(self.panel.0, self.panel.1) };
                         let panel = &mut panel[..2 * steps * 16];
                         for (i, panel) in panel.chunks_exact_mut(steps * 16).take(own).enumerate() {

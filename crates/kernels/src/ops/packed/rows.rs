@@ -8,7 +8,7 @@ use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
 use crate::size::{area, end};
 
-/// Most rows of one product.
+/// Most rows of one matmul.
 pub const INT8_ROWS: usize = 64;
 
 /// At most [`INT8_ROWS`] rows of int8 activations.

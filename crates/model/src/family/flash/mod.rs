@@ -54,7 +54,7 @@ impl Params {
         Params { head, blocks, norm: Norm { scale, part: 0..d, eps } }
     }
 
-    /// Numbers that the packed runtime remembers of one sequence.
+    /// Numbers in the state of one sequence in the packed runtime.
     pub(super) fn state_len(&self) -> usize {
         self.blocks.iter().map(|block| block.mixer.state_len()).sum()
     }

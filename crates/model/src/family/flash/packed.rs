@@ -10,8 +10,8 @@ use crate::codes::reader::Reader;
 use crate::config::ModelConfig;
 use crate::family::forms::{PackedBlock, PackedBody};
 use crate::layer::ffn::FfnParams;
-use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, Work};
-use crate::mixer::forms::{Near, PackedMixer};
+use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, PackedScratch};
+use crate::mixer::forms::{PackedMixer, RowParallel};
 use crate::params::Layout;
 
 /// The weights of a packed model of a valid config.
@@ -47,7 +47,7 @@ impl PackedBlock for Block {
         self.mixer.state_len()
     }
 
-    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut Work, local: &Local) {
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local) {
         self.mixer.project(cx, u, self.norm.forward(cx, h, local), work);
     }
 
@@ -55,13 +55,13 @@ impl PackedBlock for Block {
         self.mixer.mix(cx, u, state, past, local);
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
         self.mixer.output(cx, h, u, work, local);
         self.ffn.forward(cx, h, work, local);
     }
 
-    fn near(&self) -> Option<&dyn Near> {
-        self.mixer.near()
+    fn row_parallel(&self) -> Option<&dyn RowParallel> {
+        self.mixer.row_parallel()
     }
 }
 
@@ -88,7 +88,7 @@ impl Ffn {
     }
 
     /// `h: [rows, D]` of one tile.
-    fn forward(&self, cx: &Exec, h: &mut [f32], work: &mut Work, local: &Local) {
+    fn forward(&self, cx: &Exec, h: &mut [f32], work: &mut PackedScratch, local: &Local) {
         let (d, f) = (self.gate.columns().inputs, self.hidden);
         let rows = h.len() / d;
         let (g, u) = (local.take::<f32>(rows * f), local.take::<f32>(rows * f));

@@ -5,24 +5,24 @@ use flashlm_kernels::Token;
 use crate::config::{ActivationKind, ModelConfig};
 use crate::infer::testing::{Noise, shapes, stories};
 use crate::mixer;
-use crate::reference::{Seen, Weights, dot, int8, sigmoid};
+use crate::reference::{History, Weights, dot, int8, sigmoid};
 use crate::tok::Tokenizer;
 
 /// The logits after each token.
 fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
-    let start = || (0..c.blocks).map(|_| Seen::default()).collect::<Vec<Seen>>();
-    let mut seen = start();
+    let start = || (0..c.blocks).map(|_| History::default()).collect::<Vec<History>>();
+    let mut history = start();
     let mut all = Vec::new();
     for &token in tokens {
         if c.reset && usize::from(token) == c.eos {
-            seen = start();
+            history = start();
         }
         let add = |h: &mut Vec<f64>, y: Vec<f64>| h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
         let mut h = model.get("embedding.weight")[usize::from(token) * c.dim..][..c.dim].to_vec();
-        for (i, seen) in seen.iter_mut().enumerate() {
+        for (i, history) in history.iter_mut().enumerate() {
             let block = model.of(&format!("blocks.{i}"));
             let x = block.norm_if("norm1.scale", &h);
-            add(&mut h, mixer::reference(c.mixer_of(i), &block.of("mixer"), &c.mixers, &x, seen));
+            add(&mut h, mixer::reference(c.mixer_of(i), &block.of("mixer"), &c.mixers, &x, history));
             let x = block.norm_if("norm2.scale", &h);
             let [gate, up] = ["ffn.W_gate", "ffn.W_up"].map(|name| block.linear(name, &x));
             let act = |g: f64| match c.activation {

@@ -5,7 +5,7 @@ use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 
 use super::Params;
 use crate::config::ModelConfig;
-use crate::family::forms::{Current, LanguageModel, Shape, State};
+use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
 use crate::layer::config::Need;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
@@ -15,7 +15,7 @@ use crate::layer::scratch::{Scratch, WIDE};
 use crate::mixer::forms::{AnyMixer, AnySaved};
 use crate::params::Layout;
 
-/// The model for passes of at most `rows` rows; `A` is what matmuls and saved activations are kept as.
+/// The model for micro-batches of at most `rows` rows; `A` is what matmuls and saved activations are kept as.
 pub struct Train<A: Store> {
     config: ModelConfig,
     layout: Layout,
@@ -100,7 +100,7 @@ impl<A: Store> Train<A> {
         cx: &Exec,
         params: Current<'_, A::E>,
         tokens: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
         then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>) -> R,
     ) -> R {
@@ -128,7 +128,7 @@ impl<A: Store> Train<A> {
         cx: &Exec,
         params: Current<'_, A::E>,
         tokens: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
         then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
     ) -> R {
@@ -149,7 +149,7 @@ impl<A: Store> Weights<A> {
         pass: Pass<A::E>,
         Work { saved, h, .. }: &mut Work<A>,
         tokens: &[Token],
-        mut state: Option<&mut State<A::E>>,
+        mut state: Option<&mut BatchState<A::E>>,
     ) {
         let n = tokens.len() * self.norm.scale.len();
         self.head.embed_forward(pass.cx, &mut h[0], tokens, pass.params);
@@ -195,9 +195,9 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         self.rows
     }
 
-    fn state(&self, batch: usize) -> State<A::E> {
+    fn state(&self, batch: usize) -> BatchState<A::E> {
         let layers = self.weights.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
-        State { layers, past: vec![0; batch] }
+        BatchState { layers, past: vec![0; batch] }
     }
 
     fn set_activation_bits(&mut self, bits: u32) {
@@ -249,7 +249,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         params: Current<'_, A::E>,
         tokens: &[Token],
         targets: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         assert_eq!(tokens.len(), targets.len());
@@ -264,7 +264,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         out: &mut [A::E],
         params: Current<'_, A::E>,
         tokens: &[Token],
-        state: Option<&mut State<A::E>>,
+        state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         self.with_head_input(cx, params, tokens, state, shape, |head, _, x| head.logits(cx, out, x));

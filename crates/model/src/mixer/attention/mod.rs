@@ -10,7 +10,8 @@
 //! A row's angles are `past * base^(-2i/dh)` (RoPE, arXiv 2104.09864), `past` the rows of its document before it; a score then
 //! depends on the distance of two rows. The state of a sequence is, for each head, the last `window` keys as they are multiplied,
 //! and values; the row at `past` stands in slot `past % window`. With a state or without, in pieces or at once, a row is the
-//! same to the bit. The backward pass makes the probabilities again from the logarithm of their sum, which is kept for each row and head.
+//! same to the bit. The backward pass makes the probabilities again from the logarithm of their sum, which is kept for each row
+//! and head.
 
 mod angles;
 mod packed;
@@ -95,7 +96,7 @@ impl Params {
         Params { norm: b.branch_norm(), inputs, head_norms, output, heads, window, rope_base, part: b.need().part }
     }
 
-    /// Numbers that the packed runtime remembers of one sequence.
+    /// Numbers in the state of one sequence in the packed runtime.
     pub(crate) fn state_len(&self) -> usize {
         2 * self.window * self.output.outputs
     }

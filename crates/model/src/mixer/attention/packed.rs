@@ -8,7 +8,7 @@ use super::Params;
 use super::angles::Angles;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
-use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work};
+use crate::layer::packed::{Input, PackedLinear, PackedNorm, PackedScratch};
 use crate::mixer::forms::PackedMixer;
 
 /// `u` of a row is `[q, k, v]`; mixing leaves the output in the place of `q`.
@@ -53,7 +53,7 @@ impl PackedMixer for Packed {
         2 * self.window * self.d
     }
 
-    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch) {
         let mut input = Input::new(x);
         for (i, linear) in self.inputs.iter().enumerate() {
             linear.forward(cx, (u, 3 * self.d, i * self.d), &mut input, work, false);
@@ -90,7 +90,7 @@ impl PackedMixer for Packed {
         }
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
         let d = self.d;
         let o = local.take::<f32>(h.len());
         for (o, u) in o.chunks_exact_mut(d).zip(u.chunks_exact(3 * d)) {

@@ -170,7 +170,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d),), |cx, r, (y,), local| {
             let cells = r.start * d..r.end * d;
             y.copy_from_slice(&h[cells.clone()]);
-            output.forward(cx, y, Input::Kept(&o[cells]), pass, local, true);
+            output.forward(cx, y, Input::Saved(&o[cells]), pass, local, true);
         });
     }
 
@@ -197,12 +197,12 @@ impl<A: Store> Mixer<A> for Train<A> {
             let cells = r.start * d..r.end * d;
             let z = local.take(cells.len());
             narrow(cx, dy, &dh[cells.clone()]);
-            let o = Input::Kept(&o[cells]);
+            let o = Input::Saved(&o[cells]);
             output.backward_input(cx, z, part, dy, o, pass, local, false);
             narrow(cx, d_o, z);
         });
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * part_width], width: part_width };
-        let (w, kept) = (&mut s.weights, Input::Kept(&o[..rows * d]));
+        let (w, kept) = (&mut s.weights, Input::Saved(&o[..rows * d]));
         BitLinear::backward_weights(pass, grads, &[(output, &s.dy[..rows * d])], kept, w, tiles);
 
         // The gradient of values takes the place of that of the output.

@@ -9,8 +9,8 @@ use flashlm_kernels::{Buf, Exec};
 use super::Params;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
-use crate::layer::packed::{Input, PackedLinear, Work, packed_taps};
-use crate::mixer::forms::{Near, PackedMixer};
+use crate::layer::packed::{Input, PackedLinear, PackedScratch, packed_taps};
+use crate::mixer::forms::{PackedMixer, RowParallel};
 
 /// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
 /// are shared out among threads even where all are of one sequence.
@@ -46,7 +46,7 @@ impl PackedMixer for Packed {
         self.taps.len() - self.d
     }
 
-    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch) {
         self.up.forward(cx, (u, 2 * self.d, 0), &mut Input::new(x), work, false);
     }
 
@@ -60,11 +60,11 @@ impl PackedMixer for Packed {
         }
     }
 
-    fn near(&self) -> Option<&dyn Near> {
+    fn row_parallel(&self) -> Option<&dyn RowParallel> {
         Some(self)
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
         let d = self.d;
         let m = local.take::<f32>(h.len());
         for (m, u) in m.chunks_exact_mut(d).zip(u.chunks_exact(2 * d)) {
@@ -75,7 +75,7 @@ impl PackedMixer for Packed {
     }
 }
 
-impl Near for Packed {
+impl RowParallel for Packed {
     fn mix_rows(
         &self,
         cx: &Exec,
@@ -95,7 +95,7 @@ impl Near for Packed {
         }
     }
 
-    fn keep(&self, (u, past): (&[f32], &[u32]), state: &mut [f32]) {
+    fn advance_state(&self, (u, past): (&[f32], &[u32]), state: &mut [f32]) {
         exact_conv_keep(state, self.rows(u, past), self.d);
     }
 }

@@ -10,7 +10,7 @@ use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Tiles};
 use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
-use crate::layer::taps::remember;
+use crate::layer::taps::keep_last_rows;
 use crate::mixer::forms::Mixer;
 
 /// Its weights.
@@ -73,11 +73,11 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d), Rows(m, d)), |cx, r, (y, m), local| {
             y.copy_from_slice(&h[r.start * d..r.end * d]);
             conv_gate_forward(cx, m, u, history, taps, (r, span, (d, k)));
-            down.forward(cx, y, Input::Kept(m), pass, local, true);
+            down.forward(cx, y, Input::Saved(m), pass, local, true);
         });
         if let Some(state) = state {
             for (i, last) in state.chunks_exact_mut(((k - 1) * d).max(1)).take(span.batch).enumerate() {
-                remember(last, (&u[i * span.len * 2 * d..], 2 * d, d), span.len, d);
+                keep_last_rows(last, (&u[i * span.len * 2 * d..], 2 * d, d), span.len, d);
             }
         }
     }
@@ -103,7 +103,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let dm = local.take(r.len() * d);
             narrow(cx, dy, &dh[cells.clone()]);
             let m = &m[cells];
-            down.backward_input(cx, dm, part, dy, Input::Kept(m), pass, local, false);
+            down.backward_input(cx, dm, part, dy, Input::Saved(m), pass, local, false);
             conv_gate_backward(cx, du, dc, dm, m, u, (r, d));
         });
         let [du, dc, ..] = &mut s.wide;
@@ -120,7 +120,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         });
         let tiles = &Tiles { sums: &s.parts[..tiles], width };
         let w = &mut s.weights;
-        let (x, m) = (of.norm.input(&s.x[..rows * d], h), Input::Kept(&m[..rows * d]));
+        let (x, m) = (of.norm.input(&s.x[..rows * d], h), Input::Saved(&m[..rows * d]));
         BitLinear::backward_weights(pass, grads, &[(down, &s.dy[..rows * d])], m, w, tiles);
         BitLinear::backward_weights(pass, grads, &[(up, &s.wide[0][..rows * 2 * d])], x, w, tiles);
         of.norm.add_parts(grads, tiles);

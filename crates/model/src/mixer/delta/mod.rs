@@ -200,7 +200,7 @@ impl Params {
         }
     }
 
-    /// Numbers that the packed runtime remembers of one sequence.
+    /// Numbers in the state of one sequence in the packed runtime.
     pub(crate) fn state_len(&self) -> usize {
         let channels: usize = self.convs.iter().map(Taps::channels).sum();
         (self.convs[0].k - 1) * channels + self.heads * self.dk * exact_delta_width(self.dv)

@@ -10,7 +10,7 @@ use flashlm_kernels::{Buf, Exec};
 use super::Params;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
-use crate::layer::packed::{Input, PackedLinear, PackedNorm, Work, packed_taps};
+use crate::layer::packed::{Input, PackedLinear, PackedNorm, PackedScratch, packed_taps};
 use crate::mixer::forms::PackedMixer;
 
 /// `u` of a row is `[q, k, v, gate, a, b]`; mixing leaves the rule's output in the place of `v`.
@@ -88,7 +88,7 @@ impl PackedMixer for Packed {
         self.of.state_len()
     }
 
-    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch) {
         let (at, heads) = (self.places(), self.of.heads);
         let mut input = Input::new(x);
         for (i, linear) in self.inputs.iter().enumerate() {
@@ -153,7 +153,7 @@ impl PackedMixer for Packed {
         }
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, local: &Local) {
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
         let at = self.places();
         let (ld, values, act) = (at[6], at[3] - at[2], self.of.act);
         let rows = u.len() / ld;

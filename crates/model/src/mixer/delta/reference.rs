@@ -1,15 +1,15 @@
 //! One row of the gated delta rule in plain loops.
 
 use super::{DeltaConfig, DeltaForm, DeltaRule};
-use crate::reference::{Seen, Weights, dot, sigmoid, softplus};
+use crate::reference::{History, Weights, dot, sigmoid, softplus};
 
-/// The branch of a normed row `x`, after the rows of its document that were `seen`.
-pub(crate) fn mix(model: &Weights, c: &DeltaConfig, x: &[f64], seen: &mut Seen) -> Vec<f64> {
+/// The branch of a normed row `x`, after the rows of its document that were `history`.
+pub(crate) fn mix(model: &Weights, c: &DeltaConfig, x: &[f64], history: &mut History) -> Vec<f64> {
     let published = c.form == DeltaForm::Published;
     let (dk, dv) = c.widths(x.len());
     let [q, k, v] = [(0, "q"), (1, "k"), (2, "v")].map(|(i, part)| -> Vec<f64> {
-        seen.rows[i].push(model.linear(&format!("{part}_proj"), x));
-        let y = model.conv(&format!("{part}_conv.weight"), &seen.rows[i]);
+        history.rows[i].push(model.linear(&format!("{part}_proj"), x));
+        let y = model.conv(&format!("{part}_conv.weight"), &history.rows[i]);
         y.iter().map(|y| y * sigmoid(*y)).collect()
     });
     let unit = |x: &[f64], scale: f64| -> Vec<f64> {
@@ -26,13 +26,13 @@ pub(crate) fn mix(model: &Weights, c: &DeltaConfig, x: &[f64], seen: &mut Seen) 
         (a.iter().map(|a| sigmoid(*a).ln() / 16.0).collect(), model.linear("beta_proj", x))
     };
     let strength = if c.negative_eigenvalues { 2.0 } else { 1.0 };
-    seen.s.resize(c.heads, vec![vec![0.0; dv]; dk]);
+    history.s.resize(c.heads, vec![vec![0.0; dv]; dk]);
     let gate = model.linear("g_proj", x);
     let mut m = Vec::new();
     for head in 0..c.heads {
         let q = unit(&q[head * dk..][..dk], if published { (dk as f64).powf(-0.5) } else { 1.0 });
         let k = unit(&k[head * dk..][..dk], 1.0);
-        let (s, alpha, beta) = (&mut seen.s[head], g[head].exp(), strength * sigmoid(beta[head]));
+        let (s, alpha, beta) = (&mut history.s[head], g[head].exp(), strength * sigmoid(beta[head]));
         let before = if c.rule == DeltaRule::Canonical { alpha } else { 1.0 };
         let held = |j: usize| (0..dk).map(|i| s[i][j] * k[i]).sum::<f64>() * before;
         let u: Vec<f64> = (0..dv).map(|j| beta * (v[head * dv + j] - held(j))).collect();

@@ -12,7 +12,7 @@ use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Tiles};
 use crate::layer::pass::Pass;
 use crate::layer::scratch::{Scratch, WIDE};
-use crate::layer::taps::remember;
+use crate::layer::taps::keep_last_rows;
 use crate::mixer::forms::Mixer;
 
 /// Most rows of a chunk.
@@ -164,7 +164,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 for (u, width) in u.iter().zip([dk, dk, dv]) {
                     let (last, rest) = history.split_at_mut((self.k() - 1) * width);
                     let all = heads * width;
-                    remember(last, (&u[place.0 * t * all..], all, place.1 * width), t, width);
+                    keep_last_rows(last, (&u[place.0 * t * all..], all, place.1 * width), t, width);
                     history = rest;
                 }
             }
@@ -175,7 +175,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let (m, normed) = (local.take(cells.len()), local.take(cells.len()));
             self.gated(cx, m, normed, &gate[cells.clone()], &o[cells], params);
             y.copy_from_slice(&h[r.start * d..r.end * d]);
-            self.output.forward(cx, y, Input::Kept(m), pass, local, true);
+            self.output.forward(cx, y, Input::Saved(m), pass, local, true);
         });
     }
 
@@ -206,7 +206,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let (gate, o) = (&gate[cells.clone()], &o[cells]);
             self.gated(cx, m, normed, gate, o, params);
             narrow(cx, dy, &dh[r.start * d..r.end * d]);
-            self.output.backward_input(cx, dm, part, dy, Input::Kept(m), pass, local, false);
+            self.output.backward_input(cx, dm, part, dy, Input::Saved(m), pass, local, false);
             match &of.head_norm {
                 None => {
                     gate_backward(cx, dgate, dnormed, dm, gate, o, of.act);
@@ -219,7 +219,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 }
             }
         });
-        let (m, dy) = (Input::Kept(&s.wide[0][..rows * values]), &s.dy[..rows * d]);
+        let (m, dy) = (Input::Saved(&s.wide[0][..rows * values]), &s.dy[..rows * d]);
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * width], width };
         BitLinear::backward_weights(pass, grads, &[(&self.output, dy)], m, &mut s.weights, tiles);
 

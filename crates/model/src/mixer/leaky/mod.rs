@@ -57,7 +57,7 @@ impl Params {
         Params { norm: b.branch_norm(), up, decay, down, part: b.need().part }
     }
 
-    /// Numbers that the packed runtime remembers of one sequence.
+    /// Numbers in the state of one sequence in the packed runtime.
     pub(crate) fn state_len(&self) -> usize {
         self.down.outputs
     }

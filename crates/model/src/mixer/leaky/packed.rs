@@ -6,7 +6,7 @@ use flashlm_kernels::tile::Local;
 use super::Params;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
-use crate::layer::packed::{Input, PackedLinear, Work};
+use crate::layer::packed::{Input, PackedLinear, PackedScratch};
 use crate::mixer::forms::PackedMixer;
 
 pub(crate) struct Packed {
@@ -37,7 +37,7 @@ impl PackedMixer for Packed {
         self.a.len()
     }
 
-    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut Work) {
+    fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch) {
         self.up.forward(cx, (u, self.a.len(), 0), &mut Input::new(x), work, false);
     }
 
@@ -53,7 +53,7 @@ impl PackedMixer for Packed {
         }
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut Work, _: &Local) {
+    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, _: &Local) {
         self.down.forward(cx, (h, self.a.len(), 0), &mut Input::new(u), work, true);
     }
 }

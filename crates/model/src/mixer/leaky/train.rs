@@ -88,7 +88,7 @@ impl<A: Store> Mixer<A> for Train<A> {
         cx.tiles(rows, (Rows(y, d),), |cx, r, (y,), local| {
             let cells = r.start * d..r.end * d;
             y.copy_from_slice(&h[cells.clone()]);
-            down.forward(cx, y, Input::Kept(&s[cells]), pass, local, true);
+            down.forward(cx, y, Input::Saved(&s[cells]), pass, local, true);
         });
     }
 
@@ -113,7 +113,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let cells = r.start * d..r.end * d;
             let z = local.take(cells.len());
             narrow(cx, dy, &dh[cells.clone()]);
-            down.backward_input(cx, z, part, dy, Input::Kept(&s[cells]), pass, local, false);
+            down.backward_input(cx, z, part, dy, Input::Saved(&s[cells]), pass, local, false);
             narrow(cx, ds, z);
         });
         cx.tiles_by(1, span.batch, (Rows(&mut *g, t * d),), |_, sequence, (g,), local| {
@@ -148,7 +148,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             of.norm.backward(cx, dh, part, dx, h, params);
         });
         let tiles = &Tiles { sums: &scratch.parts[..sums], width };
-        let (x, s) = (of.norm.input(&scratch.x[..rows * d], h), Input::Kept(&s[..rows * d]));
+        let (x, s) = (of.norm.input(&scratch.x[..rows * d], h), Input::Saved(&s[..rows * d]));
         let w = &mut scratch.weights;
         BitLinear::backward_weights(pass, grads, &[(down, &scratch.dy[..rows * d])], s, w, tiles);
         BitLinear::backward_weights(pass, grads, &[(up, &dv[..rows * d])], x, w, tiles);

@@ -37,7 +37,7 @@ pub(in crate::data) struct Header {
     pub dropped: Dropped,
     pub read: u64,
     pub read_bytes: u64,
-    pub doubles: u64,
+    pub duplicates: u64,
     pub payload_hash: u64,
 }
 
@@ -66,7 +66,7 @@ impl Header {
         }
         put(112, &self.read.to_le_bytes());
         put(120, &self.read_bytes.to_le_bytes());
-        put(128, &self.doubles.to_le_bytes());
+        put(128, &self.duplicates.to_le_bytes());
         put(176, &self.payload_hash.to_le_bytes());
         let hash = xxh3_64(&out[..HASH]);
         out[HASH..].copy_from_slice(&hash.to_le_bytes());
@@ -75,10 +75,10 @@ impl Header {
 
     pub fn from_bytes(file: &[u8]) -> Result<Header, Stale> {
         let damaged = |what: &str| Stale::Damaged(what.to_string());
-        let short = || Stale::Damaged(format!("{} bytes, fewer than the header's {HEADER}: cut off", file.len()));
+        let short = || Stale::Damaged(format!("{} bytes, fewer than the {HEADER} of the header: cut off", file.len()));
         let version = file.get(8..12).map(|v| u32::from_le_bytes([v[0], v[1], v[2], v[3]])).ok_or_else(short)?;
         if file[..8] != MAGIC {
-            return Err(damaged("it does not start as a token cache does"));
+            return Err(damaged("it does not start like a token cache"));
         }
         // Before the rest of the header, which another version may have elsewhere.
         if version != VERSION {
@@ -109,7 +109,7 @@ impl Header {
             },
             read: u64_at(112),
             read_bytes: u64_at(120),
-            doubles: u64_at(128),
+            duplicates: u64_at(128),
             payload_hash: u64_at(176),
         })
     }

@@ -13,15 +13,15 @@ pub enum Stale {
     #[error("version {0}, expected {VERSION}")]
     Version(u32),
     /// Made with another tokenizer.
-    #[error("tokenizer changed")]
+    #[error("the tokenizer changed")]
     Tokenizer,
     /// Made from other data, or the data changed since.
-    #[error("source changed")]
+    #[error("the source changed")]
     Source,
-    /// Made for another side or held-out share.
-    #[error("split changed")]
+    /// Made for another side or held-out fraction.
+    #[error("the split changed")]
     Split,
     /// Not as it was written.
-    #[error("file damaged: {0}")]
+    #[error("the file is damaged: {0}")]
     Damaged(String),
 }

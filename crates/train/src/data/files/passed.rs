@@ -1,8 +1,8 @@
-//! What was passed over, and said to have been.
+//! What was skipped, and said to have been.
 
 use std::collections::BTreeMap;
 
-/// Files of a folder that were passed over.
+/// Files of a folder that were skipped.
 #[derive(Clone, Debug, Default)]
 pub(in crate::data) struct Passed {
     pub hidden: u64,
@@ -22,7 +22,7 @@ pub(in crate::data) struct Passed {
 }
 
 impl Passed {
-    /// In words; empty where nothing was passed over that anybody would miss.
+    /// In words; empty where nothing was skipped that anybody would miss.
     pub fn words(&self) -> String {
         let files = |n: u64| if n == 1 { "1 file".to_string() } else { format!("{n} files") };
         let mut words = Vec::new();
@@ -33,11 +33,11 @@ impl Passed {
             words.push(format!("{} of other splits than train", files(self.splits)));
         }
         if self.again > 0 {
-            words.push(format!("{} a second time", files(self.again)));
+            words.push(format!("{} named twice", files(self.again)));
         }
         if self.loose > 0 {
             words.push(format!(
-                "{} that leads nowhere",
+                "{} to nothing",
                 if self.loose == 1 { "1 link".into() } else { format!("{} links", self.loose) }
             ));
         }
@@ -49,9 +49,9 @@ impl Passed {
         }
         match self.fewer {
             Some((n, true)) => {
-                words.push(format!("{} of JSON or tables, having fewer bytes than the documents", files(n)))
+                words.push(format!("{} of JSON or tables, since there are more bytes of documents", files(n)))
             }
-            Some((n, false)) => words.push(format!("{} of documents, having fewer bytes than the records", files(n))),
+            Some((n, false)) => words.push(format!("{} of documents, since there are more bytes of records", files(n))),
             None => {}
         }
         if !self.others.is_empty() {

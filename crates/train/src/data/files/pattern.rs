@@ -34,7 +34,7 @@ pub(super) fn matching(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     }
     found.sort();
     if found.is_empty() {
-        return Err(bad("no file with anything in it is named like this".to_string()));
+        return Err(bad("no file that is not empty matches this pattern".to_string()));
     }
     Ok(found)
 }

@@ -127,7 +127,8 @@ impl Blob {
 impl Client {
     /// Makes sure that a blob is in the cache.
     pub(super) fn blob(&self, repo: &Repo, url: &str, blob: &Blob, watch: &mut Watch) -> Result<(), HubError> {
-        let _lock = repo.lock(&blob.etag, &mut || watch.tell(Some("waiting for another process that fetches it")))?;
+        let _lock =
+            repo.lock(&blob.etag, &mut || watch.tell(Some("waiting for another process that is fetching it")))?;
         let path = repo.blob(&blob.etag);
         if is_whole(&path, Some(blob.size)) {
             return Ok(());
@@ -179,7 +180,10 @@ impl Client {
                         206 if from != partial.len
                             || head.range.is_none_or(|range| range.1.is_some_and(|n| n != blob.size)) =>
                         {
-                            return broken(format!("the server sends another part than bytes {} on", partial.len));
+                            return broken(format!(
+                                "the server sends another part of the file, not the bytes from {} on",
+                                partial.len
+                            ));
                         }
                         206 => {}
                         // The whole file, asked for or not.

@@ -7,8 +7,8 @@ use crate::atomic::AtomicError;
 pub enum HubError {
     /// No connection to the hub.
     #[error(
-        "{repo}: cannot reach {endpoint} ({cause}). Without a network: `--data synthetic` trains on stories of our own, \
-         `--data PATH` on a text of yours; HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy"
+        "{repo}: cannot reach {endpoint} ({cause}). Without a network, `--data synthetic` trains on made-up stories and \
+         `--data PATH` on your own text; HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy"
     )]
     Unreachable {
         /// The dataset.
@@ -20,8 +20,8 @@ pub enum HubError {
     },
     /// Offline, and not all is here.
     #[error(
-        "{repo}: offline, and {missing}. Run once without --offline and HF_HUB_OFFLINE to fetch it; \
-         or take `--data synthetic` or `--data PATH`"
+        "{repo}: offline, and {missing}. Run once without --offline and HF_HUB_OFFLINE to fetch it, or use `--data \
+         synthetic` or `--data PATH`"
     )]
     Offline {
         /// The dataset.
@@ -44,9 +44,7 @@ pub enum HubError {
         why: String,
     },
     /// It went wrong over and over again.
-    #[error(
-        "{url}: {cause}, and so again in every attempt; what has arrived is kept, the same command goes on from there"
-    )]
+    #[error("{url}: {cause}, in every attempt; what has arrived is kept, and the same command continues from there")]
     Broken {
         /// What was asked for.
         url: String,
@@ -71,7 +69,8 @@ pub enum HubError {
     },
     /// The content is not what the hub's list says, twice.
     #[error(
-        "{url}: the checksum is {found} where the hub's list says {expected}, in two attempts; nothing of it is kept. Try later, or another HF_ENDPOINT"
+        "{url}: the checksum is {found}, but the hub's list says {expected}, in two attempts; the file was not kept. Try \
+         later, or set another HF_ENDPOINT"
     )]
     Checksum {
         /// What was fetched.
@@ -82,7 +81,7 @@ pub enum HubError {
         found: String,
     },
     /// The token cannot be sent.
-    #[error("{origin}: a token is one line of visible ASCII; correct it or leave it away")]
+    #[error("{origin}: a token is one line of visible ASCII; correct it or leave it out")]
     Token {
         /// Where it comes from.
         origin: String,
@@ -91,6 +90,6 @@ pub enum HubError {
     #[error(transparent)]
     Write(#[from] AtomicError),
     /// The callback asked to stop.
-    #[error("stopped; what has arrived is kept, and the same command goes on from there")]
+    #[error("stopped; what has arrived is kept, and the same command continues from there")]
     Stopped,
 }

@@ -84,7 +84,7 @@ impl Client {
             if !cache::is_name(&blob.etag) {
                 return Err(HubError::Answer {
                     url,
-                    reason: format!("the entity tag {:?} is no name for a file", blob.etag),
+                    reason: format!("the entity tag {:?} cannot be a file name", blob.etag),
                 });
             }
             self.blob(repo, &url, &blob, watch)?;
@@ -131,7 +131,7 @@ impl Client {
             if !cache::is_safe(&rfilename) {
                 let name = short(&rfilename);
                 return Err(bad(format!(
-                    "the list has a file {name:?}, a path that leads elsewhere; nothing is fetched"
+                    "the list has a file {name:?}, whose path leads out of the folder; nothing was fetched"
                 )));
             }
             let (lfs_sha256, lfs_size) = lfs.map(|lfs| (lfs.sha256, lfs.size)).unzip();
@@ -192,7 +192,7 @@ impl Client {
             (Some(etag), Some(size)) => Ok(Blob { etag, size, check }),
             _ => Err(HubError::Answer {
                 url: url.to_string(),
-                reason: "no size and entity tag in the headers".to_string(),
+                reason: "the headers have no size and entity tag".to_string(),
             }),
         }
     }

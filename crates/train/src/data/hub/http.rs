@@ -1,4 +1,4 @@
-//! One request to the hub. It runs on a thread of its own, which hands over what arrives in pieces, so that whoever waits
+//! One request to the hub. It runs on its own thread, which hands over what arrives in pieces, so that whoever waits
 //! can stop at once whatever the network does: name resolution, a connection without an answer, a stalled body.
 //!
 //! Redirects are followed here and not by the HTTP library: the hub's own answer has headers that those of the content

@@ -1,4 +1,4 @@
-//! Datasets of the hub by name, and which files of a repository hold the stories that are meant.
+//! Datasets of the hub by name, and which files of a repository hold the documents that are meant.
 //!
 //! ```text
 //! tinystories | tinystories-v2 | simplestories | fineweb-edu | hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]
@@ -6,11 +6,12 @@
 //!
 //! CONFIG is a folder, a file, or the start of a file's name (`sample-10BT` also means `sample/10BT`). A file belongs
 //! to the split whose word stands last in its path (`data/train-00000-of-00004.parquet`); where no file has such a word,
-//! all are of the split `train`. A split of another name (`train_sft`) has the files whose path it stands in. Of several formats one is taken: Parquet, else JSON lines, else text.
+//! all are of the split `train`. A split of another name (`train_sft`) has the files whose path it stands in. Of several formats
+//! one is taken: Parquet, else JSON lines, else text.
 
 use std::collections::BTreeSet;
 
-/// Names of their own: name, repository, config, column of the stories.
+/// Names that FlashLM knows: name, repository, config, column of the documents.
 const KNOWN: [(&str, &str, &str, &str); 4] = [
     ("tinystories", "roneneldan/TinyStories", "data", "text"),
     ("tinystories-v2", "roneneldan/TinyStories", "TinyStoriesV2-GPT4", "text"),
@@ -18,7 +19,7 @@ const KNOWN: [(&str, &str, &str, &str); 4] = [
     ("fineweb-edu", "HuggingFaceFW/fineweb-edu", "sample/10BT", "text"),
 ];
 
-/// The names of their own.
+/// The names that FlashLM knows.
 pub const NAMES: [&str; 4] = [KNOWN[0].0, KNOWN[1].0, KNOWN[2].0, KNOWN[3].0];
 
 /// Splits and the words that stand for them in paths.
@@ -85,7 +86,7 @@ impl Dataset {
         &self.repo
     }
 
-    /// The column or field of the stories.
+    /// The column or field of the documents.
     pub fn column(&self) -> &str {
         &self.column
     }

@@ -75,14 +75,14 @@ impl Retry<'_> {
         let page = format!("{}/datasets/{repo}", self.client.endpoint);
         let why = match (head.status, &self.client.token) {
             (401, None) => "there is no such dataset, or it is not public; check the name, or set HF_TOKEN".to_string(),
-            (401, Some(_)) => "it does not know your token; check the name of the dataset and HF_TOKEN".to_string(),
+            (401, Some(_)) => "it does not accept your token; check the name of the dataset and HF_TOKEN".to_string(),
             (403, None) => format!("the dataset is gated; accept its terms at {page} and set HF_TOKEN"),
             (403, Some(_)) => {
                 format!("the dataset is gated and your token does not open it; accept its terms at {page}")
             }
             (404 | 410, _) => "there is no such dataset or file; check the name".to_string(),
-            (429, _) => "it is asked too much and wants a long pause; try later, or set HF_TOKEN".to_string(),
-            _ => "it cannot be had now; try later".to_string(),
+            (429, _) => "too many requests; try later, or set HF_TOKEN".to_string(),
+            _ => "it is not available now; try later".to_string(),
         };
         let message = if head.message.is_empty() { String::new() } else { format!(" ({})", head.message) };
         HubError::Refused { repo: repo.to_string(), url: url.to_string(), status: head.status, message, why }
@@ -92,7 +92,7 @@ impl Retry<'_> {
 fn describe(head: &Head) -> String {
     let about = match head.status {
         429 => " (too many requests)",
-        500 => " (an error of its own)",
+        500 => " (a server error)",
         503 => " (not available now)",
         _ => "",
     };

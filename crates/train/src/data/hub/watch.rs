@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-/// How far a fetch is, given to its callback at least ten times a second.
+/// How far a fetch is, given to its callback at least ten times per second.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     /// The file being fetched.

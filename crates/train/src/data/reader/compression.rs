@@ -53,7 +53,7 @@ pub(super) fn open(path: &Path, compression: Compression) -> Result<Input, DataE
     if let Some(found) = pointer(start) {
         return not_text(found);
     }
-    // A frame, or one to be passed over, which some writers begin with.
+    // A frame, or one to be skipped, which some writers begin with.
     let zstd = start.starts_with(ZSTD) || matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
     let text: Box<dyn BufRead> = match compression {
         Compression::None => Box::new(file),
@@ -67,8 +67,8 @@ pub(super) fn open(path: &Path, compression: Compression) -> Result<Input, DataE
         }
         _ => {
             let named = match compression {
-                Compression::Gzip => "it ends in .gz but is not gzip-compressed; rename it",
-                _ => "it ends in .zst but is not zstd-compressed; rename it",
+                Compression::Gzip => "its name ends in .gz but it is not gzip-compressed; rename it",
+                _ => "its name ends in .zst but it is not zstd-compressed; rename it",
             };
             return not_text(markup(start).unwrap_or(named));
         }
@@ -91,7 +91,7 @@ pub(super) fn failed(path: &Path, compression: Compression, cause: io::Error) ->
     } else if says(&["Dictionary mismatch"]) {
         "it was compressed with a dictionary; decompress it first (`zstd -d -D DICTIONARY`)".to_string()
     } else if says(&["Unknown frame descriptor", OTHER]) {
-        "something else follows the compressed text; cut that off, or fetch or compress it again".to_string()
+        "other data follows the compressed text; remove it, or fetch or compress the file again".to_string()
     } else {
         format!("it is damaged ({said}); fetch or compress it again")
     };

@@ -3,14 +3,14 @@
 //! known for .tsv; of .csv it is the first of `,` `;` and the tab that the first line holds. Memory: one record.
 
 use super::lines::Lines;
-use super::seen::Seen;
+use super::oddities::Oddities;
 use super::story::{Fields, Story};
 use crate::data::DataError;
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder};
 use std::ops::ControlFlow;
 
-const BAD_QUOTE: &str = "text follows the quote that ends a cell; quotes within a cell in quotes are doubled (`\"\"`, not `\\\"`). \
-                         A program that does not quote should write JSON lines";
+const BAD_QUOTE: &str = "text follows the quote that ends a cell; quotes inside a quoted cell must be doubled (`\"\"`, not \
+ `\\\"`). If the program that wrote it cannot do that, let it write JSON lines";
 /// Most cells of a record.
 const MAX_CELLS: usize = 100_000;
 
@@ -18,7 +18,7 @@ pub(super) fn read(
     lines: &mut Lines,
     separator: Option<u8>,
     fields: &Fields,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     // A first line of Excel's, which names the separator.
@@ -52,7 +52,7 @@ pub(super) fn read(
             let separator =
                 if separator == b'\t' { "tabs".to_string() } else { format!("`{}`", char::from(separator)) };
             return Err(records.bad(format!(
-                "{} cells instead of {}; cells that hold {separator}, quotes or line ends must stand in quotes",
+                "{} cells instead of {}; cells that contain {separator}, quotes or line ends must be quoted",
                 records.columns,
                 names.len()
             )));
@@ -62,22 +62,20 @@ pub(super) fn read(
                 || format!("column `{}` is not UTF-8; convert the file first (`iconv -f CP1252 -t UTF-8`)", names[i]);
             let cell = std::str::from_utf8(records.cell(i)).map_err(|_| records.bad(not_utf8()))?;
             match memchr::memchr(0, cell.as_bytes()) {
-                Some(_) => {
-                    Err(records.bad("NUL bytes, as a file has that was cut off while it was written".to_string()))
-                }
+                Some(_) => Err(records.bad("NUL bytes, as in a file that was cut off while being written".to_string())),
                 None => Ok(cell),
             }
         };
         let score = match score.map(cell).transpose()?.map(str::trim) {
             None | Some("") => None,
             Some(cell) => {
-                let wrong = |_| records.bad(format!("`{cell:.40}` in the column of scores is not a number"));
+                let wrong = |_| records.bad(format!("the score `{cell:.40}` is not a number"));
                 Some(cell.parse().map_err(wrong)?)
             }
         };
         let story = cell(text)?.trim_matches(['\n', '\r']);
         if story.is_empty() {
-            seen.without += 1;
+            oddities.without += 1;
         } else if f(Story { text: story, score }, records.lines.read()).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -146,7 +144,7 @@ impl Quote {
 }
 
 impl Records<'_> {
-    /// Reads the next record; false at the end. Blank lines are passed over.
+    /// Reads the next record; false at the end. Blank lines are skipped.
     fn next(&mut self) -> Result<bool, DataError> {
         // The parser would take them for its own, and the record would seem to begin where they stand.
         loop {
@@ -240,8 +238,8 @@ mod tests {
     fn columns_by_name_and_cells_without_text() {
         let folder = Folder::new();
         let path = folder.file("a.csv", "title, body \n1,a\n2,\n\n3,\"\n\"\n4,b");
-        let (found, seen) = stories(&path, "body", 100).unwrap();
-        assert_eq!((found, seen.without), (vec!["a".to_string(), "b".to_string()], 2));
+        let (found, oddities) = stories(&path, "body", 100).unwrap();
+        assert_eq!((found, oddities.without), (vec!["a".to_string(), "b".to_string()], 2));
         let text = message(&path);
         assert!(
             text.contains("must name the columns, has no `text`; columns of the file: title, body; choose"),
@@ -271,7 +269,7 @@ mod tests {
         assert_eq!(read(&folder.file("a.csv", b"text,other\nok,caf\xe9\n")).unwrap(), ["ok"]);
         let path = folder.file("a.csv", "score,text\n1,a\nmany,b");
         let error = scored(&path, "text", "score").unwrap_err().to_string();
-        assert!(error.contains("line 3: `many`") && error.contains("not a number"), "{error}");
+        assert!(error.contains("line 3: the score `many`") && error.contains("not a number"), "{error}");
         let long = folder.file("a.csv", format!("text\n{}\n\"{}", "x".repeat(1000), "y\n".repeat(50_000)));
         let error = stories(&long, "text", 1000).unwrap_err().to_string();
         assert!(error.contains("the record that starts at line 3 is longer"), "{error}");

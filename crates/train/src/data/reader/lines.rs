@@ -15,7 +15,7 @@ const HEAD: u64 = 256 << 10;
 
 pub(super) struct Lines {
     pub path: PathBuf,
-    /// Longest story or record in bytes.
+    /// Longest document or record in bytes.
     pub limit: usize,
     /// The start of the text, and how much of it is given out.
     head: Vec<u8>,
@@ -117,11 +117,11 @@ impl Lines {
         std::str::from_utf8(bytes).map_err(|e| {
             let valid = &bytes[..e.valid_up_to()];
             let mend = match e.error_len() {
-                None => "a character is cut off: if the file ends here, it was cut, too; fetch it again",
+                None => "a character is cut off; if this is the end of the file, it was cut off too: fetch it again",
                 Some(_) if valid.iter().any(|byte| !byte.is_ascii()) => {
-                    "what is before it is UTF-8, so it is damaged; `iconv -f UTF-8 -t UTF-8 -c` drops it"
+                    "everything before it is UTF-8, so this byte is damaged; `iconv -f UTF-8 -t UTF-8 -c` drops it"
                 }
-                Some(_) => "convert the file first, from what it was written in, e.g. `iconv -f CP1252 -t UTF-8`",
+                Some(_) => "convert the file from its encoding first, e.g. `iconv -f CP1252 -t UTF-8`",
             };
             DataError::Utf8 {
                 path: self.path.clone(),

@@ -23,9 +23,9 @@ const MAGICS: [(&[u8], &str); 23] = [
     (ZSTD, "it is zstd-compressed; rename it to end in .zst"),
     (b"PAR1", "it is a Parquet table; rename it to end in .parquet (decompress it first if it is compressed)"),
     (b"GGUF", "it is a GGUF model"),
-    (b"{\\rtf", "it is RTF of a word processor; save it as plain text first"),
-    (b"\xd0\xcf\x11\xe0", "it is a document of an office program; save it as plain text or CSV first"),
-    (b"SQLite format 3\0", "it is an SQLite database; write a table of it as CSV first"),
+    (b"{\\rtf", "it is an RTF document; save it as plain text first"),
+    (b"\xd0\xcf\x11\xe0", "it is an office document; save it as plain text or CSV first"),
+    (b"SQLite format 3\0", "it is an SQLite database; export a table as CSV first"),
     (b"7z\xbc\xaf\x27\x1c", "it is a 7z archive; unpack it first (`7z x`)"),
     (b"Rar!\x1a\x07", "it is a RAR archive; unpack it first"),
     (b"\xff\xfe\0\0", "it is UTF-32; convert it to UTF-8 first (`iconv -f UTF-32 -t UTF-8`)"),
@@ -45,10 +45,10 @@ pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
 /// The same of the few lines that git leaves in the place of a large file. `start` is all of a small file.
 pub(super) fn pointer(start: &[u8]) -> Option<&'static str> {
     if start.len() <= POINTER && start.starts_with(b"/annex/objects/") {
-        return Some("it is a git-annex pointer, which stands for a file not yet fetched; run `git annex get`");
+        return Some("it is a git-annex pointer to a file not yet fetched; run `git annex get`");
     }
     let pointer = start.len() <= POINTER && start.starts_with(LFS_POINTER);
-    pointer.then_some("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`")
+    pointer.then_some("it is a git LFS pointer to a file not yet fetched; run `git lfs pull`")
 }
 
 /// The same of a web page, which servers send instead of a file that they do not give.
@@ -56,5 +56,5 @@ pub(super) fn markup(start: &[u8]) -> Option<&'static str> {
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
     let begins = |word: &str| start.get(..word.len()).is_some_and(|s| s.eq_ignore_ascii_case(word.as_bytes()));
     let page = ["<!doctype", "<html", "<head", "<?xml", "<!--"].into_iter().any(begins);
-    page.then_some("it begins like HTML, so it may be the error page of a server; fetch it again")
+    page.then_some("it starts like HTML, so it may be the error page of a server; fetch it again")
 }

@@ -1,15 +1,15 @@
-//! The stories of one file, streamed. What a file is, its name and its bytes say together:
+//! The documents of one file, streamed. What a file is, its name and its bytes say together:
 //!
 //! ```text
 //! .jsonl .ndjson .json      JSON: a record a line, records over several lines, or one array of records
 //! .csv .tsv                 CSV under a header
 //! .parquet                  a column of a Parquet table
-//! .txt .text .md            text with lines `<|endoftext|>` between stories
+//! .txt .text .md            text with lines `<|endoftext|>` between documents
 //! any other, or none        JSON lines if the first is an object that has the field, else text
 //! any but .parquet, + .zst or .gz      the same, compressed with zstd or gzip
 //! ```
-//! A story is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
-//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one story or record; of a table,
+//! A document is stripped of the newlines around it ('\n' and '\r'), its inner text is kept to the byte, and it is
+//! dropped if nothing is left. A byte-order mark at the start of a file is skipped. Memory: one document or record; of a table,
 //! a page and a dictionary.
 
 mod compression;
@@ -17,8 +17,8 @@ mod csv;
 mod json;
 mod lines;
 mod magic;
+mod oddities;
 mod parquet;
-mod seen;
 mod story;
 mod text;
 
@@ -28,7 +28,7 @@ use lines::Lines;
 pub(crate) use magic::foreign;
 use magic::markup;
 use memchr::memmem;
-pub use seen::Seen;
+pub use oddities::Oddities;
 use std::ops::ControlFlow;
 use std::path::Path;
 pub(super) use story::Fields;
@@ -38,21 +38,21 @@ use story::Story;
 pub(super) const FORMATS: [&str; 9] =
     [".txt", ".text", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet"];
 
-/// Calls `f(story, bytes of the file read so far)` for each story of the file, in order, until it breaks.
+/// Calls `f(story, bytes of the file read so far)` for each document of the file, in order, until it breaks.
 pub(super) fn read_file(
     path: &Path,
     fields: &Fields,
     limit: usize,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let separator = memmem::Finder::new(text::SEPARATOR);
     let mut separators = 0;
-    let flow = read_format(path, fields, limit, seen, &mut |story, read| {
+    let flow = read_format(path, fields, limit, oddities, &mut |story, read| {
         separators += separator.find_iter(story.text.as_bytes()).count() as u64;
         f(story, read)
     });
-    seen.separators += separators;
+    oddities.separators += separators;
     flow
 }
 
@@ -60,12 +60,12 @@ fn read_format(
     path: &Path,
     fields: &Fields,
     limit: usize,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     if name.ends_with(".parquet") {
-        return parquet::read(path, fields, limit, seen, f);
+        return parquet::read(path, fields, limit, oddities, f);
     }
     let (compression, inner) = Compression::of(&name);
     let mut lines = Lines::open(path, compression, limit)?;
@@ -75,10 +75,10 @@ fn read_format(
         (Some(".jsonl" | ".ndjson" | ".json" | ".csv" | ".tsv"), Some(found)) => {
             Err(DataError::NotText { path: path.to_path_buf(), found })
         }
-        (Some(".jsonl" | ".ndjson" | ".json"), _) => json::read(&mut lines, fields, seen, f),
-        (Some(".csv"), _) => csv::read(&mut lines, None, fields, seen, f),
-        (Some(".tsv"), _) => csv::read(&mut lines, Some(b'\t'), fields, seen, f),
-        (None, _) if json::begins(lines.head(), Some(fields)) => json::read(&mut lines, fields, seen, f),
+        (Some(".jsonl" | ".ndjson" | ".json"), _) => json::read(&mut lines, fields, oddities, f),
+        (Some(".csv"), _) => csv::read(&mut lines, None, fields, oddities, f),
+        (Some(".tsv"), _) => csv::read(&mut lines, Some(b'\t'), fields, oddities, f),
+        (None, _) if json::begins(lines.head(), Some(fields)) => json::read(&mut lines, fields, oddities, f),
         _ => match fields.score {
             Some(score) => {
                 let path = path.display();
@@ -88,9 +88,9 @@ fn read_format(
                 Err(DataError::Filter { reason })
             }
             None => {
-                seen.json += u64::from(json::begins(lines.head(), None));
-                seen.pages += u64::from(page.is_some() && matches!(format, Some(".txt" | ".text")));
-                text::read(&mut lines, seen, f)
+                oddities.json += u64::from(json::begins(lines.head(), None));
+                oddities.pages += u64::from(page.is_some() && matches!(format, Some(".txt" | ".text")));
+                text::read(&mut lines, oddities, f)
             }
         },
     }
@@ -100,23 +100,23 @@ fn read_format(
 mod testing {
     use super::*;
 
-    /// The stories of a file whose text is in `column`, and what was seen beside them.
-    pub fn stories(path: &Path, column: &str, limit: usize) -> Result<(Vec<String>, Seen), DataError> {
-        let (mut stories, mut seen) = (Vec::new(), Seen::default());
+    /// The documents of a file whose text is in `column`, and what was odd in them.
+    pub fn stories(path: &Path, column: &str, limit: usize) -> Result<(Vec<String>, Oddities), DataError> {
+        let (mut stories, mut oddities) = (Vec::new(), Oddities::default());
         let fields = Fields { text: column, score: None };
-        let flow = read_file(path, &fields, limit, &mut seen, &mut |story, _| {
+        let flow = read_file(path, &fields, limit, &mut oddities, &mut |story, _| {
             stories.push(story.text.to_string());
             ControlFlow::Continue(())
         })?;
         assert!(flow.is_continue());
-        Ok((stories, seen))
+        Ok((stories, oddities))
     }
 
     /// The same with scores, without what was seen.
     pub fn scored(path: &Path, text: &str, score: &str) -> Result<Vec<(String, Option<f64>)>, DataError> {
         let mut stories = Vec::new();
         let fields = Fields { text, score: Some(score) };
-        let flow = read_file(path, &fields, 1 << 20, &mut Seen::default(), &mut |story, _| {
+        let flow = read_file(path, &fields, 1 << 20, &mut Oddities::default(), &mut |story, _| {
             stories.push((story.text.to_string(), story.score));
             ControlFlow::Continue(())
         })?;
@@ -263,7 +263,7 @@ mod tests {
             assert!(text.contains("NUL bytes") && text.contains("line 4000"), "{text}");
         }
         let page = folder.file("page.txt", "<!DOCTYPE html>\n<p>Not found");
-        assert_eq!(stories(&page, "text", 100).unwrap().1, Seen { pages: 1, ..Seen::default() });
+        assert_eq!(stories(&page, "text", 100).unwrap().1, Oddities { pages: 1, ..Oddities::default() });
     }
 
     #[test]
@@ -293,7 +293,7 @@ mod tests {
         let path = folder.file("a.txt", b"a\n<|endoftext|>\nb\n<|endoftext|>\n\xc3\x28");
         let mut seen = Vec::new();
         let flow =
-            read_file(&path, &Fields { text: "text", score: None }, 100, &mut Seen::default(), &mut |story, _| {
+            read_file(&path, &Fields { text: "text", score: None }, 100, &mut Oddities::default(), &mut |story, _| {
                 seen.push(story.text.to_string());
                 if story.text == "b" { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
@@ -323,21 +323,21 @@ mod tests {
             folder.file("e.md", "one\n<|endoftext|>\ntwo"),
             folder.file("e.v2", "one\n<|endoftext|>\ntwo"),
         ] {
-            let (read, seen) = stories(&path, "text", 1000).unwrap();
+            let (read, oddities) = stories(&path, "text", 1000).unwrap();
             assert_eq!(
-                (read, seen),
-                (vec!["one".to_string(), "two".to_string()], Seen::default()),
+                (read, oddities),
+                (vec!["one".to_string(), "two".to_string()], Oddities::default()),
                 "{}",
                 path.display()
             );
         }
         // Text is text, with a doubt; so is an object without the field under a name that says nothing.
         for path in [folder.file("f.txt", jsonl), folder.file("f.log", jsonl.replace("\"text\"", "\"message\""))] {
-            let (read, seen) = stories(&path, "text", 1000).unwrap();
-            assert_eq!((read.len(), seen), (1, Seen { json: 1, ..Seen::default() }), "{}", path.display());
+            let (read, oddities) = stories(&path, "text", 1000).unwrap();
+            assert_eq!((read.len(), oddities), (1, Oddities { json: 1, ..Oddities::default() }), "{}", path.display());
         }
         let text = folder.file("g.txt", "{braces} are text");
-        assert_eq!(stories(&text, "text", 100).unwrap().1, Seen::default());
+        assert_eq!(stories(&text, "text", 100).unwrap().1, Oddities::default());
         assert!(scored(&text, "text", "score").unwrap_err().to_string().contains("leave out min_score"));
     }
 
@@ -347,14 +347,11 @@ mod tests {
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 248731111\n";
         for name in ["a.txt", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.zst", "a"] {
             let text = message(&folder.file(name, pointer));
-            assert!(
-                text.ends_with("it is a git LFS pointer, which stands for a file not yet fetched; run `git lfs pull`"),
-                "{text}"
-            );
+            assert!(text.ends_with("it is a git LFS pointer to a file not yet fetched; run `git lfs pull`"), "{text}");
         }
         let page = "\n<!DOCTYPE html>\n<html><body>Access denied</body></html>\n";
         for name in ["b.jsonl", "b.json", "b.csv", "b.tsv", "b.parquet", "b.parquet.gz", "b.txt.zst"] {
-            assert!(message(&folder.file(name, page)).contains("it begins like HTML"), "{name}");
+            assert!(message(&folder.file(name, page)).contains("it starts like HTML"), "{name}");
         }
         assert!(message(&folder.file("c.jsonl", "<?xml version=\"1.0\"?><Error/>")).contains("fetch it again"));
         assert_eq!(read(&folder.file("d.txt", page)).unwrap(), [page.trim()], "a text may be a page");
@@ -381,10 +378,7 @@ mod tests {
         }
         assert_eq!(read(&folder.file("d.gz", [&zipped[..], &gz(b""), &gz(b"x"), &[0]].concat())).unwrap().len(), 3);
         for (name, rest) in [("e.gz", &[0, 0, 9][..]), ("f.gz", b"\0\x1f\x8b"), ("g.gz", b"a")] {
-            assert!(
-                message(&folder.file(name, [&zipped[..], rest].concat())).contains("something else follows"),
-                "{name}"
-            );
+            assert!(message(&folder.file(name, [&zipped[..], rest].concat())).contains("other data follows"), "{name}");
         }
         // The fourth byte of a frame says that a dictionary follows, by its number.
         let trained = [&[0x28, 0xb5, 0x2f, 0xfd, 1, 0, 77, 4 << 3 | 1, 0, 0][..], b"text"].concat();

@@ -8,7 +8,7 @@ pub(in crate::data) struct Fields<'a> {
     pub score: Option<&'a str>,
 }
 
-/// A story as it stands in its file.
+/// A document as it stands in its file.
 pub(in crate::data) struct Story<'a> {
     pub text: &'a str,
     pub score: Option<f64>,

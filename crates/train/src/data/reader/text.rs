@@ -1,14 +1,14 @@
-//! Text with lines `<|endoftext|>` between stories; without any, the file is one story. A story longer than the limit is cut
+//! Text with lines `<|endoftext|>` between documents; without any, the file is one document. A document longer than the limit is cut
 //! into pieces: after the last paragraph that fits, else the last line, else the last blank, else between two characters.
 
 use super::lines::Lines;
-use super::seen::Seen;
+use super::oddities::Oddities;
 use super::story::Story;
 use crate::data::DataError;
 use memchr::{memchr_iter, memmem, memrchr, memrchr2};
 use std::ops::ControlFlow;
 
-/// The line between two stories, without its line end.
+/// The line between two documents, without its line end.
 pub(super) const SEPARATOR: &[u8] = b"<|endoftext|>";
 
 /// The byte-order mark.
@@ -16,16 +16,16 @@ const MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub(super) fn read(
     lines: &mut Lines,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let limit = lines.limit;
     let mut story = Vec::new();
-    // Where what is in `story` begins, whether the next byte begins a line, and the pieces given of this story.
+    // Where what is in `story` begins, whether the next byte begins a line, and the pieces given of this document.
     let (mut line, mut offset, mut fresh, mut pieces) = (1, lines.offset, true, 0);
     loop {
         let start = story.len();
-        // Room for a story of exactly the limit and the separator after it: what fills it is no separator.
+        // Room for a document of exactly the limit and the separator after it: what fills it is no separator.
         let n = lines.next((limit + SEPARATOR.len() + 4).saturating_sub(start), &mut story)?;
         let line_of = |line: &[u8]| trim_line_end(line.strip_prefix(MARK).unwrap_or(line)) == SEPARATOR;
         let ends = fresh && line_of(&story[start..]);
@@ -43,8 +43,8 @@ pub(super) fn read(
             let text = lines.utf8(&story[..piece], line, offset)?.trim_matches(['\n', '\r']);
             if !text.is_empty() {
                 pieces += 1;
-                seen.cut += u64::from(pieces == 2);
-                seen.returns += lone_returns(text.as_bytes());
+                oddities.cut += u64::from(pieces == 2);
+                oddities.returns += lone_returns(text.as_bytes());
                 if f(Story { text, score: None }, lines.read()).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -71,7 +71,7 @@ fn trim_line_end(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Where to cut a story that is longer than the limit.
+/// Where to cut a document that is longer than the limit.
 fn cut(story: &[u8], limit: usize) -> usize {
     let text = &story[..limit];
     let behind = |end: &[u8]| memmem::rfind(text, end).map(|at| at + end.len());
@@ -94,19 +94,19 @@ mod tests {
     use super::*;
     use crate::data::testing::Folder;
 
-    fn read(text: &[u8], limit: usize) -> (Vec<String>, Seen) {
+    fn read(text: &[u8], limit: usize) -> (Vec<String>, Oddities) {
         stories(&Folder::new().file("a.txt", text), "text", limit).unwrap()
     }
 
     #[test]
     fn separators_and_returns_within_lines_are_counted() {
-        let (stories, seen) =
+        let (stories, oddities) =
             read(b"a<|endoftext|>b\n<|endoftext|>\n <|endoftext|><|endoftext|>\nc\n<|endoftext|>", 1000);
         assert_eq!(stories, ["a<|endoftext|>b", " <|endoftext|><|endoftext|>\nc"]);
-        assert_eq!(seen, Seen { separators: 3, ..Seen::default() });
-        let (stories, seen) = read(b"one\rtwo\r\nthree\r\r\n\rfour\r", 1000);
+        assert_eq!(oddities, Oddities { separators: 3, ..Oddities::default() });
+        let (stories, oddities) = read(b"one\rtwo\r\nthree\r\r\n\rfour\r", 1000);
         assert_eq!(stories, ["one\rtwo\r\nthree\r\r\n\rfour"]);
-        assert_eq!(seen, Seen { returns: 2, ..Seen::default() });
+        assert_eq!(oddities, Oddities { returns: 2, ..Oddities::default() });
     }
 
     #[test]
@@ -129,12 +129,16 @@ mod tests {
             ("ééééé", &["ééééé"]),
             ("\n\n\nééééé\n", &["ééééé"]),
         ] {
-            let seen = Seen { cut: (pieces.len() > 1).into(), ..Seen::default() };
-            assert_eq!(read(text.as_bytes(), 10), (pieces.iter().map(|s| s.to_string()).collect(), seen), "{text:?}");
+            let oddities = Oddities { cut: (pieces.len() > 1).into(), ..Oddities::default() };
+            assert_eq!(
+                read(text.as_bytes(), 10),
+                (pieces.iter().map(|s| s.to_string()).collect(), oddities),
+                "{text:?}"
+            );
             let twice = format!("{text}\n<|endoftext|>\n{text}\n<|endoftext|>\nshort");
             let (stories, counted) = read(twice.as_bytes(), 10);
             assert_eq!(stories, [pieces, pieces, &["short"]].concat(), "{text:?}");
-            assert_eq!(counted.cut, 2 * seen.cut);
+            assert_eq!(counted.cut, 2 * oddities.cut);
         }
     }
 
@@ -144,8 +148,8 @@ mod tests {
         let line: String = (0..400).map(|i| ["word ", "ü", "<|endoftext|>", "x"][i * i % 7 % 4]).collect();
         for limit in [13, 14, 50, 333, 1000] {
             for text in [line.clone(), format!("{line}\n{line}\n")] {
-                let (pieces, seen) = read(text.as_bytes(), limit);
-                assert!(pieces.iter().all(|piece| piece.len() <= limit) && seen.cut == 1, "{limit}");
+                let (pieces, oddities) = read(text.as_bytes(), limit);
+                assert!(pieces.iter().all(|piece| piece.len() <= limit) && oddities.cut == 1, "{limit}");
                 assert_eq!(pieces.concat(), text.replace('\n', ""), "{limit}");
             }
         }

@@ -40,7 +40,7 @@ pub struct Check {
 }
 
 impl Outcome {
-    /// Every figure against its bound. The trajectory's last bound is wide: once a latent weight sits on a rounding edge,
+    /// Every figure against its bound. The trajectory's last bound is wide: once a master weight sits on a rounding edge,
     /// two correct programs part.
     pub fn checks(&self) -> [Check; 5] {
         [

@@ -38,7 +38,7 @@ impl<'de> Branches<'de> {
         match (&place, &found) {
             (None | Some(Found::Missing), _) => *place = Some(found),
             (Some(_), Found::Missing) => {}
-            _ => return Err(A::Error::custom(format!("field `{key}` comes twice"))),
+            _ => return Err(A::Error::custom(format!("field `{key}` is given twice"))),
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 
     fn visit_bool<E>(self, _: bool) -> Result<Found<'de>, E> {
-        Ok(self.other("a truth value"))
+        Ok(self.other("a boolean"))
     }
 
     fn visit_u64<E>(self, _: u64) -> Result<Found<'de>, E> {
@@ -100,7 +100,7 @@ impl<'de> Visitor<'de> for Value<'_> {
         Ok(self.other("a number"))
     }
 
-    /// The texts that are there; elements without the field are passed over if another has it.
+    /// The texts that are there; elements without the field are skipped if another has it.
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Found<'de>, A::Error> {
         let (mut all, mut missing, mut other) = (None::<String>, 0, None);
         let mut any = false;

@@ -1,4 +1,4 @@
-//! Records of JSON, their text in one field, their score in another if that is wanted; other fields are passed over.
+//! Records of JSON, their text in one field, their score in another if that is wanted; other fields are skipped.
 //!
 //! ```text
 //! {..} \n {..} \n         a record a line, if the first one begins and ends on its line and nothing else stands there
@@ -15,7 +15,7 @@ mod python;
 mod records;
 
 use super::lines::Lines;
-use super::seen::Seen;
+use super::oddities::Oddities;
 use super::story::{Fields, Story};
 use crate::data::DataError;
 use field::{Branches, Found, Text, Value};
@@ -32,7 +32,7 @@ const MARK: char = '\u{feff}';
 pub(super) fn read(
     lines: &mut Lines,
     fields: &Fields,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let mut records = Records::new(lines);
@@ -62,7 +62,7 @@ pub(super) fn read(
         let text = match text {
             Found::Text(text) => text,
             Found::List(texts) => {
-                seen.joined += 1;
+                oddities.joined += 1;
                 Cow::Owned(texts)
             }
             Found::Null => Cow::Borrowed(""),
@@ -71,10 +71,10 @@ pub(super) fn read(
                 return Err(records.bad(0, names(format!("field `{}` holds {what}, not text", fields.text), json)));
             }
         };
-        seen.halves += u64::from(halves && text.contains('\u{fffd}'));
+        oddities.halves += u64::from(halves && text.contains('\u{fffd}'));
         let text = text.trim_matches(['\n', '\r']);
         if text.is_empty() {
-            seen.without += 1;
+            oddities.without += 1;
         } else if f(Story { text, score }, records.lines.read()).is_break() {
             return Ok(ControlFlow::Break(()));
         }
@@ -172,9 +172,9 @@ mod tests {
             ("both", escaped.to_string()),
         ] {
             for path in [folder.file("a.json", &text), folder.file("a.jsonl", &text)] {
-                let (found, seen) = stories(&path, "text", 200).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let (found, oddities) = stories(&path, "text", 200).unwrap_or_else(|e| panic!("{name}: {e}"));
                 assert_eq!(found, STORIES, "{name}");
-                assert_eq!(seen, Seen::default());
+                assert_eq!(oddities, Oddities::default());
             }
         }
         assert_eq!(
@@ -191,8 +191,8 @@ mod tests {
     fn a_field_may_lie_deeper() {
         let folder = Folder::new();
         let get = |field: &str, record: serde_json::Value| {
-            let (found, seen) = stories(&folder.file("a.jsonl", record.to_string()), field, 1000).unwrap();
-            (found.concat(), seen.joined)
+            let (found, oddities) = stories(&folder.file("a.jsonl", record.to_string()), field, 1000).unwrap();
+            (found.concat(), oddities.joined)
         };
         assert_eq!(get("meta.text", json!({"text": "no", "meta": {"x": 1, "text": "yes"}})), ("yes".into(), 0));
         assert_eq!(get("meta.text", json!({"meta": {"text": 3}, "meta.text": "yes"})), ("yes".into(), 0));
@@ -206,8 +206,8 @@ mod tests {
         for none in
             [json!({"m": null}), json!({"m": {"text": null}}), json!({"m": []}), json!({"m": [{"text": null}, {}]})]
         {
-            let (found, seen) = stories(&folder.file("a.jsonl", none.to_string()), "m.text", 100).unwrap();
-            assert_eq!((found.len(), seen), (0, Seen { without: 1, ..Seen::default() }), "{none}");
+            let (found, oddities) = stories(&folder.file("a.jsonl", none.to_string()), "m.text", 100).unwrap();
+            assert_eq!((found.len(), oddities), (0, Oddities { without: 1, ..Oddities::default() }), "{none}");
         }
     }
 
@@ -218,9 +218,9 @@ mod tests {
             {\"text\": \"cut \\ud83d\", \"p\": [-Infinity]}\n{\"text\": \"\\n\"}\n";
         let array = format!("[null, {}]", lines.trim_end().replace('\n', ", "));
         for (text, without) in [(lines, 2), (&array, 3)] {
-            let (found, seen) = stories(&folder.file("a.json", text), "text", 100).unwrap();
+            let (found, oddities) = stories(&folder.file("a.json", text), "text", 100).unwrap();
             assert_eq!(found, ["a", "cut \u{fffd}"]);
-            assert_eq!(seen, Seen { without, halves: 1, ..Seen::default() });
+            assert_eq!(oddities, Oddities { without, halves: 1, ..Oddities::default() });
         }
     }
 
@@ -236,12 +236,12 @@ mod tests {
                 "field `text` holds a number, not text; fields with text: b.c; choose one with --column",
             ),
             ("{\"text\": {\"de\": \"a\"}}", "holds an object, not text; fields with text: text.de;"),
-            ("{\"text\": [\"a\", true]}", "holds a truth value"),
+            ("{\"text\": [\"a\", true]}", "holds a boolean"),
             ("{\"body\": \"a\", \"n\": 1, \"t\": [\"b\"]}", "there is no field `text`; fields with text: body, t;"),
-            ("{\"n\": 1}", "there is no field `text`, and no field that holds text"),
+            ("{\"n\": 1}", "there is no field `text`, and no field holds text"),
             ("[\"a\"]", "not a JSON object"),
             ("{\"text\": \"\\x\"}", "invalid escape"),
-            ("{\"text\":\"a\",\"text\":\"b\"}", "comes twice"),
+            ("{\"text\":\"a\",\"text\":\"b\"}", "is given twice"),
         ] {
             let text = message(&folder.file("a.jsonl", format!("{{\"text\":\"fine\"}}\n\n{line}\n")));
             assert!(text.contains("line 3: ") && text.contains(word), "{text}");

@@ -15,7 +15,7 @@ pub(super) fn names(problem: String, json: &str) -> String {
     // The record has been read before; what cannot be read of it now is not named.
     let _ = Names { path: String::new(), depth: 0, found: &mut found }.deserialize(&mut parser);
     match found.is_empty() {
-        true => format!("{problem}, and no field that holds text"),
+        true => format!("{problem}, and no field holds text"),
         false => format!("{problem}; fields with text: {}; choose one with --column", found.join(", ")),
     }
 }

@@ -88,7 +88,7 @@ impl<'l> Records<'l> {
                 }
                 self.begin();
                 self.layout = Layout::Values;
-                Err(self.bad(0, "something follows the array; give each array a file of its own".to_string()))
+                Err(self.bad(0, "something follows the array; put each array into its own file".to_string()))
             }
             Some(_) => self.value(record).map(|()| true),
         }

@@ -42,7 +42,7 @@ pub(super) fn decompress<R: io::BufRead>(codec: i64, mut input: R, size: u64, ou
             }
         }
         other => {
-            let name = if other == 3 { "LZO" } else { "an unknown method" };
+            let name = if other == 3 { "LZO" } else { "an unknown codec" };
             return Err(Fault::Unsupported(format!(
                 "its column is compressed with {name}; write it with zstd or Snappy"
             )));

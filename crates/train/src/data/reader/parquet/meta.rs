@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom};
 
 pub(super) const MAGIC: &[u8] = b"PAR1";
 pub(super) const ENCRYPTED: &[u8] = b"PARE";
-/// A footer is some hundred bytes for each column of each row group, or megabytes where whole stories are its statistics.
+/// A footer is some hundred bytes for each column of each row group, or megabytes where whole documents are its statistics.
 const MAX_FOOTER: u64 = 256 << 20;
 /// Longest name of a column in bytes.
 const MAX_NAME: u64 = 4096;
@@ -138,7 +138,7 @@ pub(super) fn columns(footer: &[u8]) -> Result<Vec<Column>, Fault> {
             }
             let depth = open.len();
             let Some((left, def, list, len)) = open.last_mut().filter(|_| depth < MAX_DEPTH) else {
-                return Err(Fault::damaged("its columns are no tree"));
+                return Err(Fault::damaged("its columns do not form a tree"));
             };
             *left -= 1;
             let def = *def + u32::from(field.repetition != 0);
@@ -168,7 +168,7 @@ pub(super) fn columns(footer: &[u8]) -> Result<Vec<Column>, Fault> {
 /// How the values of a leaf are stored, and what they mean.
 fn meaning(kind: i64, field: &Field) -> (Type, Sense) {
     let kind = match kind {
-        0 => return (Type::Other, Sense::Other("truth values")),
+        0 => return (Type::Other, Sense::Other("booleans")),
         1 => Type::Int32,
         2 => Type::Int64,
         3 => return (Type::Other, Sense::Other("times")),
@@ -277,7 +277,8 @@ fn group(t: &mut Thrift<&[u8]>, columns: usize, wanted: &[usize]) -> Result<Grou
                 Ok(())
             })?,
             (3, I64) => {
-                group.rows = u64::try_from(t.int()?).map_err(|_| Fault::damaged("a row group has less than no rows"))?
+                group.rows =
+                    u64::try_from(t.int()?).map_err(|_| Fault::damaged("a row group has a negative number of rows"))?
             }
             _ => t.skip(kind)?,
         }
@@ -295,7 +296,7 @@ fn chunk(t: &mut Thrift<&[u8]>) -> Result<Result<Chunk, Fault>, Fault> {
     let mut why_not = None;
     t.fields(&mut |t, id, kind| {
         match (id, kind) {
-            (1, BINARY) => why_not = Some("its columns lie in other files; write it as one file"),
+            (1, BINARY) => why_not = Some("its columns are in other files; write it as one file"),
             (8, _) => why_not = Some("its column is encrypted; write it without encryption, or name another column"),
             (3, STRUCT) => {
                 return t.fields(&mut |t, id, kind| {
@@ -323,6 +324,6 @@ fn chunk(t: &mut Thrift<&[u8]>) -> Result<Result<Chunk, Fault>, Fault> {
     };
     Ok(match (start.map(u64::try_from), u64::try_from(len)) {
         (Some(Ok(start)), Ok(len)) => Ok(Chunk { codec, start, len }),
-        _ => Err(Fault::damaged("a column has no place in the file")),
+        _ => Err(Fault::damaged("the position of a column in the file is missing")),
     })
 }

@@ -1,9 +1,9 @@
-//! The stories of a Parquet file: one column of text, and its scores if they are wanted.
+//! The documents of a Parquet file: one column of text, and its scores if they are wanted.
 //!
 //! Row group by row group, page by page: memory is that of a page and a dictionary of each column (most writers make 1 MB of
 //! each; 1 GB is the most), and grows with what is really there. Our own reader, because those at hand believe the sizes
-//! that a file claims. Rows without a value are passed over. Columns in structs are named by their path (`meta.text`);
-//! lists of texts are not stories. Scores are numbers of any type, decimals too.
+//! that a file claims. Rows without a value are skipped. Columns in structs are named by their path (`meta.text`);
+//! lists of texts are not documents. Scores are numbers of any type, decimals too.
 //! Plain, dictionary, delta and byte-split encoding; zstd, Snappy, gzip, Brotli, LZ4 or no compression.
 
 mod cell;
@@ -16,7 +16,7 @@ mod runs;
 mod thrift;
 
 use super::magic::{POINTER, markup, pointer};
-use super::seen::Seen;
+use super::oddities::Oddities;
 use super::story::{Fields, Story};
 use crate::data::DataError;
 use cell::Cell;
@@ -36,7 +36,7 @@ pub(super) fn read(
     path: &Path,
     fields: &Fields,
     limit: usize,
-    seen: &mut Seen,
+    oddities: &mut Oddities,
     f: &mut dyn FnMut(Story, u64) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, DataError> {
     let told = |fault: Fault| fault.told(path);
@@ -47,7 +47,7 @@ pub(super) fn read(
     let filled = file.by_ref().take(POINTER as u64 + 1).read_to_end(&mut head);
     filled.map_err(|e| DataError::io("read", path, e))?;
     if !head.starts_with(meta::MAGIC) && !head.starts_with(meta::ENCRYPTED) {
-        let named = "it ends in .parquet but is not a Parquet table; rename it after what it is";
+        let named = "its name ends in .parquet but it is not a Parquet table; rename it";
         let found = pointer(&head).or(markup(&head)).unwrap_or(named);
         return Err(DataError::NotText { path: path.to_path_buf(), found });
     }
@@ -75,7 +75,7 @@ pub(super) fn read(
             if row - told_last > MAX_EMPTY {
                 let column = fields.text;
                 return Err(at(format!(
-                    "no text in {MAX_EMPTY} rows of column `{column}`; name another, or leave them out"
+                    "{MAX_EMPTY} rows of column `{column}` hold no text; name another column, or leave these rows out"
                 )));
             }
             let score = match scores.first_mut().map(Rows::next).transpose().map_err(told)? {
@@ -83,11 +83,11 @@ pub(super) fn read(
                 _ => None,
             };
             let Cell::Bytes(bytes) = texts.next().map_err(told)? else {
-                seen.without += 1;
+                oddities.without += 1;
                 continue;
             };
             if bytes.len() > limit {
-                return Err(at(format!("the story is longer than {} MB; split it or leave it out", limit >> 20)));
+                return Err(at(format!("the document is longer than {} MB; split it or leave it out", limit >> 20)));
             }
             let Ok(text) = std::str::from_utf8(bytes) else {
                 return Err(at(format!("column `{}` is not UTF-8 text; write it as a column of strings", fields.text)));
@@ -95,7 +95,7 @@ pub(super) fn read(
             let text = text.trim_matches(['\n', '\r']);
             let read = (size as f64 * (row as f64 / total as f64)) as u64;
             if text.is_empty() {
-                seen.without += 1;
+                oddities.without += 1;
                 continue;
             }
             told_last = row;

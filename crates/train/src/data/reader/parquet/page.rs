@@ -7,7 +7,7 @@
 //! values:      as they are, or places in the dictionary, which is the first page
 //! ```
 //! Memory: a page and a dictionary, which grow as their bytes arrive, whatever their headers claim. Statistics in a header,
-//! which may be whole stories, are passed over.
+//! which may be whole documents, are skipped.
 //! Source: parquet.thrift and Encodings.md of apache/parquet-format.
 
 use super::cell::{Cell, number};
@@ -90,7 +90,7 @@ impl Rows {
                 let place = places.next(page)? as usize;
                 let Some(at) = self.places.get(place) else {
                     let n = self.places.len();
-                    return Err(Fault::damaged(format!("a value is number {place} of a dictionary of {n}")));
+                    return Err(Fault::damaged(format!("a value has index {place} in a dictionary of {n}")));
                 };
                 plain(self.kind, &self.dictionary, &mut (*at as usize))?
             }
@@ -129,7 +129,7 @@ impl Rows {
         let size = |size: i64| match u64::try_from(size) {
             Ok(size) if size <= MAX_PAGE => Ok(size),
             _ => Err(Fault::Unsupported(format!(
-                "a page of its column claims {size} bytes, more than {} MB: it is damaged, or to be written with \
+                "a page of its column claims {size} bytes, more than {} MB: the file is damaged, or must be written with \
                  smaller row groups",
                 MAX_PAGE >> 20
             ))),
@@ -185,7 +185,7 @@ impl Rows {
             decompress(self.codec, (&mut self.input).take(compressed), size, &mut self.page)?;
             if self.max_def > 0 {
                 if header.level_encoding != 3 {
-                    let what = "nulls are marked as only very old writers did; write it again with a newer one";
+                    let what = "nulls are marked as only very old programs did; write it again with a newer one";
                     return Err(Fault::Unsupported(what.to_string()));
                 }
                 let length = take(&self.page, &mut at, 4)?.try_into().map_or(0, u32::from_le_bytes);
@@ -218,7 +218,7 @@ impl Rows {
             9 if self.kind != Type::Bytes => Packing::Split(at, (page.len() - at) / width(self.kind), 0),
             other => {
                 return Err(Fault::Unsupported(format!(
-                    "a page of its column has the encoding number {other}; write it again with plain or dictionary encoding"
+                    "a page of its column has the unknown encoding {other}; write it again with plain or dictionary encoding"
                 )));
             }
         };

@@ -6,8 +6,7 @@
 //!                     or  varint(groups << 1 | 1), groups x 8 values of `width` bits, lowest bit first
 //! Delta:  varint block, varint miniblocks, varint count, zigzag first value; then blocks of
 //!         zigzag smallest delta, a byte of width for each miniblock, the miniblocks' deltas less the smallest, packed
-//! ```
-//! Source: Encodings.md of apache/parquet-format.
+//! ``` Source: Encodings.md of apache/parquet-format.
 
 use super::fault::Fault;
 
@@ -120,7 +119,7 @@ impl Delta {
         Ok(d)
     }
 
-    /// The byte after the last value. Parts are passed over without reading them: a few bytes can claim any number of values.
+    /// The byte after the last value. Parts are skipped without reading them: a few bytes can claim any number of values.
     pub fn end(&self, page: &[u8]) -> Result<usize, Fault> {
         let mut all = self.clone();
         while all.left > 0 {
@@ -206,7 +205,7 @@ mod tests {
         for bad in [[8, 0, 5, 2, 2, 0], [8, 3, 5, 2, 2, 0], [0, 1, 5, 2, 2, 0], [8, 1, 5, 2, 2, 65]] {
             assert_eq!(read(&bad), None);
         }
-        // A million equal numbers in each of 16,000 blocks of two bytes: passed over, not counted out.
+        // A million equal numbers in each of 16,000 blocks of two bytes: skipped, not counted out.
         let head = [0x80, 0x80, 0x40, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0];
         let page = [&head[..], &[0; 1 << 15]].concat();
         let started = std::time::Instant::now();

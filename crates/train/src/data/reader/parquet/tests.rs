@@ -1,4 +1,4 @@
-//! Files made by Apache's own writer, the crate `parquet`, against the stories that went in.
+//! Files made by Apache's own writer, the crate `parquet`, against the documents that went in.
 
 use super::*;
 use crate::data::reader::read_file;
@@ -20,7 +20,7 @@ const SCHEMA: &str = "message rows { required int64 id; optional binary text (UT
 
 type Row = (Option<String>, Option<f64>);
 
-/// Stories, empty ones, nulls, repeated ones and ones that begin alike; scores in quarters.
+/// Documents, empty ones, nulls, repeated ones and ones that begin alike; scores in quarters.
 fn rows(n: u64) -> Vec<Row> {
     let text = |i: u64| match i % 7 {
         0 => None,
@@ -78,7 +78,7 @@ fn stories(path: &Path, text: &str, score: Option<&str>) -> Result<Vec<(String, 
     let mut stories = Vec::new();
     let size = path.metadata().unwrap().len();
     let mut before = 0;
-    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut Seen::default(), &mut |story, read| {
+    let flow = read_file(path, &Fields { text, score }, 1 << 20, &mut Oddities::default(), &mut |story, read| {
         assert!((before..=size).contains(&read));
         before = read;
         stories.push((story.text.to_string(), story.score));
@@ -257,7 +257,7 @@ fn numbers_mean_what_their_column_says() {
         (scores::<Int32Type>("int32 score (DATE)", &[1], None), "dates"),
         (scores::<Int32Type>("int32 score (TIME_MILLIS)", &[1], None), "times of day"),
         (scores::<Int64Type>("int64 score (TIMESTAMP(MICROS, true))", &[1], None), "times"),
-        (scores::<BoolType>("boolean score", &[true], None), "truth values"),
+        (scores::<BoolType>("boolean score", &[true], None), "booleans"),
     ] {
         let text = message(&folder.file("a.parquet", file), "text", Some("score"));
         assert!(text.contains(&format!("column `score` holds {what}, not numbers")), "{text}");
@@ -269,12 +269,12 @@ fn rows_without_text_are_counted() {
     let all = rows(70);
     let path = Folder::new();
     let path = path.file("a.parquet", table(&[&all], small()));
-    let mut seen = Seen::default();
+    let mut oddities = Oddities::default();
     let fields = Fields { text: "text", score: None };
     assert!(
-        read_file(&path, &fields, 1 << 20, &mut seen, &mut |_, _| ControlFlow::Continue(())).unwrap().is_continue()
+        read_file(&path, &fields, 1 << 20, &mut oddities, &mut |_, _| ControlFlow::Continue(())).unwrap().is_continue()
     );
-    assert_eq!(seen, Seen { without: 20, ..Seen::default() });
+    assert_eq!(oddities, Oddities { without: 20, ..Oddities::default() });
 }
 
 #[test]
@@ -283,12 +283,12 @@ fn a_story_over_the_limit_is_told_by_its_row() {
     let long: Row = (Some("x".repeat(101)), None);
     let path = folder.file("a.parquet", table(&[&[rows(1)[0].clone(), long]], small()));
     let read = |limit| {
-        read_file(&path, &Fields { text: "text", score: None }, limit, &mut Seen::default(), &mut |_, _| {
+        read_file(&path, &Fields { text: "text", score: None }, limit, &mut Oddities::default(), &mut |_, _| {
             ControlFlow::Break(())
         })
     };
     assert!(read(101).unwrap().is_break());
-    assert!(read(100).unwrap_err().to_string().contains("row 2: the story is longer"));
+    assert!(read(100).unwrap_err().to_string().contains("row 2: the document is longer"));
 }
 
 fn variants() -> Vec<Vec<u8>> {
@@ -337,7 +337,7 @@ fn cut_files_are_errors() {
     }
 }
 
-/// Flipped bits give an error or other stories, but no panic, and never much memory.
+/// Flipped bits give an error or other documents, but no panic, and never much memory.
 #[test]
 fn flipped_bits_never_panic() {
     let folder = Folder::new();
@@ -359,7 +359,7 @@ fn flipped_bits_never_panic() {
                 &path,
                 &Fields { text: "text", score: Some("score") },
                 1 << 20,
-                &mut Seen::default(),
+                &mut Oddities::default(),
                 &mut |_, _| {
                     read += 1;
                     if read < 10_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -407,7 +407,7 @@ fn by_hand(pages: &[u8], rows: &[u8], more: &[u8]) -> Vec<u8> {
     [b"PAR1", pages, &footer, &(footer.len() as u32).to_le_bytes(), b"PAR1"].concat()
 }
 
-/// Statistics may be whole stories: 3 MB of smallest and largest value, in the header of a page of one short text.
+/// Statistics may be whole documents: 3 MB of smallest and largest value, in the header of a page of one short text.
 #[test]
 fn headers_of_any_size_and_encrypted_columns() {
     let folder = Folder::new();
@@ -442,5 +442,5 @@ fn rows_without_end_that_are_empty_are_an_error() {
     let page = [&head[..], &[6, 0, 0, 0], &many, &[0]].concat();
     let file = by_hand(&page, &many, &[]);
     let text = message(&folder.file("a.parquet", file), "text", None);
-    assert!(text.contains("row 67108865: no text in 67108864 rows of column `text`"), "{text}");
+    assert!(text.contains("row 67108865: 67108864 rows of column `text` hold no text"), "{text}");
 }

@@ -1,18 +1,18 @@
-//! The stories of a validation text, which are not trained on.
+//! The documents of a validation text, which are not trained on.
 
 use super::order::mix;
 use std::collections::HashSet;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Stories by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
+/// Documents by the XXH3-64 of the words of each: none of them is trained on, however its words are spaced.
 #[derive(Debug, Default)]
-pub struct Held {
+pub struct HeldOut {
     stories: HashSet<u64>,
     digest: u64,
 }
 
-impl Held {
-    /// One more story.
+impl HeldOut {
+    /// One more document.
     pub fn add(&mut self, story: &str) {
         let hash = key(story);
         if self.stories.insert(hash) {
@@ -20,7 +20,7 @@ impl Held {
         }
     }
 
-    /// Whether the story is one of them, word for word.
+    /// Whether the document is one of them, word for word.
     pub fn contains(&self, story: &str) -> bool {
         self.stories.contains(&key(story))
     }

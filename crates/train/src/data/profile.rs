@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-/// Counts over all stories.
+/// Counts over all documents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Looks {
+pub struct TextProfile {
     /// Letters of each script.
     pub scripts: BTreeMap<&'static str, u64>,
     /// Control characters but for tab and line ends.
@@ -18,7 +18,7 @@ pub struct Looks {
     pub longest_line: u64,
     /// Runs of lines between empty ones.
     pub paragraphs: u64,
-    /// Lines that others use to separate stories, by what they are.
+    /// Lines that others use to separate documents, by what they are.
     pub separators: BTreeMap<&'static str, u64>,
 }
 
@@ -45,12 +45,12 @@ const SEPARATORS: [&str; 14] = [
 pub struct Script {
     /// Its name.
     pub name: &'static str,
-    /// Its share of all letters.
+    /// Its fraction of all letters.
     pub share: f64,
 }
 
-impl Looks {
-    /// Counts one more story.
+impl TextProfile {
+    /// Counts one more document.
     pub fn add(&mut self, story: &str) {
         for c in story.chars() {
             if let Some(script) = script(c) {
@@ -74,7 +74,7 @@ impl Looks {
         }
     }
 
-    /// Scripts by their share of all letters, the largest first.
+    /// Scripts by their fraction of all letters, the largest first.
     pub fn shares(&self) -> Vec<Script> {
         let all: u64 = self.scripts.values().sum();
         let mut shares: Vec<_> =
@@ -117,17 +117,17 @@ mod tests {
 
     #[test]
     fn counts_by_hand() {
-        let mut looks = Looks::default();
-        looks.add("Ein Kätzchen.\r\n\r\n  \nпривет 你好\n---\nかな\u{7}\u{fffd}");
+        let mut profile = TextProfile::default();
+        profile.add("Ein Kätzchen.\r\n\r\n  \nпривет 你好\n---\nかな\u{7}\u{fffd}");
         let scripts = [("Cyrillic", 6), ("Han", 2), ("Kana", 2), ("Latin", 11)];
-        assert_eq!(looks.scripts, BTreeMap::from(scripts));
+        assert_eq!(profile.scripts, BTreeMap::from(scripts));
         assert_eq!(
-            (looks.controls, looks.replaced, looks.lines, looks.longest_line, looks.paragraphs),
+            (profile.controls, profile.replaced, profile.lines, profile.longest_line, profile.paragraphs),
             (1, 1, 6, 13, 2)
         );
-        assert_eq!(looks.separators, BTreeMap::from([("---", 1)]));
-        assert_eq!(looks.shares()[0], Script { name: "Latin", share: 11.0 / 21.0 });
-        looks.add("한글 אב");
-        assert_eq!((looks.scripts["Hangul"], looks.scripts["Hebrew"]), (2, 2));
+        assert_eq!(profile.separators, BTreeMap::from([("---", 1)]));
+        assert_eq!(profile.shares()[0], Script { name: "Latin", share: 11.0 / 21.0 });
+        profile.add("한글 אב");
+        assert_eq!((profile.scripts["Hangul"], profile.scripts["Hebrew"]), (2, 2));
     }
 }

@@ -1,7 +1,7 @@
-//! Near-doubles: stories whose sets of shingles (five words in a row) overlap by an estimated 0.8 of their union or more.
+//! Near duplicates: documents whose sets of shingles (five words in a row) overlap by an estimated 0.8 of their union or more.
 //!
 //! MinHash (Broder, "On the resemblance and containment of documents", 1997): under each of 64 hash functions the smallest hash of
-//! the shingles is kept; two sets agree in it with the probability of their overlap. Only stories that agree in one of 8 bands of
+//! the shingles is kept; two sets agree in it with the probability of their overlap. Only documents that agree in one of 8 bands of
 //! 8 such values are compared: of those that overlap by 0.8, three in four, of those by 0.9, all but one in a hundred. A word is a
 //! run of letters and digits, in lower case; of scripts that do not separate words, each character is one.
 
@@ -10,30 +10,30 @@ use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Stories that are remembered: some 100 MB.
-pub const MOST: usize = 200_000;
+/// Most documents kept for comparison: some 100 MB.
+pub const MAX_STORIES: usize = 200_000;
 const HASHES: usize = 64;
 const BAND: usize = 8;
 const SHINGLE: usize = 5;
-/// Least share of equal values.
+/// Least fraction of equal values.
 const ALIKE: f64 = 0.8;
 
-/// Smallest hashes of a story.
+/// Smallest hashes of a document.
 type Signature = [u32; HASHES];
 
-/// Stories to compare further ones with.
+/// Documents to compare further ones with.
 #[derive(Default)]
-pub struct Near {
+pub struct NearDuplicates {
     signatures: Vec<Signature>,
-    /// For each band, the last story with these values.
+    /// For each band, the last document with these values.
     bands: [HashMap<u64, u32>; HASHES / BAND],
     words: Vec<u64>,
 }
 
-impl Near {
-    /// Whether the story is nearly one that came before; it is remembered, if there is room. Stories of fewer than five words
-    /// are like none.
-    pub fn doubles(&mut self, story: &str) -> bool {
+impl NearDuplicates {
+    /// Whether the document is nearly one that came before; it is kept for comparison, if there is room. Documents of fewer than
+    /// five words are like none.
+    pub fn is_near_duplicate(&mut self, story: &str) -> bool {
         self.words.clear();
         words(story, |word| self.words.push(word));
         if self.words.len() < SHINGLE {
@@ -50,7 +50,7 @@ impl Near {
             equal as f64 >= ALIKE * HASHES as f64
         };
         let found = keys.iter().zip(&self.bands).filter_map(|(key, band)| band.get(key)).any(alike);
-        if self.signatures.len() < MOST {
+        if self.signatures.len() < MAX_STORIES {
             let at = self.signatures.len() as u32;
             for (key, band) in keys.into_iter().zip(&mut self.bands) {
                 band.insert(key, at);
@@ -62,7 +62,7 @@ impl Near {
 
     /// Whether there was no more room.
     pub fn is_full(&self) -> bool {
-        self.signatures.len() >= MOST
+        self.signatures.len() >= MAX_STORIES
     }
 }
 
@@ -153,12 +153,13 @@ mod tests {
 
     #[test]
     fn a_changed_word_is_a_near_double_and_another_story_is_not() {
-        let mut near = Near::default();
+        let mut near = NearDuplicates::default();
         let stories: Vec<String> = (0..300).map(|i| format!("{i}: {}", synthetic::story(3, i))).collect();
-        let new = stories.iter().filter(|story| near.doubles(story)).count();
-        // Stories of one grammar are alike here and there, by less than 0.8.
+        let new = stories.iter().filter(|story| near.is_near_duplicate(story)).count();
+        // Documents of one grammar are alike here and there, by less than 0.8.
         assert!(new <= 3, "{new} of 300");
-        let mut near_double = |story: &String| near.doubles(&story.to_uppercase().replacen(" THE ", " A ", 1));
+        let mut near_double =
+            |story: &String| near.is_near_duplicate(&story.to_uppercase().replacen(" THE ", " A ", 1));
         let found = stories.iter().filter(|story| near_double(story)).count();
         assert!(found >= 285, "{found} of 300");
         // Every twentieth word another one leaves an overlap of 0.6: some 40 agree in a band, none in four fifths of all values.
@@ -168,10 +169,10 @@ mod tests {
         };
         let mean = stories.iter().map(|story| overlap(story, &every_twentieth(story))).sum::<f64>() / 300.0;
         assert!((mean - 0.6).abs() < 0.05, "{mean}");
-        let found = stories.iter().filter(|story| near.doubles(&every_twentieth(story))).count();
+        let found = stories.iter().filter(|story| near.is_near_duplicate(&every_twentieth(story))).count();
         assert!(found <= 6, "{found} of 300");
-        assert!(!near.doubles("too few words"));
-        assert!(!near.doubles("too few words"));
+        assert!(!near.is_near_duplicate("too few words"));
+        assert!(!near.is_near_duplicate("too few words"));
     }
 
     #[test]

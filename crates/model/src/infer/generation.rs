@@ -1,14 +1,15 @@
-//! Writing text with the packed runtime: prompt in, text out, piece by piece.
+//! Text generation with the packed runtime: prompt in, text out, piece by piece.
 //!
 //! ```text
 //! z = logits after EOS and the prompt
 //! repeat: token ~ sample(z);  text += bytes(token);  z = logits after token, the state carried on
 //! ```
 //!
-//! A [`Writer`] is one text and all that belongs to it. It can be told more text at any time ([`Writer::read`]), so a story can be
-//! written in turns. [`Engine::advance`] takes any number of writers one token further, together: what each writes does not
-//! depend on the others. Pieces of text are whole UTF-8 and never part of a stop string. Tokens that stand for no text (PAD,
-//! UNK, BOS) are not drawn; EOS ends the story. After the prompt a token allocates nothing.
+//! A [`Generation`] is one text with its sequence state, sampler and stop strings. More text can be appended at any time
+//! ([`Generation::push`]), so people and model can take turns. [`Engine::advance`] takes any number of generations one token
+//! further, together; the text of each does not depend on the others. Pieces of text are whole UTF-8 and never part of a stop
+//! string. Tokens that stand for no text (PAD, UNK, BOS) are not sampled; EOS ends the document. After the prompt a token
+//! allocates nothing.
 
 use std::sync::Arc;
 
@@ -17,31 +18,32 @@ use flashlm_kernels::{Exec, Token};
 
 use super::engine::Engine;
 use super::model::PackedModel;
-use super::stream::Stream;
+use super::state::SequenceState;
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
 
-/// Writers whose logits are made, and then read, at once: few enough to stay in the cache, enough for the table to be worth its way.
+/// Generations whose logits are computed, and then read, at once: few enough to stay in the cache, enough to amortise the
+/// reading of the embedding matrix.
 const CHOICES: usize = 32;
 
-/// Why a text ended.
+/// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended the story.
+    /// The model ended the document.
     Eos,
-    /// All tokens asked for are there.
+    /// The limit of tokens was reached.
     Length,
-    /// A stop string came.
+    /// The text reached a stop string.
     Stop,
-    /// No token could be chosen; [`Engine::advance`] has said why.
+    /// No token could be chosen; the error of [`Engine::advance`] says why.
     Failed,
 }
 
-/// One text being written.
-pub struct Writer {
+/// One text being generated.
+pub struct Generation {
     model: Arc<PackedModel>,
-    stream: Stream,
-    /// Tokens that the stream has not been told.
+    state: SequenceState,
+    /// Tokens not yet fed to the model.
     pending: Vec<Token>,
     sampler: Sampler,
     decoder: StreamDecoder,
@@ -49,7 +51,7 @@ pub struct Writer {
     /// The last tokens of the text, at least as many as penalties look at.
     recent: Vec<Token>,
     window: usize,
-    /// Characters on their way to the stop strings.
+    /// Characters not yet compared with the stop strings.
     raw: String,
     text: String,
     tokens: usize,
@@ -58,8 +60,11 @@ pub struct Writer {
     failure: Option<SampleError>,
 }
 
-impl Writer {
-    /// A text of at most `limit` tokens, the prompt not counted, that ends before any of `stop`.
+impl Generation {
+    /// A text of at most `limit` tokens, not counting the prompt, that ends before any of the strings `stop`.
+    ///
+    /// # Errors
+    /// Settings, biases or stop strings out of their bounds.
     pub fn new(
         model: &Arc<PackedModel>,
         settings: Settings,
@@ -71,8 +76,8 @@ impl Writer {
         let mute = |id: &Token| *id != eos && tokenizer.token_bytes(*id).is_empty();
         let bans: Vec<Token> = (0..=Token::MAX).take(vocab).filter(mute).collect();
         let window = settings.repeat_window;
-        Ok(Writer {
-            stream: model.stream(),
+        Ok(Generation {
+            state: model.new_state(),
             pending: vec![eos],
             sampler: Sampler::new(settings, vocab, &bans)?,
             decoder: StreamDecoder::new(),
@@ -89,18 +94,18 @@ impl Writer {
         })
     }
 
-    /// Appends `text` to what the model is told before it goes on, also after the end of the story; returns its tokens.
-    pub fn read(&mut self, text: &str) -> usize {
+    /// Appends `text` to the prompt, or to the text generated so far, even after its end; returns the number of its tokens.
+    pub fn push(&mut self, text: &str) -> usize {
         let before = self.pending.len();
         self.model.tokenizer().encode(text, &mut self.pending);
         for i in before..self.pending.len() {
-            self.remember(self.pending[i]);
+            self.push_recent(self.pending[i]);
         }
         self.pending.len() - before
     }
 
-    /// Allows `more` tokens from here on, and the text to go on where it had ended, unless it had failed.
-    pub fn go_on(&mut self, more: usize) {
+    /// Allows `more` tokens from here on and lets a finished text continue, unless it failed.
+    pub fn extend(&mut self, more: usize) {
         self.limit = self.tokens.saturating_add(more);
         self.finish = self.finish.filter(|finish| *finish == Finish::Failed);
         self.stops.restart();
@@ -111,17 +116,17 @@ impl Writer {
         &self.text
     }
 
-    /// Why it ended; `None` while it goes on.
+    /// Why it ended; `None` until then.
     pub fn finish(&self) -> Option<Finish> {
         self.finish
     }
 
-    /// Tokens drawn so far, a final EOS included.
+    /// Tokens generated so far, a final EOS included.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    fn remember(&mut self, token: Token) {
+    fn push_recent(&mut self, token: Token) {
         if self.recent.len() == self.recent.capacity() {
             // At least half of them go, so that this is rare.
             let keep = self.window.min(self.recent.len() / 2);
@@ -144,7 +149,7 @@ impl Writer {
         self.raw.clear();
         self.decoder.push(tokenizer.token_bytes(token), &mut self.raw);
         self.stops.push(&self.raw, &mut self.text);
-        self.remember(token);
+        self.push_recent(token);
         if self.stops.is_complete() {
             self.finish = Some(Finish::Stop);
         } else if self.tokens == self.limit {
@@ -163,74 +168,78 @@ impl Writer {
     }
 }
 
-impl AsMut<Stream> for Writer {
-    fn as_mut(&mut self) -> &mut Stream {
-        &mut self.stream
+impl AsMut<SequenceState> for Generation {
+    fn as_mut(&mut self) -> &mut SequenceState {
+        &mut self.state
     }
 }
 
 impl Engine {
-    /// Takes each writer one token further; their new text is in [`Writer::text`]. Writers that have ended stay as they are:
-    /// callers take them out when they like, and put new ones in.
+    /// Takes each generation one token further; their new text is in [`Generation::text`]. Generations that have ended stay as they
+    /// are: callers may remove them at any time, and add new ones.
     ///
     /// # Errors
-    /// Logits that are no numbers, or settings that leave no token to draw: that writer has failed, and the others have gone on.
-    pub fn advance(&mut self, writers: &mut [Writer]) -> Result<(), SampleError> {
-        for writer in &mut *writers {
-            writer.text.clear();
-            if writer.finish.is_none() && writer.tokens >= writer.limit {
-                writer.end(Finish::Length);
+    /// Logits that are not numbers, or settings that leave no token to choose: that generation has failed; the others have
+    /// advanced.
+    pub fn advance(&mut self, generations: &mut [Generation]) -> Result<(), SampleError> {
+        for generation in &mut *generations {
+            generation.text.clear();
+            if generation.finish.is_none() && generation.tokens >= generation.limit {
+                generation.end(Finish::Length);
             }
         }
-        let going = |writer: &Writer| writer.finish.is_none();
+        let going = |generation: &Generation| generation.finish.is_none();
         let mut all = Ok(());
-        for writers in writers.chunk_by_mut(|a, b| going(a) == going(b)) {
-            if going(&writers[0]) {
-                all = all.and(self.advance_all(writers));
+        for generations in generations.chunk_by_mut(|a, b| going(a) == going(b)) {
+            if going(&generations[0]) {
+                all = all.and(self.advance_all(generations));
             }
         }
         all
     }
 
-    fn advance_all(&mut self, writers: &mut [Writer]) -> Result<(), SampleError> {
+    fn advance_all(&mut self, generations: &mut [Generation]) -> Result<(), SampleError> {
         let mut tokens = std::mem::take(&mut self.tokens);
         tokens.clear();
-        for writer in &mut *writers {
-            if let Some((&last, before)) = writer.pending.split_last() {
-                self.feed(&mut writer.stream, before);
+        for generation in &mut *generations {
+            if let Some((&last, before)) = generation.pending.split_last() {
+                self.feed(&mut generation.state, before);
                 tokens.push(last);
             }
-            writer.pending.clear();
+            generation.pending.clear();
         }
         let (rows, threads, v) = (self.rows(), self.cx.pool().threads(), self.model().config().vocab_size);
-        self.room(CHOICES.min(writers.len()) * threads);
+        self.room(CHOICES.min(generations.len()) * threads);
         let mut logits = std::mem::take(&mut self.logits);
-        for (writers, tokens) in writers.chunks_mut(rows).zip(tokens.chunks(rows)) {
+        for (generations, tokens) in generations.chunks_mut(rows).zip(tokens.chunks(rows)) {
             let each = logits.len() / threads;
-            self.decode(writers, tokens, Parts(&mut logits, each), |mut last, writers, z| {
-                for (i, writers) in writers.chunks_mut(CHOICES).enumerate() {
-                    let z = &mut z[..writers.len() * v];
-                    last.head(z, i * CHOICES..i * CHOICES + writers.len());
-                    for (writer, z) in writers.iter_mut().zip(z.chunks_exact_mut(v)) {
-                        writer.failure = writer.choose(last.cx, z).err();
+            self.decode(generations, tokens, Parts(&mut logits, each), |mut last, generations, z| {
+                for (i, generations) in generations.chunks_mut(CHOICES).enumerate() {
+                    let z = &mut z[..generations.len() * v];
+                    last.head(z, i * CHOICES..i * CHOICES + generations.len());
+                    for (generation, z) in generations.iter_mut().zip(z.chunks_exact_mut(v)) {
+                        generation.failure = generation.choose(last.cx, z).err();
                     }
                 }
             });
         }
         (self.logits, self.tokens) = (logits, tokens);
-        let failures = writers.iter_mut().map(|writer| writer.failure.take());
+        let failures = generations.iter_mut().map(|generation| generation.failure.take());
         // Each is taken, and the first told.
         failures.fold(None, Option::or).map_or(Ok(()), Err)
     }
 
-    /// Writes to the end of the text; `emit` is given it piece by piece.
-    pub fn write(&mut self, writer: &mut Writer, mut emit: impl FnMut(&str)) -> Result<Finish, SampleError> {
+    /// Generates until the text ends; `emit` receives it piece by piece.
+    ///
+    /// # Errors
+    /// As [`Engine::advance`].
+    pub fn generate(&mut self, generation: &mut Generation, mut emit: impl FnMut(&str)) -> Result<Finish, SampleError> {
         loop {
-            self.advance(std::slice::from_mut(writer))?;
-            if !writer.text.is_empty() {
-                emit(&writer.text);
+            self.advance(std::slice::from_mut(generation))?;
+            if !generation.text.is_empty() {
+                emit(&generation.text);
             }
-            if let Some(finish) = writer.finish {
+            if let Some(finish) = generation.finish {
                 return Ok(finish);
             }
         }
@@ -257,23 +266,23 @@ mod tests {
         Settings { temperature: 0.0, ..Settings::default() }
     }
 
-    fn writer(noise: &Noise, prompt: &str, settings: &Settings, limit: usize, stop: &[&str]) -> Writer {
+    fn generation(noise: &Noise, prompt: &str, settings: &Settings, limit: usize, stop: &[&str]) -> Generation {
         let stop: Vec<String> = stop.iter().map(|stop| stop.to_string()).collect();
-        let mut writer = Writer::new(&noise.model, settings.clone(), limit, &stop).unwrap();
-        writer.read(prompt);
-        writer
+        let mut generation = Generation::new(&noise.model, settings.clone(), limit, &stop).unwrap();
+        generation.push(prompt);
+        generation
     }
 
-    fn rest(engine: &mut Engine, writer: &mut Writer) -> (String, Finish) {
+    fn rest(engine: &mut Engine, generation: &mut Generation) -> (String, Finish) {
         let mut text = String::new();
-        let finish = engine.write(writer, |piece| {
+        let finish = engine.generate(generation, |piece| {
             assert!(!piece.is_empty());
             text += piece;
         });
         (text, finish.unwrap())
     }
 
-    /// At most `n` tokens, each chosen from logits that a fresh stream makes of all tokens so far.
+    /// At most `n` tokens, each chosen from logits that a fresh state makes of all tokens so far.
     fn recompute(
         noise: &Noise,
         prompt: &str,
@@ -285,8 +294,8 @@ mod tests {
         tokenizer.encode(prompt, &mut tokens);
         let start = tokens.len();
         while tokens.len() < start + n && !tokens[start..].contains(&tokenizer.eos()) {
-            let logits = engine.prefill(&mut noise.model.stream(), &tokens);
-            // EOS in front is the start of the story, not a token to avoid.
+            let logits = engine.prefill(&mut noise.model.new_state(), &tokens);
+            // EOS in front is the start of the document, not a token to avoid.
             tokens.push(choose(logits, &tokens[1..]));
         }
         tokens.split_off(start)
@@ -304,12 +313,12 @@ mod tests {
                 let best = z.iter().copied().reduce(f32::max).unwrap();
                 z.iter().position(|x| *x == best).unwrap() as Token
             });
-            let mut writer = writer(&noise, "Hi there", &greedy(), 40, &[]);
-            let (written, finish) = rest(&mut engine(&noise), &mut writer);
+            let mut generation = generation(&noise, "Hi there", &greedy(), 40, &[]);
+            let (written, finish) = rest(&mut engine(&noise), &mut generation);
             assert_eq!(written, text(&noise, &expected), "{name}");
             let eos = expected.ends_with(&[EOS]);
             assert_eq!(finish, if eos { Finish::Eos } else { Finish::Length });
-            assert_eq!(writer.tokens(), expected.len());
+            assert_eq!(generation.tokens(), expected.len());
         }
     }
 
@@ -330,10 +339,10 @@ mod tests {
             };
             let mut sampler = Sampler::new(settings.clone(), 257, &[]).unwrap();
             let expected = recompute(&noise, "", 120, |z, recent| sampler.sample(&cx, z, recent).unwrap());
-            let mut writer = writer(&noise, "", &settings, 120, &[]);
-            let (written, finish) = rest(&mut engine(&noise), &mut writer);
+            let mut generation = generation(&noise, "", &settings, 120, &[]);
+            let (written, finish) = rest(&mut engine(&noise), &mut generation);
             assert_eq!(written, text(&noise, &expected), "seed {seed}");
-            assert_eq!(writer.tokens(), expected.len());
+            assert_eq!(generation.tokens(), expected.len());
             let eos = expected.ends_with(&[EOS]);
             assert_eq!(finish, if eos { Finish::Eos } else { Finish::Length }, "seed {seed}");
             ended += usize::from(eos);
@@ -346,7 +355,7 @@ mod tests {
         let noise = noise();
         let run = |seed| {
             let settings = Settings { seed, ..Settings::default() };
-            rest(&mut engine(&noise), &mut writer(&noise, "x", &settings, 40, &[])).0
+            rest(&mut engine(&noise), &mut generation(&noise, "x", &settings, 40, &[])).0
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
@@ -358,9 +367,9 @@ mod tests {
         let noise = Noise::with(shapes().remove(0).1, &tokenizer, |_, _| {});
         let settings = Settings { seed: 3, logit_bias: vec![(0, -100.0)], ..Settings::default() };
         let run = |stop: &[&str]| {
-            let mut writer = writer(&noise, "The", &settings, 80, stop);
-            let (text, finish) = rest(&mut engine(&noise), &mut writer);
-            (text, finish, writer.tokens())
+            let mut generation = generation(&noise, "The", &settings, 80, stop);
+            let (text, finish) = rest(&mut engine(&noise), &mut generation);
+            (text, finish, generation.tokens())
         };
         let (whole, finish, tokens) = run(&[]);
         assert_eq!((finish, tokens), (Finish::Length, 80));
@@ -388,19 +397,19 @@ mod tests {
         let cx = flashlm_kernels::Exec::new(isas()[0], 1);
         let expected = recompute(&noise, "The", 200, |z, recent| sampler.sample(&cx, z, recent).unwrap());
         assert!(expected.iter().all(|id| *id >= eos));
-        let mut writer = writer(&noise, "The", &settings, 200, &[]);
-        let (written, _) = rest(&mut engine(&noise), &mut writer);
-        assert_eq!((written, writer.tokens()), (text(&noise, &expected), expected.len()));
+        let mut generation = generation(&noise, "The", &settings, 200, &[]);
+        let (written, _) = rest(&mut engine(&noise), &mut generation);
+        assert_eq!((written, generation.tokens()), (text(&noise, &expected), expected.len()));
     }
 
     #[test]
-    fn writers_end_one_by_one_and_do_not_change_each_other() {
+    fn generations_end_one_by_one_and_do_not_change_each_other() {
         let noise = noise();
         let settings = |seed| Settings { seed, logit_bias: vec![(EOS, 2.0)], ..Settings::default() };
         let prompts = ["", "a", "A longer beginning. ", "É", "bb"];
         let make = |i: usize| {
             let stop: &[&str] = if i % 4 == 1 { &["e", "\u{fffd}"] } else { &[] };
-            writer(&noise, prompts[i % 5], &settings(i as u64), [0, 30, 50, 20][i % 4], stop)
+            generation(&noise, prompts[i % 5], &settings(i as u64), [0, 30, 50, 20][i % 4], stop)
         };
         let alone: Vec<_> = (0..20).map(|i| rest(&mut engine(&noise), &mut make(i))).collect();
         for finish in [Finish::Eos, Finish::Length, Finish::Stop] {
@@ -408,18 +417,18 @@ mod tests {
         }
         for isa in isas() {
             let mut engine = noise.engine(isa, 2, 5);
-            let mut writers: Vec<Writer> = (0..20).map(make).collect();
+            let mut generations: Vec<Generation> = (0..20).map(make).collect();
             let mut texts = vec![String::new(); 20];
             let mut rounds = 0;
-            while writers.iter().any(|writer| writer.finish().is_none()) {
-                engine.advance(&mut writers).unwrap();
-                texts.iter_mut().zip(&writers).for_each(|(text, writer)| *text += writer.text());
+            while generations.iter().any(|generation| generation.finish().is_none()) {
+                engine.advance(&mut generations).unwrap();
+                texts.iter_mut().zip(&generations).for_each(|(text, generation)| *text += generation.text());
                 rounds += 1;
             }
-            engine.advance(&mut writers).unwrap();
-            assert!(rounds <= 51 && writers.iter().all(|writer| writer.text().is_empty()), "none goes on");
-            for ((text, writer), alone) in texts.into_iter().zip(&writers).zip(&alone) {
-                assert_eq!((text, writer.finish().unwrap()), *alone);
+            engine.advance(&mut generations).unwrap();
+            assert!(rounds <= 51 && generations.iter().all(|generation| generation.text().is_empty()), "none goes on");
+            for ((text, generation), alone) in texts.into_iter().zip(&generations).zip(&alone) {
+                assert_eq!((text, generation.finish().unwrap()), *alone);
             }
         }
     }
@@ -431,29 +440,29 @@ mod tests {
             let settings = Settings { logit_bias: vec![(EOS, -100.0)], ..greedy() };
             let mut engine = engine(&noise);
             let (mut turns, mut whole) =
-                (writer(&noise, "One ", &settings, 7, &[]), writer(&noise, "One ", &settings, 21, &[]));
+                (generation(&noise, "One ", &settings, 7, &[]), generation(&noise, "One ", &settings, 21, &[]));
             rest(&mut engine, &mut turns);
             for _ in 0..2 {
-                turns.go_on(7);
+                turns.extend(7);
                 rest(&mut engine, &mut turns);
             }
             rest(&mut engine, &mut whole);
             assert_eq!(turns.recent, whole.recent, "{name}");
-            // What was written and what is read then are one story, and the next token is that after both as a prompt.
-            assert_eq!((turns.read("then"), turns.read(" she")), (4, 4));
-            turns.go_on(20);
+            // What was written and what is read then are one document, and the next token is that after both as a prompt.
+            assert_eq!((turns.push("then"), turns.push(" she")), (4, 4));
+            turns.extend(20);
             let story = [&[EOS], &turns.recent[..]].concat();
             assert!(
                 story.starts_with(&[EOS, 79, 110, 101, 32]) && story.ends_with(b"then she".map(Token::from).as_slice())
             );
             assert_eq!(story.len(), 1 + 4 + 21 + 8);
-            let mut stream = noise.model.stream();
-            let logits = engine.prefill(&mut stream, &story).to_vec();
+            let mut state = noise.model.new_state();
+            let logits = engine.prefill(&mut state, &story).to_vec();
             let best = logits[..256].iter().copied().reduce(f32::max).unwrap();
             engine.advance(std::slice::from_mut(&mut turns)).unwrap();
             assert_eq!(turns.pending.len(), 1);
             assert!(logits[usize::from(turns.pending[0])] == best, "{name}");
-            assert!(turns.stream.save() == stream.save(), "{name}");
+            assert!(turns.state.save() == state.save(), "{name}");
         }
     }
 
@@ -461,20 +470,21 @@ mod tests {
     fn nothing_asked_for_is_nothing_and_an_ended_story_can_go_on() {
         let noise = noise();
         let mut engine = engine(&noise);
-        let mut none = writer(&noise, "a", &greedy(), 0, &[]);
+        let mut none = generation(&noise, "a", &greedy(), 0, &[]);
         assert_eq!(rest(&mut engine, &mut none), (String::new(), Finish::Length));
         let settings = Settings { logit_bias: vec![(EOS, 100.0)], ..greedy() };
-        let mut ends = writer(&noise, "a", &settings, 5, &[]);
+        let mut ends = generation(&noise, "a", &settings, 5, &[]);
         for tokens in 1..4 {
             assert_eq!(rest(&mut engine, &mut ends), (String::new(), Finish::Eos));
             assert_eq!(ends.tokens(), tokens);
-            ends.go_on(5);
+            ends.extend(5);
         }
     }
 
-    /// Finite weights can make products that are not, here of one token's row after some texts: those writers fail, and no others.
+    /// Finite weights can make products that are not, here of one token's row after some texts: those generations fail, and no
+    /// others.
     #[test]
-    fn a_writer_without_numbers_fails_alone() {
+    fn a_generation_without_numbers_fails_alone() {
         let good = noise();
         let dim = good.config.dim;
         let noise = Noise::with(good.config.clone(), good.model.tokenizer(), |name, w| {
@@ -484,14 +494,15 @@ mod tests {
         });
         let settings = Settings { seed: 5, ..Settings::default() };
         let prompts: Vec<String> = ('!'..'a').map(String::from).collect();
-        let make = || prompts.iter().map(|prompt| writer(&noise, prompt, &settings, 2, &[])).collect::<Vec<Writer>>();
+        let make =
+            || prompts.iter().map(|prompt| generation(&noise, prompt, &settings, 2, &[])).collect::<Vec<Generation>>();
         let mut engine = engine(&noise);
-        let alone = make().into_iter().map(|mut writer| {
+        let alone = make().into_iter().map(|mut generation| {
             let mut text = String::new();
-            let error = engine.write(&mut writer, |piece| text += piece).err();
-            assert_eq!(error.is_some(), writer.finish() == Some(Finish::Failed));
+            let error = engine.generate(&mut generation, |piece| text += piece).err();
+            assert_eq!(error.is_some(), generation.finish() == Some(Finish::Failed));
             assert!(error.is_none_or(|error| error.to_string().contains("the logit of token 7 is inf")));
-            (text, writer.finish(), writer.tokens())
+            (text, generation.finish(), generation.tokens())
         });
         let alone: Vec<_> = alone.collect();
         for finish in [Finish::Failed, Finish::Length] {
@@ -500,20 +511,21 @@ mod tests {
         let (mut together, mut texts, mut errors) = (make(), vec![String::new(); prompts.len()], 0);
         for _ in 0..3 {
             errors += usize::from(engine.advance(&mut together).is_err());
-            texts.iter_mut().zip(&together).for_each(|(text, writer)| *text += writer.text());
+            texts.iter_mut().zip(&together).for_each(|(text, generation)| *text += generation.text());
         }
         assert!((1..=2).contains(&errors), "{errors}");
-        for ((text, writer), alone) in texts.into_iter().zip(&mut together).zip(alone) {
-            assert_eq!((text, writer.finish(), writer.tokens()), alone);
-            writer.go_on(3);
-            assert_eq!(writer.finish().is_some(), alone.1 == Some(Finish::Failed));
+        for ((text, generation), alone) in texts.into_iter().zip(&mut together).zip(alone) {
+            assert_eq!((text, generation.finish(), generation.tokens()), alone);
+            generation.extend(3);
+            assert_eq!(generation.finish().is_some(), alone.1 == Some(Finish::Failed));
         }
     }
 
     #[test]
     fn bad_settings_are_refused() {
         let noise = noise();
-        let error = |settings, stop: &[String]| Writer::new(&noise.model, settings, 5, stop).err().unwrap().to_string();
+        let error =
+            |settings, stop: &[String]| Generation::new(&noise.model, settings, 5, stop).err().unwrap().to_string();
         assert!(error(Settings { temperature: -1.0, ..greedy() }, &[]).contains("temperature"));
         assert!(error(Settings { logit_bias: vec![(257, 1.0)], ..greedy() }, &[]).contains("token"));
         assert!(error(greedy(), &[String::new()]).contains("stop"));
