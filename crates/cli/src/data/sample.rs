@@ -37,7 +37,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!(
             "{}: no documents{}",
             args.data.join(", "),
-            if read.dropped.total() > 0 { "; the filter drops every one" } else { "" }
+            if read.dropped.total() > 0 { "; the filter drops all of them" } else { "" }
         );
     }
     if args.json {

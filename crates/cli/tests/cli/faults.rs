@@ -108,12 +108,12 @@ fn damaged_checkpoints() {
 
     place.fails(
         "train --resume run --set model.dim=32",
-        &["cannot change within a run", "model.dim is 24 there and 32 here"],
+        &["cannot change within a run", "model.dim was 24 when saved and is 32 now"],
     );
     place.fails("train --resume run --set train.seq_len=16", &["cannot change within a run", "train.seq_len"]);
     place.fails(
         "train --resume run --set train.optimizer=muon",
-        &["cannot change within a run", "train.optimizer is \"adamw\" there and \"muon\" here"],
+        &["cannot change within a run", "train.optimizer was \"adamw\" when saved and is \"muon\" now"],
     );
     place.fails(&format!("train {TINY} --steps 1 --save-dir run"), &["--resume"]);
     place.fails("train --resume run --large", &["cannot change within a run", "model."]);

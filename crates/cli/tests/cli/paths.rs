@@ -98,7 +98,7 @@ const KINDS: [(&str, &str, &[&str]); 30] = [
 
 /// Where a command knows better.
 const OWN_WORDS: [(&str, char, &str); 4] = [
-    ("packed.safetensors", 'p', "packed.safetensors: is packed already; "),
+    ("packed.safetensors", 'p', "packed.safetensors is already packed; "),
     ("new", 'c', "new/metrics.jsonl: there is nothing to draw yet"),
     ("empty.txt", 'c', "empty.txt: there is nothing to draw yet"),
     ("unigram.json", 'i', "model type is Unigram; expected BPE"),

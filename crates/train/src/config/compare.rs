@@ -29,7 +29,7 @@ impl Settings {
         };
         let (mine, theirs) = (fixed(self), fixed(other));
         let differs = mine.iter().zip(&theirs).find(|(a, b)| a != b);
-        differs.map(|((key, a), (_, b))| format!("{key} is {a} in the checkpoint and {b} now"))
+        differs.map(|((key, a), (_, b))| format!("{key} was {a} when saved and is {b} now"))
     }
 
     /// What a resumed run does otherwise than its checkpoint from the next step on.

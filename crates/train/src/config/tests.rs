@@ -164,7 +164,7 @@ fn a_resumed_run_keeps_what_matters() {
     b.train.threads = 3;
     assert_eq!(a.conflict(&b), None);
     b.model.dim = 200;
-    assert!(a.conflict(&b).unwrap().contains("model.dim is 192 in the checkpoint and 200 now"));
+    assert!(a.conflict(&b).unwrap().contains("model.dim was 192 when saved and is 200 now"));
 }
 
 #[test]
