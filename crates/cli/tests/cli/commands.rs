@@ -46,6 +46,21 @@ fn a_packed_run_writes_what_the_run_writes() {
 }
 
 #[test]
+fn an_export_of_a_run_is_that_of_its_packed_model() {
+    let place = Place::new();
+    let read = |name: &str| fs::read(place.path(name)).unwrap();
+    place.ok(&format!("train {TINY} --save-dir run --steps 2"));
+    place.ok("pack run -o packed.safetensors");
+    let report = json(&place.ok("export safetensors run -o run.st --json"));
+    assert_eq!(report["file_size"].as_u64(), Some(read("run.st").len() as u64));
+    place.ok("export safetensors packed.safetensors -o packed.st");
+    assert!(read("run.st") == read("packed.st"));
+    place.fails("export safetensors run -o run.st", &["run.st", "--force"]);
+    place.fails("export csv2 run -o other", &["csv2", "safetensors"]);
+    place.fails("export safetensors nowhere -o other", &["nowhere"]);
+}
+
+#[test]
 fn training_is_measured() {
     let flags = "--preset v4-small --batch 2 --seq 8 --seconds 0.01 --ops --json";
     let result = json(&Place::new().ok(&format!("bench train {flags}")));
