@@ -365,7 +365,7 @@ mod tests {
         let bits = |path: &Path| load_model(path).unwrap().config.activation_bits;
         let without = |metadata: &mut BTreeMap<String, String>| {
             let json = metadata.get_mut("config").unwrap();
-            *json = json.replace("\"activation_bits\":0,", "");
+            *json = json.replace(",\"activation_bits\":0", "");
             assert!(!json.contains("activation_bits"));
         };
         // Whatever lies beside it, old or new.

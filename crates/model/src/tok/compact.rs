@@ -134,7 +134,7 @@ mod tests {
             (b"F\x0a\0\0\0\x01\0\x01\0".to_vec(), "twice"),
             (b"F\x02\0\0\0\x01\0\x02\0".to_vec(), "vocab_size"),
             (b"B\x01\0".to_vec(), "half a merge"),
-            (merges(&[[1, 300]]), "does not join two earlier tokens"),
+            (merges(&[[1, 300]]), "merge 0 does not join two earlier tokens"),
             (merges(&bomb), "longer"),
         ];
         for (bytes, expected) in tests {
