@@ -101,7 +101,7 @@ const OWN_WORDS: [(&str, char, &str); 4] = [
     ("packed.safetensors", 'p', "packed.safetensors is already packed; "),
     ("new", 'c', "new/metrics.jsonl: there is nothing to draw yet"),
     ("empty.txt", 'c', "empty.txt: there is nothing to draw yet"),
-    ("unigram.json", 'i', "model type is Unigram; expected BPE"),
+    ("unigram.json", 'i', "model type is Unigram; expected byte-level BPE"),
 ];
 
 #[test]
@@ -126,7 +126,7 @@ fn each_command_takes_what_it_can_and_says_what_the_rest_is() {
             let args = command.replace("PATH", &format!("./{path}")).replace("OUT", &format!("out-{i}"));
             match *path {
                 "tokenizer.json" => drop(place.ok(&args)),
-                "unigram.json" => drop(place.fails(&args, &["unigram.json", "model type is Unigram; expected BPE"])),
+                "unigram.json" => drop(place.fails(&args, &["unigram.json", "model type is Unigram; expected byte-level BPE"])),
                 "synthetic:7" | "tinystories" => {}
                 _ => drop(place.fails(&args, &[words[0], "a tokenizer file"])),
             }
