@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 use flashlm_fuzz::safetensors::{changed, exec, small, whole};
 use flashlm_fuzz::{file, run, seed};
 use flashlm_model::io::safetensors::write_tensors;
-use flashlm_model::tok::Tokenizer;
 use flashlm_model::model_file::save_params;
+use flashlm_model::tok::Tokenizer;
 use flashlm_train::load::load_model;
 use libfuzzer_sys::fuzz_target;
 

@@ -126,7 +126,9 @@ fn each_command_takes_what_it_can_and_says_what_the_rest_is() {
             let args = command.replace("PATH", &format!("./{path}")).replace("OUT", &format!("out-{i}"));
             match *path {
                 "tokenizer.json" => drop(place.ok(&args)),
-                "unigram.json" => drop(place.fails(&args, &["unigram.json", "model type is Unigram; expected byte-level BPE"])),
+                "unigram.json" => {
+                    drop(place.fails(&args, &["unigram.json", "model type is Unigram; expected byte-level BPE"]))
+                }
                 "synthetic:7" | "tinystories" => {}
                 _ => drop(place.fails(&args, &[words[0], "a tokenizer file"])),
             }
