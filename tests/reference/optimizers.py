@@ -105,8 +105,10 @@ def make(name: str, matrices: list, rest: list, s: dict) -> Together:
         return Together([adamw(matrices + rest)])
     if name == "muon":
         chosen = Muon(matrices, s["matrix_lr"], s["momentum"], s["matrix_weight_decay"])
-    else:
+    elif name == "normuon":
         chosen = NorMuon(matrices, s["matrix_lr"], s["momentum"], s["matrix_beta2"], s["matrix_weight_decay"])
+    else:
+        raise ValueError(f"no formula of an optimizer {name!r} in make()")
     return Together([chosen, adamw(rest)])
 
 

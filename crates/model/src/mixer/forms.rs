@@ -29,7 +29,8 @@ pub trait Mixer<A: Store>: Send + Sync {
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>);
 
     /// Overwrites `y`. With a `state: [B, state_len]` the sequences go on where it stands, and it moves on; without one they
-    /// start. No row sees one before its document, as [`Span::past`](flashlm_kernels::Span::past) has it.
+    /// start. No row sees one before its document, as [`Span::past`](flashlm_kernels::Span::past) has it: where that is 0 the row is the first
+    /// of a document, which without a state the first row of every sequence is.
     fn forward(
         &self,
         pass: Pass<A::E>,

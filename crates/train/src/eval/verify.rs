@@ -541,7 +541,7 @@ mod tests {
         has(settings("arch", json!(4)), "`arch` is missing or not a string");
         has(settings("depth", json!(4)), "unknown field `depth`");
         has(settings("schedule", "cosine".into()), "expected \"constant\"");
-        has(settings("optimizer", "lion".into()), "expected one of adamw, muon, normuon");
+        has(settings("optimizer", "none-such".into()), &format!("expected one of {}", optim::NAMES.join(", ")));
         has(settings("kernel", json!(-1)), "invalid value");
         has(settings("dim", json!(1u64 << 40)), "must be between 1 and 8192");
         has(settings("steps", json!(13)), "expected 13 losses (`steps`), found 12");

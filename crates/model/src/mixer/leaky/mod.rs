@@ -47,7 +47,8 @@ pub struct Params {
 }
 
 impl Params {
-    /// Adds `up`, `decay` and `down`. The matrix back to the residual stream is an `output`, for the switches that concern it.
+    /// Adds `up`, `decay` and `down`. The matrix back to the residual stream is an `output`, for the switches that concern it; `part` is
+    /// read last, when every parameter has its place.
     pub(crate) fn new(b: &mut Branch, _: &()) -> Self {
         let d = b.config().dim;
         let up = b.linear("up", d, d);

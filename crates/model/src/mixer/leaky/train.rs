@@ -16,7 +16,7 @@ pub struct Train<A: Store> {
     of: Params,
     up: BitLinear<A>,
     down: BitLinear<A>,
-    /// `a: [D]`.
+    /// `a: [D]`, made once after each step: functions such as `exp` are not for every element of every row.
     a: Buf<A::E>,
 }
 
