@@ -1,6 +1,8 @@
 //! What a model of any family is in training and evaluation ([`LanguageModel`], used through [`Prepared`]), and in the packed
 //! runtime (`PackedBody`).
 
+use std::sync::Arc;
+
 use flashlm_kernels::ops::{Objective, PackedMatrix};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Elem, Exec, Token};
@@ -168,7 +170,7 @@ pub(crate) struct PackedBody {
     /// `E: [V, D]`.
     pub(crate) embedding: PackedMatrix,
     /// In the order in which they are applied; one that is applied twice stands there twice.
-    pub(crate) blocks: Vec<Box<dyn PackedBlock>>,
+    pub(crate) blocks: Vec<Arc<dyn PackedBlock>>,
     pub(crate) norm: PackedNorm,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     pub(crate) softcap: f64,

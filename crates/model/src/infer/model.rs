@@ -1,6 +1,7 @@
 //! The weights of a packed model, ready to run.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use flashlm_kernels::Token;
 
@@ -68,7 +69,10 @@ impl PackedModel {
 
     /// Size of the matrices in memory, in bytes.
     pub fn memory(&self) -> usize {
-        let linears = self.body.blocks.iter().flat_map(|block| block.linears());
+        // One that is applied twice is there once.
+        let blocks = &self.body.blocks;
+        let again = |i: usize| blocks[..i].iter().any(|before| Arc::ptr_eq(before, &blocks[i]));
+        let linears = (0..blocks.len()).filter(|&i| !again(i)).flat_map(|i| blocks[i].linears());
         self.body.embedding.memory() + linears.map(PackedLinear::memory).sum::<usize>()
     }
 

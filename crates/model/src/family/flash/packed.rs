@@ -1,5 +1,7 @@
 //! The model in the packed runtime.
 
+use std::sync::Arc;
+
 use flashlm_kernels::Exec;
 use flashlm_kernels::ops::{Act, exact_gate};
 use flashlm_kernels::tile::Local;
@@ -19,8 +21,8 @@ pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, Pa
     let of = Params::new(&mut Layout::default(), config);
     let blocks = of.blocks.iter().map(|of| {
         let norm = PackedBranchNorm::read(from, &of.norm)?;
-        Ok(Box::new(Block { norm, mixer: of.mixer.read(from)?, ffn: Ffn::read(from, &of.ffn)? })
-            as Box<dyn PackedBlock>)
+        let block = Block { norm, mixer: of.mixer.read(from)?, ffn: Ffn::read(from, &of.ffn)? };
+        Ok(Arc::new(block) as Arc<dyn PackedBlock>)
     });
     let embedding = from.table(&of.head.table)?;
     let blocks = blocks.collect::<Result<_, PackError>>()?;
