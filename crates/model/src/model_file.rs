@@ -15,14 +15,12 @@ use crate::io::safetensors::{TensorFile, TensorRef};
 use crate::io::{IoError, read_limited};
 use crate::pack::{self, Options};
 use crate::params::Layout;
-use crate::tok::{TokError, Tokenizer};
+use crate::tok::{MAX_FILE, TokError, Tokenizer};
 
 /// What stands under `format` in the metadata.
 pub const FORMAT: &str = "flashlm";
 /// The tokenizer's name beside a model file.
 pub const TOKENIZER: &str = "tokenizer.json";
-/// Longest tokenizer file accepted.
-const MAX_TOKENIZER: u64 = 64 << 20;
 
 /// Why a model with master weights was not loaded.
 #[derive(Debug, thiserror::Error)]
@@ -120,7 +118,7 @@ impl Model {
     /// Loads a model file with its `tokenizer.json` beside it.
     pub fn open(path: &Path) -> Result<Model, ModelError> {
         let (file, beside) = (TensorFile::open(path)?, path.with_file_name(TOKENIZER));
-        let json = read_limited(&beside, MAX_TOKENIZER)?;
+        let json = read_limited(&beside, MAX_FILE as u64)?;
         Self::read(&file, path, TokenizerFile { path: &beside, json: &json }, None)
     }
 
@@ -189,7 +187,7 @@ pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Res
     }
     let mut params = Buf::zeros(layout.len());
     for spec in layout.specs() {
-        read_tensor(file, &format!("{prefix}{}", spec.name), &spec.shape, &mut params[spec.range.clone()])?;
+        read_values(file, &format!("{prefix}{}", spec.name), &mut params[spec.range.clone()])?;
     }
     for name in &file.names() {
         let Some(own) = name.strip_prefix(prefix) else { continue };
@@ -210,6 +208,10 @@ pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Res
 /// Fills `out` from a tensor of this shape, all of whose elements must be finite.
 pub fn read_tensor(file: &TensorFile, name: &str, shape: &[usize], out: &mut [f32]) -> Result<(), ModelError> {
     check_shape(file, name, shape)?;
+    read_values(file, name, out)
+}
+
+fn read_values(file: &TensorFile, name: &str, out: &mut [f32]) -> Result<(), ModelError> {
     let values = file.f32(name)?;
     if let Some(at) = values.iter().position(|v| !v.is_finite()) {
         return Err(ModelError::NotFinite { name: name.into(), found: values[at], at });

@@ -59,7 +59,7 @@ pub enum LoadError {
 /// What may be named as a model.
 const ANY: &str = "a model: a run, a checkpoint, a packed model, or a model file of FlashLM";
 /// What may be named where master weights are needed.
-const LATENT: &str = "a model with master weights: a run, a checkpoint, or a model file of FlashLM";
+const MASTER: &str = "a model with master weights: a run, a checkpoint, or a model file of FlashLM";
 
 /// A model in the form it was found in.
 pub enum Found {
@@ -107,7 +107,7 @@ pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
 /// Loads a model with master weights from a run folder (its best checkpoint, or where none is marked or good the latest good one),
 /// a checkpoint folder, or a `.safetensors` file with `tokenizer.json` beside it.
 pub fn load_model(path: &Path) -> Result<Model, LoadError> {
-    model_of(path, recognise(path), LATENT)
+    model_of(path, recognise(path), MASTER)
 }
 
 fn model_of(path: &Path, what: What, wanted: &'static str) -> Result<Model, LoadError> {
@@ -129,7 +129,7 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
     let settings = checkpoint.bytes(SETTINGS).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let table = settings.and_then(|text| text.parse().ok());
     let bits = table.and_then(|mut table| older_activation_bits(&mut table)?.as_integer());
-    let bits = if bits == Some(8) { Some(8) } else { None };
+    let bits = bits.filter(|&bits| bits == 8).map(|_| 8);
     let folder = checkpoint.path();
     let tokenizer = TokenizerFile { path: &folder.join(TOKENIZER), json: &json };
     let model = Model::read(&file, &folder.join(MODEL), tokenizer, bits)?;

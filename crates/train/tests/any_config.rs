@@ -291,7 +291,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
             stepper.step(cx, Step { shape, settings: &settings.train, lr: 1e-2, number: step }, |i| &windows[i]);
         if !update.is_finite() {
             // Without any norm on the way, what a deep model computes may grow beyond the largest float.
-            let bare = !config.block_norm && !config.quant.norm;
+            let bare = !config.block_norm && !config.quant.norm && !config.sub_norm;
             assert!(bare && config.blocks > 4, "step {step}: {update:?}");
             return counts.add("too deep to train without a norm");
         }

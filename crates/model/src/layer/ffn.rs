@@ -14,14 +14,16 @@ use super::scratch::{Scratch, WIDE};
 /// Where its three matrices lie.
 #[derive(Clone, Debug)]
 pub struct FfnParams {
-    norm: BranchNorm,
+    /// The norm before it.
+    pub norm: BranchNorm,
     /// `[F, D]`.
     pub gate: Linear,
     /// `[F, D]`.
     pub up: Linear,
     /// `[D, F]`.
     pub down: Linear,
-    act: Act,
+    /// What the gate goes through.
+    pub act: Act,
     part: usize,
 }
 
@@ -32,16 +34,6 @@ impl FfnParams {
         let (gate, up) = (b.linear("W_gate", hidden, d), b.linear("W_up", hidden, d));
         let down = b.output("W_down", hidden);
         FfnParams { norm: b.branch_norm(), gate, up, down, act, part: b.need().part }
-    }
-
-    /// The norm before it.
-    pub fn norm(&self) -> &BranchNorm {
-        &self.norm
-    }
-
-    /// What the gate goes through.
-    pub fn act(&self) -> Act {
-        self.act
     }
 }
 

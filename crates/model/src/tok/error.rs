@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::io::IoError;
 
 /// Files above this are refused unread: the largest vocabulary takes about 4 MB.
-pub(super) const MAX_FILE: usize = 64 << 20;
+pub(crate) const MAX_FILE: usize = 64 << 20;
 /// Ids are u16 and 65535 stays free.
 pub(super) const MAX_VOCAB: usize = 65_535;
 /// Longest token that a list of merges may make; no GPT-2 token is longer either.

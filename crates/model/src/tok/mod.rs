@@ -25,8 +25,8 @@ mod tokenizer;
 mod trainer;
 mod words;
 
-pub(crate) use error::MAX_TOKEN;
 pub use error::TokError;
+pub(crate) use error::{MAX_FILE, MAX_TOKEN};
 pub use kind::FileKind;
 pub use stream::StreamDecoder;
 pub use tokenizer::{Encoder, Tokenizer, cut};

@@ -80,11 +80,11 @@ struct Ffn {
 impl Ffn {
     fn read(from: &Reader, of: &FfnParams) -> Result<Self, PackError> {
         Ok(Ffn {
-            norm: PackedBranchNorm::read(from, of.norm())?,
+            norm: PackedBranchNorm::read(from, &of.norm)?,
             gate: PackedLinear::read(from, &of.gate)?,
             up: PackedLinear::read(from, &of.up)?,
             down: PackedLinear::read(from, &of.down)?,
-            act: of.act(),
+            act: of.act,
             hidden: of.down.inputs,
         })
     }

@@ -100,7 +100,7 @@ impl<A: Store> Train<A> {
         cx: &Exec,
         params: Current<'_, A::E>,
         tokens: &[Token],
-        state: Option<&mut BatchState<A::E>>,
+        mut state: Option<&mut BatchState<A::E>>,
         shape: Shape,
         then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>) -> R,
     ) -> R {
@@ -113,7 +113,6 @@ impl<A: Store> Train<A> {
         );
         let (Shape { batch, seq_len: len }, start) = (shape, self.config.document_start());
         let mut past = std::mem::take(&mut self.past);
-        let mut state = state;
         count_past(&mut past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, len);
         let pass = Pass { cx, params: params.all(), int8: self.int8, span: &Span { batch, len, past: &past } };
         self.weights.forward(pass, &mut self.work, tokens, state);
