@@ -291,13 +291,11 @@ impl Exec {
         let tiles = rows.div_ceil(height);
         let cut = buffers.cut(rows, tiles);
         let serial = self.serial();
-        self.rows(tiles, |own| {
-            for tile in own {
-                let rows = tile * height..rows.min((tile * height).saturating_add(height));
-                // SAFETY: every tile is visited once, and `buffers` were borrowed for the whole call.
-                let share = unsafe { V::share(&cut, tile, &rows) };
-                f(serial, rows, share, &Local::new());
-            }
+        self.pool().each(tiles, |tile| {
+            let rows = tile * height..rows.min((tile * height).saturating_add(height));
+            // SAFETY: every tile is visited once, and `buffers` were borrowed for the whole call.
+            let share = unsafe { V::share(&cut, tile, &rows) };
+            f(serial, rows, share, &Local::new());
         });
     }
 }

@@ -1,24 +1,37 @@
-//! A fork-join pool for short regions: a generation counter, static partition, bounded spin, then park.
+//! A fork-join pool for short regions. A training step is hundreds of regions of tens of microseconds to milliseconds with serial
+//! stretches between them, so who waits stays awake for a moment, and the calling thread is worker 0.
 //!
-//! A training step is thousands of regions of tens of microseconds with serial stretches between them, so workers spin for
-//! a while before they sleep, and the calling thread is worker 0.
+//! Work is taken, not given ([`shares`]), and a region ends when all of it is done: a thread whose processor is busy with another
+//! program is not waited for, unless it has taken a piece. Who waits longer than [`AWAKE`] sleeps, so that others get the processor, and
+//! after [`PATIENCE`] gives it to the thread that has the piece ([`seat`]).
 //!
 //! Regions do not nest: a thread in one that asks for another panics, whatever the number of threads, as it would wait for
 //! itself. The exception is a pool of one thread, which has nobody to wait for. A region that another thread asks for
 //! meanwhile waits for its turn.
+
+mod seat;
+mod shares;
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-/// Spins before a worker parks: some tens of microseconds.
-const SPINS: u32 = if cfg!(miri) { 4 } else { 4000 };
+use seat::{Seat, make_room};
+use shares::{Piece, Shares};
 
-type Job = *const (dyn Fn(usize) + Sync);
+/// How long a thread waits awake: some times what it takes to wake one.
+const AWAKE: Duration = Duration::from_micros(if cfg!(miri) { 0 } else { 50 });
+/// Looks at what is waited for between two looks at the clock.
+const LOOKS: u32 = 64;
+/// How long the caller sleeps before it looks whether the others run.
+const PATIENCE: Duration = Duration::from_micros(200);
+
+type Job = *const (dyn Fn(Range<usize>) + Sync);
 
 thread_local! {
     /// The pool whose region this thread is in, by its address.
@@ -35,20 +48,70 @@ impl Drop for Region {
 }
 
 struct Shared {
+    /// Counts regions.
     generation: AtomicU64,
     job: UnsafeCell<Option<Job>>,
-    pending: AtomicUsize,
+    /// What nobody has taken yet.
+    shares: Shares,
+    /// Units that are not done yet.
+    left: AtomicUsize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
+    /// Whether the caller sleeps until nothing is left.
+    asleep: AtomicBool,
+    done: (Mutex<()>, Condvar),
+    seats: Vec<Seat>,
 }
 
-// SAFETY: `job` is written only while no worker runs (pending is 0) and published by `generation`.
+// SAFETY: `job` is written only between regions, when there is no piece to take, and read only by who has taken one.
 unsafe impl Sync for Shared {}
-// SAFETY: the job pointer is only followed while `run` keeps the closure alive.
+// SAFETY: the job pointer is only followed while a region keeps the closure alive.
 unsafe impl Send for Shared {}
 
 impl Shared {
+    /// Takes pieces until there is none.
+    fn work(&self, id: usize) {
+        while let Some(units) = self.shares.next(id) {
+            let n = units.len();
+            self.seats[id].set_busy(true);
+            // SAFETY: the job was written before its pieces were dealt out, and the region lasts until they are done: this one is not.
+            let result = unsafe {
+                let job = *self.job.get();
+                catch_unwind(AssertUnwindSafe(|| job.map(|job| (*job)(units))))
+            };
+            if let Err(panic) = result {
+                self.keep(panic);
+            }
+            self.seats[id].set_busy(false);
+            if self.left.fetch_sub(n, SeqCst) == n && self.asleep.load(SeqCst) {
+                drop(self.done.0.lock());
+                self.done.1.notify_one();
+                make_room(&self.seats, id, 0);
+            }
+        }
+    }
+
+    /// Waits until all pieces are done.
+    fn join(&self) {
+        let done = || self.left.load(SeqCst) == 0;
+        if awake_until(done) {
+            return;
+        }
+        self.seats[0].rest();
+        let mut lock = self.done.0.lock().unwrap_or_else(|e| e.into_inner());
+        // The last piece is counted off before `asleep` is looked at, so one of the two threads sees the other.
+        self.asleep.store(true, SeqCst);
+        while !done() {
+            lock = self.done.1.wait_timeout(lock, PATIENCE).unwrap_or_else(|e| e.into_inner()).0;
+            if !done() {
+                self.seats[1..].iter().any(Seat::help);
+                self.seats[0].rest();
+            }
+        }
+        self.asleep.store(false, SeqCst);
+    }
+
     /// Keeps the first panic of a region for its caller.
     fn keep(&self, panic: Box<dyn Any + Send>) {
         let mut first = self.panic.lock().unwrap_or_else(|e| e.into_inner());
@@ -57,6 +120,22 @@ impl Shared {
         } else if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             // What panics when it is dropped may throw another of its kind: the region has to end nevertheless.
             std::mem::forget(again);
+        }
+    }
+}
+
+/// Waits awake until `done`, for [`AWAKE`] at most; whether it came to that.
+fn awake_until(done: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..LOOKS {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() >= AWAKE {
+            return done();
         }
     }
 }
@@ -74,14 +153,18 @@ impl Pool {
         let shared = Arc::new(Shared {
             generation: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            pending: AtomicUsize::new(0),
+            shares: Shares::new(threads),
+            left: AtomicUsize::new(0),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             parked: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+            asleep: AtomicBool::new(false),
+            done: (Mutex::new(()), Condvar::new()),
+            seats: (0..threads).map(|_| Seat::default()).collect(),
         });
         let spawn = |id| {
             let shared = shared.clone();
-            thread::Builder::new().name(format!("flashlm-{id}")).spawn(move || work(&shared, id))
+            thread::Builder::new().name(format!("flashlm-{id}")).spawn(move || serve(&shared, id))
         };
         // Fewer threads than asked for change no result, only the speed.
         let workers: Vec<_> = (1..threads).map_while(|id| spawn(id).ok()).collect();
@@ -110,57 +193,60 @@ impl Pool {
     /// # Panics
     /// With the first panic of any thread, once all are done; and if this thread is in a region already.
     pub fn run(&self, f: impl Fn(usize) + Sync) {
+        self.region(self.threads(), Piece::Own, |ids| ids.for_each(&f));
+    }
+
+    /// Runs `f` on ranges that make up `0..n`, cut at multiples of `align`: large ones first, each on the thread that takes it.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
+    pub fn split(&self, n: usize, align: usize, f: impl Fn(Range<usize>) + Sync) {
+        // As many units as can be counted.
+        let align = align.max(n.div_ceil(shares::MOST));
+        let end = |unit: usize| unit.saturating_mul(align).min(n);
+        self.region(n.div_ceil(align), Piece::Half, |units| f(units.start * align..end(units.end)));
+    }
+
+    /// Runs `f` on each of `0..n`, at most 2^32 - 1.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
+    pub fn each(&self, n: usize, f: impl Fn(usize) + Sync) {
+        self.region(n, Piece::One, |units| units.for_each(&f));
+    }
+
+    /// Runs `f` on pieces that make up `0..units`.
+    fn region(&self, units: usize, piece: Piece, f: impl Fn(Range<usize>) + Sync) {
         let _region = self.enter();
-        if self.workers.is_empty() {
-            return f(0);
+        if units == 0 {
+            return;
+        }
+        if self.workers.is_empty() || units == 1 {
+            return f(0..units);
         }
         let _running = self.running.lock().unwrap_or_else(|e| e.into_inner());
-        let job: &(dyn Fn(usize) + Sync) = &f;
-        // SAFETY: the lifetime is erased, but this function returns only when every worker is done with `f`.
-        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Job>(job) };
-        // SAFETY: no worker reads `job` now: pending is 0 and the generation has not moved.
-        unsafe { *self.shared.job.get() = Some(job) };
-        self.shared.pending.store(self.workers.len(), SeqCst);
-        self.shared.generation.fetch_add(1, SeqCst);
-        for (worker, parked) in self.workers.iter().zip(&self.shared.parked) {
+        let shared = &*self.shared;
+        let job: &(dyn Fn(Range<usize>) + Sync) = &f;
+        // SAFETY: the lifetime is erased, but this function returns only when every piece is done, and only who has one calls `f`.
+        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(Range<usize>) + Sync), Job>(job) };
+        // SAFETY: no worker reads `job` now: there is no piece.
+        unsafe { *shared.job.get() = Some(job) };
+        shared.left.store(units, SeqCst);
+        shared.seats[0].sit();
+        shared.shares.deal(units, self.threads(), piece);
+        shared.generation.fetch_add(1, SeqCst);
+        for (id, (worker, parked)) in (1..).zip(self.workers.iter().zip(&shared.parked)) {
             if parked.swap(false, SeqCst) {
                 worker.thread().unpark();
+                make_room(&shared.seats, 0, id);
             }
         }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(0))) {
-            self.shared.keep(panic);
-        }
-        let mut spins = 0u32;
-        while self.shared.pending.load(SeqCst) > 0 {
-            spins = spins.saturating_add(1);
-            if spins < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
-        }
-        let panic = self.shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
+        shared.work(0);
+        shared.join();
+        let panic = shared.panic.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
-    }
-
-    /// Splits `0..n` into one contiguous range a thread, cut at multiples of `align`, and runs `f` on each range that is
-    /// not empty.
-    pub fn split(&self, n: usize, align: usize, f: impl Fn(Range<usize>) + Sync) {
-        let units = n.div_ceil(align);
-        let threads = self.threads();
-        if threads == 1 || units <= 1 {
-            let _region = self.enter();
-            return if n > 0 {
-                f(0..n)
-            };
-        }
-        // `units * id / threads`, which could be more than fits.
-        let first = |id: usize| units / threads * id + units % threads * id / threads;
-        let at = |id: usize| first(id).saturating_mul(align).min(n);
-        self.run(|id| {
-            let own = at(id)..at(id + 1);
-            if !own.is_empty() {
-                f(own);
-            }
-        });
     }
 }
 
@@ -175,41 +261,31 @@ impl Drop for Pool {
     }
 }
 
-fn work(shared: &Shared, id: usize) {
+/// What worker `id` does as long as there is a pool.
+fn serve(shared: &Shared, id: usize) {
     REGION.set(shared);
+    let (seat, parked) = (&shared.seats[id], &shared.parked[id - 1]);
+    seat.sit();
     let mut seen = 0;
     loop {
-        let mut spins = 0;
-        while shared.generation.load(SeqCst) == seen {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-                continue;
-            }
+        let begun = || shared.generation.load(SeqCst) != seen;
+        while !awake_until(begun) {
             #[cfg(target_arch = "x86_64")]
             crate::isa::amx::release();
+            seat.rest();
             // A swap, because emulators of other processors let a plain store be passed by the load that follows.
-            shared.parked[id - 1].swap(true, SeqCst);
+            parked.swap(true, SeqCst);
             // The caller moves the generation before it looks at `parked`, so one of the two sees the other.
-            if shared.generation.load(SeqCst) == seen {
+            if !begun() {
                 thread::park();
             }
-            shared.parked[id - 1].store(false, SeqCst);
-            spins = 0;
+            parked.store(false, SeqCst);
         }
         seen = shared.generation.load(SeqCst);
         if shared.stop.load(SeqCst) {
             return;
         }
-        // SAFETY: `run` published the job before the generation and waits for `pending` before it returns.
-        let result = unsafe {
-            let job = *shared.job.get();
-            catch_unwind(AssertUnwindSafe(|| job.map(|job| (*job)(id))))
-        };
-        if let Err(panic) = result {
-            shared.keep(panic);
-        }
-        shared.pending.fetch_sub(1, SeqCst);
+        shared.work(id);
     }
 }
 
