@@ -208,7 +208,7 @@ pub fn set_all(layers: &mut Layers, settings: &[String]) -> anyhow::Result<()> {
 
 /// Reads `--precision`.
 pub fn precision(text: &str) -> Result<Precision, String> {
-    let all = [Precision::Auto, Precision::F32, Precision::Bf16];
+    let all = Precision::ALL;
     let known = all.into_iter().find(|precision| precision.name() == text);
     known.ok_or_else(|| format!("expected one of {}", all.map(Precision::name).join(", ")))
 }

@@ -38,6 +38,9 @@ enum Kind {
     /// The same with `vpdpbusd` for sums of integers.
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
+    /// The same, with AVX-512 VNNI in 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnniVl,
     /// 16 f32 lanes with FMA.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -72,6 +75,8 @@ impl Isa {
             }
             if isa::avx2::has_vnni() {
                 all.push(Isa(Kind::AvxVnni));
+            } else if isa::avx2::available() && isa::avx2::has_vnni_of_avx512() {
+                all.push(Isa(Kind::AvxVnniVl));
             }
             if isa::avx2::available() {
                 all.push(Isa(Kind::Avx2));
@@ -92,7 +97,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Kind::AvxVnni => "avxvnni",
+            Kind::AvxVnni | Kind::AvxVnniVl => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
@@ -151,7 +156,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 | Kind::Avx512Bf16 => 56,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::AvxVnni => 48,
+            Kind::Avx2 | Kind::AvxVnni | Kind::AvxVnniVl => 48,
             _ => 64,
         }
     }
@@ -163,6 +168,9 @@ impl Isa {
             // SAFETY: the value is proof of the features.
             #[cfg(target_arch = "x86_64")]
             Kind::AvxVnni => unsafe { isa::avx2::run_vnni(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnniVl => unsafe { isa::avx2::run_vnni_of_avx512(op) },
             // SAFETY: features and tiles of bytes were found.
             #[cfg(target_arch = "x86_64")]
             Kind::Amx if isa::avx512::has_vnni() && isa::amx::has_int8() => unsafe { isa::avx512::run_dot_amx(op) },
@@ -190,7 +198,7 @@ impl Units for Isa {
             Kind::Scalar => isa::scalar::run(op),
             // SAFETY: the value is proof of the features.
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 | Kind::AvxVnni => unsafe { isa::avx2::run(op) },
+            Kind::Avx2 | Kind::AvxVnni | Kind::AvxVnniVl => unsafe { isa::avx2::run(op) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => unsafe { isa::avx512::run(op) },

@@ -36,6 +36,10 @@ pub(crate) unsafe trait Dot: Copy {
     const ROWS: usize;
     /// What the unit's byte codes are above their weights.
     const BYTE_BIAS: i32;
+    /// Rows of a block of a matmul of byte codes ([`crate::ops::matmul_int8`]).
+    const TALL: usize;
+    /// Quads that [`Dot::dot_codes`] may add up before [`Dot::add_codes`].
+    const QUADS: usize = usize::MAX;
     /// Whether matmuls of many rows run on tile registers, by [`Dot::block`].
     const TILES: bool = false;
 
@@ -48,6 +52,10 @@ pub(crate) unsafe trait Dot: Copy {
     unsafe fn dot_ternary(acc: [Self::V; 4], w: &[Self::V; 4], x: *const i8) -> [Self::V; 4];
     /// `acc + sum_b w_b x_b` in each lane, `x` of 4 bytes.
     unsafe fn dot_bytes(acc: Self::V, w: Self::V, x: *const i8) -> Self::V;
+    /// `acc + sum_b w_b x_b` in each lane, codes `w` of 0 to 2, `x` of 4 bytes; sums may be of another form than others.
+    unsafe fn dot_codes(acc: Self::V, w: Self::V, x: *const i8) -> Self::V;
+    /// `sum + acc`, of what [`Dot::dot_codes`] has added up.
+    unsafe fn add_codes(sum: Self::V, acc: Self::V) -> Self::V;
     /// The sum of the four, each at the place of its bits.
     unsafe fn ternary_total(acc: [Self::V; 4]) -> Self::V;
     /// The sum of the four.

@@ -4,7 +4,7 @@ use crate::bf16::Bf16;
 use crate::simd::{Elem, Op, Simd, Store, Units, promised};
 
 macro_rules! elem {
-    ($t:ident) => {
+    ($t:ident, |$x:ident| $f32:expr) => {
         impl Elem for $t {
             const ONE: Self = 1.0;
             fn from_f64(x: f64) -> Self {
@@ -19,6 +19,10 @@ macro_rules! elem {
             fn total_cmp(&self, other: &Self) -> std::cmp::Ordering {
                 <$t>::total_cmp(self, other)
             }
+            fn as_f32(x: &mut [Self]) -> Option<&mut [f32]> {
+                let $x = x;
+                $f32
+            }
             #[inline]
             fn run_on<U: Units, O: Op<Self>>(units: U, op: O) -> O::Out {
                 units.$t(op)
@@ -27,8 +31,8 @@ macro_rules! elem {
     };
 }
 
-elem!(f32);
-elem!(f64);
+elem!(f32, |x| Some(x));
+elem!(f64, |_x| None);
 
 macro_rules! plain {
     ($t:ty, $name:literal) => {

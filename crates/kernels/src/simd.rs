@@ -39,6 +39,8 @@ pub trait Elem:
     fn abs(self) -> Self;
     /// Total order for selection; NaN sorts last.
     fn total_cmp(&self, other: &Self) -> std::cmp::Ordering;
+    /// The slice itself, where this is f32.
+    fn as_f32(x: &mut [Self]) -> Option<&mut [f32]>;
     /// Runs `op` on `units`, which have lanes of this type.
     fn run_on<U: Units, O: Op<Self>>(units: U, op: O) -> O::Out;
 }
@@ -147,6 +149,8 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const Bf16, n: usize) -> Self::V;
     /// `n` values, rounded to the nearest bf16, halves to even.
     unsafe fn store_bf16(p: *mut Bf16, v: Self::V, n: usize);
+    /// `n` integral values of -128 to 127 as bytes.
+    unsafe fn store_int8(p: *mut i8, v: Self::V, n: usize);
     /// The same pair in every lane.
     unsafe fn splat_pair(p: *const Bf16) -> Self::P;
     unsafe fn load_pairs(p: *const Bf16) -> Self::P;

@@ -195,6 +195,19 @@ tuple!(A, B, C, D, F, G);
 tuple!(A, B, C, D, F, G, H);
 tuple!(A, B, C, D, F, G, H, I);
 
+/// A number whose every bit pattern is a value.
+///
+/// # Safety
+/// It is so, and 8 bytes aligned suffice.
+pub unsafe trait Plain: Copy {}
+
+// SAFETY: [`Store`] promises it.
+unsafe impl<A: Store> Plain for A {}
+// SAFETY: an integer.
+unsafe impl Plain for i8 {}
+// SAFETY: an integer.
+unsafe impl Plain for i32 {}
+
 /// Most buffers that one tile may take.
 const SLOTS: usize = 16;
 
@@ -241,7 +254,7 @@ impl Local {
 
     /// `len` elements of no promised value, for as long as the tile lasts.
     #[allow(clippy::mut_from_ref)]
-    pub fn take<T: Store>(&self, len: usize) -> &mut [T] {
+    pub fn take<T: Plain>(&self, len: usize) -> &mut [T] {
         let slot = self.taken.replace(self.taken.get() + 1);
         let size = area([len, size_of::<T>()]).div_ceil(size_of::<f64>());
         // SAFETY: a thread has one `Local` at a time, and a slot is taken once from it or from one within it,

@@ -185,6 +185,7 @@ impl ModelConfig {
         LayerConfig {
             dim: self.dim,
             eps: self.norm_eps,
+            int8: false,
             quant: self.quant.quant(),
             block_norm: self.block_norm,
             matrix_norm: self.quant.norm,

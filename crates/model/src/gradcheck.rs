@@ -64,7 +64,7 @@ fn value(
 pub(crate) fn check(config: &ModelConfig, size: (usize, usize), z_loss: f64) {
     // One thread: the bits are those of any number, and tests that run beside each other do not wait for theirs.
     let cx = &Exec::new(Isa::SCALAR, 1);
-    let mut lm = build::<f64>(config, size.0 * size.1, true).unwrap();
+    let mut lm = build::<f64>(config, size.0 * size.1, true, false).unwrap();
     let layout = Layout::of(config);
     let mut params = noisy(layout.len(), 7);
     let data = tokens(size.0 * (size.1 + 1), config.vocab_size, 8);
@@ -156,8 +156,8 @@ fn capped_logits_are_what_is_scored_and_trained() {
         let (cap, (b, t)) = (1.0, (2, 30));
         let capped = ModelConfig { logit_softcap: cap, vocab_size: 600, ..tiny(name) };
         let v = capped.vocab_size;
-        let mut lm = build::<f64>(&capped, b * t, true).unwrap();
-        let mut plain = build::<f64>(&ModelConfig { logit_softcap: 0.0, ..capped }, b * t, false).unwrap();
+        let mut lm = build::<f64>(&capped, b * t, true, false).unwrap();
+        let mut plain = build::<f64>(&ModelConfig { logit_softcap: 0.0, ..capped }, b * t, false, false).unwrap();
         let params = noisy(lm.layout().len(), 5);
         let (mut lm, mut plain) = (Prepared::new(cx, &mut *lm, &params), Prepared::new(cx, &mut *plain, &params));
         let shape = Shape { batch: b, seq_len: t };
@@ -194,7 +194,7 @@ fn output_projections_that_start_at_zero_are_moved() {
             let cx = &Exec::new(Isa::SCALAR, 1);
             let mut config = ModelConfig { zero_init: true, sub_norm, ..tiny(name) };
             config.quant.scale = scale;
-            let mut lm = build::<f64>(&config, 14, true).unwrap();
+            let mut lm = build::<f64>(&config, 14, true, false).unwrap();
             let layout = Layout::of(&config);
             let mut params = layout.init::<f64>(1).to_vec();
             let data = tokens(2 * 8, config.vocab_size, 4);
@@ -223,7 +223,7 @@ fn ternary_gradients_pass_straight_through() {
         for scale in [ScaleKind::Tensor, ScaleKind::Block, ScaleKind::Group] {
             let mut config = if scale == ScaleKind::Group { recipe(name) } else { tiny(name) };
             config.quant.scale = scale;
-            let mut lm = build::<f64>(&config, 14, true).unwrap();
+            let mut lm = build::<f64>(&config, 14, true, false).unwrap();
             let layout = Layout::of(&config);
             let params = noisy(layout.len(), 3);
             let data = tokens(2 * 8, config.vocab_size, 4);
@@ -238,7 +238,7 @@ fn ternary_gradients_pass_straight_through() {
                 quantised[spec.range.clone()].copy_from_slice(&wq);
             }
             config.quant.scale = ScaleKind::None;
-            let mut float = build::<f64>(&config, 14, true).unwrap();
+            let mut float = build::<f64>(&config, 14, true, false).unwrap();
             assert_eq!((ternary, dw), loss(cx, &mut *float, &quantised, &data, (2, 7), 0.1));
         }
     }

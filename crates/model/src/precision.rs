@@ -8,7 +8,7 @@ use crate::config::{ConfigError, ModelConfig};
 use crate::family;
 use crate::family::forms::LanguageModel;
 
-/// What matmuls and saved activations are kept as; sums and parameters are f32 in each.
+/// What matmuls and saved activations are kept as; sums of floats and parameters are f32 in each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -18,13 +18,22 @@ pub enum Precision {
     F32,
     /// bf16.
     Bf16,
+    /// int8 where weights are ternary, bf16 elsewhere.
+    Int8,
+    /// int8 where weights are ternary, f32 elsewhere.
+    #[serde(rename = "int8-f32")]
+    Int8F32,
 }
 
 impl Precision {
-    /// `Auto` turned into bf16 where its matmuls are faster by at least a third. Processors with the same instructions run
-    /// them at very different rates, so a small matmul is timed.
+    /// All that users may name.
+    pub const ALL: [Precision; 5] =
+        [Precision::Auto, Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int8F32];
+
+    /// `Auto` turned into bf16 where its matmuls are faster by at least a third, and `Int8` into `Int8F32` where they are not.
+    /// Processors with the same instructions run them at very different rates, so a small matmul is timed.
     pub fn resolve(self, isa: Isa) -> Precision {
-        if self != Precision::Auto {
+        if !matches!(self, Precision::Auto | Precision::Int8) {
             return self;
         }
         let faster = || {
@@ -33,7 +42,13 @@ impl Precision {
             let seconds = |call: &mut dyn FnMut()| fastest(0.01, call);
             product::<Bf16>(&cx, sizes, seconds) > 1.33 * product::<f32>(&cx, sizes, seconds)
         };
-        if isa.has_tiles() || isa.has_bf16() && faster() { Precision::Bf16 } else { Precision::F32 }
+        let bf16 = isa.has_tiles() || isa.has_bf16() && faster();
+        match (self, bf16) {
+            (Precision::Int8, true) => Precision::Int8,
+            (Precision::Int8, false) => Precision::Int8F32,
+            (_, true) => Precision::Bf16,
+            (_, false) => Precision::F32,
+        }
     }
 
     /// The name users give it.
@@ -42,6 +57,8 @@ impl Precision {
             Precision::Auto => "auto",
             Precision::F32 => f32::NAME,
             Precision::Bf16 => Bf16::NAME,
+            Precision::Int8 => "int8",
+            Precision::Int8F32 => "int8-f32",
         }
     }
 
@@ -53,8 +70,10 @@ impl Precision {
         training: bool,
     ) -> Result<Box<dyn LanguageModel<f32>>, ConfigError> {
         match self {
-            Precision::Bf16 => family::build::<Bf16>(config, rows, training),
-            Precision::Auto | Precision::F32 => family::build::<f32>(config, rows, training),
+            Precision::Bf16 => family::build::<Bf16>(config, rows, training, false),
+            Precision::Auto | Precision::F32 => family::build::<f32>(config, rows, training, false),
+            Precision::Int8 => family::build::<Bf16>(config, rows, training, true),
+            Precision::Int8F32 => family::build::<f32>(config, rows, training, true),
         }
     }
 }

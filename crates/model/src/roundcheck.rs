@@ -21,7 +21,7 @@ use crate::tok::Tokenizer;
 /// Straight through: the gradients are those of a model that adds constants where this one rounds.
 fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
     let cx = &Exec::new(Isa::SCALAR, 1);
-    let mut lm = build::<f64>(config, b * t, true).unwrap();
+    let mut lm = build::<f64>(config, b * t, true, false).unwrap();
     let (layout, v, shape) = (Layout::of(config), config.vocab_size, Shape { batch: b, seq_len: t });
     let mut params = noisy(layout.len(), 7);
     let (x, y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
@@ -115,7 +115,7 @@ fn the_packed_runtime_computes_the_same() {
             let mut config = ModelConfig { vocab_size: v, ffn_hidden: 40, ..base.clone() };
             config.quant = QuantConfig { scale, size: 8, ..config.quant };
             (config.mixers.delta.form, config.mixers.delta.expand_v) = (form, 1.0);
-            let mut lm = build::<f32>(&config, b * t, false).unwrap();
+            let mut lm = build::<f32>(&config, b * t, false, false).unwrap();
             let mut params = lm.layout().init::<f32>(3);
             let table = lm.layout().find("embedding.weight").unwrap().range.clone();
             round_int8(&cx, &mut params[table], config.dim);

@@ -132,7 +132,7 @@ impl Stepper {
 #[cfg(test)]
 mod tests {
     use flashlm_kernels::Isa;
-    use flashlm_model::{family, mixer};
+    use flashlm_model::mixer;
 
     use super::*;
     use crate::config::{Settings, preset};
@@ -160,7 +160,7 @@ mod tests {
         let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
         let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
         assert!(stepper.lm.rows() < batch * seq_len);
-        let mut whole = family::build::<f32>(&settings.model, batch * seq_len, true).unwrap();
+        let mut whole = Precision::F32.build(&settings.model, batch * seq_len, true).unwrap();
         let part = |r: fn(&Vec<Token>) -> &[Token]| data.iter().flat_map(|w| r(w).to_vec()).collect::<Vec<_>>();
         let (inputs, targets) = (part(|w| &w[..w.len() - 1]), part(|w| &w[1..]));
         let mut grads = vec![0.0; stepper.params.len()];

@@ -60,7 +60,7 @@ pub(super) const PEAK: &str =
 ///
 /// The matmul's inner loop is multiply-adds on registers, so this is nearly what the units can do.
 pub(super) fn peak(cx: &Exec, precision: Precision) -> f64 {
-    if precision == Precision::Bf16 { peak_of::<Bf16>(cx) } else { peak_of::<f32>(cx) }
+    if matches!(precision, Precision::Bf16 | Precision::Int8) { peak_of::<Bf16>(cx) } else { peak_of::<f32>(cx) }
 }
 
 fn peak_of<A: Store>(cx: &Exec) -> f64 {

@@ -33,7 +33,17 @@ with_features! {
     /// Runs an integer matmul with AVX-VNNI.
     pub(crate) fn run_vnni(op: impl DotOp) {
         // SAFETY: the features are enabled here.
-        unsafe { op.run::<AvxVnniDot>() }
+        unsafe { op.run::<AvxVnniDot<false>>() }
+    }
+}
+
+with_features! {
+    ["avx2" "fma" "avx512f" "avx512vl" "avx512vnni"] has_vnni_of_avx512
+
+    /// Runs an integer matmul with 256 bits of AVX-512 VNNI.
+    pub(crate) fn run_vnni_of_avx512(op: impl DotOp) {
+        // SAFETY: the features are enabled here.
+        unsafe { op.run::<AvxVnniDot<true>>() }
     }
 }
 
@@ -120,6 +130,12 @@ unsafe impl Simd for Avx2 {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), p, n);
             }
         }
+        fn store_int8(p: *mut i8, v: __m256, n: usize) {
+            let v = _mm256_cvtps_epi32(v);
+            let half = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let bytes = _mm_cvtsi128_si64(_mm_packs_epi16(half, half)).to_ne_bytes();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), p, n);
+        }
         fn splat_pair(p: *const Bf16) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
         fn load_pairs(p: *const Bf16) -> __m256i { _mm256_loadu_si256(p.cast()) }
         fn dot_pairs(a: __m256i, b: __m256i, acc: __m256) -> __m256 {
@@ -143,6 +159,9 @@ unsafe impl Dot for Avx2Dot {
     const LANES: usize = 8;
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 0;
+    const TALL: usize = 4;
+    // At most 64 * 2 * 2 * 127 in 16 bits.
+    const QUADS: usize = 64;
 
     promised! {
         fn zero() -> __m256i { _mm256_setzero_si256() }
@@ -172,6 +191,12 @@ unsafe impl Dot for Avx2Dot {
             let sum = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
             _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)))
         }
+        fn dot_codes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
+            _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, _mm256_set1_epi32(x.cast::<i32>().read_unaligned())))
+        }
+        fn add_codes(sum: __m256i, acc: __m256i) -> __m256i {
+            _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)))
+        }
         fn total(acc: [__m256i; 4]) -> __m256i {
             _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]))
         }
@@ -187,18 +212,19 @@ unsafe impl Dot for Avx2Dot {
     }
 }
 
-/// 8 lanes of integers by `vpdpbusd`. Ternary codes stay where their bits are, at 1, 4, 16 or 64 times their value: masking
+/// 8 lanes of integers by `vpdpbusd`, of AVX-VNNI or (`VL`) of AVX-512 VNNI, which has the same instruction. Ternary codes stay where their bits are, at 1, 4, 16 or 64 times their value: masking
 /// is then all the unpacking there is, and the four sums are shifted back once, exactly.
 #[derive(Clone, Copy)]
-pub(crate) struct AvxVnniDot;
+pub(crate) struct AvxVnniDot<const VL: bool>;
 
 // SAFETY: as for `Avx2Dot`.
-unsafe impl Dot for AvxVnniDot {
+unsafe impl<const VL: bool> Dot for AvxVnniDot<VL> {
     type V = __m256i;
     type S = Avx2;
     const LANES: usize = 8;
     const ROWS: usize = 2;
     const BYTE_BIAS: i32 = 128;
+    const TALL: usize = 6;
 
     promised! {
         fn zero() -> __m256i { _mm256_setzero_si256() }
@@ -219,8 +245,11 @@ unsafe impl Dot for AvxVnniDot {
             acc
         }
         fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
-            _mm256_dpbusd_avx_epi32(acc, w, _mm256_set1_epi32(x.cast::<i32>().read_unaligned()))
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            if VL { _mm256_dpbusd_epi32(acc, w, x) } else { _mm256_dpbusd_avx_epi32(acc, w, x) }
         }
+        fn dot_codes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i { Self::dot_bytes(acc, w, x) }
+        fn add_codes(sum: __m256i, acc: __m256i) -> __m256i { _mm256_add_epi32(sum, acc) }
         fn ternary_total(acc: [__m256i; 4]) -> __m256i {
             let [a, b, c, d] = acc;
             Self::total([a, _mm256_srai_epi32::<2>(b), _mm256_srai_epi32::<4>(c), _mm256_srai_epi32::<6>(d)])

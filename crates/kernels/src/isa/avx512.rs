@@ -125,6 +125,10 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
                 _mm256_mask_storeu_epi16(p.cast(), mask(n), half)
             }
         }
+        fn store_int8(p: *mut i8, v: __m512, n: usize) {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
+            if n == 16 { _mm_storeu_si128(p.cast(), bytes) } else { _mm_mask_storeu_epi8(p, mask(n), bytes) }
+        }
         fn splat_pair(p: *const Bf16) -> __m512i { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
         fn load_pairs(p: *const Bf16) -> __m512i { _mm512_loadu_si512(p.cast()) }
         fn dot_pairs(a: __m512i, b: __m512i, acc: __m512) -> __m512 {
@@ -153,6 +157,7 @@ unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
     const LANES: usize = 16;
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 128;
+    const TALL: usize = 14;
     const TILES: bool = AMX;
 
     promised! {
@@ -176,6 +181,8 @@ unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
         fn dot_bytes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i {
             _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned()))
         }
+        fn dot_codes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i { Self::dot_bytes(acc, w, x) }
+        fn add_codes(sum: __m512i, acc: __m512i) -> __m512i { _mm512_add_epi32(sum, acc) }
         fn ternary_total(acc: [__m512i; 4]) -> __m512i {
             let [a, b, c, d] = acc;
             Self::total([a, _mm512_srai_epi32::<2>(b), _mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)])

@@ -135,6 +135,11 @@ unsafe impl Simd for Neon {
                 }
             }
         }
+        fn store_int8(p: *mut i8, v: float32x4_t, n: usize) {
+            let half = vqmovn_s32(vcvtnq_s32_f32(v));
+            let bytes = vget_lane_s64::<0>(vreinterpret_s64_s8(vqmovn_s16(vcombine_s16(half, half)))).to_ne_bytes();
+            std::ptr::copy_nonoverlapping(bytes.as_ptr().cast(), p, n);
+        }
         fn splat_pair(p: *const Bf16) -> [float32x4_t; 2] {
             let pair = vset_lane_u32::<0>(p.cast::<u32>().read_unaligned(), vdup_n_u32(0));
             let wide = vreinterpretq_f32_u32(vshll_n_u16::<16>(vreinterpret_u16_u32(pair)));
@@ -162,6 +167,7 @@ unsafe impl Dot for NeonDot {
     const LANES: usize = 4;
     const ROWS: usize = 4;
     const BYTE_BIAS: i32 = 0;
+    const TALL: usize = 5;
 
     promised! {
         fn zero() -> int32x4_t { vdupq_n_s32(0) }
@@ -189,6 +195,8 @@ unsafe impl Dot for NeonDot {
             );
             acc
         }
+        fn dot_codes(acc: int32x4_t, w: int32x4_t, x: *const i8) -> int32x4_t { Self::dot_bytes(acc, w, x) }
+        fn add_codes(sum: int32x4_t, acc: int32x4_t) -> int32x4_t { vaddq_s32(sum, acc) }
         fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t { Self::total(acc) }
         fn total(acc: [int32x4_t; 4]) -> int32x4_t { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
         fn load(p: *const i32) -> int32x4_t { vld1q_s32(p) }

@@ -133,6 +133,13 @@ macro_rules! scalar {
                 }
             }
             #[inline(always)]
+            unsafe fn store_int8(p: *mut i8, v: $t, n: usize) {
+                if n > 0 {
+                    // SAFETY: the caller's promise.
+                    unsafe { *p = v as i8 };
+                }
+            }
+            #[inline(always)]
             unsafe fn splat_pair(p: *const Bf16) -> [$t; 2] {
                 // SAFETY: the caller's promise.
                 unsafe { [<$t>::from((*p).to_f32()), <$t>::from((*p.add(1)).to_f32())] }
@@ -176,6 +183,7 @@ unsafe impl Dot for ScalarDot {
     const LANES: usize = 1;
     const ROWS: usize = 1;
     const BYTE_BIAS: i32 = 0;
+    const TALL: usize = 4;
 
     #[inline(always)]
     unsafe fn zero() -> i32 {
@@ -214,6 +222,16 @@ unsafe impl Dot for ScalarDot {
             sum += (i32::from(code) - 128) * i32::from(unsafe { *x.add(b) });
         }
         sum
+    }
+    #[inline(always)]
+    unsafe fn dot_codes(acc: i32, w: i32, x: *const i8) -> i32 {
+        let codes = w.to_ne_bytes().into_iter().enumerate();
+        // SAFETY: the caller's promise: 4 bytes.
+        acc + codes.map(|(b, code)| i32::from(code) * i32::from(unsafe { *x.add(b) })).sum::<i32>()
+    }
+    #[inline(always)]
+    unsafe fn add_codes(sum: i32, acc: i32) -> i32 {
+        sum + acc
     }
     #[inline(always)]
     unsafe fn ternary_total(acc: [i32; 4]) -> i32 {

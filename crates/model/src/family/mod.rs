@@ -36,22 +36,24 @@ macro_rules! families {
         fn sizes(config: &ModelConfig) -> (Layout, usize) {
             let mut layout = Layout::default();
             let state = match config.family.as_str() {
-                $(stringify!($module) => $module::Params::new(&mut layout, config).state_len(),)*
+                $(stringify!($module) => $module::Params::new(&mut layout, config, false).state_len(),)*
                 other => panic!("unknown family {other:?} in a validated config"),
             };
             (layout, state)
         }
 
         /// A model for passes of at most `rows = B T` rows; `training` adds what backward passes need. `A` is what matmuls and
-        /// saved activations are kept as.
+        /// saved activations are kept as; with `int8` ternary matrices with one scale are multiplied in int8, forward and for the
+        /// gradients of their inputs.
         pub fn build<A: Store>(
             config: &ModelConfig,
             rows: usize,
             training: bool,
+            int8: bool,
         ) -> Result<Box<dyn LanguageModel<A::E>>, ConfigError> {
             config.validate()?;
             match config.family.as_str() {
-                $(stringify!($module) => Ok(Box::new($module::Train::<A>::new(config, rows, training))),)*
+                $(stringify!($module) => Ok(Box::new($module::Train::<A>::new(config, rows, training, int8))),)*
                 other => panic!("unknown family {other:?} in a validated config"),
             }
         }

@@ -19,6 +19,8 @@ pub struct LayerConfig {
     pub sub_norm: bool,
     /// Output projections start at zero.
     pub zero_init: bool,
+    /// Ternary matrices with one scale are multiplied in int8.
+    pub int8: bool,
 }
 
 /// Scratch that the layers of a branch ask for, in elements.

@@ -7,12 +7,15 @@
 //! The matrix that leads back to the residual stream is the branch's output projection. It has its own switches: the
 //! norm alone (sub-LN, arXiv 2210.06423), and a start at zero, where the straight-through gradient moves it first.
 //!
+//! In int8 (`Linear::int8`) the forward matmul takes rows of `x` rounded to int8, that of the input's gradient rows of `dy`; the weight
+//! gradient takes `x` and `dy` as they are.
+//!
 //! With int8 activations both matmuls with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
 //! `dx` passes straight through the rounding.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Packed, Quant, matmul, matmul_transposed, narrow, quantise};
+use flashlm_kernels::ops::{CodeRows, Codes, Packed, Quant, matmul, matmul_int8, matmul_transposed, narrow, quantise};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Exec, Store};
 
@@ -37,6 +40,8 @@ pub struct Linear {
     pub outputs: usize,
     /// How it becomes ternary; `None`: it stays float.
     pub quant: Option<Quant>,
+    /// Whether it is multiplied in int8.
+    pub int8: bool,
     /// Whether it is no BitLinear: its input is never rounded either.
     pub float: bool,
 }
@@ -44,16 +49,38 @@ pub struct Linear {
 /// A matrix with its weights packed for matmuls.
 pub struct BitLinear<A: Store> {
     of: Linear,
-    forward: Packed<A>,
-    backward: Option<Packed<A>>,
+    forward: Operand<A>,
+    backward: Option<Operand<A>>,
+}
+
+/// The weights of one of its two matmuls, `[k, n]`.
+enum Operand<A: Store> {
+    Float(Packed<A>),
+    Int8(Codes),
+}
+
+impl<A: Store> Operand<A> {
+    fn new(k: usize, n: usize, int8: bool) -> Self {
+        if int8 { Operand::Int8(Codes::new(k, n)) } else { Operand::Float(Packed::new(k, n)) }
+    }
+
+    /// One tile: `y: [rows, n] (+)= x w`, `x: [rows, k]`.
+    fn multiply(&self, cx: &Exec, y: &mut [A::E], x: &[A], k: usize, local: &Local, accumulate: bool) {
+        match self {
+            Operand::Float(packed) => matmul(cx, y, x, k, packed, x.len() / k, accumulate),
+            Operand::Int8(codes) => local.within(|local| {
+                matmul_int8(cx, y, &CodeRows::round(cx, local, x, k), codes, accumulate);
+            }),
+        }
+    }
 }
 
 impl<A: Store> BitLinear<A> {
     /// Room for the packed weights; those that only a backward pass takes are left out unless `training`.
     pub fn new(of: &Linear, training: bool) -> Self {
-        let (forward, backward) =
-            (Packed::new(of.inputs, of.outputs), training.then(|| Packed::new(of.outputs, of.inputs)));
-        BitLinear { of: of.clone(), forward, backward }
+        let Linear { inputs, outputs, int8, .. } = *of;
+        let backward = training.then(|| Operand::new(outputs, inputs, int8));
+        BitLinear { of: of.clone(), forward: Operand::new(inputs, outputs, int8), backward }
     }
 
     /// Quantises and packs the weight.
@@ -65,9 +92,14 @@ impl<A: Store> BitLinear<A> {
             None => narrow(cx, wq, w),
             Some(quant) => quantise(cx, wq, &mut s.magnitudes, w, (outputs, inputs), quant),
         }
-        self.forward.pack_transposed(cx, wq, inputs, outputs);
-        if let Some(backward) = &mut self.backward {
-            backward.pack(cx, wq, inputs, outputs, inputs);
+        match &mut self.forward {
+            Operand::Float(packed) => packed.pack_transposed(cx, wq, inputs, outputs),
+            Operand::Int8(codes) => codes.pack_transposed(wq, inputs, outputs),
+        }
+        match &mut self.backward {
+            Some(Operand::Float(packed)) => packed.pack(cx, wq, inputs, outputs, inputs),
+            Some(Operand::Int8(codes)) => codes.pack(wq, outputs, inputs),
+            None => {}
         }
     }
 
@@ -83,7 +115,6 @@ impl<A: Store> BitLinear<A> {
 
     /// One tile: `y: [rows, out]`, added to where `accumulate`.
     pub fn forward(&self, cx: &Exec, y: &mut [A::E], x: Input<A>, pass: Pass<A::E>, local: &Local, accumulate: bool) {
-        let rows = x.size() / self.of.inputs;
         let x = match (&self.of.norm, x) {
             (None, Input::Saved(x)) if !self.rounds(pass) => x,
             _ => {
@@ -92,7 +123,7 @@ impl<A: Store> BitLinear<A> {
                 operand
             }
         };
-        matmul(cx, y, x, self.of.inputs, &self.forward, rows, accumulate);
+        self.forward.multiply(cx, y, x, self.of.inputs, local, accumulate);
     }
 
     /// What the matmul takes of `x`: normalised where the matrix has a norm, and rounded where activations are.
@@ -124,9 +155,9 @@ impl<A: Store> BitLinear<A> {
         let Linear { norm, inputs, outputs, .. } = &self.of;
         let weight = self.backward.as_ref().expect(NO_BACKWARD);
         let rows = dy.len() / outputs;
-        let Some(norm) = norm else { return matmul(cx, dx, dy, *outputs, weight, rows, accumulate) };
+        let Some(norm) = norm else { return weight.multiply(cx, dx, dy, *outputs, local, accumulate) };
         let dnormed = local.take(rows * inputs);
-        matmul(cx, dnormed, dy, *outputs, weight, rows, false);
+        weight.multiply(cx, dnormed, dy, *outputs, local, false);
         match x {
             Input::Saved(x) => norm.backward(cx, dx, part, dnormed, x, pass.params, accumulate),
             Input::Residual(h) => norm.backward(cx, dx, part, dnormed, h, pass.params, accumulate),

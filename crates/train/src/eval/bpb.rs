@@ -337,7 +337,7 @@ mod tests {
     use super::*;
     use crate::eval::testing::exec_on_all_isas;
     use flashlm_kernels::{Buf, Isa};
-    use flashlm_model::{ModelConfig, family};
+    use flashlm_model::{ModelConfig, Precision};
 
     const TEXTS: [&str; 6] = [
         "Once upon a time there was a little girl. She had a red ball.",
@@ -362,7 +362,7 @@ mod tests {
 
     /// A model far from uniform.
     fn model(tokenizer: &Tokenizer, rows: usize) -> (Box<dyn LanguageModel<f32>>, Buf<f32>) {
-        let lm = family::build::<f32>(&config(tokenizer), rows, false).unwrap();
+        let lm = Precision::F32.build(&config(tokenizer), rows, false).unwrap();
         let mut params = lm.layout().init::<f32>(7);
         let table = lm.layout().find("embedding.weight").unwrap().range.clone();
         params[table].iter_mut().for_each(|p| *p *= 15.0);

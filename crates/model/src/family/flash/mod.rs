@@ -12,7 +12,7 @@ pub(super) use validate::validate;
 
 use crate::config::ModelConfig;
 use crate::layer::branch::Branch;
-use crate::layer::config::Need;
+use crate::layer::config::{LayerConfig, Need};
 use crate::layer::ffn::FfnParams;
 use crate::layer::head::HeadParams;
 use crate::layer::norm::{BranchNorm, Norm};
@@ -36,9 +36,9 @@ struct BlockParams {
 }
 
 impl Params {
-    /// Adds all parameters of a valid config.
-    pub(super) fn new(layout: &mut Layout, config: &ModelConfig) -> Self {
-        let (d, eps, layers) = (config.dim, config.norm_eps, config.layers());
+    /// Adds all parameters of a valid config; `int8` is what [`super::build`] is told.
+    pub(super) fn new(layout: &mut Layout, config: &ModelConfig, int8: bool) -> Self {
+        let (d, eps, layers) = (config.dim, config.norm_eps, LayerConfig { int8, ..config.layers() });
         let head = HeadParams::new(layout, config.vocab_size, d, config.logit_softcap);
         let blocks = (0..config.blocks).map(|i| {
             let name = |part| format!("blocks.{i}.{part}");

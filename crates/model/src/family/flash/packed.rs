@@ -18,7 +18,7 @@ use crate::params::Layout;
 
 /// The weights of a packed model of a valid config.
 pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, PackError> {
-    let of = Params::new(&mut Layout::default(), config);
+    let of = Params::new(&mut Layout::default(), config, false);
     let blocks = of.blocks.iter().map(|of| {
         let norm = PackedBranchNorm::read(from, &of.norm)?;
         let block = Block { norm, mixer: of.mixer.read(from)?, ffn: Ffn::read(from, &of.ffn)? };

@@ -57,11 +57,11 @@ struct Work<A: Store> {
 }
 
 impl<A: Store> Train<A> {
-    /// A model of a valid config; `training` adds what backward passes need.
-    pub(in crate::family) fn new(config: &ModelConfig, rows: usize, training: bool) -> Self {
+    /// A model of a valid config; `training` adds what backward passes need, `int8` is what [`crate::family::build`] is told.
+    pub(in crate::family) fn new(config: &ModelConfig, rows: usize, training: bool, int8: bool) -> Self {
         let (d, rows) = (config.dim, rows.max(1));
         let mut layout = Layout::default();
-        let of = Params::new(&mut layout, config);
+        let of = Params::new(&mut layout, config, int8);
         let need = of.blocks.iter().fold(Need::default(), |need, block| need.max(block.need));
         let head = Head::new(&of.head, training);
         let block = |of: super::BlockParams| Block { mixer: of.mixer.train(training), ffn: Ffn::new(of.ffn, training) };

@@ -1,0 +1,96 @@
+//! Rows of int8 for one tile: `q = round(127 x / m)`, halves to even, `m = max |x|` of the row; zeros where `m <= 1e-30`. The scale of a
+//! row with an element that is not finite is not a number, and its codes are zeros.
+
+use super::codes::STEP;
+use crate::exec::Exec;
+use crate::profile::{Work, time};
+use crate::simd::{Elem, Op, Simd, Store, each};
+use crate::size::{area, whole};
+use crate::tile::Local;
+
+/// Rows are held in multiples of this, of which matmuls may read all.
+pub(super) const HELD: usize = 32;
+/// Most columns: a sum of codes is exact in f32.
+const WIDEST: usize = 1 << 17;
+
+/// Rounded rows `[rows, width]` in the memory of a tile.
+pub struct CodeRows<'a> {
+    /// `[held rows, whole steps of columns]`, zeros beyond the width.
+    pub(super) q: &'a [i8],
+    /// `m / 127` of each row.
+    pub(super) scales: &'a [f32],
+    /// Sum of `q` of each row.
+    pub(super) sums: &'a [i32],
+    pub(super) width: usize,
+}
+
+impl<'a> CodeRows<'a> {
+    /// Rounds `x: [rows, width]`.
+    pub fn round<A: Store>(cx: &Exec, local: &'a Local, x: &[A], width: usize) -> Self {
+        assert!(width > 0 && width <= WIDEST && x.len().is_multiple_of(width));
+        let rows = x.len() / width;
+        let bytes = x.len() * (size_of::<A>() + 1);
+        let _time = time(cx, "round_rows", (width, 0), Work::Bytes(bytes as f64));
+        let (q, scales, sums) = (
+            local.take::<i8>(area([whole(rows, HELD), whole(width, STEP)])),
+            local.take::<f32>(rows),
+            local.take::<i32>(rows),
+        );
+        cx.op(Round { q, scales, sums, x, width });
+        CodeRows { q, scales, sums, width }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.scales.len()
+    }
+}
+
+struct Round<'a, A> {
+    q: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    x: &'a [A],
+    width: usize,
+}
+
+impl<A: Store> Op<A::E> for Round<'_, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = A::E>>(self) {
+        let Round { q, scales, sums, x, width } = self;
+        let zero = A::E::ZERO;
+        let most = A::E::from_f64(127.0);
+        let rows = x.chunks_exact(width).zip(q.chunks_exact_mut(whole(width, STEP)));
+        for ((x, q), (scale, sum)) in rows.zip(scales.iter_mut().zip(sums)) {
+            let x = x.as_ptr();
+            q[width..].fill(0);
+            let q = q.as_mut_ptr();
+            // SAFETY: offsets are below the width; missing lanes load as zero.
+            unsafe {
+                let (mut largest, mut poison) = (S::splat(zero), S::splat(zero));
+                each!(S, width, |i, n| {
+                    let x = A::get::<S>(x.add(i), n);
+                    largest = S::max(largest, S::abs(x));
+                    // Zero times what is not finite is not a number, and stays so.
+                    poison = S::fma(x, S::splat(zero), poison);
+                });
+                let m = S::hmax(largest);
+                let finite = S::sum(poison) == zero;
+                let by = S::splat(if finite && m > A::E::from_f64(1e-30) { most / m } else { zero });
+                let mut total = S::splat(zero);
+                if finite {
+                    each!(S, width, |i, n| {
+                        let code = S::round(S::mul(A::get::<S>(x.add(i), n), by));
+                        total = S::add(total, code);
+                        S::store_int8(q.add(i), code, n);
+                    });
+                } else {
+                    std::slice::from_raw_parts_mut(q, width).fill(0);
+                }
+                *scale = if finite { (m / most).to_f64() as f32 } else { f32::NAN };
+                *sum = S::sum(total).to_f64() as i32;
+            }
+        }
+    }
+}
