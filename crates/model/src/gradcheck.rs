@@ -248,7 +248,7 @@ fn ternary_gradients_pass_straight_through() {
 pub(crate) fn with_models(config: &ModelConfig, rows: usize, mut test: impl FnMut(&mut Prepared<f32>, f64)) {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
     let params: Vec<f32> = noisy(Layout::of(config).len(), 5).iter().map(|&p| p as f32).collect();
-    for (precision, bound) in [(Precision::F32, 1e-5), (Precision::Bf16, 1e-2)] {
+    for (precision, bound) in [(Precision::F32, 1e-5), (Precision::Bf16, 1e-2), (Precision::Int8, 1e-2)] {
         let mut lm = precision.build(config, rows, false).unwrap();
         test(&mut Prepared::new(&cx, &mut *lm, &params), bound);
     }
@@ -367,7 +367,7 @@ fn gradients_do_not_depend_on_threads() {
                 let nats = passes.loss_backward(&mut grads, &data, &data, shape(3, 110), objective);
                 (nats, grads)
             };
-            for precision in [Precision::F32, Precision::Bf16] {
+            for precision in [Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int8F32] {
                 let one = run(precision, 1);
                 for threads in [2, 3, 4] {
                     assert_eq!(one, run(precision, threads), "{name} in {} on {threads} threads", precision.name());
@@ -377,9 +377,9 @@ fn gradients_do_not_depend_on_threads() {
     }
 }
 
-/// bf16 rounds operands to 8 bits: logits and gradients stay near those of f32.
+/// bf16 rounds operands to 8 bits, int8 to 8 bits of the largest of a row: logits and gradients stay near those of f32.
 #[test]
-fn bf16_stays_near_f32() {
+fn bf16_and_int8_stay_near_f32() {
     for &name in mixer::NAMES {
         for (block_norm, inner, base) in
             [(true, false, tiny(name)), (false, true, tiny(name)), (true, false, recipe(name))]
@@ -401,11 +401,14 @@ fn bf16_stays_near_f32() {
                 passes.loss_backward(&mut grads, &data, &data, shape(2, 64), objective);
                 (logits, grads)
             };
-            let (want, got) = (run(Precision::F32), run(Precision::Bf16));
+            let want = run(Precision::F32);
             let bound = |plain: f64| if mixer_norm { 2.0 * plain } else { plain };
-            let (logits, gradients) = (ratio(&got.0, &want.0), ratio(&got.1, &want.1));
-            assert!(logits < bound(1e-2), "{name}: logits off by {logits:.1e}");
-            assert!(gradients < bound(3e-2), "{name}: gradients off by {gradients:.1e}");
+            for (precision, times) in [(Precision::Bf16, 1.0), (Precision::Int8, 2.0), (Precision::Int8F32, 2.0)] {
+                let (got, kept) = (run(precision), precision.name());
+                let (logits, gradients) = (ratio(&got.0, &want.0), ratio(&got.1, &want.1));
+                assert!(logits < times * bound(1e-2), "{name} in {kept}: logits off by {logits:.1e}");
+                assert!(gradients < times * bound(3e-2), "{name} in {kept}: gradients off by {gradients:.1e}");
+            }
         }
     }
 }

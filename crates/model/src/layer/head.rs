@@ -1,6 +1,9 @@
 //! Embedding and head share one matrix `E: [V, D]`: `h = E[token]`, `logits = x E^T`, `x = norm(h)`, or `c tanh(x E^T / c)`
 //! with a soft cap.
 //!
+//! In int8 both `x` and `E` are rounded to int8 for the logits; gradients take them as they are: rows of `dz` are one spike and ten
+//! thousand crumbs, which int8 would lose.
+//!
 //! Logits exist for one tile of rows and `CHUNK` columns at a time, in a thread's cache. The gradients
 //! `dz = (softmax(z) - onehot) * scale` (soft cap and z-loss: [`flashlm_kernels::ops::SoftmaxRows`]), `dx = dz E`,
 //! `dE += dz^T x` are computed in one of two ways; which is faster depends on the cost of a matmul:
@@ -14,8 +17,8 @@
 use std::ops::Range;
 
 use flashlm_kernels::ops::{
-    Objective, Packed, SoftmaxRows, add, embed_backward, embed_forward, matmul, matmul_tn, matmul_transposed, narrow,
-    softcap, softmax_backward,
+    CodeRows, Codes, Objective, Packed, SoftmaxRows, add, embed_backward, embed_forward, matmul, matmul_int8,
+    matmul_tn, matmul_transposed, narrow, softcap, softmax_backward,
 };
 use flashlm_kernels::tile::{Local, Parts, Rows, TILE_ROWS};
 use flashlm_kernels::{Buf, Elem, Exec, Store, Token};
@@ -47,13 +50,14 @@ pub struct HeadParams {
     d: usize,
     vocab: usize,
     cap: f64,
+    int8: bool,
 }
 
 impl HeadParams {
-    /// Adds `embedding.weight: [V, D]`; `cap` is that of the soft cap, 0: none.
-    pub fn new(layout: &mut Layout, vocab: usize, d: usize, cap: f64) -> Self {
+    /// Adds `embedding.weight: [V, D]`; `cap` is that of the soft cap, 0: none; `int8`: logits are computed in int8.
+    pub fn new(layout: &mut Layout, vocab: usize, d: usize, cap: f64, int8: bool) -> Self {
         let table = layout.add("embedding.weight".into(), &[vocab, d], Init::Normal(0.02), Group::Embedding);
-        HeadParams { table, d, vocab, cap }
+        HeadParams { table, d, vocab, cap, int8 }
     }
 }
 
@@ -63,8 +67,32 @@ pub struct Head<A: Store> {
     d: usize,
     vocab: usize,
     cap: Option<A::E>,
-    forward: Packed<A>,
+    forward: Forward<A>,
     backward: Option<Packed<A>>,
+}
+
+/// The embedding matrix of the logits, `[D, V]`.
+enum Forward<A: Store> {
+    Float(Packed<A>),
+    Int8(Codes),
+}
+
+impl<A: Store> Forward<A> {
+    /// What the matmul takes instead of `x: [rows, d]`, if it is in int8.
+    fn round<'a>(&self, cx: &Exec, x: &[A], d: usize, local: &'a Local) -> Option<CodeRows<'a>> {
+        matches!(self, Forward::Int8(_)).then(|| CodeRows::round(cx, local, x, d))
+    }
+
+    /// Logits `z: [rows, columns]` of `x: [rows, d]`, or of its codes, for some columns, the first of which is a multiple of 32; on the
+    /// calling thread.
+    fn logits(&self, cx: &Exec, z: &mut [A::E], x: &[A], codes: Option<&CodeRows>, d: usize, columns: Range<usize>) {
+        match (self, codes) {
+            (Forward::Float(packed), _) => matmul(cx, z, x, d, packed.columns(columns), x.len() / d, false),
+            (Forward::Int8(table), codes) => {
+                matmul_int8(cx, z, codes.expect("rounded rows"), table.columns(columns), false);
+            }
+        }
+    }
 }
 
 /// Working memory for some number of rows, and what one of the two ways keeps.
@@ -96,13 +124,13 @@ fn recomputes<A: Store>(cx: &Exec) -> bool {
 impl<A: Store> Head<A> {
     /// Room for the packed embedding matrix; what only a backward pass takes is left out unless `training`.
     pub fn new(of: &HeadParams, training: bool) -> Self {
-        let HeadParams { table, d, vocab, cap } = of.clone();
+        let HeadParams { table, d, vocab, cap, int8 } = of.clone();
         Head {
             table,
             d,
             vocab,
             cap: (cap > 0.0).then(|| A::E::from_f64(cap)),
-            forward: Packed::new(d, vocab),
+            forward: if int8 { Forward::Int8(Codes::new(d, vocab)) } else { Forward::Float(Packed::new(d, vocab)) },
             backward: training.then(|| Packed::new(vocab, d)),
         }
     }
@@ -138,7 +166,10 @@ impl<A: Store> Head<A> {
     pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         let table = &mut s.weight[..self.table.len()];
         narrow(cx, table, &params[self.table.clone()]);
-        self.forward.pack_transposed(cx, table, self.d, self.vocab);
+        match &mut self.forward {
+            Forward::Float(packed) => packed.pack_transposed(cx, table, self.d, self.vocab),
+            Forward::Int8(codes) => codes.round_transposed(cx, &params[self.table.clone()], self.d, self.vocab),
+        }
         if let Some(backward) = &mut self.backward {
             backward.pack(cx, table, self.d, self.vocab, self.d);
         }
@@ -190,7 +221,7 @@ impl<A: Store> Head<A> {
                     round(cx, x, d);
                 }
                 let at = local.take(n * v.div_ceil(CHUNK));
-                let softmax = &logits(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
+                let softmax = &logits(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
                     let at = &mut at[columns.start / CHUNK * n..][..n];
                     softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
                 });
@@ -233,7 +264,7 @@ impl<A: Store> Head<A> {
             if pass.int8 {
                 round(cx, x, d);
             }
-            let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
+            let softmax = logits::<A>(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             for (row, (loss, log_sum)) in losses.iter_mut().zip(log_sums).enumerate() {
@@ -253,9 +284,13 @@ impl<A: Store> Head<A> {
                 for pass in (0..rows).step_by(PASS) {
                     let r = pass..rows.min(pass + PASS);
                     let (x, dx) = (&x[r.start * d..r.end * d], &mut dx[r.start * d..r.end * d]);
-                    matmul(cx, z, x, d, forward.columns(columns.clone()), r.len(), false);
+                    let z = &mut z[..r.len() * width];
+                    local.within(|local| {
+                        let codes = forward.round(cx, x, d, local);
+                        forward.logits(cx, z, x, codes.as_ref(), d, columns.clone());
+                    });
                     if let Some(cap) = cap {
-                        softcap(cx, &mut z[..r.len() * width], cap);
+                        softcap(cx, z, cap);
                     }
                     let (log_sums, targets) = (&log_sums[r.clone()], &targets[r.clone()]);
                     softmax_backward(cx, (dz, width), z, log_sums, targets, (width, first), cap, objective);
@@ -290,20 +325,25 @@ impl<A: Store> Head<A> {
 
     /// Writes the logits of `x: [rows, D]` to `out: [rows, V]`.
     pub fn logits(&self, cx: &Exec, out: &mut [A::E], x: &[A]) {
-        let rows = x.len() / self.d;
-        matmul(cx, out, x, self.d, &self.forward, rows, false);
-        if let Some(cap) = self.cap {
-            softcap(cx, &mut out[..rows * self.vocab], cap);
-        }
+        let Head { d, vocab: v, cap, forward, .. } = self;
+        let rows = x.len() / d;
+        cx.tiles(rows, (Rows(out, *v),), |cx, r, (z,), local| {
+            let x = &x[r.start * d..r.end * d];
+            let codes = forward.round(cx, x, *d, local);
+            forward.logits(cx, z, x, codes.as_ref(), *d, 0..*v);
+            if let Some(cap) = *cap {
+                softcap(cx, z, cap);
+            }
+        });
     }
 
     /// Appends `ln p(target)` of each row of `x: [rows, D]`.
     pub fn log_probs(&self, cx: &Exec, out: &mut Vec<f64>, work: &mut Work<A>, x: &[A], targets: &[Token]) {
-        let Head { d, cap, forward, .. } = self;
-        let (d, cap, losses) = (*d, *cap, &mut work.losses);
+        let Head { d, vocab: v, cap, forward, .. } = self;
+        let (d, v, cap, losses) = (*d, *v, *cap, &mut work.losses);
         cx.tiles(targets.len(), (Rows(losses, 1),), |cx, r, (losses,), local| {
             let x = &x[r.start * d..r.end * d];
-            let softmax = logits::<A>(cx, forward, cap, x, &targets[r], local, |softmax, z, columns| {
+            let softmax = logits::<A>(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
@@ -312,10 +352,11 @@ impl<A: Store> Head<A> {
     }
 }
 
-/// Makes the logits of one tile, [`CHUNK`] columns at a time, and hands each to `f(softmax, z, columns)`.
+/// Makes the logits of one tile, `x: [rows, d]`, [`CHUNK`] of `v` columns at a time, and hands each to `f(softmax, z, columns)`.
 fn logits<'a, A: Store>(
     cx: &Exec,
-    table: &Packed<A>,
+    table: &Forward<A>,
+    (d, v): (usize, usize),
     cap: Option<A::E>,
     x: &[A],
     targets: &'a [Token],
@@ -326,11 +367,12 @@ fn logits<'a, A: Store>(
     let (max, sum, own) = (local.take(rows), local.take(rows), local.take(rows));
     let mut softmax = SoftmaxRows { max, sum, own, targets, cap };
     softmax.start();
+    let codes = table.round(cx, x, d, local);
     let z = local.take(rows * CHUNK);
-    for first in (0..table.width()).step_by(CHUNK) {
-        let columns = first..table.width().min(first + CHUNK);
+    for first in (0..v).step_by(CHUNK) {
+        let columns = first..v.min(first + CHUNK);
         let z = &mut z[..rows * columns.len()];
-        matmul(cx, z, x, x.len() / rows.max(1), table.columns(columns.clone()), rows, false);
+        table.logits(cx, z, x, codes.as_ref(), d, columns.clone());
         if let Some(cap) = cap {
             softcap(cx, z, cap);
         }
@@ -350,19 +392,20 @@ mod tests {
     use crate::layer::scratch::WIDE;
     use crate::testing::{noisy, tiny, tokens};
 
-    /// Without switches, and with all: soft cap, weight of the z-loss, rounded inputs.
-    const SWITCHES: [(f64, f64, bool); 2] = [(0.0, 0.0, false), (1.5, 0.02, true)];
+    /// Soft cap, weight of the z-loss, rounded inputs, logits in int8.
+    type Switches = (f64, f64, bool, bool);
+    const SWITCHES: [Switches; 3] = [(0.0, 0.0, false, false), (1.5, 0.02, true, false), (1.5, 0.02, false, true)];
 
     /// Loss, gradients and `dh` by one of the two ways.
     fn run<A: Store>(
         recomputed: bool,
         threads: usize,
-        (cap, z_loss, int8): (f64, f64, bool),
+        (cap, z_loss, int8, matmul8): Switches,
     ) -> (f64, Vec<f64>, Vec<f64>) {
         let cx = Exec::new(Isa::detect().unwrap(), threads);
         let (rows, vocab, d) = (600, 1500, 40);
         let mut layout = Layout::default();
-        let mut head = Head::<A>::new(&HeadParams::new(&mut layout, vocab, d, cap), true);
+        let mut head = Head::<A>::new(&HeadParams::new(&mut layout, vocab, d, cap, matmul8), true);
         let mut work = head.work(rows);
         head.make_way(&mut work, recomputed);
         let norm = Norm { scale: layout.add("norm".into(), &[d], Init::Ones, Group::Norm), part: 0..d, eps: 1e-6 };
@@ -396,8 +439,10 @@ mod tests {
             (off / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
         };
         for switches in SWITCHES {
+            // int8 is not for f64.
+            let double = |way| if switches.3 { (1.0, vec![1.0], vec![1.0]) } else { run::<f64>(way, 2, switches) };
             for (one, two, bound) in [
-                (run::<f64>(true, 2, switches), run::<f64>(false, 2, switches), 1e-12),
+                (double(true), double(false), 1e-12),
                 (run::<f32>(true, 2, switches), run::<f32>(false, 2, switches), 1e-6),
                 (run::<Bf16>(true, 2, switches), run::<Bf16>(false, 2, switches), 5e-3),
             ] {

@@ -94,11 +94,11 @@ impl<A: Store> BitLinear<A> {
         }
         match &mut self.forward {
             Operand::Float(packed) => packed.pack_transposed(cx, wq, inputs, outputs),
-            Operand::Int8(codes) => codes.pack_transposed(wq, inputs, outputs),
+            Operand::Int8(codes) => codes.pack_transposed(cx, wq, inputs, outputs),
         }
         match &mut self.backward {
             Some(Operand::Float(packed)) => packed.pack(cx, wq, inputs, outputs, inputs),
-            Some(Operand::Int8(codes)) => codes.pack(wq, outputs, inputs),
+            Some(Operand::Int8(codes)) => codes.pack(cx, wq, outputs, inputs),
             None => {}
         }
     }

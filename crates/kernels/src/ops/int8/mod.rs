@@ -1,8 +1,8 @@
-//! Matmuls of training in int8: rows of activations, or of gradients, with ternary weights, summed as integers.
+//! Matmuls of training in int8: rows of activations, or of gradients, with ternary weights or the embedding matrix, summed as integers.
 //!
 //! ```text
 //! round:   m = max |x| of a row;  q = round(127 x / m), halves to even;  x is about q m / 127
-//! matmul:  c_ro (+)= (sum of w_io q_ri over i) alpha_o m_r / 127
+//! matmul:  c_ro (+)= (sum of w_io q_ri over i) scale_o m_r / 127
 //! ```
 //!
 //! Sums of integers are exact, so that a row has the same bits on every ISA and beside any other rows. A matmul belongs to one
@@ -16,7 +16,7 @@ mod rows;
 use crate::exec::Exec;
 use crate::profile::{Work, time};
 use crate::simd::Elem;
-pub use codes::Codes;
+pub use codes::{CodeColumns, Codes};
 use product::Product;
 pub use round::round_int8;
 pub use rows::CodeRows;
@@ -25,8 +25,9 @@ pub use rows::CodeRows;
 ///
 /// # Panics
 /// If sizes do not fit, or `E` is not f32.
-pub fn matmul_int8<E: Elem>(cx: &Exec, c: &mut [E], x: &CodeRows, w: &Codes, accumulate: bool) {
-    let _time = time(cx, "matmul_int8", (w.k(), w.n()), Work::Flops(2.0 * (x.rows() * w.n() * w.k()) as f64));
+pub fn matmul_int8<'w, E: Elem>(cx: &Exec, c: &mut [E], x: &CodeRows, w: impl Into<CodeColumns<'w>>, accumulate: bool) {
+    let w = w.into();
+    let _time = time(cx, "matmul_int8", (w.k, w.n), Work::Flops(2.0 * (x.rows() * w.n * w.k) as f64));
     let c = E::as_f32(c).expect("int8 matmuls sum in f32");
     cx.isa().dot(Product::new(c, x, w, accumulate));
 }
@@ -65,17 +66,12 @@ mod tests {
     /// The definition with i64 and f64.
     fn reference<A: Store>(x: &[A], w: &[i8], alpha: f64, (m, k, n): (usize, usize, usize)) -> Vec<f64> {
         let x: Vec<f32> = x.iter().map(|x| x.widen().to_f64() as f32).collect();
-        let mut c = Vec::new();
-        for row in x.chunks(k).take(m) {
-            let most = row.iter().fold(0f32, |m, x| m.max(x.abs()));
-            let by = if most > 1e-30 { 127.0 / most } else { 0.0 };
-            let q: Vec<i64> = row.iter().map(|x| (x * by).round_ties_even() as i64).collect();
-            for o in 0..n {
-                let sum: i64 = (0..k).map(|i| q[i] * i64::from(w[o * k + i])).sum();
-                c.push(sum as f64 * alpha * f64::from(most) / 127.0);
-            }
-        }
-        c
+        let row = |row: &[f32]| {
+            let (q, scale) = codes_of(row);
+            let sum = |o: usize| (0..k).map(|i| q[i] * i64::from(w[o * k + i])).sum::<i64>();
+            (0..n).map(|o| sum(o) as f64 * alpha * scale).collect::<Vec<_>>()
+        };
+        x.chunks(k).take(m).flat_map(row).collect()
     }
 
     /// The product by the kernel, of `w: [n, k]`, packed in both ways.
@@ -84,8 +80,8 @@ mod tests {
         let floats = |at: &dyn Fn(usize) -> i8| (0..n * k).map(|i| A::narrow(alpha * f32::from(at(i)))).collect();
         let (by_output, by_input): (Vec<A>, Vec<A>) = (floats(&|i| w[i]), floats(&|i| w[i % n * k + i / n]));
         let (mut one, mut two) = (Codes::new(k, n), Codes::new(k, n));
-        one.pack_transposed(&by_output, k, n);
-        two.pack(&by_input, k, n);
+        one.pack_transposed(cx, &by_output, k, n);
+        two.pack(cx, &by_input, k, n);
         [one, two].map(|codes| {
             let mut c = vec![1.0; m * n];
             cx.tiles_by(m, m, (Rows(&mut c, n),), |cx, _, (c,), local| {
@@ -119,6 +115,47 @@ mod tests {
     fn equals_the_plain_loop_and_has_the_same_bits_on_every_isa() {
         equals::<f32>();
         equals::<Bf16>();
+    }
+
+    #[test]
+    fn rounded_weights_and_some_of_their_columns() {
+        for (m, k, n) in SIZES {
+            let (x, w) = (values::<f32>(m, k), values::<f32>(n, k));
+            let bits = std::cell::RefCell::new(Vec::new());
+            all_isas(|cx| {
+                let mut codes = Codes::new(k, n);
+                codes.round_transposed(cx, &w, k, n);
+                let mut c = vec![0f32; m * n];
+                cx.tiles_by(m, m, (Rows(&mut c, n),), |cx, _, (c,), local| {
+                    let rows = CodeRows::round(cx, local, &x, k);
+                    matmul_int8(cx, c, &rows, &codes, false);
+                    if n > 32 {
+                        let mut last = vec![0f32; m * (n - 32)];
+                        matmul_int8(cx, &mut last, &rows, codes.columns(32..n), false);
+                        assert!(last.chunks(n - 32).zip(c.chunks(n)).all(|(last, c)| last == &c[32..]));
+                    }
+                });
+                for (i, c) in c.iter().enumerate() {
+                    let (q, w) = (codes_of(&x[i / n * k..][..k]), codes_of(&w[i % n * k..][..k]));
+                    let sum: i64 = q.0.iter().zip(&w.0).map(|(q, w)| q * w).sum();
+                    let want = sum as f64 * q.1 * w.1;
+                    assert!(
+                        (f64::from(*c) - want).abs() <= 4e-7 * want.abs(),
+                        "{m}x{n}x{k} {:?}: {c} for {want}",
+                        cx.isa()
+                    );
+                }
+                bits.borrow_mut().push(c);
+            });
+            assert!(bits.borrow().windows(2).all(|w| w[0] == w[1]), "{m}x{n}x{k}");
+        }
+    }
+
+    /// The codes of a row, and its scale.
+    fn codes_of(x: &[f32]) -> (Vec<i64>, f64) {
+        let most = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+        let by = if most > 1e-30 { 127.0 / most } else { 0.0 };
+        (x.iter().map(|x| (x * by).round_ties_even() as i64).collect(), f64::from(most) / 127.0)
     }
 
     /// Where sums of 16 bits would overflow.

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::codes::{Codes, STEP};
+use super::codes::{CodeColumns, STEP};
 use super::rows::{CodeRows, HELD};
 use crate::dot::{CELL, Dot, DotOp};
 use crate::simd::Simd;
@@ -16,14 +16,14 @@ const FEW: usize = 4;
 pub(super) struct Product<'a> {
     c: &'a mut [f32],
     x: &'a CodeRows<'a>,
-    w: &'a Codes,
+    w: CodeColumns<'a>,
     add: bool,
 }
 
 impl<'a> Product<'a> {
     /// Checks all that the units rely on: what is held of `x` and `w` follows from their sizes.
-    pub fn new(c: &'a mut [f32], x: &'a CodeRows<'a>, w: &'a Codes, add: bool) -> Self {
-        assert!(x.width == w.k() && c.len() == area([x.rows(), w.n()]), "operand of an int8 matmul is of another size");
+    pub fn new(c: &'a mut [f32], x: &'a CodeRows<'a>, w: CodeColumns<'a>, add: bool) -> Self {
+        assert!(x.width == w.k && c.len() == area([x.rows(), w.n]), "operand of an int8 matmul is of another size");
         Product { c, x, w, add }
     }
 }
@@ -36,34 +36,48 @@ impl DotOp for Product<'_> {
             if D::TILES && self.x.rows() > FEW {
                 return self.tiles::<D>();
             }
-            // Associated constants cannot size arrays; the match is folded at compile time.
-            match D::TALL {
-                14 => self.blocks::<D, 14, 2>(),
-                6 => self.blocks::<D, 6, 2>(),
-                5 => self.blocks::<D, 5, 4>(),
-                _ => self.blocks::<D, 4, 2>(),
-            }
+            if self.w.ternary { self.kind::<D, true>() } else { self.kind::<D, false>() }
         }
     }
 }
 
 impl Product<'_> {
     /// # Safety
-    /// The machine supports the unit.
+    /// The machine supports the unit; weights are ternary or not.
     #[inline(always)]
-    unsafe fn blocks<D: Dot, const MR: usize, const NV: usize>(&mut self) {
-        for column in (0..self.w.n()).step_by(NV * D::LANES) {
-            for row in (0..self.x.rows()).step_by(MR) {
-                // SAFETY: the caller's promise; row and column exist.
-                unsafe { self.block::<D, MR, NV>(row, column) };
+    unsafe fn kind<D: Dot, const TERNARY: bool>(&mut self) {
+        // Associated constants cannot size arrays; the match is folded at compile time.
+        // SAFETY: the caller's promise.
+        unsafe {
+            match D::TALL {
+                14 => self.blocks::<D, TERNARY, 14, 2>(),
+                6 => self.blocks::<D, TERNARY, 6, 2>(),
+                5 => self.blocks::<D, TERNARY, 5, 4>(),
+                _ => self.blocks::<D, TERNARY, 4, 2>(),
             }
         }
     }
 
     /// # Safety
-    /// The machine supports the unit; the row exists, and the column, a multiple of `NV * LANES`.
+    /// As for [`Self::kind`].
     #[inline(always)]
-    unsafe fn block<D: Dot, const MR: usize, const NV: usize>(&mut self, row: usize, column: usize) {
+    unsafe fn blocks<D: Dot, const TERNARY: bool, const MR: usize, const NV: usize>(&mut self) {
+        for column in (0..self.w.n).step_by(NV * D::LANES) {
+            for row in (0..self.x.rows()).step_by(MR) {
+                // SAFETY: the caller's promise; row and column exist.
+                unsafe { self.block::<D, TERNARY, MR, NV>(row, column) };
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::kind`]; the row exists, and the column, a multiple of `NV * LANES`.
+    #[inline(always)]
+    unsafe fn block<D: Dot, const TERNARY: bool, const MR: usize, const NV: usize>(
+        &mut self,
+        row: usize,
+        column: usize,
+    ) {
         assert!(NV * D::LANES <= 2 * CELL);
         let (stride, panel) = (whole(self.x.width, STEP), self.w.panel());
         let quads = self.x.width.div_ceil(4);
@@ -82,22 +96,24 @@ impl Product<'_> {
             let mut sums = [[D::zero(); NV]; MR];
             let mut first = 0;
             while first < quads {
-                let end = quads.min(first.saturating_add(D::QUADS));
+                let end = if TERNARY { quads.min(first.saturating_add(D::QUADS)) } else { quads };
                 let mut acc = [[D::zero(); NV]; MR];
                 for p in first..end {
                     let mut codes = [D::zero(); NV];
                     for (codes, w) in codes.iter_mut().zip(&w) {
-                        *codes = D::load(w.add(p * CELL * 4).cast());
+                        let w = w.add(p * CELL * 4);
+                        *codes = if TERNARY { D::load(w.cast()) } else { D::bytes(w) };
                     }
                     for (acc, q) in acc.iter_mut().zip(&q) {
                         for (acc, codes) in acc.iter_mut().zip(&codes) {
-                            *acc = D::dot_codes(*acc, *codes, q.add(4 * p));
+                            let q = q.add(4 * p);
+                            *acc = if TERNARY { D::dot_codes(*acc, *codes, q) } else { D::dot_bytes(*acc, *codes, q) };
                         }
                     }
                 }
                 for (sums, acc) in sums.iter_mut().zip(&acc) {
                     for (sum, acc) in sums.iter_mut().zip(acc) {
-                        *sum = D::add_codes(*sum, *acc);
+                        *sum = if TERNARY { D::add_codes(*sum, *acc) } else { *acc };
                     }
                 }
                 first = end;
@@ -105,26 +121,29 @@ impl Product<'_> {
             for (i, sums) in sums.iter().enumerate() {
                 for (j, &sum) in sums.iter().enumerate() {
                     if row + i < self.x.rows() {
-                        self.finish::<D>(sum, row + i, column + j * D::LANES);
+                        let bias = if TERNARY { 1 } else { D::BYTE_BIAS };
+                        self.finish::<D>(sum, bias, row + i, column + j * D::LANES);
                     }
                 }
             }
         }
     }
 
-    /// Puts sums of codes in their place.
+    /// Puts sums of codes `bias` above their weights in their place.
     ///
     /// # Safety
     /// The machine supports the unit; the row exists.
     #[inline(always)]
-    unsafe fn finish<D: Dot>(&mut self, sum: D::V, row: usize, column: usize) {
-        let n = self.w.n();
+    unsafe fn finish<D: Dot>(&mut self, sum: D::V, bias: i32, row: usize, column: usize) {
+        let n = self.w.n;
         if column >= n {
             return;
         }
-        // SAFETY: `c` has these rows and columns.
+        // SAFETY: `c` has these rows and columns, and scales are held in multiples of two cells.
         unsafe {
-            let y = D::S::mul(D::floats(sum, self.x.sums[row]), D::S::splat(self.x.scales[row] * self.w.alpha));
+            let scales = D::S::load(self.w.scales.as_ptr().add(column));
+            let y = D::S::mul(D::floats(sum, bias * self.x.sums[row]), scales);
+            let y = D::S::mul(y, D::S::splat(self.x.scales[row]));
             let c = self.c.as_mut_ptr().add(row * n + column);
             if column + D::LANES <= n {
                 D::S::store(c, if self.add { D::S::add(D::S::load(c), y) } else { y });
@@ -141,7 +160,7 @@ impl Product<'_> {
     #[inline(always)]
     unsafe fn tiles<D: Dot>(mut self) {
         let (stride, panel, rows) = (whole(self.x.width, STEP), self.w.panel(), self.x.rows());
-        for column in (0..self.w.n()).step_by(2 * CELL) {
+        for column in (0..self.w.n).step_by(2 * CELL) {
             for row in (0..rows).step_by(HELD) {
                 let mut sums = MaybeUninit::<[[[i32; CELL]; 2]; HELD]>::uninit();
                 let sums: *mut i32 = sums.as_mut_ptr().cast();
@@ -153,7 +172,9 @@ impl Product<'_> {
                     D::block(sums, a, stride, b, panel, stride / STEP, rows - row > CELL);
                     for i in 0..HELD.min(rows - row) {
                         for j in 0..2 {
-                            self.finish::<D>(D::load(sums.add((2 * i + j) * CELL)), row + i, column + j * CELL);
+                            let sums = D::load(sums.add((2 * i + j) * CELL));
+                            let bias = if self.w.ternary { 1 } else { 128 };
+                            self.finish::<D>(sums, bias, row + i, column + j * CELL);
                         }
                     }
                 }

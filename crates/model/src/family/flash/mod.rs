@@ -39,7 +39,7 @@ impl Params {
     /// Adds all parameters of a valid config; `int8` is what [`super::build`] is told.
     pub(super) fn new(layout: &mut Layout, config: &ModelConfig, int8: bool) -> Self {
         let (d, eps, layers) = (config.dim, config.norm_eps, LayerConfig { int8, ..config.layers() });
-        let head = HeadParams::new(layout, config.vocab_size, d, config.logit_softcap);
+        let head = HeadParams::new(layout, config.vocab_size, d, config.logit_softcap, int8);
         let blocks = (0..config.blocks).map(|i| {
             let name = |part| format!("blocks.{i}.{part}");
             let mut branch = Branch::new(layout, name("norm1.scale"), name("mixer"), &layers);
