@@ -5,22 +5,24 @@ use std::sync::Arc;
 
 use flashlm_kernels::ops::{Columns, INT8_ROWS, exact_log_sum_exp, exact_softcap, packed_matmul};
 use flashlm_kernels::tile::{Local, Parts, Rows, Split};
-use flashlm_kernels::{Exec, Token};
+use flashlm_kernels::{Buf, Exec, Token};
 
 use super::model::PackedModel;
 use super::state::SequenceState;
+use crate::family::forms::PackedBlock;
 use crate::layer::packed::PackedScratch;
 
 /// The working memory of one caller, on the threads of its executor.
 pub struct Engine {
     model: Arc<PackedModel>,
     pub(super) cx: Exec,
-    /// Rows of one call: `[rows, D]`, and `[rows, width]` for the widest mixer.
-    h: Vec<f32>,
-    u: Vec<f32>,
-    /// The rows `u` that mixers read while they overwrite their own.
-    before: Vec<f32>,
-    widest: usize,
+    /// Rows of one call: `[rows, D]`, and `[rows, width]` and `[rows, mixed]` for the widest mixer.
+    h: Buf<f32>,
+    u: Buf<f32>,
+    m: Buf<f32>,
+    /// As `u`: the rows that a mixer reads while those of the next are written, or what it needs in between.
+    spare: Buf<f32>,
+    widest: [usize; 2],
     past: Vec<u32>,
     work: Vec<PackedScratch>,
     pub(super) logits: Vec<f32>,
@@ -36,7 +38,8 @@ impl Engine {
         let each = rows.clamp(1, INT8_ROWS);
         let threads = cx.pool().threads();
         let all = each * threads;
-        let widest = model.body.blocks.iter().map(|block| block.width()).max().unwrap_or(0);
+        let most = |of: fn(&dyn PackedBlock) -> usize| model.body.blocks.iter().map(|block| of(&**block)).max();
+        let widest = [most(|block| block.width()), most(|block| block.mixed())].map(|most| most.unwrap_or(0));
         let mut columns = vec![model.body.embedding.columns()];
         for block in &model.body.blocks {
             columns.extend(block.linears().iter().map(|linear| linear.columns()));
@@ -44,9 +47,10 @@ impl Engine {
         columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
         columns.dedup();
         Engine {
-            h: vec![0.0; all * model.config().dim],
-            u: vec![0.0; all * widest],
-            before: vec![0.0; all * widest],
+            h: Buf::zeros(all * model.config().dim),
+            u: Buf::zeros(all * widest[0]),
+            m: Buf::zeros(all * widest[1]),
+            spare: Buf::zeros(all * widest[0]),
             widest,
             past: vec![0; all],
             work: (0..threads).map(|_| PackedScratch::new(&columns, each)).collect(),
@@ -160,10 +164,11 @@ impl Engine {
         then: impl Fn(LastRows, &mut [S], V::Share<'_>) + Sync,
     ) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, past, work, widest, .. } = self;
+        let Engine { model, cx, h, u, m, past, work, widest, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
-        let buffers = (Rows(states, 1), Rows(h, d), Rows(u, *widest), Rows(past, 1), Parts(work, 1), out);
-        cx.tiles_by(height, rows, buffers, |cx, r, (states, h, u, past, work, out), local| {
+        let mixing = (Rows(u, widest[0]), Rows(m, widest[1]));
+        let buffers = (Rows(states, 1), Rows(h, d), mixing, Rows(past, 1), Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (states, h, (u, m), past, work, out), local| {
             let work = &mut work[0];
             for ((past, state), &token) in past.iter_mut().zip(&mut *states).zip(&tokens[r.clone()]) {
                 *past = state.as_mut().advance(token, model.config().document_start());
@@ -171,14 +176,15 @@ impl Engine {
             model.embed(h, &tokens[r]);
             let mut at = 0;
             for block in &model.body.blocks {
-                let (len, width) = (block.state_len(), block.width());
-                let u = &mut u[..past.len() * width];
+                let (len, width, mixed) = (block.state_len(), block.width(), block.mixed());
+                let (u, m) = (&mut u[..past.len() * width], &mut m[..past.len() * mixed]);
                 local.within(|local| block.project(cx, u, h, work, local));
-                for ((state, u), past) in states.iter_mut().zip(u.chunks_exact_mut(width)).zip(past.chunks(1)) {
+                let rows = m.chunks_exact_mut(mixed).zip(u.chunks_exact_mut(width));
+                for ((state, (m, u)), past) in states.iter_mut().zip(rows).zip(past.chunks(1)) {
                     let own = &mut state.as_mut().values[at..at + len];
-                    local.within(|local| block.mix(cx, u, own, past, local));
+                    local.within(|local| block.mixer().mix(cx, m, u, own, past, local));
                 }
-                local.within(|local| block.output(cx, h, u, work, local));
+                local.within(|local| block.output(cx, h, m, work, local));
                 at += len;
             }
             then(LastRows { model, cx, h, work, local }, states, out);
@@ -188,7 +194,7 @@ impl Engine {
     /// Many tokens of one state.
     fn pass(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, before, past, work, .. } = self;
+        let Engine { model, cx, h, u, m, spare, past, work, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
         for (past, &token) in past.iter_mut().zip(tokens) {
             *past = state.advance(token, model.config().document_start());
@@ -202,37 +208,31 @@ impl Engine {
         });
         let mut values = &mut state.values[..];
         for (i, block) in model.body.blocks.iter().enumerate() {
-            let (len, width) = (block.state_len(), block.width());
+            let (len, width, mixed) = (block.state_len(), block.width(), block.mixed());
             let own = values.split_off_mut(..len).expect("a state for each block");
-            let row_parallel = block.row_parallel();
+            let row_parallel = block.mixer().row_parallel();
             match row_parallel {
-                Some(_) => std::mem::swap(u, before),
-                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (own, u), local| {
-                    block.mix(cx, u, own, past, local);
-                }),
-            }
-            let from = (&before[..rows * width], past);
-            let next = model.body.blocks.get(i + 1);
-            // Of other widths next: its rows must not lie where another tile still reads.
-            let same = next.is_none_or(|next| next.width() == width);
-            let fused = next.filter(|_| same);
-            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
-                if let Some(mixer) = row_parallel {
-                    mixer.mix_rows(cx, u, from, r, own, local);
+                Some(_) => std::mem::swap(u, spare),
+                None => {
+                    let (m, u) = (&mut m[..rows * mixed], &mut u[..rows * width]);
+                    block.mixer().mix_prompt(cx, m, (u, &mut *spare), own, past);
                 }
-                block.output(cx, h, u, &mut work[0], local);
-                if let Some(next) = fused {
+            }
+            let from = (&spare[..rows * width], past);
+            let next = model.body.blocks.get(i + 1);
+            let wide = next.map_or(0, |next| next.width());
+            let buffers = (Rows(h, d), Rows(m, mixed), Rows(u, wide), Parts(work, 1));
+            cx.tiles_by(height, rows, buffers, |cx, r, (h, m, u, work), local| {
+                if let Some(mixer) = row_parallel {
+                    local.within(|local| mixer.mix_rows(cx, m, from, r, own, local));
+                }
+                local.within(|local| block.output(cx, h, m, &mut work[0], local));
+                if let Some(next) = next {
                     next.project(cx, u, h, &mut work[0], local);
                 }
             });
             if let Some(mixer) = row_parallel {
                 mixer.advance_state(from, own);
-            }
-            if let Some(next) = next.filter(|_| !same) {
-                let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.width()), Parts(&mut *work, 1));
-                cx.tiles_by(height, rows, buffers, |cx, _, (h, u, work), local| {
-                    next.project(cx, u, h, &mut work[0], local);
-                });
             }
         }
     }

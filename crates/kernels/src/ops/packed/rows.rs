@@ -67,10 +67,6 @@ impl Int8Rows {
         assert!(rows <= self.capacity() && x.len() == rows * columns.inputs);
         assert!(self.has_room(columns), "columns larger than those that the rows were made for");
         let _time = time(cx, "quantise_rows", (columns.inputs, 0), Work::Bytes((x.len() * 5) as f64));
-        if self.columns != columns && columns.stride() > columns.inputs {
-            // What fills up segments must be zero, and lies elsewhere now.
-            self.q.fill(Line([0; 64]));
-        }
         (self.columns, self.rows) = (columns, rows);
         cx.op(Quantise { rows: self, x });
     }
@@ -106,7 +102,10 @@ impl Op<f32> for Quantise<'_> {
                 continue;
             }
             let each = columns.segment.next_multiple_of(GROUP);
-            for ((sum, x), q) in sums.iter_mut().zip(x.chunks(columns.segment)).zip(q.chunks_mut(each)) {
+            let mut rest = q;
+            for (s, (sum, x)) in sums.iter_mut().zip(x.chunks(columns.segment)).enumerate() {
+                let here = if s + 1 == segments { rest.len() } else { each };
+                let q = rest.split_off_mut(..here).expect("groups of each segment");
                 // Beside the loop: a sum in memory is one that vectors do not make.
                 let mut total = 0;
                 for (q, x) in q.iter_mut().zip(x) {
@@ -114,6 +113,8 @@ impl Op<f32> for Quantise<'_> {
                     total += code;
                     *q = code as u8;
                 }
+                // What fills up a segment; behind the last one, the line.
+                q[x.len()..].fill(0);
                 *sum = total;
             }
         }
