@@ -98,6 +98,10 @@ impl<'a> Product<'a> {
             }
             while block < blocks {
                 let mut row = 0;
+                while D::ROWS >= 8 && row + 8 <= rows {
+                    self.block::<D, TERNARY, WHOLE, 8, 1>(block, row);
+                    row += 8;
+                }
                 while D::ROWS >= 4 && row + 4 <= rows {
                     self.block::<D, TERNARY, WHOLE, 4, 1>(block, row);
                     row += 4;
@@ -134,7 +138,7 @@ impl<'a> Product<'a> {
                 let cells = self.w.cells.as_ptr().cast::<u8>().add(block * size + lane * 4);
                 let mut y = [[D::S::splat(0.0); M]; N];
                 for segment in 0..if WHOLE { 1 } else { self.segments } {
-                    let mut acc = [[[D::zero(); 4]; M]; N];
+                    let mut acc = [[[D::zero(); 2]; M]; N];
                     for group in if WHOLE { 0..self.all } else { self.groups(segment) } {
                         for (n, acc) in acc.iter_mut().enumerate() {
                             let codes = if TERNARY {
@@ -153,8 +157,8 @@ impl<'a> Product<'a> {
                                 if TERNARY {
                                     *acc = D::dot_ternary(*acc, &codes, x);
                                 } else {
-                                    for (j, acc) in acc.iter_mut().enumerate() {
-                                        *acc = D::dot_bytes(*acc, codes[j], x.add(4 * j));
+                                    for (j, code) in codes.into_iter().enumerate() {
+                                        acc[j % 2] = D::dot_bytes(acc[j % 2], code, x.add(4 * j));
                                     }
                                 }
                             }
