@@ -1,6 +1,5 @@
 //! The working memory of one caller: prefill, decode steps, scores.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use flashlm_kernels::ops::{Columns, INT8_ROWS, exact_log_sum_exp, exact_softcap, packed_matmul};
@@ -11,6 +10,9 @@ use super::model::PackedModel;
 use super::state::SequenceState;
 use crate::family::forms::PackedBlock;
 use crate::layer::packed::PackedScratch;
+
+/// Most rows of a tile: enough for what is read of a weight to serve many, few enough for what they become to stay in the cache.
+const TILE: usize = 16;
 
 /// The working memory of one caller, on the threads of its executor.
 pub struct Engine {
@@ -25,7 +27,7 @@ pub struct Engine {
     widest: [usize; 2],
     past: Vec<u32>,
     work: Vec<PackedScratch>,
-    pub(super) logits: Vec<f32>,
+    logits: Vec<f32>,
     /// One per generation.
     pub(super) tokens: Vec<Token>,
     /// `ln sum exp` of the logits of a row.
@@ -53,7 +55,7 @@ impl Engine {
             spare: Buf::zeros(all * widest[0]),
             widest,
             past: vec![0; all],
-            work: (0..threads).map(|_| PackedScratch::new(&columns, each)).collect(),
+            work: (0..threads * each.div_ceil(TILE)).map(|_| PackedScratch::new(&columns, each.min(TILE))).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
             sums: Vec::new(),
@@ -113,7 +115,7 @@ impl Engine {
         let mut logits = std::mem::take(&mut self.logits);
         let all = states.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
         for ((states, tokens), z) in all {
-            self.decode(states, tokens, Rows(z, v), |mut last, _, z| last.head(z, 0..z.len() / v));
+            self.decode(states, tokens, Rows(z, v), |mut last, _, z| last.head(z));
         }
         self.logits = logits;
         &mut self.logits[..states.len() * v]
@@ -142,16 +144,17 @@ impl Engine {
     }
 
     /// Memory for the logits of `n` rows.
-    pub(super) fn room(&mut self, n: usize) {
+    fn room(&mut self, n: usize) {
         let len = n * self.model.config().vocab_size;
         if self.logits.len() < len {
             self.logits.resize(len, 0.0);
         }
     }
 
-    /// Rows of a tile, one tile per thread.
-    pub(super) fn height(&self, rows: usize) -> usize {
-        rows.div_ceil(self.work.len())
+    /// Rows of a tile: as many tiles for each thread, at most [`TILE`] rows each.
+    fn height(&self, rows: usize) -> usize {
+        let threads = self.cx.pool().threads();
+        rows.div_ceil(threads * rows.div_ceil(threads * TILE))
     }
 
     /// One token of each state: each thread takes its states through all blocks, and `then` is given their last rows with
@@ -242,8 +245,8 @@ impl Engine {
         let height = self.height(rows);
         let Engine { model, cx, h, work, logits, .. } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
-        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, r, (h, z, work), local| {
-            LastRows { model, cx, h, work: &mut work[0], local }.head(z, 0..r.len());
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, _, (h, z, work), local| {
+            LastRows { model, cx, h, work: &mut work[0], local }.head(z);
         });
     }
 }
@@ -254,15 +257,14 @@ pub(super) struct LastRows<'a> {
     pub(super) cx: &'a Exec,
     h: &'a [f32],
     work: &'a mut PackedScratch,
-    local: &'a Local,
+    pub(super) local: &'a Local,
 }
 
 impl LastRows<'_> {
-    /// Logits `z: [rows, V]` of some of the rows.
-    pub(super) fn head(&mut self, z: &mut [f32], rows: Range<usize>) {
+    /// Logits `z: [rows, V]`.
+    pub(super) fn head(&mut self, z: &mut [f32]) {
         let LastRows { model, cx, h, work, local } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
-        let h = &h[rows.start * d..rows.end * d];
         local.within(|local| {
             let x = local.take::<f32>(h.len());
             model.body.norm.forward(cx, x, h);
