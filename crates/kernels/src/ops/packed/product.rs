@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::matrix::{Kind, Line, PackedMatrix};
 use super::rows::{INT8_ROWS, Int8Rows};
 use crate::dot::{CELL, Dot, DotOp, GROUP};
+use crate::part::prefetch;
 use crate::simd::Simd;
 use crate::size::{area, end};
 
@@ -141,6 +142,9 @@ impl<'a> Product<'a> {
                     let mut acc = [[[D::zero(); 2]; M]; N];
                     for group in if WHOLE { 0..self.all } else { self.groups(segment) } {
                         for (n, acc) in acc.iter_mut().enumerate() {
+                            if TERNARY && M == 1 && N > 1 {
+                                prefetch(cells.wrapping_add((n + N) * size + group * 64), 1);
+                            }
                             let codes = if TERNARY {
                                 D::ternary(cells.add(n * size + group * 64))
                             } else {

@@ -5,7 +5,7 @@ use flashlm_kernels::ops::{EXACT_QUERIES, exact_attention, exact_attention_keep,
 use flashlm_kernels::tile::{Heads, Local, Rows};
 
 use super::Params;
-use super::angles::Angles;
+use super::angles::Turns;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
 use crate::layer::packed::{Input, PackedLinear, PackedNorm, PackedScratch};
@@ -21,7 +21,7 @@ pub(crate) struct Packed {
     inputs: [PackedLinear; 3],
     head_norms: [PackedNorm; 2],
     output: PackedLinear,
-    angles: Angles<f32>,
+    turns: Turns,
     heads: usize,
     window: usize,
     d: usize,
@@ -35,7 +35,7 @@ impl Packed {
             inputs: [linear(q)?, linear(k)?, linear(v)?],
             head_norms: [PackedNorm::read(from, q_norm)?, PackedNorm::read(from, k_norm)?],
             output: linear(&of.output)?,
-            angles: Angles::new(of.width(), of.rope_base, 0),
+            turns: Turns::new(of.width(), of.rope_base),
             heads: of.heads,
             window: of.window,
             d: of.output.outputs,
@@ -52,7 +52,7 @@ impl Packed {
         let (d, width) = (self.d, self.d / self.heads);
         let (angles, normed) = (local.take::<f32>(width), local.take::<f32>(d));
         for (u, &past) in u.chunks_exact_mut(3 * d).zip(past) {
-            self.angles.fill(angles, &[past]);
+            self.turns.fill(angles, past);
             for (i, by) in [(width as f64).powf(-0.5) as f32, 1.0].into_iter().enumerate() {
                 let x = &mut u[i * d..(i + 1) * d];
                 self.head_norms[i].forward(cx, normed, x);
