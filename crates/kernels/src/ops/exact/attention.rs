@@ -15,7 +15,7 @@ use super::{Lanes, exp, sum};
 use crate::exec::Exec;
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
-use crate::size::area;
+use crate::size::{area, end, whole};
 
 /// Keys of a block.
 const BLOCK: usize = 16;
@@ -25,7 +25,7 @@ pub const EXACT_QUERIES: usize = 16;
 
 /// Slots of a ring from which a query sees at most `window` rows, itself included.
 pub fn exact_slots(window: usize) -> usize {
-    (window + EXACT_QUERIES - 1).next_multiple_of(BLOCK)
+    whole(end(window, EXACT_QUERIES - 1), BLOCK)
 }
 
 /// Puts the key and the value of the row after `past` others, `[d]` each, into a ring.

@@ -88,8 +88,12 @@ impl Op<f32> for Quantise<'_> {
     unsafe fn run<S: Simd<E = f32>>(self) {
         let Int8Rows { columns, q, scales, sums, .. } = self.rows;
         let (segments, lines) = (columns.segments(), columns.stride() / 64);
+        // Of all rows first: what one waits for at its end, the next does meanwhile.
+        for (m, x) in scales.iter_mut().zip(self.x.chunks_exact(columns.inputs)) {
+            *m = largest(x);
+        }
         for (i, x) in self.x.chunks_exact(columns.inputs).enumerate() {
-            let m = largest(x);
+            let m = scales[i];
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             scales[i] = m / 127.0;
             let q = Line::bytes(&mut q[i * lines..(i + 1) * lines]);
