@@ -44,22 +44,23 @@ pub(crate) unsafe trait Dot: Copy {
     const TILES: bool = false;
 
     unsafe fn zero() -> Self::V;
-    /// The four quads of `LANES` lanes of a ternary cell, as [`Dot::ternary_total`] expects them.
+    /// The four quads of `LANES` lanes of a ternary cell; those of columns 4 to 7 and 12 to 15 may stand at four times their value,
+    /// where [`Dot::ternary_total`] expects them so.
     unsafe fn ternary(cell: *const u8) -> [Self::V; 4];
     /// `LANES` lanes of a byte cell.
     unsafe fn bytes(cell: *const u8) -> Self::V;
-    /// `acc_j + sum_b w_jb x_{4j+b}` in each lane, `x` of 16 bytes.
-    unsafe fn dot_ternary(acc: [Self::V; 4], w: &[Self::V; 4], x: *const i8) -> [Self::V; 4];
+    /// `acc_{j mod 2} + sum_b w_jb x_{4j+b}` in each lane, `x` of 16 bytes.
+    unsafe fn dot_ternary(acc: [Self::V; 2], w: &[Self::V; 4], x: *const i8) -> [Self::V; 2];
     /// `acc + sum_b w_b x_b` in each lane, `x` of 4 bytes.
     unsafe fn dot_bytes(acc: Self::V, w: Self::V, x: *const i8) -> Self::V;
     /// `acc + sum_b w_b x_b` in each lane, codes `w` of 0 to 2, `x` of 4 bytes; sums may be of another form than others.
     unsafe fn dot_codes(acc: Self::V, w: Self::V, x: *const i8) -> Self::V;
     /// `sum + acc`, of what [`Dot::dot_codes`] has added up.
     unsafe fn add_codes(sum: Self::V, acc: Self::V) -> Self::V;
-    /// The sum of the four, each at the place of its bits.
-    unsafe fn ternary_total(acc: [Self::V; 4]) -> Self::V;
-    /// The sum of the four.
-    unsafe fn total(acc: [Self::V; 4]) -> Self::V;
+    /// The sum of the two, each by the place of its bits.
+    unsafe fn ternary_total(acc: [Self::V; 2]) -> Self::V;
+    /// The sum of the two.
+    unsafe fn total(acc: [Self::V; 2]) -> Self::V;
     unsafe fn load(p: *const i32) -> Self::V;
     /// `v - shift` as floats.
     unsafe fn floats(v: Self::V, shift: i32) -> <Self::S as Simd>::V;

@@ -244,6 +244,21 @@ fn rows_of_an_exact_convolution() {
     exact_conv(&scalar(), &mut [0.0; 1], &[0.0; 4], rows, 4..5, &[1.0; 5]);
 }
 
+#[test]
+#[should_panic(expected = "more elements than memory can hold")]
+fn rows_of_an_exact_delta_rule() {
+    let rows = DeltaRows { x: &[1.0; 3], ld: APART, at: [0, 1, 2], dk: 1, past: &[0, 1, 2, 3, 4] };
+    let gates = (&[1.0; FIVE][..], &[1.0; FIVE][..]);
+    exact_delta(&scalar(), &mut [0.0; FIVE], &mut [0.0; 16], rows, gates, Rule::Canonical);
+}
+
+#[test]
+#[should_panic(expected = "more elements than memory can hold")]
+fn slots_of_an_exact_attention() {
+    let window = usize::MAX;
+    exact_attention(&scalar(), &mut [0.0; 1], &[1.0; 1], (&[], &[]), &mut [], (0, window, 1));
+}
+
 /// Rows of one matrix of bytes, and room for five of them.
 fn bytes(inputs: usize) -> (PackedMatrix, Int8Rows) {
     let w = PackedMatrix::bytes((0..16 * inputs).map(|_| 1), &[1.0; 16], 16, inputs);

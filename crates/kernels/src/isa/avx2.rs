@@ -177,13 +177,13 @@ unsafe impl Dot for Avx2Dot {
         fn bytes(cell: *const u8) -> __m256i {
             _mm256_xor_si256(_mm256_loadu_si256(cell.cast()), _mm256_set1_epi8(-128))
         }
-        fn dot_ternary(acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
+        fn dot_ternary(acc: [__m256i; 2], w: &[__m256i; 4], x: *const i8) -> [__m256i; 2] {
             let x = x.cast::<i32>();
             let part = |j: usize| _mm256_maddubs_epi16(w[j], _mm256_set1_epi32(x.add(j).read_unaligned()));
             // At most 8 * 2 * 127.
             let sum = _mm256_add_epi16(_mm256_add_epi16(part(0), part(1)), _mm256_add_epi16(part(2), part(3)));
             let sum = _mm256_madd_epi16(sum, _mm256_set1_epi16(1));
-            [_mm256_add_epi32(acc[0], sum), acc[1], acc[2], acc[3]]
+            [_mm256_add_epi32(acc[0], sum), acc[1]]
         }
         fn dot_bytes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i {
             let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
@@ -197,9 +197,7 @@ unsafe impl Dot for Avx2Dot {
         fn add_codes(sum: __m256i, acc: __m256i) -> __m256i {
             _mm256_add_epi32(sum, _mm256_madd_epi16(acc, _mm256_set1_epi16(1)))
         }
-        fn total(acc: [__m256i; 4]) -> __m256i {
-            _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]))
-        }
+        fn total(acc: [__m256i; 2]) -> __m256i { _mm256_add_epi32(acc[0], acc[1]) }
         fn load(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
         fn floats(v: __m256i, shift: i32) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift)))
@@ -207,13 +205,13 @@ unsafe impl Dot for Avx2Dot {
     }
 
     #[inline(always)]
-    unsafe fn ternary_total(acc: [__m256i; 4]) -> __m256i {
+    unsafe fn ternary_total(acc: [__m256i; 2]) -> __m256i {
         acc[0]
     }
 }
 
-/// 8 lanes of integers by `vpdpbusd`, of AVX-VNNI or (`VL`) of AVX-512 VNNI, which has the same instruction. Ternary codes stay where their bits are, at 1, 4, 16 or 64 times their value: masking
-/// is then all the unpacking there is, and the four sums are shifted back once, exactly.
+/// 8 lanes of integers by `vpdpbusd`, of AVX-VNNI or (`VL`) of AVX-512 VNNI, which has the same instruction. Half of the ternary
+/// codes stay where their bits are, at four times their value: their sum is shifted back once, exactly.
 #[derive(Clone, Copy)]
 pub(crate) struct AvxVnniDot<const VL: bool>;
 
@@ -230,17 +228,14 @@ unsafe impl<const VL: bool> Dot for AvxVnniDot<VL> {
         fn zero() -> __m256i { _mm256_setzero_si256() }
         fn ternary(cell: *const u8) -> [__m256i; 4] {
             let v = _mm256_loadu_si256(cell.cast());
-            [
-                _mm256_and_si256(v, _mm256_set1_epi8(0x03)),
-                _mm256_and_si256(v, _mm256_set1_epi8(0x0c)),
-                _mm256_and_si256(v, _mm256_set1_epi8(0x30)),
-                _mm256_and_si256(v, _mm256_set1_epi8(0xc0u8 as i8)),
-            ]
+            let high = _mm256_srli_epi16::<4>(v);
+            let (low, next) = (_mm256_set1_epi8(0x03), _mm256_set1_epi8(0x0c));
+            [_mm256_and_si256(v, low), _mm256_and_si256(v, next), _mm256_and_si256(high, low), _mm256_and_si256(high, next)]
         }
         fn bytes(cell: *const u8) -> __m256i { _mm256_loadu_si256(cell.cast()) }
-        fn dot_ternary(mut acc: [__m256i; 4], w: &[__m256i; 4], x: *const i8) -> [__m256i; 4] {
+        fn dot_ternary(mut acc: [__m256i; 2], w: &[__m256i; 4], x: *const i8) -> [__m256i; 2] {
             for j in 0..4 {
-                acc[j] = Self::dot_bytes(acc[j], w[j], x.add(4 * j));
+                acc[j % 2] = Self::dot_bytes(acc[j % 2], w[j], x.add(4 * j));
             }
             acc
         }
@@ -250,13 +245,8 @@ unsafe impl<const VL: bool> Dot for AvxVnniDot<VL> {
         }
         fn dot_codes(acc: __m256i, w: __m256i, x: *const i8) -> __m256i { Self::dot_bytes(acc, w, x) }
         fn add_codes(sum: __m256i, acc: __m256i) -> __m256i { _mm256_add_epi32(sum, acc) }
-        fn ternary_total(acc: [__m256i; 4]) -> __m256i {
-            let [a, b, c, d] = acc;
-            Self::total([a, _mm256_srai_epi32::<2>(b), _mm256_srai_epi32::<4>(c), _mm256_srai_epi32::<6>(d)])
-        }
-        fn total(acc: [__m256i; 4]) -> __m256i {
-            _mm256_add_epi32(_mm256_add_epi32(acc[0], acc[1]), _mm256_add_epi32(acc[2], acc[3]))
-        }
+        fn ternary_total(acc: [__m256i; 2]) -> __m256i { Self::total([acc[0], _mm256_srai_epi32::<2>(acc[1])]) }
+        fn total(acc: [__m256i; 2]) -> __m256i { _mm256_add_epi32(acc[0], acc[1]) }
         fn load(p: *const i32) -> __m256i { _mm256_loadu_si256(p.cast()) }
         fn floats(v: __m256i, shift: i32) -> __m256 {
             _mm256_cvtepi32_ps(_mm256_sub_epi32(v, _mm256_set1_epi32(shift)))

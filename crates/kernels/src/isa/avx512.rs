@@ -155,7 +155,7 @@ unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
     type V = __m512i;
     type S = Avx512<false, false>;
     const LANES: usize = 16;
-    const ROWS: usize = 4;
+    const ROWS: usize = 8;
     const BYTE_BIAS: i32 = 128;
     const TALL: usize = 14;
     const TILES: bool = AMX;
@@ -164,17 +164,14 @@ unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
         fn zero() -> __m512i { _mm512_setzero_si512() }
         fn ternary(cell: *const u8) -> [__m512i; 4] {
             let v = _mm512_loadu_si512(cell.cast());
-            [
-                _mm512_and_si512(v, _mm512_set1_epi8(0x03)),
-                _mm512_and_si512(v, _mm512_set1_epi8(0x0c)),
-                _mm512_and_si512(v, _mm512_set1_epi8(0x30)),
-                _mm512_and_si512(v, _mm512_set1_epi8(0xc0u8 as i8)),
-            ]
+            let high = _mm512_srli_epi16::<4>(v);
+            let (low, next) = (_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c));
+            [_mm512_and_si512(v, low), _mm512_and_si512(v, next), _mm512_and_si512(high, low), _mm512_and_si512(high, next)]
         }
         fn bytes(cell: *const u8) -> __m512i { _mm512_loadu_si512(cell.cast()) }
-        fn dot_ternary(mut acc: [__m512i; 4], w: &[__m512i; 4], x: *const i8) -> [__m512i; 4] {
+        fn dot_ternary(mut acc: [__m512i; 2], w: &[__m512i; 4], x: *const i8) -> [__m512i; 2] {
             for j in 0..4 {
-                acc[j] = Self::dot_bytes(acc[j], w[j], x.add(4 * j));
+                acc[j % 2] = Self::dot_bytes(acc[j % 2], w[j], x.add(4 * j));
             }
             acc
         }
@@ -183,13 +180,8 @@ unsafe impl<const AMX: bool> Dot for Avx512Dot<AMX> {
         }
         fn dot_codes(acc: __m512i, w: __m512i, x: *const i8) -> __m512i { Self::dot_bytes(acc, w, x) }
         fn add_codes(sum: __m512i, acc: __m512i) -> __m512i { _mm512_add_epi32(sum, acc) }
-        fn ternary_total(acc: [__m512i; 4]) -> __m512i {
-            let [a, b, c, d] = acc;
-            Self::total([a, _mm512_srai_epi32::<2>(b), _mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)])
-        }
-        fn total(acc: [__m512i; 4]) -> __m512i {
-            _mm512_add_epi32(_mm512_add_epi32(acc[0], acc[1]), _mm512_add_epi32(acc[2], acc[3]))
-        }
+        fn ternary_total(acc: [__m512i; 2]) -> __m512i { Self::total([acc[0], _mm512_srai_epi32::<2>(acc[1])]) }
+        fn total(acc: [__m512i; 2]) -> __m512i { _mm512_add_epi32(acc[0], acc[1]) }
         fn load(p: *const i32) -> __m512i { _mm512_loadu_si512(p.cast()) }
         fn floats(v: __m512i, shift: i32) -> __m512 {
             _mm512_cvtepi32_ps(_mm512_sub_epi32(v, _mm512_set1_epi32(shift)))

@@ -181,9 +181,9 @@ unsafe impl Dot for NeonDot {
             ]
         }
         fn bytes(cell: *const u8) -> int32x4_t { vreinterpretq_s32_u8(veorq_u8(vld1q_u8(cell), vdupq_n_u8(128))) }
-        fn dot_ternary(mut acc: [int32x4_t; 4], w: &[int32x4_t; 4], x: *const i8) -> [int32x4_t; 4] {
+        fn dot_ternary(mut acc: [int32x4_t; 2], w: &[int32x4_t; 4], x: *const i8) -> [int32x4_t; 2] {
             for j in 0..4 {
-                acc[j] = Self::dot_bytes(acc[j], w[j], x.add(4 * j));
+                acc[j % 2] = Self::dot_bytes(acc[j % 2], w[j], x.add(4 * j));
             }
             acc
         }
@@ -197,8 +197,8 @@ unsafe impl Dot for NeonDot {
         }
         fn dot_codes(acc: int32x4_t, w: int32x4_t, x: *const i8) -> int32x4_t { Self::dot_bytes(acc, w, x) }
         fn add_codes(sum: int32x4_t, acc: int32x4_t) -> int32x4_t { vaddq_s32(sum, acc) }
-        fn ternary_total(acc: [int32x4_t; 4]) -> int32x4_t { Self::total(acc) }
-        fn total(acc: [int32x4_t; 4]) -> int32x4_t { vaddq_s32(vaddq_s32(acc[0], acc[1]), vaddq_s32(acc[2], acc[3])) }
+        fn ternary_total(acc: [int32x4_t; 2]) -> int32x4_t { Self::total(acc) }
+        fn total(acc: [int32x4_t; 2]) -> int32x4_t { vaddq_s32(acc[0], acc[1]) }
         fn load(p: *const i32) -> int32x4_t { vld1q_s32(p) }
         fn floats(v: int32x4_t, shift: i32) -> float32x4_t { vcvtq_f32_s32(vsubq_s32(v, vdupq_n_s32(shift))) }
     }

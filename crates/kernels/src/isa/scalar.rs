@@ -200,16 +200,16 @@ unsafe impl Dot for ScalarDot {
         unsafe { cell.cast::<i32>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn dot_ternary(mut acc: [i32; 4], w: &[i32; 4], x: *const i8) -> [i32; 4] {
+    unsafe fn dot_ternary(mut acc: [i32; 2], w: &[i32; 4], x: *const i8) -> [i32; 2] {
         for (b, code) in w[0].to_ne_bytes().into_iter().enumerate() {
             let code = i32::from(code);
-            for (j, acc) in acc.iter_mut().enumerate() {
+            for j in 0..4 {
                 // SAFETY: the caller's promise: 16 bytes.
                 let x = i32::from(unsafe { *x.add(4 * j + b) });
                 // All ones where the bit is set.
                 let once = -(code >> (2 * j) & 1);
                 let twice = -(code >> (2 * j + 1) & 1);
-                *acc += (x & once) + ((x + x) & twice);
+                acc[j % 2] += (x & once) + ((x + x) & twice);
             }
         }
         acc
@@ -233,13 +233,12 @@ unsafe impl Dot for ScalarDot {
     unsafe fn add_codes(sum: i32, acc: i32) -> i32 {
         sum + acc
     }
-    #[inline(always)]
-    unsafe fn ternary_total(acc: [i32; 4]) -> i32 {
-        acc[0] + acc[1] + acc[2] + acc[3]
+    unsafe fn ternary_total(acc: [i32; 2]) -> i32 {
+        acc[0] + acc[1]
     }
     #[inline(always)]
-    unsafe fn total(acc: [i32; 4]) -> i32 {
-        acc[0] + acc[1] + acc[2] + acc[3]
+    unsafe fn total(acc: [i32; 2]) -> i32 {
+        acc[0] + acc[1]
     }
     #[inline(always)]
     unsafe fn load(p: *const i32) -> i32 {

@@ -9,7 +9,7 @@ use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch};
-use crate::mixer::forms::RowParallel;
+use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
 /// Sizes of one micro-batch: `B` sequences of `T` tokens, one after the other.
@@ -176,7 +176,8 @@ pub(crate) struct PackedBody {
     pub(crate) softcap: f64,
 }
 
-/// One application of a block; `u: [rows, width]` is what it makes of the residual stream, and mixes.
+/// One application of a block; `u: [rows, width]` is what its mixer makes of the residual stream, `m: [rows, mixed]` what it
+/// mixes of that.
 pub(crate) trait PackedBlock: Send + Sync {
     /// All its matrices.
     fn linears(&self) -> Vec<&PackedLinear>;
@@ -184,18 +185,18 @@ pub(crate) trait PackedBlock: Send + Sync {
     /// Elements of a row of `u`.
     fn width(&self) -> usize;
 
+    /// Elements of a row of `m`.
+    fn mixed(&self) -> usize;
+
     /// Elements of the state of one sequence; a state of zeros is the start.
     fn state_len(&self) -> usize;
 
     /// `u` of the rows `h: [rows, D]` of one tile.
     fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local);
 
-    /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
-    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
+    /// Its mixer.
+    fn mixer(&self) -> &dyn PackedMixer;
 
-    /// Adds all that the block adds to `h: [rows, D]` of one tile, `u` being mixed.
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
-
-    /// Its mixer, if each tile of a prompt can mix its own rows.
-    fn row_parallel(&self) -> Option<&dyn RowParallel>;
+    /// Adds all that the block adds to `h: [rows, D]` of one tile.
+    fn output(&self, cx: &Exec, h: &mut [f32], m: &[f32], work: &mut PackedScratch, local: &Local);
 }

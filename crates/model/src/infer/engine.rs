@@ -1,29 +1,33 @@
 //! The working memory of one caller: prefill, decode steps, scores.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use flashlm_kernels::ops::{Columns, INT8_ROWS, exact_log_sum_exp, exact_softcap, packed_matmul};
 use flashlm_kernels::tile::{Local, Parts, Rows, Split};
-use flashlm_kernels::{Exec, Token};
+use flashlm_kernels::{Buf, Exec, Token};
 
 use super::model::PackedModel;
 use super::state::SequenceState;
+use crate::family::forms::PackedBlock;
 use crate::layer::packed::PackedScratch;
+
+/// Most rows of a tile: enough for what is read of a weight to serve many, few enough for what they become to stay in the cache.
+const TILE: usize = 16;
 
 /// The working memory of one caller, on the threads of its executor.
 pub struct Engine {
     model: Arc<PackedModel>,
     pub(super) cx: Exec,
-    /// Rows of one call: `[rows, D]`, and `[rows, width]` for the widest mixer.
-    h: Vec<f32>,
-    u: Vec<f32>,
-    /// The rows `u` that mixers read while they overwrite their own.
-    before: Vec<f32>,
-    widest: usize,
+    /// Rows of one call: `[rows, D]`, and `[rows, width]` and `[rows, mixed]` for the widest mixer.
+    h: Buf<f32>,
+    u: Buf<f32>,
+    m: Buf<f32>,
+    /// As `u`: the rows that a mixer reads while those of the next are written, or what it needs in between.
+    spare: Buf<f32>,
+    widest: [usize; 2],
     past: Vec<u32>,
     work: Vec<PackedScratch>,
-    pub(super) logits: Vec<f32>,
+    logits: Vec<f32>,
     /// One per generation.
     pub(super) tokens: Vec<Token>,
     /// `ln sum exp` of the logits of a row.
@@ -36,7 +40,8 @@ impl Engine {
         let each = rows.clamp(1, INT8_ROWS);
         let threads = cx.pool().threads();
         let all = each * threads;
-        let widest = model.body.blocks.iter().map(|block| block.width()).max().unwrap_or(0);
+        let most = |of: fn(&dyn PackedBlock) -> usize| model.body.blocks.iter().map(|block| of(&**block)).max();
+        let widest = [most(|block| block.width()), most(|block| block.mixed())].map(|most| most.unwrap_or(0));
         let mut columns = vec![model.body.embedding.columns()];
         for block in &model.body.blocks {
             columns.extend(block.linears().iter().map(|linear| linear.columns()));
@@ -44,12 +49,13 @@ impl Engine {
         columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
         columns.dedup();
         Engine {
-            h: vec![0.0; all * model.config().dim],
-            u: vec![0.0; all * widest],
-            before: vec![0.0; all * widest],
+            h: Buf::zeros(all * model.config().dim),
+            u: Buf::zeros(all * widest[0]),
+            m: Buf::zeros(all * widest[1]),
+            spare: Buf::zeros(all * widest[0]),
             widest,
             past: vec![0; all],
-            work: (0..threads).map(|_| PackedScratch::new(&columns, each)).collect(),
+            work: (0..threads * each.div_ceil(TILE)).map(|_| PackedScratch::new(&columns, each.min(TILE))).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
             sums: Vec::new(),
@@ -109,7 +115,7 @@ impl Engine {
         let mut logits = std::mem::take(&mut self.logits);
         let all = states.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
         for ((states, tokens), z) in all {
-            self.decode(states, tokens, Rows(z, v), |mut last, _, z| last.head(z, 0..z.len() / v));
+            self.decode(states, tokens, Rows(z, v), |mut last, _, z| last.head(z));
         }
         self.logits = logits;
         &mut self.logits[..states.len() * v]
@@ -138,16 +144,17 @@ impl Engine {
     }
 
     /// Memory for the logits of `n` rows.
-    pub(super) fn room(&mut self, n: usize) {
+    fn room(&mut self, n: usize) {
         let len = n * self.model.config().vocab_size;
         if self.logits.len() < len {
             self.logits.resize(len, 0.0);
         }
     }
 
-    /// Rows of a tile, one tile per thread.
-    pub(super) fn height(&self, rows: usize) -> usize {
-        rows.div_ceil(self.work.len())
+    /// Rows of a tile: as many tiles for each thread, at most [`TILE`] rows each.
+    fn height(&self, rows: usize) -> usize {
+        let threads = self.cx.pool().threads();
+        rows.div_ceil(threads * rows.div_ceil(threads * TILE))
     }
 
     /// One token of each state: each thread takes its states through all blocks, and `then` is given their last rows with
@@ -160,10 +167,11 @@ impl Engine {
         then: impl Fn(LastRows, &mut [S], V::Share<'_>) + Sync,
     ) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, past, work, widest, .. } = self;
+        let Engine { model, cx, h, u, m, past, work, widest, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
-        let buffers = (Rows(states, 1), Rows(h, d), Rows(u, *widest), Rows(past, 1), Parts(work, 1), out);
-        cx.tiles_by(height, rows, buffers, |cx, r, (states, h, u, past, work, out), local| {
+        let mixing = (Rows(u, widest[0]), Rows(m, widest[1]));
+        let buffers = (Rows(states, 1), Rows(h, d), mixing, Rows(past, 1), Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (states, h, (u, m), past, work, out), local| {
             let work = &mut work[0];
             for ((past, state), &token) in past.iter_mut().zip(&mut *states).zip(&tokens[r.clone()]) {
                 *past = state.as_mut().advance(token, model.config().document_start());
@@ -171,14 +179,15 @@ impl Engine {
             model.embed(h, &tokens[r]);
             let mut at = 0;
             for block in &model.body.blocks {
-                let (len, width) = (block.state_len(), block.width());
-                let u = &mut u[..past.len() * width];
+                let (len, width, mixed) = (block.state_len(), block.width(), block.mixed());
+                let (u, m) = (&mut u[..past.len() * width], &mut m[..past.len() * mixed]);
                 local.within(|local| block.project(cx, u, h, work, local));
-                for ((state, u), past) in states.iter_mut().zip(u.chunks_exact_mut(width)).zip(past.chunks(1)) {
+                let rows = m.chunks_exact_mut(mixed).zip(u.chunks_exact_mut(width));
+                for ((state, (m, u)), past) in states.iter_mut().zip(rows).zip(past.chunks(1)) {
                     let own = &mut state.as_mut().values[at..at + len];
-                    local.within(|local| block.mix(cx, u, own, past, local));
+                    local.within(|local| block.mixer().mix(cx, m, u, own, past, local));
                 }
-                local.within(|local| block.output(cx, h, u, work, local));
+                local.within(|local| block.output(cx, h, m, work, local));
                 at += len;
             }
             then(LastRows { model, cx, h, work, local }, states, out);
@@ -188,7 +197,7 @@ impl Engine {
     /// Many tokens of one state.
     fn pass(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, before, past, work, .. } = self;
+        let Engine { model, cx, h, u, m, spare, past, work, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
         for (past, &token) in past.iter_mut().zip(tokens) {
             *past = state.advance(token, model.config().document_start());
@@ -202,37 +211,31 @@ impl Engine {
         });
         let mut values = &mut state.values[..];
         for (i, block) in model.body.blocks.iter().enumerate() {
-            let (len, width) = (block.state_len(), block.width());
+            let (len, width, mixed) = (block.state_len(), block.width(), block.mixed());
             let own = values.split_off_mut(..len).expect("a state for each block");
-            let row_parallel = block.row_parallel();
+            let row_parallel = block.mixer().row_parallel();
             match row_parallel {
-                Some(_) => std::mem::swap(u, before),
-                None => cx.tiles_by(1, 1, (Rows(own, len), Rows(u, rows * width)), |cx, _, (own, u), local| {
-                    block.mix(cx, u, own, past, local);
-                }),
-            }
-            let from = (&before[..rows * width], past);
-            let next = model.body.blocks.get(i + 1);
-            // Of other widths next: its rows must not lie where another tile still reads.
-            let same = next.is_none_or(|next| next.width() == width);
-            let fused = next.filter(|_| same);
-            cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
-                if let Some(mixer) = row_parallel {
-                    mixer.mix_rows(cx, u, from, r, own, local);
+                Some(_) => std::mem::swap(u, spare),
+                None => {
+                    let (m, u) = (&mut m[..rows * mixed], &mut u[..rows * width]);
+                    block.mixer().mix_prompt(cx, m, (u, &mut *spare), own, past);
                 }
-                block.output(cx, h, u, &mut work[0], local);
-                if let Some(next) = fused {
+            }
+            let from = (&spare[..rows * width], past);
+            let next = model.body.blocks.get(i + 1);
+            let wide = next.map_or(0, |next| next.width());
+            let buffers = (Rows(h, d), Rows(m, mixed), Rows(u, wide), Parts(work, 1));
+            cx.tiles_by(height, rows, buffers, |cx, r, (h, m, u, work), local| {
+                if let Some(mixer) = row_parallel {
+                    local.within(|local| mixer.mix_rows(cx, m, from, r, own, local));
+                }
+                local.within(|local| block.output(cx, h, m, &mut work[0], local));
+                if let Some(next) = next {
                     next.project(cx, u, h, &mut work[0], local);
                 }
             });
             if let Some(mixer) = row_parallel {
                 mixer.advance_state(from, own);
-            }
-            if let Some(next) = next.filter(|_| !same) {
-                let buffers = (Rows(&mut *h, d), Rows(&mut *u, next.width()), Parts(&mut *work, 1));
-                cx.tiles_by(height, rows, buffers, |cx, _, (h, u, work), local| {
-                    next.project(cx, u, h, &mut work[0], local);
-                });
             }
         }
     }
@@ -242,8 +245,8 @@ impl Engine {
         let height = self.height(rows);
         let Engine { model, cx, h, work, logits, .. } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
-        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, r, (h, z, work), local| {
-            LastRows { model, cx, h, work: &mut work[0], local }.head(z, 0..r.len());
+        cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, _, (h, z, work), local| {
+            LastRows { model, cx, h, work: &mut work[0], local }.head(z);
         });
     }
 }
@@ -254,15 +257,14 @@ pub(super) struct LastRows<'a> {
     pub(super) cx: &'a Exec,
     h: &'a [f32],
     work: &'a mut PackedScratch,
-    local: &'a Local,
+    pub(super) local: &'a Local,
 }
 
 impl LastRows<'_> {
-    /// Logits `z: [rows, V]` of some of the rows.
-    pub(super) fn head(&mut self, z: &mut [f32], rows: Range<usize>) {
+    /// Logits `z: [rows, V]`.
+    pub(super) fn head(&mut self, z: &mut [f32]) {
         let LastRows { model, cx, h, work, local } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
-        let h = &h[rows.start * d..rows.end * d];
         local.within(|local| {
             let x = local.take::<f32>(h.len());
             model.body.norm.forward(cx, x, h);

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use flashlm_kernels::tile::Parts;
+use flashlm_kernels::tile::Rows;
 use flashlm_kernels::{Exec, Token};
 
 use super::engine::Engine;
@@ -21,10 +21,6 @@ use super::model::PackedModel;
 use super::state::SequenceState;
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
-
-/// Generations whose logits are computed, and then read, at once: few enough to stay in the cache, enough to amortise the
-/// reading of the embedding matrix.
-const CHOICES: usize = 32;
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,22 +204,17 @@ impl Engine {
             }
             generation.pending.clear();
         }
-        let (rows, threads, v) = (self.rows(), self.cx.pool().threads(), self.model().config().vocab_size);
-        self.room(CHOICES.min(generations.len()) * threads);
-        let mut logits = std::mem::take(&mut self.logits);
+        let (rows, v) = (self.rows(), self.model().config().vocab_size);
         for (generations, tokens) in generations.chunks_mut(rows).zip(tokens.chunks(rows)) {
-            let each = logits.len() / threads;
-            self.decode(generations, tokens, Parts(&mut logits, each), |mut last, generations, z| {
-                for (i, generations) in generations.chunks_mut(CHOICES).enumerate() {
-                    let z = &mut z[..generations.len() * v];
-                    last.head(z, i * CHOICES..i * CHOICES + generations.len());
-                    for (generation, z) in generations.iter_mut().zip(z.chunks_exact_mut(v)) {
-                        generation.failure = generation.choose(last.cx, z).err();
-                    }
+            self.decode(generations, tokens, Rows::<f32>(&mut [], 0), |mut last, generations, _| {
+                let z = last.local.take::<f32>(generations.len() * v);
+                last.head(z);
+                for (generation, z) in generations.iter_mut().zip(z.chunks_exact_mut(v)) {
+                    generation.failure = generation.choose(last.cx, z).err();
                 }
             });
         }
-        (self.logits, self.tokens) = (logits, tokens);
+        self.tokens = tokens;
         let failures = generations.iter_mut().map(|generation| generation.failure.take());
         // Each is taken, and the first told.
         failures.fold(None, Option::or).map_or(Ok(()), Err)

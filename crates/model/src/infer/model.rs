@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use flashlm_kernels::Token;
+use flashlm_kernels::{Buf, Token};
 
 use super::state::SequenceState;
 use crate::codes::error::PackError;
@@ -86,7 +86,7 @@ impl PackedModel {
     /// A sequence state at the start of a text.
     pub fn new_state(&self) -> SequenceState {
         let len = self.body.blocks.iter().map(|block| block.state_len()).sum();
-        SequenceState { values: vec![0.0; len], past: 0 }
+        SequenceState { values: Buf::zeros(len), past: 0 }
     }
 
     /// The state that [`SequenceState::save`] saved; `None` if the bytes are damaged or belong to another model.

@@ -1,11 +1,11 @@
 //! The state of one sequence.
 
-use flashlm_kernels::Token;
+use flashlm_kernels::{Buf, Token};
 
 /// The state of one sequence: what the blocks keep of the tokens so far, of constant size.
 #[derive(Clone)]
 pub struct SequenceState {
-    pub(super) values: Vec<f32>,
+    pub(super) values: Buf<f32>,
     /// Rows of the document so far.
     pub(super) past: u32,
 }

@@ -94,6 +94,10 @@ impl PackedLinear {
         self.matrix.columns()
     }
 
+    pub(crate) fn outputs(&self) -> usize {
+        self.matrix.outputs()
+    }
+
     pub(crate) fn memory(&self) -> usize {
         self.matrix.memory()
     }

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::ops::Range;
 
-use flashlm_kernels::tile::Local;
+use flashlm_kernels::tile::{Local, Rows};
 use flashlm_kernels::{Exec, Store};
 
 use crate::layer::packed::{PackedLinear, PackedScratch};
@@ -118,10 +118,14 @@ fn own<A: Store, M: Mixer<A>>(saved: &mut AnySaved) -> &mut M::Saved {
     saved.downcast_mut().expect("what this mixer has saved")
 }
 
-/// A mixer of the packed runtime; `u: [rows, width]` is what it makes of its input, and mixes.
+/// A mixer of the packed runtime; `u: [rows, width]` is what it makes of its input, `m: [rows, inputs of its output]` what it
+/// mixes of that.
 pub(crate) trait PackedMixer: Send + Sync {
-    /// All its matrices.
-    fn linears(&self) -> Vec<&PackedLinear>;
+    /// All its matrices but that of its output.
+    fn inputs(&self) -> Vec<&PackedLinear>;
+
+    /// The matrix that makes of `m` what the branch adds.
+    fn output(&self) -> &PackedLinear;
 
     /// Elements of a row of `u`.
     fn width(&self) -> usize;
@@ -132,11 +136,24 @@ pub(crate) trait PackedMixer: Send + Sync {
     /// `u` of one tile from its normed rows `x: [rows, D]`.
     fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch);
 
-    /// Mixes the rows `u` of one sequence, whose state moves on; `past` counts the rows of the document before each.
-    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
+    /// Mixes the rows `u` of one sequence, which may be overwritten; its state moves on. `past` counts the rows of the document
+    /// before each.
+    fn mix(&self, cx: &Exec, m: &mut [f32], u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local);
 
-    /// Adds the branch to `h: [rows, D]` of one tile.
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local);
+    /// The same of the many rows of a prompt, on all threads; `spare` has room for as many rows as `u`.
+    fn mix_prompt(
+        &self,
+        cx: &Exec,
+        m: &mut [f32],
+        (u, _spare): (&mut [f32], &mut [f32]),
+        state: &mut [f32],
+        past: &[u32],
+    ) {
+        let (inner, width, len) = (m.len(), u.len(), state.len());
+        cx.tiles_by(1, 1, (Rows(m, inner), Rows(u, width), Rows(state, len)), |cx, _, (m, u, state), local| {
+            self.mix(cx, m, u, state, past, local);
+        });
+    }
 
     /// Itself, if a mixed row depends only on the rows `u` near it: each tile of a prompt then mixes its own rows in parallel.
     fn row_parallel(&self) -> Option<&dyn RowParallel> {
@@ -146,7 +163,7 @@ pub(crate) trait PackedMixer: Send + Sync {
 
 /// A [`PackedMixer`] in two steps, of rows `u` of one sequence with `past`.
 pub(crate) trait RowParallel: Sync {
-    /// Puts the rows `rows`, mixed, into `m: [rows.len(), width]`.
+    /// Puts the rows `rows`, mixed, into `m`.
     fn mix_rows(
         &self,
         cx: &Exec,

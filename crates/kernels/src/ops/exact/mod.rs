@@ -5,6 +5,8 @@
 //! 16 lanes, lane `i` taking the elements `i, i + 16, ..` in order, and then in halves: lane `i` plus lane `i + 8`, and so on.
 //! Nothing calls the platform's mathematics.
 
+use crate::simd::Simd;
+
 pub mod attention;
 pub mod choose;
 pub mod conv;
@@ -62,21 +64,30 @@ pub(crate) fn sum(mut lanes: Lanes) -> f32 {
     lanes[0]
 }
 
-/// `sum_i x_i y_i`.
+/// `sum_i x_i y_i` of two slices of one length.
+///
+/// # Safety
+/// The machine supports `S`.
 #[inline(always)]
-pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
-    let mut acc: Lanes = [0.0; 16];
-    let (xs, ys) = (x.chunks_exact(16), y.chunks_exact(16));
-    let (x_rest, y_rest) = (xs.remainder(), ys.remainder());
-    for (x, y) in xs.zip(ys) {
-        for i in 0..16 {
-            acc[i] += x[i] * y[i];
+pub(crate) unsafe fn dot<S: Simd<E = f32>>(x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len());
+    let mut lanes: Lanes = [0.0; 16];
+    // SAFETY: the caller's promise; `at + i` is a place in both slices, as many as `n` of which are left there.
+    unsafe {
+        // As many of these as 16 lanes are vectors.
+        let mut acc = [S::splat(0.0); 16];
+        for at in (0..x.len()).step_by(16) {
+            for i in (0..16.min(x.len() - at)).step_by(S::LANES) {
+                let (n, acc) = (S::LANES.min(x.len() - at - i), &mut acc[i / S::LANES]);
+                // What is missing adds 0 to a sum that is never -0.
+                *acc = S::add(*acc, S::mul(S::get(x.as_ptr().add(at + i), n), S::get(y.as_ptr().add(at + i), n)));
+            }
+        }
+        for i in (0..16).step_by(S::LANES) {
+            S::store(lanes.as_mut_ptr().add(i), acc[i / S::LANES]);
         }
     }
-    for (acc, (x, y)) in acc.iter_mut().zip(x_rest.iter().zip(y_rest)) {
-        *acc += x * y;
-    }
-    sum(acc)
+    sum(lanes)
 }
 
 #[cfg(test)]
@@ -94,7 +105,10 @@ mod tests {
         unsafe fn run<S: Simd<E = f32>>(self) -> Vec<u32> {
             let mut out: Vec<f32> = self.0.iter().map(|&x| exp(x)).collect();
             out.extend(self.0.iter().map(|&x| sigmoid(x)));
-            out.extend((0..self.0.len()).map(|n| dot(&self.0[..n], &self.0[self.0.len() - n..])));
+            for n in 0..self.0.len() {
+                // SAFETY: the caller's promise.
+                out.push(unsafe { dot::<S>(&self.0[..n], &self.0[self.0.len() - n..]) });
+            }
             out.into_iter().map(f32::to_bits).collect()
         }
     }

@@ -29,7 +29,8 @@ impl Op<f32> for Norm<'_> {
     unsafe fn run<S: Simd<E = f32>>(self) {
         let d = self.scale.len();
         for (y, x) in self.y.chunks_exact_mut(d).zip(self.x.chunks_exact(d)) {
-            let r = 1.0 / (dot(x, x) / d as f32 + self.eps).sqrt();
+            // SAFETY: the caller's promise.
+            let r = 1.0 / (unsafe { dot::<S>(x, x) } / d as f32 + self.eps).sqrt();
             for ((y, x), scale) in y.iter_mut().zip(x).zip(self.scale) {
                 *y = x * r * scale;
             }
@@ -59,7 +60,8 @@ impl Op<f32> for Unit<'_> {
         }
         if let Some((eps, scale)) = self.norm {
             for x in self.x.chunks_exact_mut(self.d) {
-                let r = scale as f32 / (dot(x, x) + eps as f32).sqrt();
+                // SAFETY: the caller's promise.
+                let r = scale as f32 / (unsafe { dot::<S>(x, x) } + eps as f32).sqrt();
                 for x in x {
                     *x *= r;
                 }
@@ -126,7 +128,8 @@ impl Op<f32> for Matvec<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = f32>>(self) {
         for (y, w) in self.y.iter_mut().zip(self.w.chunks_exact(self.x.len())) {
-            *y = dot(w, self.x);
+            // SAFETY: the caller's promise.
+            *y = unsafe { dot::<S>(w, self.x) };
         }
     }
 }

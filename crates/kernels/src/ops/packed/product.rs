@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::matrix::{Kind, Line, PackedMatrix};
 use super::rows::{INT8_ROWS, Int8Rows};
 use crate::dot::{CELL, Dot, DotOp, GROUP};
+use crate::part::prefetch;
 use crate::simd::Simd;
 use crate::size::{area, end};
 
@@ -98,6 +99,10 @@ impl<'a> Product<'a> {
             }
             while block < blocks {
                 let mut row = 0;
+                while D::ROWS >= 8 && row + 8 <= rows {
+                    self.block::<D, TERNARY, WHOLE, 8, 1>(block, row);
+                    row += 8;
+                }
                 while D::ROWS >= 4 && row + 4 <= rows {
                     self.block::<D, TERNARY, WHOLE, 4, 1>(block, row);
                     row += 4;
@@ -134,9 +139,12 @@ impl<'a> Product<'a> {
                 let cells = self.w.cells.as_ptr().cast::<u8>().add(block * size + lane * 4);
                 let mut y = [[D::S::splat(0.0); M]; N];
                 for segment in 0..if WHOLE { 1 } else { self.segments } {
-                    let mut acc = [[[D::zero(); 4]; M]; N];
+                    let mut acc = [[[D::zero(); 2]; M]; N];
                     for group in if WHOLE { 0..self.all } else { self.groups(segment) } {
                         for (n, acc) in acc.iter_mut().enumerate() {
+                            if TERNARY && M == 1 && N > 1 {
+                                prefetch(cells.wrapping_add((n + N) * size + group * 64), 1);
+                            }
                             let codes = if TERNARY {
                                 D::ternary(cells.add(n * size + group * 64))
                             } else {
@@ -153,8 +161,8 @@ impl<'a> Product<'a> {
                                 if TERNARY {
                                     *acc = D::dot_ternary(*acc, &codes, x);
                                 } else {
-                                    for (j, acc) in acc.iter_mut().enumerate() {
-                                        *acc = D::dot_bytes(*acc, codes[j], x.add(4 * j));
+                                    for (j, code) in codes.into_iter().enumerate() {
+                                        acc[j % 2] = D::dot_bytes(acc[j % 2], code, x.add(4 * j));
                                     }
                                 }
                             }

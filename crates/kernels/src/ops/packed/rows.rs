@@ -67,10 +67,6 @@ impl Int8Rows {
         assert!(rows <= self.capacity() && x.len() == rows * columns.inputs);
         assert!(self.has_room(columns), "columns larger than those that the rows were made for");
         let _time = time(cx, "quantise_rows", (columns.inputs, 0), Work::Bytes((x.len() * 5) as f64));
-        if self.columns != columns && columns.stride() > columns.inputs {
-            // What fills up segments must be zero, and lies elsewhere now.
-            self.q.fill(Line([0; 64]));
-        }
         (self.columns, self.rows) = (columns, rows);
         cx.op(Quantise { rows: self, x });
     }
@@ -92,8 +88,12 @@ impl Op<f32> for Quantise<'_> {
     unsafe fn run<S: Simd<E = f32>>(self) {
         let Int8Rows { columns, q, scales, sums, .. } = self.rows;
         let (segments, lines) = (columns.segments(), columns.stride() / 64);
+        // Of all rows first: what one waits for at its end, the next does meanwhile.
+        for (m, x) in scales.iter_mut().zip(self.x.chunks_exact(columns.inputs)) {
+            *m = largest(x);
+        }
         for (i, x) in self.x.chunks_exact(columns.inputs).enumerate() {
-            let m = largest(x);
+            let m = scales[i];
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             scales[i] = m / 127.0;
             let q = Line::bytes(&mut q[i * lines..(i + 1) * lines]);
@@ -106,7 +106,10 @@ impl Op<f32> for Quantise<'_> {
                 continue;
             }
             let each = columns.segment.next_multiple_of(GROUP);
-            for ((sum, x), q) in sums.iter_mut().zip(x.chunks(columns.segment)).zip(q.chunks_mut(each)) {
+            let mut rest = q;
+            for (s, (sum, x)) in sums.iter_mut().zip(x.chunks(columns.segment)).enumerate() {
+                let here = if s + 1 == segments { rest.len() } else { each };
+                let q = rest.split_off_mut(..here).expect("groups of each segment");
                 // Beside the loop: a sum in memory is one that vectors do not make.
                 let mut total = 0;
                 for (q, x) in q.iter_mut().zip(x) {
@@ -114,6 +117,8 @@ impl Op<f32> for Quantise<'_> {
                     total += code;
                     *q = code as u8;
                 }
+                // What fills up a segment; behind the last one, the line.
+                q[x.len()..].fill(0);
                 *sum = total;
             }
         }

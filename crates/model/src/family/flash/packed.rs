@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::family::forms::{PackedBlock, PackedBody};
 use crate::layer::ffn::FfnParams;
 use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, PackedScratch};
-use crate::mixer::forms::{PackedMixer, RowParallel};
+use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
 /// The weights of a packed model of a valid config.
@@ -38,11 +38,15 @@ struct Block {
 impl PackedBlock for Block {
     fn linears(&self) -> Vec<&PackedLinear> {
         let Ffn { gate, up, down, .. } = &self.ffn;
-        [self.mixer.linears(), vec![gate, up, down]].concat()
+        [self.mixer.inputs(), vec![self.mixer.output(), gate, up, down]].concat()
     }
 
     fn width(&self) -> usize {
         self.mixer.width()
+    }
+
+    fn mixed(&self) -> usize {
+        self.mixer.output().columns().inputs
     }
 
     fn state_len(&self) -> usize {
@@ -53,17 +57,15 @@ impl PackedBlock for Block {
         self.mixer.project(cx, u, self.norm.forward(cx, h, local), work);
     }
 
-    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
-        self.mixer.mix(cx, u, state, past, local);
+    fn mixer(&self) -> &dyn PackedMixer {
+        &*self.mixer
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
-        self.mixer.output(cx, h, u, work, local);
+    fn output(&self, cx: &Exec, h: &mut [f32], m: &[f32], work: &mut PackedScratch, local: &Local) {
+        let output = self.mixer.output();
+        let d = output.outputs();
+        output.forward(cx, (&mut *h, d, 0), &mut Input::new(m), work, true);
         self.ffn.forward(cx, h, work, local);
-    }
-
-    fn row_parallel(&self) -> Option<&dyn RowParallel> {
-        self.mixer.row_parallel()
     }
 }
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A row's angles are `past * base^(-2i/dh)` (RoPE, arXiv 2104.09864), `past` the rows of its document before it; a score then
-//! depends on the distance of two rows. The state of a sequence is, for each head, the last `window` keys as they are multiplied,
-//! and values; the row at `past` stands in slot `past % window`. With a state or without, in pieces or at once, a row is the
+//! depends on the distance of two rows. The state of a sequence is, for each head, a ring of the last keys as they are multiplied,
+//! and values: of `window` rows in training, in the packed runtime of some more. With a state or without, in pieces or at once, a row is the
 //! same to the bit. The backward pass makes the probabilities again from the logarithm of their sum, which is kept for each row
 //! and head.
 
@@ -21,6 +21,7 @@ pub(crate) mod reference;
 mod tests;
 mod train;
 
+use flashlm_kernels::ops::exact_slots;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use packed::Packed;
@@ -98,7 +99,7 @@ impl Params {
 
     /// Numbers in the state of one sequence in the packed runtime.
     pub(crate) fn state_len(&self) -> usize {
-        2 * self.window * self.output.outputs
+        2 * exact_slots(self.window) * self.output.outputs
     }
 
     /// Width of a head.

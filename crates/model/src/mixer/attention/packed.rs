@@ -1,24 +1,27 @@
 //! Attention in the packed runtime.
 
 use flashlm_kernels::Exec;
-use flashlm_kernels::ops::{exact_attention, exact_rope};
-use flashlm_kernels::tile::Local;
+use flashlm_kernels::ops::{EXACT_QUERIES, exact_attention, exact_attention_keep, exact_rope, exact_slots};
+use flashlm_kernels::tile::{Heads, Local, Rows};
 
 use super::Params;
-use super::angles::Angles;
+use super::angles::Turns;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
 use crate::layer::packed::{Input, PackedLinear, PackedNorm, PackedScratch};
 use crate::mixer::forms::PackedMixer;
 
-/// `u` of a row is `[q, k, v]`; mixing leaves the output in the place of `q`.
+/// Rows of a prompt that a thread turns at once.
+const TURNED: usize = 8;
+
+/// `u` of a row is `[q, k, v]`, `m` the output of all heads.
 ///
-/// The state is the ring of keys of each head, then that of values: the row at `past` stands in slot `past % window`.
+/// The state of a head is a ring of keys, then one of values ([`exact_attention`]).
 pub(crate) struct Packed {
     inputs: [PackedLinear; 3],
     head_norms: [PackedNorm; 2],
     output: PackedLinear,
-    angles: Angles<f32>,
+    turns: Turns,
     heads: usize,
     window: usize,
     d: usize,
@@ -32,17 +35,71 @@ impl Packed {
             inputs: [linear(q)?, linear(k)?, linear(v)?],
             head_norms: [PackedNorm::read(from, q_norm)?, PackedNorm::read(from, k_norm)?],
             output: linear(&of.output)?,
-            angles: Angles::new(of.width(), of.rope_base, 0),
+            turns: Turns::new(of.width(), of.rope_base),
             heads: of.heads,
             window: of.window,
             d: of.output.outputs,
         })
     }
+
+    /// Elements of the state of a head.
+    fn head_state(&self) -> usize {
+        2 * exact_slots(self.window) * (self.d / self.heads)
+    }
+
+    /// Norms and turns queries and keys of the rows `u`.
+    fn turn(&self, cx: &Exec, u: &mut [f32], past: &[u32], local: &Local) {
+        let (d, width) = (self.d, self.d / self.heads);
+        let (angles, normed) = (local.take::<f32>(width), local.take::<f32>(d));
+        for (u, &past) in u.chunks_exact_mut(3 * d).zip(past) {
+            self.turns.fill(angles, past);
+            for (i, by) in [(width as f64).powf(-0.5) as f32, 1.0].into_iter().enumerate() {
+                let x = &mut u[i * d..(i + 1) * d];
+                self.head_norms[i].forward(cx, normed, x);
+                exact_rope(cx, x, normed, angles, by);
+            }
+        }
+    }
+
+    /// Rows of one head, whose state moves on; `put` is given the output of each.
+    fn attend(
+        &self,
+        cx: &Exec,
+        mut put: impl FnMut(usize, &[f32]),
+        head: usize,
+        (u, past): (&[f32], &[u32]),
+        state: &mut [f32],
+        local: &Local,
+    ) {
+        let (d, width) = (self.d, self.d / self.heads);
+        let (q, o) = (local.take::<f32>(EXACT_QUERIES * width), local.take::<f32>(EXACT_QUERIES * width));
+        let weights = local.take::<f32>(EXACT_QUERIES * exact_slots(self.window));
+        let (keys, values) = state.split_at_mut(self.head_state() / 2);
+        let mut t = 0;
+        while t < past.len() {
+            // Rows that follow each other in one document.
+            let follows = |i: usize| past.get(t + i).is_some_and(|&next| next.checked_sub(past[t]) == Some(i as u32));
+            let n = (1..EXACT_QUERIES).find(|&i| !follows(i)).unwrap_or(EXACT_QUERIES);
+            for (i, q) in q.chunks_exact_mut(width).take(n).enumerate() {
+                let part = |of: usize| &u[((t + i) * 3 + of) * d + head * width..][..width];
+                q.copy_from_slice(part(0));
+                exact_attention_keep((keys, values), part(1), part(2), past[t + i]);
+            }
+            let (q, o) = (&q[..n * width], &mut o[..n * width]);
+            exact_attention(cx, o, q, (keys, values), weights, (past[t], self.window, width));
+            o.chunks_exact(width).enumerate().for_each(|(i, o)| put(t + i, o));
+            t += n;
+        }
+    }
 }
 
 impl PackedMixer for Packed {
-    fn linears(&self) -> Vec<&PackedLinear> {
-        self.inputs.iter().chain([&self.output]).collect()
+    fn inputs(&self) -> Vec<&PackedLinear> {
+        self.inputs.iter().collect()
+    }
+
+    fn output(&self) -> &PackedLinear {
+        &self.output
     }
 
     fn width(&self) -> usize {
@@ -50,7 +107,7 @@ impl PackedMixer for Packed {
     }
 
     fn state_len(&self) -> usize {
-        2 * self.window * self.d
+        self.heads * self.head_state()
     }
 
     fn project(&self, cx: &Exec, u: &mut [f32], x: &[f32], work: &mut PackedScratch) {
@@ -60,42 +117,22 @@ impl PackedMixer for Packed {
         }
     }
 
-    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
-        let (d, heads, window) = (self.d, self.heads, self.window);
-        let width = d / heads;
-        let (keys, values) = state.split_at_mut(window * d);
-        let (angles, normed) = (local.take::<f32>(width), local.take::<f32>(d));
-        let scores = local.take::<f32>(window);
-        for (u, &past) in u.chunks_exact_mut(3 * d).zip(past) {
-            self.angles.fill(angles, &[past]);
-            for (i, by) in [(width as f64).powf(-0.5) as f32, 1.0].into_iter().enumerate() {
-                let x = &mut u[i * d..(i + 1) * d];
-                self.head_norms[i].forward(cx, normed, x);
-                normed.chunks_exact_mut(width).for_each(|x| exact_rope(x, angles, by));
-                x.copy_from_slice(normed);
-            }
-            let (slot, count) = (past as usize % window, window.min(past as usize + 1));
-            let from = (slot + window + 1 - count) % window;
-            let (q, kv) = u.split_at_mut(d);
-            for (head, q) in q.chunks_exact_mut(width).enumerate() {
-                let ring = head * window * width..(head + 1) * window * width;
-                let (keys, values) = (&mut keys[ring.clone()], &mut values[ring]);
-                let place = slot * width..(slot + 1) * width;
-                keys[place.clone()].copy_from_slice(&kv[head * width..(head + 1) * width]);
-                values[place].copy_from_slice(&kv[d + head * width..d + (head + 1) * width]);
-                let o = &mut normed[..width];
-                exact_attention(cx, o, q, (keys, values), scores, (from, count));
-                q.copy_from_slice(o);
-            }
+    fn mix(&self, cx: &Exec, m: &mut [f32], u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
+        let (d, width) = (self.d, self.d / self.heads);
+        local.within(|local| self.turn(cx, u, past, local));
+        for (head, state) in state.chunks_exact_mut(self.head_state()).enumerate() {
+            let put = |t: usize, o: &[f32]| m[t * d + head * width..][..width].copy_from_slice(o);
+            local.within(|local| self.attend(cx, put, head, (u, past), state, local));
         }
     }
 
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
-        let d = self.d;
-        let o = local.take::<f32>(h.len());
-        for (o, u) in o.chunks_exact_mut(d).zip(u.chunks_exact(3 * d)) {
-            o.copy_from_slice(&u[..d]);
-        }
-        self.output.forward(cx, (h, d, 0), &mut Input::new(o), work, true);
+    fn mix_prompt(&self, cx: &Exec, m: &mut [f32], (u, _): (&mut [f32], &mut [f32]), state: &mut [f32], past: &[u32]) {
+        let (d, n) = (self.d, past.len());
+        cx.tiles_by(TURNED, n, (Rows(u, 3 * d),), |cx, rows, (u,), local| self.turn(cx, u, &past[rows], local));
+        let buffers = (Heads(m, n, self.heads, d / self.heads), Rows(state, self.head_state()));
+        cx.tiles_by(1, self.heads, buffers, |cx, head, (mut m, state), local| {
+            let put = |t: usize, o: &[f32]| m.row(t).copy_from_slice(o);
+            self.attend(cx, put, head.start, (u, past), state, local);
+        });
     }
 }

@@ -63,7 +63,7 @@ impl<A: Store> Mixer<A> for Train<A> {
     }
 
     fn state_len(&self) -> usize {
-        self.of.state_len()
+        2 * self.of.window * self.of.output.outputs
     }
 
     fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {

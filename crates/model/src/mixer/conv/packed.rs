@@ -12,8 +12,7 @@ use crate::codes::reader::Reader;
 use crate::layer::packed::{Input, PackedLinear, PackedScratch, packed_taps};
 use crate::mixer::forms::{PackedMixer, RowParallel};
 
-/// `u` of a row is `[g, v]`; mixing leaves the convolution `y` in the place of `v`. The gate is left to the output, whose rows
-/// are shared out among threads even where all are of one sequence.
+/// `u` of a row is `[g, v]`, `m` the gated convolution of `v`.
 pub(crate) struct Packed {
     up: PackedLinear,
     /// `[K, D]`.
@@ -34,8 +33,12 @@ impl Packed {
 }
 
 impl PackedMixer for Packed {
-    fn linears(&self) -> Vec<&PackedLinear> {
-        vec![&self.up, &self.down]
+    fn inputs(&self) -> Vec<&PackedLinear> {
+        vec![&self.up]
+    }
+
+    fn output(&self) -> &PackedLinear {
+        &self.down
     }
 
     fn width(&self) -> usize {
@@ -50,28 +53,13 @@ impl PackedMixer for Packed {
         self.up.forward(cx, (u, 2 * self.d, 0), &mut Input::new(x), work, false);
     }
 
-    fn mix(&self, cx: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
-        let d = self.d;
-        let y = local.take::<f32>(past.len() * d);
-        exact_conv(cx, y, state, self.rows(u, past), 0..past.len(), &self.taps);
-        exact_conv_keep(state, self.rows(u, past), d);
-        for (u, y) in u.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)) {
-            u[d..].copy_from_slice(y);
-        }
+    fn mix(&self, cx: &Exec, m: &mut [f32], u: &mut [f32], state: &mut [f32], past: &[u32], local: &Local) {
+        self.mix_rows(cx, m, (u, past), 0..past.len(), state, local);
+        self.advance_state((u, past), state);
     }
 
     fn row_parallel(&self) -> Option<&dyn RowParallel> {
         Some(self)
-    }
-
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, local: &Local) {
-        let d = self.d;
-        let m = local.take::<f32>(h.len());
-        for (m, u) in m.chunks_exact_mut(d).zip(u.chunks_exact(2 * d)) {
-            let (g, y) = u.split_at(d);
-            exact_gate(cx, m, g, y, Act::Sigmoid);
-        }
-        self.down.forward(cx, (h, d, 0), &mut Input::new(m), work, true);
     }
 }
 
@@ -89,9 +77,8 @@ impl RowParallel for Packed {
         let y = local.take::<f32>(rows.len() * d);
         exact_conv(cx, y, state, self.rows(u, past), rows.clone(), &self.taps);
         let own = u.chunks_exact(2 * d).skip(rows.start);
-        for ((m, y), u) in m.chunks_exact_mut(2 * d).zip(y.chunks_exact(d)).zip(own) {
-            m[..d].copy_from_slice(&u[..d]);
-            m[d..].copy_from_slice(y);
+        for ((m, y), u) in m.chunks_exact_mut(d).zip(y.chunks_exact(d)).zip(own) {
+            exact_gate(cx, m, &u[..d], y, Act::Sigmoid);
         }
     }
 

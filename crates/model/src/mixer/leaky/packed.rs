@@ -1,4 +1,4 @@
-//! The leaky integrator in the packed runtime. `u` of a row is `v`; mixing leaves `s` in its place.
+//! The leaky integrator in the packed runtime. `u` of a row is `v`, `m` is `s`.
 
 use flashlm_kernels::Exec;
 use flashlm_kernels::tile::Local;
@@ -25,8 +25,12 @@ impl Packed {
 }
 
 impl PackedMixer for Packed {
-    fn linears(&self) -> Vec<&PackedLinear> {
-        vec![&self.up, &self.down]
+    fn inputs(&self) -> Vec<&PackedLinear> {
+        vec![&self.up]
+    }
+
+    fn output(&self) -> &PackedLinear {
+        &self.down
     }
 
     fn width(&self) -> usize {
@@ -41,19 +45,16 @@ impl PackedMixer for Packed {
         self.up.forward(cx, (u, self.a.len(), 0), &mut Input::new(x), work, false);
     }
 
-    fn mix(&self, _: &Exec, u: &mut [f32], state: &mut [f32], past: &[u32], _: &Local) {
-        for (u, &past) in u.chunks_exact_mut(self.a.len()).zip(past) {
+    fn mix(&self, _: &Exec, m: &mut [f32], u: &mut [f32], state: &mut [f32], past: &[u32], _: &Local) {
+        let d = self.a.len();
+        for ((m, u), &past) in m.chunks_exact_mut(d).zip(u.chunks_exact(d)).zip(past) {
             if past == 0 {
                 state.fill(0.0);
             }
-            for ((u, s), a) in u.iter_mut().zip(&mut *state).zip(&self.a) {
+            for (((m, u), s), a) in m.iter_mut().zip(u).zip(&mut *state).zip(&self.a) {
                 *s = a * *s + (1.0 - a) * *u;
-                *u = *s;
+                *m = *s;
             }
         }
-    }
-
-    fn output(&self, cx: &Exec, h: &mut [f32], u: &[f32], work: &mut PackedScratch, _: &Local) {
-        self.down.forward(cx, (h, self.a.len(), 0), &mut Input::new(u), work, true);
     }
 }
