@@ -63,14 +63,10 @@ fn forward<A: Store, Y: Store<E = A::E>>(
         return;
     }
     let _time = time(cx, name, (d, k), Work::Bytes((3 * y.len() * size_of::<A>()) as f64));
-    // Taps that are kept in registers at once.
-    match k {
-        ..=4 => cx.op(Forward::<_, _, 4> { y, gate, v, history, w, rows, span, d, k }),
-        _ => cx.op(Forward::<_, _, 8> { y, gate, v, history, w, rows, span, d, k }),
-    }
+    cx.op(Forward { y, gate, v, history, w, rows, span, d, k });
 }
 
-struct Forward<'a, A: Store, Y, const TAPS: usize> {
+struct Forward<'a, A: Store, Y> {
     y: &'a mut [Y],
     gate: Option<&'a [A]>,
     v: Columns<'a, A>,
@@ -82,29 +78,37 @@ struct Forward<'a, A: Store, Y, const TAPS: usize> {
     k: usize,
 }
 
-/// Rows whose sums are kept while their taps pass by.
-const ROWS: usize = 32;
+/// Taps of the convolutions that are kept in registers.
+const FEW: usize = 4;
+/// Rows, and taps, whose values are laid out next to each other.
+const MOST: usize = 64;
+/// Sums that are kept in registers.
+const SUMS: usize = 8;
 
-impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A, Y, TAPS> {
+impl<A: Store, Y: Store<E = A::E>> Op<A::E> for Forward<'_, A, Y> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         let Forward { y, gate, v, history, w, rows, span, d, k } = self;
         let t = span.len;
+        // SAFETY: the caller's promise.
+        let zero = [unsafe { S::splat(A::E::ZERO) }; MOST];
+        let (mut taps, mut window) = (zero, [zero; 2]);
+        let window = window.as_flattened_mut();
         let mut at = rows.start;
         while at < rows.end {
             // Rows of one document.
-            let run = span.run(at..rows.end.min((at / t + 1) * t), ROWS);
+            let run = span.run(at..rows.end.min((at / t + 1) * t), MOST);
             let (now, n_rows, done) = (at % t, run.len(), at - rows.start);
             let start = now as isize - span.past[at] as isize;
             let first = v.0[at / t * t * v.1 + v.2..].as_ptr();
             let sequence = Sequence { v: first, ld: v.1, history, index: at / t, start, d, k };
             // Few taps, and all that they reach is here.
-            let inside = k == TAPS && gate.is_none() && now as isize - start >= k as isize - 1 && now >= k - 1;
+            let inside = k == FEW && gate.is_none() && now as isize - start >= k as isize - 1 && now >= k - 1;
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
                 if inside {
-                    let mut taps = [S::splat(A::E::ZERO); TAPS];
+                    let mut taps = [S::splat(A::E::ZERO); FEW];
                     for (j, tap) in taps.iter_mut().enumerate() {
                         *tap = S::get(w.0.as_ptr().add(j * w.1 + w.2 + i), n);
                     }
@@ -117,30 +121,18 @@ impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A
                         Y::put::<S>(y.as_mut_ptr().add((done + r) * d + i), sum, n);
                     }
                 } else {
-                    let mut sums = [S::splat(A::E::ZERO); ROWS];
-                    for group in 0..k.div_ceil(TAPS) {
-                        // Taps for values `newest ..= newest + TAPS - 1` rows back, oldest first; those beyond `k` are zero.
-                        let newest = group * TAPS;
-                        let mut taps = [S::splat(A::E::ZERO); TAPS];
-                        for (j, tap) in taps.iter_mut().enumerate() {
-                            let back = newest + TAPS - 1 - j;
-                            if back < k {
-                                *tap = S::get(w.0.as_ptr().add((k - 1 - back) * w.1 + w.2 + i), n);
-                            }
+                    let mut sums = zero;
+                    for oldest in (0..k).step_by(MOST) {
+                        let n_taps = MOST.min(k - oldest);
+                        for (j, tap) in taps.iter_mut().enumerate().take(n_taps) {
+                            *tap = S::get(w.0.as_ptr().add((oldest + j) * w.1 + w.2 + i), n);
                         }
-                        let mut window = [S::splat(A::E::ZERO); TAPS];
-                        for (j, v) in window.iter_mut().enumerate().skip(1) {
-                            *v = sequence.value::<S>(now as isize - 1 - (newest + TAPS - 1 - j) as isize, i, n);
+                        let from = (now + oldest + 1) as isize - k as isize;
+                        for (r, v) in window.iter_mut().enumerate().take(n_rows + n_taps - 1) {
+                            *v = sequence.value::<S>(from + r as isize, i, n);
                         }
-                        for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
-                            for j in 0..TAPS - 1 {
-                                window[j] = window[j + 1];
-                            }
-                            window[TAPS - 1] = sequence.value::<S>((now + r) as isize - newest as isize, i, n);
-                            for j in 0..TAPS {
-                                *sum = S::fma(taps[j], window[j], *sum);
-                            }
-                        }
+                        let live = (start - from).max(0) as usize..window.len();
+                        correlate::<S>(&mut sums[..n_rows.next_multiple_of(SUMS)], &taps[..n_taps], window, live);
                     }
                     for (r, &c) in sums.iter().enumerate().take(n_rows) {
                         let y = y.as_mut_ptr().add((done + r) * d + i);
@@ -155,6 +147,43 @@ impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A
                 }
             });
             at = run.end;
+        }
+    }
+}
+
+/// `sums[m] += sum_j x[j] window[m + j]`, in order of `j`, for a multiple of [`SUMS`]; the window's vectors outside of `live` count
+/// as zeros, and may be left out.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+unsafe fn correlate<S: Simd>(sums: &mut [S::V], x: &[S::V], window: &[S::V], live: Range<usize>) {
+    assert!(sums.len() + x.len() <= window.len() && sums.len().is_multiple_of(SUMS));
+    let window = window.as_ptr();
+    for (first, sums) in (0..).step_by(SUMS).zip(sums.chunks_exact_mut(SUMS)) {
+        let mut j = live.start.saturating_sub(first + SUMS - 1);
+        let end = x.len().min(live.end.saturating_sub(first));
+        // SAFETY: below the lengths, as checked above.
+        unsafe {
+            let mut acc = [S::splat(S::E::ZERO); SUMS];
+            acc.copy_from_slice(sums);
+            // Two terms at once, which share what they read.
+            while j + 2 <= end {
+                let (x0, x1) = (x[j], x[j + 1]);
+                let mut value = *window.add(first + j);
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(x0, value, *acc);
+                    value = *window.add(first + j + m + 1);
+                    *acc = S::fma(x1, value, *acc);
+                }
+                j += 2;
+            }
+            if j < end {
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    *acc = S::fma(x[j], *window.add(first + j + m), *acc);
+                }
+            }
+            sums.copy_from_slice(&acc);
         }
     }
 }
@@ -263,13 +292,10 @@ pub fn conv_taps_backward<A: Store>(
     }
     let bytes = 3 * rows.len() * d * size_of::<A>();
     let _time = time(cx, "conv_taps_backward", (d, k), Work::Bytes(bytes as f64));
-    match k {
-        ..=4 => cx.op(Taps::<_, 4> { du, dw, dc, v, w, rows, span, d, k }),
-        _ => cx.op(Taps::<_, 8> { du, dw, dc, v, w, rows, span, d, k }),
-    }
+    cx.op(Taps { du, dw, dc, v, w, rows, span, d, k });
 }
 
-struct Taps<'a, A: Store, const TAPS: usize> {
+struct Taps<'a, A: Store> {
     du: (&'a mut [A], usize, usize),
     dw: &'a mut [A::E],
     dc: &'a [A],
@@ -281,53 +307,49 @@ struct Taps<'a, A: Store, const TAPS: usize> {
     k: usize,
 }
 
-impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
+impl<A: Store> Op<A::E> for Taps<'_, A> {
     type Out = ();
-    /// Row `s` needs `dc` of the rows after it in its document for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
-    /// `dw[j] += v[s] dc[s + K - 1 - j]`.
+    /// Row `s` needs `dc` of the rows after it in its document for both: `dv[s] = sum_j w[K-1-j] dc[s + j]`,
+    /// `dw[K-1-j] += sum_s v[s] dc[s + j]`.
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         let Taps { du, dw, dc, v, w, rows, span, d, k } = self;
         let t = span.len;
+        // SAFETY: the caller's promise.
+        let zero = [unsafe { S::splat(A::E::ZERO) }; MOST];
+        let (mut taps, mut values, mut window) = (zero, zero, [zero; 2]);
+        let window = window.as_flattened_mut();
         let mut at = rows.start;
         while at < rows.end {
             let sequence = at / t * t;
-            let run = span.run(at..rows.end.min(sequence + t), ROWS);
-            let (now, n_rows, done) = (at - sequence, run.len(), at - rows.start);
+            let run = span.run(at..rows.end.min(sequence + t), MOST);
+            let (n_rows, done) = (run.len(), at - rows.start);
             // The document ends here, as far as its last row here can see.
-            let end = span.run(run.end - 1..sequence + t, k).end - sequence;
-            let dc = dc[sequence * d..].as_ptr();
+            let end = span.run(run.end - 1..sequence + t, k).end;
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
-                let mut sums = [S::splat(A::E::ZERO); ROWS];
-                for group in 0..k.div_ceil(TAPS) {
-                    // Taps for gradients `nearest ..= nearest + TAPS - 1` rows ahead; those beyond `k` are zero.
-                    let nearest = group * TAPS;
-                    let (mut taps, mut dtaps) = ([S::splat(A::E::ZERO); TAPS], [S::splat(A::E::ZERO); TAPS]);
-                    for (j, tap) in taps.iter_mut().enumerate().take(k - nearest) {
+                for (r, value) in values.iter_mut().enumerate().take(n_rows) {
+                    *value = A::get::<S>(v.0.as_ptr().add((at + r) * v.1 + v.2 + i), n);
+                }
+                let mut sums = zero;
+                for nearest in (0..k).step_by(MOST) {
+                    let n_taps = MOST.min(k - nearest);
+                    for (j, tap) in taps.iter_mut().enumerate().take(n_taps) {
                         *tap = S::get(w.as_ptr().add((k - 1 - nearest - j) * d + i), n);
                     }
-                    let mut window = [S::splat(A::E::ZERO); TAPS];
-                    for (j, later) in window.iter_mut().enumerate().skip(1) {
-                        // Moved down by one before the first row.
-                        if now + nearest + j - 1 < end {
-                            *later = A::get::<S>(dc.add((now + nearest + j - 1) * d + i), n);
-                        }
+                    let live = 0..end.saturating_sub(at + nearest);
+                    for (r, later) in window.iter_mut().enumerate().take(n_rows + n_taps - 1) {
+                        *later = if r < live.end {
+                            A::get::<S>(dc.as_ptr().add((at + nearest + r) * d + i), n)
+                        } else {
+                            S::splat(A::E::ZERO)
+                        };
                     }
-                    for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
-                        for j in 0..TAPS - 1 {
-                            window[j] = window[j + 1];
-                        }
-                        let last = now + r + nearest + TAPS - 1;
-                        window[TAPS - 1] =
-                            if last < end { A::get::<S>(dc.add(last * d + i), n) } else { S::splat(A::E::ZERO) };
-                        let v = A::get::<S>(v.0.as_ptr().add((at + r) * v.1 + v.2 + i), n);
-                        for j in 0..TAPS {
-                            *sum = S::fma(taps[j], window[j], *sum);
-                            dtaps[j] = S::fma(v, window[j], dtaps[j]);
-                        }
-                    }
-                    for (j, &dtap) in dtaps.iter().enumerate().take(k - nearest) {
+                    let few = |n: usize| ..n.next_multiple_of(SUMS);
+                    correlate::<S>(&mut sums[few(n_rows)], &taps[..n_taps], window, live.clone());
+                    let mut dtaps = zero;
+                    correlate::<S>(&mut dtaps[few(n_taps)], &values[..n_rows], window, live);
+                    for (j, &dtap) in dtaps.iter().enumerate().take(n_taps) {
                         let out = dw.as_mut_ptr().add((k - 1 - nearest - j) * d + i);
                         S::put(out, S::add(S::get(out, n), dtap), n);
                     }
@@ -382,7 +404,7 @@ mod tests {
     fn equals_plain_loops() {
         all_isas(|cx| {
             for d in 1..=130 {
-                let (b, t, k) = (1 + d % 3, 1 + d * 7 % 80, 1 + d % 19);
+                let (b, t, k) = (1 + d % 3, 1 + d * 7 % 80, [1 + d % 19, 64, 20 + d][(d % 8).max(5) - 5]);
                 let size = (b, t, d, k);
                 let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =
                     (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
