@@ -231,9 +231,9 @@ pub unsafe fn pairs_from_halves<S: Simd>(p: *mut Bf16, a: S::V, b: S::V) {
     unsafe {
         S::store_bf16(halves[0].as_mut_ptr(), a, S::LANES);
         S::store_bf16(halves[1].as_mut_ptr(), b, S::LANES);
-        for i in 0..S::LANES {
-            *p.add(2 * i) = halves[0][i];
-            *p.add(2 * i + 1) = halves[1][i];
+        for (i, (&a, &b)) in halves[0].iter().zip(&halves[1]).enumerate().take(S::LANES) {
+            *p.add(2 * i) = a;
+            *p.add(2 * i + 1) = b;
         }
     }
 }
