@@ -54,6 +54,7 @@ macro_rules! plain {
             promised! {
                 fn get<S: Simd<E = $t>>(p: *const $t, n: usize) -> S::V { S::get(p, n) }
                 fn put<S: Simd<E = $t>>(p: *mut $t, v: S::V, n: usize) { S::put(p, v, n) }
+                fn put_groups<S: Simd<E = $t>>(p: *mut $t, a: S::V, _b: S::V) { S::store(p, a) }
                 fn splat<S: Simd<E = $t>>(p: *const $t) -> S::V { S::splat(*p) }
                 fn load<S: Simd<E = $t>>(p: *const $t) -> S::V { S::load(p) }
                 fn dot<S: Simd<E = $t>>(a: S::V, b: S::V, acc: S::V) -> S::V { S::fma(a, b, acc) }
@@ -83,6 +84,7 @@ unsafe impl Store for Bf16 {
     promised! {
         fn get<S: Simd<E = f32>>(p: *const Bf16, n: usize) -> S::V { S::load_bf16(p, n) }
         fn put<S: Simd<E = f32>>(p: *mut Bf16, v: S::V, n: usize) { S::store_bf16(p, v, n) }
+        fn put_groups<S: Simd<E = f32>>(p: *mut Bf16, a: S::V, b: S::V) { S::store_pairs(p, a, b) }
         fn splat<S: Simd<E = f32>>(p: *const Bf16) -> S::P { S::splat_pair(p) }
         fn load<S: Simd<E = f32>>(p: *const Bf16) -> S::P { S::load_pairs(p) }
         fn dot<S: Simd<E = f32>>(a: S::P, b: S::P, acc: S::V) -> S::V { S::dot_pairs(a, b, acc) }

@@ -75,6 +75,8 @@ pub unsafe trait Store: Copy + PartialEq + Debug + Send + Sync + 'static {
     unsafe fn get<S: Simd<E = Self::E>>(p: *const Self, n: usize) -> S::V;
     /// `n` lanes, narrowed.
     unsafe fn put<S: Simd<E = Self::E>>(p: *mut Self, v: S::V, n: usize);
+    /// `LANES` groups, narrowed: `a` first in each, `b` second where a group has two.
+    unsafe fn put_groups<S: Simd<E = Self::E>>(p: *mut Self, a: S::V, b: S::V);
     /// The same group in every lane.
     unsafe fn splat<S: Simd<E = Self::E>>(p: *const Self) -> Self::Group<S>;
     /// A group in each lane.
@@ -151,11 +153,36 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn store_bf16(p: *mut Bf16, v: Self::V, n: usize);
     /// `n` integral values of -128 to 127 as bytes.
     unsafe fn store_int8(p: *mut i8, v: Self::V, n: usize);
+    /// `LANES` pairs `(a, b)`, rounded as [`Simd::store_bf16`] does.
+    #[inline(always)]
+    unsafe fn store_pairs(p: *mut Bf16, a: Self::V, b: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { pairs_from_halves::<Self>(p, a, b) }
+    }
     /// The same pair in every lane.
     unsafe fn splat_pair(p: *const Bf16) -> Self::P;
     unsafe fn load_pairs(p: *const Bf16) -> Self::P;
     /// `acc + a.0 * b.0 + a.1 * b.1` in each lane.
     unsafe fn dot_pairs(a: Self::P, b: Self::P, acc: Self::V) -> Self::V;
+
+    /// Turns the square of the first `LANES` vectors: lane `j` of vector `i` becomes lane `i` of vector `j`.
+    #[inline(always)]
+    unsafe fn turn(v: &mut [Self::V; 16]) {
+        const { assert!(Self::LANES <= 16) };
+        let (mut rows, mut turned) = ([[Self::E::ZERO; 16]; 16], [[Self::E::ZERO; 16]; 16]);
+        // SAFETY: every row holds all lanes.
+        unsafe {
+            for (v, row) in v.iter().zip(&mut rows).take(Self::LANES) {
+                Self::store(row.as_mut_ptr(), *v);
+            }
+            for (i, row) in rows.iter().enumerate().take(Self::LANES) {
+                turned.iter_mut().zip(row).take(Self::LANES).for_each(|(turned, &x)| turned[i] = x);
+            }
+            for (v, row) in v.iter_mut().zip(&turned).take(Self::LANES) {
+                *v = Self::load(row.as_ptr());
+            }
+        }
+    }
 
     /// `n` lanes: a full load where `n` is `LANES`.
     #[inline(always)]
@@ -192,6 +219,25 @@ pub unsafe trait Simd: Copy + 'static {
         unsafe {
             let e = Self::exp(Self::sub(Self::splat(Self::E::ZERO), a));
             Self::reciprocal(Self::add(Self::splat(Self::E::ONE), e))
+        }
+    }
+}
+
+/// [`Simd::store_pairs`] from the other operations.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub unsafe fn pairs_from_halves<S: Simd>(p: *mut Bf16, a: S::V, b: S::V) {
+    const { assert!(S::LANES <= 16) };
+    let mut halves = [[Bf16(0); 16]; 2];
+    // SAFETY: the halves hold all lanes; the caller's promise.
+    unsafe {
+        S::store_bf16(halves[0].as_mut_ptr(), a, S::LANES);
+        S::store_bf16(halves[1].as_mut_ptr(), b, S::LANES);
+        for (i, (&a, &b)) in halves[0].iter().zip(&halves[1]).enumerate().take(S::LANES) {
+            *p.add(2 * i) = a;
+            *p.add(2 * i + 1) = b;
         }
     }
 }

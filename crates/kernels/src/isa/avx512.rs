@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use crate::bf16::Bf16;
 use crate::dot::{Dot, DotOp};
-use crate::simd::{Op, Simd, exp_f32, promised, tanh_f32};
+use crate::simd::{Op, Simd, exp_f32, pairs_from_halves, promised, tanh_f32};
 
 /// 16 lanes of f32, with or without the instructions for `BF16`, with or without tile registers (`AMX`).
 #[derive(Clone, Copy)]
@@ -128,6 +128,39 @@ unsafe impl<const BF16: bool, const AMX: bool> Simd for Avx512<BF16, AMX> {
         fn store_int8(p: *mut i8, v: __m512, n: usize) {
             let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v));
             if n == 16 { _mm_storeu_si128(p.cast(), bytes) } else { _mm_mask_storeu_epi8(p, mask(n), bytes) }
+        }
+        fn store_pairs(p: *mut Bf16, a: __m512, b: __m512) {
+            if BF16 {
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b, a));
+                let half = _mm512_cvtepu8_epi32(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+                // Words `i` and `16 + i`.
+                let order = _mm512_or_si512(half, _mm512_slli_epi32::<16>(_mm512_add_epi32(half, _mm512_set1_epi32(16))));
+                _mm512_storeu_si512(p.cast(), _mm512_permutexvar_epi16(order, both));
+                return;
+            }
+            pairs_from_halves::<Self>(p, a, b)
+        }
+        fn turn(v: &mut [__m512; 16]) {
+            // Squares of two in pairs of rows, then of four in quarters, then the quarters.
+            let (mut two, mut four) = (*v, *v);
+            for i in (0..16).step_by(2) {
+                two[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+                two[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+            }
+            for (i, j) in [0, 1, 4, 5, 8, 9, 12, 13].into_iter().zip([0, 2, 4, 6, 8, 10, 12, 14]) {
+                let (a, b) = (_mm512_castps_pd(two[i]), _mm512_castps_pd(two[i + 2]));
+                four[j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                four[j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            }
+            for i in 0..4 {
+                let (a, b, c, d) = (four[i], four[4 + i], four[8 + i], four[12 + i]);
+                let (even, odd) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+                let (even2, odd2) = (_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+                v[i] = _mm512_shuffle_f32x4::<0x88>(even, even2);
+                v[4 + i] = _mm512_shuffle_f32x4::<0x88>(odd, odd2);
+                v[8 + i] = _mm512_shuffle_f32x4::<0xdd>(even, even2);
+                v[12 + i] = _mm512_shuffle_f32x4::<0xdd>(odd, odd2);
+            }
         }
         fn splat_pair(p: *const Bf16) -> __m512i { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
         fn load_pairs(p: *const Bf16) -> __m512i { _mm512_loadu_si512(p.cast()) }

@@ -5,6 +5,7 @@
 //! Backward, `s = sigmoid(g)`:
 //! `dc = dy * s`, `dg = dy * y (1 - s)`, `dv[t] = sum_j w[j] * dc[t + K - 1 - j]`, `dw[j] += sum_t dc[t] * v[t-K+1+j]`.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::exec::Exec;
@@ -63,14 +64,14 @@ fn forward<A: Store, Y: Store<E = A::E>>(
         return;
     }
     let _time = time(cx, name, (d, k), Work::Bytes((3 * y.len() * size_of::<A>()) as f64));
-    // Taps that are kept in registers at once.
+    let multiplied = PhantomData::<A::E>;
     match k {
-        ..=4 => cx.op(Forward::<_, _, 4> { y, gate, v, history, w, rows, span, d, k }),
-        _ => cx.op(Forward::<_, _, 8> { y, gate, v, history, w, rows, span, d, k }),
+        ..=EXACT => cx.op(Forward { y, gate, v, history, w, rows, span, d, k, multiplied }),
+        _ => cx.op(Forward { y, gate, v, history, w, rows, span, d, k, multiplied: PhantomData::<A> }),
     }
 }
 
-struct Forward<'a, A: Store, Y, const TAPS: usize> {
+struct Forward<'a, A: Store, Y, B> {
     y: &'a mut [Y],
     gate: Option<&'a [A]>,
     v: Columns<'a, A>,
@@ -80,31 +81,39 @@ struct Forward<'a, A: Store, Y, const TAPS: usize> {
     span: &'a Span<'a>,
     d: usize,
     k: usize,
+    multiplied: PhantomData<B>,
 }
 
-/// Rows whose sums are kept while their taps pass by.
-const ROWS: usize = 32;
+/// Taps of the convolutions that are kept in registers.
+const FEW: usize = 4;
+/// Most taps that are multiplied as elements; more of them are multiplied in the store of their rows.
+const EXACT: usize = 16;
+/// Rows, and taps, whose values are laid out next to each other.
+const MOST: usize = 64;
+/// Sums that are kept in registers.
+const SUMS: usize = 8;
 
-impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A, Y, TAPS> {
+impl<A: Store, Y: Store<E = A::E>, B: Store<E = A::E>> Op<A::E> for Forward<'_, A, Y, B> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Forward { y, gate, v, history, w, rows, span, d, k } = self;
+        let Forward { y, gate, v, history, w, rows, span, d, k, .. } = self;
         let t = span.len;
         let mut at = rows.start;
         while at < rows.end {
             // Rows of one document.
-            let run = span.run(at..rows.end.min((at / t + 1) * t), ROWS);
+            let run = span.run(at..rows.end.min((at / t + 1) * t), MOST);
             let (now, n_rows, done) = (at % t, run.len(), at - rows.start);
             let start = now as isize - span.past[at] as isize;
             let first = v.0[at / t * t * v.1 + v.2..].as_ptr();
             let sequence = Sequence { v: first, ld: v.1, history, index: at / t, start, d, k };
             // Few taps, and all that they reach is here.
-            let inside = k == TAPS && gate.is_none() && now as isize - start >= k as isize - 1 && now >= k - 1;
-            // SAFETY: sizes were checked by the caller.
-            each!(S, d, |i, n| unsafe {
-                if inside {
-                    let mut taps = [S::splat(A::E::ZERO); TAPS];
+            let inside = k == FEW && gate.is_none() && now as isize - start >= k as isize - 1 && now >= k - 1;
+            at = run.end;
+            if inside {
+                // SAFETY: sizes were checked by the caller.
+                each!(S, d, |i, n| unsafe {
+                    let mut taps = [S::splat(A::E::ZERO); FEW];
                     for (j, tap) in taps.iter_mut().enumerate() {
                         *tap = S::get(w.0.as_ptr().add(j * w.1 + w.2 + i), n);
                     }
@@ -116,45 +125,109 @@ impl<A: Store, Y: Store<E = A::E>, const TAPS: usize> Op<A::E> for Forward<'_, A
                         }
                         Y::put::<S>(y.as_mut_ptr().add((done + r) * d + i), sum, n);
                     }
-                } else {
-                    let mut sums = [S::splat(A::E::ZERO); ROWS];
-                    for group in 0..k.div_ceil(TAPS) {
-                        // Taps for values `newest ..= newest + TAPS - 1` rows back, oldest first; those beyond `k` are zero.
-                        let newest = group * TAPS;
-                        let mut taps = [S::splat(A::E::ZERO); TAPS];
-                        for (j, tap) in taps.iter_mut().enumerate() {
-                            let back = newest + TAPS - 1 - j;
-                            if back < k {
-                                *tap = S::get(w.0.as_ptr().add((k - 1 - back) * w.1 + w.2 + i), n);
-                            }
-                        }
-                        let mut window = [S::splat(A::E::ZERO); TAPS];
-                        for (j, v) in window.iter_mut().enumerate().skip(1) {
-                            *v = sequence.value::<S>(now as isize - 1 - (newest + TAPS - 1 - j) as isize, i, n);
-                        }
-                        for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
-                            for j in 0..TAPS - 1 {
-                                window[j] = window[j + 1];
-                            }
-                            window[TAPS - 1] = sequence.value::<S>((now + r) as isize - newest as isize, i, n);
-                            for j in 0..TAPS {
-                                *sum = S::fma(taps[j], window[j], *sum);
-                            }
-                        }
-                    }
-                    for (r, &c) in sums.iter().enumerate().take(n_rows) {
-                        let y = y.as_mut_ptr().add((done + r) * d + i);
-                        match gate {
-                            None => Y::put::<S>(y, c, n),
-                            Some(gate) => {
-                                let g = A::get::<S>(gate.as_ptr().add((at + r) * 2 * d + i), n);
-                                Y::put::<S>(y, S::mul(c, S::sigmoid(g)), n);
-                            }
+                });
+                continue;
+            }
+            let (mut taps, mut window) = (Lines([B::ZERO; MOST * LANES]), Lines([B::ZERO; 2 * MOST * LANES]));
+            // SAFETY: sizes were checked by the caller.
+            each!(S, d, |i, n| unsafe {
+                let mut sums = [S::splat(A::E::ZERO); MOST];
+                for oldest in (0..k).step_by(MOST) {
+                    let n_taps = MOST.min(k - oldest);
+                    let (w, ld) = (w.0.as_ptr().add(oldest * w.1 + w.2 + i), w.1);
+                    lay!(S, B, taps, n_taps, B::DEPTH, |j| S::get(w.add(j * ld), n));
+                    let from = (now + oldest + 1) as isize - k as isize;
+                    lay!(S, B, window, n_rows + n_taps - 1, 1, |r| sequence.value::<S>(from + r as isize, i, n));
+                    let live = (start - from).max(0) as usize..2 * MOST;
+                    correlate::<S, B>(&mut sums[whole_blocks(n_rows)], (&taps.0, n_taps), &window.0, live);
+                }
+                for (r, &c) in sums.iter().enumerate().take(n_rows) {
+                    let y = y.as_mut_ptr().add((done + r) * d + i);
+                    match gate {
+                        None => Y::put::<S>(y, c, n),
+                        Some(gate) => {
+                            let g = A::get::<S>(gate.as_ptr().add((run.start + r) * 2 * d + i), n);
+                            Y::put::<S>(y, S::mul(c, S::sigmoid(g)), n);
                         }
                     }
                 }
             });
-            at = run.end;
+        }
+    }
+}
+
+/// Lanes of the widest vector of groups, in elements.
+const LANES: usize = 32;
+
+/// A few rows of vectors, aligned to their lines.
+#[repr(align(64))]
+struct Lines<T>(T);
+
+/// Groups of `$A` from vectors `$value` of `$i` and, where a group has two, of `$i + 1`, for every `$step`-th `$i` below `$n`.
+/// A macro for the reason that [`each`] is one.
+macro_rules! lay {
+    ($S:ident, $A:ident, $to:ident, $n:expr, $step:expr, |$i:ident| $value:expr) => {{
+        let n = $n;
+        assert!(n.div_ceil($step) * $S::LANES * $A::DEPTH <= $to.0.len());
+        for at in (0..n).step_by($step) {
+            let ($i, mut next) = (at, $S::splat($A::E::ZERO));
+            let own = $value;
+            if $A::DEPTH > 1 && at + 1 < n {
+                let $i = at + 1;
+                next = $value;
+            }
+            $A::put_groups::<$S>($to.0.as_mut_ptr().add(at / $step * $S::LANES * $A::DEPTH), own, next);
+        }
+    }};
+}
+
+use lay;
+
+/// Sums for `n`, with those that fill the last registers.
+fn whole_blocks(n: usize) -> Range<usize> {
+    0..n.next_multiple_of(SUMS)
+}
+
+/// `sums[m] += sum_j x[j] window[m + j]`, in order of `j`, for a multiple of [`SUMS`]. `x: [n/DEPTH][lanes][DEPTH]`, and the
+/// window has a group for every `m + j`, with its successor; those outside of `live` count as zeros, and may be left out.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+unsafe fn correlate<S: Simd<E = A::E>, A: Store>(
+    sums: &mut [S::V],
+    (x, n): (&[A], usize),
+    window: &[A],
+    live: Range<usize>,
+) {
+    let wide = S::LANES * A::DEPTH;
+    assert!((sums.len() + n) * wide <= window.len() && n.next_multiple_of(A::DEPTH) * S::LANES <= x.len());
+    assert!(sums.len().is_multiple_of(SUMS));
+    for (first, sums) in (0..).step_by(SUMS).zip(sums.chunks_exact_mut(SUMS)) {
+        let mut j = live.start.saturating_sub(first + SUMS - 1) / A::DEPTH * A::DEPTH;
+        let end = n.min(live.end.saturating_sub(first));
+        // SAFETY: below the lengths, as checked above.
+        unsafe {
+            let mut acc = [S::splat(A::E::ZERO); SUMS];
+            acc.copy_from_slice(sums);
+            // Two groups of terms at once, which share what they read.
+            while j + A::DEPTH < end {
+                let x = x.as_ptr().add(j * S::LANES);
+                let (x0, x1) = (A::load::<S>(x), A::load::<S>(x.add(wide)));
+                let from = window.as_ptr().add((first + j) * wide);
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    *acc = A::dot::<S>(x0, A::load::<S>(from.add(m * wide)), *acc);
+                    *acc = A::dot::<S>(x1, A::load::<S>(from.add((m + A::DEPTH) * wide)), *acc);
+                }
+                j += 2 * A::DEPTH;
+            }
+            if j < end {
+                let x0 = A::load::<S>(x.as_ptr().add(j * S::LANES));
+                for (m, acc) in acc.iter_mut().enumerate() {
+                    *acc = A::dot::<S>(x0, A::load::<S>(window.as_ptr().add((first + j + m) * wide)), *acc);
+                }
+            }
+            sums.copy_from_slice(&acc);
         }
     }
 }
@@ -263,13 +336,14 @@ pub fn conv_taps_backward<A: Store>(
     }
     let bytes = 3 * rows.len() * d * size_of::<A>();
     let _time = time(cx, "conv_taps_backward", (d, k), Work::Bytes(bytes as f64));
+    let multiplied = PhantomData::<A::E>;
     match k {
-        ..=4 => cx.op(Taps::<_, 4> { du, dw, dc, v, w, rows, span, d, k }),
-        _ => cx.op(Taps::<_, 8> { du, dw, dc, v, w, rows, span, d, k }),
+        ..=EXACT => cx.op(Taps { du, dw, dc, v, w, rows, span, d, k, multiplied }),
+        _ => cx.op(Taps { du, dw, dc, v, w, rows, span, d, k, multiplied: PhantomData::<A> }),
     }
 }
 
-struct Taps<'a, A: Store, const TAPS: usize> {
+struct Taps<'a, A: Store, B> {
     du: (&'a mut [A], usize, usize),
     dw: &'a mut [A::E],
     dc: &'a [A],
@@ -279,55 +353,44 @@ struct Taps<'a, A: Store, const TAPS: usize> {
     span: &'a Span<'a>,
     d: usize,
     k: usize,
+    multiplied: PhantomData<B>,
 }
 
-impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
+impl<A: Store, B: Store<E = A::E>> Op<A::E> for Taps<'_, A, B> {
     type Out = ();
-    /// Row `s` needs `dc` of the rows after it in its document for both: `dv[s] = sum_j w[j] dc[s + K - 1 - j]`,
-    /// `dw[j] += v[s] dc[s + K - 1 - j]`.
+    /// Row `s` needs `dc` of the rows after it in its document for both: `dv[s] = sum_j w[K-1-j] dc[s + j]`,
+    /// `dw[K-1-j] += sum_s v[s] dc[s + j]`.
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Taps { du, dw, dc, v, w, rows, span, d, k } = self;
+        let Taps { du, dw, dc, v, w, rows, span, d, k, .. } = self;
         let t = span.len;
         let mut at = rows.start;
         while at < rows.end {
             let sequence = at / t * t;
-            let run = span.run(at..rows.end.min(sequence + t), ROWS);
-            let (now, n_rows, done) = (at - sequence, run.len(), at - rows.start);
+            let run = span.run(at..rows.end.min(sequence + t), MOST);
+            let (n_rows, done) = (run.len(), at - rows.start);
             // The document ends here, as far as its last row here can see.
-            let end = span.run(run.end - 1..sequence + t, k).end - sequence;
-            let dc = dc[sequence * d..].as_ptr();
+            let end = span.run(run.end - 1..sequence + t, k).end;
+            let (mut taps, mut values) = (Lines([B::ZERO; MOST * LANES]), Lines([B::ZERO; MOST * LANES]));
+            let mut window = Lines([B::ZERO; 2 * MOST * LANES]);
             // SAFETY: sizes were checked by the caller.
             each!(S, d, |i, n| unsafe {
-                let mut sums = [S::splat(A::E::ZERO); ROWS];
-                for group in 0..k.div_ceil(TAPS) {
-                    // Taps for gradients `nearest ..= nearest + TAPS - 1` rows ahead; those beyond `k` are zero.
-                    let nearest = group * TAPS;
-                    let (mut taps, mut dtaps) = ([S::splat(A::E::ZERO); TAPS], [S::splat(A::E::ZERO); TAPS]);
-                    for (j, tap) in taps.iter_mut().enumerate().take(k - nearest) {
-                        *tap = S::get(w.as_ptr().add((k - 1 - nearest - j) * d + i), n);
-                    }
-                    let mut window = [S::splat(A::E::ZERO); TAPS];
-                    for (j, later) in window.iter_mut().enumerate().skip(1) {
-                        // Moved down by one before the first row.
-                        if now + nearest + j - 1 < end {
-                            *later = A::get::<S>(dc.add((now + nearest + j - 1) * d + i), n);
-                        }
-                    }
-                    for (r, sum) in sums.iter_mut().enumerate().take(n_rows) {
-                        for j in 0..TAPS - 1 {
-                            window[j] = window[j + 1];
-                        }
-                        let last = now + r + nearest + TAPS - 1;
-                        window[TAPS - 1] =
-                            if last < end { A::get::<S>(dc.add(last * d + i), n) } else { S::splat(A::E::ZERO) };
-                        let v = A::get::<S>(v.0.as_ptr().add((at + r) * v.1 + v.2 + i), n);
-                        for j in 0..TAPS {
-                            *sum = S::fma(taps[j], window[j], *sum);
-                            dtaps[j] = S::fma(v, window[j], dtaps[j]);
-                        }
-                    }
-                    for (j, &dtap) in dtaps.iter().enumerate().take(k - nearest) {
+                let v = (v.0.as_ptr().add(at * v.1 + v.2 + i), v.1);
+                lay!(S, B, values, n_rows, B::DEPTH, |r| A::get::<S>(v.0.add(r * v.1), n));
+                let mut sums = [S::splat(A::E::ZERO); MOST];
+                for nearest in (0..k).step_by(MOST) {
+                    let n_taps = MOST.min(k - nearest);
+                    lay!(S, B, taps, n_taps, B::DEPTH, |j| S::get(w.as_ptr().add((k - 1 - nearest - j) * d + i), n));
+                    let live = 0..end.saturating_sub(at + nearest);
+                    let dc = dc.as_ptr().add((at + nearest) * d + i);
+                    lay!(S, B, window, n_rows + n_taps - 1, 1, |r| {
+                        if r < live.end { A::get::<S>(dc.add(r * d), n) } else { S::splat(A::E::ZERO) }
+                    });
+                    let ahead = live.clone();
+                    correlate::<S, B>(&mut sums[whole_blocks(n_rows)], (&taps.0, n_taps), &window.0, ahead);
+                    let mut dtaps = [S::splat(A::E::ZERO); MOST];
+                    correlate::<S, B>(&mut dtaps[whole_blocks(n_taps)], (&values.0, n_rows), &window.0, live);
+                    for (j, &dtap) in dtaps.iter().enumerate().take(n_taps) {
                         let out = dw.as_mut_ptr().add((k - 1 - nearest - j) * d + i);
                         S::put(out, S::add(S::get(out, n), dtap), n);
                     }
@@ -344,6 +407,7 @@ impl<A: Store, const TAPS: usize> Op<A::E> for Taps<'_, A, TAPS> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bf16::Bf16;
     use crate::span::whole;
     use crate::testing::{all_isas, assert_close, random};
 
@@ -380,14 +444,22 @@ mod tests {
 
     #[test]
     fn equals_plain_loops() {
+        near_plain_loops::<f32>(1e-6, 1e-6, 5e-6);
+        // Each element of `y`, `dc` and `du` is rounded.
+        near_plain_loops::<Bf16>(3e-3, 3e-3, 3e-3);
+    }
+
+    fn near_plain_loops<A: Store<E = f32>>(bound_y: f64, bound_du: f64, bound_dw: f64) {
         all_isas(|cx| {
             for d in 1..=130 {
-                let (b, t, k) = (1 + d % 3, 1 + d * 7 % 80, 1 + d % 19);
+                let (b, t, k) = (1 + d % 3, 1 + d * 7 % 80, [1 + d % 19, 64, 20 + d][(d % 8).max(5) - 5]);
                 let size = (b, t, d, k);
                 let (u, w, dy): (Vec<f32>, Vec<f32>, Vec<f32>) =
                     (random(b * t * 2 * d, 1), random(k * d, 2), random(b * t * d, 3));
-                let (mut y, mut du, mut dw) = (vec![0.0; b * t * d], vec![f32::NAN; b * t * 2 * d], vec![1.0; k * d]);
-                let mut dc = vec![f32::NAN; b * t * d];
+                let u: Vec<A> = u.into_iter().map(A::narrow).collect();
+                let w: Vec<f32> = w.into_iter().map(|w| A::narrow(w).widen()).collect();
+                let (mut y, mut du, mut dw) = (vec![A::ZERO; b * t * d], vec![A::NAN; b * t * 2 * d], vec![1.0; k * d]);
+                let mut dc = vec![A::NAN; b * t * d];
                 let mut past = whole(b, t);
                 // A document that starts on the way.
                 if d % 2 == 0 && t > 4 {
@@ -409,39 +481,47 @@ mod tests {
                     conv_taps_backward(cx, (&mut du[two], 2 * d, d), &mut dw, &dc, v, &w, (rows, span, (d, k)));
                 }
                 dw.iter_mut().for_each(|x| *x -= 1.0);
-                let (want_y, want_du, want_dw) = naive(&u, &w, &dy, &past, size);
-                assert_close(&y, &want_y, 1e-6, &format!("y {size:?}"));
-                assert_close(&du, &want_du, 1e-6, &format!("du {size:?}"));
-                assert_close(&dw, &want_dw, 5e-6, &format!("dw {size:?}"));
+                let wide = |x: &[A]| -> Vec<f32> { x.iter().map(|x| x.widen()).collect() };
+                let (want_y, want_du, want_dw) = naive(&wide(&u), &w, &dy, &past, size);
+                assert_close(&wide(&y), &want_y, bound_y, &format!("y {size:?}"));
+                assert_close(&wide(&du), &want_du, bound_du, &format!("du {size:?}"));
+                assert_close(&dw, &want_dw, bound_dw, &format!("dw {size:?}"));
             }
         });
     }
 
     #[test]
     fn a_sequence_in_pieces_equals_the_whole() {
+        pieces_equal_the_whole::<f32>(8, 1e-6);
+        [4, 8, 17, 64].into_iter().for_each(|k| pieces_equal_the_whole::<Bf16>(k, 3e-3));
+    }
+
+    fn pieces_equal_the_whole<A: Store<E = f32>>(k: usize, bound: f64) {
         all_isas(|cx| {
-            let (t, d, k) = (23, 19, 8);
+            let (t, d) = (23, 19);
             let (u, w): (Vec<f32>, Vec<f32>) = (random(t * 2 * d, 1), random(k * d, 2));
-            let mut whole = vec![0.0; t * d];
+            let u: Vec<A> = u.into_iter().map(A::narrow).collect();
+            let mut whole = vec![A::ZERO; t * d];
             let past: Vec<u32> = (0..t as u32).collect();
             let span = &Span { batch: 1, len: t, past: &past };
             conv_gate_forward(cx, &mut whole, &u, None, &w, (0..t, span, (d, k)));
             let mut sums = vec![0.0; t * d];
             conv_forward(cx, &mut sums, (&u, 2 * d, d), None, (&w, d, 0), (0..t, span, (d, k)));
             for ((sum, y), u) in sums.chunks(d).zip(whole.chunks(d)).zip(u.chunks(2 * d)) {
-                let gated: Vec<f32> = sum.iter().zip(u).map(|(c, g)| c / (1.0 + (-g).exp())).collect();
-                assert_close(y, &gated, 1e-6, "gated sums");
+                let gated: Vec<f32> = sum.iter().zip(u).map(|(c, g)| c / (1.0 + (-g.widen()).exp())).collect();
+                let y: Vec<f32> = y.iter().map(|y| y.widen()).collect();
+                assert_close(&y, &gated, bound, "gated sums");
             }
             for piece in [1, 2, 5, 9, 22] {
                 let mut history = vec![0.0; (k - 1) * d];
                 let mut out = Vec::new();
                 for (i, part) in u.chunks(piece * 2 * d).enumerate() {
                     let rows = part.len() / (2 * d);
-                    let mut y = vec![0.0; rows * d];
+                    let mut y = vec![A::ZERO; rows * d];
                     let span = &Span { batch: 1, len: rows, past: &past[i * piece..][..rows] };
                     conv_gate_forward(cx, &mut y, part, Some(&history), &w, (0..rows, span, (d, k)));
                     out.extend(y);
-                    part.chunks(2 * d).for_each(|row| history.extend(&row[d..]));
+                    part.chunks(2 * d).for_each(|row| history.extend(row[d..].iter().map(|v| v.widen())));
                     history.drain(..history.len() - (k - 1) * d);
                 }
                 assert_eq!(out, whole, "pieces of {piece}");

@@ -1,9 +1,8 @@
-//! What the delta rule and attention do to small matrices row by row, on the calling thread: scales, inner products, `exp`, the
-//! transpose. Tested with the ops that they are parts of.
+//! What the delta rule and attention do to small matrices row by row, on the calling thread: scales, inner products, `exp`.
+//! Tested with the ops that they are parts of.
 
 use crate::exec::Exec;
 use crate::simd::{Elem, Op, Simd, each};
-use crate::size::area;
 
 /// `y_i (+)= by_i x_i` for rows of `d`.
 pub(super) fn scale_rows<E: Elem>(cx: &Exec, y: &mut [E], x: &[E], by: &[E], d: usize, add: bool) {
@@ -92,33 +91,5 @@ impl<E: Elem> Op<E> for Exp<'_, E> {
         let (y, x) = (self.y.as_mut_ptr(), self.x.as_ptr());
         // SAFETY: both have as many elements.
         each!(S, self.x.len(), |i, n| unsafe { S::put(y.add(i), S::exp(S::get(x.add(i), n)), n) });
-    }
-}
-
-/// `y: [columns, rows]`, `x: [rows, columns]`.
-pub(super) struct Transpose<'a, E> {
-    pub(super) y: &'a mut [E],
-    pub(super) x: &'a [E],
-    pub(super) rows: usize,
-    pub(super) columns: usize,
-}
-
-impl<E: Elem> Op<E> for Transpose<'_, E> {
-    type Out = ();
-    #[inline(always)]
-    unsafe fn run<S: Simd<E = E>>(self) {
-        let Transpose { y, x, rows, columns } = self;
-        let cells = area([rows, columns]);
-        assert!(x.len() >= cells && y.len() >= cells);
-        // In blocks whose lines stay in the first cache.
-        for first in (0..columns).step_by(16) {
-            let last = columns.min(first + 16);
-            for i in 0..rows {
-                for j in first..last {
-                    // SAFETY: inside both matrices.
-                    unsafe { *y.get_unchecked_mut(j * rows + i) = *x.get_unchecked(i * columns + j) };
-                }
-            }
-        }
     }
 }

@@ -25,9 +25,9 @@ pub enum Triangle {
 /// A matrix whose element `[i, p]` is `x[i * row + p * column]`.
 #[derive(Clone, Copy)]
 pub struct Strided<'a, E> {
-    x: &'a [E],
-    row: usize,
-    column: usize,
+    pub(super) x: &'a [E],
+    pub(super) row: usize,
+    pub(super) column: usize,
 }
 
 impl<'a, E> Strided<'a, E> {

@@ -5,7 +5,7 @@
 
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Elem, Op, Simd, each};
+use crate::simd::{Elem, Op, Simd, Store, each};
 
 /// `y, c: [rows, d]`; a `norm` is `(eps, scale)`. Turns `c` into the gain where the backward pass needs it.
 pub fn silu_unit_forward<E: Elem>(
@@ -33,30 +33,55 @@ impl<E: Elem> Op<E> for Forward<'_, E> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
-        for (y, c) in self.y.chunks_exact_mut(self.d).zip(self.c.chunks_exact_mut(self.d)) {
-            // SAFETY: offsets are inside the rows; missing lanes load as zero.
-            unsafe {
-                let (y, c, one) = (y.as_mut_ptr(), c.as_mut_ptr(), S::splat(E::ONE));
-                let mut sum = S::splat(E::ZERO);
-                each!(S, self.d, |j, n| {
-                    let own = S::get(c.add(j), n);
-                    let s = S::sigmoid(own);
-                    let x = S::mul(own, s);
-                    sum = S::fma(x, x, sum);
-                    S::put(y.add(j), x, n);
-                    if self.gains {
-                        S::put(c.add(j), S::mul(s, S::fma(own, S::sub(one, s), one)), n);
+        let Forward { y, c, norm, gains, d } = self;
+        for (y, c) in y.chunks_mut(ROWS * d).zip(c.chunks_mut(ROWS * d)) {
+            let (to, from) = (y.as_mut_ptr(), c.as_mut_ptr());
+            // SAFETY: offsets are below the common length.
+            each!(S, y.len(), |i, n| unsafe {
+                let (own, one) = (S::get(from.add(i), n), S::splat(E::ONE));
+                let s = S::sigmoid(own);
+                S::put(to.add(i), S::mul(own, s), n);
+                if gains {
+                    S::put(from.add(i), S::mul(s, S::fma(own, S::sub(one, s), one)), n);
+                }
+            });
+            let Some((eps, scale)) = norm else { continue };
+            let mut by = [E::ZERO; ROWS];
+            for (by, x) in by.iter_mut().zip(y.chunks_exact(d)) {
+                // SAFETY: the machine has what this was called for.
+                let sum = unsafe { dot::<S>(x, x) };
+                *by = E::from_f64(scale / (sum.to_f64() + eps).sqrt());
+            }
+            for ((y, c), by) in y.chunks_exact_mut(d).zip(c.chunks_exact_mut(d)).zip(by) {
+                let (y, c) = (y.as_mut_ptr(), c.as_mut_ptr());
+                // SAFETY: offsets are inside the rows.
+                each!(S, d, |j, n| unsafe {
+                    let r = S::splat(by);
+                    S::put(y.add(j), S::mul(S::get(y.add(j), n), r), n);
+                    if gains {
+                        S::put(c.add(j), S::mul(S::get(c.add(j), n), r), n);
                     }
                 });
-                if let Some((eps, scale)) = self.norm {
-                    let r = S::splat(E::from_f64(scale / (S::sum(sum).to_f64() + eps).sqrt()));
-                    each!(S, self.d, |j, n| S::put(y.add(j), S::mul(S::get(y.add(j), n), r), n));
-                    if self.gains {
-                        each!(S, self.d, |j, n| S::put(c.add(j), S::mul(S::get(c.add(j), n), r), n));
-                    }
-                }
             }
         }
+    }
+}
+
+/// Rows that each step goes over before the next: what a row is scaled by comes from all of its elements, and is waited for once.
+const ROWS: usize = 16;
+
+/// `x . y` for two rows of one length.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+unsafe fn dot<S: Simd>(x: &[S::E], y: &[S::E]) -> S::E {
+    assert!(x.len() == y.len());
+    // SAFETY: the caller's promise; offsets are below the common length, and missing lanes load as zero.
+    unsafe {
+        let mut sum = S::splat(S::E::ZERO);
+        each!(S, x.len(), |j, n| sum = S::fma(S::get(x.as_ptr().add(j), n), S::get(y.as_ptr().add(j), n), sum));
+        S::sum(sum)
     }
 }
 
@@ -79,20 +104,23 @@ impl<E: Elem> Op<E> for Backward<'_, E> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
-        let rows =
-            self.dy.chunks_exact_mut(self.d).zip(self.gain.chunks_exact(self.d)).zip(self.y.chunks_exact(self.d));
-        for ((dy, gain), y) in rows {
-            // SAFETY: offsets are inside the rows; missing lanes load as zero.
-            unsafe {
-                let (dy, gain, y) = (dy.as_mut_ptr(), gain.as_ptr(), y.as_ptr());
-                let mut along = S::splat(E::ZERO);
-                if let Some((_, scale)) = self.norm {
-                    let mut dot = along;
-                    each!(S, self.d, |j, n| dot = S::fma(S::get(dy.add(j), n), S::get(y.add(j), n), dot));
-                    along = S::splat(E::from_f64(-S::sum(dot).to_f64() / (scale * scale)));
+        let Backward { dy, gain, y, norm, d } = self;
+        let blocks = dy.chunks_mut(ROWS * d).zip(gain.chunks(ROWS * d)).zip(y.chunks(ROWS * d));
+        for ((dy, gain), y) in blocks {
+            let mut along = [E::ZERO; ROWS];
+            if let Some((_, scale)) = norm {
+                for ((along, dy), y) in along.iter_mut().zip(dy.chunks_exact(d)).zip(y.chunks_exact(d)) {
+                    // SAFETY: the machine has what this was called for.
+                    let dot = unsafe { dot::<S>(dy, y) };
+                    *along = E::from_f64(-dot.to_f64() / (scale * scale));
                 }
-                each!(S, self.d, |j, n| {
-                    let dx = S::fma(along, S::get(y.add(j), n), S::get(dy.add(j), n));
+            }
+            let rows = dy.chunks_exact_mut(d).zip(gain.chunks_exact(d)).zip(y.chunks_exact(d));
+            for (((dy, gain), y), along) in rows.zip(along) {
+                let (dy, gain, y) = (dy.as_mut_ptr(), gain.as_ptr(), y.as_ptr());
+                // SAFETY: offsets are inside the rows.
+                each!(S, d, |j, n| unsafe {
+                    let dx = S::fma(S::splat(along), S::get(y.add(j), n), S::get(dy.add(j), n));
                     S::put(dy.add(j), S::mul(S::get(gain.add(j), n), dx), n);
                 });
             }

@@ -1,17 +1,18 @@
 //! The backward pass of a chunk: the lines of [`super`] differentiated in reverse, each matrix's gradient named `d` + its name.
 
-use super::chunk::{Chunk, cut};
+use super::chunk::{Chunk, side};
 use super::pairs::Pairs;
 use super::rule::{Rule, Sizes};
 use crate::exec::Exec;
-use crate::ops::rows::{RowDots, Scale, Transpose, scale_rows};
-use crate::ops::small::{Strided, Triangle, small_matmul, solve_unit_upper};
-use crate::simd::Elem;
+use crate::ops::operand::{Right, cut, operand_room};
+use crate::ops::rows::{RowDots, Scale, scale_rows};
+use crate::ops::small::{Strided, Triangle, solve_unit_upper};
+use crate::simd::{Elem, Store};
 use crate::size::area;
 
 /// Gradients of one chunk: overwrites `dkq`, `dv`, `dg`, `dbeta`, shaped as what they belong to, and turns `ds` from the
-/// gradient of the state after the chunk into that of the state before, `s0`.
-pub fn delta_backward<E: Elem>(
+/// gradient of the state after the chunk into that of the state before, `s0`. Multiplies in `A`, of which `room` is.
+pub fn delta_backward<E: Elem, A: Store<E = E>>(
     cx: &Exec,
     (dkq, dv, dg, dbeta): (&mut [E], &mut [E], &mut [E], &mut [E]),
     ds: &mut [E],
@@ -22,31 +23,36 @@ pub fn delta_backward<E: Elem>(
     (g, beta): (&[E], &[E]),
     rule: Rule,
     work: &mut [E],
+    room: &mut [A],
     sizes: Sizes,
 ) {
     let (n, dk, width) = sizes;
-    let (keys, values, state) = (area([2, n, dk]), area([n, width]), area([dk, width]));
-    assert!(dkq.len() == keys && dv.len() == values && dg.len() == n && dbeta.len() == n && n > 0);
+    let (all_keys, values, state) = (area([2, n, dk]), area([n, width]), area([dk, width]));
+    assert!(dkq.len() == all_keys && dv.len() == values && dg.len() == n && dbeta.len() == n && n > 0);
     assert!(ds.len() == state && s0.len() == state && d_o.len() == values);
-    assert!(kq.len() == keys && v.len() == values && g.len() == n && beta.len() == n);
+    assert!(kq.len() == all_keys && v.len() == values && g.len() == n && beta.len() == n);
     let mut rest = work;
-    let c = Chunk::new(cx, s0, kq, v, (g, beta), rule, &mut rest, sizes);
+    let (left, room) = room.split_at_mut(side(sizes));
+    let (right, room) = room.split_at_mut(side(sizes));
+    let (for_k, for_u) = room.split_at_mut(operand_room(n, dk));
+    let c = Chunk::new(cx, s0, kq, v, (g, beta), rule, &mut rest, (&mut *left, &mut *right), sizes);
     let (k, q) = kq.split_at(n * dk);
     let (ks, qs) = c.kqs.split_at_mut(n * width);
     let last = c.exp_c[n - 1];
     let (dc, de, dots) = (cut(&mut rest, n), cut(&mut rest, n), cut(&mut rest, n));
     let (by, rows) = (cut(&mut rest, n), cut(&mut rest, n));
-    let turned = cut(&mut rest, width * dk.max(n));
     let (dkeys, dqueries) = dkq.split_at_mut(n * dk);
 
     // S1 = exp(c_n) S0 + (w K)^T U, and O's part of dU.
     let (wk, du) = (cut(&mut rest, n * dk), cut(&mut rest, n * width));
     scale_rows(cx, wk, k, c.w, dk, false);
-    small_matmul(cx, (du, width), Strided::transposed(c.p, n), (d_o, width), (n, width, n), Triangle::UpperA, false);
-    small_matmul(cx, (du, width), Strided::rows(wk, dk), (ds, width), (n, width, dk), Triangle::None, true);
+    let d_out = Right::new(cx, &mut &mut *right, Strided::rows(d_o, width), (n, width));
+    d_out.timed(cx, (du, width), Strided::transposed(c.p, n), n, Triangle::UpperA, false, left);
+    let after = Right::new(cx, &mut &mut *right, Strided::rows(ds, width), (dk, width));
+    after.timed(cx, (du, width), Strided::rows(wk, dk), n, Triangle::None, true, left);
     let z = wk;
-    cx.op(Transpose { y: turned, x: ds, rows: dk, columns: width });
-    small_matmul(cx, (z, dk), Strided::rows(c.u, width), (turned, dk), (n, dk, width), Triangle::None, false);
+    let after = Right::new(cx, &mut &mut *right, Strided::transposed(ds, width), (width, dk));
+    after.timed(cx, (z, dk), Strided::rows(c.u, width), n, Triangle::None, false, left);
     cx.op(RowDots { out: dots, x: k, y: z, d: dk });
     let mut total = [E::ZERO];
     cx.op(RowDots { out: &mut total, x: s0, y: ds, d: dk * width });
@@ -63,21 +69,22 @@ pub fn delta_backward<E: Elem>(
     let dr = du;
     solve_unit_upper(cx, dr, c.m, (n, width));
     let pairs = cut(&mut rest, n * n);
-    let ut = &mut turned[..width * n];
-    cx.op(Transpose { y: ut, x: c.u, rows: n, columns: width });
-    small_matmul(cx, (pairs, n), Strided::rows(d_o, width), (ut, n), (n, n, width), Triangle::LowerC, false);
+    let ut = Right::new(cx, &mut &mut *for_u, Strided::transposed(c.u, width), (width, n));
+    ut.timed(cx, (pairs, n), Strided::rows(d_o, width), n, Triangle::LowerC, false, left);
     by.fill(E::ONE);
     cx.op(Pairs { x: pairs, factor: c.p, decay: c.d, by, rows, columns: dc, n, diagonal: 1 });
     (0..n).for_each(|i| dc[i] += rows[i]);
-    small_matmul(cx, (dqueries, dk), Strided::rows(pairs, n), (k, dk), (n, dk, n), Triangle::LowerA, false);
-    small_matmul(cx, (dkeys, dk), Strided::transposed(pairs, n), (q, dk), (n, dk, n), Triangle::UpperA, true);
+    let keys = Right::new(cx, &mut &mut *for_k, Strided::rows(k, dk), (n, dk));
+    keys.timed(cx, (dqueries, dk), Strided::rows(pairs, n), n, Triangle::LowerA, false, left);
+    let queries = Right::new(cx, &mut &mut *right, Strided::rows(q, dk), (n, dk));
+    queries.timed(cx, (dkeys, dk), Strided::transposed(pairs, n), n, Triangle::UpperA, true, left);
 
     // M = beta_i (K K^T) E, dM = -strict_tril(dR U^T).
-    small_matmul(cx, (pairs, n), Strided::rows(dr, width), (ut, n), (n, n, width), Triangle::LowerC, false);
+    ut.timed(cx, (pairs, n), Strided::rows(dr, width), n, Triangle::LowerC, false, left);
     (0..n).for_each(|i| by[i] = -beta[i]);
     cx.op(Pairs { x: pairs, factor: c.ke, decay: c.e, by, rows, columns: dc, n, diagonal: 0 });
-    small_matmul(cx, (dkeys, dk), Strided::rows(pairs, n), (k, dk), (n, dk, n), Triangle::LowerA, true);
-    small_matmul(cx, (dkeys, dk), Strided::transposed(pairs, n), (k, dk), (n, dk, n), Triangle::UpperA, true);
+    keys.timed(cx, (dkeys, dk), Strided::rows(pairs, n), n, Triangle::LowerA, true, left);
+    keys.timed(cx, (dkeys, dk), Strided::transposed(pairs, n), n, Triangle::UpperA, true, left);
 
     // R = beta (V - exp(e) K S0) and exp(c) Q S0.
     for i in 0..n {
@@ -97,18 +104,11 @@ pub fn delta_backward<E: Elem>(
     cx.op(RowDots { out: dots, x: d_o, y: qs, d: width });
     (0..n).for_each(|i| dc[i] += c.exp_c[i] * dots[i]);
     scale_rows(cx, qs, d_o, c.exp_c, width, false);
-    cx.op(Transpose { y: turned, x: s0, rows: dk, columns: width });
-    small_matmul(cx, (dkq, dk), Strided::rows(c.kqs, width), (turned, dk), (2 * n, dk, width), Triangle::None, true);
+    let before = Right::new(cx, &mut &mut *right, Strided::transposed(s0, width), (width, dk));
+    before.timed(cx, (dkq, dk), Strided::rows(c.kqs, width), 2 * n, Triangle::None, true, left);
     cx.op(Scale { y: ds, by: last });
-    small_matmul(
-        cx,
-        (ds, width),
-        Strided::transposed(kq, dk),
-        (c.kqs, width),
-        (dk, width, 2 * n),
-        Triangle::None,
-        true,
-    );
+    let dkqs = Right::new(cx, &mut &mut *right, Strided::rows(c.kqs, width), (2 * n, width));
+    dkqs.timed(cx, (ds, width), Strided::transposed(kq, dk), dk, Triangle::None, true, left);
 
     let (mut sum_c, mut sum_e) = (0.0, 0.0);
     for i in (0..n).rev() {

@@ -1,25 +1,28 @@
 //! The delta rule over a chunk: the matrices that both directions need of it, and the forward pass. Formulas in [`super`].
 
-use std::mem::take;
-
 use super::pairs::{Decay, Mask};
 use super::rule::{Rule, Sizes};
 use crate::exec::Exec;
-use crate::ops::rows::{Exp, Scale, Transpose, scale_rows};
+use crate::ops::operand::{Right, cut, operand_room};
+use crate::ops::rows::{Exp, Scale, scale_rows};
 use crate::ops::small::{Strided, Triangle, small_matmul, solve_unit_lower};
-use crate::simd::Elem;
+use crate::simd::{Elem, Store};
 use crate::size::area;
 
 /// Elements of working memory that a chunk of these sizes takes, in either direction.
 pub fn delta_work((n, dk, dv): Sizes) -> usize {
-    n * (9 + dk + 4 * dv) + 6 * n * n + dv * dk.max(n)
+    n * (9 + 2 * dk + 4 * dv) + 6 * n * n
 }
 
-/// Cuts the next `len` elements off.
-pub(super) fn cut<'a, E>(rest: &mut &'a mut [E], len: usize) -> &'a mut [E] {
-    let (own, left) = take(rest).split_at_mut(len);
-    *rest = left;
-    own
+/// Elements of the store in which the backward pass multiplies.
+pub fn delta_room(sizes @ (n, dk, dv): Sizes) -> usize {
+    2 * side(sizes) + operand_room(n, dk) + operand_room(dv, n)
+}
+
+/// Room for any operand of the backward pass.
+pub(super) fn side((n, dk, dv): Sizes) -> usize {
+    let most = (2 * n).max(dk).max(dv);
+    operand_room(most, most)
 }
 
 /// What both passes need of a chunk.
@@ -41,7 +44,8 @@ pub(super) struct Chunk<'a, E> {
 }
 
 impl<'a, E: Elem> Chunk<'a, E> {
-    pub fn new(
+    /// Multiplies in `A`; `left` and `right` are room for operands.
+    pub fn new<A: Store<E = E>>(
         cx: &Exec,
         s: &[E],
         kq: &[E],
@@ -49,6 +53,7 @@ impl<'a, E: Elem> Chunk<'a, E> {
         (g, beta): (&[E], &[E]),
         rule: Rule,
         rest: &mut &'a mut [E],
+        (left, right): (&mut [A], &mut [A]),
         (n, dk, dv): Sizes,
     ) -> Self {
         let c = Chunk {
@@ -84,15 +89,14 @@ impl<'a, E: Elem> Chunk<'a, E> {
         cx.op(Decay { out: c.d, rows: (&high[..n], &low[..n]), columns: (&high[..n], &low[..n]), diagonal: 1 });
         cx.op(Decay { out: c.e, rows: (&high[n..], &low[n..]), columns: (&high[..n], &low[..n]), diagonal: 0 });
 
-        let kt = cut(&mut rest, dk * n);
-        cx.op(Transpose { y: kt, x: kq, rows: n, columns: dk });
-        let kt = (&*kt, n);
-        small_matmul(cx, (c.ke, n), Strided::rows(kq, dk), kt, (n, n, dk), Triangle::LowerC, false);
-        small_matmul(cx, (c.p, n), Strided::rows(&kq[n * dk..], dk), kt, (n, n, dk), Triangle::LowerC, false);
+        let kt = Right::new(cx, &mut &mut *right, Strided::transposed(kq, dk), (dk, n));
+        kt.timed(cx, (c.ke, n), Strided::rows(kq, dk), n, Triangle::LowerC, false, left);
+        kt.timed(cx, (c.p, n), Strided::rows(&kq[n * dk..], dk), n, Triangle::LowerC, false, left);
         cx.op(Mask { y: c.p, decay: c.d, n, diagonal: 1 });
         cx.op(Mask { y: c.ke, decay: c.e, n, diagonal: 0 });
         scale_rows(cx, c.m, c.ke, beta, n, false);
-        small_matmul(cx, (c.kqs, dv), Strided::rows(kq, dk), (s, dv), (2 * n, dv, dk), Triangle::None, false);
+        let s = Right::new(cx, &mut &mut *right, Strided::rows(s, dv), (dk, dv));
+        s.timed(cx, (c.kqs, dv), Strided::rows(kq, dk), 2 * n, Triangle::None, false, left);
         let scale = cut(&mut rest, n);
         (0..n).for_each(|i| scale[i] = -(beta[i] * c.exp_e[i]));
         scale_rows(cx, c.u, v, beta, dv, false);
@@ -120,7 +124,8 @@ pub fn delta_forward<E: Elem>(
     );
     assert!(g.len() == n && beta.len() == n && n > 0);
     let mut rest = work;
-    let c = Chunk::new(cx, s, kq, v, (g, beta), rule, &mut rest, (n, dk, dv));
+    let turned = cut(&mut rest, n * dk);
+    let c = Chunk::new::<E>(cx, s, kq, v, (g, beta), rule, &mut rest, (&mut [], turned), (n, dk, dv));
     scale_rows(cx, o, &c.kqs[n * dv..], c.exp_c, dv, false);
     small_matmul(cx, (o, dv), Strided::rows(c.p, n), (c.u, dv), (n, dv, n), Triangle::LowerA, true);
     let wk = cut(&mut rest, n * dk);

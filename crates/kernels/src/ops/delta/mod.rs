@@ -23,7 +23,7 @@ mod rule;
 mod steps;
 
 pub use backward::delta_backward;
-pub use chunk::{delta_forward, delta_work};
+pub use chunk::{delta_forward, delta_room, delta_work};
 pub use rule::Rule;
 pub use steps::delta_steps;
 
@@ -31,8 +31,9 @@ pub use steps::delta_steps;
 mod tests {
     use super::rule::Sizes;
     use super::*;
+    use crate::bf16::Bf16;
     use crate::exec::Exec;
-    use crate::simd::Elem;
+    use crate::simd::{Elem, Store};
     use crate::testing::{all_isas, assert_close, random};
 
     /// Keys and queries of norm 1 (`kq` of `n` tokens stacked), values, `g`, `beta` in f64.
@@ -66,7 +67,7 @@ mod tests {
         (o, s)
     }
 
-    const SIZES: [Sizes; 6] = [(1, 1, 1), (2, 3, 5), (37, 6, 9), (32, 36, 72), (64, 48, 96), (63, 17, 33)];
+    const SIZES: [Sizes; 7] = [(1, 1, 1), (2, 3, 5), (7, 42, 84), (37, 6, 9), (32, 36, 72), (64, 48, 96), (63, 17, 33)];
 
     fn narrow(x: &[f64]) -> Vec<f32> {
         x.iter().map(|&x| x as f32).collect()
@@ -104,7 +105,7 @@ mod tests {
                 let (mut inputs, mut s0) = (inputs(sizes, 1), random::<f64>(dk * dv, 9));
                 let (d_o, ds) = (random::<f64>(n * dv, 10), random::<f64>(dk * dv, 11));
                 let cx = &Exec::new(crate::Isa::SCALAR, 1);
-                let got = gradients(cx, &inputs, &s0, &d_o, &ds, rule, sizes);
+                let got = gradients::<f64, f64>(cx, &inputs, &s0, &d_o, &ds, rule, sizes);
                 let loss = |inputs: &[Vec<f64>; 4], s0: &[f64]| {
                     let (o, s) = recurrence(s0, inputs, rule, sizes);
                     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
@@ -130,8 +131,14 @@ mod tests {
         }
     }
 
+    /// bf16 rounds both operands of every product, by 0.2 % each element.
     #[test]
-    fn gradients_in_f32_equal_those_in_f64() {
+    fn gradients_in_f32_and_bf16_equal_those_in_f64() {
+        equal_those_in_f64::<f32>(1e-5);
+        equal_those_in_f64::<Bf16>(1.5e-2);
+    }
+
+    fn equal_those_in_f64<A: Store<E = f32>>(bound: f64) {
         all_isas(|cx| {
             for sizes in SIZES {
                 for rule in [Rule::Canonical, Rule::Undecayed] {
@@ -139,18 +146,19 @@ mod tests {
                     let (inputs, s0) = (inputs(sizes, 1), random::<f64>(dk * dv, 9));
                     let (d_o, ds) = (random::<f64>(n * dv, 10), random::<f64>(dk * dv, 11));
                     let plain = &Exec::new(crate::Isa::SCALAR, 1);
-                    let want = gradients(plain, &inputs, &s0, &d_o, &ds, rule, sizes);
+                    let want = gradients::<f64, f64>(plain, &inputs, &s0, &d_o, &ds, rule, sizes);
                     let (s0, d_o, ds) = (narrow(&s0), narrow(&d_o), narrow(&ds));
-                    let got = gradients(cx, &inputs.map(|x| narrow(&x)), &s0, &d_o, &ds, rule, sizes);
+                    let inputs = inputs.map(|x| narrow(&x));
+                    let got = gradients::<f32, A>(cx, &inputs, &s0, &d_o, &ds, rule, sizes);
                     for (name, (got, want)) in ["kq", "v", "g", "beta", "s0"].iter().zip(got.iter().zip(&want)) {
-                        assert_close(got, &narrow(want), 1e-5, name);
+                        assert_close(got, &narrow(want), bound, name);
                     }
                 }
             }
         });
     }
 
-    fn gradients<E: Elem>(
+    fn gradients<E: Elem, A: Store<E = E>>(
         cx: &Exec,
         [kq, v, g, beta]: &[Vec<E>; 4],
         s0: &[E],
@@ -162,8 +170,9 @@ mod tests {
         let nan = |n: usize| vec![E::NAN; n];
         let [mut dkq, mut dv, mut dg, mut dbeta] = [kq, v, g, beta].map(|x| nan(x.len()));
         let (mut ds, mut work) = (ds.to_vec(), nan(delta_work(sizes)));
+        let mut room = vec![A::NAN; delta_room(sizes)];
         let out = (&mut dkq[..], &mut dv[..], &mut dg[..], &mut dbeta[..]);
-        delta_backward(cx, out, &mut ds, d_o, s0, kq, v, (g, beta), rule, &mut work, sizes);
+        delta_backward(cx, out, &mut ds, d_o, s0, kq, v, (g, beta), rule, &mut work, &mut room, sizes);
         [dkq, dv, dg, dbeta, ds]
     }
 }

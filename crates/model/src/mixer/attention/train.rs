@@ -1,6 +1,6 @@
 //! Attention in training: [`BLOCK`] queries at a time against the keys in their window.
 
-use flashlm_kernels::ops::{attention_backward, attention_forward, attention_work, narrow, rope};
+use flashlm_kernels::ops::{attention_backward, attention_forward, attention_room, attention_work, narrow, rope};
 use flashlm_kernels::tile::{Heads, Parts, Rows};
 use flashlm_kernels::{Buf, Exec, Store};
 
@@ -104,7 +104,8 @@ impl<A: Store> Mixer<A> for Train<A> {
                     let span = &span.sequence(unit.start / heads);
                     let (keys, values) = (local.take(t * width), local.take(t * width));
                     let (queries, out) = (local.take(most * width), local.take(most * width));
-                    let work = local.take(attention_work((most, width), t.min(window + most)));
+                    let work = local.take(attention_work(most, t.min(window + most)));
+                    let room = local.take::<A>(attention_room((most, width), t.min(window + most)));
                     k.load(cx, keys, 0..t);
                     v.load(cx, values, 0..t);
                     let mut at = 0;
@@ -117,7 +118,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                         q.load(cx, queries, run.clone());
                         let pieces = [(&keys[seen.clone()], &values[seen])];
                         let sizes = (n, width, window);
-                        attention_forward(cx, out, &mut sums[run], queries, &pieces, work, sizes);
+                        attention_forward(cx, out, &mut sums[run], queries, &pieces, work, room, sizes);
                         o.store(cx, out, at);
                         at += n;
                     }
@@ -131,7 +132,8 @@ impl<A: Store> Mixer<A> for Train<A> {
                     let span = &span.sequence(unit.start / heads);
                     let (keys, values) = (local.take(most * width), local.take(most * width));
                     let (queries, out) = (local.take(most * width), local.take(most * width));
-                    let work = local.take(attention_work((most, width), window + most));
+                    let work = local.take(attention_work(most, window + most));
+                    let room = local.take::<A>(attention_room((most, width), window + most));
                     let (past_keys, past_values) = state.split_at_mut(window * width);
                     let mut at = 0;
                     while at < t {
@@ -154,7 +156,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                             (&*keys, &*values),
                         ];
                         let sizes = (n, width, window);
-                        attention_forward(cx, out, &mut sums[run], queries, &pieces, work, sizes);
+                        attention_forward(cx, out, &mut sums[run], queries, &pieces, work, room, sizes);
                         o.store(cx, out, at);
                         for (i, (key, value)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
                             let slot = (past + i) % window * width;
@@ -218,7 +220,8 @@ impl<A: Store> Mixer<A> for Train<A> {
             let (dkeys, dvalues) = (local.take(t * width), local.take(t * width));
             let (queries, dqueries) = (local.take(most * width), local.take(most * width));
             let (out, dout) = (local.take(most * width), local.take(most * width));
-            let work = local.take(attention_work((most, width), 0));
+            let work = local.take(attention_work(most, 0));
+            let room = local.take::<A>(attention_room((most, width), 0));
             k.load(cx, keys, 0..t);
             v.load(cx, values, 0..t);
             dkeys.fill(A::E::ZERO);
@@ -236,7 +239,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 d_o.load(cx, dout, run.clone());
                 let grads = (&mut *dqueries, &mut dkeys[seen.clone()], &mut dvalues[seen.clone()]);
                 let operands = (&*queries, &keys[seen.clone()], &values[seen]);
-                attention_backward(cx, grads, dout, (out, &sums[run]), operands, work, (n, width, window));
+                attention_backward(cx, grads, dout, (out, &sums[run]), operands, work, room, (n, width, window));
                 dq.store(cx, dqueries, at);
                 at += n;
             }

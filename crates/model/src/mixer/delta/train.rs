@@ -1,7 +1,7 @@
 //! The gated delta rule in training: in chunks without a state, row by row with one.
 
 use flashlm_kernels::ops::{
-    conv_taps_backward, delta_backward, delta_forward, delta_steps, delta_work, gate_backward, narrow,
+    conv_taps_backward, delta_backward, delta_forward, delta_room, delta_steps, delta_work, gate_backward, narrow,
     silu_unit_backward,
 };
 use flashlm_kernels::tile::{Heads, Parts, Rows};
@@ -242,6 +242,7 @@ impl<A: Store> Mixer<A> for Train<A> {
             let four = local.take(4 * CHUNK);
             let (ds, zero) = (local.take(dk * dv), local.take(dk * dv));
             let work = local.take(delta_work((CHUNK, dk, dv)));
+            let room = local.take::<A>(delta_room((CHUNK, dk, dv)));
             zero.fill(A::E::ZERO);
             ds.fill(A::E::ZERO);
             let mut end = t;
@@ -276,7 +277,7 @@ impl<A: Store> Mixer<A> for Train<A> {
                 self.copy_gates((&mut *g, &mut *beta), gates, place, run.clone(), t);
                 d_o.load(cx, dout, run.clone());
                 let out = (&mut *dkq, &mut *dvs, &mut *dg, &mut *dbeta);
-                delta_backward(cx, out, ds, dout, s0, kq, v, (g, beta), rule, work, (n, dk, dv));
+                delta_backward(cx, out, ds, dout, s0, kq, v, (g, beta), rule, work, room, (n, dk, dv));
                 let ((dk_rows, dq_rows), (k_gains, q_gains)) = (dkq.split_at_mut(n * dk), sums.split_at(n * dk));
                 let (keys, queries) = kq.split_at(n * dk);
                 silu_unit_backward(cx, dq_rows, q_gains, queries, Some(of.units[0]), dk);
