@@ -8,6 +8,7 @@ pub mod config;
 pub mod curriculum;
 pub mod data;
 pub mod eval;
+mod gradient;
 pub mod load;
 pub mod log;
 pub mod optim;
