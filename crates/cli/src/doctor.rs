@@ -1,7 +1,6 @@
 //! `flashlm doctor`: what this machine is, what it can do, and what to expect of it. Takes about three seconds.
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::measure::{self, fastest};
@@ -92,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let text = format!("{}: {why}; --precision changes it", precision.name());
     report.add("precision", text, json!({"chosen": precision.name(), "why": why}));
-    let latency = fork_join(&cx);
+    let latency = 1e6 * measure::fork_join(&cx);
     let text = match latency {
         _ if threads == 1 => "none: there is one thread".to_string(),
         us if us < 20.0 => format!("{us:.1} us to start and join all threads: short enough for every operation"),
@@ -117,21 +116,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// GFLOP/s of a matmul of [`PRODUCT`]'s sizes.
 fn product<A: Store>(cx: &Exec) -> f64 {
     measure::product::<A>(cx, PRODUCT, |call| fastest(PART, call)) / 1e9
-}
-
-/// Microseconds of a region in which no thread has anything to do.
-fn fork_join(cx: &Exec) -> f64 {
-    let mut times: Vec<f64> = (0..2001)
-        .map(|_| {
-            let started = Instant::now();
-            cx.pool().run(|id| {
-                std::hint::black_box(id);
-            });
-            started.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    times.sort_unstable_by(f64::total_cmp);
-    times[times.len() / 2]
 }
 
 /// GB/s of a copy, what is read and what is written added up.

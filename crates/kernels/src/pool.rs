@@ -10,10 +10,12 @@
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+
+use crate::replay::{Replay, Timeline};
 
 /// Spins before a worker parks: some tens of microseconds.
 const SPINS: u32 = if cfg!(miri) { 4 } else { 4000 };
@@ -66,6 +68,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     running: Mutex<()>,
+    replay: Option<Replay>,
 }
 
 impl Pool {
@@ -85,12 +88,24 @@ impl Pool {
         };
         // Fewer threads than asked for change no result, only the speed.
         let workers: Vec<_> = (1..threads).map_while(|id| spawn(id).ok()).collect();
-        Pool { shared, workers, running: Mutex::new(()) }
+        Pool { shared, workers, running: Mutex::new(()), replay: None }
+    }
+
+    /// The caller alone, which plays `threads` threads and keeps a timeline of what they would have taken.
+    pub(crate) fn replay(threads: usize) -> Self {
+        let mut pool = Pool::new(1);
+        pool.replay = Some(Replay::new(threads));
+        pool
+    }
+
+    /// What happened since the last call, if threads are played.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.replay.as_ref().map(Replay::timeline)
     }
 
     /// Number of threads, the caller included.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.replay.as_ref().map_or(self.workers.len() + 1, Replay::threads)
     }
 
     /// Marks this thread as being in a region of this pool, unless it is in another already.
@@ -109,8 +124,13 @@ impl Pool {
     ///
     /// # Panics
     /// With the first panic of any thread, once all are done; and if this thread is in a region already.
+    #[track_caller]
     pub fn run(&self, f: impl Fn(usize) + Sync) {
         let _region = self.enter();
+        if let Some(replay) = &self.replay {
+            let mut all: Vec<Option<usize>> = (0..self.threads()).map(Some).collect();
+            return replay.region(Location::caller(), |id| all[id].take(), f);
+        }
         if self.workers.is_empty() {
             return f(0);
         }
@@ -143,6 +163,7 @@ impl Pool {
 
     /// Splits `0..n` into one contiguous range a thread, cut at multiples of `align`, and runs `f` on each range that is
     /// not empty.
+    #[track_caller]
     pub fn split(&self, n: usize, align: usize, f: impl Fn(Range<usize>) + Sync) {
         let units = n.div_ceil(align);
         let threads = self.threads();
