@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod curriculum;
 pub mod data;
+pub mod eta;
 pub mod eval;
 mod gradient;
 pub mod load;

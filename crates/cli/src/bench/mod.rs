@@ -2,7 +2,7 @@
 
 mod decode;
 mod kernels;
-mod measure;
+pub(crate) mod measure;
 mod mixers;
 mod scaling;
 pub(crate) mod train;

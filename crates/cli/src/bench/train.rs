@@ -28,7 +28,7 @@ const WINDOWS: usize = 3;
 /// Batches of random tokens, used in turn.
 const BATCHES: usize = 8;
 /// Sequences of a step where the preset leaves it to the hardware.
-const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
 /// Most tokens of a step.
 const MAX_TOKENS: usize = 1 << 22;
 
