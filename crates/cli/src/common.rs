@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use flashlm_kernels::cpu::Machine;
+use flashlm_kernels::cpu::{BUSY, Machine};
 use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
 use flashlm_model::io::not_a_file;
@@ -204,6 +204,13 @@ pub fn set_all(layers: &mut Layers, settings: &[String]) -> anyhow::Result<()> {
         layers.set(key.trim(), value.trim())?;
     }
     Ok(())
+}
+
+/// What is told where a measurement was disturbed: threads had only this share of the time that they asked for.
+pub fn busy(share: f64) -> Option<String> {
+    let percent = 100.0 * share;
+    (share < BUSY)
+        .then(|| format!("Other programs are at work: the threads had {percent:.0} % of the time that they asked for"))
 }
 
 /// Reads `--precision`.

@@ -1,32 +1,32 @@
-//! `flashlm doctor`: what this machine is, what it can do, and what to expect of it. Takes about three seconds.
+//! `flashlm doctor`: what this machine is, what it can do, and what to expect of it. Takes some seconds.
 
 use std::process::ExitCode;
-use std::time::Instant;
 
-use flashlm_kernels::cpu::Machine;
+use flashlm_kernels::cpu::{CpuTime, Machine};
 use flashlm_kernels::measure::{self, fastest};
 use flashlm_kernels::ops::narrow;
-use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store, Token};
-use flashlm_model::rng::Rng;
+use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store};
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config;
 use flashlm_train::run::{Size, size_for};
-use flashlm_train::stepper::{Step, Stepper};
 use flashlm_train::units::{bytes, counted, thousands};
 use serde_json::json;
 
-use crate::common::threads;
+use crate::bench::measure::{median, windows};
+use crate::bench::train::{BATCH, Steps};
+use crate::common::{busy, threads};
 use crate::report::Report;
 
 /// Rows, columns and inner size of the matmul that is timed: operands that stay in the cache.
 const PRODUCT: (usize, usize, usize) = (448, 512, 192);
 /// Bytes that are copied: far more than any cache holds.
 const COPIED: usize = 128 << 20;
-/// Seconds spent on the training steps, and on each other figure.
-const TRAINING: f64 = 1.0;
+/// Seconds spent on the training steps, in so many windows, and on each other figure.
+const TRAINING: f64 = 3.0;
+const WINDOWS: usize = 3;
 const PART: f64 = 0.15;
 
-/// Show what this machine can do: instruction sets, speed, and the preset that suits it; takes about three seconds
+/// Show what this machine can do: instruction sets, speed, and the preset that suits it; takes some seconds
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  flashlm doctor\n  FLASHLM_ISA=avx2 flashlm doctor --json")]
 pub struct Args {
@@ -92,7 +92,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let text = format!("{}: {why}; --precision changes it", precision.name());
     report.add("precision", text, json!({"chosen": precision.name(), "why": why}));
-    let latency = fork_join(&cx);
+    let latency = 1e6 * measure::fork_join(&cx);
     let text = match latency {
         _ if threads == 1 => "none: there is one thread".to_string(),
         us if us < 20.0 => format!("{us:.1} us to start and join all threads: short enough for every operation"),
@@ -102,12 +102,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let bandwidth = bandwidth(&cx);
     let text = format!("{bandwidth:.1} GB/s read and written by a large copy: limits the optimizer and large models");
     report.add("memory speed", text, bandwidth);
+    let before = CpuTime::now();
     let speed = training(&cx, precision)?;
-    let text = format!(
-        "about {} tokens/s with v4-small, from a few steps; `flashlm bench train` measures it properly",
-        thousands(rounded(speed))
-    );
-    report.add("training", text, json!({"preset": "v4-small", "tokens_per_second": speed}));
+    let share = CpuTime::share_since(before);
+    let text = format!("about {} tokens/s with v4-small, batch {BATCH}", thousands(rounded(speed)));
+    report.add("training", text, json!({"preset": "v4-small", "batch": BATCH, "tokens_per_second": speed}));
+    let text = busy(share).map_or("none: the threads had the time that they asked for".to_string(), |text| {
+        format!("{}: all speeds are too low", text.to_lowercase())
+    });
+    report.add("other programs", text, json!({"cpu_share": share}));
     let Size { preset, why: reason } = size_for(&machine, None);
     report.add("preset", format!("{preset}: {reason}"), json!({"name": preset, "why": reason}));
     report.print(args.json);
@@ -119,21 +122,6 @@ fn product<A: Store>(cx: &Exec) -> f64 {
     measure::product::<A>(cx, PRODUCT, |call| fastest(PART, call)) / 1e9
 }
 
-/// Microseconds of a region in which no thread has anything to do.
-fn fork_join(cx: &Exec) -> f64 {
-    let mut times: Vec<f64> = (0..2001)
-        .map(|_| {
-            let started = Instant::now();
-            cx.pool().run(|id| {
-                std::hint::black_box(id);
-            });
-            started.elapsed().as_secs_f64() * 1e6
-        })
-        .collect();
-    times.sort_unstable_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
 /// GB/s of a copy, what is read and what is written added up.
 fn bandwidth(cx: &Exec) -> f64 {
     let n = COPIED / size_of::<f32>() / 2;
@@ -143,20 +131,15 @@ fn bandwidth(cx: &Exec) -> f64 {
     COPIED as f64 / fastest(PART, || narrow(cx, &mut to, &from)) / 1e9
 }
 
-/// Tokens per second of training steps of v4-small on random tokens.
+/// Tokens per second of training v4-small, measured as `flashlm bench train` does it.
 fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     let settings = config::preset("v4-small")?.train;
-    let model = ModelConfig::v4_small();
-    let shape = Shape { batch: 4, seq_len: settings.seq_len };
-    let Shape { batch, seq_len: seq } = shape;
-    let mut stepper = Stepper::new(&model, precision, shape, &settings)?;
-    let mut rng = Rng::new(settings.seed);
-    let tokens: Vec<Token> = (0..batch * (seq + 1)).map(|_| rng.below(model.vocab_size as u64) as Token).collect();
-    let window = |i: usize| &tokens[i * (seq + 1)..][..seq + 1];
-    let seconds = fastest(TRAINING, || {
-        stepper.step(cx, Step { shape, settings: &settings, lr: settings.lr, number: 1 }, window);
-    });
-    Ok((batch * seq) as f64 / seconds)
+    let shape = Shape { batch: BATCH, seq_len: settings.seq_len };
+    let mut steps = Steps::new(cx, &ModelConfig::v4_small(), precision, settings, shape)?;
+    steps.step(cx)?;
+    let mut failure = None;
+    let times = windows(TRAINING, WINDOWS, || failure = failure.take().or(steps.step(cx).err()));
+    failure.map_or(Ok(shape.rows() as f64 / median(&times)), Err)
 }
 
 /// To two figures: more would be a promise.

@@ -21,6 +21,11 @@ impl Exec {
         Exec { isa, pool: Pool::new(threads.max(1)), serial: Some(Box::new(serial)) }
     }
 
+    /// The calling thread alone, which plays `threads` threads (at least 1): [`Pool::timeline`] tells what they would take.
+    pub fn replay(isa: Isa, threads: usize) -> Self {
+        Exec { pool: Pool::replay(threads.max(1)), ..Exec::new(isa, 1) }
+    }
+
     /// The same ISA on the calling thread alone.
     pub(crate) fn serial(&self) -> &Exec {
         self.serial.as_deref().unwrap_or(self)
@@ -43,6 +48,7 @@ impl Exec {
     }
 
     /// Runs `f` over `0..rows`, one contiguous range a thread.
+    #[track_caller]
     pub(crate) fn rows(&self, rows: usize, f: impl Fn(Range<usize>) + Sync) {
         self.pool.split(rows, 1, f);
     }

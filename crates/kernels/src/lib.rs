@@ -22,6 +22,7 @@ pub mod ops;
 mod part;
 pub mod pool;
 pub mod profile;
+pub mod replay;
 mod simd;
 mod size;
 pub mod span;

@@ -22,6 +22,21 @@ pub fn fastest(seconds: f64, mut f: impl FnMut()) -> f64 {
     best
 }
 
+/// Seconds of a region in which no thread has anything to do: the median of many.
+pub fn fork_join(cx: &Exec) -> f64 {
+    let mut times: Vec<f64> = (0..2001)
+        .map(|_| {
+            let started = Instant::now();
+            cx.pool().run(|id| {
+                std::hint::black_box(id);
+            });
+            started.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_unstable_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
 /// Operations per second of a matmul `[m, k] [k, n]`, `seconds` being what times one call of it.
 pub fn product<A: Store>(
     cx: &Exec,

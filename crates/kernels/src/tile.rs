@@ -284,6 +284,7 @@ impl Exec {
     }
 
     /// Runs `f(serial executor, rows of the tile, its shares of the buffers, working memory)` for each tile of `0..rows`.
+    #[track_caller]
     pub fn tiles<V: Split>(
         &self,
         rows: usize,
@@ -294,6 +295,7 @@ impl Exec {
     }
 
     /// The same in tiles of `height` rows.
+    #[track_caller]
     pub fn tiles_by<V: Split>(
         &self,
         height: usize,

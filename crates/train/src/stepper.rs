@@ -1,11 +1,11 @@
-//! One optimizer step: forward and backward of a batch in micro-batches of at most [`ROWS`] rows, clip, update.
+//! One optimizer step: forward and backward of a batch in micro-batches, or passes, of at most [`pass_rows`] rows, clip, update.
 //!
-//! Micro-batches bound the memory of activations for any batch. Their size is part of the arithmetic: it is a constant, so
-//! that results do not depend on the machine.
+//! Passes bound the memory of activations for any batch. Their size is part of the arithmetic: it is one of the run's
+//! settings, so that results do not depend on the machine.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use flashlm_kernels::ops::{NO_TARGET, zero};
+use flashlm_kernels::ops::NO_TARGET;
 use flashlm_kernels::{Buf, Exec, Token};
 pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
@@ -13,10 +13,17 @@ use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared};
 
 use crate::config::TrainSettings;
 use crate::data::window::Window;
+use crate::gradient::Gradient;
 use crate::optim::Optimizers;
 
-/// Rows of one micro-batch, unless a single sequence is longer.
+/// Most rows of one pass where the settings leave it open.
 pub const ROWS: usize = 2048;
+
+/// Most rows of one pass over batches of at most this shape: those of the settings, but at least one sequence.
+pub fn pass_rows(settings: &TrainSettings, shape: Shape) -> usize {
+    let rows = if settings.pass_rows == 0 { ROWS } else { settings.pass_rows };
+    rows.min(shape.rows()).max(shape.seq_len)
+}
 
 /// The inputs of a step besides its windows.
 #[derive(Clone, Copy)]
@@ -39,7 +46,7 @@ pub struct Stepper {
     pub params: Buf<f32>,
     /// What applies gradients to parameters, and its state.
     pub optimizers: Optimizers,
-    grads: Buf<f32>,
+    gradient: Gradient,
     inputs: Vec<Token>,
     targets: Vec<Token>,
 }
@@ -70,13 +77,13 @@ impl Stepper {
         shape: Shape,
         settings: &TrainSettings,
     ) -> Result<Self, ConfigError> {
-        let rows = ROWS.min(shape.rows()).max(shape.seq_len);
+        let rows = pass_rows(settings, shape);
         let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let grads = Buf::zeros(params.len());
-        Ok(Stepper { lm, params, optimizers, grads, inputs, targets })
+        let gradient = Gradient::new(params.len());
+        Ok(Stepper { lm, params, optimizers, gradient, inputs, targets })
     }
 
     /// One step on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
@@ -93,13 +100,12 @@ impl Stepper {
         window: impl Fn(usize) -> W,
     ) -> Option<StepResult> {
         let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
-        zero(cx, &mut self.grads);
+        self.gradient.clear();
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
         let micro_batch = (self.lm.rows() / seq_len).max(1);
         let mut prepared = Prepared::new(cx, &mut *self.lm, &self.params);
-        let mut nats = 0.0;
         for first in (0..batch).step_by(micro_batch) {
             if first > 0 && stop.load(Relaxed) {
                 return None;
@@ -118,13 +124,15 @@ impl Stepper {
                 self.targets.resize(end, NO_TARGET);
             }
             let shape = Shape { batch: n, seq_len };
-            nats += prepared.loss_backward(&mut self.grads, &self.inputs, &self.targets, shape, objective);
+            let (inputs, targets) = (&self.inputs, &self.targets);
+            self.gradient.add(cx, |grads| prepared.loss_backward(grads, inputs, targets, shape, objective));
         }
-        let loss = nats * scale;
+        let loss = self.gradient.finish(cx) * scale;
         if !loss.is_finite() {
             return Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
-        let grad_norm = self.optimizers.step(cx, &mut self.params, &self.grads, &settings.optim(), lr, number);
+        let grad_norm =
+            self.optimizers.step(cx, &mut self.params, self.gradient.values(), &settings.optim(), lr, number);
         Some(StepResult { loss, tokens: tokens as u64, grad_norm })
     }
 }
@@ -136,6 +144,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Settings, preset};
+    use crate::gradient::tests::tree;
 
     fn small() -> Settings {
         let mut settings = preset("v4-small").unwrap();
@@ -173,8 +182,42 @@ mod tests {
         let result = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
         assert!((result.loss - nats * scale).abs() < 1e-6 * result.loss, "{} for {}", result.loss, nats * scale);
         assert!((result.grad_norm - norm).abs() < 1e-5 * norm, "{} for {norm}", result.grad_norm);
-        for (own, want) in stepper.grads.iter().zip(&grads) {
+        for (own, want) in stepper.gradient.values().iter().zip(&grads) {
             assert!((own - want).abs() <= 1e-5 * norm as f32, "{own} for {want}");
+        }
+    }
+
+    /// Of full passes and a short one, each computed by itself.
+    #[test]
+    fn passes_are_added_in_a_tree() {
+        let mut settings = small();
+        // Two sequences each.
+        settings.train.pass_rows = 90;
+        let seq_len = 40;
+        for threads in 1..=3 {
+            let cx = Exec::new(Isa::detect().unwrap(), threads);
+            for batch in 1..=18 {
+                let shape = Shape { batch, seq_len };
+                let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
+                let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
+                let params = stepper.params.clone();
+                let mut alone = Precision::F32.build(&settings.model, 2 * seq_len, true).unwrap();
+                let mut alone = Prepared::new(&cx, &mut *alone, &params);
+                let objective = Objective { scale: 1.0 / shape.rows() as f64, z_loss: settings.train.z_loss };
+                let pass = |windows: &[Vec<Token>]| {
+                    let inputs: Vec<Token> = windows.iter().flat_map(|w| w[..seq_len].to_vec()).collect();
+                    let targets: Vec<Token> = windows.iter().flat_map(|w| w[1..].to_vec()).collect();
+                    let mut grads = vec![0.0; params.len()];
+                    let shape = Shape { batch: windows.len(), seq_len };
+                    let nats = alone.loss_backward(&mut grads, &inputs, &targets, shape, objective);
+                    (grads, nats)
+                };
+                let passes: Vec<_> = data.chunks(2).map(pass).collect();
+                let (grads, nats) = tree(&passes, 0, passes.len().next_power_of_two()).unwrap();
+                let result = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
+                assert_eq!(result.loss, nats * objective.scale, "batch {batch} on {threads} threads");
+                assert!(stepper.gradient.values() == grads, "batch {batch} on {threads} threads");
+            }
         }
     }
 
@@ -210,7 +253,7 @@ mod tests {
                     (off / b.iter().map(|&b| square(b)).sum::<f64>()).sqrt()
                 };
                 let (ratio, bound) =
-                    (off(&stepper.grads, &grads), if precision == Precision::F32 { 1e-5 } else { 5e-3 });
+                    (off(stepper.gradient.values(), &grads), if precision == Precision::F32 { 1e-5 } else { 5e-3 });
                 assert!(ratio < bound, "{mixer}, {}: {ratio:e}", precision.name());
             }
         }

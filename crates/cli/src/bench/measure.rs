@@ -16,7 +16,7 @@ pub(super) fn seconds(text: &str) -> Result<f64, String> {
 }
 
 /// The middle one, or the mean of the two in the middle; NaN of none.
-pub(super) fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match sorted.len() {
@@ -27,7 +27,7 @@ pub(super) fn median(values: &[f64]) -> f64 {
 }
 
 /// Calls `f` for about `seconds` in `count` windows or more: seconds a call in each. Every window has at least one call.
-pub(super) fn windows(seconds: f64, count: usize, mut f: impl FnMut()) -> Vec<f64> {
+pub(crate) fn windows(seconds: f64, count: usize, mut f: impl FnMut()) -> Vec<f64> {
     let length = seconds / count as f64;
     let window = |_| {
         let start = Instant::now();

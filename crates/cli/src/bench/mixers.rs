@@ -91,7 +91,7 @@ fn measure(
         for row in &mut rows {
             let model = ModelConfig { mixer: row.mixer.into(), ..ModelConfig::v4_small() };
             let shape = Shape { batch: tokens / row.len, seq_len: row.len };
-            let mut steps = Steps::new(&model, precision, settings.clone(), shape)?;
+            let mut steps = Steps::new(cx, &model, precision, settings.clone(), shape)?;
             row.parameters = steps.stepper.lm.layout().parameters();
             // Memory is touched for the first time before it counts.
             steps.step(cx)?;

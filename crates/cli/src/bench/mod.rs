@@ -1,9 +1,10 @@
-//! `flashlm bench`: how fast this machine trains, with each token mixer, writes, and how fast each kernel is.
+//! `flashlm bench`: how fast this machine trains, with each token mixer and on many threads, writes, and how fast each kernel is.
 
 mod decode;
 mod kernels;
-mod measure;
+pub(crate) mod measure;
 mod mixers;
+mod scaling;
 pub(crate) mod train;
 
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum What {
     Mixers(mixers::Args),
     /// Measure generation by the packed runtime: tokens per second
     Decode(decode::Args),
+    /// Forecast how training scales: work measured on one thread, shared out among many
+    Scaling(scaling::Args),
     /// Time each kernel on each instruction set, after checking its result
     Kernels(kernels::Args),
 }
@@ -36,6 +39,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Train(args) => train::run(args),
         What::Mixers(args) => mixers::run(args),
         What::Decode(args) => decode::run(args),
+        What::Scaling(args) => scaling::run(args),
         What::Kernels(args) => kernels::run(args),
     }
 }

@@ -16,6 +16,7 @@ use flashlm_model::params::{Group, Layout};
 use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::{Layers, TrainSettings};
+use flashlm_train::run::pass_rows_for;
 use flashlm_train::stepper::{Step, StepResult, Stepper};
 use flashlm_train::units::counted;
 
@@ -27,7 +28,7 @@ const WINDOWS: usize = 3;
 /// Batches of random tokens, used in turn.
 const BATCHES: usize = 8;
 /// Sequences of a step where the preset leaves it to the hardware.
-const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
 /// Most tokens of a step.
 const MAX_TOKENS: usize = 1 << 22;
 
@@ -82,7 +83,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = common::exec(args.threads)?;
     let (isa, threads) = (cx.isa().name(), cx.pool().threads());
     let precision = args.precision.resolve(cx.isa());
-    let mut steps = Steps::new(&model, precision, settings.train, Shape { batch, seq_len: seq })?;
+    let mut steps = Steps::new(&cx, &model, precision, settings.train, Shape { batch, seq_len: seq })?;
     let parameters = steps.stepper.lm.layout().parameters();
     let kept = precision.name();
     say!(
@@ -203,11 +204,15 @@ pub(crate) struct Steps {
 
 impl Steps {
     pub(crate) fn new(
+        cx: &Exec,
         model: &ModelConfig,
         precision: Precision,
-        settings: TrainSettings,
+        mut settings: TrainSettings,
         shape: Shape,
     ) -> anyhow::Result<Self> {
+        if settings.pass_rows == 0 {
+            settings.pass_rows = pass_rows_for(shape.rows(), cx.pool().threads());
+        }
         let stepper = Stepper::new(model, precision, shape, &settings)?;
         let mut rng = Rng::new(settings.seed);
         let random = |_| rng.below(model.vocab_size as u64) as Token;
@@ -249,7 +254,7 @@ mod tests {
         let cx = Exec::new(Isa::SCALAR, 1);
         let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
         let settings = preset("v4-small").unwrap().train;
-        let mut steps = Steps::new(&model, Precision::F32, settings, Shape { batch: 3, seq_len: 5 }).unwrap();
+        let mut steps = Steps::new(&cx, &model, Precision::F32, settings, Shape { batch: 3, seq_len: 5 }).unwrap();
         let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         assert!((losses[0] - 31f64.ln()).abs() < 0.1, "{}", losses[0]);

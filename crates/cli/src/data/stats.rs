@@ -232,7 +232,7 @@ fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
     let (batch, seq_len) = (machine.cores.clamp(2, 8), settings.train.seq_len);
     let model = ModelConfig { vocab_size, ..settings.model };
     let mut steps =
-        Steps::new(&model, settings.train.precision.resolve(cx.isa()), settings.train, Shape { batch, seq_len })?;
+        Steps::new(&cx, &model, settings.train.precision.resolve(cx.isa()), settings.train, Shape { batch, seq_len })?;
     steps.step(&cx)?;
     let started = Instant::now();
     for _ in 0..3 {

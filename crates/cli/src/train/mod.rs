@@ -66,6 +66,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let left_out = if duplicates > 0 { format!(", {} of them left out", thousands(duplicates)) } else { String::new() };
     let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
     let entropy_bound = prepared.entropy_bound;
+    // What cannot be measured ends no run.
+    let expected = prepared.forecast(&cx, &mut |_| ()).map(|forecast| plan::expected(&forecast));
     let mut trainer = prepared.trainer(&cx, claim)?;
     say!(
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
@@ -80,6 +82,9 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     );
     if let Some((step, from)) = resumed {
         say!("resumed from step {step} of {}", from.display());
+    }
+    if let Ok(expected) = expected {
+        say!("{expected}");
     }
     if let Some(bound) = entropy_bound {
         say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");

@@ -10,7 +10,7 @@ use flashlm_train::trainer::Event;
 use flashlm_train::units::{bytes, counted, duration, thousands};
 use serde_json::{Value, json};
 
-use crate::common::{Status, out};
+use crate::common::{Status, busy, out};
 
 /// Runs the command.
 pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool) -> anyhow::Result<ExitCode> {
@@ -30,7 +30,7 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
             "{:#}",
             json!({
                 "stages": stages, "tokens": tokens.round() as u64, "updates": steps.round() as u64, "seconds": seconds,
-                "tokens_per_second": tokens / seconds, "memory_mb": memory as f64 / f64::from(1 << 20),
+                "tokens_per_second": tokens / forecast.training(), "cpu_share": forecast.cpu_share, "memory_mb": memory as f64 / f64::from(1 << 20),
                 "batch": forecast.batch, "threads": threads, "boundaries": boundaries,
                 "parameters": forecast.parameters,
             })
@@ -43,12 +43,30 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
     let (tokens, steps) = (thousands(tokens.round() as u64), thousands(steps.round() as u64));
     out!("total: {tokens} tokens in {steps} steps, about {}, {} of memory", duration(seconds), bytes(memory));
     out!(
-        "Time is measured: {} of each stage on {}, without validations, samples and checkpoints; memory is what they \
-         took. Boundaries: {boundaries}.",
-        counted(Forecast::MEASURED, "step"),
-        counted(threads as u64, "thread")
+        "Time is measured: some passes of each stage on {}, and from that {} for validations, samples and checkpoints; memory \
+         is what they took. Boundaries: {boundaries}.",
+        counted(threads as u64, "thread"),
+        duration(forecast.rest)
     );
+    if let Some(busy) = busy(forecast.cpu_share) {
+        out!("{busy}");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line of what a run is about to take.
+pub fn expected(forecast: &Forecast) -> String {
+    let speed = forecast.tokens() / forecast.training().max(1e-9);
+    let mut line = format!(
+        "expected: {} tokens/s, {} steps, {} with validations, samples and checkpoints",
+        thousands(speed.round() as u64),
+        thousands(forecast.steps().round() as u64),
+        duration(forecast.seconds())
+    );
+    if let Some(busy) = busy(forecast.cpu_share) {
+        line += &format!(". {busy}");
+    }
+    line
 }
 
 fn print(stage: &StageForecast, i: usize, of: usize) {

@@ -15,12 +15,13 @@ mod shares;
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crate::replay::{Replay, Timeline};
 use seat::{Seat, make_room};
 use shares::{Piece, Shares};
 
@@ -145,15 +146,21 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     running: Mutex<()>,
+    replay: Option<Replay>,
 }
 
 impl Pool {
     /// A pool of `threads` (at least 1) with the caller as one of them.
     pub fn new(threads: usize) -> Self {
+        Pool::with_parts(threads, threads)
+    }
+
+    /// A pool of `threads`, whose regions are cut into `parts`.
+    fn with_parts(threads: usize, parts: usize) -> Self {
         let shared = Arc::new(Shared {
             generation: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            shares: Shares::new(threads),
+            shares: Shares::new(parts),
             left: AtomicUsize::new(0),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -168,12 +175,24 @@ impl Pool {
         };
         // Fewer threads than asked for change no result, only the speed.
         let workers: Vec<_> = (1..threads).map_while(|id| spawn(id).ok()).collect();
-        Pool { shared, workers, running: Mutex::new(()) }
+        Pool { shared, workers, running: Mutex::new(()), replay: None }
+    }
+
+    /// The caller alone, which plays `threads` threads and keeps a timeline of what they would have taken.
+    pub(crate) fn replay(threads: usize) -> Self {
+        let mut pool = Pool::with_parts(1, threads);
+        pool.replay = Some(Replay::new(threads));
+        pool
+    }
+
+    /// What happened since the last call, if threads are played.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.replay.as_ref().map(Replay::timeline)
     }
 
     /// Number of threads, the caller included.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.replay.as_ref().map_or(self.workers.len() + 1, Replay::threads)
     }
 
     /// Marks this thread as being in a region of this pool, unless it is in another already.
@@ -192,6 +211,7 @@ impl Pool {
     ///
     /// # Panics
     /// With the first panic of any thread, once all are done; and if this thread is in a region already.
+    #[track_caller]
     pub fn run(&self, f: impl Fn(usize) + Sync) {
         self.region(self.threads(), Piece::Own, |ids| ids.for_each(&f));
     }
@@ -200,6 +220,7 @@ impl Pool {
     ///
     /// # Panics
     /// As [`Pool::run`].
+    #[track_caller]
     pub fn split(&self, n: usize, align: usize, f: impl Fn(Range<usize>) + Sync) {
         // As many units as can be counted.
         let align = align.max(n.div_ceil(shares::MOST));
@@ -211,15 +232,22 @@ impl Pool {
     ///
     /// # Panics
     /// As [`Pool::run`].
+    #[track_caller]
     pub fn each(&self, n: usize, f: impl Fn(usize) + Sync) {
         self.region(n, Piece::One, |units| units.for_each(&f));
     }
 
     /// Runs `f` on pieces that make up `0..units`.
+    #[track_caller]
     fn region(&self, units: usize, piece: Piece, f: impl Fn(Range<usize>) + Sync) {
         let _region = self.enter();
         if units == 0 {
             return;
+        }
+        if let Some(replay) = &self.replay {
+            let shares = &self.shared.shares;
+            shares.deal(units, self.threads(), piece);
+            return replay.region(Location::caller(), |id| shares.next(id), f);
         }
         if self.workers.is_empty() || units == 1 {
             return f(0..units);

@@ -8,7 +8,7 @@
 //! `dz = (softmax(z) - onehot) * scale` (soft cap and z-loss: [`flashlm_kernels::ops::SoftmaxRows`]), `dx = dz E`,
 //! `dE += dz^T x` are computed in one of two ways; which is faster depends on the cost of a matmul:
 //!
-//! * stored: the exponentials of `BLOCK` tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
+//! * stored: the exponentials of a block of tiles of rows are kept, and become `dz` in place. `dx` follows within the tile,
 //!   `dE` for the whole block.
 //! * recomputed: only the sums of exponentials are kept, and logits are made a second time, for `PART` columns at a time that
 //!   stay in the cache while all rows pass by: half a forward matmul more, a third of the memory traffic. Each group of
@@ -32,8 +32,10 @@ use crate::params::{Group, Init, Layout};
 
 /// Columns of logits that exist at once.
 const CHUNK: usize = 512;
-/// Tiles of rows whose exponentials exist at once.
+/// Tiles of rows whose exponentials exist at once, or more: a tile for every `TILE_BLOCK` rows of a pass, which has as many rows as its
+/// threads need.
 const BLOCK: usize = 16;
+const TILE_BLOCK: usize = 128;
 
 /// Most groups of columns, each with its own `dx`, where logits are recomputed.
 const GROUPS: usize = 16;
@@ -99,6 +101,8 @@ impl<A: Store> Forward<A> {
 pub struct Work<A: Store> {
     rows: usize,
     training: bool,
+    /// Tiles of a block.
+    block: usize,
     losses: Buf<f64>,
     way: Option<Way<A>>,
 }
@@ -137,7 +141,8 @@ impl<A: Store> Head<A> {
 
     /// Working memory for at most `rows` rows. That of gradients follows the executor, once it is known.
     pub fn work(&self, rows: usize) -> Work<A> {
-        Work { rows, training: self.backward.is_some(), losses: Buf::scratch(rows), way: None }
+        let block = BLOCK.max(rows / TILE_BLOCK);
+        Work { rows, training: self.backward.is_some(), block, losses: Buf::scratch(rows), way: None }
     }
 
     /// Makes room for the way to the gradients that is the faster on `cx`.
@@ -152,7 +157,7 @@ impl<A: Store> Head<A> {
         match (&work.way, recomputed) {
             (Some(Way::Stored { .. }), false) | (Some(Way::Recomputed { .. }), true) => {}
             (_, false) => {
-                let block = rows.min(BLOCK * TILE_ROWS.end());
+                let block = rows.min(work.block * TILE_ROWS.end());
                 work.way = Some(Way::Stored { dz: Buf::scratch(block * v), packed: Packed::new(block, d) });
             }
             (_, true) => {
@@ -200,12 +205,12 @@ impl<A: Store> Head<A> {
         objective: Objective,
     ) -> f64 {
         let Head { d, vocab: v, cap, forward, backward, .. } = self;
-        let Work { losses, way: Some(Way::Stored { dz, packed }), .. } = work else {
+        let Work { block, losses, way: Some(Way::Stored { dz, packed }), .. } = work else {
             return self.loss_backward_recomputed(pass, dh, grads, work, h, targets, norm, s, objective);
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
         let (d, v, cap, cx) = (*d, *v, *cap, pass.cx);
-        let block = BLOCK * cx.tile_rows();
+        let block = *block * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
             let rows = targets.len();

@@ -31,6 +31,7 @@ impl Default for Settings {
                 seq_len: 256,
                 batch: 0,
                 accumulation: 1,
+                pass_rows: 0,
                 epochs: 10.0,
                 steps: 0,
                 minutes: 0.0,

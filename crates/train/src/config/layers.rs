@@ -24,9 +24,10 @@ impl Settings {
     /// Reads a resolved TOML, as saved beside a checkpoint.
     pub fn from_toml(text: &str, origin: &str) -> Result<Self, SettingsError> {
         let mut layers = Layers::defaults();
-        // Runs saved before there was a choice ran in f32, with AdamW.
+        // Runs saved before there was a choice ran in f32, with AdamW, in passes of 2,048 rows.
         layers.set("train.precision", Precision::F32.name())?;
         layers.set("train.optimizer", optim::ADAMW)?;
+        layers.set("train.pass_rows", "2048")?;
         let mut table = parse(text, origin)?;
         if let Some(bits) = older_activation_bits(&mut table) {
             layers.set_value("model.activation_bits", bits)?;

@@ -65,6 +65,9 @@ pub struct TrainSettings {
     pub batch: usize,
     /// Gradient accumulation: batches per step.
     pub accumulation: usize,
+    /// Most rows (tokens) of a pass, of which a step has as many as its batch needs; at least one sequence is always taken. Part of the
+    /// arithmetic; 0: chosen for the number of threads when the run starts.
+    pub pass_rows: usize,
     /// Length of the run in epochs, if neither `steps` nor `minutes` is given.
     pub epochs: f64,
     /// Length of the run in steps; 0: no limit.

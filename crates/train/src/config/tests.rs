@@ -14,11 +14,12 @@ fn presets_have_the_published_sizes() {
         let settings = preset(name).unwrap();
         assert_eq!(settings.name, name);
         assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap(), settings);
-        let new = ["precision", "optimizer", "matrix_", "momentum"];
+        let new = ["precision", "optimizer", "matrix_", "momentum", "pass_rows"];
         let text = settings.to_toml();
         let older = text.split_inclusive('\n').filter(|line| !new.iter().any(|key| line.starts_with(key)));
         let older = Settings::from_toml(&older.collect::<String>(), "saved").unwrap().train;
         assert_eq!((older.precision, older.optimizer.as_str()), (Precision::F32, "adamw"));
+        assert_eq!(older.pass_rows, 2048);
     }
 }
 

@@ -23,6 +23,7 @@ impl Settings {
             t.accumulation.to_string(),
             "between 1 and 4096",
         )?;
+        check(t.pass_rows <= 1 << 22, "train.pass_rows", t.pass_rows.to_string(), "at most 4194304")?;
         let stories = self.tokenizer.stories;
         check(stories >= 1, "tokenizer.stories", stories.to_string(), "at least 1")?;
         check(t.lr > 0.0 && t.lr <= 10.0, "train.lr", t.lr.to_string(), "above 0 and at most 10")?;

@@ -9,29 +9,10 @@
 use super::{EvalRow, TrainRow};
 use crate::units::{count, duration, thousands};
 
-/// When a run will end: at the first limit it reaches.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Limits {
-    /// Optimizer steps.
-    pub steps: Option<u64>,
-    /// Seconds of training.
-    pub seconds: Option<f64>,
-}
-
-impl Limits {
-    /// Seconds still to go at the mean speed so far; none where nothing limits the run or nothing is known yet.
-    pub fn remaining(&self, step: u64, elapsed: f64) -> Option<f64> {
-        let by_steps =
-            self.steps.filter(|_| step > 0).map(|total| elapsed / step as f64 * total.saturating_sub(step) as f64);
-        let by_clock = self.seconds.map(|total| (total - elapsed).max(0.0));
-        [by_steps, by_clock].into_iter().flatten().filter(|seconds| seconds.is_finite()).reduce(f64::min)
-    }
-}
-
-/// One line of training progress.
-pub fn progress(row: &TrainRow, limits: &Limits) -> String {
+/// One line of training progress; `total` steps and `eta` seconds to go, where known.
+pub fn progress(row: &TrainRow, total: Option<u64>, eta: Option<f64>) -> String {
     let mut line = format!("step {}", row.step);
-    if let Some(total) = limits.steps {
+    if let Some(total) = total {
         line += &format!("/{total}");
     }
     line += &format!(
@@ -44,7 +25,7 @@ pub fn progress(row: &TrainRow, limits: &Limits) -> String {
         row.epoch,
         duration(row.elapsed),
     );
-    if let Some(seconds) = limits.remaining(row.step, row.elapsed) {
+    if let Some(seconds) = eta {
         line += &format!("  eta {}", duration(seconds));
     }
     line
@@ -84,15 +65,12 @@ mod tests {
 
     #[test]
     fn a_line_of_progress() {
-        // 123.2 s of 524.2 s; the steps alone would take 123.2 * 3800 / 1200 = 390 s.
-        let limits = Limits { steps: Some(5000), seconds: None };
         let line =
             "step 1200/5000  loss 2.314  lr 3.9e-3  norm 0.71  18,204 tok/s  12.4M tok  epoch 3.2  2m03s  eta 6m30s";
-        assert_eq!(progress(&row(), &limits), line);
-        let limits = Limits { steps: None, seconds: Some(524.2) };
+        assert_eq!(progress(&row(), Some(5000), Some(390.1)), line);
         let line = "step 1200  loss 2.314  lr 3.9e-3  norm 0.71  18,204 tok/s  12.4M tok  epoch 3.2  2m03s  eta 6m41s";
-        assert_eq!(progress(&row(), &limits), line);
-        assert!(progress(&row(), &Limits::default()).ends_with("epoch 3.2  2m03s"));
+        assert_eq!(progress(&row(), None, Some(401.0)), line);
+        assert!(progress(&row(), None, None).ends_with("epoch 3.2  2m03s"));
     }
 
     #[test]
@@ -105,20 +83,9 @@ mod tests {
             elapsed: f64::NAN,
             ..row()
         };
-        let limits = Limits { steps: Some(10), seconds: Some(5.0) };
-        let line = progress(&row, &limits);
+        let line = progress(&row, Some(10), Some(f64::NAN));
         assert!(line.starts_with("step 0/10  loss NaN  lr inf  norm 0.71  0 tok/s"), "{line}");
         assert!(line.contains("  ?"), "{line}");
-    }
-
-    #[test]
-    fn the_earlier_limit_counts() {
-        let limits = Limits { steps: Some(100), seconds: Some(30.0) };
-        assert_eq!(limits.remaining(50, 10.0), Some(10.0));
-        assert_eq!(limits.remaining(25, 10.0), Some(20.0));
-        assert_eq!(limits.remaining(100, 31.0), Some(0.0));
-        assert_eq!(limits.remaining(0, 0.0), Some(30.0));
-        assert_eq!(Limits::default().remaining(5, 1.0), None);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Forecast of a run: a few steps of each stage are measured and thrown away.
+//! Forecast of a run: some passes of each stage are measured and thrown away.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flashlm_kernels::Exec;
+use flashlm_kernels::cpu::CpuTime;
 
 use flashlm_model::Shape;
 
@@ -10,10 +11,16 @@ use super::open::open_text;
 use super::{Prepared, Resolved};
 use crate::curriculum::Part;
 use crate::data::source::Source;
+use crate::eta::{Eta, Left};
 use crate::progress::{Plan, State};
 use crate::stepper::{Step, Stepper};
 use crate::trainer::{Event, Tell, TrainError, state};
 use crate::units::{duration, thousands};
+
+/// Passes of a step that are measured, and how often; once where that is enough.
+const MEASURED: usize = 4;
+const ROUNDS: usize = 3;
+const ENOUGH: Duration = Duration::from_secs(2);
 
 /// What a run would do from its current position.
 pub struct Forecast {
@@ -23,6 +30,12 @@ pub struct Forecast {
     pub batch: usize,
     /// Parameters of the model.
     pub parameters: usize,
+    /// Seconds of what is no step, guessed from the speed of the steps: validations, samples, checkpoints, and all that comes after the
+    /// last step.
+    pub rest: f64,
+    /// The share of the processors that the threads had while they were measured, of what they asked for: 1 where no other
+    /// program was at work.
+    pub cpu_share: f64,
 }
 
 /// What a stage would do.
@@ -58,9 +71,6 @@ pub struct TextForecast {
 }
 
 impl Forecast {
-    /// Steps of each stage that are measured, after one that is not.
-    pub const MEASURED: u64 = 3;
-
     /// Tokens of all stages.
     pub fn tokens(&self) -> f64 {
         self.stages.iter().map(|stage| stage.tokens).sum()
@@ -71,9 +81,14 @@ impl Forecast {
         self.stages.iter().map(|stage| stage.steps).sum()
     }
 
-    /// Seconds of all stages.
-    pub fn seconds(&self) -> f64 {
+    /// Seconds of the steps of all stages.
+    pub fn training(&self) -> f64 {
         self.stages.iter().map(|stage| stage.seconds).sum()
+    }
+
+    /// Seconds until all is done.
+    pub fn seconds(&self) -> f64 {
+        self.training() + self.rest
     }
 }
 
@@ -108,7 +123,7 @@ impl Resolved {
 }
 
 impl Prepared {
-    /// Measures a few steps, and forecasts the rest of the run.
+    /// Measures some passes, and forecasts the rest of the run.
     pub fn forecast(&self, cx: &Exec, tell: Tell) -> Result<Forecast, TrainError> {
         let settings = self.settings();
         let batch = settings.train.sequences();
@@ -120,30 +135,52 @@ impl Prepared {
         }
         let t = &settings.train;
         let mut stepper = Stepper::new(&settings.model, t.precision, Shape { batch, seq_len: plan.longest() }, t)?;
+        let before = CpuTime::now();
         let stage = |i| {
-            let seconds = self.update_seconds(cx, &mut stepper, i, batch)?;
+            let seconds = self.step_seconds(cx, &mut stepper, i, batch)?;
             Ok(self.stage(i, seconds, &plan, &state, batch))
         };
-        let stages = (0..plan.stages()).map(stage).collect::<Result<_, TrainError>>()?;
-        Ok(Forecast { stages, batch, parameters: stepper.lm.layout().parameters() })
+        let stages = (0..plan.stages()).map(stage).collect::<Result<Vec<_>, TrainError>>()?;
+        let cpu_share = CpuTime::share_since(before);
+        let parameters = stepper.lm.layout().parameters();
+        let valid = (self.valid.first(t.eval_tokens).totals().tokens, self.valid.totals().tokens);
+        let left = Left::of(&plan, &state, t, valid);
+        let mut eta = Eta::new(t, parameters);
+        let steps: f64 = stages.iter().map(|stage: &StageForecast| stage.seconds).sum();
+        let trained: f64 = stages.iter().map(|stage| stage.steps * (batch * stage.seq_len) as f64).sum();
+        eta.trained(trained.ceil() as usize, steps);
+        let rest = eta.remaining(&left).map_or(0.0, |all| (all - steps).max(0.0));
+        Ok(Forecast { stages, batch, parameters, rest, cpu_share })
     }
 
-    /// The time of one step of a stage: the mean of a few.
-    fn update_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
+    /// The time of one step of a stage. Of a long one a few passes are measured, and the others take as long.
+    fn step_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
         let t = &self.settings().train;
-        let shape = Shape { batch, seq_len: self.settings().stages()[stage].seq_len };
-        let mut start = Instant::now();
-        for n in 0..=Forecast::MEASURED {
-            let window = |i: usize| self.texts.window(stage, n * batch as u64 + i as u64);
-            let result = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number: n + 1 }, window);
-            if !result.is_finite() {
-                return Err(TrainError::NotMeasured { n, result });
+        let seq_len = self.settings().stages()[stage].seq_len;
+        let pass = (stepper.lm.rows() / seq_len).max(1);
+        let mut step = |n: usize, sequences: usize| {
+            let shape = Shape { batch: sequences, seq_len };
+            let window = |i: usize| self.texts.window(stage, (n * batch + i) as u64);
+            let start = Instant::now();
+            let number = n as u64 + 1;
+            let result = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number }, window);
+            if result.is_finite() {
+                Ok(start.elapsed().as_secs_f64())
+            } else {
+                Err(TrainError::NotMeasured { n: number, result })
             }
-            if n == 0 {
-                start = Instant::now();
-            }
+        };
+        let (few, many) = (pass.min(batch), batch.min(MEASURED * pass));
+        step(0, few)?;
+        let start = Instant::now();
+        let mut rounds = Vec::new();
+        while rounds.len() < ROUNDS && (rounds.is_empty() || start.elapsed() < ENOUGH) {
+            let (short, long) = (step(rounds.len(), few)?, step(rounds.len(), many)?);
+            let more = (batch - many) as f64 / (many - few).max(1) as f64;
+            rounds.push(long + (long - short).max(0.0) * more);
         }
-        Ok(start.elapsed().as_secs_f64() / Forecast::MEASURED as f64)
+        rounds.sort_by(f64::total_cmp);
+        Ok(rounds[rounds.len() / 2])
     }
 
     /// What is left of a stage in a run that stands at `state`, where one step takes `step` seconds.

@@ -44,4 +44,4 @@ pub use origin::{Origin, Resume, Start};
 pub use place::Place;
 pub use prepare::Prepared;
 pub use request::{Hardware, Request, Resolved};
-pub use size::{Size, size_for};
+pub use size::{Size, pass_rows_for, size_for};

@@ -7,18 +7,19 @@ use flashlm_kernels::cpu::Machine;
 use flashlm_kernels::{Exec, Isa};
 
 use super::Origin;
-use super::size::batch_for;
+use super::size::{batch_for, pass_rows_for};
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::data::cache::default_dir;
 use crate::data::source::Source;
+use crate::stepper::ROWS;
 use crate::trainer::{Event, Tell, TrainError, check};
-use crate::units::counted;
+use crate::units::{counted, thousands};
 
 /// What is asked of a run.
 pub struct Request {
-    /// As they were read: a batch or a number of threads of 0, the precision `auto` and an empty validation text are yet to be
-    /// decided, and so is the size of the vocabulary.
+    /// As they were read: a batch, a number of threads or rows of a pass of 0, the precision `auto` and an empty validation text are
+    /// yet to be decided, and so is the size of the vocabulary.
     pub settings: Settings,
     /// What it starts from.
     pub origin: Origin,
@@ -84,6 +85,15 @@ impl Request {
             )));
             threads
         });
+        if settings.train.pass_rows == 0 {
+            let longest = settings.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(settings.train.seq_len);
+            settings.train.pass_rows = pass_rows_for(settings.train.sequences() * longest, threads.get());
+            if settings.train.pass_rows != ROWS {
+                let (rows, threads) =
+                    (thousands(settings.train.pass_rows as u64), counted(threads.get() as u64, "thread"));
+                tell(Event::Note(&format!("passes of {rows} rows: from {threads}; --set train.pass_rows=N sets it")));
+            }
+        }
         check(&settings, origin.checkpoint(), threads.get(), machine.memory)?;
         Ok(Resolved { settings, origin, offline, cache, threads, isa: *isa })
     }
@@ -100,7 +110,7 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// The settings, with batch and precision decided.
+    /// The settings, with batch, precision and rows of a pass decided.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }

@@ -1,11 +1,11 @@
 //! What is refused before any text is read.
 
-use flashlm_model::ModelConfig;
+use flashlm_model::{ModelConfig, Shape};
 
 use super::TrainError;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
-use crate::stepper::ROWS;
+use crate::stepper::pass_rows;
 use crate::tokenizer::TokenizerChoice;
 use crate::units;
 
@@ -85,10 +85,12 @@ impl Estimate {
         let weights = m.blocks as f64 * block + (vocab * m.dim) as f64;
         // Forward, and backward twice as much: the same of each weight for each token.
         let operations = 6.0 * weights * tokens as f64;
-        // Parameters, gradients and two moments; of each row of a micro-batch the residual stream, and what a block keeps in two bytes.
-        let rows = ROWS.min(sequences * seq_len).max(seq_len) as f64;
+        // Parameters, two moments, and gradients of a tree of passes; of each row of a pass the residual stream, and what a block
+        // keeps in two bytes.
+        let rows = pass_rows(t, Shape { batch: sequences, seq_len });
+        let passes = sequences.div_ceil(rows / seq_len);
         let row = m.blocks as f64 * (2.0 * 4.0 * m.dim as f64 + 2.0 * (4 * m.dim + 3 * m.ffn_hidden) as f64);
-        let bytes = 16.0 * weights + rows * row;
+        let bytes = f64::from(16 + 4 * passes.max(1).ilog2()) * weights + rows as f64 * row;
         Estimate { seq_len, tokens, operations, bytes: bytes as u64 }
     }
 }

@@ -8,7 +8,8 @@ use flashlm_model::Shape;
 
 use super::validate::MARKING;
 use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
-use crate::log::console::{self, Limits};
+use crate::eta::{Left, SOME};
+use crate::log::console;
 use crate::log::{Row, TrainRow};
 use crate::schedule::activation_bits;
 use crate::stepper::Step;
@@ -66,10 +67,15 @@ impl Trainer<'_> {
                     return Ok(Outcome::Interrupted);
                 }
                 self.draw(tell);
+                self.eta.scored(self.probe.totals().tokens, self.clock.seconds() - pause);
             }
             let by_clock = t.checkpoint_seconds > 0.0 && self.clock.seconds() - self.saved.at >= t.checkpoint_seconds;
             if step > 0 && (due(step, t.checkpoint_every) || by_clock) {
+                let (began, saved) = (self.clock.seconds(), self.saved.key);
                 self.save(tell)?;
+                if self.saved.key != saved {
+                    self.eta.saved(self.clock.seconds() - began);
+                }
             }
             if progress >= 1.0 {
                 return Ok(Outcome::Finished);
@@ -78,7 +84,9 @@ impl Trainer<'_> {
                 return Ok(Outcome::EarlyStop);
             }
             if step > 0 && due(step, t.sample_every) && self.sampled != Some(step) {
+                let began = self.clock.seconds();
                 self.sample(step, true, tell);
+                self.eta.sampled(self.clock.seconds() - began);
             }
             resting += self.clock.seconds() - pause;
             let stage = self.plan.stage(&self.state);
@@ -89,15 +97,26 @@ impl Trainer<'_> {
                 let (of, length) = (self.plan.stages(), self.plan.seq_len(stage));
                 tell(Event::Note(&format!("stage {} of {of}: {names}, T {length}", stage + 1)));
             }
+            let began = self.clock.seconds();
             let Some((lr, grad_norm)) = self.step(stage, progress, stop)? else { return Ok(Outcome::Interrupted) };
+            self.eta.trained(t.sequences() * self.plan.seq_len(stage), self.clock.seconds() - began);
             if self.state.step.is_multiple_of(t.log_every) {
                 self.state.elapsed = self.seconds();
                 let seconds = (self.clock.seconds() - row_started.0 - resting).max(1e-9);
                 let row = self.train_row(lr, grad_norm, (self.state.tokens - row_started.1) as f64 / seconds);
                 (row_started, resting) = ((self.clock.seconds(), self.state.tokens), 0.0);
-                let limits = Limits { steps: self.plan.total(), seconds: self.plan.seconds() };
                 if shown.elapsed().as_secs_f64() >= 1.0 {
-                    tell(Event::Progress(&console::progress(&row, &limits)));
+                    let some = self.inputs.valid.first(SOME);
+                    // A document is scored whole, and one can be a book.
+                    if !self.eta.knows_scoring() && some.totals().tokens <= 4 * SOME {
+                        let began = self.clock.seconds();
+                        self.score(&some, stop, tell)?;
+                        resting += self.clock.seconds() - began;
+                        self.eta.scored(some.totals().tokens, self.clock.seconds() - began);
+                    }
+                    let scored = (self.probe.totals().tokens, self.inputs.valid.totals().tokens);
+                    let left = Left::of(&self.plan, &self.state, &t, scored);
+                    tell(Event::Progress(&console::progress(&row, self.plan.total(), self.eta.remaining(&left))));
                     shown = Instant::now();
                 }
                 self.log(Row::Train(row), tell);

@@ -9,6 +9,7 @@ use flashlm_model::params::Layout;
 use super::{Inputs, TrainError, restore};
 use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
+use crate::eta::Eta;
 use crate::eval::Stories;
 use crate::eval::bpb::Report;
 use crate::log::Row;
@@ -26,6 +27,7 @@ pub struct Trainer<'a> {
     pub(super) state: State,
     pub(super) plan: Plan,
     pub(super) clock: Clock,
+    pub(super) eta: Eta,
     /// Seconds of training before this process.
     pub(super) before: f64,
     /// The part of `valid` that is scored while training.
@@ -74,6 +76,7 @@ impl<'a> Trainer<'a> {
                 State::new(inputs.contents())
             }
         };
+        let eta = Eta::new(t, stepper.params.len());
         let (probe, before) = (inputs.valid.first(t.eval_tokens), state.elapsed);
         let mut trainer = Trainer {
             cx,
@@ -82,6 +85,7 @@ impl<'a> Trainer<'a> {
             state,
             plan,
             clock: Clock::start(),
+            eta,
             before,
             probe,
             probed: None,

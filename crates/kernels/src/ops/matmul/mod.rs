@@ -95,11 +95,20 @@ fn product<A: Store>(
         let (c, a, b, depth, k, n) = (c.as_ptr(), a.as_ptr(), b.data.as_ptr(), b.depth, b.k, b.n);
         cx.op(Part { block, c, a, lda, transposed, b, depth, k, n, rows, panels, accumulate });
     };
-    if m.div_ceil(mr) >= 2 * cx.pool().threads() {
-        cx.pool().split(m, mr, |rows| part(rows, 0..panels));
-    } else {
-        cx.pool().split(panels, 1, |panels| part(0..m, panels));
+    let (tiles, wanted) = (m.div_ceil(mr), 2 * cx.pool().threads());
+    if tiles >= wanted || panels == 0 {
+        return cx.pool().split(m, mr, |rows| part(rows, 0..panels));
     }
+    // Columns as well: panels of so many stretches of rows that there is enough for every thread, stretch by stretch.
+    let height = tiles.div_ceil(wanted.div_ceil(panels).min(tiles.max(1))) * mr;
+    cx.pool().split(m.div_ceil(height.max(1)) * panels, 1, |mut units| {
+        while !units.is_empty() {
+            let (stretch, panel) = (units.start / panels, units.start % panels);
+            let some = units.len().min(panels - panel);
+            part(stretch * height..m.min((stretch + 1) * height), panel..panel + some);
+            units.start += some;
+        }
+    });
 }
 
 struct TileHeight {
@@ -207,7 +216,7 @@ mod tests {
             let a = values::<A>(m * k, 5);
             let b = values::<A>(k * n, 6);
             let mut all = Vec::new();
-            for threads in [1, 2, 3, 5] {
+            for threads in [1, 2, 3, 5, 24] {
                 let cx = &Exec::new(isa, threads);
                 let mut packed = Packed::new(k, n);
                 packed.pack(cx, &b, n, k, n);
