@@ -13,6 +13,9 @@ Each row sets one way of running FlashLM against one way of running PyTorch:
     best       "                                    bfloat16 autocast, torch.compile, fused AdamW, tuned allocator
     fp32       f32 on vector units, no tiles        float32, torch.compile, fused AdamW, tuned allocator
     avx2       f32 held to AVX2                     the same held to AVX2
+    int8       int8, as best                        as best
+    avx2-int8  int8 held to AVX2                    as avx2
+    vnni       int8 held to AVX2 with 256-bit VNNI  as avx2
 
 A round runs every program once, so that a change of clock speed or a busy neighbour hits all of them.
 """
@@ -29,6 +32,9 @@ OURS = {
     "auto": (["--precision", "auto"], {}),
     "f32": (["--precision", "f32"], {}),
     "avx2": (["--precision", "f32"], {"FLASHLM_ISA": "avx2"}),
+    "int8": (["--precision", "int8"], {}),
+    "avx2-int8": (["--precision", "int8-f32"], {"FLASHLM_ISA": "avx2"}),
+    "vnni": (["--precision", "int8-f32"], {"FLASHLM_ISA": "avxvnni"}),
 }
 # row: ours, PyTorch's mode, its environment, its batch where that is not ours.
 ROWS = {
@@ -38,6 +44,9 @@ ROWS = {
     "best": ("auto", "compile", TUNED, None),
     "fp32": ("f32", "compile-fp32", TUNED, None),
     "avx2": ("avx2", "compile-fp32", TUNED | AVX2, None),
+    "int8": ("int8", "compile", TUNED, None),
+    "avx2-int8": ("avx2-int8", "compile-fp32", TUNED | AVX2, None),
+    "vnni": ("vnni", "compile-fp32", TUNED | AVX2, None),
 }
 
 

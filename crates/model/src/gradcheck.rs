@@ -406,7 +406,6 @@ fn bf16_and_int8_stay_near_f32() {
             for (precision, times) in [(Precision::Bf16, 1.0), (Precision::Int8, 4.0), (Precision::Int8F32, 4.0)] {
                 let (got, kept) = (run(precision), precision.name());
                 let (logits, gradients) = (ratio(&got.0, &want.0), ratio(&got.1, &want.1));
-                eprintln!("{name} {kept} {logits:.1e} {gradients:.1e}");
                 assert!(logits < times * bound(1e-2), "{name} in {kept}: logits off by {logits:.1e}");
                 assert!(gradients < times * bound(3e-2), "{name} in {kept}: gradients off by {gradients:.1e}");
             }

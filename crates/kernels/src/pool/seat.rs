@@ -97,8 +97,11 @@ mod sys {
     pub fn thread() -> i32 {
         // Old C libraries have no gettid(2).
         const GETTID: c_long = if cfg!(target_arch = "x86_64") { 186 } else { 178 };
-        // SAFETY: it takes nothing and cannot fail.
-        thread_local!(static NUMBER: i32 = unsafe { syscall(GETTID) } as i32);
+        fn ask() -> i32 {
+            // SAFETY: it takes nothing and cannot fail.
+            unsafe { syscall(GETTID) as i32 }
+        }
+        thread_local!(static NUMBER: i32 = ask());
         NUMBER.with(|&number| number)
     }
 

@@ -87,14 +87,16 @@ impl Shares {
         if let Some(own) = self.parts[id].take(false, some) {
             return Some(own);
         }
-        while piece != Piece::Own as u8 {
+        if piece == Piece::Own as u8 {
+            return None;
+        }
+        loop {
             let largest = self.parts.iter().max_by_key(|part| part.left()).filter(|part| part.left() > 0)?;
             let taken = largest.take(true, |left| some(left).div_ceil(2));
             if taken.is_some() {
                 return taken;
             }
         }
-        None
     }
 }
 
