@@ -106,9 +106,11 @@ fn gradients_do_not_depend_on_threads_nor_on_what_was_on_before() {
 #[test]
 fn int8_matmuls_are_those_of_rounded_activations() {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
-    for (&name, base) in mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]) {
-        let mut config = ModelConfig { vocab_size: 300, dim: 48, ffn_hidden: 72, ..base };
-        config.quant.scale = ScaleKind::Tensor;
+    let models = mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]);
+    let scales = [(ScaleKind::Tensor, 256), (ScaleKind::Group, 20)];
+    for ((&name, base), (scale, size)) in models.flat_map(|model| scales.clone().map(|scale| (model.clone(), scale))) {
+        let quant = QuantConfig { scale, size, ..base.quant.clone() };
+        let config = ModelConfig { vocab_size: 300, dim: 48, ffn_hidden: 72, quant, ..base };
         let (d, t) = (config.dim, 40);
         let mut params = Layout::of(&config).init::<f32>(1);
         // Integers up to 127 are their own codes.

@@ -43,8 +43,8 @@ macro_rules! families {
         }
 
         /// A model for passes of at most `rows = B T` rows; `training` adds what backward passes need. `A` is what matmuls and
-        /// saved activations are kept as; with `int8` ternary matrices with one scale are multiplied in int8, forward and for the
-        /// gradients of their inputs.
+        /// saved activations are kept as; with `int8` ternary matrices with one scale, or one for each group, are multiplied in int8,
+        /// those with one scale for the gradients of their inputs too, and so are logits.
         pub fn build<A: Store>(
             config: &ModelConfig,
             rows: usize,

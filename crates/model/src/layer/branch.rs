@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Quant, Scale};
+use flashlm_kernels::ops::Quant;
 
 use super::config::{LayerConfig, Need};
 use super::linear::Linear;
@@ -81,8 +81,7 @@ impl<'a> Branch<'a> {
     ) -> Linear {
         let own = Need { matrix: outputs * inputs, input: inputs, ..Need::default() };
         self.need = self.need.max(own);
-        let int8 = self.config.int8 && quant.is_some_and(|quant| quant.scale == Scale::Tensor);
-        Linear { weight, norm, inputs, outputs, quant, int8, float: false }
+        Linear { weight, norm, inputs, outputs, quant, int8: self.config.int8, float: false }
     }
 
     /// The scale of an RMSNorm, `name: [width]`.

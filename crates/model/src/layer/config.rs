@@ -19,7 +19,7 @@ pub struct LayerConfig {
     pub sub_norm: bool,
     /// Output projections start at zero.
     pub zero_init: bool,
-    /// Ternary matrices with one scale are multiplied in int8.
+    /// Ternary matrices are multiplied in int8 where their scales allow it.
     pub int8: bool,
 }
 

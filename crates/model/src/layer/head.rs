@@ -82,7 +82,7 @@ enum Forward<A: Store> {
 impl<A: Store> Forward<A> {
     /// What the matmul takes instead of `x: [rows, d]`, if it is in int8.
     fn round<'a>(&self, cx: &Exec, x: &[A], d: usize, local: &'a Local) -> Option<CodeRows<'a>> {
-        matches!(self, Forward::Int8(_)).then(|| CodeRows::round(cx, local, x, d))
+        matches!(self, Forward::Int8(_)).then(|| CodeRows::round(cx, local, x, d, d))
     }
 
     /// Logits `z: [rows, columns]` of `x: [rows, d]`, or of its codes, for some columns, the first of which is a multiple of 32; on the

@@ -7,15 +7,17 @@
 //! The matrix that leads back to the residual stream is the branch's output projection. It has its own switches: the
 //! norm alone (sub-LN, arXiv 2210.06423), and a start at zero, where the straight-through gradient moves it first.
 //!
-//! In int8 (`Linear::int8`) the forward matmul takes rows of `x` rounded to int8, that of the input's gradient rows of `dy`; the weight
-//! gradient takes `x` and `dy` as they are.
+//! In int8 (`Linear::int8`) the forward matmul takes rows of `x` rounded to int8, and where a matrix has one scale that of the input's
+//! gradient rows of `dy`; the weight gradient takes `x` and `dy` as they are.
 //!
 //! With int8 activations both matmuls with `x` take it rounded ([`crate::layer::round`]), after the norm of the matrix's own;
 //! `dx` passes straight through the rounding.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{CodeRows, Codes, Packed, Quant, matmul, matmul_int8, matmul_transposed, narrow, quantise};
+use flashlm_kernels::ops::{
+    CodeRows, Codes, Packed, Quant, Scale, matmul, matmul_int8, matmul_transposed, narrow, quantise,
+};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Exec, Store};
 
@@ -60,8 +62,10 @@ enum Operand<A: Store> {
 }
 
 impl<A: Store> Operand<A> {
-    fn new(k: usize, n: usize, int8: bool) -> Self {
-        if int8 { Operand::Int8(Codes::new(k, n)) } else { Operand::Float(Packed::new(k, n)) }
+    /// `segment`: depths that share a scale, where they are multiplied in int8.
+    fn new(k: usize, n: usize, segment: Option<usize>) -> Self {
+        segment
+            .map_or_else(|| Operand::Float(Packed::new(k, n)), |segment| Operand::Int8(Codes::segments(k, n, segment)))
     }
 
     /// One tile: `y: [rows, n] (+)= x w`, `x: [rows, k]`.
@@ -69,7 +73,7 @@ impl<A: Store> Operand<A> {
         match self {
             Operand::Float(packed) => matmul(cx, y, x, k, packed, x.len() / k, accumulate),
             Operand::Int8(codes) => local.within(|local| {
-                matmul_int8(cx, y, &CodeRows::round(cx, local, x, k), codes, accumulate);
+                matmul_int8(cx, y, &CodeRows::round(cx, local, x, k, codes.segment()), codes, accumulate);
             }),
         }
     }
@@ -78,9 +82,15 @@ impl<A: Store> Operand<A> {
 impl<A: Store> BitLinear<A> {
     /// Room for the packed weights; those that only a backward pass takes are left out unless `training`.
     pub fn new(of: &Linear, training: bool) -> Self {
-        let Linear { inputs, outputs, int8, .. } = *of;
-        let backward = training.then(|| Operand::new(outputs, inputs, int8));
-        BitLinear { of: of.clone(), forward: Operand::new(inputs, outputs, int8), backward }
+        let Linear { inputs, outputs, int8, quant, .. } = *of;
+        // Forward, a group is a segment of depths. Backward the groups of a column have scales of their own at each depth.
+        let (forward, backward) = match quant.map(|quant| quant.scale) {
+            Some(Scale::Tensor) if int8 => (Some(inputs), Some(outputs)),
+            Some(Scale::Group(n)) if int8 && (n >= inputs || n.is_multiple_of(4)) => (Some(n), None),
+            _ => (None, None),
+        };
+        let backward = training.then(|| Operand::new(outputs, inputs, backward));
+        BitLinear { of: of.clone(), forward: Operand::new(inputs, outputs, forward), backward }
     }
 
     /// Quantises and packs the weight.

@@ -1,6 +1,6 @@
 //! Weights as bytes: the operand `[k, n]` of an int8 matmul, in panels of 16 columns, `[ceil(n/16)][depth/4][16][4]`: four consecutive
 //! depths of a column side by side. Ternary weights are `w + 1`; others `q + 128`, `q = round(127 w / m)` with `m` the largest
-//! magnitude of the column.
+//! magnitude of the column. A column has a scale for each segment of its depths.
 
 use std::ops::Range;
 
@@ -18,21 +18,26 @@ const COLUMNS: usize = 2 * CELL;
 /// Weights `[k, n]` as bytes.
 pub struct Codes {
     data: Vec<u8>,
-    /// Of each column, and of what fills up the last block.
+    /// `[segments, columns]`, with what fills up the last block.
     scales: Vec<f32>,
     ternary: bool,
     k: usize,
     n: usize,
+    segment: usize,
 }
 
 /// Some columns of [`Codes`].
 #[derive(Clone, Copy)]
 pub struct CodeColumns<'a> {
     pub(super) data: &'a [u8],
+    /// From these columns on: those of the next segment lie `apart`.
     pub(super) scales: &'a [f32],
+    pub(super) apart: usize,
     pub(super) ternary: bool,
     pub(super) k: usize,
     pub(super) n: usize,
+    /// Depths that share a scale.
+    pub(super) segment: usize,
 }
 
 impl<'a> From<&'a Codes> for CodeColumns<'a> {
@@ -49,10 +54,22 @@ impl CodeColumns<'_> {
 }
 
 impl Codes {
-    /// Room for `k x n`.
+    /// Room for `k x n`, one scale a column.
     pub fn new(k: usize, n: usize) -> Self {
-        let (depth, columns) = (whole(k, STEP), whole(n, COLUMNS));
-        Codes { data: vec![0; area([depth, columns])], scales: vec![0.0; columns], ternary: true, k, n }
+        Codes::segments(k, n, k.max(1))
+    }
+
+    /// Room for `k x n`, of which `segment` depths of a column share a scale: a multiple of 4, or all.
+    pub fn segments(k: usize, n: usize, segment: usize) -> Self {
+        assert!(segment >= k.max(1) || segment > 0 && segment.is_multiple_of(4), "segments of {segment} depths");
+        let (depth, columns, segment) = (whole(k, STEP), whole(n, COLUMNS), segment.min(k.max(1)));
+        let scales = vec![0.0; area([k.div_ceil(segment), columns])];
+        Codes { data: vec![0; area([depth, columns])], scales, ternary: true, k, n, segment }
+    }
+
+    /// Depths that share a scale.
+    pub fn segment(&self) -> usize {
+        self.segment
     }
 
     /// The columns `range`, which starts at a multiple of 32.
@@ -60,27 +77,35 @@ impl Codes {
         assert!(range.start.is_multiple_of(COLUMNS) && range.start <= range.end && range.end <= self.n);
         let (end, depth) = (whole(range.end, COLUMNS), whole(self.k, STEP));
         let data = &self.data[range.start * depth..end * depth];
-        let scales = &self.scales[range.start..end];
-        CodeColumns { data, scales, ternary: self.ternary, k: self.k, n: range.len() }
+        let (scales, apart) = (&self.scales[range.start.min(self.scales.len())..], whole(self.n, COLUMNS));
+        CodeColumns { data, scales, apart, ternary: self.ternary, k: self.k, n: range.len(), segment: self.segment }
     }
 
     /// Ternary weights from `src: [k, n]`, all of whose elements are 0 or plus or minus one number.
     pub fn pack<A: Store>(&mut self, cx: &Exec, src: &[A], k: usize, n: usize) {
+        assert!(self.segment == k.max(1), "a scale for each column");
         self.ternary(cx, src, k, n, false);
+        // All elements that are not 0 have one magnitude.
+        let scale = src.iter().map(|w| w.widen()).find(|&w| w != A::E::ZERO).map_or(0.0, |w| w.abs().to_f64() as f32);
+        self.scales.fill(scale);
     }
 
-    /// Ternary weights from the transpose `src: [n, k]`.
+    /// Ternary weights from the transpose `src: [n, k]`, elements of a segment of whose rows are 0 or plus or minus one number.
     pub fn pack_transposed<A: Store>(&mut self, cx: &Exec, src: &[A], k: usize, n: usize) {
         self.ternary(cx, src, k, n, true);
+        let columns = whole(n, COLUMNS);
+        for (j, row) in src.chunks_exact(k.max(1)).enumerate() {
+            for (segment, w) in row.chunks(self.segment).enumerate() {
+                let scale = w.iter().map(|w| w.widen()).find(|&w| w != A::E::ZERO);
+                self.scales[segment * columns + j] = scale.map_or(0.0, |w| w.abs().to_f64() as f32);
+            }
+        }
     }
 
     fn ternary<A: Store>(&mut self, cx: &Exec, src: &[A], k: usize, n: usize, transposed: bool) {
         assert!((k, n) == (self.k, self.n) && src.len() == area([k, n]), "weights of another size");
         let _time = time(cx, "pack_codes", (k, n), Work::Bytes((src.len() * (size_of::<A>() + 1)) as f64));
-        // All elements that are not 0 have one magnitude.
-        let scale = src.iter().map(|w| w.widen()).find(|&w| w != A::E::ZERO).map_or(0.0, |w| w.abs().to_f64() as f32);
         self.ternary = true;
-        self.scales.fill(scale);
         let size = whole(k, STEP) * CELL;
         let data = Shared::new(&mut self.data);
         cx.rows(n.div_ceil(CELL), |panels| {
@@ -96,6 +121,7 @@ impl Codes {
     /// Rounds the transpose `src: [n, k]`, a column's weights in a row, to int8.
     pub fn round_transposed<E: Elem>(&mut self, cx: &Exec, src: &[E], k: usize, n: usize) {
         assert!((k, n) == (self.k, self.n) && src.len() == area([k, n]), "weights of another size");
+        assert!(self.segment == k.max(1), "a scale for each column");
         let _time = time(cx, "round_weights", (k, n), Work::Bytes((src.len() * (size_of::<E>() + 1)) as f64));
         self.ternary = false;
         let size = whole(k, STEP) * CELL;

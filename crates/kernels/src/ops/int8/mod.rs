@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! round:   m = max |x| of a row;  q = round(127 x / m), halves to even;  x is about q m / 127
-//! matmul:  c_ro (+)= (sum of w_io q_ri over i) scale_o m_r / 127
+//! matmul:  c_ro (+)= (sum over segments s: (sum of w_io q_ri over the depths i of s) scale_os) m_r / 127
 //! ```
 //!
 //! Sums of integers are exact, so that a row has the same bits on every ISA and beside any other rows. A matmul belongs to one
@@ -85,7 +85,7 @@ mod tests {
         [one, two].map(|codes| {
             let mut c = vec![1.0; m * n];
             cx.tiles_by(m, m, (Rows(&mut c, n),), |cx, _, (c,), local| {
-                let rows = CodeRows::round(cx, local, x, k);
+                let rows = CodeRows::round(cx, local, x, k, k);
                 matmul_int8(cx, c, &rows, &codes, true);
                 c.iter_mut().for_each(|c| *c -= 1.0);
                 let sum: Vec<f32> = c.to_vec();
@@ -127,7 +127,7 @@ mod tests {
                 codes.round_transposed(cx, &w, k, n);
                 let mut c = vec![0f32; m * n];
                 cx.tiles_by(m, m, (Rows(&mut c, n),), |cx, _, (c,), local| {
-                    let rows = CodeRows::round(cx, local, &x, k);
+                    let rows = CodeRows::round(cx, local, &x, k, k);
                     matmul_int8(cx, c, &rows, &codes, false);
                     if n > 32 {
                         let mut last = vec![0f32; m * (n - 32)];
@@ -156,6 +156,40 @@ mod tests {
         let most = x.iter().fold(0f32, |m, x| m.max(x.abs()));
         let by = if most > 1e-30 { 127.0 / most } else { 0.0 };
         (x.iter().map(|x| (x * by).round_ties_even() as i64).collect(), f64::from(most) / 127.0)
+    }
+
+    #[test]
+    fn segments_have_their_own_scales() {
+        for (m, k, n) in SIZES {
+            for segment in [4, 12, 64, 512] {
+                let (x, w) = (values::<f32>(m, k), integers(n * k, 3, 1.0));
+                let scale = |o: usize, i: usize| ((o * 7 + i / segment * 5) % 11 + 1) as f32 / 8.0;
+                let floats: Vec<f32> = (0..n * k).map(|i| f32::from(w[i]) * scale(i / k, i % k)).collect();
+                let bits = std::cell::RefCell::new(Vec::new());
+                all_isas(|cx| {
+                    let mut codes = Codes::segments(k, n, segment);
+                    codes.pack_transposed(cx, &floats, k, n);
+                    let mut c = vec![0f32; m * n];
+                    cx.tiles_by(m, m, (Rows(&mut c, n),), |cx, _, (c,), local| {
+                        let rows = CodeRows::round(cx, local, &x, k, segment);
+                        matmul_int8(cx, c, &rows, &codes, false);
+                        if n > 32 {
+                            let mut last = vec![0f32; m * (n - 32)];
+                            matmul_int8(cx, &mut last, &rows, codes.columns(32..n), false);
+                            assert!(last.chunks(n - 32).zip(c.chunks(n)).all(|(last, c)| last == &c[32..]));
+                        }
+                    });
+                    for (at, c) in c.iter().enumerate() {
+                        let (q, by) = codes_of(&x[at / n * k..][..k]);
+                        let term = |i: usize| q[i] as f64 * f64::from(floats[at % n * k + i]) * by;
+                        let (want, size) = (0..k).map(term).fold((0.0, 0.0), |(a, b), x: f64| (a + x, b + x.abs()));
+                        assert!((f64::from(*c) - want).abs() <= 4e-7 * size, "{m}x{n}x{k} by {segment} {:?}", cx.isa());
+                    }
+                    bits.borrow_mut().push(c);
+                });
+                assert!(bits.borrow().windows(2).all(|w| w[0] == w[1]), "{m}x{n}x{k} by {segment}");
+            }
+        }
     }
 
     /// Where sums of 16 bits would overflow.

@@ -19,25 +19,26 @@ pub struct CodeRows<'a> {
     pub(super) q: &'a [i8],
     /// `m / 127` of each row.
     pub(super) scales: &'a [f32],
-    /// Sum of `q` of each row.
+    /// Sums of `q` of each segment: `[rows, segments]`.
     pub(super) sums: &'a [i32],
     pub(super) width: usize,
+    pub(super) segment: usize,
 }
 
 impl<'a> CodeRows<'a> {
-    /// Rounds `x: [rows, width]`.
-    pub fn round<A: Store>(cx: &Exec, local: &'a Local, x: &[A], width: usize) -> Self {
-        assert!(width > 0 && width <= WIDEST && x.len().is_multiple_of(width));
+    /// Rounds `x: [rows, width]`, for weights with a scale for `segment` columns of a row.
+    pub fn round<A: Store>(cx: &Exec, local: &'a Local, x: &[A], width: usize, segment: usize) -> Self {
+        assert!(width > 0 && width <= WIDEST && segment > 0 && x.len().is_multiple_of(width));
         let rows = x.len() / width;
         let bytes = x.len() * (size_of::<A>() + 1);
         let _time = time(cx, "round_rows", (width, 0), Work::Bytes(bytes as f64));
         let (q, scales, sums) = (
             local.take::<i8>(area([whole(rows, HELD), whole(width, STEP)])),
             local.take::<f32>(rows),
-            local.take::<i32>(rows),
+            local.take::<i32>(area([rows, width.div_ceil(segment)])),
         );
-        cx.op(Round { q, scales, sums, x, width });
-        CodeRows { q, scales, sums, width }
+        cx.op(Round { q, scales, sums, x, width, segment });
+        CodeRows { q, scales, sums, width, segment }
     }
 
     /// Number of rows.
@@ -52,17 +53,19 @@ struct Round<'a, A> {
     sums: &'a mut [i32],
     x: &'a [A],
     width: usize,
+    segment: usize,
 }
 
 impl<A: Store> Op<A::E> for Round<'_, A> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
-        let Round { q, scales, sums, x, width } = self;
+        let Round { q, scales, sums, x, width, segment } = self;
         let zero = A::E::ZERO;
         let most = A::E::from_f64(127.0);
         let rows = x.chunks_exact(width).zip(q.chunks_exact_mut(whole(width, STEP)));
-        for ((x, q), (scale, sum)) in rows.zip(scales.iter_mut().zip(sums)) {
+        let sums = sums.chunks_exact_mut(width.div_ceil(segment));
+        for ((x, q), (scale, sums)) in rows.zip(scales.iter_mut().zip(sums)) {
             let x = x.as_ptr();
             q[width..].fill(0);
             let q = q.as_mut_ptr();
@@ -78,18 +81,19 @@ impl<A: Store> Op<A::E> for Round<'_, A> {
                 let m = S::hmax(largest);
                 let finite = S::sum(poison) == zero;
                 let by = S::splat(if finite && m > A::E::from_f64(1e-30) { most / m } else { zero });
-                let mut total = S::splat(zero);
-                if finite {
-                    each!(S, width, |i, n| {
-                        let code = S::round(S::mul(A::get::<S>(x.add(i), n), by));
+                for (first, sum) in (0..width).step_by(segment).zip(sums) {
+                    let own = segment.min(width - first);
+                    let mut total = S::splat(zero);
+                    each!(S, own, |i, n| {
+                        // What is not finite makes all codes zero, and the scale no number.
+                        let code = S::round(S::mul(A::get::<S>(x.add(first + i), n), by));
+                        let code = if finite { code } else { S::splat(zero) };
                         total = S::add(total, code);
-                        S::store_int8(q.add(i), code, n);
+                        S::store_int8(q.add(first + i), code, n);
                     });
-                } else {
-                    std::slice::from_raw_parts_mut(q, width).fill(0);
+                    *sum = S::sum(total).to_f64() as i32;
                 }
                 *scale = if finite { (m / most).to_f64() as f32 } else { f32::NAN };
-                *sum = S::sum(total).to_f64() as i32;
             }
         }
     }
