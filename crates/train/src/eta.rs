@@ -46,8 +46,10 @@ impl Left {
     pub fn of(plan: &Plan, state: &State, t: &TrainSettings, (probe, whole): (usize, usize)) -> Left {
         let (probe, whole) = (probe as f64, whole as f64);
         // Multiples of `every` after this step, up to `last`.
-        let due =
-            |every: u64, last: u64| if every == 0 { 0 } else { last / every - (state.step / every).min(last / every) };
+        let due = |every: u64, last: u64| {
+            let reached = |step: u64| step.checked_div(every).unwrap_or(0);
+            reached(last).saturating_sub(reached(state.step))
+        };
         let steps = plan.total().map(|total| {
             let mut before = 0;
             let of_stage = |stage| {
@@ -78,7 +80,7 @@ fn lcm(a: u64, b: u64) -> u64 {
     while y > 0 {
         (x, y) = (y, x % y);
     }
-    if x == 0 { 0 } else { (a / x).saturating_mul(b) }
+    a.checked_div(x).map_or(0, |part| part.saturating_mul(b))
 }
 
 /// How long something takes.
