@@ -51,7 +51,7 @@ pub struct Args {
     /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Precision of matmuls of the master weights: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
+    /// Precision of matmuls of the master weights: f32, bf16, int8 (ternary matrices and logits in int8, the rest in bf16, or in f32 as int8-f32 does), or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "f32", value_parser = precision)]
     precision: Precision,
 }

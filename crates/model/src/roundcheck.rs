@@ -108,7 +108,7 @@ fn int8_matmuls_are_those_of_rounded_activations() {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
     let models = mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]);
     let scales = [(ScaleKind::Tensor, 256), (ScaleKind::Group, 20)];
-    for ((&name, base), (scale, size)) in models.flat_map(|model| scales.clone().map(|scale| (model.clone(), scale))) {
+    for ((&name, base), (scale, size)) in models.flat_map(|model| scales.map(|scale| (model.clone(), scale))) {
         let quant = QuantConfig { scale, size, ..base.quant.clone() };
         let config = ModelConfig { vocab_size: 300, dim: 48, ffn_hidden: 72, quant, ..base };
         let (d, t) = (config.dim, 40);

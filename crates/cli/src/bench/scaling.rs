@@ -42,7 +42,7 @@ pub struct Args {
     /// Numbers of threads, separated by commas
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8,16,32,64", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Vec<u32>,
-    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
+    /// Precision of matmuls: f32, bf16, int8 (ternary matrices and logits in int8, the rest in bf16, or in f32 as int8-f32 does), or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
     precision: Precision,
     /// Add the places in the program that leave threads idle for longest

@@ -56,7 +56,7 @@ pub struct Args {
     /// Number of threads [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
-    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it)
+    /// Precision of matmuls: f32, bf16, int8 (ternary matrices and logits in int8, the rest in bf16, or in f32 as int8-f32 does), or auto (bf16 where this machine is clearly faster with it)
     #[arg(long, value_name = "P", default_value = "auto", value_parser = common::precision)]
     precision: Precision,
     /// Add a table of the time spent in each op

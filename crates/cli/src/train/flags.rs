@@ -85,7 +85,7 @@ pub struct Args {
     /// Seed of the initial weights and of the order of the text [default: 42]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Precision of matmuls: f32, bf16, or auto (bf16 where this machine is clearly faster with it) [default: auto]
+    /// Precision of matmuls: f32, bf16, int8 (ternary matrices and logits in int8, the rest in bf16, or in f32 as int8-f32 does), or auto (bf16 where this machine is clearly faster with it) [default: auto]
     #[arg(long, value_name = "P", value_parser = precision)]
     pub precision: Option<Precision>,
     /// Number of threads; results do not depend on it [default: FLASHLM_THREADS, else all processors]

@@ -57,7 +57,7 @@ pub struct DataSettings {
 #[allow(missing_docs)]
 pub struct TrainSettings {
     pub seed: u64,
-    /// Precision of matmuls; `auto` is bf16 where this machine is clearly faster with it.
+    /// Precision of matmuls; `auto` is bf16 where this machine is clearly faster with it, `int8` is `int8-f32` where it is not.
     pub precision: Precision,
     /// Tokens per sequence, `T`.
     pub seq_len: usize,

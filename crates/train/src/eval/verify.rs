@@ -361,8 +361,10 @@ mod tests {
         let file = TensorFile::open(path).unwrap();
         let name = path.file_stem().unwrap().display();
         exec_on_all_isas(|cx| {
-            let outcome = verify(cx, &file, Precision::Bf16).unwrap();
-            assert!(outcome.passed(), "{name} in bf16 on {}: {outcome:?}", cx.isa().name());
+            for precision in [Precision::Bf16, Precision::Int8, Precision::Int8F32] {
+                let outcome = verify(cx, &file, precision).unwrap();
+                assert!(outcome.passed(), "{name} in {} on {}: {outcome:?}", precision.name(), cx.isa().name());
+            }
         });
         run_f32(path, tight);
     }

@@ -100,8 +100,8 @@ impl Card {
         out += "## Use\n\nWith this folder as `RUN`:\n\n";
         // Validation ran in the precision of training.
         let eval = match self.precision {
-            Precision::Bf16 => "flashlm eval RUN --precision bf16 --data FILE",
-            _ => "flashlm eval RUN --data FILE",
+            Precision::Auto | Precision::F32 => "flashlm eval RUN --data FILE".to_owned(),
+            other => format!("flashlm eval RUN --precision {} --data FILE", other.name()),
         };
         out += &fenced("sh", &format!("flashlm generate RUN -p \"Once upon a time\"\n{eval}"));
         if !self.samples.is_empty() {
