@@ -1,9 +1,9 @@
 //! A fork-join pool for short regions. A training step is hundreds of regions of tens of microseconds to milliseconds with serial
 //! stretches between them, so who waits stays awake for a moment, and the calling thread is worker 0.
 //!
-//! Work is taken, not given ([`shares`]), and a region ends when all of it is done: a thread whose processor is busy with another
-//! program is not waited for, unless it has taken a piece. Who waits longer than [`AWAKE`] sleeps, so that others get the processor, and
-//! after [`PATIENCE`] gives it to the thread that has the piece ([`seat`]).
+//! Work is taken, not given (`shares`), and a region ends when all of it is done: a thread whose processor is busy with another
+//! program is not waited for, unless it has taken a piece. Who waits longer than 50 us sleeps, so that others get the processor, and
+//! after 0.2 ms gives it to the thread that has the piece (`seat`).
 //!
 //! Regions do not nest: a thread in one that asks for another panics, whatever the number of threads, as it would wait for
 //! itself. The exception is a pool of one thread, which has nobody to wait for. A region that another thread asks for

@@ -163,3 +163,58 @@ mod sys {
 
     pub fn move_thread(_thread: i32, _choose: impl FnOnce(&mut Processors)) {}
 }
+
+#[cfg(all(test, target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    /// What Linux says the calling thread may use.
+    fn allowed() -> String {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        status.lines().find(|line| line.starts_with("Cpus_allowed:")).unwrap().to_owned()
+    }
+
+    #[test]
+    fn who_wakes_a_thread_that_rested_here_goes_elsewhere_and_may_use_all_again() {
+        let before = allowed();
+        let several = thread::available_parallelism().unwrap().get() > 1;
+        let seats = [Seat::default(), Seat::default()];
+        let mut moved = false;
+        for _ in 0..100 {
+            let here = sys::processor();
+            seats[1].rest();
+            make_room(&seats, 0, 1);
+            moved |= here != sys::processor();
+            assert_eq!(allowed(), before);
+        }
+        assert_eq!(moved, several);
+    }
+
+    #[test]
+    fn a_thread_that_runs_or_has_nothing_to_do_is_left_alone() {
+        let (seat, stop) = (Seat::default(), AtomicBool::new(false));
+        assert!(!seat.help(), "nobody sits there");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                seat.sit();
+                while !stop.load(SeqCst) {
+                    std::hint::spin_loop();
+                }
+            });
+            assert!(!seat.help(), "it has no piece");
+            stop.store(true, SeqCst);
+        });
+        let own = Seat::default();
+        own.sit();
+        own.set_busy(true);
+        let (first, second) =
+            (sys::time_of(own.thread.load(SeqCst)).unwrap(), || sys::time_of(own.thread.load(SeqCst)));
+        while second().unwrap() == first {
+            std::hint::spin_loop();
+        }
+        assert!(!own.help(), "a clock that goes on is of a thread that runs");
+    }
+}
