@@ -164,7 +164,8 @@ mod sys {
     pub fn move_thread(_thread: i32, _choose: impl FnOnce(&mut Processors)) {}
 }
 
-#[cfg(all(test, target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
+#[cfg(test)]
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
 mod tests {
     use std::sync::atomic::AtomicBool;
     use std::thread;
