@@ -134,7 +134,11 @@ impl<A: Store> Head<A> {
             d,
             vocab,
             cap: (cap > 0.0).then(|| A::E::from_f64(cap)),
-            forward: if int8 { Forward::Int8(Codes::new(d, vocab)) } else { Forward::Float(Packed::new(d, vocab)) },
+            forward: if int8 && d <= CodeRows::WIDEST {
+                Forward::Int8(Codes::new(d, vocab))
+            } else {
+                Forward::Float(Packed::new(d, vocab))
+            },
             backward: training.then(|| Packed::new(vocab, d)),
         }
     }

@@ -83,6 +83,7 @@ impl<A: Store> BitLinear<A> {
     /// Room for the packed weights; those that only a backward pass takes are left out unless `training`.
     pub fn new(of: &Linear, training: bool) -> Self {
         let Linear { inputs, outputs, int8, quant, .. } = *of;
+        let int8 = int8 && inputs.max(outputs) <= CodeRows::WIDEST;
         // Forward, a group is a segment of depths. Backward the groups of a column have scales of their own at each depth.
         let (forward, backward) = match quant.map(|quant| quant.scale) {
             Some(Scale::Tensor) if int8 => (Some(inputs), Some(outputs)),

@@ -10,8 +10,6 @@ use crate::tile::Local;
 
 /// Rows are held in multiples of this, of which matmuls may read all.
 pub(super) const HELD: usize = 32;
-/// Most columns: a sum of codes is exact in f32.
-const WIDEST: usize = 1 << 17;
 
 /// Rounded rows `[rows, width]` in the memory of a tile.
 pub struct CodeRows<'a> {
@@ -26,9 +24,12 @@ pub struct CodeRows<'a> {
 }
 
 impl<'a> CodeRows<'a> {
-    /// Rounds `x: [rows, width]`, for weights with a scale for `segment` columns of a row.
+    /// Most columns: a sum of codes is exact in f32.
+    pub const WIDEST: usize = 1 << 17;
+
+    /// Rounds `x: [rows, width]`, `width` at most [`CodeRows::WIDEST`], for weights with a scale for `segment` columns of a row.
     pub fn round<A: Store>(cx: &Exec, local: &'a Local, x: &[A], width: usize, segment: usize) -> Self {
-        assert!(width > 0 && width <= WIDEST && segment > 0 && x.len().is_multiple_of(width));
+        assert!(width > 0 && width <= Self::WIDEST && segment > 0 && x.len().is_multiple_of(width));
         let rows = x.len() / width;
         let bytes = x.len() * (size_of::<A>() + 1);
         let _time = time(cx, "round_rows", (width, 0), Work::Bytes(bytes as f64));
