@@ -4,10 +4,11 @@
 
 use std::ops::Range;
 
+use super::largest;
 use crate::dot::CELL;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
-use crate::simd::{Elem, Op, Simd, Store, each};
+use crate::simd::{Elem, Op, Simd, Store};
 use crate::size::{area, whole};
 
 /// Depths are filled up to whole steps of a tile register.
@@ -85,9 +86,7 @@ impl Codes {
     pub fn pack<A: Store>(&mut self, cx: &Exec, src: &[A], k: usize, n: usize) {
         assert!(self.segment == k.max(1), "a scale for each column");
         self.ternary(cx, src, k, n, false);
-        // All elements that are not 0 have one magnitude.
-        let scale = src.iter().map(|w| w.widen()).find(|&w| w != A::E::ZERO).map_or(0.0, |w| w.abs().to_f64() as f32);
-        self.scales.fill(scale);
+        self.scales.fill(magnitude(src));
     }
 
     /// Ternary weights from the transpose `src: [n, k]`, elements of a segment of whose rows are 0 or plus or minus one number.
@@ -96,8 +95,7 @@ impl Codes {
         let columns = whole(n, COLUMNS);
         for (j, row) in src.chunks_exact(k.max(1)).enumerate() {
             for (segment, w) in row.chunks(self.segment).enumerate() {
-                let scale = w.iter().map(|w| w.widen()).find(|&w| w != A::E::ZERO);
-                self.scales[segment * columns + j] = scale.map_or(0.0, |w| w.abs().to_f64() as f32);
+                self.scales[segment * columns + j] = magnitude(w);
             }
         }
     }
@@ -136,6 +134,11 @@ impl Codes {
             }
         });
     }
+}
+
+/// The one magnitude that all elements have that are not 0.
+fn magnitude<A: Store>(w: &[A]) -> f32 {
+    w.iter().map(|w| w.widen()).find(|&w| w != A::E::ZERO).map_or(0.0, |w| w.abs().to_f64() as f32)
 }
 
 /// Where depth `p` of column `j` of a panel lies in it.
@@ -192,12 +195,8 @@ impl<E: Elem> Op<E> for Round<'_, E> {
     unsafe fn run<S: Simd<E = E>>(self) {
         let Round { codes, scales, src, k } = self;
         for (j, (w, scale)) in src.chunks_exact(k).zip(scales).enumerate() {
-            // SAFETY: offsets are below the width; missing lanes load as zero.
-            let m = unsafe {
-                let mut largest = S::splat(E::ZERO);
-                each!(S, k, |i, n| largest = S::max(largest, S::abs(S::get(w.as_ptr().add(i), n))));
-                S::hmax(largest).to_f64() as f32
-            };
+            // SAFETY: the caller's promise; a row has `k` elements.
+            let m = unsafe { largest::<E, S>(w.as_ptr(), k) }.to_f64() as f32;
             let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
             *scale = m / 127.0;
             for (quad, w) in w.chunks(4).enumerate() {

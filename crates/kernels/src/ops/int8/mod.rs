@@ -15,7 +15,7 @@ mod rows;
 
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::Elem;
+use crate::simd::{Elem, Simd, Store, each};
 pub use codes::{CodeColumns, Codes};
 use product::Product;
 pub use round::round_int8;
@@ -32,11 +32,24 @@ pub fn matmul_int8<'w, E: Elem>(cx: &Exec, c: &mut [E], x: &CodeRows, w: impl In
     cx.isa().dot(Product::new(c, x, w, accumulate));
 }
 
+/// `max |x|` of `n` elements.
+///
+/// # Safety
+/// As [`Simd`]; there are so many elements.
+#[inline(always)]
+unsafe fn largest<A: Store, S: Simd<E = A::E>>(x: *const A, n: usize) -> A::E {
+    // SAFETY: offsets are below the length; missing lanes load as zero.
+    unsafe {
+        let mut largest = S::splat(A::E::ZERO);
+        each!(S, n, |i, lanes| largest = S::max(largest, S::abs(A::get::<S>(x.add(i), lanes))));
+        S::hmax(largest)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
-    use crate::simd::Store;
     use crate::testing::{all_isas, integers, random};
     use crate::tile::Rows;
 

@@ -5,6 +5,7 @@
 //! f32. A row kept as bf16 is rounded once more when it is put back. The gradient passes straight through, so there is no
 //! backward op.
 
+use super::largest;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
 use crate::simd::{Elem, Op, Simd, Store, each};
@@ -35,9 +36,7 @@ impl<A: Store> Op<A::E> for Round<'_, A> {
             let x = row.as_mut_ptr();
             // SAFETY: offsets are below the width; missing lanes load as zero.
             unsafe {
-                let mut largest = S::splat(A::E::ZERO);
-                each!(S, self.width, |i, n| largest = S::max(largest, S::abs(A::get::<S>(x.add(i), n))));
-                let m = S::hmax(largest);
+                let m = largest::<A, S>(x, self.width);
                 let by = S::splat(if m > A::E::from_f64(1e-30) { most / m } else { A::E::ZERO });
                 let step = S::splat(m / most);
                 each!(S, self.width, |i, n| {

@@ -51,11 +51,6 @@ impl<A: Store> Packed<A> {
         Packed { data: Buf::zeros(area([padded::<A>(k), whole(n, MAX_NR)])), k: 0, n: 0, nr: 1 }
     }
 
-    /// Columns of the matrix in it.
-    pub fn width(&self) -> usize {
-        self.n
-    }
-
     /// The columns `range`, which starts at a multiple of the panel's width: 32 always is one.
     pub fn columns(&self, range: Range<usize>) -> Panels<'_, A> {
         assert!(range.start.is_multiple_of(self.nr) && range.start <= range.end && range.end <= self.n);
