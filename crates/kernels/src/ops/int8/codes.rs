@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::largest;
+use super::largest::largest;
 use crate::dot::CELL;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};

@@ -9,13 +9,14 @@
 //! tile of rows and runs on the thread that calls it.
 
 mod codes;
+mod largest;
 mod product;
 mod round;
 mod rows;
 
 use crate::exec::Exec;
 use crate::profile::{Work, time};
-use crate::simd::{Elem, Simd, Store, each};
+use crate::simd::Elem;
 pub use codes::{CodeColumns, Codes};
 use product::Product;
 pub use round::round_int8;
@@ -30,20 +31,6 @@ pub fn matmul_int8<'w, E: Elem>(cx: &Exec, c: &mut [E], x: &CodeRows, w: impl In
     let _time = time(cx, "matmul_int8", (w.k, w.n), Work::Flops(2.0 * (x.rows() * w.n * w.k) as f64));
     let c = E::as_f32(c).expect("int8 matmuls sum in f32");
     cx.isa().dot(Product::new(c, x, w, accumulate));
-}
-
-/// `max |x|` of `n` elements.
-///
-/// # Safety
-/// As [`Simd`]; there are so many elements.
-#[inline(always)]
-unsafe fn largest<A: Store, S: Simd<E = A::E>>(x: *const A, n: usize) -> A::E {
-    // SAFETY: offsets are below the length; missing lanes load as zero.
-    unsafe {
-        let mut largest = S::splat(A::E::ZERO);
-        each!(S, n, |i, lanes| largest = S::max(largest, S::abs(A::get::<S>(x.add(i), lanes))));
-        S::hmax(largest)
-    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! f32. A row kept as bf16 is rounded once more when it is put back. The gradient passes straight through, so there is no
 //! backward op.
 
-use super::largest;
+use super::largest::largest;
 use crate::exec::{Exec, Shared};
 use crate::profile::{Work, time};
 use crate::simd::{Elem, Op, Simd, Store, each};
