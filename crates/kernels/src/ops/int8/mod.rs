@@ -37,6 +37,7 @@ pub fn matmul_int8<'w, E: Elem>(cx: &Exec, c: &mut [E], x: &CodeRows, w: impl In
 mod tests {
     use super::*;
     use crate::bf16::Bf16;
+    use crate::simd::Store;
     use crate::testing::{all_isas, integers, random};
     use crate::tile::Rows;
 
