@@ -208,6 +208,36 @@ fn the_gradient_of_taps() {
 }
 
 #[test]
+#[should_panic(expected = "are no rows of 0 columns")]
+fn products_of_rows_without_columns() {
+    shortconv_out_forward(&scalar(), &mut [0f32; 0], &[0f32; 0], &[1.0; 3], 0);
+}
+
+#[test]
+#[should_panic(expected = "z.len() == u.len()")]
+fn products_before_a_convolution_of_less_than_there_is() {
+    shortconv_in_forward(&scalar(), &mut [0f32; 2], &mut [0.0; 6], &[1.0; 3], 2);
+}
+
+#[test]
+#[should_panic(expected = "u.len() == area")]
+fn products_behind_a_convolution_of_less_than_there_is() {
+    shortconv_out_forward(&scalar(), &mut [0f32; 2], &[1f32; 2], &[1.0; 3], 2);
+}
+
+#[test]
+#[should_panic(expected = "s.len() == ds.len()")]
+fn the_gradient_of_products_behind_a_convolution() {
+    shortconv_out_backward(&scalar(), &mut [0f32; 6], &mut [0.0; 2], &[1.0; 2], &[1.0; 1], &[1.0; 6], 2);
+}
+
+#[test]
+#[should_panic(expected = "du.len() == area")]
+fn the_gradient_of_products_before_a_convolution() {
+    shortconv_in_backward(&scalar(), &mut [0f32; 5], &[1.0; 2], &[1.0; 5], 2);
+}
+
+#[test]
 #[should_panic(expected = "more elements than memory can hold")]
 fn sequences_of_a_span() {
     let past = whole(1, 100);

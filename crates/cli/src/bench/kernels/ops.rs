@@ -4,7 +4,8 @@
 use flashlm_kernels::ops::{
     self, Act, AdamW, Objective, Packed, Quant, Scale, SoftmaxRows, Statistic, conv_gate_backward, conv_gate_forward,
     conv_taps_backward, embed_backward, embed_forward, glu_backward, glu_forward, matmul, matmul_tn, quantise,
-    rmsnorm_backward, rmsnorm_forward, softcap, sum_squares,
+    rmsnorm_backward, rmsnorm_forward, shortconv_in_backward, shortconv_in_forward, shortconv_out_backward,
+    shortconv_out_forward, softcap, sum_squares,
 };
 use flashlm_kernels::profile::Work;
 use flashlm_kernels::span::whole;
@@ -45,6 +46,8 @@ pub enum Op {
     ConvForward,
     ConvGateBackward,
     ConvTapsBackward,
+    ShortConvForward,
+    ShortConvBackward,
     Softmax,
     Softcap,
     EmbedForward,
@@ -71,6 +74,8 @@ pub const OPS: &[Op] = &[
     Op::ConvForward,
     Op::ConvGateBackward,
     Op::ConvTapsBackward,
+    Op::ShortConvForward,
+    Op::ShortConvBackward,
     Op::Softmax,
     Op::Softcap,
     Op::EmbedForward,
@@ -194,6 +199,32 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
             };
             let case = case(state, call, |(du, _, dw)| vec![du.output(), dw.output()]);
             bytes("conv_taps_backward", format!("{B}x{T}x{D} K {K}"), 3 * ROWS * D * kept, case)
+        }
+        Op::ShortConvForward => {
+            let (z, s) = (random::<A::E>(ROWS * 3 * D, 1), random::<A>(ROWS * D, 2));
+            let state = [zeros::<A>(ROWS * D), zeros(ROWS * D), zeros(ROWS * 3 * D)];
+            let call = move |cx: &Exec, [y, v, u]: &mut [Vec<A>; 3]| {
+                cx.tiles(ROWS, (Rows(y, D), Rows(v, D), Rows(u, 3 * D)), |cx, r, (y, v, u), _| {
+                    shortconv_in_forward(cx, v, u, &z[r.start * 3 * D..r.end * 3 * D], D);
+                    shortconv_out_forward(cx, y, &s[r.start * D..r.end * D], u, D);
+                });
+            };
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("shortconv_forward", format!("{ROWS}x{D}"), ROWS * D * (3 * summed + 7 * kept), case)
+        }
+        Op::ShortConvBackward => {
+            let (dy, s, dv) = (random::<A::E>(ROWS * D, 1), random::<A>(ROWS * D, 2), random::<A>(ROWS * D, 3));
+            let u = random::<A>(ROWS * 3 * D, 4);
+            let state = [zeros::<A>(ROWS * 3 * D), zeros(ROWS * D)];
+            let call = move |cx: &Exec, [du, ds]: &mut [Vec<A>; 2]| {
+                cx.tiles(ROWS, (Rows(du, 3 * D), Rows(ds, D)), |cx, r, (du, ds), _| {
+                    let (cells, u) = (r.start * D..r.end * D, &u[r.start * 3 * D..r.end * 3 * D]);
+                    shortconv_out_backward(cx, du, ds, &dy[cells.clone()], &s[cells.clone()], u, D);
+                    shortconv_in_backward(cx, du, &dv[cells], u, D);
+                });
+            };
+            let case = case(state, call, |all| all.iter().map(|v| v.output()).collect());
+            bytes("shortconv_backward", format!("{ROWS}x{D}"), ROWS * D * (summed + 9 * kept), case)
         }
         Op::Softmax => {
             let z = random::<A::E>(ROWS * CHUNK, 1);
