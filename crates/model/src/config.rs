@@ -9,6 +9,7 @@ use crate::layer::config::LayerConfig;
 use crate::mixer;
 pub use crate::mixer::attention::AttentionConfig;
 pub use crate::mixer::delta::{DeltaConfig, DeltaForm, DeltaRule};
+pub use crate::mixer::shortconv::ShortConvConfig;
 
 /// The sizes and switches of a language model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub struct ModelConfig {
     pub eos: usize,
     /// The ternary quantiser.
     pub quant: QuantConfig,
-    /// Settings of the mixers: `kernel_size`, `delta`, `attention`.
+    /// Settings of the mixers: `kernel_size`, `delta`, `attention`, `shortconv`.
     #[serde(flatten)]
     pub mixers: mixer::Settings,
     /// RMSNorm before each mixer and GLU.
@@ -171,6 +172,7 @@ impl ModelConfig {
                 kernel_size: 8,
                 delta: DeltaConfig::default(),
                 attention: AttentionConfig::default(),
+                shortconv: ShortConvConfig::default(),
             },
         }
     }
@@ -212,6 +214,8 @@ mod tests {
         let older = r#"{"vocab_size":10000,"dim":192,"blocks":6,"ffn_hidden":512,"mixer":"conv","kernel_size":8,
             "block_norm":true,"norm_eps":1e-6,"quant":{"scale":"tensor","size":256,"stat":"mean","norm":false}}"#;
         assert_eq!(serde_json::from_str::<ModelConfig>(older).unwrap(), ModelConfig::v4_small());
+        let older: DeltaConfig = serde_json::from_str(r#"{"heads":3}"#).unwrap();
+        assert_eq!(older.norm_eps, 1e-5, "the one there was");
         let all = ModelConfig {
             activation: ActivationKind::Relu2,
             sub_norm: true,

@@ -28,3 +28,8 @@ pub fn check(ok: bool, error: impl FnOnce() -> ConfigError) -> Result<(), Config
 pub fn within(key: &'static str, found: usize, low: usize, high: usize) -> Result<(), ConfigError> {
     check((low..=high).contains(&found), || ConfigError::new(key, found, format!("between {low} and {high}")))
 }
+
+/// That the value of `key` can be the epsilon of a norm.
+pub fn epsilon(key: &'static str, found: f64) -> Result<(), ConfigError> {
+    check((1e-12..1.0).contains(&found), || ConfigError::new(key, found, "at least 1e-12 and below 1"))
+}

@@ -2,7 +2,9 @@
 
 use flashlm_kernels::Token;
 
-use crate::config::{ActivationKind, AttentionConfig, DeltaConfig, ModelConfig, QuantConfig, ScaleKind, StatKind};
+use crate::config::{
+    ActivationKind, AttentionConfig, DeltaConfig, ModelConfig, QuantConfig, ScaleKind, ShortConvConfig, StatKind,
+};
 use crate::mixer::Settings;
 use crate::rng::Rng;
 
@@ -18,8 +20,9 @@ pub(crate) fn tiny(mixer: &str) -> ModelConfig {
         eos: 7,
         mixers: Settings {
             kernel_size: 4,
-            delta: DeltaConfig { heads: 3, expand_k: 0.625, expand_v: 0.875, ..DeltaConfig::default() },
+            delta: DeltaConfig { heads: 3, expand_k: 0.625, expand_v: 0.875, norm_eps: 1e-4, ..DeltaConfig::default() },
             attention: AttentionConfig { heads: 3, window: 9, ..AttentionConfig::default() },
+            shortconv: ShortConvConfig { kernel_size: 5 },
         },
         ..ModelConfig::v4_small()
     }

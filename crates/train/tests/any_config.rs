@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use flashlm_kernels::ops::round_int8;
 use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::config::{
-    ActivationKind, AttentionConfig, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind,
+    ActivationKind, AttentionConfig, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, ShortConvConfig,
+    StatKind,
 };
 use flashlm_model::io::safetensors::{TensorRef, write_tensors};
 use flashlm_model::model_file::{Model, save_params};
@@ -86,6 +87,7 @@ impl Draw {
                 expand_v,
                 conv: self.within(1..=6),
                 negative_eigenvalues: self.once_in(2),
+                norm_eps: self.of(&[1e-12, 1e-6, 1e-5, 1e-2, 0.99]),
             },
             false => DeltaConfig { heads: 1, expand_k: 1.0, expand_v: 1.0, ..DeltaConfig::default() },
         };
@@ -117,7 +119,12 @@ impl Draw {
                 stat: self.of(&[StatKind::Mean, StatKind::Median]),
                 norm: self.once_in(3),
             },
-            mixers: mixer::Settings { kernel_size: self.of(&[1, 2, 3, 4, 5, 8, 16, 64]), delta, attention },
+            mixers: mixer::Settings {
+                kernel_size: self.of(&[1, 2, 3, 4, 5, 8, 16, 64]),
+                delta,
+                attention,
+                shortconv: ShortConvConfig { kernel_size: self.of(&[1, 2, 3, 4, 5, 8, 16, 64]) },
+            },
             ..ModelConfig::v4_small()
         }
     }
@@ -168,8 +175,10 @@ impl Draw {
             "delta.expand_k" => c.mixers.delta.expand_k = self.float(),
             "delta.expand_v" => c.mixers.delta.expand_v = self.float(),
             "delta.conv" => c.mixers.delta.conv = self.number(),
+            "delta.norm_eps" => c.mixers.delta.norm_eps = self.float(),
             "attention.heads" => c.mixers.attention.heads = self.number(),
             "attention.window" => c.mixers.attention.window = self.number(),
+            "shortconv.kernel_size" => c.mixers.shortconv.kernel_size = self.number(),
             "attention.rope_base" => c.mixers.attention.rope_base = self.float(),
             key => panic!("no way to draw `{key}`"),
         }
@@ -205,9 +214,11 @@ const KEYS: &[&str] = &[
     "delta.expand_k",
     "delta.expand_v",
     "delta.conv",
+    "delta.norm_eps",
     "attention.heads",
     "attention.window",
     "attention.rope_base",
+    "shortconv.kernel_size",
 ];
 
 /// A setting of a mixer that is not drawn is not tried.

@@ -7,7 +7,9 @@ use flashlm_kernels::{Exec, Isa, Token};
 use super::engine::Engine;
 use super::model::PackedModel;
 use super::state::SequenceState;
-use crate::config::{ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind};
+use crate::config::{
+    ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, ShortConvConfig, StatKind,
+};
 use crate::mixer::Settings;
 use crate::pack::{Options, pack};
 use crate::params::Layout;
@@ -97,7 +99,12 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
         let wide = ModelConfig {
             dim: 72,
             ffn_hidden: 90,
-            mixers: Settings { kernel_size: 1, delta, ..plain.mixers.clone() },
+            mixers: Settings {
+                kernel_size: 1,
+                shortconv: ShortConvConfig { kernel_size: 1 },
+                delta,
+                ..plain.mixers.clone()
+            },
             quant: quant(ScaleKind::Group, 32, StatKind::Mean, true),
             ..plain.clone()
         };
@@ -123,8 +130,14 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
         ModelConfig { reset: true, ..delta(DeltaForm::Original, DeltaRule::Canonical, true) },
     ));
     all.push(("delta undecayed".into(), delta(DeltaForm::Published, DeltaRule::Undecayed, true)));
+    let mut square = delta(DeltaForm::Published, DeltaRule::Canonical, false);
+    (square.norm_eps, square.mixers.delta.norm_eps) = (1e-3, 1e-3);
+    square.mixers.delta.expand_v = square.mixers.delta.expand_k;
+    all.push(("delta, keys as wide as values".into(), square));
     let pattern = ["delta", "delta", "attention", "conv"].map(String::from).to_vec();
     let mixed = delta(DeltaForm::Published, DeltaRule::Canonical, true);
     all.push(("pattern".into(), ModelConfig { pattern, blocks: 6, reset: true, ..mixed }));
+    let pattern = ["shortconv", "conv"].map(String::from).to_vec();
+    all.push(("both convolutions".into(), ModelConfig { pattern, blocks: 3, reset: true, ..tiny("shortconv") }));
     all
 }

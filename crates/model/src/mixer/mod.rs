@@ -11,6 +11,7 @@ pub mod conv;
 pub mod delta;
 pub mod forms;
 pub mod leaky;
+pub mod shortconv;
 #[cfg(test)]
 mod tests;
 
@@ -125,6 +126,7 @@ mixers! {
     delta: #[serde(default)] delta: delta::DeltaConfig;
     attention: #[serde(default)] attention: attention::AttentionConfig;
     leaky: ;
+    shortconv: #[serde(default)] shortconv: shortconv::ShortConvConfig;
 }
 
 /// Where the parameters of a mixer of any kind lie.

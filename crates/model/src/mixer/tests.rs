@@ -1,16 +1,20 @@
 //! What holds for the training form of every mixer, beside the models of `gradcheck.rs`.
 
+use std::path::Path;
+
 use flashlm_kernels::{Exec, Isa, Span};
 
 use super::forms::AnySaved;
+use super::shortconv::ShortConvConfig;
 use super::{NAMES, Params, Settings};
-use crate::config::ModelConfig;
+use crate::config::{AttentionConfig, ModelConfig};
+use crate::io::safetensors::TensorFile;
 use crate::layer::branch::Branch;
 use crate::layer::config::Need;
 use crate::layer::pass::Pass;
 use crate::layer::scratch::Scratch;
 use crate::params::Layout;
-use crate::testing::{noisy, tiny};
+use crate::testing::{noisy, ratio, tiny};
 
 /// Sequences and tokens.
 const SIZE: (usize, usize) = (2, 5);
@@ -121,4 +125,53 @@ fn a_new_mixer_needs_no_table_of_settings() {
     let text = serde_json::to_string(&Settings { ..tiny("leaky").mixers }).unwrap();
     assert!(!text.contains("leaky"), "{text}");
     assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), tiny("leaky").mixers);
+}
+
+/// The vectors of `tests/reference/NAME.py`: three documents in one sequence, one in the other.
+#[test]
+fn a_branch_equals_pytorch() {
+    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("tests/reference"));
+    let folder = folders.into_iter().find(|folder| folder.is_dir()).expect("tests/reference");
+    let attention = AttentionConfig { heads: 3, window: 20, rope_base: 500.0 };
+    let (b, t, d, shortconv) = (2, 60, 36, ShortConvConfig { kernel_size: 5 });
+    for name in ["attention", "shortconv"] {
+        let file = TensorFile::open(&folder.join(format!("{name}.safetensors"))).unwrap();
+        let get = |tensor: &str| file.f32(tensor).unwrap();
+        let past: Vec<u32> = file.i32("past").unwrap().iter().map(|&past| past as u32).collect();
+        let mixers = Settings { attention: attention.clone(), shortconv: shortconv.clone(), ..tiny(name).mixers };
+        let config = ModelConfig { dim: d, mixers, ..tiny(name) };
+        let span = &Span { batch: b, len: t, past: &past };
+        let (h, dy) = (get("h"), get("dy"));
+        let close = |got: &[f32], want: &[f32], what: &str| {
+            let off = ratio(got, want);
+            assert!(got.len() == want.len() && off < 2e-6, "{name}, {what}: RMS ratio {off:.1e}");
+        };
+        for isa in Isa::available() {
+            let cx = &Exec::new(isa, 2);
+            let (mut layout, layers) = (Layout::default(), config.layers());
+            let mut branch = Branch::new(&mut layout, "norm.scale".into(), "mixer".into(), &layers);
+            let of = Params::new(name, &mut branch, &config.mixers);
+            let need = branch.need();
+            let mut mixer = of.train::<f32>(true);
+            let mut s = Scratch::new(&layers, need, mixer.wide(), b * t, config.vocab_size);
+            let mut saved = mixer.saved(b * t, true);
+            let mut params = vec![0.0; layout.len()];
+            for spec in layout.specs() {
+                params[spec.range.clone()].copy_from_slice(&get(&format!("param.{}", spec.name)));
+            }
+            mixer.prepare(cx, &params, &mut s);
+            let pass = Pass { cx, params: &params, int8: false, span };
+            let (mut y, mut dh, mut grads) = (vec![f32::NAN; h.len()], dy.clone(), vec![0.0; params.len()]);
+            let mut state = vec![0.0; b * mixer.state_len()];
+            mixer.forward(pass, &mut y, &mut saved, Some(&mut state), &h);
+            close(&y, &get("y"), "y with a state");
+            mixer.forward(pass, &mut y, &mut saved, None, &h);
+            close(&y, &get("y"), "y");
+            mixer.backward(pass, &mut dh, &mut grads, &mut saved, &h, &mut s);
+            close(&dh, &get("dh"), "dh");
+            for spec in layout.specs() {
+                close(&grads[spec.range.clone()], &get(&format!("grad.{}", spec.name)), &spec.name);
+            }
+        }
+    }
 }

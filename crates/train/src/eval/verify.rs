@@ -178,6 +178,7 @@ impl Settings {
             expand_v: self.expand_v.unwrap_or(delta.expand_v),
             conv: self.conv.unwrap_or(delta.conv),
             negative_eigenvalues: self.negative_eigenvalues.unwrap_or(false),
+            norm_eps: delta.norm_eps,
         };
         let config = ModelConfig {
             vocab_size: self.vocab,

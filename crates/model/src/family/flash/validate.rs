@@ -1,15 +1,14 @@
 //! The rules about a config of this family.
 
 use crate::config::ModelConfig;
-use crate::error::{ConfigError, check, within};
+use crate::error::{ConfigError, check, epsilon, within};
 use crate::mixer;
 
 /// Checks what the family's own settings may be.
 pub(in crate::family) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
     within("quant.size", config.quant.size, 1, 1 << 20)?;
     // A row of zeros is multiplied by the root of its inverse, and gradients by more than that.
-    let eps = config.norm_eps;
-    check((1e-12..1.0).contains(&eps), || ConfigError::new("norm_eps", eps, "at least 1e-12 and below 1"))?;
+    epsilon("norm_eps", config.norm_eps)?;
     let (cap, expected) = (config.logit_softcap, "0 (no cap), or between 1 and 1000");
     let capped = cap == 0.0 || (1.0..=1000.0).contains(&cap);
     check(capped, || ConfigError::new("logit_softcap", cap, expected))?;

@@ -1,17 +1,9 @@
-//! Attention against PyTorch, and that a state changes nothing.
+//! A state changes nothing of attention.
 
-use std::path::Path;
+use flashlm_kernels::{Exec, Isa, Token};
 
-use flashlm_kernels::{Exec, Isa, Span, Token};
-
-use super::{AttentionConfig, Params, Train};
-use crate::config::{ModelConfig, QuantConfig, ScaleKind};
+use crate::config::ModelConfig;
 use crate::family::forms::{Prepared, Shape};
-use crate::io::safetensors::TensorFile;
-use crate::layer::branch::Branch;
-use crate::layer::pass::Pass;
-use crate::layer::scratch::Scratch;
-use crate::mixer::forms::Mixer;
 use crate::params::Layout;
 use crate::precision::Precision;
 use crate::testing::{noisy, tiny, tokens};
@@ -45,57 +37,6 @@ fn a_state_changes_no_bit() {
                     assert_eq!(out, &whole[(b * t + first) * v..][..piece * v], "{piece} tokens from {first}");
                 }
             }
-        }
-    }
-}
-
-fn assert_close(got: &[f32], want: &[f32], what: &str) {
-    let square = |x: f64| x * x;
-    let off: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(g - w))).sum();
-    let ratio = (off / want.iter().map(|&w| square(f64::from(w))).sum::<f64>()).sqrt();
-    assert!(got.len() == want.len() && ratio < 2e-6, "{what}: RMS ratio {ratio:.1e}");
-}
-
-#[test]
-fn a_branch_equals_pytorch() {
-    let folders = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|above| above.join("tests/reference"));
-    let folder = folders.into_iter().find(|folder| folder.is_dir()).expect("tests/reference");
-    let file = TensorFile::open(&folder.join("attention.safetensors")).unwrap();
-    let get = |name: &str| file.f32(name).unwrap();
-    let past: Vec<u32> = file.i32("past").unwrap().iter().map(|&past| past as u32).collect();
-    let (b, t, d) = (2, 60, 36);
-    let quant = QuantConfig { scale: ScaleKind::None, ..tiny("attention").quant };
-    let mut config = ModelConfig { dim: d, quant, ..tiny("attention") };
-    config.mixers.attention = AttentionConfig { heads: 3, window: 20, rope_base: 500.0 };
-    let span = &Span { batch: b, len: t, past: &past };
-    let (h, dy) = (get("h"), get("dy"));
-
-    for isa in Isa::available() {
-        let cx = &Exec::new(isa, 2);
-        let mut layout = Layout::default();
-        let layers = config.layers();
-        let mut branch = Branch::new(&mut layout, "norm.scale".into(), "mixer".into(), &layers);
-        let of = Params::new(&mut branch, &config.mixers.attention);
-        let need = branch.need();
-        let mut mixer = Train::<f32>::new(of, true);
-        let mut s = Scratch::new(&layers, need, mixer.wide(), b * t, config.vocab_size);
-        let mut saved = mixer.saved(b * t, true);
-        let mut params = vec![0.0; layout.len()];
-        for spec in layout.specs() {
-            params[spec.range.clone()].copy_from_slice(&get(&format!("param.{}", spec.name)));
-        }
-        mixer.prepare(cx, &params, &mut s);
-        let pass = Pass { cx, params: &params, int8: false, span };
-        let (mut y, mut dh, mut grads) = (vec![f32::NAN; h.len()], dy.clone(), vec![0.0; params.len()]);
-        let mut state = vec![0.0; b * mixer.state_len()];
-        mixer.forward(pass, &mut y, &mut saved, Some(&mut state), &h);
-        assert_close(&y, &get("y"), "y with a state");
-        mixer.forward(pass, &mut y, &mut saved, None, &h);
-        assert_close(&y, &get("y"), "y");
-        mixer.backward(pass, &mut dh, &mut grads, &mut saved, &h, &mut s);
-        assert_close(&dh, &get("dh"), "dh");
-        for spec in layout.specs() {
-            assert_close(&grads[spec.range.clone()], &get(&format!("grad.{}", spec.name)), &spec.name);
         }
     }
 }

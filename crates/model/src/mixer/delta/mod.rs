@@ -31,16 +31,13 @@ use serde::{Deserialize, Serialize};
 pub(crate) use packed::Packed;
 pub use train::Train;
 
-use crate::error::{ConfigError, check, within};
+use crate::error::{ConfigError, check, epsilon, within};
 use crate::layer::branch::Branch;
 use crate::layer::config::LayerConfig;
 use crate::layer::linear::Linear;
 use crate::layer::norm::{BranchNorm, Norm};
 use crate::layer::taps::Taps;
 use crate::params::Init;
-
-/// Epsilon of the norm of a head's output.
-const NORM_EPS: f64 = 1e-5;
 
 /// Its settings, `model.delta`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +57,8 @@ pub struct DeltaConfig {
     pub conv: usize,
     /// Write strengths up to 2 instead of 1, so that eigenvalues reach below 0 (arXiv 2411.12537).
     pub negative_eigenvalues: bool,
+    /// Epsilon of the published form's norm of a head's output.
+    pub norm_eps: f64,
 }
 
 /// The layer around the gated delta rule.
@@ -92,6 +91,7 @@ impl Default for DeltaConfig {
             expand_v: 1.5,
             conv: 4,
             negative_eigenvalues: false,
+            norm_eps: 1e-5,
         }
     }
 }
@@ -108,6 +108,7 @@ impl DeltaConfig {
 pub(crate) fn validate(c: &DeltaConfig, layers: &LayerConfig, used: bool) -> Result<(), ConfigError> {
     within("delta.heads", c.heads, 1, 1024)?;
     within("delta.conv", c.conv, 1, 64)?;
+    epsilon("delta.norm_eps", c.norm_eps)?;
     for (key, expand) in [("delta.expand_k", c.expand_k), ("delta.expand_v", c.expand_v)] {
         check(expand > 0.0 && expand <= 8.0, || ConfigError::new(key, expand, "above 0 and at most 8"))?;
         let (width, heads) = (expand * layers.dim as f64, c.heads);
@@ -173,7 +174,7 @@ impl Params {
             [("A_log", Init::LnUniform(1e-3, 16.0)), ("dt_bias", Init::InverseSoftplus(1e-3, 0.1))]
                 .map(|(name, init)| b.scalars(name, heads, init))
         });
-        let head_norm = published.then(|| b.norm("o_norm.scale", dv, NORM_EPS));
+        let head_norm = published.then(|| b.norm("o_norm.scale", dv, c.norm_eps));
         let output = b.output("o_proj", values);
         Params {
             norm: b.branch_norm(),

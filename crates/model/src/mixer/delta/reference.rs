@@ -40,7 +40,7 @@ pub(crate) fn mix(model: &Weights, c: &DeltaConfig, x: &[f64], history: &mut His
         let o: Vec<f64> = (0..dv).map(|j| (0..dk).map(|i| s[i][j] * q[i]).sum()).collect();
         let gate = &gate[head * dv..][..dv];
         if published {
-            let o = model.norm("o_norm.scale", &o, 1e-5);
+            let o = model.norm("o_norm.scale", &o, c.norm_eps);
             m.extend(o.iter().zip(gate).map(|(o, g)| o * g * sigmoid(*g)));
         } else {
             m.extend(o.iter().zip(gate).map(|(o, g)| o * sigmoid(*g)));
