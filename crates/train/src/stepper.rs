@@ -80,7 +80,7 @@ impl Stepper {
         let rows = pass_rows(settings, shape);
         let lm = precision.build(config, rows, true)?;
         let params: Buf<f32> = lm.layout().init(settings.seed);
-        let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
+        let optimizers = Optimizers::new(lm.layout(), &settings.optimizer, settings.frozen_taps);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let gradient = Gradient::new(params.len());
         Ok(Stepper { lm, params, optimizers, gradient, inputs, targets })

@@ -50,6 +50,7 @@ impl Default for Settings {
                 momentum: 0.95,
                 matrix_beta2: 0.999,
                 matrix_weight_decay: 0.0,
+                frozen_taps: false,
                 z_loss: 0.0,
                 activation_share: 1.0,
                 stages: Vec::new(),

@@ -99,6 +99,8 @@ pub struct TrainSettings {
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
     pub matrix_weight_decay: f64,
+    /// Whether the taps of all convolutions stay as they started.
+    pub frozen_taps: bool,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
     /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.

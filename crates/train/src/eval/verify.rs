@@ -290,7 +290,7 @@ fn trajectory(
     (n, b, t): (usize, usize, usize),
 ) -> Vec<f64> {
     let settings = s.optim();
-    let mut optimizers = Optimizers::new(layout, s.optimizer.as_deref().unwrap_or(optim::ADAMW));
+    let mut optimizers = Optimizers::new(layout, s.optimizer.as_deref().unwrap_or(optim::ADAMW), false);
     let mut grads = Buf::<f32>::zeros(layout.len());
     let mean = 1.0 / (b * t) as f64;
     let objective = Objective { scale: mean, z_loss: s.z_loss };

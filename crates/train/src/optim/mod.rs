@@ -2,7 +2,8 @@
 //! PyTorch's vectors, threads, and stopping and resuming then run by themselves.
 //!
 //! `train.optimizer` names the one that gets the master matrices ([`Group::Matrix`]); all other parameters are AdamW's.
-//! Gradients are clipped by the global norm of all of them, whoever gets them: `g *= min(1, clip / (norm + 1e-6))`, as
+//! With `train.frozen_taps` nobody gets the taps of convolutions ([`Group::Conv`]): they stay as they started.
+//! Gradients are clipped by the global norm of all that are trained, whoever gets them: `g *= min(1, clip / (norm + 1e-6))`, as
 //! PyTorch does it. Muon's update does not depend on the length of its gradient, but through the clip one wild
 //! gradient does not take over its momentum.
 
@@ -11,6 +12,8 @@ mod muon;
 mod newton_schulz;
 mod normuon;
 mod optimizer;
+
+use std::ops::Range;
 
 use flashlm_kernels::{Exec, ops};
 use flashlm_model::params::{Group, Layout};
@@ -45,22 +48,28 @@ pub const ADAMW: &str = NAMES[0];
 /// The optimizers of a run, which share its parameters between them.
 pub struct Optimizers {
     parts: Vec<Box<dyn Optimizer>>,
+    /// Places of the parameters that are trained, gaps included.
+    trained: Vec<Range<usize>>,
 }
 
 impl Optimizers {
-    /// Those that `train.optimizer` asks for.
+    /// Those that `train.optimizer` asks for; with `frozen_taps` taps are left alone.
     ///
     /// # Panics
     /// If there is none of that name, which [`crate::config::Settings::validate`] rules out.
-    pub fn new(layout: &Layout, name: &str) -> Self {
+    pub fn new(layout: &Layout, name: &str, frozen_taps: bool) -> Self {
+        let trained = |group| !frozen_taps || group != Group::Conv;
         let parts = match name {
-            ADAMW => vec![build(ADAMW, layout, |_| true)],
+            ADAMW => vec![build(ADAMW, layout, &trained)],
             name => vec![
-                build(name, layout, |group| group == Group::Matrix),
-                build(ADAMW, layout, |group| group != Group::Matrix),
+                build(name, layout, &|group| group == Group::Matrix),
+                build(ADAMW, layout, &|group| group != Group::Matrix && trained(group)),
             ],
         };
-        Optimizers { parts }
+        let runs = layout.specs().chunk_by(|a, b| trained(a.group) == trained(b.group));
+        let trained = runs.filter(|specs| trained(specs[0].group));
+        let trained = trained.map(|specs| specs[0].range.start..specs[specs.len() - 1].range.end).collect();
+        Optimizers { parts, trained }
     }
 
     /// Update `number` (from 1) of `params` with AdamW's learning rate `lr`; returns the gradient's global norm before
@@ -74,7 +83,8 @@ impl Optimizers {
         lr: f64,
         number: u64,
     ) -> f64 {
-        let norm = ops::sum_squares(cx, grads).sqrt();
+        let squares = |range: &Range<usize>| ops::sum_squares(cx, &grads[range.clone()]);
+        let norm = self.trained.iter().map(squares).sum::<f64>().sqrt();
         if !norm.is_finite() {
             return norm;
         }
@@ -93,7 +103,7 @@ impl Optimizers {
 mod tests {
     use flashlm_kernels::{Buf, Isa, Token};
     use flashlm_model::io::safetensors::{TensorFile, TensorRef, write_tensors};
-    use flashlm_model::params::Init;
+    use flashlm_model::params::{Init, Spec};
     use flashlm_model::{ModelConfig, Precision, Shape};
     use serde::Deserialize;
 
@@ -172,7 +182,7 @@ mod tests {
             };
             exec_on_all_isas(|cx| {
                 let start = read("param", 0);
-                let (mut params, mut optimizers) = (start.clone(), Optimizers::new(&layout, name));
+                let (mut params, mut optimizers) = (start.clone(), Optimizers::new(&layout, name, false));
                 for step in 0..s.steps {
                     let (grads, lr) = (read("grads", step), s.lr * s.rates[step]);
                     optimizers.step(cx, &mut params, &grads, &settings, lr, step as u64 + 1);
@@ -254,6 +264,42 @@ mod tests {
             for other in NAMES.iter().filter(|other| tensors(other) != tensors(name)) {
                 let error = read_state(&file, &mut stepper(other).0.optimizers.state()).unwrap_err().to_string();
                 assert!(error.contains("expected"), "{name} as {other}: {error}");
+            }
+        }
+    }
+
+    /// Taps of every mixer that has some; all else is updated as if the gradients of taps were zero.
+    #[test]
+    fn frozen_taps_stay_and_count_for_nothing() {
+        let (cx, (_, train)) = (Exec::new(Isa::detect().unwrap(), 2), stepper(ADAMW));
+        let pattern = ["conv", "delta", "shortconv"].map(String::from).to_vec();
+        let model =
+            ModelConfig { vocab_size: 50, dim: 40, blocks: 3, ffn_hidden: 72, pattern, ..ModelConfig::v4_small() };
+        let layout = Layout::of(&model);
+        let taps = |spec: &&Spec| spec.group == Group::Conv;
+        assert_eq!(layout.specs().iter().filter(taps).count(), 5);
+        for name in NAMES {
+            let mut grads: Buf<f32> = layout.init(7);
+            // So short that nothing is clipped.
+            grads.iter_mut().for_each(|g| *g *= 1e-3);
+            let mut without = grads.clone();
+            layout.specs().iter().filter(taps).for_each(|spec| without[spec.range.clone()].fill(0.0));
+            let run = |frozen, grads: &[f32]| {
+                let (mut params, mut optimizers) = (layout.init::<f32>(3), Optimizers::new(&layout, name, frozen));
+                let norm = optimizers.step(&cx, &mut params, grads, &train.optim(), train.lr, 1);
+                (params, norm, optimizers.state().into_iter().map(|t| t.name).collect::<Vec<_>>())
+            };
+            let (start, (params, norm, state)) = (layout.init::<f32>(3), run(true, &grads));
+            let (want, want_norm, _) = run(false, &without);
+            assert!(norm < train.clip && (norm - want_norm).abs() < 1e-6 * norm, "{name}: {norm} for {want_norm}");
+            assert!(norm < 0.999 * run(false, &grads).1, "{name}: {norm}");
+            for spec in layout.specs().iter().filter(taps) {
+                assert!(params[spec.range.clone()] == start[spec.range.clone()], "{name}: {}", spec.name);
+                assert!(!state.iter().any(|of| of.ends_with(&spec.name)), "{name}: state of {}", spec.name);
+            }
+            for spec in layout.specs().iter().filter(|spec| !taps(spec)) {
+                let [got, want] = [&params, &want].map(|params| &params[spec.range.clone()]);
+                assert!(got == want && *got != start[spec.range.clone()], "{name}: {}", spec.name);
             }
         }
     }

@@ -54,7 +54,7 @@ pub struct Tensor<'a> {
 }
 
 /// Whether an optimizer gets the parameters of a group.
-pub(super) type Owns = fn(Group) -> bool;
+pub(super) type Owns<'a> = &'a dyn Fn(Group) -> bool;
 
 /// What changes some of the parameters, by their gradients.
 pub(super) trait Optimizer: Send {
