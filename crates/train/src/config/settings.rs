@@ -95,6 +95,12 @@ pub struct TrainSettings {
     pub matrix_lr: f64,
     /// Decay of Muon's and NorMuon's running mean of gradients, per step.
     pub momentum: f64,
+    /// The same at the end, which it reaches as the learning rate falls; 0: `momentum` throughout.
+    pub final_momentum: f64,
+    /// Whether Muon and NorMuon scale the rows of what goes into Newton-Schulz to equal norms (MuonEq-R).
+    pub row_normalise: bool,
+    /// Steps of Newton-Schulz in Muon and NorMuon.
+    pub newton_schulz_steps: usize,
     /// Decay of NorMuon's running mean square of each row, per step.
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
@@ -141,16 +147,17 @@ impl TrainSettings {
         self.batch * self.accumulation
     }
 
-    /// The learning rates of the run.
+    /// The learning rates and momenta of the run.
     pub fn rates(&self) -> Schedule {
-        let &TrainSettings { lr, min_lr, schedule, warmup_steps, decay_share, .. } = self;
-        Schedule { shape: schedule, lr, min_lr, warmup_steps, decay_share }
+        let &TrainSettings { lr, min_lr, schedule, warmup_steps, decay_share, momentum, final_momentum, .. } = self;
+        Schedule { shape: schedule, lr, min_lr, warmup_steps, decay_share, momentum, final_momentum }
     }
 
-    /// The figures of its optimizers.
+    /// The figures of its optimizers, with the momentum of the start.
     pub fn optim(&self) -> optim::Settings {
         let &TrainSettings { lr, beta1, beta2, eps, weight_decay, clip, .. } = self;
-        let &TrainSettings { matrix_lr, momentum, matrix_beta2, matrix_weight_decay, .. } = self;
+        let &TrainSettings { matrix_lr, momentum, row_normalise, newton_schulz_steps, .. } = self;
+        let &TrainSettings { matrix_beta2, matrix_weight_decay, .. } = self;
         optim::Settings {
             lr,
             beta1,
@@ -160,6 +167,8 @@ impl TrainSettings {
             clip,
             matrix_lr,
             momentum,
+            row_normalise,
+            newton_schulz_steps,
             matrix_beta2,
             matrix_weight_decay,
         }

@@ -41,7 +41,8 @@ fn the_readme_lists_every_preset_with_its_size() {
 fn runs_saved_before_there_were_switches_have_them_off() {
     let settings = preset("v4-small").unwrap();
     let bits = ["activation_bits", "activation_share"];
-    let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..]].concat();
+    let steps = ["final_momentum", "row_normalise", "newton_schulz_steps"];
+    let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..], &steps].concat();
     let saved = settings.to_toml();
     let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
     assert_eq!(older.len() + keys.len(), saved.lines().count());
@@ -116,6 +117,11 @@ fn layers_override_in_order_and_types_are_checked() {
     layers.set("train.lr", "0").unwrap();
     assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
     for (key, bad) in [("model.activation_bits", "4"), ("train.activation_share", "0")] {
+        let mut layers = Layers::defaults();
+        layers.set(key, bad).unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
+    }
+    for (key, bad) in [("train.newton_schulz_steps", "0"), ("train.final_momentum", "1")] {
         let mut layers = Layers::defaults();
         layers.set(key, bad).unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));

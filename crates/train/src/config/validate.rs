@@ -41,10 +41,13 @@ impl Settings {
             ("train.beta1", t.beta1),
             ("train.beta2", t.beta2),
             ("train.momentum", t.momentum),
+            ("train.final_momentum", t.final_momentum),
             ("train.matrix_beta2", t.matrix_beta2),
         ] {
             check((0.0..1.0).contains(&beta), key, beta.to_string(), "at least 0 and below 1")?;
         }
+        let steps = t.newton_schulz_steps;
+        check((1..=20).contains(&steps), "train.newton_schulz_steps", steps.to_string(), "between 1 and 20")?;
         check(within(t.eps, 1e-30, 1.0), "train.eps", t.eps.to_string(), "above 0 and at most 1")?;
         check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;

@@ -17,8 +17,12 @@ pub struct Settings {
     pub clip: f64,
     /// Peak learning rate of the matrices under Muon and NorMuon.
     pub matrix_lr: f64,
-    /// Decay of Muon's and NorMuon's running mean of gradients, per step.
+    /// Decay of Muon's and NorMuon's running mean of gradients in this step.
     pub momentum: f64,
+    /// Whether Muon and NorMuon scale the rows of what goes into Newton-Schulz to equal norms.
+    pub row_normalise: bool,
+    /// Steps of Newton-Schulz.
+    pub newton_schulz_steps: usize,
     /// Decay of NorMuon's running mean square of each row, per step.
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.

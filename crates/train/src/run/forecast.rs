@@ -163,7 +163,8 @@ impl Prepared {
             let window = |i: usize| self.texts.window(stage, (n * batch + i) as u64);
             let start = Instant::now();
             let number = n as u64 + 1;
-            let result = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number }, window);
+            let (lr, momentum) = (t.min_lr.min(t.lr), t.momentum);
+            let result = stepper.step(cx, Step { shape, settings: t, lr, momentum, number }, window);
             if result.is_finite() {
                 Ok(start.elapsed().as_secs_f64())
             } else {

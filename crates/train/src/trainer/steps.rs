@@ -135,14 +135,16 @@ impl Trainer<'_> {
         let shape = Shape { batch: t.sequences(), seq_len: self.plan.seq_len(stage) };
         let (texts, first) = (&self.inputs.texts, self.windows());
         let window = |i: usize| texts.window(stage, first + i as u64);
-        let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());
+        let (rates, total) = (t.rates(), self.plan.total());
+        let lr = rates.learning_rate(self.state.step, progress, total);
+        let momentum = rates.momentum(progress, total);
         let number = self.state.step + 1;
         self.stepper.lm.set_activation_bits(activation_bits(
             settings.model.activation_bits,
             t.activation_share,
             progress,
         ));
-        let step = Step { shape, settings: t, lr, number };
+        let step = Step { shape, settings: t, lr, momentum, number };
         let Some(result) = self.stepper.step_unless(stop, self.cx, step, window) else { return Ok(None) };
         if !result.is_finite() {
             let last_good = self.last_good()?;
