@@ -133,8 +133,8 @@ mod tests {
         let mut settings = Settings::default();
         let of = |source: &str, weight| StageSource { weight, ..StageSource::new(source) };
         settings.train.stages = vec![
-            Stage { seq_len: 7, share: 0.5, sources: vec![of("a", 3.0), of("b", 1.0)] },
-            Stage { seq_len: 15, share: 0.5, sources: vec![of("b", 1.0)] },
+            Stage { seq_len: 7, share: 0.5, batch: 0, sources: vec![of("a", 3.0), of("b", 1.0)] },
+            Stage { seq_len: 15, share: 0.5, batch: 0, sources: vec![of("b", 1.0)] },
         ];
         settings.train.seq_len = 15;
         settings.data.boundaries = boundaries;

@@ -61,7 +61,7 @@ pub struct TrainSettings {
     pub precision: Precision,
     /// Tokens per sequence, `T`.
     pub seq_len: usize,
-    /// Sequences per step; 0: chosen for the machine.
+    /// Sequences per step, where a stage has no number of its own; 0: chosen for the machine.
     pub batch: usize,
     /// Gradient accumulation: batches per step.
     pub accumulation: usize,
@@ -142,7 +142,7 @@ impl Settings {
 }
 
 impl TrainSettings {
-    /// Sequences per step.
+    /// Sequences per step, in stages without a batch of their own.
     pub fn sequences(&self) -> usize {
         self.batch * self.accumulation
     }

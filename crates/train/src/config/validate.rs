@@ -85,6 +85,8 @@ impl Settings {
             let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
             let expected = "stages whose seq_len is 1 to 65536 and whose shares add up to 1";
             check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum:.3})"), expected)?;
+            let batch = t.stages.iter().map(|s| s.batch).max().unwrap_or(0);
+            check(batch <= 65_536, "train.stages.batch", batch.to_string(), "at most 65536")?;
             let last = t.stages.last().map(|s| s.seq_len);
             let expected = "the seq_len of the last stage, at which validation runs";
             check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;

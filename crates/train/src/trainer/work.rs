@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use flashlm_kernels::Exec;
-use flashlm_model::Shape;
 use flashlm_model::params::Layout;
 
 use super::{Inputs, TrainError, restore};
@@ -64,10 +63,8 @@ impl<'a> Trainer<'a> {
         settings.validate()?;
         settings.model.fits(&inputs.tokenizer)?;
         let t = &settings.train;
-        let batch = t.sequences();
-        let plan = Plan::new(settings, texts.extents(), batch);
-        let shape = Shape { batch, seq_len: plan.longest() };
-        let mut stepper = Stepper::new(&settings.model, t.precision, shape, t)?;
+        let plan = Plan::new(settings, texts.extents());
+        let mut stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t)?;
         let mut notes = Vec::new();
         let state = match resume {
             Some(from) => restore::same_text(restore::restore(from, settings, &mut stepper)?, &inputs, &mut notes),
