@@ -37,6 +37,16 @@ impl Boundaries {
     }
 }
 
+/// What is put in another order in every epoch of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// Windows of the text as it lies.
+    Windows,
+    /// Documents, before they are cut into windows.
+    Documents,
+}
+
 /// One stage of a curriculum: a part of the run with its own sequence length and texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

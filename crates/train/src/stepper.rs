@@ -116,13 +116,13 @@ impl Stepper {
             self.inputs.clear();
             self.targets.clear();
             for i in first..first + n {
-                let Window { first, rest } = window(i).into();
+                let window = window(i).into();
                 let (start, end) = (self.inputs.len(), self.inputs.len() + seq_len);
-                rest.iter().for_each(|run| self.targets.extend_from_slice(run));
-                self.inputs.push(first);
+                window.append_to(&mut self.targets);
+                self.inputs.push(window.first);
                 self.inputs.extend_from_slice(&self.targets[start..self.targets.len() - 1]);
                 // Causal models do not look at what comes after.
-                self.inputs.resize(end, first);
+                self.inputs.resize(end, window.first);
                 self.targets.resize(end, NO_TARGET);
             }
             let shape = Shape { batch: n, seq_len };

@@ -7,7 +7,7 @@ use super::settings::{DataSettings, Settings, TokenizerSettings, TrainSettings};
 use crate::data::vocab;
 use crate::optim;
 use crate::schedule::Shape;
-use crate::stage::Boundaries;
+use crate::stage::{Boundaries, Shuffle};
 
 impl Default for Settings {
     fn default() -> Self {
@@ -24,6 +24,7 @@ impl Default for Settings {
                 holdout: 0.01,
                 keep_doubles: false,
                 boundaries: Boundaries::Packed,
+                shuffle: Shuffle::Windows,
             },
             train: TrainSettings {
                 seed: 42,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::optim;
 use crate::schedule::{Schedule, Shape};
-use crate::stage::{Boundaries, Stage};
+use crate::stage::{Boundaries, Shuffle, Stage};
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct DataSettings {
     pub keep_doubles: bool,
     /// What happens at the ends of documents. It and `model.reset` follow from each other: the later setting wins.
     pub boundaries: Boundaries,
+    /// What is put in another order in every epoch; padded windows are documents whatever it is.
+    pub shuffle: Shuffle,
 }
 
 /// `[train]`
