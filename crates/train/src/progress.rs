@@ -40,6 +40,9 @@ pub struct State {
     /// The last validation; missing in older states.
     #[serde(default)]
     pub validated: Option<Best>,
+    /// Steps that are in the mean of the weights (`train.average_share`); missing in older states.
+    #[serde(default)]
+    pub averaged: u64,
     /// Sum and number of the losses since the last row of metrics.
     pub loss_sum: (f64, u64),
 }

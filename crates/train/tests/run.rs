@@ -80,7 +80,7 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     assert!(notes.contains("threads"), "{notes}");
 }
 
-/// Stages with batches of their own, documents in another order every epoch, and a momentum that changes: a run that is resumed in the
+/// Stages with batches of their own, documents in another order every epoch, a momentum that changes and a mean of the weights: a run that is resumed in the
 /// middle of either stage has the same bits as one that never stopped.
 #[test]
 fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
@@ -95,6 +95,7 @@ fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
         ("train.steps", "96"),
         ("train.optimizer", "muon"),
         ("train.final_momentum", "0.8"),
+        ("train.average_share", "0.3"),
         ("train.checkpoint_every", "40"),
         ("train.keep", "9"),
     ] {
@@ -107,8 +108,24 @@ fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
         let cx = resolved.exec();
         let prepared = resolved.prepare(&stop, &mut |_| ()).unwrap();
         let mut trainer = prepared.trainer(&cx, Claim::new(run, None).unwrap()).unwrap();
-        let ended = trainer.run(&stop, &mut |_| ()).unwrap();
-        assert_eq!(ended.outcome, Outcome::Finished);
+        let mut notes = Vec::new();
+        let mut tell = |event: Event| {
+            if let Event::Note(line) = event {
+                notes.push(line.to_string());
+            }
+        };
+        let Ended { outcome, ending } = trainer.run(&stop, &mut tell).unwrap();
+        assert_eq!(outcome, Outcome::Finished);
+        // Progress of the first of them: 68 / 96 is the first that is 0.7 or more.
+        let kept = notes.iter().find(|line| line.contains("their mean over the last 28 steps")).unwrap();
+        let scores: Vec<f64> =
+            kept.split([' ', ':', ',']).filter_map(|word| word.parse().ok()).filter(|x| *x < 28.0).collect();
+        assert_eq!((scores.len(), scores[1] < scores[0]), (2, kept.contains("the mean is kept")), "{kept}");
+        let probed = ending.unwrap().last.probe_bpb.unwrap();
+        assert!(
+            (probed - scores[0].min(scores[1])).abs() < 1e-4,
+            "{kept}, and the model of the last step has {probed}"
+        );
         // Steps of 128 and of 512 tokens: 70 of the first stage are 40 % of all tokens.
         assert_eq!((trainer.state().step, trainer.state().stage, trainer.state().stage_start), (96, 1, 70));
         assert_eq!(trainer.state().windows, Some(26 * 8));

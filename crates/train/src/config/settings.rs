@@ -111,6 +111,9 @@ pub struct TrainSettings {
     pub z_loss: f64,
     /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.
     pub activation_share: f64,
+    /// Last fraction of the run over whose steps the weights are averaged; the better of the last weights and their mean is
+    /// the result. 0: no mean.
+    pub average_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
     /// Steps between validations; 0: only the last.

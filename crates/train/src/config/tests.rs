@@ -41,7 +41,7 @@ fn the_readme_lists_every_preset_with_its_size() {
 fn runs_saved_before_there_were_switches_have_them_off() {
     let settings = preset("v4-small").unwrap();
     let bits = ["activation_bits", "activation_share"];
-    let steps = ["shuffle", "final_momentum", "row_normalise", "newton_schulz_steps"];
+    let steps = ["shuffle", "average_share", "final_momentum", "row_normalise", "newton_schulz_steps"];
     let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..], &steps].concat();
     let saved = settings.to_toml();
     let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
@@ -121,7 +121,8 @@ fn layers_override_in_order_and_types_are_checked() {
         layers.set(key, bad).unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
     }
-    for (key, bad) in [("train.newton_schulz_steps", "0"), ("train.final_momentum", "1")] {
+    for (key, bad) in [("train.newton_schulz_steps", "0"), ("train.average_share", "2"), ("train.final_momentum", "1")]
+    {
         let mut layers = Layers::defaults();
         layers.set(key, bad).unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));

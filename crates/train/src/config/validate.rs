@@ -36,7 +36,7 @@ impl Settings {
         }
         check(within(t.matrix_lr, 0.0, 10.0), "train.matrix_lr", t.matrix_lr.to_string(), "between 0 and 10")?;
         let decay = t.matrix_weight_decay;
-        check(within(decay, 0.0, 1.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 1")?;
+        check(within(decay, 0.0, 10.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 10")?;
         for (key, beta) in [
             ("train.beta1", t.beta1),
             ("train.beta2", t.beta2),
@@ -49,11 +49,13 @@ impl Settings {
         let steps = t.newton_schulz_steps;
         check((1..=20).contains(&steps), "train.newton_schulz_steps", steps.to_string(), "between 1 and 20")?;
         check(within(t.eps, 1e-30, 1.0), "train.eps", t.eps.to_string(), "above 0 and at most 1")?;
-        check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
+        check(within(t.weight_decay, 0.0, 10.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 10")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
         let share = t.activation_share;
         check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
+        let share = t.average_share;
+        check(within(share, 0.0, 1.0), "train.average_share", share.to_string(), "between 0 and 1")?;
         check(
             within(t.checkpoint_seconds, 0.0, 1e9),
             "train.checkpoint_seconds",

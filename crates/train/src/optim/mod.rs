@@ -16,7 +16,7 @@ use flashlm_kernels::{Exec, ops};
 use flashlm_model::params::{Group, Layout};
 
 use optimizer::{Optimizer, Owns, Step};
-pub use optimizer::{Settings, Tensor};
+pub use optimizer::{Settings, Tensor, tensors};
 
 macro_rules! optimizers {
     ($($name:literal => $optimizer:ty),* $(,)?) => {

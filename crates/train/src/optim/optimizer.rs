@@ -69,6 +69,18 @@ pub(super) trait Optimizer: Send {
     fn state(&mut self) -> Vec<Tensor<'_>>;
 }
 
+/// The tensors of a buffer that holds one value of this kind for each parameter from `start` on, gaps included.
+pub fn tensors<'a>(kind: &str, specs: &[Spec], start: usize, mut buf: &'a mut [f32]) -> Vec<Tensor<'a>> {
+    let mut at = start;
+    let tensor = |spec: &Spec| {
+        let (_, from) = std::mem::take(&mut buf).split_at_mut(spec.range.start - at);
+        let (data, after) = from.split_at_mut(spec.range.len());
+        (buf, at) = (after, spec.range.end);
+        Tensor { name: format!("{kind}.{}", spec.name), shape: spec.shape.clone(), data }
+    };
+    specs.iter().map(tensor).collect()
+}
+
 /// Rows and columns of a matrix.
 pub(super) fn sizes(spec: &Spec) -> (usize, usize) {
     (spec.shape[0], spec.range.len() / spec.shape[0])

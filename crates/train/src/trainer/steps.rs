@@ -152,6 +152,13 @@ impl Trainer<'_> {
             let (loss, grad_norm) = (result.loss, result.grad_norm);
             return Err(TrainError::NotFinite { step: number, loss, grad_norm, last_good });
         }
+        if let Some(average) = &mut self.average {
+            let counts = progress >= 1.0 - t.average_share;
+            self.state.averaged = if counts { self.state.averaged + 1 } else { 0 };
+            if counts {
+                average.add(self.cx, &self.stepper.params, self.state.averaged);
+            }
+        }
         self.state.windows = Some(self.windows() + shape.batch as u64);
         self.state.step = number;
         self.state.tokens += result.tokens;
