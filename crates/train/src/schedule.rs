@@ -1,9 +1,10 @@
-//! Learning rate and momentum over a run. Progress `p` in [0, 1] is the fraction of the steps, or of the time limit, that has passed.
+//! Learning rate and momentum over a run. Progress `p` in [0, 1] is the fraction of the steps, or of the time limit, that has
+//! passed.
 //!
 //! `lr = peak * warm-up` while warming up, then `min + (peak - min) * f(q)`, `q = (p - w) / (1 - w)`, with `w` the end of
 //! warm-up where it is known beforehand: cosine `f = (1 + cos(pi q)) / 2`, linear `f = 1 - q`, and warmup-stable-decay
-//! `f = 1` until the last `decay_share`, then falling linearly to 0. All learning rates follow it: that of the matrices under Muon is
-//! `matrix_lr / peak` times `lr`, so that `min / peak` is the share that is left at the end of both.
+//! `f = 1` until the last `decay_share`, then falling linearly to 0. All learning rates follow it: that of the matrices under
+//! Muon is `matrix_lr / peak` times `lr`, so that `min / peak` is the share that is left at the end of both.
 //!
 //! The momentum moves as the learning rate falls, without warm-up: `final_momentum + (momentum - final_momentum) * f`, or
 //! `momentum` throughout where `final_momentum` is 0.

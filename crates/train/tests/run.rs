@@ -80,8 +80,8 @@ fn a_run_is_asked_for_prepared_trained_and_loaded() {
     assert!(notes.contains("threads"), "{notes}");
 }
 
-/// Stages with batches of their own, documents in another order every epoch, a momentum that changes and a mean of the weights: a run that is resumed in the
-/// middle of either stage has the same bits as one that never stopped.
+/// Stages with batches of their own, documents in another order every epoch, a momentum that changes and a mean of the weights: a
+/// run that is resumed in the middle of either stage has the same bits as one that never stopped.
 #[test]
 fn a_resumed_run_has_the_bits_of_one_that_never_stopped() {
     let folder = tempfile::tempdir().unwrap();

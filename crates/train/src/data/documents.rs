@@ -148,7 +148,8 @@ mod tests {
                     }
                     assert_eq!(all, whole, "{lengths:?} {seq_len}, epoch {epoch}");
                     let (mut all, mut text) = (all, text.tokens().to_vec());
-                    (all.sort_unstable(), text.sort_unstable());
+                    all.sort_unstable();
+                    text.sort_unstable();
                     assert_eq!(all, text, "every token once");
                 }
             }

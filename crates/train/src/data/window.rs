@@ -1,11 +1,12 @@
 //! Training windows over a token cache.
 //!
-//! * packed: the `N` tokens are a circle, whose windows are visited in the order of `Order`. An epoch cuts it at its own place, a pure function of (seed, epoch), into
+//! * packed: the `N` tokens are a circle. An epoch cuts it at its own place, a pure function of (seed, epoch), into
 //!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every
 //!   token is a target once per epoch, and over epochs each sees contexts of every length. Windows cross the ends of documents.
+//!   They are visited in the order of `Order`.
 //! * packed, by documents: those of [`Documents`].
-//! * padded: one document per window, in the order of `Order`, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
-//!   than `T` rows where the document is shorter; what lies beyond `T` is not used.
+//! * padded: one document per window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
+//!   than `T` rows where the document is shorter; what lies beyond `T` is not used. In the order of `Order` too.
 
 use super::cache::TokenCache;
 use super::documents::{Documents, Run};

@@ -2,7 +2,8 @@
 //! `X = U / (|U|_F + 1e-7)`, `X: [rows, cols]`:
 //! `A = X X^T; X = (a I + b A + c A A) X`, or `A = X^T X; X = X (a I + b A + c A A)` where rows > cols, which is the same on
 //! the transpose, so that `A` is the smaller of the two. The coefficients make small values grow as fast as can be; all but
-//! the smallest come out between 0.68 and 1.21 after five steps (Keller Jordan, github.com/KellerJordan/Muon, there in bf16, here in f32).
+//! the smallest come out between 0.68 and 1.21 after five steps (Keller Jordan, github.com/KellerJordan/Muon, there in bf16, here
+//! in f32).
 //!
 //! On request each row of `U` is divided by its RMS `+ 1e-12` first, so that all rows weigh the same ("MuonEq", the variant R).
 
