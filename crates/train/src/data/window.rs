@@ -4,7 +4,7 @@
 //!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every
 //!   token is a target once per epoch, and over epochs each sees contexts of every length. Windows cross the ends of documents.
 //!   They are visited in the order of `Order`.
-//! * packed, by documents: those of [`Documents`].
+//! * packed, by documents: those of `Documents`.
 //! * padded: one document per window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
 //!   than `T` rows where the document is shorter; what lies beyond `T` is not used. In the order of `Order` too.
 
