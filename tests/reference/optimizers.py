@@ -19,17 +19,26 @@ STEPS, MIDDLE = 8, 4
 # Learning rates of the steps over their peak, and the size of the gradients: with clip 1, some are cut and some are not.
 RATES = [0.5, 1.0, 1.0, 0.9, 0.7, 0.5, 0.3, 0.1]
 SIZES = [3.0, 0.01, 0.2, 0.001, 1.0, 0.02, 0.005, 0.1]
+# Files of an optimizer with switches: its name, and what differs from SETTINGS. `momenta` is one momentum a step.
+SWITCHED = {
+    f"{name}_rows": (name, {"row_normalise": True, "newton_schulz_steps": 3,
+                            "momenta": [0.95, 0.95, 0.95, 0.94, 0.92, 0.9, 0.88, 0.86]})
+    for name in ("muon", "normuon")
+}  # fmt: skip
 SETTINGS = {
     "lr": 4e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.01, "clip": 1.0,
     "matrix_lr": 0.02, "momentum": 0.95, "matrix_beta2": 0.99, "matrix_weight_decay": 0.1,
 }  # fmt: skip
 
 
-def newton_schulz(u: torch.Tensor) -> torch.Tensor:
-    """Five steps of the quintic iteration, on the transpose where there are more rows than columns."""
+def newton_schulz(u: torch.Tensor, s: dict) -> torch.Tensor:
+    """Steps of the quintic iteration, on the transpose where there are more rows than columns; before them, each row may be
+    divided by its RMS."""
+    if s.get("row_normalise"):
+        u = u / (u.square().mean(1, keepdim=True).sqrt() + 1e-12)
     x = u.T if u.shape[0] > u.shape[1] else u
     x = x / (torch.linalg.matrix_norm(x) + 1e-7)
-    for _ in range(5):
+    for _ in range(s.get("newton_schulz_steps", 5)):
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
     return x.T if u.shape[0] > u.shape[1] else x
@@ -38,8 +47,9 @@ def newton_schulz(u: torch.Tensor) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """m = mu m + (1-mu) g; U = g + mu (m - g); W = (1 - lr wd) W - lr sqrt(max(1, rows/cols)) newton_schulz(U)."""
 
-    def __init__(self, params, lr: float, momentum: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+    def __init__(self, params, s: dict):
+        super().__init__(params, {"lr": s["matrix_lr"], "momentum": s["momentum"]})
+        self.s = s
 
     @torch.no_grad()
     def step(self):
@@ -48,31 +58,32 @@ class Muon(torch.optim.Optimizer):
             for w in group["params"]:
                 m = self.state[w].setdefault("m", torch.zeros_like(w))
                 m.copy_(mu * m + (1 - mu) * w.grad)
-                x = newton_schulz(w.grad + mu * (m - w.grad))
+                x = newton_schulz(w.grad + mu * (m - w.grad), self.s)
                 rows, cols = w.shape
-                w.copy_((1 - lr * group["weight_decay"]) * w - lr * max(1, rows / cols) ** 0.5 * x)
+                w.copy_((1 - lr * self.s["matrix_weight_decay"]) * w - lr * max(1, rows / cols) ** 0.5 * x)
 
 
 class NorMuon(torch.optim.Optimizer):
     """m = mu m + (1-mu) g; O = newton_schulz(m); v = b v + (1-b) mean over a row of O^2; H = O / (sqrt(v) + 1e-8);
     W = (1 - lr wd) W - lr 0.2 sqrt(rows cols) / (|H| + 1e-8) H."""
 
-    def __init__(self, params, lr: float, momentum: float, beta2: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "beta2": beta2, "weight_decay": weight_decay})
+    def __init__(self, params, s: dict):
+        super().__init__(params, {"lr": s["matrix_lr"], "momentum": s["momentum"]})
+        self.s = s
 
     @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            lr, mu, beta2 = group["lr"], group["momentum"], group["beta2"]
+            lr, mu, beta2 = group["lr"], group["momentum"], self.s["matrix_beta2"]
             for w in group["params"]:
                 m = self.state[w].setdefault("m", torch.zeros_like(w))
                 v = self.state[w].setdefault("v", torch.zeros_like(w[:, :1]))
                 m.copy_(mu * m + (1 - mu) * w.grad)
-                o = newton_schulz(m)
+                o = newton_schulz(m, self.s)
                 v.copy_(beta2 * v + (1 - beta2) * o.square().mean(1, keepdim=True))
                 h = o / (v.sqrt() + 1e-8)
                 rate = lr * 0.2 * w.numel() ** 0.5 / (torch.linalg.matrix_norm(h) + 1e-8)
-                w.copy_((1 - lr * group["weight_decay"]) * w - rate * h)
+                w.copy_((1 - lr * self.s["matrix_weight_decay"]) * w - rate * h)
 
 
 class Together:
@@ -94,6 +105,11 @@ class Together:
         for part, peak in zip(self.parts, self.peaks):
             part.param_groups[0]["lr"] = peak * factor
 
+    def set_momentum(self, momentum: float):
+        for part in self.parts:
+            if "momentum" in part.param_groups[0]:
+                part.param_groups[0]["momentum"] = momentum
+
 
 def make(name: str, matrices: list, rest: list, s: dict) -> Together:
     """`matrices` go to the optimizer of that name, `rest` to AdamW."""
@@ -104,9 +120,9 @@ def make(name: str, matrices: list, rest: list, s: dict) -> Together:
     if name == "adamw":
         return Together([adamw(matrices + rest)])
     if name == "muon":
-        chosen = Muon(matrices, s["matrix_lr"], s["momentum"], s["matrix_weight_decay"])
+        chosen = Muon(matrices, s)
     elif name == "normuon":
-        chosen = NorMuon(matrices, s["matrix_lr"], s["momentum"], s["matrix_beta2"], s["matrix_weight_decay"])
+        chosen = NorMuon(matrices, s)
     else:
         raise ValueError(f"no formula of an optimizer {name!r} in make()")
     return Together([chosen, adamw(rest)])
@@ -121,7 +137,8 @@ def run(name: str, dtype: torch.dtype, chosen=None) -> dict[str, torch.Tensor]:
     decay = {k: 2.0 ** -(torch.arange(shape[-1]) / 4).to(dtype) for k, shape in SHAPES.items()}
     rest = [p for p in params.values() if p.ndim < 2]
     matrices = [p for p in params.values() if p.ndim == 2]
-    optimizer = make(name, matrices, rest, SETTINGS)
+    name, switches = SWITCHED.get(name, (name, {}))
+    optimizer = make(name, matrices, rest, SETTINGS | switches)
     if chosen:
         optimizer = Together([chosen(matrices), *optimizer.parts[1:]])
     grads = {k: [] for k in params}
@@ -131,6 +148,8 @@ def run(name: str, dtype: torch.dtype, chosen=None) -> dict[str, torch.Tensor]:
             grads[k].append(p.grad.clone())
         torch.nn.utils.clip_grad_norm_(params.values(), SETTINGS["clip"])
         optimizer.scale_rates(RATES[step])
+        if "momenta" in switches:
+            optimizer.set_momentum(switches["momenta"][step])
         optimizer.step()
         if step + 1 in (MIDDLE, STEPS):
             out |= {f"after{step + 1}.{k}": p.clone() for k, p in params.items()}
@@ -149,7 +168,8 @@ def worst(a: dict, b: dict) -> float:
 
 def write(name: str):
     single = run(name, torch.float32)
-    settings = {"optimizer": name} | SETTINGS | {
+    optimizer, switches = SWITCHED.get(name, (name, {}))
+    settings = {"optimizer": optimizer} | SETTINGS | switches | {
         "steps": STEPS, "middle": MIDDLE, "rates": RATES, "made_with": f"PyTorch {torch.__version__}, float32",
     }  # fmt: skip
     path = HERE / f"{name}.safetensors"
@@ -165,5 +185,5 @@ def write(name: str):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or ["adamw", "muon", "normuon"]:
+    for name in sys.argv[1:] or ["adamw", "muon", "normuon", *SWITCHED]:
         write(name)

@@ -7,7 +7,7 @@ use crate::data::cache::TokenCache;
 use crate::data::mix::Mix;
 use crate::data::window::{Window, Windows};
 use crate::progress::Extent;
-use crate::stage::Boundaries;
+use crate::stage::{Boundaries, Shuffle};
 
 /// One text of a run.
 #[derive(Debug)]
@@ -53,7 +53,10 @@ impl Curriculum {
             let tokens = text.cache.tokens().len();
             let windows = match settings.data.boundaries {
                 Boundaries::Padded => Windows::padded(&text.cache, seq_len, seed),
-                Boundaries::Packed | Boundaries::Reset => Windows::packed(tokens, seq_len, seed),
+                Boundaries::Packed | Boundaries::Reset => match settings.data.shuffle {
+                    Shuffle::Windows => Windows::packed(tokens, seq_len, seed),
+                    Shuffle::Documents => Windows::documents(&text.cache, seq_len, seed),
+                },
             };
             windows.ok_or_else(|| DataError::NoTokens { name: text.name.clone() })
         };
@@ -133,8 +136,8 @@ mod tests {
         let mut settings = Settings::default();
         let of = |source: &str, weight| StageSource { weight, ..StageSource::new(source) };
         settings.train.stages = vec![
-            Stage { seq_len: 7, share: 0.5, sources: vec![of("a", 3.0), of("b", 1.0)] },
-            Stage { seq_len: 15, share: 0.5, sources: vec![of("b", 1.0)] },
+            Stage { seq_len: 7, share: 0.5, batch: 0, sources: vec![of("a", 3.0), of("b", 1.0)] },
+            Stage { seq_len: 15, share: 0.5, batch: 0, sources: vec![of("b", 1.0)] },
         ];
         settings.train.seq_len = 15;
         settings.data.boundaries = boundaries;
@@ -150,7 +153,9 @@ mod tests {
         let curriculum = Curriculum::new(&settings, texts).unwrap();
         let of = |stage, n| {
             let window = curriculum.window(stage, n);
-            let is = |letter: u8| window.rest.concat().iter().any(|token| *token == u16::from(letter));
+            let mut targets = Vec::new();
+            window.append_to(&mut targets);
+            let is = |letter: u8| targets.contains(&u16::from(letter));
             assert!(is(b'a') != is(b'b'));
             is(b'b')
         };

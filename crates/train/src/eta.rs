@@ -56,7 +56,7 @@ impl Left {
                 let own = plan.steps(stage).unwrap_or_default();
                 let left = own - state.step.saturating_sub(before).min(own);
                 before += own;
-                (left * (t.sequences() * plan.seq_len(stage)) as u64) as f64
+                (left * plan.shape(stage).rows() as u64) as f64
             };
             let trained = (0..plan.stages()).map(of_stage).sum();
             let with_validation = if t.eval_every == 0 { 0 } else { lcm(t.checkpoint_every, t.eval_every) };
@@ -210,7 +210,7 @@ mod tests {
             let extents: Vec<Extent> = (self.settings.stages().iter())
                 .map(|stage| Extent { windows: 1e6, tokens: stage.seq_len as f64 })
                 .collect();
-            let plan = Plan::new(&self.settings, &extents, t.sequences());
+            let plan = Plan::new(&self.settings, &extents);
             let (mut eta, mut state, mut told) = (Eta::new(&t, 1_000_000), State::default(), Vec::new());
             let due = |step: u64, every: u64| step > 0 && step.is_multiple_of(every);
             loop {
@@ -235,7 +235,7 @@ mod tests {
                 if due(state.step, t.sample_every) {
                     eta.sampled(self.passes(samples));
                 }
-                let tokens = t.sequences() * plan.seq_len(plan.stage(&state));
+                let tokens = plan.shape(plan.stage(&state)).rows();
                 // The first two are slow, and no step is like the other.
                 let factor = if state.step < 2 { 12.0 } else { 0.9 + 0.1 * (state.step % 3) as f64 };
                 eta.trained(tokens, self.passes(factor * tokens as f64 * trained));
@@ -270,10 +270,10 @@ mod tests {
     }
 
     #[test]
-    fn stages_count_with_their_lengths() {
+    fn stages_count_with_their_lengths_and_batches() {
         let mut run = Run::new(600, 0.0);
-        let stage = |(seq_len, share)| Stage { seq_len, share, sources: Vec::new() };
-        run.settings.train.stages = [(64, 0.2), (128, 0.3), (512, 0.5)].map(stage).into();
+        let stage = |(seq_len, share, batch)| Stage { seq_len, share, batch, sources: Vec::new() };
+        run.settings.train.stages = [(64, 0.2, 0), (128, 0.3, 8), (512, 0.5, 32)].map(stage).into();
         run.settings.train.seq_len = 512;
         assert_close(&run.told(&[10.0, 30.0, 60.0]), 0.05);
     }
@@ -294,7 +294,7 @@ mod tests {
     fn what_is_left_is_counted_from_the_step_reached() {
         let run = Run::new(1000, 0.0);
         let t = &run.settings.train;
-        let plan = Plan::new(&run.settings, &[Extent { windows: 1e6, tokens: 256.0 }], 16);
+        let plan = Plan::new(&run.settings, &[Extent { windows: 1e6, tokens: 256.0 }]);
         let at = |step| Left::of(&plan, &State { step, ..State::default() }, t, (10, 10)).steps.unwrap();
         // Checkpoints at 70, 140, ... 980, without that at 700, which comes with a validation.
         let all = Work { trained: 4_096_000.0, scored: 100.0, samples: 6.0, saves: 13.0 };

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic;
+mod average;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;

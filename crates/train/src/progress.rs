@@ -1,6 +1,7 @@
 //! The position of a run: what a checkpoint must hold so that training continues as if it had never stopped, and how far the run
 //! is by steps or by the clock.
 
+use flashlm_model::Shape;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::config::Settings;
@@ -39,6 +40,9 @@ pub struct State {
     /// The last validation; missing in older states.
     #[serde(default)]
     pub validated: Option<Best>,
+    /// Steps that are in the mean of the weights (`train.average_share`); missing in older states.
+    #[serde(default)]
+    pub averaged: u64,
     /// Sum and number of the losses since the last row of metrics.
     pub loss_sum: (f64, u64),
 }
@@ -82,6 +86,8 @@ pub struct Best {
 /// When each stage and the run end.
 pub struct Plan {
     stages: Vec<Stage>,
+    /// Batches per step.
+    accumulation: usize,
     /// Steps after which each stage ends, where known.
     ends: Option<Vec<u64>>,
     seconds: Option<f64>,
@@ -97,18 +103,21 @@ pub struct Extent {
 }
 
 impl Plan {
-    /// The plan for stages of these extents and `batch` sequences per step.
+    /// The plan for stages of these extents.
     ///
     /// A stage's `share` is a fraction of the run's tokens: in a run limited by steps, stages with fewer tokens per step get more
     /// steps; in one limited by epochs, each gets its fraction of the epochs, in windows of its length. Only if time alone limits
     /// the run, `share` is a fraction of the time.
-    pub fn new(settings: &Settings, extents: &[Extent], batch: usize) -> Plan {
+    pub fn new(settings: &Settings, extents: &[Extent]) -> Plan {
         let t = &settings.train;
         let stages = settings.stages();
         let seconds = (t.minutes > 0.0).then_some(t.minutes * 60.0);
         let mut sum = 0.0;
         let ends = if t.steps > 0 {
-            let parts: Vec<f64> = stages.iter().zip(extents).map(|(stage, e)| stage.share / e.tokens).collect();
+            // Against `train.batch`, so that where no stage has another one, no number depends on it.
+            let tokens = |stage: &Stage, e: &Extent| e.tokens * (stage.batch as f64 / t.batch.max(1) as f64);
+            let part = |(stage, e): (&Stage, &Extent)| stage.share / tokens(stage, e);
+            let parts: Vec<f64> = stages.iter().zip(extents).map(part).collect();
             let whole: f64 = parts.iter().sum();
             let end = |part: &f64| {
                 sum += part / whole;
@@ -120,14 +129,15 @@ impl Plan {
         } else if seconds.is_none() {
             let mut end = 0;
             let steps = |(stage, e): (&Stage, &Extent)| {
-                end += ((t.epochs * stage.share * e.windows / batch as f64).round() as u64).max(1);
+                let sequences = stage.batch * t.accumulation;
+                end += ((t.epochs * stage.share * e.windows / sequences as f64).round() as u64).max(1);
                 end
             };
             Some(stages.iter().zip(extents).map(steps).collect())
         } else {
             None
         };
-        Plan { stages, ends, seconds }
+        Plan { stages, accumulation: t.accumulation, ends, seconds }
     }
 
     /// Steps of a stage, if known.
@@ -175,14 +185,10 @@ impl Plan {
         self.stages.len()
     }
 
-    /// Sequence length of a stage.
-    pub fn seq_len(&self, stage: usize) -> usize {
-        self.stages[stage].seq_len
-    }
-
-    /// Longest sequence of any stage.
-    pub fn longest(&self) -> usize {
-        self.stages.iter().map(|s| s.seq_len).max().unwrap_or(1)
+    /// The shape of a step of a stage.
+    pub fn shape(&self, stage: usize) -> Shape {
+        let Stage { batch, seq_len, .. } = self.stages[stage];
+        Shape { batch: batch * self.accumulation, seq_len }
     }
 }
 
@@ -192,9 +198,9 @@ mod tests {
 
     fn staged(shares: [f64; 3]) -> Settings {
         let mut s = Settings::default();
-        let stage = |(seq_len, share)| Stage { seq_len, share, sources: Vec::new() };
+        let stage = |(seq_len, share)| Stage { seq_len, share, batch: 0, sources: Vec::new() };
         s.train.stages = [128, 256, 512].into_iter().zip(shares).map(stage).collect();
-        s.train.seq_len = 512;
+        (s.train.seq_len, s.train.batch) = (512, 4);
         s
     }
 
@@ -207,28 +213,41 @@ mod tests {
     fn stages_by_updates_share_the_tokens() {
         let mut settings = staged([0.25, 0.25, 0.5]);
         settings.train.steps = 100;
-        let plan = Plan::new(&settings, &extents(1_000_000), 4);
+        let plan = Plan::new(&settings, &extents(1_000_000));
         // 50 * 128 = 25 * 256 = 25 * 512 / 2.
         assert_eq!([0, 1, 2].map(|stage| plan.steps(stage).unwrap()), [50, 25, 25]);
         let at = |step| plan.stage(&State { step, ..State::default() });
         assert_eq!([0, 49, 50, 74, 75, 99].map(at), [0, 0, 1, 1, 2, 2]);
-        assert_eq!((plan.total(), plan.longest()), (Some(100), 512));
+        assert_eq!((plan.total(), settings.largest()), (Some(100), Shape { batch: 4, seq_len: 512 }));
+        // Small batches first: 80 * 2 * 128 = 20 * 8 * 256 / 2 = 10 * 4 * 512.
+        (settings.train.stages[0].batch, settings.train.stages[1].batch) = (2, 8);
+        settings.train.stages[1].share = 0.5;
+        settings.train.stages[2].share = 0.25;
+        settings.train.steps = 110;
+        let plan = Plan::new(&settings, &extents(1_000_000));
+        assert_eq!([0, 1, 2].map(|stage| plan.steps(stage).unwrap()), [80, 20, 10]);
+        assert_eq!([0, 1, 2].map(|stage| plan.shape(stage).batch), [2, 8, 4]);
+        assert_eq!(settings.largest(), Shape { batch: 8, seq_len: 512 });
     }
 
     #[test]
     fn stages_by_epochs_count_the_tokens_that_each_trains_on() {
         let mut settings = staged([0.25, 0.25, 0.5]);
-        settings.train.epochs = 4.0;
-        let plan = Plan::new(&settings, &extents(128 * 256 * 512), 1);
+        (settings.train.epochs, settings.train.batch) = (4.0, 1);
+        let plan = Plan::new(&settings, &extents(128 * 256 * 512));
         // One epoch of 128, one of 256, two of 512.
         assert_eq!(plan.ends, Some(vec![256 * 512, 256 * 512 + 128 * 512, 256 * 512 + 128 * 512 + 2 * 128 * 256]));
+        // The same epochs in fewer steps.
+        (settings.train.stages[2].batch, settings.train.accumulation) = (16, 2);
+        let plan = Plan::new(&settings, &extents(128 * 256 * 512));
+        assert_eq!([0, 1, 2].map(|stage| plan.steps(stage).unwrap()), [128 * 512, 64 * 512, 128 * 256 / 16]);
     }
 
     #[test]
     fn stages_by_the_clock_never_go_back() {
         let mut settings = staged([0.25, 0.25, 0.5]);
         settings.train.minutes = 1.0;
-        let plan = Plan::new(&settings, &extents(1_000_000), 4);
+        let plan = Plan::new(&settings, &extents(1_000_000));
         let at = |elapsed, stage| plan.stage(&State { elapsed, stage, ..State::default() });
         assert_eq!([at(0.0, 0), at(14.9, 0), at(15.1, 0), at(31.0, 1), at(70.0, 2), at(1.0, 1)], [0, 0, 1, 2, 2, 1]);
         assert_eq!(plan.progress(&State { elapsed: 30.0, ..State::default() }), 0.5);

@@ -1,8 +1,13 @@
-//! Learning rate over a run. Progress `p` in [0, 1] is the fraction of the steps, or of the time limit, that has passed.
+//! Learning rate and momentum over a run. Progress `p` in [0, 1] is the fraction of the steps, or of the time limit, that has
+//! passed.
 //!
 //! `lr = peak * warm-up` while warming up, then `min + (peak - min) * f(q)`, `q = (p - w) / (1 - w)`, with `w` the end of
 //! warm-up where it is known beforehand: cosine `f = (1 + cos(pi q)) / 2`, linear `f = 1 - q`, and warmup-stable-decay
-//! `f = 1` until the last `decay_share`, then falling linearly to 0.
+//! `f = 1` until the last `decay_share`, then falling linearly to 0. All learning rates follow it: that of the matrices under
+//! Muon is `matrix_lr / peak` times `lr`, so that `min / peak` is the share that is left at the end of both.
+//!
+//! The momentum moves as the learning rate falls, without warm-up: `final_momentum + (momentum - final_momentum) * f`, or
+//! `momentum` throughout where `final_momentum` is 0.
 //!
 //! Activations have the model's bits where `p >= 1 - activation_share`.
 
@@ -36,6 +41,10 @@ pub struct Schedule {
     pub warmup_steps: u64,
     /// Last fraction of the run, in which `wsd` decays.
     pub decay_share: f64,
+    /// Momentum at the peak.
+    pub momentum: f64,
+    /// Momentum at the end; 0: as at the peak.
+    pub final_momentum: f64,
 }
 
 impl Schedule {
@@ -47,15 +56,27 @@ impl Schedule {
             None => p / WARMUP_SHARE,
         };
         let warm = by_steps.max(by_share).min(1.0);
+        let floor = self.min_lr.min(self.lr);
+        warm * (floor + (self.lr - floor) * self.falling(p, total))
+    }
+
+    /// The momentum of the matrices at progress `p`, of `total` steps if that is known.
+    pub fn momentum(&self, p: f64, total: Option<u64>) -> f64 {
+        if self.final_momentum == 0.0 {
+            return self.momentum;
+        }
+        self.final_momentum + (self.momentum - self.final_momentum) * self.falling(p, total)
+    }
+
+    /// `f`: 1 at the peak, 0 at the end.
+    fn falling(&self, p: f64, total: Option<u64>) -> f64 {
         let end = total.map_or(0.0, |total| (self.warmup_steps as f64 / total.max(1) as f64).min(WARMUP_SHARE));
         let q = ((p - end) / (1.0 - end)).clamp(0.0, 1.0);
-        let f = match self.shape {
+        match self.shape {
             Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * q).cos()),
             Shape::Linear => 1.0 - q,
             Shape::Wsd => ((1.0 - p) / self.decay_share.max(1e-9)).clamp(0.0, 1.0),
-        };
-        let floor = self.min_lr.min(self.lr);
-        warm * (floor + (self.lr - floor) * f)
+        }
     }
 }
 
@@ -69,7 +90,15 @@ mod tests {
     use super::*;
 
     fn schedule(shape: Shape) -> Schedule {
-        Schedule { shape, lr: 1.0, min_lr: 0.1, warmup_steps: 10, decay_share: 0.25 }
+        Schedule {
+            shape,
+            lr: 1.0,
+            min_lr: 0.1,
+            warmup_steps: 10,
+            decay_share: 0.25,
+            momentum: 0.97,
+            final_momentum: 0.0,
+        }
     }
 
     #[test]
@@ -94,6 +123,29 @@ mod tests {
         assert_eq!(first, Some(800));
         assert!((800..=1000).all(|step| on(0.2, f64::from(step) / 1000.0)) && on(0.2, 1.1));
         assert_eq!(activation_bits(0, 1.0, 0.9), 0, "a model without");
+    }
+
+    #[test]
+    fn momentum_moves_as_the_learning_rate_falls() {
+        for shape in [Shape::Cosine, Shape::Linear, Shape::Wsd] {
+            let off = schedule(shape);
+            let on = Schedule { final_momentum: 0.9, ..off };
+            for step in 0..=1000u64 {
+                let p = step as f64 / 1000.0;
+                assert_eq!(off.momentum(p, Some(1000)), 0.97);
+                // Past the warm-up both are the same share of the way down.
+                if step >= 10 {
+                    let fallen = (1.0 - on.learning_rate(step, p, Some(1000))) / 0.9;
+                    assert!((0.97 - 0.07 * fallen - on.momentum(p, Some(1000))).abs() < 1e-12, "{shape:?} {step}");
+                }
+            }
+            assert!(
+                (on.momentum(0.0, Some(1000)) - 0.97).abs() < 1e-12 && (on.momentum(1.0, None) - 0.9).abs() < 1e-12
+            );
+        }
+        let wsd = Schedule { final_momentum: 0.9, ..schedule(Shape::Wsd) };
+        assert!((wsd.momentum(0.875, None) - 0.935).abs() < 1e-12, "half way down");
+        assert_eq!(wsd.momentum(0.75, None), 0.97);
     }
 
     #[test]

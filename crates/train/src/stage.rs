@@ -1,9 +1,11 @@
-//! The curriculum in the settings: `train.stages`, each with a sequence length, a fraction of the run, and texts with weights.
+//! The curriculum in the settings: `train.stages`, each with a sequence length, a fraction of the run, and where they
+//! differ from the rest of the run, a batch and texts with weights.
 //!
 //! ```toml
 //! [[train.stages]]
 //! seq_len = 256
 //! share = 0.4
+//! batch = 64
 //! sources = [{ source = "a.txt", weight = 3 }, { source = "b.jsonl", column = "body", filter = { min_chars = 200 } }]
 //! ```
 
@@ -35,6 +37,16 @@ impl Boundaries {
     }
 }
 
+/// What is put in another order in every epoch of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// Windows of the text as it lies.
+    Windows,
+    /// Documents, before they are cut into windows.
+    Documents,
+}
+
 /// One stage of a curriculum: a part of the run with its own sequence length and texts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,6 +55,9 @@ pub struct Stage {
     pub seq_len: usize,
     /// Fraction of the run: of its tokens, or of its time where that limits it.
     pub share: f64,
+    /// Sequences per batch in this stage; 0: `train.batch`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub batch: usize,
     /// Texts, mixed; empty: `data.source`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<StageSource>,
@@ -65,6 +80,10 @@ pub struct StageSource {
     pub filter: Filter,
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 fn one() -> f64 {
     1.0
 }
@@ -85,5 +104,5 @@ impl StageSource {
 pub(crate) fn template() -> Value {
     let filter = Filter { min_chars: 1, ..Filter::default() };
     let sources = vec![StageSource { column: "text".into(), filter, ..StageSource::new("text") }];
-    Value::try_from([Stage { seq_len: 1, share: 1.0, sources }]).unwrap_or(Value::Array(Vec::new()))
+    Value::try_from([Stage { seq_len: 1, share: 1.0, batch: 1, sources }]).unwrap_or(Value::Array(Vec::new()))
 }

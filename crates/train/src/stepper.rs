@@ -14,7 +14,7 @@ use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared};
 use crate::config::TrainSettings;
 use crate::data::window::Window;
 use crate::gradient::Gradient;
-use crate::optim::Optimizers;
+use crate::optim::{self, Optimizers};
 
 /// Most rows of one pass where the settings leave it open.
 pub const ROWS: usize = 2048;
@@ -34,6 +34,8 @@ pub struct Step<'a> {
     pub settings: &'a TrainSettings,
     /// AdamW's learning rate.
     pub lr: f64,
+    /// Momentum of the matrices.
+    pub momentum: f64,
     /// From 1.
     pub number: u64,
 }
@@ -99,7 +101,7 @@ impl Stepper {
         step: Step,
         window: impl Fn(usize) -> W,
     ) -> Option<StepResult> {
-        let Step { shape: Shape { batch, seq_len }, settings, lr, number } = step;
+        let Step { shape: Shape { batch, seq_len }, settings, lr, momentum, number } = step;
         self.gradient.clear();
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
@@ -114,13 +116,13 @@ impl Stepper {
             self.inputs.clear();
             self.targets.clear();
             for i in first..first + n {
-                let Window { first, rest } = window(i).into();
+                let window = window(i).into();
                 let (start, end) = (self.inputs.len(), self.inputs.len() + seq_len);
-                rest.iter().for_each(|run| self.targets.extend_from_slice(run));
-                self.inputs.push(first);
+                window.append_to(&mut self.targets);
+                self.inputs.push(window.first);
                 self.inputs.extend_from_slice(&self.targets[start..self.targets.len() - 1]);
                 // Causal models do not look at what comes after.
-                self.inputs.resize(end, first);
+                self.inputs.resize(end, window.first);
                 self.targets.resize(end, NO_TARGET);
             }
             let shape = Shape { batch: n, seq_len };
@@ -131,8 +133,8 @@ impl Stepper {
         if !loss.is_finite() {
             return Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN });
         }
-        let grad_norm =
-            self.optimizers.step(cx, &mut self.params, self.gradient.values(), &settings.optim(), lr, number);
+        let settings = optim::Settings { momentum, ..settings.optim() };
+        let grad_norm = self.optimizers.step(cx, &mut self.params, self.gradient.values(), &settings, lr, number);
         Some(StepResult { loss, tokens: tokens as u64, grad_norm })
     }
 }
@@ -153,7 +155,7 @@ mod tests {
     }
 
     fn first<'a>(shape: Shape, settings: &'a Settings) -> Step<'a> {
-        Step { shape, settings: &settings.train, lr: 1e-3, number: 1 }
+        Step { shape, settings: &settings.train, lr: 1e-3, momentum: settings.train.momentum, number: 1 }
     }
 
     fn window(i: usize, len: usize) -> Vec<Token> {

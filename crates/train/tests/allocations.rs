@@ -39,14 +39,15 @@ fn an_update_allocates_nothing() {
     for (name, optimizer, bits) in all.into_iter().chain(optimizers).chain(rounded) {
         let mut settings = preset(name).unwrap();
         settings.train.optimizer = optimizer.into();
+        settings.train.row_normalise = true;
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
         settings.model.activation_bits = bits;
         let shape = Shape { batch: 40, seq_len: 64 };
         let data: Vec<Token> = (0..shape.seq_len as Token + 1).map(|i| i * 7 % 300).collect();
         for precision in [Precision::F32, Precision::Bf16] {
             let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
-            let mut step =
-                |number| stepper.step(&cx, Step { shape, settings: &settings.train, lr: 1e-3, number }, |_| &data);
+            let (settings, lr, momentum) = (&settings.train, 1e-3, 0.9);
+            let mut step = |number| stepper.step(&cx, Step { shape, settings, lr, momentum, number }, |_| &data);
             step(1);
             let before = COUNT.load(SeqCst);
             let update = step(2);

@@ -287,6 +287,9 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     let mut settings = Settings { model: config.clone(), ..Settings::default() };
     settings.data.boundaries = if config.reset { Boundaries::Reset } else { Boundaries::Packed };
     settings.train.optimizer = optim::NAMES[case % optim::NAMES.len()].into();
+    settings.train.row_normalise = draw.once_in(2);
+    settings.train.newton_schulz_steps = draw.within(1..=6);
+    let momentum = draw.of(&[0.0, 0.8, 0.99]);
     settings.validate().unwrap();
     assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap().model, *config, "through TOML");
 
@@ -298,8 +301,8 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     let shape = Shape { batch, seq_len: t };
     let mut stepper = Stepper::new(config, precision, shape, &settings.train).unwrap();
     for step in 1..=2 {
-        let update =
-            stepper.step(cx, Step { shape, settings: &settings.train, lr: 1e-2, number: step }, |i| &windows[i]);
+        let told = Step { shape, settings: &settings.train, lr: 1e-2, momentum, number: step };
+        let update = stepper.step(cx, told, |i| &windows[i]);
         if !update.is_finite() {
             // Without any norm on the way, what a deep model computes may grow beyond the largest float.
             let bare = !config.block_norm && !config.quant.norm && !config.sub_norm;

@@ -226,8 +226,8 @@ impl Steps {
         let first = self.step as usize % BATCHES * batch;
         let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
         self.step += 1;
-        let (settings, lr) = (&self.settings, self.settings.lr);
-        let step = Step { shape: self.shape, settings, lr, number: self.step };
+        let (settings, lr, momentum) = (&self.settings, self.settings.lr, self.settings.momentum);
+        let step = Step { shape: self.shape, settings, lr, momentum, number: self.step };
         let result = self.stepper.step(cx, step, window);
         ensure!(result.is_finite(), "step {} is not finite: {result:?}", self.step);
         Ok(result)

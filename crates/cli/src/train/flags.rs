@@ -183,7 +183,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     if let Some(sources) = mixed {
         let (seq_len, column) = (settings.train.seq_len, settings.data.column.clone());
         let sources = sources.into_iter().map(|source| StageSource { column: column.clone(), ..source }).collect();
-        settings.train.stages = vec![Stage { seq_len, share: 1.0, sources }];
+        settings.train.stages = vec![Stage { seq_len, share: 1.0, batch: 0, sources }];
     }
     if !args.data.is_empty()
         && settings.stages().iter().flat_map(|stage| &stage.sources).all(|s| s.source != settings.data.source)

@@ -90,7 +90,7 @@ fn stage_json(stage: &StageForecast) -> Value {
         })
     };
     json!({
-        "seq_len": stage.seq_len, "share": stage.share, "updates": stage.steps.round() as u64,
+        "seq_len": stage.seq_len, "batch": stage.batch, "share": stage.share, "updates": stage.steps.round() as u64,
         "tokens": stage.tokens.round() as u64, "seconds": stage.seconds,
         "sources": stage.texts.iter().map(text).collect::<Vec<_>>(),
     })

@@ -13,7 +13,7 @@ impl Settings {
             let mut all = flatten("", &table_of(s));
             let free = |key: &str| {
                 // Of the text, what it is counts, and that is compared once it is read.
-                if key.starts_with("data.") && key != "data.boundaries" {
+                if key.starts_with("data.") && !["data.boundaries", "data.shuffle"].contains(&key) {
                     return true;
                 }
                 let key = key.strip_prefix("train.").unwrap_or(key);

@@ -7,7 +7,7 @@ use super::settings::{DataSettings, Settings, TokenizerSettings, TrainSettings};
 use crate::data::vocab;
 use crate::optim;
 use crate::schedule::Shape;
-use crate::stage::Boundaries;
+use crate::stage::{Boundaries, Shuffle};
 
 impl Default for Settings {
     fn default() -> Self {
@@ -24,6 +24,7 @@ impl Default for Settings {
                 holdout: 0.01,
                 keep_doubles: false,
                 boundaries: Boundaries::Packed,
+                shuffle: Shuffle::Windows,
             },
             train: TrainSettings {
                 seed: 42,
@@ -48,11 +49,15 @@ impl Default for Settings {
                 optimizer: optim::ADAMW.into(),
                 matrix_lr: 0.02,
                 momentum: 0.95,
+                final_momentum: 0.0,
+                row_normalise: false,
+                newton_schulz_steps: 5,
                 matrix_beta2: 0.999,
                 matrix_weight_decay: 0.0,
                 frozen_taps: false,
                 z_loss: 0.0,
                 activation_share: 1.0,
+                average_share: 0.0,
                 stages: Vec::new(),
                 eval_every: 1000,
                 eval_tokens: 40_000,

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::optim;
 use crate::schedule::{Schedule, Shape};
-use crate::stage::{Boundaries, Stage};
+use crate::stage::{Boundaries, Shuffle, Stage};
 
 /// A whole run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct DataSettings {
     pub keep_doubles: bool,
     /// What happens at the ends of documents. It and `model.reset` follow from each other: the later setting wins.
     pub boundaries: Boundaries,
+    /// What is put in another order in every epoch; padded windows are documents whatever it is.
+    pub shuffle: Shuffle,
 }
 
 /// `[train]`
@@ -61,7 +63,7 @@ pub struct TrainSettings {
     pub precision: Precision,
     /// Tokens per sequence, `T`.
     pub seq_len: usize,
-    /// Sequences per step; 0: chosen for the machine.
+    /// Sequences per step, where a stage has no number of its own; 0: chosen for the machine.
     pub batch: usize,
     /// Gradient accumulation: batches per step.
     pub accumulation: usize,
@@ -95,6 +97,12 @@ pub struct TrainSettings {
     pub matrix_lr: f64,
     /// Decay of Muon's and NorMuon's running mean of gradients, per step.
     pub momentum: f64,
+    /// The same at the end, which it reaches as the learning rate falls; 0: `momentum` throughout.
+    pub final_momentum: f64,
+    /// Whether Muon and NorMuon scale the rows of what goes into Newton-Schulz to equal norms (MuonEq-R).
+    pub row_normalise: bool,
+    /// Steps of Newton-Schulz in Muon and NorMuon.
+    pub newton_schulz_steps: usize,
     /// Decay of NorMuon's running mean square of each row, per step.
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
@@ -105,6 +113,9 @@ pub struct TrainSettings {
     pub z_loss: f64,
     /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.
     pub activation_share: f64,
+    /// Last fraction of the run over whose steps the weights are averaged; the better of the last weights and their mean is
+    /// the result. 0: no mean.
+    pub average_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
     /// Steps between validations; 0: only the last.
@@ -138,21 +149,22 @@ impl Settings {
 }
 
 impl TrainSettings {
-    /// Sequences per step.
+    /// Sequences per step, in stages without a batch of their own.
     pub fn sequences(&self) -> usize {
         self.batch * self.accumulation
     }
 
-    /// The learning rates of the run.
+    /// The learning rates and momenta of the run.
     pub fn rates(&self) -> Schedule {
-        let &TrainSettings { lr, min_lr, schedule, warmup_steps, decay_share, .. } = self;
-        Schedule { shape: schedule, lr, min_lr, warmup_steps, decay_share }
+        let &TrainSettings { lr, min_lr, schedule, warmup_steps, decay_share, momentum, final_momentum, .. } = self;
+        Schedule { shape: schedule, lr, min_lr, warmup_steps, decay_share, momentum, final_momentum }
     }
 
-    /// The figures of its optimizers.
+    /// The figures of its optimizers, with the momentum of the start.
     pub fn optim(&self) -> optim::Settings {
         let &TrainSettings { lr, beta1, beta2, eps, weight_decay, clip, .. } = self;
-        let &TrainSettings { matrix_lr, momentum, matrix_beta2, matrix_weight_decay, .. } = self;
+        let &TrainSettings { matrix_lr, momentum, row_normalise, newton_schulz_steps, .. } = self;
+        let &TrainSettings { matrix_beta2, matrix_weight_decay, .. } = self;
         optim::Settings {
             lr,
             beta1,
@@ -162,6 +174,8 @@ impl TrainSettings {
             clip,
             matrix_lr,
             momentum,
+            row_normalise,
+            newton_schulz_steps,
             matrix_beta2,
             matrix_weight_decay,
         }

@@ -1,5 +1,7 @@
 //! Stages and texts of a run, also where the settings leave them out.
 
+use flashlm_model::Shape;
+
 use super::settings::Settings;
 use crate::stage::{Stage, StageSource};
 
@@ -8,13 +10,23 @@ impl Settings {
     pub fn stages(&self) -> Vec<Stage> {
         let mut stages = self.train.stages.clone();
         if stages.is_empty() {
-            stages.push(Stage { seq_len: self.train.seq_len, share: 1.0, sources: Vec::new() });
+            stages.push(Stage { seq_len: self.train.seq_len, share: 1.0, batch: 0, sources: Vec::new() });
+        }
+        for stage in stages.iter_mut().filter(|stage| stage.batch == 0) {
+            stage.batch = self.train.batch;
         }
         for stage in stages.iter_mut().filter(|stage| stage.sources.is_empty()) {
             let column = self.data.column.clone();
             stage.sources.push(StageSource { column, ..StageSource::new(&self.data.source) });
         }
         stages
+    }
+
+    /// The shape of the largest batch of any stage: the most sequences of a step, and the longest.
+    pub fn largest(&self) -> Shape {
+        let stages = self.stages();
+        let most = |of: fn(&Stage) -> usize| stages.iter().map(of).max().unwrap_or(1);
+        Shape { batch: most(|stage| stage.batch) * self.train.accumulation, seq_len: most(|stage| stage.seq_len) }
     }
 
     /// Every text of the run once, in the order of the stages; the weight is its part of the whole run.

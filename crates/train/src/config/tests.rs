@@ -2,7 +2,7 @@ use flashlm_model::params::Layout;
 use flashlm_model::{ModelConfig, Precision};
 
 use super::*;
-use crate::stage::{Boundaries, Stage};
+use crate::stage::{Boundaries, Shuffle, Stage};
 
 #[test]
 fn presets_have_the_published_sizes() {
@@ -41,7 +41,8 @@ fn the_readme_lists_every_preset_with_its_size() {
 fn runs_saved_before_there_were_switches_have_them_off() {
     let settings = preset("v4-small").unwrap();
     let bits = ["activation_bits", "activation_share"];
-    let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..]].concat();
+    let steps = ["shuffle", "average_share", "final_momentum", "row_normalise", "newton_schulz_steps"];
+    let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..], &steps].concat();
     let saved = settings.to_toml();
     let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
     assert_eq!(older.len() + keys.len(), saved.lines().count());
@@ -120,6 +121,12 @@ fn layers_override_in_order_and_types_are_checked() {
         layers.set(key, bad).unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
     }
+    for (key, bad) in [("train.newton_schulz_steps", "0"), ("train.average_share", "2"), ("train.final_momentum", "1")]
+    {
+        let mut layers = Layers::defaults();
+        layers.set(key, bad).unwrap();
+        assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));
+    }
     layers.set("train.lr", "nan").unwrap();
     assert!(layers.settings().unwrap_err().to_string().contains("train.lr"));
 }
@@ -165,6 +172,9 @@ fn a_resumed_run_keeps_what_matters() {
     b.train.steps = 77;
     b.train.threads = 3;
     assert_eq!(a.conflict(&b), None);
+    b.data.shuffle = Shuffle::Documents;
+    assert_eq!(a.conflict(&b).unwrap(), "data.shuffle was \"windows\" when saved and is \"documents\" now");
+    b.data.shuffle = a.data.shuffle;
     b.model.dim = 200;
     assert!(a.conflict(&b).unwrap().contains("model.dim was 192 when saved and is 200 now"));
 }

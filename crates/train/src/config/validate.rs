@@ -36,21 +36,26 @@ impl Settings {
         }
         check(within(t.matrix_lr, 0.0, 10.0), "train.matrix_lr", t.matrix_lr.to_string(), "between 0 and 10")?;
         let decay = t.matrix_weight_decay;
-        check(within(decay, 0.0, 1.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 1")?;
+        check(within(decay, 0.0, 10.0), "train.matrix_weight_decay", decay.to_string(), "between 0 and 10")?;
         for (key, beta) in [
             ("train.beta1", t.beta1),
             ("train.beta2", t.beta2),
             ("train.momentum", t.momentum),
+            ("train.final_momentum", t.final_momentum),
             ("train.matrix_beta2", t.matrix_beta2),
         ] {
             check((0.0..1.0).contains(&beta), key, beta.to_string(), "at least 0 and below 1")?;
         }
+        let steps = t.newton_schulz_steps;
+        check((1..=20).contains(&steps), "train.newton_schulz_steps", steps.to_string(), "between 1 and 20")?;
         check(within(t.eps, 1e-30, 1.0), "train.eps", t.eps.to_string(), "above 0 and at most 1")?;
-        check(within(t.weight_decay, 0.0, 1.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 1")?;
+        check(within(t.weight_decay, 0.0, 10.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 10")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
         let share = t.activation_share;
         check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
+        let share = t.average_share;
+        check(within(share, 0.0, 1.0), "train.average_share", share.to_string(), "between 0 and 1")?;
         check(
             within(t.checkpoint_seconds, 0.0, 1e9),
             "train.checkpoint_seconds",
@@ -82,6 +87,8 @@ impl Settings {
             let each = t.stages.iter().all(|s| s.share > 0.0 && (1..=65_536).contains(&s.seq_len));
             let expected = "stages whose seq_len is 1 to 65536 and whose shares add up to 1";
             check(each && (sum - 1.0).abs() < 1e-3, "train.stages", format!("(shares add up to {sum:.3})"), expected)?;
+            let batch = t.stages.iter().map(|s| s.batch).max().unwrap_or(0);
+            check(batch <= 65_536, "train.stages.batch", batch.to_string(), "at most 65536")?;
             let last = t.stages.last().map(|s| s.seq_len);
             let expected = "the seq_len of the last stage, at which validation runs";
             check(last == Some(t.seq_len), "train.seq_len", t.seq_len.to_string(), expected)?;

@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod cache;
+mod documents;
 mod error;
 mod files;
 pub mod filter;

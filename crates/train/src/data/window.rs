@@ -1,35 +1,56 @@
-//! Training windows over a token cache, in the order of `Order`.
+//! Training windows over a token cache.
 //!
 //! * packed: the `N` tokens are a circle. An epoch cuts it at its own place, a pure function of (seed, epoch), into
 //!   `ceil(N / T)` windows of `T` tokens (the last one of what is left), each predicted from the token before it on: every
 //!   token is a target once per epoch, and over epochs each sees contexts of every length. Windows cross the ends of documents.
+//!   They are visited in the order of `Order`.
+//! * packed, by documents: those of `Documents`.
 //! * padded: one document per window, from its start, cut after `T` tokens. It has `EOS` before it, as in evaluation, and fewer
-//!   than `T` rows where the document is shorter; what lies beyond `T` is not used.
+//!   than `T` rows where the document is shorter; what lies beyond `T` is not used. In the order of `Order` too.
 
 use super::cache::TokenCache;
+use super::documents::{Documents, Run};
 use super::order::{Order, mix};
 use flashlm_kernels::Token;
 
-/// One sequence of a batch: `rest` is to be predicted, from `first` and all of `rest` but its last token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One sequence of a batch: its targets are to be predicted, from `first` and all of them but the last.
+#[derive(Clone, Copy, Debug)]
 pub struct Window<'a> {
-    /// The token before `rest`.
+    /// The token before the targets.
     pub first: Token,
-    /// 1 to `T` tokens, in two runs where they go on from the end of the text to its start; the second may be empty.
-    pub rest: [&'a [Token]; 2],
+    rest: Rest<'a>,
+}
+
+/// 1 to `T` tokens.
+#[derive(Clone, Copy, Debug)]
+enum Rest<'a> {
+    /// In two runs where they go on from the end of the text to its start; the second may be empty.
+    Text([&'a [Token]; 2]),
+    Documents(Run<'a>),
 }
 
 impl Window<'_> {
     /// Tokens to be predicted.
     pub fn targets(&self) -> usize {
-        self.rest[0].len() + self.rest[1].len()
+        match self.rest {
+            Rest::Text([a, b]) => a.len() + b.len(),
+            Rest::Documents(run) => run.len,
+        }
+    }
+
+    /// Puts the tokens to be predicted at the end of `all`.
+    pub fn append_to(&self, all: &mut Vec<Token>) {
+        match self.rest {
+            Rest::Text(runs) => runs.iter().for_each(|run| all.extend_from_slice(run)),
+            Rest::Documents(run) => run.pieces().for_each(|piece| all.extend_from_slice(piece)),
+        }
     }
 }
 
 impl<'a> From<&'a [Token]> for Window<'a> {
     /// `T + 1` tokens, at least two.
     fn from(tokens: &'a [Token]) -> Self {
-        Window { first: tokens[0], rest: [&tokens[1..], &[]] }
+        Window { first: tokens[0], rest: Rest::Text([&tokens[1..], &[]]) }
     }
 }
 
@@ -39,12 +60,19 @@ impl<'a> From<&'a Vec<Token>> for Window<'a> {
     }
 }
 
+/// What windows are, and in which order they are visited.
+#[derive(Clone, Debug)]
+enum Kind {
+    Packed(Order),
+    Documents(Documents),
+    Padded(Order),
+}
+
 /// All windows of one text at one sequence length.
 #[derive(Clone, Debug)]
 pub struct Windows {
-    order: Order,
+    kind: Kind,
     seq_len: usize,
-    padded: bool,
     seed: u64,
     /// Tokens that an epoch trains on.
     trained: u64,
@@ -54,19 +82,28 @@ impl Windows {
     /// Over a text of so many tokens; none where it has none.
     pub fn packed(tokens: usize, seq_len: usize, seed: u64) -> Option<Windows> {
         let order = Order::new(tokens.div_ceil(seq_len) as u64, seed)?;
-        Some(Windows { order, seq_len, padded: false, seed, trained: tokens as u64 })
+        Some(Windows { kind: Kind::Packed(order), seq_len, seed, trained: tokens as u64 })
+    }
+
+    /// Over the documents of a cache, one after the other in another order every epoch; none where there is no document.
+    pub fn documents(cache: &TokenCache, seq_len: usize, seed: u64) -> Option<Windows> {
+        let documents = Documents::new(cache, seq_len, seed)?;
+        Some(Windows { kind: Kind::Documents(documents), seq_len, seed, trained: cache.tokens().len() as u64 })
     }
 
     /// Over the documents of a cache; none where there is no document.
     pub fn padded(cache: &TokenCache, seq_len: usize, seed: u64) -> Option<Windows> {
         let order = Order::new(cache.stories() as u64, seed)?;
         let trained = (0..cache.stories()).map(|i| cache.story_len(i).min(seq_len) as u64).sum();
-        Some(Windows { order, seq_len, padded: true, seed, trained })
+        Some(Windows { kind: Kind::Padded(order), seq_len, seed, trained })
     }
 
     /// Windows in an epoch.
     pub fn per_epoch(&self) -> u64 {
-        self.order.count()
+        match &self.kind {
+            Kind::Packed(order) | Kind::Padded(order) => order.count(),
+            Kind::Documents(documents) => documents.per_epoch(),
+        }
     }
 
     /// Tokens that an epoch trains on.
@@ -76,12 +113,17 @@ impl Windows {
 
     /// The n-th window of the run in the cache that these windows are of.
     pub fn window<'a>(&self, cache: &'a TokenCache, n: u64) -> Window<'a> {
-        let i = self.order.at(n) as usize;
-        if self.padded {
-            let story = cache.story(i);
-            return Window { first: cache.eos(), rest: [&story[..story.len().min(self.seq_len)], &[]] };
+        match &self.kind {
+            Kind::Packed(order) => self.on_circle(cache.tokens(), order.at(n) as usize, n / order.count()),
+            Kind::Padded(order) => {
+                let story = cache.story(order.at(n) as usize);
+                Window { first: cache.eos(), rest: Rest::Text([&story[..story.len().min(self.seq_len)], &[]]) }
+            }
+            Kind::Documents(documents) => {
+                let (first, run) = documents.window(cache, n);
+                Window { first, rest: Rest::Documents(run) }
+            }
         }
-        self.on_circle(cache.tokens(), i, n / self.per_epoch())
     }
 
     /// Window `i` of an epoch in the circle of `tokens`.
@@ -96,7 +138,7 @@ impl Windows {
             Some((rest, _)) => [rest, &[]],
             None => [ahead, &tokens[..targets - ahead.len()]],
         };
-        Window { first: tokens[start], rest }
+        Window { first: tokens[start], rest: Rest::Text(rest) }
     }
 }
 
@@ -105,6 +147,12 @@ mod tests {
     use super::*;
     use crate::data::split::Split;
     use crate::data::testing::{Folder, open_or_build, source};
+
+    fn targets(window: Window) -> Vec<Token> {
+        let mut all = Vec::new();
+        window.append_to(&mut all);
+        all
+    }
 
     /// Tokens that tell their places.
     fn places(n: usize) -> Vec<Token> {
@@ -118,18 +166,18 @@ mod tests {
             let windows = Windows::packed(n, seq_len, 5).unwrap();
             assert_eq!((windows.per_epoch() as usize, windows.trained()), (n.div_ceil(seq_len), n as u64));
             for epoch in 0..50 {
-                let mut targets = Vec::new();
+                let mut seen = Vec::new();
                 for i in 0..windows.per_epoch() as usize {
                     let window = windows.on_circle(&tokens, i, epoch);
-                    let rest = window.rest.concat();
+                    let rest = targets(window);
                     assert!((1..=seq_len).contains(&rest.len()) && rest.len() == window.targets());
                     // A run of the circle, by a plain loop.
                     let run = (1..=rest.len()).map(|k| ((usize::from(window.first) + k) % n) as Token);
                     assert!(run.eq(rest.iter().copied()), "{n} {seq_len}");
-                    targets.extend(rest);
+                    seen.extend(rest);
                 }
-                targets.sort();
-                assert_eq!(targets, tokens, "{n} {seq_len}, epoch {epoch}");
+                seen.sort();
+                assert_eq!(seen, tokens, "{n} {seq_len}, epoch {epoch}");
             }
         }
         assert!(Windows::packed(0, 256, 0).is_none());
@@ -161,8 +209,9 @@ mod tests {
         let windows = Windows::packed(cache.tokens().len(), 7, 5).unwrap();
         let count = windows.per_epoch();
         for n in 0..3 * count {
-            let i = windows.order.at(n) as usize;
-            assert_eq!(windows.window(&cache, n), windows.on_circle(cache.tokens(), i, n / count));
+            let i = Order::new(count, 5).unwrap().at(n) as usize;
+            let (own, want) = (windows.window(&cache, n), windows.on_circle(cache.tokens(), i, n / count));
+            assert_eq!((own.first, targets(own)), (want.first, targets(want)));
         }
     }
 
@@ -181,9 +230,9 @@ mod tests {
         let eos = cache.eos();
         for epoch in 0..4 {
             let mut all: Vec<Window> = (0..3).map(|i| windows.window(&cache, epoch * 3 + i)).collect();
-            all.sort_by_key(|w| w.rest[0][0]);
+            all.sort_by_key(|w| targets(*w)[0]);
             assert!(all.iter().all(|w| w.first == eos));
-            let rests: Vec<&[Token]> = all.iter().map(|w| w.rest[0]).collect();
+            let rests: Vec<Vec<Token>> = all.iter().map(|w| targets(*w)).collect();
             assert_eq!(rests, [&[97, 98, 99, 100][..], &[103, eos], &[104, 105, 106, eos]]);
         }
     }

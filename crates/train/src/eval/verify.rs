@@ -155,6 +155,7 @@ impl Settings {
             momentum: self.momentum.unwrap_or(default.momentum),
             matrix_beta2: self.matrix_beta2.unwrap_or(default.matrix_beta2),
             matrix_weight_decay: self.matrix_weight_decay.unwrap_or(default.matrix_weight_decay),
+            ..default.optim()
         }
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use flashlm_kernels::{Buf, Exec, ops};
 use flashlm_model::params::{Group, Layout, Spec};
 
-use super::optimizer::{Optimizer, Owns, Step, Tensor};
+use super::optimizer::{Optimizer, Owns, Step, Tensor, tensors};
 
 /// Whether weight decay acts on a group.
 fn decays(group: Group) -> bool {
@@ -66,16 +66,8 @@ impl Optimizer for AdamW {
     fn state(&mut self) -> Vec<Tensor<'_>> {
         let mut all = Vec::new();
         for Run { specs, range, m, v, .. } in &mut self.runs {
-            for (kind, buf) in [("m", m), ("v", v)] {
-                let mut rest = &mut buf[..];
-                let mut at = range.start;
-                for spec in &*specs {
-                    let (_, from) = rest.split_at_mut(spec.range.start - at);
-                    let (data, after) = from.split_at_mut(spec.range.len());
-                    (rest, at) = (after, spec.range.end);
-                    all.push(Tensor { name: format!("{kind}.{}", spec.name), shape: spec.shape.clone(), data });
-                }
-            }
+            all.extend(tensors("m", specs, range.start, m));
+            all.extend(tensors("v", specs, range.start, v));
         }
         all
     }

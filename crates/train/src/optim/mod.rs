@@ -19,7 +19,7 @@ use flashlm_kernels::{Exec, ops};
 use flashlm_model::params::{Group, Layout};
 
 use optimizer::{Optimizer, Owns, Step};
-pub use optimizer::{Settings, Tensor};
+pub use optimizer::{Settings, Tensor, tensors};
 
 macro_rules! optimizers {
     ($($name:literal => $optimizer:ty),* $(,)?) => {
@@ -128,9 +128,15 @@ mod tests {
         momentum: f64,
         matrix_beta2: f64,
         matrix_weight_decay: f64,
+        #[serde(default)]
+        row_normalise: bool,
+        newton_schulz_steps: Option<usize>,
         steps: usize,
         middle: usize,
         rates: Vec<f64>,
+        /// Momentum of each step, where it changes.
+        momenta: Option<Vec<f64>>,
+        optimizer: String,
     }
 
     #[test]
@@ -150,7 +156,7 @@ mod tests {
 
     #[test]
     fn every_optimizer_equals_pytorch() {
-        for name in NAMES {
+        for name in NAMES.iter().chain(&["muon_rows", "normuon_rows"]) {
             let file = TensorFile::open(&reference(&format!("{name}.safetensors"))).unwrap();
             let s: Vectors = serde_json::from_str(file.metadata("config").unwrap()).unwrap();
             let settings = Settings {
@@ -162,6 +168,8 @@ mod tests {
                 clip: s.clip,
                 matrix_lr: s.matrix_lr,
                 momentum: s.momentum,
+                row_normalise: s.row_normalise,
+                newton_schulz_steps: s.newton_schulz_steps.unwrap_or(5),
                 matrix_beta2: s.matrix_beta2,
                 matrix_weight_decay: s.matrix_weight_decay,
             };
@@ -182,9 +190,11 @@ mod tests {
             };
             exec_on_all_isas(|cx| {
                 let start = read("param", 0);
-                let (mut params, mut optimizers) = (start.clone(), Optimizers::new(&layout, name, false));
+                let (mut params, mut optimizers) = (start.clone(), Optimizers::new(&layout, &s.optimizer, false));
                 for step in 0..s.steps {
                     let (grads, lr) = (read("grads", step), s.lr * s.rates[step]);
+                    let settings =
+                        Settings { momentum: s.momenta.as_ref().map_or(s.momentum, |all| all[step]), ..settings };
                     optimizers.step(cx, &mut params, &grads, &settings, lr, step as u64 + 1);
                     if ![s.middle, s.steps].contains(&(step + 1)) {
                         continue;
@@ -217,7 +227,8 @@ mod tests {
         for step in from..=to {
             let token = |i: usize, j: usize| ((i * 31 + j * j * 7 + step as usize * 11) % 50) as Token;
             let data: Vec<Vec<Token>> = (0..3).map(|i| (0..21).map(|j| token(i, j)).collect()).collect();
-            let told = stepper::Step { shape: SHAPE, settings: train, lr: train.lr, number: step };
+            let (settings, lr, momentum) = (&*train, train.lr, train.momentum);
+            let told = stepper::Step { shape: SHAPE, settings, lr, momentum, number: step };
             assert!(trained.step(cx, told, |i| &data[i]).is_finite());
         }
     }

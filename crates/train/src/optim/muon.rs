@@ -32,7 +32,7 @@ impl Optimizer for Muon {
             let (rows, cols) = sizes(spec);
             let (w, g) = (&mut params[spec.range.clone()], &grads[spec.range.clone()]);
             ops::momentum_step(cx, self.newton_schulz.input(g.len()), m, g, momentum);
-            let x = self.newton_schulz.run(cx, (rows, cols));
+            let x = self.newton_schulz.run(cx, (rows, cols), step.settings);
             let rate = lr * (rows as f64 / cols as f64).max(1.0).sqrt();
             ops::scale_add(cx, w, 1.0 - lr * step.settings.matrix_weight_decay, x, -rate);
         }

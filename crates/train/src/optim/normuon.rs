@@ -48,7 +48,7 @@ impl Optimizer for NorMuon {
         for Matrix { spec, m, v } in &mut self.matrices {
             let (w, g) = (&mut params[spec.range.clone()], &grads[spec.range.clone()]);
             ops::momentum_step(cx, self.newton_schulz.input(g.len()), m, g, momentum);
-            let x = self.newton_schulz.run(cx, sizes(spec));
+            let x = self.newton_schulz.run(cx, sizes(spec), t);
             ops::rows_normalise(cx, x, v, t.matrix_beta2, EPS);
             let rate = lr * RMS * (x.len() as f64).sqrt() / (ops::sum_squares(cx, x).sqrt() + EPS);
             ops::scale_add(cx, w, 1.0 - lr * t.matrix_weight_decay, x, -rate);

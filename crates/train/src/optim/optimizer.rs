@@ -17,8 +17,12 @@ pub struct Settings {
     pub clip: f64,
     /// Peak learning rate of the matrices under Muon and NorMuon.
     pub matrix_lr: f64,
-    /// Decay of Muon's and NorMuon's running mean of gradients, per step.
+    /// Decay of Muon's and NorMuon's running mean of gradients in this step.
     pub momentum: f64,
+    /// Whether Muon and NorMuon scale the rows of what goes into Newton-Schulz to equal norms.
+    pub row_normalise: bool,
+    /// Steps of Newton-Schulz.
+    pub newton_schulz_steps: usize,
     /// Decay of NorMuon's running mean square of each row, per step.
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
@@ -63,6 +67,18 @@ pub(super) trait Optimizer: Send {
 
     /// All that the next update depends on, besides parameters and gradients.
     fn state(&mut self) -> Vec<Tensor<'_>>;
+}
+
+/// The tensors of a buffer that holds one value of this kind for each parameter from `start` on, gaps included.
+pub fn tensors<'a>(kind: &str, specs: &[Spec], start: usize, mut buf: &'a mut [f32]) -> Vec<Tensor<'a>> {
+    let mut at = start;
+    let tensor = |spec: &Spec| {
+        let (_, from) = std::mem::take(&mut buf).split_at_mut(spec.range.start - at);
+        let (data, after) = from.split_at_mut(spec.range.len());
+        (buf, at) = (after, spec.range.end);
+        Tensor { name: format!("{kind}.{}", spec.name), shape: spec.shape.clone(), data }
+    };
+    specs.iter().map(tensor).collect()
 }
 
 /// Rows and columns of a matrix.

@@ -26,7 +26,7 @@ const ENOUGH: Duration = Duration::from_secs(2);
 pub struct Forecast {
     /// Its stages.
     pub stages: Vec<StageForecast>,
-    /// Sequences per step.
+    /// Sequences per step, in stages without a batch of their own.
     pub batch: usize,
     /// Parameters of the model.
     pub parameters: usize,
@@ -42,6 +42,8 @@ pub struct Forecast {
 pub struct StageForecast {
     /// Tokens of a sequence.
     pub seq_len: usize,
+    /// Sequences per step.
+    pub batch: usize,
     /// Its fraction of the run.
     pub share: f64,
     /// Steps left in it.
@@ -126,19 +128,18 @@ impl Prepared {
     /// Measures some passes, and forecasts the rest of the run.
     pub fn forecast(&self, cx: &Exec, tell: Tell) -> Result<Forecast, TrainError> {
         let settings = self.settings();
-        let batch = settings.train.sequences();
-        let plan = Plan::new(settings, self.texts.extents(), batch);
+        let plan = Plan::new(settings, self.texts.extents());
         let state = self.resolved.checkpoint().map(|from| state(from, settings)).transpose()?.unwrap_or_default();
         if state.step > 0 {
             let (step, elapsed) = (thousands(state.step), duration(state.elapsed));
             tell(Event::Note(&format!("from step {step} on, after {elapsed}:")));
         }
         let t = &settings.train;
-        let mut stepper = Stepper::new(&settings.model, t.precision, Shape { batch, seq_len: plan.longest() }, t)?;
+        let mut stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t)?;
         let before = CpuTime::now();
         let stage = |i| {
-            let seconds = self.step_seconds(cx, &mut stepper, i, batch)?;
-            Ok(self.stage(i, seconds, &plan, &state, batch))
+            let seconds = self.step_seconds(cx, &mut stepper, i, plan.shape(i))?;
+            Ok(self.stage(i, seconds, &plan, &state))
         };
         let stages = (0..plan.stages()).map(stage).collect::<Result<Vec<_>, TrainError>>()?;
         let cpu_share = CpuTime::share_since(before);
@@ -147,23 +148,24 @@ impl Prepared {
         let left = Left::of(&plan, &state, t, valid);
         let mut eta = Eta::new(t, parameters);
         let steps: f64 = stages.iter().map(|stage: &StageForecast| stage.seconds).sum();
-        let trained: f64 = stages.iter().map(|stage| stage.steps * (batch * stage.seq_len) as f64).sum();
+        let trained: f64 = stages.iter().map(|stage| stage.steps * (stage.batch * stage.seq_len) as f64).sum();
         eta.trained(trained.ceil() as usize, steps);
         let rest = eta.remaining(&left).map_or(0.0, |all| (all - steps).max(0.0));
-        Ok(Forecast { stages, batch, parameters, rest, cpu_share })
+        Ok(Forecast { stages, batch: t.sequences(), parameters, rest, cpu_share })
     }
 
     /// The time of one step of a stage. Of a long one a few passes are measured, and the others take as long.
-    fn step_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, batch: usize) -> Result<f64, TrainError> {
+    fn step_seconds(&self, cx: &Exec, stepper: &mut Stepper, stage: usize, shape: Shape) -> Result<f64, TrainError> {
         let t = &self.settings().train;
-        let seq_len = self.settings().stages()[stage].seq_len;
+        let Shape { batch, seq_len } = shape;
         let pass = (stepper.lm.rows() / seq_len).max(1);
         let mut step = |n: usize, sequences: usize| {
             let shape = Shape { batch: sequences, seq_len };
             let window = |i: usize| self.texts.window(stage, (n * batch + i) as u64);
             let start = Instant::now();
             let number = n as u64 + 1;
-            let result = stepper.step(cx, Step { shape, settings: t, lr: t.min_lr.min(t.lr), number }, window);
+            let (lr, momentum) = (t.min_lr.min(t.lr), t.momentum);
+            let result = stepper.step(cx, Step { shape, settings: t, lr, momentum, number }, window);
             if result.is_finite() {
                 Ok(start.elapsed().as_secs_f64())
             } else {
@@ -184,7 +186,7 @@ impl Prepared {
     }
 
     /// What is left of a stage in a run that stands at `state`, where one step takes `step` seconds.
-    fn stage(&self, i: usize, step: f64, plan: &Plan, state: &State, batch: usize) -> StageForecast {
+    fn stage(&self, i: usize, step: f64, plan: &Plan, state: &State) -> StageForecast {
         let stages = self.settings().stages();
         let about = &stages[i];
         let left = |before: f64, own: f64, passed: f64| (own - (passed - before).max(0.0)).max(0.0);
@@ -199,6 +201,7 @@ impl Prepared {
                 left(before * limit, about.share * limit, state.elapsed) / step
             }
         };
+        let Shape { batch, seq_len } = plan.shape(i);
         let windows = steps * batch as f64;
         let text = |(part, epochs): (&Part, f64)| {
             let text = &self.texts.texts()[part.text];
@@ -212,7 +215,8 @@ impl Prepared {
             }
         };
         StageForecast {
-            seq_len: about.seq_len,
+            seq_len,
+            batch,
             share: about.share,
             steps,
             tokens: windows * self.texts.extents()[i].tokens,

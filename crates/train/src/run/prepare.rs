@@ -162,7 +162,7 @@ impl Resolved {
         stop: &AtomicBool,
         tell: Tell,
     ) -> Result<Vec<Text>, DataError> {
-        let longest = self.settings.stages().iter().map(|stage| stage.seq_len).max();
+        let longest = self.settings.largest().seq_len;
         let many = sources.len() > 1;
         let text = |(Weighted { source, .. }, spec): (&Weighted, &StageSource)| {
             let short = source.name();
@@ -184,9 +184,9 @@ impl Resolved {
 }
 
 /// Notes that a text is much shorter than the longest window.
-fn too_short(label: &str, cache: &TokenCache, longest: Option<usize>, tell: Tell) {
+fn too_short(label: &str, cache: &TokenCache, longest: usize, tell: Tell) {
     let tokens = cache.tokens().len();
-    if longest.is_some_and(|longest| longest >= 2 * tokens) {
+    if longest >= 2 * tokens {
         let fits = tokens.next_power_of_two();
         tell(Event::Note(&format!(
             "{label}: much shorter than one window of train.seq_len; --set train.seq_len={fits} trains \

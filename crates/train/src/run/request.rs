@@ -86,8 +86,7 @@ impl Request {
             threads
         });
         if settings.train.pass_rows == 0 {
-            let longest = settings.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(settings.train.seq_len);
-            settings.train.pass_rows = pass_rows_for(settings.train.sequences() * longest, threads.get());
+            settings.train.pass_rows = pass_rows_for(settings.largest().rows(), threads.get());
             if settings.train.pass_rows != ROWS {
                 let (rows, threads) =
                     (thousands(settings.train.pass_rows as u64), counted(threads.get() as u64, "thread"));

@@ -40,11 +40,8 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
         settings.tokenizer.kind.parse::<TokenizerChoice>()?.check(settings.tokenizer.vocab)?;
     }
     let estimate = Estimate::of(settings);
-    let about = format!(
-        "train.batch = {} sequences of train.seq_len = {} tokens",
-        settings.train.sequences(),
-        estimate.seq_len
-    );
+    let about =
+        format!("train.batch = {} sequences of train.seq_len = {} tokens", estimate.sequences, estimate.seq_len);
     if estimate.bytes > memory {
         let (needed, memory) = (units::bytes(estimate.bytes), units::bytes(memory));
         let what = format!("{about} need about {needed} of memory, and this machine has {memory}; lower train.seq_len");
@@ -65,6 +62,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
 
 /// What one step costs, roughly and rather too little than too much.
 struct Estimate {
+    sequences: usize,
     seq_len: usize,
     tokens: u64,
     /// Multiplications and additions.
@@ -75,8 +73,12 @@ struct Estimate {
 impl Estimate {
     fn of(settings: &Settings) -> Self {
         let (m, t) = (&settings.model, &settings.train);
-        let seq_len = settings.stages().iter().map(|stage| stage.seq_len).max().unwrap_or(t.seq_len);
-        let sequences = t.sequences();
+        // The stage with the most tokens in a step.
+        let stages = settings.stages();
+        let most =
+            stages.iter().map(|stage| (stage.batch as u64 * stage.seq_len as u64, stage)).max_by_key(|(n, _)| *n);
+        let (batch, seq_len) = most.map_or((t.batch, t.seq_len), |(_, stage)| (stage.batch, stage.seq_len));
+        let sequences = batch * t.accumulation;
         let tokens = sequences as u64 * seq_len as u64;
         // The GLU and, of each mixer, at least three square matrices.
         let block = (3 * m.dim * (m.ffn_hidden + m.dim)) as f64;
@@ -91,7 +93,7 @@ impl Estimate {
         let passes = sequences.div_ceil(rows / seq_len);
         let row = m.blocks as f64 * (2.0 * 4.0 * m.dim as f64 + 2.0 * (4 * m.dim + 3 * m.ffn_hidden) as f64);
         let bytes = f64::from(16 + 4 * passes.max(1).ilog2()) * weights + rows as f64 * row;
-        Estimate { seq_len, tokens, operations, bytes: bytes as u64 }
+        Estimate { sequences, seq_len, tokens, operations, bytes: bytes as u64 }
     }
 }
 

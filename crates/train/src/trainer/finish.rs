@@ -7,7 +7,7 @@ use flashlm_kernels::cpu::Machine;
 use flashlm_model::model_file::read_params;
 
 use super::ending::digest;
-use super::{Ended, Ending, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
+use super::{Ended, Ending, Event, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
 use crate::checkpoint::folder_name;
 use crate::log::SampleRow;
 use crate::log::card::{Card, Scores, ternary_share};
@@ -20,6 +20,9 @@ impl Trainer<'_> {
     pub(super) fn finish(&mut self, outcome: Outcome, stop: &AtomicBool, tell: Tell) -> Result<Ended, TrainError> {
         self.save(tell)?;
         let step = self.state.step;
+        if !self.settle(stop, tell)? {
+            return Ok(Ended::INTERRUPTED);
+        }
         if self.state.validated.is_none_or(|v| v.step != step) && !self.validate(stop, tell)? {
             return Ok(Ended::INTERRUPTED);
         }
@@ -60,6 +63,35 @@ impl Trainer<'_> {
         let written = self.inputs.claim.write(RESULT, &json);
         self.aside("writing result.json", written, tell);
         Ok(Ended { outcome, ending: Some(ending) })
+    }
+
+    /// Decides between the last weights and their mean by the probe: the better of the two is the model of the last step from
+    /// here on. `false`, and nothing decided, where `stop` was set on the way.
+    fn settle(&mut self, stop: &AtomicBool, tell: Tell) -> Result<bool, TrainError> {
+        let steps = self.state.averaged;
+        let Some(mut average) = self.average.take_if(|_| steps > 0) else { return Ok(true) };
+        let probe = std::mem::take(&mut self.probe);
+        let last = self.score(&probe, stop, tell);
+        average.swap(&mut self.stepper.params);
+        let mean = last.and_then(|last| Ok(last.zip(self.score(&probe, stop, tell)?)));
+        self.probe = probe;
+        let better = matches!(&mean, Ok(Some((last, mean))) if mean.bpb < last.bpb);
+        if !better {
+            average.swap(&mut self.stepper.params);
+        }
+        self.average = Some(average);
+        let Some((last, mean)) = mean? else { return Ok(false) };
+        self.state.averaged = 0;
+        if better {
+            // Another model than the one that was saved and scored.
+            (self.saved.key, self.state.validated, self.probed, self.sampled) = (None, None, None, None);
+        }
+        let kept = if better { "the mean is" } else { "the last weights are" };
+        let (last, mean, steps) = (last.bpb, mean.bpb, counted(steps, "step"));
+        tell(Event::Note(&format!(
+            "bits per byte of the last weights {last:.4}, of their mean over the last {steps} {mean:.4}: {kept} kept"
+        )));
+        Ok(true)
     }
 
     /// The parameters at hand, which are those of `step`, on the whole validation text.

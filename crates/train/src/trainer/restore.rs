@@ -2,6 +2,7 @@
 
 use super::check::agree;
 use super::{Inputs, TrainError};
+use crate::average::Average;
 use crate::checkpoint::Checkpoint;
 use crate::config::Settings;
 use crate::load::read_state;
@@ -25,11 +26,18 @@ pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError
     Ok(state)
 }
 
-/// Fills the stepper from a checkpoint of the same settings and returns where the run stood.
-pub(super) fn restore(from: &Checkpoint, settings: &Settings, stepper: &mut Stepper) -> Result<State, TrainError> {
+/// Fills the stepper and the mean of its weights from a checkpoint of the same settings and returns where the run stood.
+pub(super) fn restore(
+    from: &Checkpoint,
+    settings: &Settings,
+    stepper: &mut Stepper,
+    average: Option<&mut Average>,
+) -> Result<State, TrainError> {
     agree(from, settings)?;
     stepper.params = read_params(&from.tensors("model.safetensors")?, stepper.lm.config(), "")?;
-    read_state(&from.tensors("optimizer.safetensors")?, &mut stepper.optimizers.state())?;
+    let mut kept = stepper.optimizers.state();
+    kept.extend(average.into_iter().flat_map(Average::state));
+    read_state(&from.tensors("optimizer.safetensors")?, &mut kept)?;
     state(from, settings)
 }
 

@@ -13,6 +13,7 @@ use flashlm_model::model_file::save_params;
 
 use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
+use crate::average::Average;
 use crate::checkpoint::{CheckpointError, Part};
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};
@@ -84,7 +85,8 @@ impl Trainer<'_> {
         let Stepper { lm, params, optimizers, .. } = &mut self.stepper;
         let settings = &self.inputs.settings;
         let (tensors, metadata) = save_params(lm.layout(), params, &settings.model);
-        let kept = optimizers.state();
+        let mut kept = optimizers.state();
+        kept.extend(self.average.iter_mut().flat_map(Average::state));
         let kept = kept.iter().map(|t| TensorRef { name: &t.name, shape: &t.shape, data: t.data });
         let step = self.state.step;
         let state = serde_json::to_vec_pretty(&self.state).map_err(io::Error::from).map_err(|e| {

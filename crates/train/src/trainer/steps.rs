@@ -94,12 +94,13 @@ impl Trainer<'_> {
                 let texts = &self.inputs.texts;
                 let names: Vec<&str> = texts.parts(stage).iter().map(|part| texts.name(part)).collect();
                 let names = names.join(" + ");
-                let (of, length) = (self.plan.stages(), self.plan.seq_len(stage));
-                tell(Event::Note(&format!("stage {} of {of}: {names}, T {length}", stage + 1)));
+                let (of, Shape { batch, seq_len }) = (self.plan.stages(), self.plan.shape(stage));
+                let batch = if batch == t.sequences() { String::new() } else { format!(", batch {batch}") };
+                tell(Event::Note(&format!("stage {} of {of}: {names}, T {seq_len}{batch}", stage + 1)));
             }
             let began = self.clock.seconds();
             let Some((lr, grad_norm)) = self.step(stage, progress, stop)? else { return Ok(Outcome::Interrupted) };
-            self.eta.trained(t.sequences() * self.plan.seq_len(stage), self.clock.seconds() - began);
+            self.eta.trained(self.plan.shape(stage).rows(), self.clock.seconds() - began);
             if self.state.step.is_multiple_of(t.log_every) {
                 self.state.elapsed = self.seconds();
                 let seconds = (self.clock.seconds() - row_started.0 - resting).max(1e-9);
@@ -132,22 +133,31 @@ impl Trainer<'_> {
             self.state.epochs_before = self.epochs();
             (self.state.stage, self.state.stage_start, self.state.windows) = (stage, self.state.step, Some(0));
         }
-        let shape = Shape { batch: t.sequences(), seq_len: self.plan.seq_len(stage) };
+        let shape = self.plan.shape(stage);
         let (texts, first) = (&self.inputs.texts, self.windows());
         let window = |i: usize| texts.window(stage, first + i as u64);
-        let lr = t.rates().learning_rate(self.state.step, progress, self.plan.total());
+        let (rates, total) = (t.rates(), self.plan.total());
+        let lr = rates.learning_rate(self.state.step, progress, total);
+        let momentum = rates.momentum(progress, total);
         let number = self.state.step + 1;
         self.stepper.lm.set_activation_bits(activation_bits(
             settings.model.activation_bits,
             t.activation_share,
             progress,
         ));
-        let step = Step { shape, settings: t, lr, number };
+        let step = Step { shape, settings: t, lr, momentum, number };
         let Some(result) = self.stepper.step_unless(stop, self.cx, step, window) else { return Ok(None) };
         if !result.is_finite() {
             let last_good = self.last_good()?;
             let (loss, grad_norm) = (result.loss, result.grad_norm);
             return Err(TrainError::NotFinite { step: number, loss, grad_norm, last_good });
+        }
+        if let Some(average) = &mut self.average {
+            let counts = progress >= 1.0 - t.average_share;
+            self.state.averaged = if counts { self.state.averaged + 1 } else { 0 };
+            if counts {
+                average.add(self.cx, &self.stepper.params, self.state.averaged);
+            }
         }
         self.state.windows = Some(self.windows() + shape.batch as u64);
         self.state.step = number;
@@ -159,8 +169,7 @@ impl Trainer<'_> {
 
     /// Windows of the stage so far.
     fn windows(&self) -> u64 {
-        let t = &self.inputs.settings.train;
-        let even = (self.state.step - self.state.stage_start) * t.sequences() as u64;
+        let even = (self.state.step - self.state.stage_start) * self.plan.shape(self.state.stage).batch as u64;
         self.state.windows.unwrap_or(even)
     }
 
@@ -189,7 +198,7 @@ impl Trainer<'_> {
             tokens_per_second,
             elapsed: self.state.elapsed,
             epoch: sources.values().copied().fold(0.0, f64::max),
-            seq_len: self.plan.seq_len(stage),
+            seq_len: self.plan.shape(stage).seq_len,
             stage: stage + 1,
             sources,
         }

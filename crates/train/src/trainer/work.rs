@@ -3,10 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use flashlm_kernels::Exec;
-use flashlm_model::Shape;
 use flashlm_model::params::Layout;
 
 use super::{Inputs, TrainError, restore};
+use crate::average::Average;
 use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
 use crate::eta::Eta;
@@ -24,6 +24,8 @@ pub struct Trainer<'a> {
     pub(super) cx: &'a Exec,
     pub(super) inputs: Inputs,
     pub(super) stepper: Stepper,
+    /// The mean of its weights, where there is to be one.
+    pub(super) average: Option<Average>,
     pub(super) state: State,
     pub(super) plan: Plan,
     pub(super) clock: Clock,
@@ -64,13 +66,15 @@ impl<'a> Trainer<'a> {
         settings.validate()?;
         settings.model.fits(&inputs.tokenizer)?;
         let t = &settings.train;
-        let batch = t.sequences();
-        let plan = Plan::new(settings, texts.extents(), batch);
-        let shape = Shape { batch, seq_len: plan.longest() };
-        let mut stepper = Stepper::new(&settings.model, t.precision, shape, t)?;
+        let plan = Plan::new(settings, texts.extents());
+        let mut stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t)?;
+        let mut average = (t.average_share > 0.0).then(|| Average::new(stepper.lm.layout()));
         let mut notes = Vec::new();
         let state = match resume {
-            Some(from) => restore::same_text(restore::restore(from, settings, &mut stepper)?, &inputs, &mut notes),
+            Some(from) => {
+                let state = restore::restore(from, settings, &mut stepper, average.as_mut())?;
+                restore::same_text(state, &inputs, &mut notes)
+            }
             None => {
                 inputs.start.iter().for_each(|start| stepper.params.copy_from_slice(start));
                 State::new(inputs.contents())
@@ -82,6 +86,7 @@ impl<'a> Trainer<'a> {
             cx,
             inputs,
             stepper,
+            average,
             state,
             plan,
             clock: Clock::start(),
