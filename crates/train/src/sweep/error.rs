@@ -17,7 +17,7 @@ pub enum SweepError {
     Spec { path: PathBuf, what: String },
     /// Settings that no run can have, or what ended a run.
     #[error("arm {arm:?}: {source}")]
-    Arm { arm: String, source: TrainError },
+    Arm { arm: String, source: Box<TrainError> },
     #[error(
         "{}: this run was made with other settings: {what}. Delete the folder to train it anew, rename the arm, or name \
          another folder with --save-dir",

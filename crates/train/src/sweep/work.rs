@@ -70,7 +70,7 @@ impl Sweep {
         for &seed in &sweep.spec.seeds {
             for (i, arm) in sweep.spec.arms.iter().enumerate() {
                 let settings = asked(&sweep.spec, arm, seed, hardware)
-                    .map_err(|source| SweepError::Arm { arm: arm.name.clone(), source })?;
+                    .map_err(|source| SweepError::Arm { arm: arm.name.clone(), source: source.into() })?;
                 let run = format!("{}-s{seed}", arm.file_name());
                 let turn = Turn { run, number: sweep.turns.len() + 1, of, left: None, arm: i, seed, settings };
                 if let Some(saved) = sweep.saved(&turn)? {
@@ -118,7 +118,7 @@ impl Sweep {
                     Some(saved) => self.result(&turn, &saved)?,
                     None => None,
                 },
-                Err(source) => return Err(SweepError::Arm { arm: self.arm(&turn).name.clone(), source }),
+                Err(error) => return Err(self.failed(&turn, error)),
             };
             let Some(row) = row else {
                 let what = "its result.json was not written".to_string();
@@ -134,6 +134,10 @@ impl Sweep {
 
     fn arm(&self, turn: &Turn) -> &Arm {
         &self.spec.arms[turn.arm]
+    }
+
+    fn failed(&self, turn: &Turn, source: TrainError) -> SweepError {
+        SweepError::Arm { arm: self.arm(turn).name.clone(), source: source.into() }
     }
 
     fn folder(&self, turn: &Turn) -> RunFolder {
@@ -207,9 +211,8 @@ impl Sweep {
         if !folder.is_marked() || !file.exists() {
             return Ok(None);
         }
-        let arm = |source: TrainError| SweepError::Arm { arm: self.arm(turn).name.clone(), source };
         let text = String::from_utf8_lossy(&read_limited(&file, MAX)?).into_owned();
-        let saved = Settings::from_toml(&text, &file.display().to_string()).map_err(|e| arm(e.into()))?;
+        let saved = Settings::from_toml(&text, &file.display().to_string()).map_err(|e| self.failed(turn, e.into()))?;
         let asked = decided(&turn.settings, &saved);
         match saved.difference(&asked) {
             Some(what) => Err(SweepError::Changed { run: folder.path().to_path_buf(), what }),
