@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::bail;
 use flashlm_model::{Engine, Precision};
 use flashlm_train::eval::bpb::{Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
+use flashlm_train::eval::consistency::{Consistency, write_stories};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::Found;
 use flashlm_train::units::{counted, duration, thousands};
@@ -26,7 +27,7 @@ const APART: f64 = 0.005;
 /// Evaluate a model: bits per byte on a text, every byte counted, every document scored whole from a fresh state
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm eval checkpoints --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval checkpoints --data synthetic:200 --json\n\nEvery byte counts. Each document is scored whole, from a fresh state."
+    after_help = "Examples:\n  flashlm eval checkpoints --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval checkpoints --data synthetic:200 --json\n  flashlm eval checkpoints --data synthetic:200 --consistency 200\n\nEvery byte counts. Each document is scored whole, from a fresh state."
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
@@ -45,6 +46,13 @@ pub struct Args {
     /// What is counted
     #[arg(long, value_enum, default_value_t = Protocol::Full)]
     protocol: Protocol,
+    /// Of a model trained on `synthetic`: let it write N stories, without a prompt and at temperature 1, and count those that
+    /// contradict themselves
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    consistency: Option<u32>,
+    /// Seed of the stories of --consistency
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    seed: u64,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -76,6 +84,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let packed = Arc::new(packed);
     let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
     let source = args.column.iter().fold(source, |source, column| source.with_column(column));
+    if args.consistency.is_some() && !source.is_synthetic() {
+        bail!("--consistency judges stories of the built-in grammar; it goes with --data synthetic, or synthetic:N");
+    }
     passed_over(&args.data.join(", "), &source);
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
@@ -125,6 +136,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ),
         );
     }
+    let sense = match args.consistency {
+        Some(n) => {
+            let stories = write_stories(&mut engine, n as usize, args.seed, &mut |done| {
+                status.show(&format!("writing stories: {done} of {n}"));
+                ControlFlow::Continue(())
+            });
+            status.clear();
+            stories?.map(|stories| Consistency::of(&stories))
+        }
+        None => None,
+    };
+    if let Some(sense) = &sense {
+        rows.push(("consistency", sense.told()));
+        rows.push(("  with one", sense.kinds()));
+    }
     let runtime = "packed: ternary weights, int8 activations, int8 embedding matrix, as `flashlm generate` runs it";
     if args.json {
         let latent = objects.get(1).cloned();
@@ -143,10 +169,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ("seconds", json!(start.elapsed().as_secs_f64())),
         ];
         own.into_iter().for_each(|(key, value)| object[key] = value);
+        if let Some(Consistency { consistent, stories, contradictions }) = sense {
+            object["consistent"] = json!(consistent);
+            object["stories_written"] = json!(stories);
+            object["contradictions"] = json!(contradictions);
+        }
         out!("{object}");
         return Ok(ExitCode::SUCCESS);
     }
-    rows.iter().for_each(|(name, value)| out!("{name:<22}  {value}"));
+    rows.iter().filter(|(_, value)| !value.is_empty()).for_each(|(name, value)| out!("{name:<22}  {value}"));
     if read.repaired > 0 {
         out!("{:<22}  {} in the text, before scoring", "repaired", counted(read.repaired, "mojibake sequence"));
     }

@@ -15,6 +15,7 @@ mod pack;
 mod plot;
 mod report;
 mod signals;
+mod sweep;
 mod train;
 mod verify;
 
@@ -55,6 +56,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Plot the curves of runs as SVG
     Plot(plot::Args),
+    /// Compare settings: several runs, one table
+    Sweep(sweep::Args),
     /// Benchmark training, generation and kernels
     Bench(bench::Args),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Info(args) => info::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Plot(args) => plot::run(args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Bench(args) => bench::run(args),
     };
     result.unwrap_or_else(|error| {

@@ -22,6 +22,7 @@ pub mod schedule;
 mod similar;
 pub mod stage;
 pub mod stepper;
+pub mod sweep;
 pub mod tokenizer;
 pub mod trainer;
 pub mod units;

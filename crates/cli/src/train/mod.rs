@@ -11,6 +11,7 @@ use flashlm_kernels::Isa;
 use flashlm_kernels::cpu::Machine;
 use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
+use flashlm_train::eval::consistency::Consistency;
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resume, Start};
 use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder};
 use flashlm_train::trainer::{Ended, Ending, Event, Outcome, TrainError};
@@ -151,7 +152,7 @@ impl Product {
 }
 
 fn summary(ending: &Ending, folder: &RunFolder) -> String {
-    let Ending { steps, best, last, entropy_bound, tokens, seconds, .. } = ending;
+    let Ending { steps, best, last, entropy_bound, consistency, tokens, seconds, .. } = ending;
     let report = &best.full;
     let weights = match best.step == *steps {
         true => format!("step {}", thousands(*steps)),
@@ -170,6 +171,7 @@ fn summary(ending: &Ending, folder: &RunFolder) -> String {
         ("loss per token", format!("{:.4}", report.loss_per_token)),
         ("perplexity", format!("{:.3}", report.perplexity)),
         ("bytes per token", format!("{:.3}", report.bytes_per_token)),
+        ("sense", consistency.as_ref().map_or(String::new(), Consistency::told)),
         ("weights", weights),
         ("tokens trained", thousands(*tokens)),
         ("time", duration(*seconds)),

@@ -16,6 +16,7 @@ mod resume;
 #[cfg(target_os = "linux")]
 mod shim;
 mod story;
+mod sweep;
 mod texts;
 mod timeline;
 

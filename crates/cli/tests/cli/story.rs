@@ -35,6 +35,21 @@ fn a_small_model_learns_and_tells() {
     for file in ["curve.svg", "MODEL_CARD.md", "settings.toml", "metrics.jsonl", "run.json", "result.json"] {
         assert!(place.path("long").join(file).metadata().unwrap().len() > 0, "{file}");
     }
+    let sense = |flags: &str| json(&place.ok(&format!("eval long --data synthetic:3 --consistency 9 --json {flags}")));
+    let written = sense("--seed 5");
+    assert_eq!((&written["stories_written"], &written["stories"]), (&9.into(), &3.into()), "{written}");
+    let with = |kind: &str| written["contradictions"][kind].as_u64().unwrap_or_else(|| panic!("no {kind}: {written}"));
+    let most = ["name", "pronoun", "colour", "count", "place", "order", "ending", "words"].map(with).into_iter().max();
+    // A story without a contradiction is counted with none, any other with one kind or more.
+    let contradictory = 9.0 * (1.0 - written["consistent"].as_f64().unwrap());
+    assert!(contradictory + 1e-9 >= most.unwrap() as f64 && contradictory < 9.1, "{written}");
+    assert_eq!(sense("--seed 5 --threads 2")["contradictions"], written["contradictions"]);
+    place.fails("eval long --data valid.txt --consistency 9", &["--consistency", "synthetic"]);
+    let result = json(&std::fs::read_to_string(place.path("long/result.json")).unwrap());
+    assert_eq!(result["consistency"]["stories"], 100, "{result}");
+    let card = std::fs::read_to_string(place.path("long/MODEL_CARD.md")).unwrap();
+    assert!(card.contains(" of 100 stories without a contradiction"), "{card}");
+
     let info = json(&place.ok("info long --json"));
     let architecture = &info["architecture"];
     assert_eq!((&architecture["mixer"], &architecture["blocks"]), (&"conv".into(), &2.into()), "{info}");

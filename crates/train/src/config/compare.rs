@@ -32,6 +32,13 @@ impl Settings {
         differs.map(|((key, a), (_, b))| format!("{key} was {a} when saved and is {b} now"))
     }
 
+    /// The first key in which settings differ, with both values.
+    pub fn difference(&self, other: &Settings) -> Option<String> {
+        let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));
+        let differs = mine.into_iter().zip(theirs).find(|(a, b)| a != b);
+        differs.map(|((key, a), (_, b))| format!("{key} was {a} when saved and is {b} now"))
+    }
+
     /// What a resumed run does otherwise than its checkpoint from the next step on.
     pub fn changes(&self, other: &Settings) -> Vec<String> {
         let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));

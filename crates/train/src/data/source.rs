@@ -235,6 +235,11 @@ impl Source {
         }
     }
 
+    /// Whether its documents are stories of the built-in grammar.
+    pub fn is_synthetic(&self) -> bool {
+        matches!(self.kind, Kind::Synthetic { .. })
+    }
+
     /// The same source with another seed of the synthetic grammar (0 by default); files have none.
     pub fn with_seed(mut self, new: u64) -> Source {
         if let Kind::Synthetic { seed, .. } = &mut self.kind {

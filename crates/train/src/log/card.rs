@@ -59,6 +59,8 @@ pub struct Card {
     pub scores: Option<Scores>,
     /// Bits per byte no model can go below, where the data has a known bound.
     pub entropy_bound: Option<f64>,
+    /// Of stories that it wrote, how many have no contradiction, and how many have which, in words.
+    pub consistency: Option<(String, String)>,
     /// Texts the model wrote.
     pub samples: Vec<SampleRow>,
 }
@@ -136,12 +138,17 @@ impl Card {
         if let Some(bound) = self.entropy_bound {
             rows.push(("Entropy bound of the data, bits per byte", format!("{bound:.4}")));
         }
-        if rows.is_empty() {
-            return String::new();
+        let mut out = String::new();
+        if !rows.is_empty() {
+            out += &table(["Validation", ""], &rows);
+            out += "Every byte of the validation text is scored, and each document starts from an empty context. Bits per \
+                    byte can be compared between tokenizers, the loss per token cannot.\n\n";
         }
-        table(["Validation", ""], &rows)
-            + "Every byte of the validation text is scored, and each document starts from an empty context. Bits per byte \
-             can be compared between tokenizers, the loss per token cannot.\n\n"
+        if let Some((consistent, kinds)) = &self.consistency {
+            let kinds = if kinds.is_empty() { String::new() } else { format!(" Stories with one: {kinds}.") };
+            out += &format!("Written without a prompt, at temperature 1: {consistent}.{kinds}\n\n");
+        }
+        out
     }
 }
 
@@ -197,6 +204,7 @@ mod tests {
             steps: 5200,
             scores: Some(Scores { loss: 2.1, bpb: 0.74, bpb_with_eos: 0.7412 }),
             entropy_bound: None,
+            consistency: None,
             samples: vec![SampleRow { step: 1, prompt: "Once".into(), text: " upon a time.".into() }],
         }
     }
@@ -271,10 +279,13 @@ width = 192
         card.name = "a|b\n---\n# <script>".into();
         card.samples[0].text = "\n````\n## Not a heading\u{1b}[1m".into();
         card.entropy_bound = Some(0.31);
+        card.consistency = Some(("1 of 2 stories without a contradiction".into(), "colour 1".into()));
         let page = card.markdown();
         assert!(page.contains("\n# a\\|b --- \\# \\<script\\>\n"), "{page}");
         assert!(page.contains("`````text\nOnce\n````\n## Not a heading\u{fffd}[1m\n`````\n"), "{page}");
         assert!(page.contains("| Entropy bound of the data, bits per byte | 0.3100 |"), "{page}");
+        let told = "\n\nWritten without a prompt, at temperature 1: 1 of 2 stories without a contradiction. Stories with one: colour 1.\n\n";
+        assert!(page.contains(told), "{page}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod card;
 pub mod console;
 mod curve;
+pub mod dots;
 pub mod histogram;
 pub mod jsonl;
 mod scale;

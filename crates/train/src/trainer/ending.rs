@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{Outcome, TrainError};
 use crate::config::Settings;
 use crate::eval::bpb::Report;
+use crate::eval::consistency::Consistency;
 use crate::run_folder::RunFolder;
 
 /// The result of a finished run: `result.json`.
@@ -28,6 +29,8 @@ pub struct Ending {
     pub settings_xxh3: String,
     /// Bits per byte no model can go below, where known.
     pub entropy_bound: Option<f64>,
+    /// Sense of what the best checkpoint writes, where all it was trained on are stories of the built-in grammar.
+    pub consistency: Option<Consistency>,
     /// The checkpoint that stands for the run: what `generate`, `pack` and `eval` load.
     pub best: Scored,
     /// The checkpoint of the last step; the same one where that is the best.

@@ -43,6 +43,10 @@ impl Trainer<'_> {
             return Ok(Ended::INTERRUPTED);
         }
         let samples = self.last_samples(best.step, tell);
+        let consistency = self.consistency(stop, tell);
+        if stop.load(Relaxed) {
+            return Ok(Ended::INTERRUPTED);
+        }
         self.draw(tell);
         let ending = Ending {
             version: 1,
@@ -53,6 +57,7 @@ impl Trainer<'_> {
             seconds: self.state.elapsed,
             settings_xxh3: digest(&self.inputs.settings),
             entropy_bound: self.inputs.entropy_bound,
+            consistency,
             best,
             last,
         };
@@ -143,6 +148,7 @@ impl Trainer<'_> {
             steps: ending.steps,
             scores: Some(Scores { loss: full.loss_per_token, bpb: full.bpb, bpb_with_eos: full.bpb_with_eos }),
             entropy_bound: ending.entropy_bound,
+            consistency: ending.consistency.as_ref().map(|found| (found.told(), found.kinds())),
             samples,
         }
     }

@@ -11,13 +11,16 @@
 //! expectation no model does better. Where a story ends follows from its text and costs nothing. SplitMix64: Steele,
 //! Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 
+mod check;
 mod grammar;
+mod graph;
 mod parse;
 
 use super::order::{INCREMENT, output};
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
+pub use check::{Kind, contradictions};
 use grammar::{Choose, Grammar, Options};
 
 static GRAMMAR: LazyLock<Grammar> = LazyLock::new(|| {
