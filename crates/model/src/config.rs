@@ -54,6 +54,9 @@ pub struct ModelConfig {
     /// Output projections start at zero, so that each branch starts as the identity.
     #[serde(default)]
     pub zero_init: bool,
+    /// A residual from the embedding: before each block `h = r h + s x0` with learned numbers `r` and `s`.
+    #[serde(default)]
+    pub x0: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
@@ -164,6 +167,7 @@ impl ModelConfig {
             activation: ActivationKind::Silu,
             sub_norm: false,
             zero_init: false,
+            x0: false,
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
@@ -216,12 +220,13 @@ mod tests {
             activation: ActivationKind::Relu2,
             sub_norm: true,
             zero_init: true,
+            x0: true,
             logit_softcap: 15.0,
             ..ModelConfig::v4_small()
         };
         let json = serde_json::to_string(&all).unwrap();
         assert!(
-            json.contains(r#""activation":"relu2","sub_norm":true,"zero_init":true,"logit_softcap":15.0"#),
+            json.contains(r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"logit_softcap":15.0"#),
             "{json}"
         );
         assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), all);

@@ -39,7 +39,7 @@ pub enum Group {
     Conv,
     /// A small float matrix that computes gates.
     Gate,
-    /// One number per head; not subject to weight decay.
+    /// One number per head or block; not subject to weight decay.
     Scalar,
 }
 

@@ -109,6 +109,7 @@ impl Draw {
             activation: self.of(&[ActivationKind::Silu, ActivationKind::Relu2]),
             sub_norm: self.once_in(2),
             zero_init: self.once_in(3),
+            x0: self.once_in(2),
             logit_softcap: self.of(&[0.0, 0.0, 1.0, 15.0, 1000.0]),
             activation_bits: self.of(&[0, 8]),
             quant: QuantConfig {

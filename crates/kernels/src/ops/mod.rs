@@ -3,6 +3,7 @@
 mod act;
 mod adamw;
 mod attention;
+mod blend;
 mod conv;
 mod delta;
 mod embed;
@@ -27,6 +28,7 @@ mod unit;
 pub use act::Act;
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{attention_backward, attention_forward, attention_room, attention_work};
+pub use blend::{blend_backward, blend_forward};
 pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};
 pub use delta::{Rule, delta_backward, delta_forward, delta_room, delta_steps, delta_work};
 pub use embed::{embed_backward, embed_forward};

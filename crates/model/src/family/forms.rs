@@ -172,8 +172,17 @@ pub(crate) struct PackedBody {
     /// In the order in which they are applied; one that is applied twice stands there twice.
     pub(crate) blocks: Vec<Arc<dyn PackedBlock>>,
     pub(crate) norm: PackedNorm,
+    /// Whether blocks read the stream as it was after the embedding.
+    pub(crate) x0: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     pub(crate) softcap: f64,
+}
+
+/// What the rows of one tile bring to every block.
+#[derive(Clone, Copy)]
+pub(crate) struct Entering<'a> {
+    /// The stream as it was after the embedding, `[rows, D]`, where [`PackedBody::x0`] is set.
+    pub(crate) x0: &'a [f32],
 }
 
 /// One application of a block; `u: [rows, width]` is what its mixer makes of the residual stream, `m: [rows, mixed]` what it
@@ -191,8 +200,8 @@ pub(crate) trait PackedBlock: Send + Sync {
     /// Elements of the state of one sequence; a state of zeros is the start.
     fn state_len(&self) -> usize;
 
-    /// `u` of the rows `h: [rows, D]` of one tile.
-    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local);
+    /// `u` of the rows `h: [rows, D]` of one tile, to which it adds what enters before the block.
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &mut [f32], from: Entering, work: &mut PackedScratch, local: &Local);
 
     /// Its mixer.
     fn mixer(&self) -> &dyn PackedMixer;

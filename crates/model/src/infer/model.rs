@@ -76,11 +76,17 @@ impl PackedModel {
         self.body.embedding.memory() + linears.map(PackedLinear::memory).sum::<usize>()
     }
 
-    /// Writes the rows of the embedding matrix, `h: [tokens, D]`.
-    pub(super) fn embed(&self, h: &mut [f32], tokens: &[Token]) {
+    /// Width of a row of the stream after the embedding that is kept for the blocks; 0 where they do not read it.
+    pub(super) fn x0_width(&self) -> usize {
+        if self.body.x0 { self.config.dim } else { 0 }
+    }
+
+    /// Writes the stream after the embedding, `h: [tokens, D]`, and keeps it in `x0`, of [`PackedModel::x0_width`].
+    pub(super) fn embed(&self, h: &mut [f32], x0: &mut [f32], tokens: &[Token]) {
         for (h, &token) in h.chunks_exact_mut(self.config.dim).zip(tokens) {
             self.body.embedding.row(h, token.into());
         }
+        x0.copy_from_slice(&h[..x0.len()]);
     }
 
     /// A sequence state at the start of a text.

@@ -79,12 +79,14 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             activation: ActivationKind::Relu2,
             sub_norm: true,
             logit_softcap: 3.0,
+            x0: true,
             reset: true,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
         };
         let blocks = ModelConfig {
             ffn_hidden: 40,
+            x0: true,
             mixers: Settings {
                 delta: DeltaConfig { expand_v: 1.0, ..plain.mixers.delta.clone() },
                 ..plain.mixers.clone()

@@ -19,8 +19,13 @@ fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
         }
         let add = |h: &mut Vec<f64>, y: Vec<f64>| h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
         let mut h = model.get("embedding.weight")[usize::from(token) * c.dim..][..c.dim].to_vec();
+        let x0 = h.clone();
         for (i, history) in history.iter_mut().enumerate() {
             let block = model.of(&format!("blocks.{i}"));
+            if c.x0 {
+                let [r, s] = ["resid_lambda", "x0_lambda"].map(|name| block.get(name)[0]);
+                h.iter_mut().zip(&x0).for_each(|(h, x0)| *h = r * *h + s * x0);
+            }
             let x = block.norm_if("norm1.scale", &h);
             add(&mut h, mixer::reference(c.mixer_of(i), &block.of("mixer"), &c.mixers, &x, history));
             let x = block.norm_if("norm2.scale", &h);

@@ -1,12 +1,12 @@
 //! The model in training and evaluation: weights, which passes share, and the working memory of one pass.
 
-use flashlm_kernels::ops::Objective;
+use flashlm_kernels::ops::{Objective, add};
 use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 
 use super::Params;
+use super::entry::{EntryParams, Streams};
 use crate::config::ModelConfig;
 use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
-use crate::layer::config::Need;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
 use crate::layer::norm::Norm;
@@ -36,6 +36,7 @@ struct Weights<A: Store> {
     head: Head<A>,
     blocks: Vec<Block<A>>,
     norm: Norm,
+    entry: EntryParams,
 }
 
 struct Block<A: Store> {
@@ -51,9 +52,12 @@ struct Work<A: Store> {
     scratch: Scratch<A>,
     /// The residual stream: before block 0, after each mixer, after each GLU.
     h: Vec<Buf<A::E>>,
+    /// The stream as it enters each block, where that is not as it left the one before.
+    entered: Vec<Buf<A::E>>,
     /// The input of the head.
     x: Buf<A>,
     dh: Buf<A::E>,
+    dx0: Buf<A::E>,
 }
 
 impl<A: Store> Train<A> {
@@ -62,7 +66,7 @@ impl<A: Store> Train<A> {
         let (d, rows) = (config.dim, rows.max(1));
         let mut layout = Layout::default();
         let of = Params::new(&mut layout, config, int8);
-        let need = of.blocks.iter().fold(Need::default(), |need, block| need.max(block.need));
+        let need = of.blocks.iter().fold(of.entry.need(), |need, block| need.max(block.need));
         let head = Head::new(&of.head, training);
         let block = |of: super::BlockParams| Block { mixer: of.mixer.train(training), ffn: Ffn::new(of.ffn, training) };
         let blocks: Vec<Block<A>> = of.blocks.into_iter().map(block).collect();
@@ -70,19 +74,23 @@ impl<A: Store> Train<A> {
         for widths in blocks.iter().flat_map(|block| [block.mixer.wide(), block.ffn.wide()]) {
             wide = std::array::from_fn(|i| wide[i].max(widths[i]));
         }
+        let (entry, with_x0) = (of.entry, if config.x0 { d } else { 0 });
+        let entered = if entry.is_empty() { 0 } else { config.blocks };
         let with_gradient = if training { rows } else { 0 };
         let work = Work {
             head: head.work(rows),
             saved: blocks.iter().map(|block| (block.mixer.saved(rows, training), block.ffn.saved(rows))).collect(),
             scratch: Scratch::new(&config.layers(), need, wide, with_gradient, config.vocab_size),
             h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
+            entered: (0..entered).map(|_| Buf::scratch(rows * d)).collect(),
             x: Buf::scratch(rows * d),
             dh: Buf::scratch(with_gradient * d),
+            dx0: Buf::scratch(with_gradient * with_x0),
         };
         let mut lm = Train {
             config: config.clone(),
             layout,
-            weights: Weights { head, blocks, norm: of.norm },
+            weights: Weights { head, blocks, norm: of.norm, entry },
             work,
             rows,
             training,
@@ -132,7 +140,7 @@ impl<A: Store> Train<A> {
         then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
     ) -> R {
         let n = tokens.len() * self.config.dim;
-        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm }, work| {
+        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm, .. }, work| {
             let Work { head: head_work, x, h, .. } = work;
             let x = &mut x[..n];
             head.input(pass, x, &h[2 * blocks.len()][..n], norm);
@@ -146,16 +154,25 @@ impl<A: Store> Weights<A> {
     fn forward(
         &self,
         pass: Pass<A::E>,
-        Work { saved, h, .. }: &mut Work<A>,
+        Work { saved, h, entered, .. }: &mut Work<A>,
         tokens: &[Token],
         mut state: Option<&mut BatchState<A::E>>,
     ) {
         let n = tokens.len() * self.norm.scale.len();
         self.head.embed_forward(pass.cx, &mut h[0], tokens, pass.params);
         for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate() {
-            let [h0, h1, h2] = &mut h[2 * i..2 * i + 3] else { unreachable!("three buffers for each block") };
+            let (before, after) = h.split_at_mut(2 * i + 1);
+            let ([h1, h2, ..], h0) = (after, &before[2 * i][..n]) else { unreachable!("two more for each block") };
+            let input = match entered.get_mut(i) {
+                Some(input) => {
+                    let input = &mut input[..n];
+                    self.entry.forward(pass, i, input, Streams { h: h0, x0: &before[0][..n] });
+                    &*input
+                }
+                None => h0,
+            };
             let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
-            block.mixer.forward(pass, &mut h1[..n], &mut saved.0, layer, &h0[..n]);
+            block.mixer.forward(pass, &mut h1[..n], &mut saved.0, layer, input);
             block.ffn.forward(pass, &mut h2[..n], &mut saved.1, &h1[..n]);
         }
     }
@@ -228,13 +245,21 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         objective: Objective,
     ) -> f64 {
         let n = shape.rows() * self.config.dim;
-        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm }, work| {
-            let Work { head: head_work, saved, scratch: s, h, dh, .. } = work;
+        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm, entry }, work| {
+            let Work { head: head_work, saved, scratch: s, h, entered, dh, dx0, .. } = work;
             let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
             let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective);
             for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
                 block.ffn.backward(pass, dh, grads, &saved.1, &h[2 * i + 1][..n], s);
-                block.mixer.backward(pass, dh, grads, &mut saved.0, &h[2 * i][..n], s);
+                let input = entered.get(i).unwrap_or(&h[2 * i]);
+                block.mixer.backward(pass, dh, grads, &mut saved.0, &input[..n], s);
+                if !entry.is_empty() {
+                    let from = Streams { h: &h[2 * i][..n], x0: &h[0][..n] };
+                    entry.backward(pass, i, (dh, &mut dx0[..n]), grads, from, s);
+                }
+            }
+            if !dx0.is_empty() {
+                add(cx, dh, &dx0[..n]);
             }
             head.embed_backward(cx, grads, dh, tokens);
             nats
