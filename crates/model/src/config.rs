@@ -57,6 +57,9 @@ pub struct ModelConfig {
     /// A residual from the embedding: before each block `h = r h + s x0` with learned numbers `r` and `s`.
     #[serde(default)]
     pub x0: bool,
+    /// Rows of a second table, looked up by the token and the one before, whose rows are added to those of the embedding; 0: none.
+    #[serde(default)]
+    pub bigram: usize,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
@@ -168,6 +171,7 @@ impl ModelConfig {
             sub_norm: false,
             zero_init: false,
             x0: false,
+            bigram: 0,
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
@@ -221,12 +225,15 @@ mod tests {
             sub_norm: true,
             zero_init: true,
             x0: true,
+            bigram: 5,
             logit_softcap: 15.0,
             ..ModelConfig::v4_small()
         };
         let json = serde_json::to_string(&all).unwrap();
         assert!(
-            json.contains(r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"logit_softcap":15.0"#),
+            json.contains(
+                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"logit_softcap":15.0"#
+            ),
             "{json}"
         );
         assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), all);

@@ -140,6 +140,7 @@ fn gradients_of_every_switch_equal_finite_differences() {
         check(&ModelConfig { sub_norm: true, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { logit_softcap: 1.0, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { x0: true, block_norm: false, ..tiny.clone() }, (2, 40), 0.0);
+        check(&ModelConfig { bigram: 50, reset: true, ..tiny.clone() }, (2, 20), 0.0);
         check(&tiny, (2, 7), 0.05);
         check(&recipe, (2, 7), 0.05);
         check(&recipe, (1, 1), 0.05);
@@ -323,8 +324,8 @@ fn pieces_with_a_state_equal_the_whole() {
 /// With the reset, a document after others gives what it gives alone, in every mixer.
 #[test]
 fn documents_do_not_see_each_other() {
-    for &name in mixer::NAMES {
-        let mut config = ModelConfig { reset: true, ..tiny(name) };
+    for (name, base) in mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]) {
+        let mut config = ModelConfig { reset: true, ..base };
         config.quant.scale = ScaleKind::Tensor;
         let (v, eos) = (config.vocab_size, config.eos as Token);
         with_models(&config, 400, |lm, bound| {

@@ -33,6 +33,8 @@ pub enum Group {
     Matrix,
     /// The embedding, tied with the head.
     Embedding,
+    /// A table whose rows are looked up and never multiplied.
+    Table,
     /// The scale of an RMSNorm.
     Norm,
     /// Taps of a convolution.

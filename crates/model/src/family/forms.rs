@@ -8,7 +8,7 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
-use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch};
+use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch, PackedTable};
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
@@ -155,20 +155,25 @@ impl<'a, E: Elem> Prepared<'a, E> {
     }
 }
 
-/// The state of `B` sequences: `[B, state_len]` for each block, and for each sequence the number of rows of its document so far.
+/// The state of `B` sequences: `[B, state_len]` for each block, and of each sequence the number of rows of its document so
+/// far and the last token.
 #[derive(Clone)]
 pub struct BatchState<E: Elem> {
     /// Of each block.
     pub(crate) layers: Vec<Buf<E>>,
     /// Of each sequence.
     pub(crate) past: Vec<u32>,
+    /// The last token of each sequence.
+    pub(crate) last: Vec<Token>,
 }
 
-/// A model in the packed runtime: the logits of a row are `norm(h) E^T`, where `h` starts as the token's row of `E` and every block
-/// adds to it.
+/// A model in the packed runtime: the logits of a row are `norm(h) E^T`, where `h` starts as the token's row of `E`, with bigrams
+/// plus a row of theirs, and every block adds to it.
 pub(crate) struct PackedBody {
     /// `E: [V, D]`.
     pub(crate) embedding: PackedMatrix,
+    /// Rows that are added to those of `E`, by the token and the one before ([`crate::layer::bigram`]).
+    pub(crate) bigram: Option<PackedTable>,
     /// In the order in which they are applied; one that is applied twice stands there twice.
     pub(crate) blocks: Vec<Arc<dyn PackedBlock>>,
     pub(crate) norm: PackedNorm,

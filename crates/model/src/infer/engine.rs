@@ -28,6 +28,7 @@ pub struct Engine {
     spare: Buf<f32>,
     widest: [usize; 2],
     past: Vec<u32>,
+    bigrams: Vec<u32>,
     work: Vec<PackedScratch>,
     logits: Vec<f32>,
     /// One per generation.
@@ -58,6 +59,7 @@ impl Engine {
             spare: Buf::zeros(all * widest[0]),
             widest,
             past: vec![0; all],
+            bigrams: vec![0; all],
             work: (0..threads * each.div_ceil(TILE)).map(|_| PackedScratch::new(&columns, each.min(TILE))).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
@@ -170,17 +172,19 @@ impl Engine {
         then: impl Fn(LastRows, &mut [S], V::Share<'_>) + Sync,
     ) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, x0, u, m, past, work, widest, .. } = self;
+        let Engine { model, cx, h, x0, u, m, past, bigrams, work, widest, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
         let mixing = (Rows(u, widest[0]), Rows(m, widest[1]));
         let streams = (Rows(h, d), Rows(x0, model.x0_width()));
-        let buffers = (Rows(states, 1), streams, mixing, Rows(past, 1), Parts(work, 1), out);
-        cx.tiles_by(height, rows, buffers, |cx, r, (states, (h, x0), (u, m), past, work, out), local| {
+        let told = (Rows(past, 1), Rows(bigrams, 1));
+        let buffers = (Rows(states, 1), streams, mixing, told, Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (states, (h, x0), (u, m), (past, bigrams), work, out), local| {
             let work = &mut work[0];
-            for ((past, state), &token) in past.iter_mut().zip(&mut *states).zip(&tokens[r.clone()]) {
-                *past = state.as_mut().advance(token, model.config().document_start());
+            let told = past.iter_mut().zip(&mut *bigrams);
+            for ((told, state), &token) in told.zip(&mut *states).zip(&tokens[r.clone()]) {
+                (*told.0, *told.1) = model.advance(state.as_mut(), token);
             }
-            model.embed(h, x0, &tokens[r]);
+            model.embed(h, x0, &tokens[r], bigrams);
             let from = Entering { x0 };
             let mut at = 0;
             for block in &model.body.blocks {
@@ -202,17 +206,17 @@ impl Engine {
     /// Many tokens of one state.
     fn pass(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, x0, u, m, spare, past, work, .. } = self;
+        let Engine { model, cx, h, x0, u, m, spare, past, bigrams, work, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
-        for (past, &token) in past.iter_mut().zip(tokens) {
-            *past = state.advance(token, model.config().document_start());
+        for (told, &token) in past.iter_mut().zip(&mut *bigrams).zip(tokens) {
+            (*told.0, *told.1) = model.advance(state, token);
         }
         let past = &past[..rows];
         let first = &model.body.blocks[0];
         let (width, kept) = (first.width(), model.x0_width());
         let buffers = (Rows(h, d), Rows(x0, kept), Rows(u, width), Parts(work, 1));
         cx.tiles_by(height, rows, buffers, |cx, r, (h, x0, u, work), local| {
-            model.embed(h, x0, &tokens[r]);
+            model.embed(h, x0, &tokens[r.clone()], &bigrams[r]);
             first.project(cx, u, h, Entering { x0 }, &mut work[0], local);
         });
         let mut values = &mut state.values[..];

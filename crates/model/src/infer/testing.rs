@@ -80,13 +80,14 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             sub_norm: true,
             logit_softcap: 3.0,
             x0: true,
+            bigram: 1000,
             reset: true,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
         };
         let blocks = ModelConfig {
             ffn_hidden: 40,
-            x0: true,
+            bigram: 77,
             mixers: Settings {
                 delta: DeltaConfig { expand_v: 1.0, ..plain.mixers.delta.clone() },
                 ..plain.mixers.clone()

@@ -4,13 +4,14 @@
 //! h = r_i h + s_i x0      x0: the output of the embedding, r_i and s_i learned, 1 and 0 at the start
 //! ```
 //!
-//! (modded-nanogpt, and nanochat of 2026-01-11, from which the start is).
+//! (modded-nanogpt, and nanochat of 2026-01-11, from which the start is). With `bigram`, what the embedding gives is `E[token] + B[i]`, `i`
+//! the row of the token and the one before in a table `B` that starts at zero ([`crate::layer::bigram`]).
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{add_parts, blend_backward, blend_forward};
+use flashlm_kernels::ops::{add_parts, blend_backward, blend_forward, embed_add, embed_backward};
 use flashlm_kernels::tile::{Parts, Rows};
-use flashlm_kernels::{Elem, Store};
+use flashlm_kernels::{Elem, Exec, Store};
 
 use crate::config::ModelConfig;
 use crate::layer::config::Need;
@@ -22,6 +23,8 @@ use crate::params::{Group, Init, Layout};
 pub(super) struct EntryParams {
     /// With `x0`, `r` and `s` of each block.
     pub(super) lambdas: Vec<[Range<usize>; 2]>,
+    /// `B`, with `bigram`.
+    pub(super) bigram: Option<Range<usize>>,
     d: usize,
 }
 
@@ -42,7 +45,24 @@ impl EntryParams {
             [("resid_lambda", Init::Ones), ("x0_lambda", Init::Zeros)]
                 .map(|(name, init)| layout.add(format!("blocks.{i}.{name}"), &[1], init, Group::Scalar))
         });
-        EntryParams { lambdas: lambdas.collect(), d: config.dim }
+        let lambdas = lambdas.collect();
+        let mut table = |name: String, rows| layout.add(name, &[rows, config.dim], Init::Zeros, Group::Table);
+        let bigram = (config.bigram > 0).then(|| table("bigram.weight".into(), config.bigram));
+        EntryParams { lambdas, bigram, d: config.dim }
+    }
+
+    /// Adds rows of `B` to those of the embedding, `h: [rows, D]`; `bigrams` is empty where there are none.
+    pub(super) fn embed_forward<E: Elem>(&self, pass: Pass<E>, h: &mut [E], bigrams: &[u32]) {
+        if let Some(place) = &self.bigram {
+            embed_add(pass.cx, h, bigrams, &pass.params[place.clone()], self.d);
+        }
+    }
+
+    /// Adds the gradient of `B` to `grads`, from that of the embedding's rows, `dh: [rows, D]`.
+    pub(super) fn embed_backward<E: Elem>(&self, cx: &Exec, grads: &mut [E], dh: &[E], bigrams: &[u32]) {
+        if let Some(place) = &self.bigram {
+            embed_backward(cx, &mut grads[place.clone()], dh, bigrams, self.d);
+        }
     }
 
     /// Whether the stream enters a block as it left the one before.

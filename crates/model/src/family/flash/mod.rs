@@ -61,7 +61,8 @@ impl Params {
 
     /// Numbers in the state of one sequence in the packed runtime.
     pub(super) fn state_len(&self) -> usize {
-        self.blocks.iter().map(|block| block.mixer.state_len()).sum()
+        // The token before is a number of the state.
+        self.blocks.iter().map(|block| block.mixer.state_len()).sum::<usize>() + self.entry.bigram.iter().len()
     }
 }
 

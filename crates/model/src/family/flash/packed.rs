@@ -13,7 +13,7 @@ use crate::codes::reader::Reader;
 use crate::config::ModelConfig;
 use crate::family::forms::{Entering, PackedBlock, PackedBody};
 use crate::layer::ffn::FfnParams;
-use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, PackedScratch};
+use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, PackedScratch, PackedTable};
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
@@ -32,9 +32,10 @@ pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, Pa
         Ok(Arc::new(block) as Arc<dyn PackedBlock>)
     });
     let embedding = from.table(&of.head.table)?;
+    let bigram = entry.bigram.as_ref().map(|place| PackedTable::read(from, place)).transpose()?;
     let blocks = blocks.collect::<Result<_, PackError>>()?;
     let norm = PackedNorm::read(from, &of.norm)?;
-    Ok(PackedBody { embedding, blocks, norm, x0: config.x0, softcap: config.logit_softcap })
+    Ok(PackedBody { embedding, bigram, blocks, norm, x0: config.x0, softcap: config.logit_softcap })
 }
 
 struct Block {

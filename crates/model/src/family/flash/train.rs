@@ -7,6 +7,7 @@ use super::Params;
 use super::entry::{EntryParams, Streams};
 use crate::config::ModelConfig;
 use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
+use crate::layer::bigram::bigram_row;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
 use crate::layer::norm::Norm;
@@ -29,6 +30,8 @@ pub struct Train<A: Store> {
     widest: usize,
     /// [`Span::past`] of a pass.
     past: Vec<u32>,
+    /// The rows of bigrams of a pass.
+    bigrams: Vec<u32>,
 }
 
 /// Weights, packed.
@@ -97,6 +100,7 @@ impl<A: Store> Train<A> {
             int8: false,
             widest: need.input,
             past: Vec::with_capacity(rows),
+            bigrams: Vec::with_capacity(if config.bigram > 0 { rows } else { 0 }),
         };
         lm.set_activation_bits(config.activation_bits);
         lm
@@ -110,7 +114,7 @@ impl<A: Store> Train<A> {
         tokens: &[Token],
         mut state: Option<&mut BatchState<A::E>>,
         shape: Shape,
-        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>) -> R,
+        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>, &[u32]) -> R,
     ) -> R {
         let rows = shape.rows();
         assert!(
@@ -122,10 +126,19 @@ impl<A: Store> Train<A> {
         let (Shape { batch, seq_len: len }, start) = (shape, self.config.document_start());
         let mut past = std::mem::take(&mut self.past);
         count_past(&mut past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, len);
+        let mut bigrams = std::mem::take(&mut self.bigrams);
+        if self.config.bigram > 0 {
+            let last = state.as_deref().map_or(&[][..], |state| &state.last);
+            find_bigrams(&mut bigrams, tokens, &past, last, &self.config, len);
+        }
+        if let Some(state) = state.as_deref_mut() {
+            let ends = tokens.chunks_exact(len.max(1)).map(|sequence| sequence[len - 1]);
+            state.last.iter_mut().zip(ends).for_each(|(last, end)| *last = end);
+        }
         let pass = Pass { cx, params: params.all(), int8: self.int8, span: &Span { batch, len, past: &past } };
-        self.weights.forward(pass, &mut self.work, tokens, state);
-        let result = then(pass, &self.weights, &mut self.work);
-        self.past = past;
+        self.weights.forward(pass, &mut self.work, tokens, &bigrams, state);
+        let result = then(pass, &self.weights, &mut self.work, &bigrams);
+        (self.past, self.bigrams) = (past, bigrams);
         result
     }
 
@@ -140,7 +153,7 @@ impl<A: Store> Train<A> {
         then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
     ) -> R {
         let n = tokens.len() * self.config.dim;
-        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm, .. }, work| {
+        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm, .. }, work, _| {
             let Work { head: head_work, x, h, .. } = work;
             let x = &mut x[..n];
             head.input(pass, x, &h[2 * blocks.len()][..n], norm);
@@ -156,10 +169,12 @@ impl<A: Store> Weights<A> {
         pass: Pass<A::E>,
         Work { saved, h, entered, .. }: &mut Work<A>,
         tokens: &[Token],
+        bigrams: &[u32],
         mut state: Option<&mut BatchState<A::E>>,
     ) {
         let n = tokens.len() * self.norm.scale.len();
         self.head.embed_forward(pass.cx, &mut h[0], tokens, pass.params);
+        self.entry.embed_forward(pass, &mut h[0], bigrams);
         for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate() {
             let (before, after) = h.split_at_mut(2 * i + 1);
             let ([h1, h2, ..], h0) = (after, &before[2 * i][..n]) else { unreachable!("two more for each block") };
@@ -198,6 +213,19 @@ fn count_past(past: &mut Vec<u32>, tokens: &[Token], counts: Option<&mut [u32]>,
     }
 }
 
+/// The row of bigrams of each row, by the token before it: of the sequence, else of `last` of a state; a document begins after `eos`.
+fn find_bigrams(rows: &mut Vec<u32>, tokens: &[Token], past: &[u32], last: &[Token], config: &ModelConfig, t: usize) {
+    let start = config.eos as Token;
+    rows.clear();
+    for (i, (tokens, past)) in tokens.chunks(t.max(1)).zip(past.chunks(t.max(1))).enumerate() {
+        let mut before = last.get(i).copied().unwrap_or(start);
+        for (&token, &past) in tokens.iter().zip(past) {
+            rows.push(bigram_row(if past == 0 { start } else { before }, token, config.bigram));
+            before = token;
+        }
+    }
+}
+
 impl<A: Store> LanguageModel<A::E> for Train<A> {
     fn config(&self) -> &ModelConfig {
         &self.config
@@ -213,7 +241,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
 
     fn state(&self, batch: usize) -> BatchState<A::E> {
         let layers = self.weights.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
-        BatchState { layers, past: vec![0; batch] }
+        BatchState { layers, past: vec![0; batch], last: vec![0; batch] }
     }
 
     fn set_activation_bits(&mut self, bits: u32) {
@@ -245,7 +273,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         objective: Objective,
     ) -> f64 {
         let n = shape.rows() * self.config.dim;
-        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm, entry }, work| {
+        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm, entry }, work, bigrams| {
             let Work { head: head_work, saved, scratch: s, h, entered, dh, dx0, .. } = work;
             let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
             let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective);
@@ -262,6 +290,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
                 add(cx, dh, &dx0[..n]);
             }
             head.embed_backward(cx, grads, dh, tokens);
+            entry.embed_backward(cx, grads, dh, bigrams);
             nats
         })
     }
