@@ -60,6 +60,9 @@ pub struct ModelConfig {
     /// Rows of a second table, looked up by the token and the one before, whose rows are added to those of the embedding; 0: none.
     #[serde(default)]
     pub bigram: usize,
+    /// A table of its own for each block, looked up by the token: its row is added to the stream before the block.
+    #[serde(default)]
+    pub layer_embeddings: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
@@ -172,6 +175,7 @@ impl ModelConfig {
             zero_init: false,
             x0: false,
             bigram: 0,
+            layer_embeddings: false,
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
@@ -226,13 +230,14 @@ mod tests {
             zero_init: true,
             x0: true,
             bigram: 5,
+            layer_embeddings: true,
             logit_softcap: 15.0,
             ..ModelConfig::v4_small()
         };
         let json = serde_json::to_string(&all).unwrap();
         assert!(
             json.contains(
-                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"logit_softcap":15.0"#
+                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"layer_embeddings":true,"logit_softcap":15.0"#
             ),
             "{json}"
         );

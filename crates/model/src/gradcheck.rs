@@ -140,6 +140,7 @@ fn gradients_of_every_switch_equal_finite_differences() {
         check(&ModelConfig { sub_norm: true, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { logit_softcap: 1.0, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { x0: true, block_norm: false, ..tiny.clone() }, (2, 40), 0.0);
+        check(&ModelConfig { layer_embeddings: true, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { bigram: 50, reset: true, ..tiny.clone() }, (2, 20), 0.0);
         check(&tiny, (2, 7), 0.05);
         check(&recipe, (2, 7), 0.05);

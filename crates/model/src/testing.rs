@@ -33,6 +33,7 @@ pub(crate) fn recipe(mixer: &str) -> ModelConfig {
         logit_softcap: 1.5,
         x0: true,
         bigram: 31,
+        layer_embeddings: true,
         ..tiny(mixer)
     }
 }

@@ -112,6 +112,7 @@ impl Draw {
             zero_init: self.once_in(3),
             x0: self.once_in(2),
             bigram,
+            layer_embeddings: self.once_in(3),
             logit_softcap: self.of(&[0.0, 0.0, 1.0, 15.0, 1000.0]),
             activation_bits: self.of(&[0, 8]),
             quant: QuantConfig {

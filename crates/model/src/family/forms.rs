@@ -188,6 +188,8 @@ pub(crate) struct PackedBody {
 pub(crate) struct Entering<'a> {
     /// The stream as it was after the embedding, `[rows, D]`, where [`PackedBody::x0`] is set.
     pub(crate) x0: &'a [f32],
+    /// The tokens, `[rows]`.
+    pub(crate) tokens: &'a [Token],
 }
 
 /// One application of a block; `u: [rows, width]` is what its mixer makes of the residual stream, `m: [rows, mixed]` what it
@@ -195,6 +197,9 @@ pub(crate) struct Entering<'a> {
 pub(crate) trait PackedBlock: Send + Sync {
     /// All its matrices.
     fn linears(&self) -> Vec<&PackedLinear>;
+
+    /// The table that it looks up, if it has one.
+    fn table(&self) -> Option<&PackedTable>;
 
     /// Elements of a row of `u`.
     fn width(&self) -> usize;

@@ -184,8 +184,9 @@ impl Engine {
             for ((told, state), &token) in told.zip(&mut *states).zip(&tokens[r.clone()]) {
                 (*told.0, *told.1) = model.advance(state.as_mut(), token);
             }
-            model.embed(h, x0, &tokens[r], bigrams);
-            let from = Entering { x0 };
+            let tokens = &tokens[r];
+            model.embed(h, x0, tokens, bigrams);
+            let from = Entering { x0, tokens };
             let mut at = 0;
             for block in &model.body.blocks {
                 let (len, width, mixed) = (block.state_len(), block.width(), block.mixed());
@@ -216,8 +217,9 @@ impl Engine {
         let (width, kept) = (first.width(), model.x0_width());
         let buffers = (Rows(h, d), Rows(x0, kept), Rows(u, width), Parts(work, 1));
         cx.tiles_by(height, rows, buffers, |cx, r, (h, x0, u, work), local| {
-            model.embed(h, x0, &tokens[r.clone()], &bigrams[r]);
-            first.project(cx, u, h, Entering { x0 }, &mut work[0], local);
+            let (tokens, bigrams) = (&tokens[r.clone()], &bigrams[r]);
+            model.embed(h, x0, tokens, bigrams);
+            first.project(cx, u, h, Entering { x0, tokens }, &mut work[0], local);
         });
         let mut values = &mut state.values[..];
         for (i, block) in model.body.blocks.iter().enumerate() {
@@ -236,7 +238,7 @@ impl Engine {
             let wide = next.map_or(0, |next| next.width());
             let buffers = (Rows(h, d), Rows(m, mixed), Rows(u, wide), Parts(work, 1));
             cx.tiles_by(height, rows, buffers, |cx, r, (h, m, u, work), local| {
-                let entering = Entering { x0: &x0[r.start * kept..r.end * kept] };
+                let entering = Entering { x0: &x0[r.start * kept..r.end * kept], tokens: &tokens[r.clone()] };
                 if let Some(mixer) = row_parallel {
                     local.within(|local| mixer.mix_rows(cx, m, from, r, own, local));
                 }

@@ -73,9 +73,10 @@ impl PackedModel {
         // One that is applied twice is there once.
         let blocks = &self.body.blocks;
         let again = |i: usize| blocks[..i].iter().any(|before| Arc::ptr_eq(before, &blocks[i]));
-        let linears = (0..blocks.len()).filter(|&i| !again(i)).flat_map(|i| blocks[i].linears());
-        let tables = self.body.bigram.iter().map(PackedTable::memory).sum::<usize>();
-        self.body.embedding.memory() + tables + linears.map(PackedLinear::memory).sum::<usize>()
+        let once = || (0..blocks.len()).filter(|&i| !again(i)).map(|i| &blocks[i]);
+        let linears = once().flat_map(|block| block.linears()).map(PackedLinear::memory).sum::<usize>();
+        let tables = once().filter_map(|block| block.table()).chain(&self.body.bigram);
+        self.body.embedding.memory() + linears + tables.map(PackedTable::memory).sum::<usize>()
     }
 
     /// Width of a row of the stream after the embedding that is kept for the blocks; 0 where they do not read it.

@@ -81,6 +81,7 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             logit_softcap: 3.0,
             x0: true,
             bigram: 1000,
+            layer_embeddings: true,
             reset: true,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
@@ -105,7 +106,11 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             ..plain.clone()
         };
         // Blocks that begin anywhere in a row.
-        let odd = ModelConfig { quant: quant(ScaleKind::Block, 35, StatKind::Mean, false), ..plain.clone() };
+        let odd = ModelConfig {
+            layer_embeddings: true,
+            quant: quant(ScaleKind::Block, 35, StatKind::Mean, false),
+            ..plain.clone()
+        };
         let bytes =
             ModelConfig { block_norm: false, quant: quant(ScaleKind::None, 1, StatKind::Mean, false), ..tiny(name) };
         for (shape, config) in

@@ -13,7 +13,7 @@ pub fn bigram_row(before: Token, token: Token, rows: usize) -> u32 {
     x = (x ^ x >> 16).wrapping_mul(0x7feb_352d);
     x = (x ^ x >> 15).wrapping_mul(0x846c_a68b);
     x ^= x >> 16;
-    (u64::from(x) * rows as u64 >> 32) as u32
+    ((u64::from(x) * rows as u64) >> 32) as u32
 }
 
 #[cfg(test)]

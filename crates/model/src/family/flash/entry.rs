@@ -5,13 +5,14 @@
 //! ```
 //!
 //! (modded-nanogpt, and nanochat of 2026-01-11, from which the start is). With `bigram`, what the embedding gives is `E[token] + B[i]`, `i`
-//! the row of the token and the one before in a table `B` that starts at zero ([`crate::layer::bigram`]).
+//! the row of the token and the one before in a table `B` that starts at zero ([`crate::layer::bigram`]). With `layer_embeddings`, `h += P_i[token]`
+//! follows before each block, `P_i` a table that starts at zero (the per-layer embeddings of Gemma 3n, in their plainest form).
 
 use std::ops::Range;
 
 use flashlm_kernels::ops::{add_parts, blend_backward, blend_forward, embed_add, embed_backward};
 use flashlm_kernels::tile::{Parts, Rows};
-use flashlm_kernels::{Elem, Exec, Store};
+use flashlm_kernels::{Elem, Exec, Store, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::config::Need;
@@ -25,16 +26,20 @@ pub(super) struct EntryParams {
     pub(super) lambdas: Vec<[Range<usize>; 2]>,
     /// `B`, with `bigram`.
     pub(super) bigram: Option<Range<usize>>,
+    /// With `layer_embeddings`, `P` of each block.
+    pub(super) tables: Vec<Range<usize>>,
     d: usize,
 }
 
-/// The streams that a block's entry reads, `[rows, D]`.
+/// What a block's entry reads.
 #[derive(Clone, Copy)]
 pub(super) struct Streams<'a, E> {
-    /// After the block before.
+    /// The stream after the block before, `[rows, D]`.
     pub(super) h: &'a [E],
-    /// After the embedding.
+    /// The stream after the embedding, `[rows, D]`.
     pub(super) x0: &'a [E],
+    /// `[rows]`.
+    pub(super) tokens: &'a [Token],
 }
 
 impl EntryParams {
@@ -48,7 +53,10 @@ impl EntryParams {
         let lambdas = lambdas.collect();
         let mut table = |name: String, rows| layout.add(name, &[rows, config.dim], Init::Zeros, Group::Table);
         let bigram = (config.bigram > 0).then(|| table("bigram.weight".into(), config.bigram));
-        EntryParams { lambdas, bigram, d: config.dim }
+        let with_tables = if config.layer_embeddings { config.blocks } else { 0 };
+        let tables =
+            (0..with_tables).map(|i| table(format!("blocks.{i}.embedding.weight"), config.vocab_size)).collect();
+        EntryParams { lambdas, bigram, tables, d: config.dim }
     }
 
     /// Adds rows of `B` to those of the embedding, `h: [rows, D]`; `bigrams` is empty where there are none.
@@ -67,7 +75,7 @@ impl EntryParams {
 
     /// Whether the stream enters a block as it left the one before.
     pub(super) fn is_empty(&self) -> bool {
-        self.lambdas.is_empty()
+        self.lambdas.is_empty() && self.tables.is_empty()
     }
 
     /// The scratch that the backward pass asks for.
@@ -77,10 +85,17 @@ impl EntryParams {
 
     /// `y: [rows, D]`, the stream as it enters block `i`.
     pub(super) fn forward<E: Elem>(&self, pass: Pass<E>, i: usize, y: &mut [E], from: Streams<E>) {
-        let weights = self.weights(pass.params, i);
-        pass.cx.tiles(y.len() / self.d, (Rows(y, self.d),), |cx, r, (y,), _| {
+        let (weights, table) = (self.weights(pass.params, i), self.tables.get(i));
+        pass.cx.tiles(from.tokens.len(), (Rows(y, self.d),), |cx, r, (y,), _| {
             let cells = r.start * self.d..r.end * self.d;
-            blend_forward(cx, y, &from.h[cells.clone()], &from.x0[cells], weights);
+            let h = &from.h[cells.clone()];
+            match weights {
+                Some(weights) => blend_forward(cx, y, h, &from.x0[cells], weights),
+                None => y.copy_from_slice(h),
+            }
+            if let Some(place) = table {
+                embed_add(cx, y, &from.tokens[r], &pass.params[place.clone()], self.d);
+            }
         });
     }
 
@@ -95,21 +110,26 @@ impl EntryParams {
         from: Streams<A::E>,
         s: &mut Scratch<A>,
     ) {
-        let (weights, last, rows) = (self.weights(pass.params, i), i + 1 == self.lambdas.len(), dh.len() / self.d);
+        if let Some(place) = self.tables.get(i) {
+            embed_backward(pass.cx, &mut grads[place.clone()], dh, from.tokens, self.d);
+        }
+        let Some(weights) = self.weights(pass.params, i) else { return };
+        let (last, rows) = (i + 1 == self.lambdas.len(), from.tokens.len());
         let parts = &mut s.parts[..2 * pass.cx.tile_count(rows)];
-        let buffers = (Rows(dh, self.d), Rows(dx0, self.d), Parts(parts, 2));
+        let buffers = (Rows(dh, self.d), Rows(dx0, self.d), Parts(&mut *parts, 2));
         pass.cx.tiles(rows, buffers, |cx, r, (dh, dx0, part), _| {
             part.fill(A::E::ZERO);
             let cells = r.start * self.d..r.end * self.d;
             blend_backward(cx, dh, dx0, part, &from.h[cells.clone()], &from.x0[cells], weights, !last);
         });
         for (at, place) in self.lambdas[i].iter().enumerate() {
-            add_parts(&mut grads[place.clone()], &s.parts[..2 * pass.cx.tile_count(rows)], 2, at);
+            add_parts(&mut grads[place.clone()], parts, 2, at);
         }
     }
 
     /// `r` and `s` of block `i`.
-    fn weights<E: Elem>(&self, params: &[E], i: usize) -> [E; 2] {
-        self.lambdas[i].clone().map(|place| params[place.start])
+    fn weights<E: Elem>(&self, params: &[E], i: usize) -> Option<[E; 2]> {
+        let places = self.lambdas.get(i)?;
+        Some(places.clone().map(|place| params[place.start]))
     }
 }

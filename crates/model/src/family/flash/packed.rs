@@ -51,6 +51,10 @@ impl PackedBlock for Block {
         [self.mixer.inputs(), vec![self.mixer.output(), gate, up, down]].concat()
     }
 
+    fn table(&self) -> Option<&PackedTable> {
+        self.entry.table.as_ref()
+    }
+
     fn width(&self) -> usize {
         self.mixer.width()
     }
@@ -92,6 +96,7 @@ impl PackedBlock for Block {
 struct Entry {
     /// `r` and `s`.
     lambdas: Option<[f32; 2]>,
+    table: Option<PackedTable>,
 }
 
 impl Entry {
@@ -101,13 +106,18 @@ impl Entry {
             Some([r, s]) => Some([number(r)?, number(s)?]),
             None => None,
         };
-        Ok(Entry { lambdas })
+        let table = of.tables.get(i).map(|place| PackedTable::read(from, place)).transpose()?;
+        Ok(Entry { lambdas, table })
     }
 
     /// `h: [rows, D]`, from the end of the block before to the start of this one.
     fn add(&self, h: &mut [f32], from: Entering) {
         if let Some([r, s]) = self.lambdas {
             h.iter_mut().zip(from.x0).for_each(|(h, x0)| *h = r * *h + s * x0);
+        }
+        if let Some(table) = &self.table {
+            let d = h.len() / from.tokens.len();
+            h.chunks_exact_mut(d).zip(from.tokens).for_each(|(h, &token)| table.add_row(h, token.into()));
         }
     }
 }

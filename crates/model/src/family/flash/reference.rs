@@ -24,9 +24,9 @@ fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
             // `lowbias32` of the two tokens.
             let mut x = before << 16 | u64::from(token);
             for (shift, by) in [(16, 0x7feb_352d), (15, 0x846c_a68b), (16, 1)] {
-                x = (x ^ x >> shift) * by % (1 << 32);
+                x = (x ^ (x >> shift)) * by % (1 << 32);
             }
-            let row = (x * c.bigram as u64 >> 32) as usize;
+            let row = ((x * c.bigram as u64) >> 32) as usize;
             add(&mut h, model.get("bigram.weight")[row * c.dim..][..c.dim].to_vec());
         }
         before = token.into();
@@ -36,6 +36,9 @@ fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
             if c.x0 {
                 let [r, s] = ["resid_lambda", "x0_lambda"].map(|name| block.get(name)[0]);
                 h.iter_mut().zip(&x0).for_each(|(h, x0)| *h = r * *h + s * x0);
+            }
+            if c.layer_embeddings {
+                add(&mut h, block.get("embedding.weight")[usize::from(token) * c.dim..][..c.dim].to_vec());
             }
             let x = block.norm_if("norm1.scale", &h);
             add(&mut h, mixer::reference(c.mixer_of(i), &block.of("mixer"), &c.mixers, &x, history));

@@ -172,7 +172,8 @@ impl<A: Store> Weights<A> {
         bigrams: &[u32],
         mut state: Option<&mut BatchState<A::E>>,
     ) {
-        let n = tokens.len() * self.norm.scale.len();
+        let d = self.norm.scale.len();
+        let n = tokens.len() * d;
         self.head.embed_forward(pass.cx, &mut h[0], tokens, pass.params);
         self.entry.embed_forward(pass, &mut h[0], bigrams);
         for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate() {
@@ -181,7 +182,7 @@ impl<A: Store> Weights<A> {
             let input = match entered.get_mut(i) {
                 Some(input) => {
                     let input = &mut input[..n];
-                    self.entry.forward(pass, i, input, Streams { h: h0, x0: &before[0][..n] });
+                    self.entry.forward(pass, i, input, Streams { h: h0, x0: &before[0][..n], tokens });
                     &*input
                 }
                 None => h0,
@@ -282,8 +283,8 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
                 let input = entered.get(i).unwrap_or(&h[2 * i]);
                 block.mixer.backward(pass, dh, grads, &mut saved.0, &input[..n], s);
                 if !entry.is_empty() {
-                    let from = Streams { h: &h[2 * i][..n], x0: &h[0][..n] };
-                    entry.backward(pass, i, (dh, &mut dx0[..n]), grads, from, s);
+                    let from = Streams { h: &h[2 * i][..n], x0: &h[0][..n], tokens };
+                    entry.backward(pass, i, (dh, dx0), grads, from, s);
                 }
             }
             if !dx0.is_empty() {
