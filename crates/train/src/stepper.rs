@@ -82,7 +82,7 @@ impl Stepper {
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let gradient = Gradient::new(params.len());
+        let gradient = Gradient::new(lm.layout());
         Ok(Stepper { lm, params, optimizers, gradient, inputs, targets })
     }
 
@@ -125,7 +125,11 @@ impl Stepper {
             }
             let shape = Shape { batch: n, seq_len };
             let (inputs, targets) = (&self.inputs, &self.targets);
-            self.gradient.add(cx, |grads| prepared.loss_backward(grads, inputs, targets, shape, objective));
+            self.gradient.add(cx, |grads, touched| {
+                let nats = prepared.loss_backward(grads, inputs, targets, shape, objective);
+                prepared.model().touched(inputs, &mut |place, row| touched.add(place, row));
+                nats
+            });
         }
         let loss = self.gradient.finish(cx) * scale;
         if !loss.is_finite() {
@@ -230,7 +234,8 @@ mod tests {
         for &mixer in mixer::NAMES {
             for precision in [Precision::F32, Precision::Bf16] {
                 let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
-                settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
+                let of = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
+                settings.model = ModelConfig { x0: true, bigram: 64, layer_embeddings: true, ..of };
                 settings.train.z_loss = 1e-2;
                 let shape = Shape { batch: lengths.len(), seq_len };
                 let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();

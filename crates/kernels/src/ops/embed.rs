@@ -67,6 +67,33 @@ pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], rows: &[im
     });
 }
 
+/// `y += x` in these rows of `y, x: [V, d]`, a row once for each time that it is named.
+pub fn add_rows<E: Elem>(cx: &Exec, y: &mut [E], x: &[E], rows: &[impl Row], d: usize) {
+    assert!(y.len() == x.len() && fits(rows, x.len(), d));
+    let _time = time(cx, "add_rows", (d, 0), Work::Bytes((3 * rows.len() * d * size_of::<E>()) as f64));
+    let y = Shared::new(y);
+    cx.pool().split(d, 16, |columns| {
+        for &row in rows {
+            let r = index(row) * d + columns.start..index(row) * d + columns.end;
+            // SAFETY: columns of different threads are disjoint.
+            cx.op(Add { y: unsafe { y.range(r.clone()) }, x: &x[r] });
+        }
+    });
+}
+
+/// `y = 0` in these rows of `y: [V, d]`.
+pub fn zero_rows<E: Elem>(cx: &Exec, y: &mut [E], rows: &[impl Row], d: usize) {
+    assert!(fits(rows, y.len(), d));
+    let _time = time(cx, "zero_rows", (d, 0), Work::Bytes((rows.len() * d * size_of::<E>()) as f64));
+    let y = Shared::new(y);
+    cx.pool().split(d, 16, |columns| {
+        for &row in rows {
+            // SAFETY: columns of different threads are disjoint.
+            unsafe { y.range(index(row) * d + columns.start..index(row) * d + columns.end) }.fill(E::ZERO);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,6 +127,19 @@ mod tests {
                 let mut sum = dy.clone();
                 embed_add(cx, &mut sum, &rows, &wide, d);
                 assert!(sum.iter().zip(&dy).zip(&y).all(|((sum, dy), y)| *sum == dy + y));
+                // A row that is named twice, one once, and others that are not.
+                let (rows, mut sums) = ([7u32, 2, 7], table.clone());
+                add_rows(cx, &mut sums, &want, &rows, d);
+                zero_rows(cx, &mut sums, &[5u32], d);
+                for (at, sum) in sums.iter().enumerate() {
+                    let own = match at / d {
+                        7 => table[at] + want[at] + want[at],
+                        2 => table[at] + want[at],
+                        5 => 0.0,
+                        _ => table[at],
+                    };
+                    assert_eq!(*sum, own);
+                }
             }
         });
     }

@@ -31,7 +31,7 @@ pub use attention::{attention_backward, attention_forward, attention_room, atten
 pub use blend::{blend_backward, blend_forward};
 pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};
 pub use delta::{Rule, delta_backward, delta_forward, delta_room, delta_steps, delta_work};
-pub use embed::{Row, embed_add, embed_backward, embed_forward};
+pub use embed::{Row, add_rows, embed_add, embed_backward, embed_forward, zero_rows};
 pub use exact::attention::{EXACT_QUERIES, exact_attention, exact_attention_keep, exact_rope, exact_slots};
 pub use exact::choose::{exact_max, exact_weights};
 pub use exact::conv::{ConvRows, exact_conv, exact_conv_keep};

@@ -1,6 +1,7 @@
 //! What a model of any family is in training and evaluation ([`LanguageModel`], used through [`Prepared`]), and in the packed
 //! runtime (`PackedBody`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use flashlm_kernels::ops::{Objective, PackedMatrix};
@@ -64,6 +65,10 @@ pub trait LanguageModel<E: Elem>: Send {
         shape: Shape,
         objective: Objective,
     ) -> f64;
+
+    /// Calls `touch` with the place of a table ([`crate::params::Group::Table`]) and a row of it for each row that the last pass, of `tokens`,
+    /// has looked up. No other row of a table has a gradient from it.
+    fn touched(&self, tokens: &[Token], touch: &mut dyn FnMut(&Range<usize>, u32));
 
     /// See [`Prepared::log_probs`].
     fn log_probs(

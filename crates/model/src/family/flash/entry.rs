@@ -73,6 +73,12 @@ impl EntryParams {
         }
     }
 
+    /// See [`crate::LanguageModel::touched`].
+    pub(super) fn touched(&self, tokens: &[Token], bigrams: &[u32], touch: &mut dyn FnMut(&Range<usize>, u32)) {
+        self.bigram.iter().for_each(|place| bigrams.iter().for_each(|&row| touch(place, row)));
+        self.tables.iter().for_each(|place| tokens.iter().for_each(|&token| touch(place, token.into())));
+    }
+
     /// Whether the stream enters a block as it left the one before.
     pub(super) fn is_empty(&self) -> bool {
         self.lambdas.is_empty() && self.tables.is_empty()

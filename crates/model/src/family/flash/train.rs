@@ -1,5 +1,7 @@
 //! The model in training and evaluation: weights, which passes share, and the working memory of one pass.
 
+use std::ops::Range;
+
 use flashlm_kernels::ops::{Objective, add};
 use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 
@@ -251,6 +253,10 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         if self.int8 && self.training {
             self.work.scratch.room_for_rounded(self.rows * self.widest);
         }
+    }
+
+    fn touched(&self, tokens: &[Token], touch: &mut dyn FnMut(&Range<usize>, u32)) {
+        self.weights.entry.touched(tokens, &self.bigrams, touch);
     }
 
     fn pack(&mut self, cx: &Exec, params: &[A::E]) {
