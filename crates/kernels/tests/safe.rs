@@ -262,6 +262,12 @@ fn streams_of_different_lengths() {
 }
 
 #[test]
+#[should_panic(expected = "assertion failed")]
+fn rows_that_do_not_fill_their_width() {
+    dropout_forward(&scalar(), &mut [0f32; 4], &[1.0; 4], 3, DropMask { share: 0.5, key: 0, first: 0 });
+}
+
+#[test]
 #[should_panic(expected = "more elements than memory can hold")]
 fn rows_of_an_exact_convolution() {
     let rows = ConvRows { u: &[1.0; 1], ld: APART, at: 0, past: &[0, 1, 2, 3, 4] };

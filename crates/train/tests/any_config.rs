@@ -282,6 +282,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     let mut settings = Settings { model: config.clone(), ..Settings::default() };
     settings.data.boundaries = if config.reset { Boundaries::Reset } else { Boundaries::Packed };
     settings.train.optimizer = optim::NAMES[case % optim::NAMES.len()].into();
+    settings.train.dropout = if case.is_multiple_of(3) { 0.2 } else { 0.0 };
     settings.validate().unwrap();
     assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap().model, *config, "through TOML");
 

@@ -6,6 +6,7 @@ mod attention;
 mod blend;
 mod conv;
 mod delta;
+mod dropout;
 mod embed;
 pub(crate) mod exact;
 mod gate;
@@ -31,6 +32,7 @@ pub use attention::{attention_backward, attention_forward, attention_room, atten
 pub use blend::{blend_backward, blend_forward};
 pub use conv::{conv_forward, conv_gate_backward, conv_gate_forward, conv_taps_backward};
 pub use delta::{Rule, delta_backward, delta_forward, delta_room, delta_steps, delta_work};
+pub use dropout::{DropMask, dropout_backward, dropout_forward};
 pub use embed::{Row, add_rows, embed_add, embed_backward, embed_forward, zero_rows};
 pub use exact::attention::{EXACT_QUERIES, exact_attention, exact_attention_keep, exact_rope, exact_slots};
 pub use exact::choose::{exact_max, exact_weights};

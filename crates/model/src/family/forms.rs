@@ -9,6 +9,7 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
+use crate::layer::dropout::Dropout;
 use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch, PackedTable};
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
@@ -50,6 +51,9 @@ pub trait LanguageModel<E: Elem>: Send {
     /// # Panics
     /// With any other number.
     fn set_activation_bits(&mut self, bits: u32);
+
+    /// What the branches drop in the calls of [`LanguageModel::loss_backward`] from now on; at the start nothing.
+    fn set_dropout(&mut self, dropout: Option<Dropout>);
 
     /// Quantises and packs all weights, and makes room for what passes on `cx` need.
     fn pack(&mut self, cx: &Exec, params: &[E]);
@@ -126,6 +130,11 @@ impl<'a, E: Elem> Prepared<'a, E> {
     /// The model.
     pub fn model(&self) -> &dyn LanguageModel<E> {
         self.lm
+    }
+
+    /// See [`LanguageModel::set_dropout`].
+    pub fn set_dropout(&mut self, dropout: Option<Dropout>) {
+        self.lm.set_dropout(dropout);
     }
 
     /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, without z-loss, and adds

@@ -8,6 +8,7 @@
 pub mod bigram;
 pub mod branch;
 pub mod config;
+pub mod dropout;
 pub mod ffn;
 pub mod head;
 pub mod linear;

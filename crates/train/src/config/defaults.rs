@@ -51,6 +51,7 @@ impl Default for Settings {
                 matrix_beta2: 0.999,
                 matrix_weight_decay: 0.0,
                 z_loss: 0.0,
+                dropout: 0.0,
                 activation_share: 1.0,
                 stages: Vec::new(),
                 eval_every: 1000,

@@ -101,6 +101,8 @@ pub struct TrainSettings {
     pub matrix_weight_decay: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
+    /// Probability with which a number that a branch adds to the residual stream is dropped in training; 0: none is.
+    pub dropout: f64,
     /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.
     pub activation_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.

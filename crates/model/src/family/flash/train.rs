@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Objective, add};
+use flashlm_kernels::ops::{Objective, add, dropout_backward, dropout_forward};
 use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 
 use super::Params;
@@ -10,6 +10,7 @@ use super::entry::{EntryParams, Streams};
 use crate::config::ModelConfig;
 use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
 use crate::layer::bigram::bigram_row;
+use crate::layer::dropout::Dropout;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
 use crate::layer::norm::Norm;
@@ -28,6 +29,8 @@ pub struct Train<A: Store> {
     training: bool,
     /// Whether the inputs of ternary matrices and of the head are rounded to int8.
     int8: bool,
+    /// What branches drop in training.
+    dropout: Option<Dropout>,
     /// Width of the widest input of a matrix.
     widest: usize,
     /// [`Span::past`] of a pass.
@@ -63,6 +66,8 @@ struct Work<A: Store> {
     x: Buf<A>,
     dh: Buf<A::E>,
     dx0: Buf<A::E>,
+    /// With dropout, the part of a gradient that goes around a branch.
+    around: Buf<A::E>,
 }
 
 impl<A: Store> Train<A> {
@@ -91,6 +96,7 @@ impl<A: Store> Train<A> {
             x: Buf::scratch(rows * d),
             dh: Buf::scratch(with_gradient * d),
             dx0: Buf::scratch(with_gradient * with_x0),
+            around: Buf::scratch(0),
         };
         let mut lm = Train {
             config: config.clone(),
@@ -100,6 +106,7 @@ impl<A: Store> Train<A> {
             rows,
             training,
             int8: false,
+            dropout: None,
             widest: need.input,
             past: Vec::with_capacity(rows),
             bigrams: Vec::with_capacity(if config.bigram > 0 { rows } else { 0 }),
@@ -116,6 +123,7 @@ impl<A: Store> Train<A> {
         tokens: &[Token],
         mut state: Option<&mut BatchState<A::E>>,
         shape: Shape,
+        dropout: Option<Dropout>,
         then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>, &[u32]) -> R,
     ) -> R {
         let rows = shape.rows();
@@ -138,7 +146,7 @@ impl<A: Store> Train<A> {
             state.last.iter_mut().zip(ends).for_each(|(last, end)| *last = end);
         }
         let pass = Pass { cx, params: params.all(), int8: self.int8, span: &Span { batch, len, past: &past } };
-        self.weights.forward(pass, &mut self.work, tokens, &bigrams, state);
+        self.weights.forward(pass, &mut self.work, Told { tokens, bigrams: &bigrams, dropout }, state);
         let result = then(pass, &self.weights, &mut self.work, &bigrams);
         (self.past, self.bigrams) = (past, bigrams);
         result
@@ -155,7 +163,7 @@ impl<A: Store> Train<A> {
         then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
     ) -> R {
         let n = tokens.len() * self.config.dim;
-        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm, .. }, work, _| {
+        self.with_pass(cx, params, tokens, state, shape, None, |pass, Weights { head, blocks, norm, .. }, work, _| {
             let Work { head: head_work, x, h, .. } = work;
             let x = &mut x[..n];
             head.input(pass, x, &h[2 * blocks.len()][..n], norm);
@@ -164,14 +172,22 @@ impl<A: Store> Train<A> {
     }
 }
 
+/// What a pass is told of its rows.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    tokens: &'a [Token],
+    /// Empty where they are not looked up.
+    bigrams: &'a [u32],
+    dropout: Option<Dropout>,
+}
+
 impl<A: Store> Weights<A> {
     /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `work.h`.
     fn forward(
         &self,
         pass: Pass<A::E>,
         Work { saved, h, entered, .. }: &mut Work<A>,
-        tokens: &[Token],
-        bigrams: &[u32],
+        Told { tokens, bigrams, dropout }: Told,
         mut state: Option<&mut BatchState<A::E>>,
     ) {
         let d = self.norm.scale.len();
@@ -191,7 +207,13 @@ impl<A: Store> Weights<A> {
             };
             let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
             block.mixer.forward(pass, &mut h1[..n], &mut saved.0, layer, input);
+            if let Some(dropout) = dropout {
+                dropout_forward(pass.cx, &mut h1[..n], input, d, dropout.mask(2 * i));
+            }
             block.ffn.forward(pass, &mut h2[..n], &mut saved.1, &h1[..n]);
+            if let Some(dropout) = dropout {
+                dropout_forward(pass.cx, &mut h2[..n], &h1[..n], d, dropout.mask(2 * i + 1));
+            }
         }
     }
 }
@@ -255,6 +277,13 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         }
     }
 
+    fn set_dropout(&mut self, dropout: Option<Dropout>) {
+        self.dropout = dropout;
+        if dropout.is_some() && self.work.around.is_empty() {
+            self.work.around = Buf::scratch(self.rows * self.config.dim);
+        }
+    }
+
     fn touched(&self, tokens: &[Token], touch: &mut dyn FnMut(&Range<usize>, u32)) {
         self.weights.entry.touched(tokens, &self.bigrams, touch);
     }
@@ -279,15 +308,27 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         shape: Shape,
         objective: Objective,
     ) -> f64 {
-        let n = shape.rows() * self.config.dim;
-        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm, entry }, work, bigrams| {
-            let Work { head: head_work, saved, scratch: s, h, entered, dh, dx0, .. } = work;
+        let (d, dropout) = (self.config.dim, self.dropout);
+        let n = shape.rows() * d;
+        self.with_pass(cx, params, tokens, None, shape, dropout, |pass, weights, work, bigrams| {
+            let Weights { head, blocks, norm, entry } = weights;
+            let Work { head: head_work, saved, scratch: s, h, entered, dh, dx0, around, .. } = work;
             let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
             let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective);
             for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
+                if let Some(dropout) = dropout {
+                    dropout_backward(cx, dh, &mut around[..n], d, dropout.mask(2 * i + 1));
+                }
                 block.ffn.backward(pass, dh, grads, &saved.1, &h[2 * i + 1][..n], s);
+                if let Some(dropout) = dropout {
+                    add(cx, dh, &around[..n]);
+                    dropout_backward(cx, dh, &mut around[..n], d, dropout.mask(2 * i));
+                }
                 let input = entered.get(i).unwrap_or(&h[2 * i]);
                 block.mixer.backward(pass, dh, grads, &mut saved.0, &input[..n], s);
+                if dropout.is_some() {
+                    add(cx, dh, &around[..n]);
+                }
                 if !entry.is_empty() {
                     let from = Streams { h: &h[2 * i][..n], x0: &h[0][..n], tokens };
                     entry.backward(pass, i, (dh, dx0), grads, from, s);
