@@ -231,6 +231,7 @@ fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {
         let name = match spec.group {
             Group::Matrix => "matrices",
             Group::Embedding => "embedding",
+            Group::Table => "tables",
             Group::Norm => "norms",
             Group::Conv => "convolutions",
             Group::Gate => "gates",

@@ -269,6 +269,36 @@ fn rows_of_kept_exponentials() {
 
 #[test]
 #[should_panic(expected = "more elements than memory can hold")]
+fn rows_that_are_looked_up() {
+    embed_add(&scalar(), &mut [0f32; 4], &[0u32, 1], &[1.0; 4], HALF);
+}
+
+#[test]
+#[should_panic(expected = "more elements than memory can hold")]
+fn rows_that_are_added() {
+    add_rows(&scalar(), &mut [0f32; 4], &[1.0; 4], &[1u32], HALF);
+}
+
+#[test]
+#[should_panic(expected = "more elements than memory can hold")]
+fn rows_that_become_zero() {
+    zero_rows(&scalar(), &mut [0f32; 4], &[1u32], HALF);
+}
+
+#[test]
+#[should_panic(expected = "assertion failed")]
+fn streams_of_different_lengths() {
+    blend_forward(&scalar(), &mut [0f32; 4], &[1.0; 4], &[1.0; 3], [1.0, 1.0]);
+}
+
+#[test]
+#[should_panic(expected = "assertion failed")]
+fn rows_that_do_not_fill_their_width() {
+    dropout_forward(&scalar(), &mut [0f32; 4], &[1.0; 4], 3, DropMask { share: 0.5, key: 0, first: 0 });
+}
+
+#[test]
+#[should_panic(expected = "more elements than memory can hold")]
 fn rows_of_an_exact_convolution() {
     let rows = ConvRows { u: &[1.0; 1], ld: APART, at: 0, past: &[0, 1, 2, 3, 4] };
     exact_conv(&scalar(), &mut [0.0; 1], &[0.0; 4], rows, 4..5, &[1.0; 5]);

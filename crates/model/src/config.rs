@@ -55,6 +55,15 @@ pub struct ModelConfig {
     /// Output projections start at zero, so that each branch starts as the identity.
     #[serde(default)]
     pub zero_init: bool,
+    /// A residual from the embedding: before each block `h = r h + s x0` with learned numbers `r` and `s`.
+    #[serde(default)]
+    pub x0: bool,
+    /// Rows of a second table, looked up by the token and the one before, whose rows are added to those of the embedding; 0: none.
+    #[serde(default)]
+    pub bigram: usize,
+    /// A table of its own for each block, looked up by the token: its row is added to the stream before the block.
+    #[serde(default)]
+    pub layer_embeddings: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
@@ -165,6 +174,9 @@ impl ModelConfig {
             activation: ActivationKind::Silu,
             sub_norm: false,
             zero_init: false,
+            x0: false,
+            bigram: 0,
+            layer_embeddings: false,
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
@@ -220,12 +232,17 @@ mod tests {
             activation: ActivationKind::Relu2,
             sub_norm: true,
             zero_init: true,
+            x0: true,
+            bigram: 5,
+            layer_embeddings: true,
             logit_softcap: 15.0,
             ..ModelConfig::v4_small()
         };
         let json = serde_json::to_string(&all).unwrap();
         assert!(
-            json.contains(r#""activation":"relu2","sub_norm":true,"zero_init":true,"logit_softcap":15.0"#),
+            json.contains(
+                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"layer_embeddings":true,"logit_softcap":15.0"#
+            ),
             "{json}"
         );
         assert_eq!(serde_json::from_str::<ModelConfig>(&json).unwrap(), all);

@@ -8,6 +8,7 @@ use crate::config::{
 };
 use crate::family::build;
 use crate::family::forms::{LanguageModel, Prepared, Shape};
+use crate::layer::dropout::Dropout;
 use crate::mixer::{self, Settings};
 use crate::params::{Group, Init, Layout};
 use crate::precision::Precision;
@@ -145,12 +146,44 @@ fn gradients_of_every_switch_equal_finite_differences() {
         check(&ModelConfig { activation: ActivationKind::Relu2, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { sub_norm: true, ..tiny.clone() }, (2, 7), 0.0);
         check(&ModelConfig { logit_softcap: 1.0, ..tiny.clone() }, (2, 7), 0.0);
+        check(&ModelConfig { x0: true, block_norm: false, ..tiny.clone() }, (2, 40), 0.0);
+        check(&ModelConfig { layer_embeddings: true, ..tiny.clone() }, (2, 7), 0.0);
+        check(&ModelConfig { bigram: 50, reset: true, ..tiny.clone() }, (2, 20), 0.0);
         check(&tiny, (2, 7), 0.05);
         check(&recipe, (2, 7), 0.05);
         check(&recipe, (1, 1), 0.05);
         check(&ModelConfig { block_norm: false, ..recipe.clone() }, (1, 13), 0.0);
         let quant = QuantConfig { norm: true, ..recipe.quant.clone() };
         check(&ModelConfig { quant, vocab_size: 700, ..recipe }, (1, 5), 0.05);
+    }
+}
+
+/// What is dropped is the same in every pass, and the gradient is that of what is left.
+#[test]
+fn gradients_with_dropout_equal_finite_differences() {
+    let cx = &Exec::new(Isa::SCALAR, 1);
+    for (&name, config) in mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]) {
+        let mut lm = build::<f64>(&config, 14, true, false).unwrap();
+        let (layout, mut params) = (Layout::of(&config), noisy(Layout::of(&config).len(), 7));
+        let data = tokens(2 * 8, config.vocab_size, 8);
+        let (without, _) = loss(cx, &mut *lm, &params, &data, (2, 7), 0.0);
+        lm.set_dropout(Some(Dropout::new(0.3, 1, 2, 3)));
+        let (with, grads) = loss(cx, &mut *lm, &params, &data, (2, 7), 0.0);
+        assert!((with - without).abs() > 1e-3, "{name}: {with} and {without}");
+        for spec in layout.specs() {
+            for i in [spec.range.start, spec.range.end - 1] {
+                let (own, h) = (params[i], 2e-5);
+                let mut at = |steps: f64| {
+                    params[i] = own + steps * h;
+                    let loss = loss(cx, &mut *lm, &params, &data, (2, 7), 0.0).0;
+                    params[i] = own;
+                    loss
+                };
+                let want = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
+                let error = (grads[i] - want).abs();
+                assert!(error <= 1e-8 + 1e-6 * want.abs(), "{name}, {} at {i}: {} for {want}", spec.name, grads[i]);
+            }
+        }
     }
 }
 
@@ -328,8 +361,8 @@ fn pieces_with_a_state_equal_the_whole() {
 /// With the reset, a document after others gives what it gives alone, in every mixer.
 #[test]
 fn documents_do_not_see_each_other() {
-    for &name in mixer::NAMES {
-        let mut config = ModelConfig { reset: true, ..tiny(name) };
+    for (name, base) in mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]) {
+        let mut config = ModelConfig { reset: true, ..base };
         config.quant.scale = ScaleKind::Tensor;
         let (v, eos) = (config.vocab_size, config.eos as Token);
         with_models(&config, 400, |lm, bound| {
@@ -369,6 +402,7 @@ fn gradients_do_not_depend_on_threads() {
                 let data = tokens(3 * 110, 700, 2);
                 let mut grads = vec![0.0; params.len()];
                 let objective = Objective { scale: 0.1, z_loss: 0.01 };
+                lm.set_dropout((inner || config.sub_norm).then(|| Dropout::new(0.2, 1, 2, 3)));
                 let mut passes = Prepared::new(&cx, &mut *lm, &params);
                 let nats = passes.loss_backward(&mut grads, &data, &data, shape(3, 110), objective);
                 (nats, grads)

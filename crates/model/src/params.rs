@@ -33,13 +33,15 @@ pub enum Group {
     Matrix,
     /// The embedding, tied with the head.
     Embedding,
+    /// A table whose rows are looked up and never multiplied.
+    Table,
     /// The scale of an RMSNorm.
     Norm,
     /// Taps of a convolution.
     Conv,
     /// A small float matrix that computes gates.
     Gate,
-    /// One number per head; not subject to weight decay.
+    /// One number per head or block; not subject to weight decay.
     Scalar,
 }
 

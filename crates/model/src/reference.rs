@@ -62,7 +62,7 @@ impl Weights {
                     let (latent, size) = (w.clone(), (spec.shape[0], spec.shape[1]));
                     quantise(&Exec::new(Isa::SCALAR, 1), &mut w, &mut latent.clone(), &latent, size, quant);
                 }
-                (Group::Matrix | Group::Embedding, _) => {
+                (Group::Matrix | Group::Embedding | Group::Table, _) => {
                     for row in w.chunks_mut(spec.shape[1]) {
                         let m = row.iter().fold(0.0, |m: f32, w| m.max(w.abs()));
                         row.iter_mut().for_each(|w| *w = (*w * (127.0 / m)).round_ties_even() * (m / 127.0));

@@ -153,7 +153,8 @@ fn the_packed_runtime_computes_the_same() {
             (ScaleKind::Group, DeltaForm::Published),
         ] {
             let (b, t, v) = (12, 8, tokenizer.vocab_size());
-            let mut config = ModelConfig { vocab_size: v, ffn_hidden: 40, ..base.clone() };
+            let eos = tokenizer.eos().into();
+            let mut config = ModelConfig { vocab_size: v, eos, ffn_hidden: 40, ..base.clone() };
             config.quant = QuantConfig { scale, size: 8, ..config.quant };
             (config.mixers.delta.form, config.mixers.delta.expand_v) = (form, 1.0);
             let mut lm = build::<f32>(&config, b * t, false, false).unwrap();

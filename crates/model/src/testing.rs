@@ -30,7 +30,15 @@ pub(crate) fn tiny(mixer: &str) -> ModelConfig {
 
 /// The same with every switch of a recipe that changes what is computed.
 pub(crate) fn recipe(mixer: &str) -> ModelConfig {
-    ModelConfig { activation: ActivationKind::Relu2, sub_norm: true, logit_softcap: 1.5, ..tiny(mixer) }
+    ModelConfig {
+        activation: ActivationKind::Relu2,
+        sub_norm: true,
+        logit_softcap: 1.5,
+        x0: true,
+        bigram: 31,
+        layer_embeddings: true,
+        ..tiny(mixer)
+    }
 }
 
 /// Parameters with a spread that makes every path count; `n` tokens below `v`.

@@ -9,7 +9,7 @@ use flashlm_kernels::ops::NO_TARGET;
 use flashlm_kernels::{Buf, Exec, Token};
 pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
-use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared};
+use flashlm_model::{Dropout, LanguageModel, ModelConfig, Objective, Precision, Prepared};
 
 use crate::config::TrainSettings;
 use crate::data::window::Window;
@@ -84,7 +84,7 @@ impl Stepper {
         let params: Buf<f32> = lm.layout().init(settings.seed);
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer, settings.frozen_taps);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let gradient = Gradient::new(params.len());
+        let gradient = Gradient::new(lm.layout());
         Ok(Stepper { lm, params, optimizers, gradient, inputs, targets })
     }
 
@@ -127,7 +127,15 @@ impl Stepper {
             }
             let shape = Shape { batch: n, seq_len };
             let (inputs, targets) = (&self.inputs, &self.targets);
-            self.gradient.add(cx, |grads| prepared.loss_backward(grads, inputs, targets, shape, objective));
+            let row = (first * seq_len) as u64;
+            prepared.set_dropout(
+                (settings.dropout > 0.0).then(|| Dropout::new(settings.dropout, settings.seed, number, row)),
+            );
+            self.gradient.add(cx, |grads, touched| {
+                let nats = prepared.loss_backward(grads, inputs, targets, shape, objective);
+                prepared.model().touched(inputs, &mut |place, row| touched.add(place, row));
+                nats
+            });
         }
         let loss = self.gradient.finish(cx) * scale;
         if !loss.is_finite() {
@@ -232,7 +240,8 @@ mod tests {
         for &mixer in mixer::NAMES {
             for precision in [Precision::F32, Precision::Bf16] {
                 let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
-                settings.model = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
+                let of = ModelConfig { mixer: mixer.into(), logit_softcap: 15.0, blocks: 2, ..settings.model };
+                settings.model = ModelConfig { x0: true, bigram: 64, layer_embeddings: true, ..of };
                 settings.train.z_loss = 1e-2;
                 let shape = Shape { batch: lengths.len(), seq_len };
                 let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
@@ -259,6 +268,33 @@ mod tests {
                 assert!(ratio < bound, "{mixer}, {}: {ratio:e}", precision.name());
             }
         }
+    }
+
+    /// The same rows of the batch drop the same, whatever pass they are in; another step drops others.
+    #[test]
+    fn dropout_does_not_depend_on_passes() {
+        let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), small());
+        settings.model = ModelConfig { blocks: 2, bigram: 64, layer_embeddings: true, ..settings.model };
+        let (batch, seq_len) = (7, 40);
+        let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
+        let shape = Shape { batch, seq_len };
+        let mut run = |dropout, pass_rows, number| {
+            (settings.train.dropout, settings.train.pass_rows) = (dropout, pass_rows);
+            let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &settings.train).unwrap();
+            let result = stepper.step(&cx, Step { number, ..first(shape, &settings) }, |i| &data[i]);
+            (result.loss, stepper.gradient.values().to_vec())
+        };
+        let whole = run(0.3, 280, 1);
+        let off = |other: &(f64, Vec<f32>)| {
+            let square = |x: f32| f64::from(x).powi(2);
+            let off: f64 = whole.1.iter().zip(&other.1).map(|(a, b)| square(a - b)).sum();
+            (off / whole.1.iter().map(|&a| square(a)).sum::<f64>()).sqrt()
+        };
+        for pass_rows in [40, 80, 120] {
+            let cut = run(0.3, pass_rows, 1);
+            assert!((cut.0 - whole.0).abs() < 1e-6 && off(&cut) < 1e-5, "{pass_rows} rows: {:.1e}", off(&cut));
+        }
+        assert!(off(&run(0.3, 280, 2)) > 1e-3 && off(&run(0.0, 280, 1)) > 1e-3);
     }
 
     #[test]

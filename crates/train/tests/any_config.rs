@@ -96,6 +96,7 @@ impl Draw {
             pattern.push("conv".into());
         }
         let reset = self.once_in(2);
+        let bigram = if self.once_in(2) { 0 } else { self.within(1..=300) };
         let vocab_size = tokenizer.vocab_size();
         ModelConfig {
             vocab_size,
@@ -105,12 +106,15 @@ impl Draw {
             mixer,
             pattern,
             reset,
-            eos: if reset { tokenizer.eos().into() } else { self.below(vocab_size) },
+            eos: if reset || bigram > 0 { tokenizer.eos().into() } else { self.below(vocab_size) },
             block_norm: !self.once_in(4),
             norm_eps: self.of(&[1e-12, 1e-6, 1e-5, 1e-2, 0.99]),
             activation: self.of(&[ActivationKind::Silu, ActivationKind::Relu2]),
             sub_norm: self.once_in(2),
             zero_init: self.once_in(3),
+            x0: self.once_in(2),
+            bigram,
+            layer_embeddings: self.once_in(3),
             logit_softcap: self.of(&[0.0, 0.0, 1.0, 15.0, 1000.0]),
             activation_bits: self.of(&[0, 8]),
             quant: QuantConfig {
@@ -166,6 +170,7 @@ impl Draw {
             "pattern" => c.pattern = (0..self.of(&[0, 1, 2, 5, 128, 129, 1000])).map(|_| self.name()).collect(),
             "reset" => c.reset = !c.reset,
             "eos" => c.eos = self.number(),
+            "bigram" => c.bigram = self.number(),
             "kernel_size" => c.mixers.kernel_size = self.number(),
             "norm_eps" => c.norm_eps = self.float(),
             "logit_softcap" => c.logit_softcap = self.float(),
@@ -205,6 +210,7 @@ const KEYS: &[&str] = &[
     "pattern",
     "reset",
     "eos",
+    "bigram",
     "kernel_size",
     "norm_eps",
     "logit_softcap",
@@ -290,6 +296,7 @@ fn live(cx: &Exec, draw: &mut Draw, config: &ModelConfig, tokenizer: &Tokenizer,
     settings.train.row_normalise = draw.once_in(2);
     settings.train.newton_schulz_steps = draw.within(1..=6);
     let momentum = draw.of(&[0.0, 0.8, 0.99]);
+    settings.train.dropout = if case.is_multiple_of(3) { 0.2 } else { 0.0 };
     settings.validate().unwrap();
     assert_eq!(Settings::from_toml(&settings.to_toml(), "saved").unwrap().model, *config, "through TOML");
 
@@ -390,7 +397,7 @@ fn compare(cx: &Exec, draw: &mut Draw, model: &Model, counts: &Counts) {
     let float = model.config.quant.scale == ScaleKind::None;
     for spec in lm.layout().specs() {
         // What `pack` does to these.
-        if spec.group == Group::Embedding || float && spec.group == Group::Matrix {
+        if matches!(spec.group, Group::Embedding | Group::Table) || float && spec.group == Group::Matrix {
             round_int8(cx, &mut params[spec.range.clone()], spec.shape[1]);
         }
     }

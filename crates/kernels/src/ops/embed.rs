@@ -1,43 +1,95 @@
-//! Embedding: `y[row] = E[token[row]]`; backward `dE[token[row]] += dy[row]`, rows in order.
+//! Embedding: `y[row] = E[i[row]]` or `y[row] += E[i[row]]`; backward `dE[i[row]] += dy[row]`, rows in order. `i` is a token, or a row of a
+//! larger table.
 //!
 //! The gradient is partitioned by columns, so that each element is summed in row order on any number of threads.
 
-use crate::Token;
 use crate::exec::{Exec, Shared};
+use crate::ops::reduce::Add;
 use crate::profile::{Work, time};
 use crate::simd::Elem;
 use crate::size::area;
 
 /// `y: [rows, d]` from `table: [V, d]`.
-pub fn embed_forward<E: Elem>(cx: &Exec, y: &mut [E], tokens: &[Token], table: &[E], d: usize) {
-    assert!(y.len() >= area([tokens.len(), d]) && fits(tokens, table.len(), d));
-    let _time = time(cx, "embed_forward", (d, 0), Work::Bytes((2 * tokens.len() * d * size_of::<E>()) as f64));
+pub fn embed_forward<E: Elem>(cx: &Exec, y: &mut [E], rows: &[impl Row], table: &[E], d: usize) {
+    assert!(y.len() >= area([rows.len(), d]) && fits(rows, table.len(), d));
+    let _time = time(cx, "embed_forward", (d, 0), Work::Bytes((2 * rows.len() * d * size_of::<E>()) as f64));
     let y = Shared::new(y);
-    cx.rows(tokens.len(), |r| {
-        for row in r {
-            let t = usize::from(tokens[row]);
+    cx.rows(rows.len(), |r| {
+        for at in r {
+            let i = index(rows[at]);
             // SAFETY: one row, one thread.
-            unsafe { y.range(row * d..(row + 1) * d) }.copy_from_slice(&table[t * d..(t + 1) * d]);
+            unsafe { y.range(at * d..(at + 1) * d) }.copy_from_slice(&table[i * d..(i + 1) * d]);
         }
     });
 }
 
-/// Whether a table of `len` elements has a row for each token.
-fn fits(tokens: &[Token], len: usize, d: usize) -> bool {
-    tokens.iter().all(|&t| area([usize::from(t) + 1, d]) <= len)
+/// Adds to `y: [rows, d]` from `table: [V, d]`.
+pub fn embed_add<E: Elem>(cx: &Exec, y: &mut [E], rows: &[impl Row], table: &[E], d: usize) {
+    assert!(y.len() >= area([rows.len(), d]) && fits(rows, table.len(), d));
+    let _time = time(cx, "embed_add", (d, 0), Work::Bytes((3 * rows.len() * d * size_of::<E>()) as f64));
+    let y = Shared::new(y);
+    cx.rows(rows.len(), |r| {
+        for at in r {
+            let i = index(rows[at]);
+            // SAFETY: one row, one thread.
+            let y = unsafe { y.range(at * d..(at + 1) * d) };
+            cx.op(Add { y, x: &table[i * d..(i + 1) * d] });
+        }
+    });
+}
+
+/// The number of a row of a table.
+pub trait Row: Copy + Into<u32> + Sync {}
+impl<I: Copy + Into<u32> + Sync> Row for I {}
+
+fn index(row: impl Row) -> usize {
+    let row: u32 = row.into();
+    row as usize
+}
+
+/// Whether a table of `len` elements has all these rows.
+fn fits(rows: &[impl Row], len: usize, d: usize) -> bool {
+    rows.iter().all(|&row| area([index(row) + 1, d]) <= len)
 }
 
 /// Adds to `dtable: [V, d]` from `dy: [rows, d]`.
-pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], tokens: &[Token], d: usize) {
-    assert!(dy.len() >= area([tokens.len(), d]) && fits(tokens, dtable.len(), d));
-    let _time = time(cx, "embed_backward", (d, 0), Work::Bytes((3 * tokens.len() * d * size_of::<E>()) as f64));
+pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], rows: &[impl Row], d: usize) {
+    assert!(dy.len() >= area([rows.len(), d]) && fits(rows, dtable.len(), d));
+    let _time = time(cx, "embed_backward", (d, 0), Work::Bytes((3 * rows.len() * d * size_of::<E>()) as f64));
     let dtable = Shared::new(dtable);
     cx.pool().split(d, 16, |columns| {
-        for (row, &t) in tokens.iter().enumerate() {
-            let at = usize::from(t) * d;
+        for (at, &row) in rows.iter().enumerate() {
+            let to = index(row) * d;
             // SAFETY: columns of different threads are disjoint.
-            let out = unsafe { dtable.range(at + columns.start..at + columns.end) };
-            out.iter_mut().zip(&dy[row * d + columns.start..]).for_each(|(o, &g)| *o += g);
+            let out = unsafe { dtable.range(to + columns.start..to + columns.end) };
+            out.iter_mut().zip(&dy[at * d + columns.start..]).for_each(|(o, &g)| *o += g);
+        }
+    });
+}
+
+/// `y += x` in these rows of `y, x: [V, d]`, a row once for each time that it is named.
+pub fn add_rows<E: Elem>(cx: &Exec, y: &mut [E], x: &[E], rows: &[impl Row], d: usize) {
+    assert!(y.len() == x.len() && fits(rows, x.len(), d));
+    let _time = time(cx, "add_rows", (d, 0), Work::Bytes((3 * rows.len() * d * size_of::<E>()) as f64));
+    let y = Shared::new(y);
+    cx.pool().split(d, 16, |columns| {
+        for &row in rows {
+            let r = index(row) * d + columns.start..index(row) * d + columns.end;
+            // SAFETY: columns of different threads are disjoint.
+            cx.op(Add { y: unsafe { y.range(r.clone()) }, x: &x[r] });
+        }
+    });
+}
+
+/// `y = 0` in these rows of `y: [V, d]`.
+pub fn zero_rows<E: Elem>(cx: &Exec, y: &mut [E], rows: &[impl Row], d: usize) {
+    assert!(fits(rows, y.len(), d));
+    let _time = time(cx, "zero_rows", (d, 0), Work::Bytes((rows.len() * d * size_of::<E>()) as f64));
+    let y = Shared::new(y);
+    cx.pool().split(d, 16, |columns| {
+        for &row in rows {
+            // SAFETY: columns of different threads are disjoint.
+            unsafe { y.range(index(row) * d + columns.start..index(row) * d + columns.end) }.fill(E::ZERO);
         }
     });
 }
@@ -45,6 +97,7 @@ pub fn embed_backward<E: Elem>(cx: &Exec, dtable: &mut [E], dy: &[E], tokens: &[
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Token;
     use crate::testing::{all_isas, random};
 
     #[test]
@@ -66,6 +119,27 @@ mod tests {
                     }
                 }
                 assert_eq!(dtable, want);
+                // Rows beyond the tokens, added to what is there.
+                let first = if d < 8 { 70_000 } else { 3 };
+                let rows: Vec<u32> = tokens.iter().map(|&t| first + u32::from(t)).collect();
+                let mut wide = vec![0.0; first as usize * d];
+                wide.extend_from_slice(&table);
+                let mut sum = dy.clone();
+                embed_add(cx, &mut sum, &rows, &wide, d);
+                assert!(sum.iter().zip(&dy).zip(&y).all(|((sum, dy), y)| *sum == dy + y));
+                // A row that is named twice, one once, and others that are not.
+                let (rows, mut sums) = ([7u32, 2, 7], table.clone());
+                add_rows(cx, &mut sums, &want, &rows, d);
+                zero_rows(cx, &mut sums, &[5u32], d);
+                for (at, sum) in sums.iter().enumerate() {
+                    let own = match at / d {
+                        7 => table[at] + want[at] + want[at],
+                        2 => table[at] + want[at],
+                        5 => 0.0,
+                        _ => table[at],
+                    };
+                    assert_eq!(*sum, own);
+                }
             }
         });
     }

@@ -29,9 +29,9 @@ pub fn add<E: Elem>(cx: &Exec, y: &mut [E], x: &[E]) {
     });
 }
 
-struct Add<'a, E> {
-    y: &'a mut [E],
-    x: &'a [E],
+pub(crate) struct Add<'a, E> {
+    pub y: &'a mut [E],
+    pub x: &'a [E],
 }
 
 impl<E: Elem> Op<E> for Add<'_, E> {

@@ -19,7 +19,7 @@ impl Density {
     }
 }
 
-/// Bits of a number of the embedding matrix, which is also the head's.
+/// Bits of a number of the embedding matrix, which is also the head's, and of other tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TableBits {
     /// One scale per row.
@@ -43,6 +43,6 @@ impl TableBits {
 pub struct Options {
     /// Of ternary matrices.
     pub density: Density,
-    /// Of embedding and head.
+    /// Of embedding and head, and of other tables.
     pub table: TableBits,
 }

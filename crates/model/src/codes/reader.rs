@@ -94,6 +94,10 @@ impl Reader {
                     let (codes, scales) = self.table_codes(spec)?;
                     Values::Bytes(Codes { codes, scales, inputs, segment: inputs })
                 }
+                (_, Group::Table, &[_, inputs]) => {
+                    let (codes, scales) = self.table_rows(range)?;
+                    Values::Bytes(Codes { codes, scales, inputs, segment: inputs })
+                }
                 (_, Group::Matrix, &[outputs, inputs]) => {
                     let (codes, scales) = self.byte_codes(name, outputs, inputs)?;
                     Values::Bytes(Codes { codes: codes.collect(), scales, inputs, segment: inputs })
@@ -174,6 +178,18 @@ impl Reader {
         Ok(PackedMatrix::bytes(codes.into_iter(), &scales, spec.shape[0], spec.shape[1]))
     }
 
+    /// The codes of a table of rows that are looked up, and the scale of each row.
+    pub(crate) fn table_rows(&self, place: &Range<usize>) -> Result<(Vec<i8>, Vec<f32>), PackError> {
+        let Spec { name, shape, .. } = self.layout.at(place);
+        match self.table {
+            TableBits::Eight => {
+                let (codes, scales) = self.byte_codes(name, shape[0], shape[1])?;
+                Ok((codes.collect(), scales))
+            }
+            TableBits::Four => self.nibble_codes(name, shape[0], shape[1]),
+        }
+    }
+
     /// Its codes and the scale of each row.
     fn table_codes(&self, spec: &Spec) -> Result<(Vec<i8>, Vec<f32>), PackError> {
         let (table, outputs, inputs) = (&spec.name, spec.shape[0], spec.shape[1]);
@@ -184,16 +200,24 @@ impl Reader {
         let common = outputs.div_ceil(COMMON);
         let (codes, mut row_scales) = self.byte_codes(table, common, inputs)?;
         let mut codes: Vec<i8> = codes.collect();
+        let (rare, scales) = self.nibble_codes(RARE, outputs - common, inputs)?;
+        codes.extend(rare);
+        row_scales.extend(scales);
+        Ok((codes, row_scales))
+    }
+
+    /// The codes of a matrix of 4 bits, as bytes, and the scale of each row: in memory every number has 8 bits and a row one scale.
+    fn nibble_codes(&self, table: &str, outputs: usize, inputs: usize) -> Result<(Vec<i8>, Vec<f32>), PackError> {
+        let (mut codes, mut row_scales) = (Vec::with_capacity(outputs * inputs), Vec::with_capacity(outputs));
         let (width, groups) = (inputs.div_ceil(2), inputs.div_ceil(NIBBLES));
-        let name = format!("{RARE}.scale");
-        self.take(&name, &[outputs - common, groups])?;
+        let name = format!("{table}.scale");
+        self.take(&name, &[outputs, groups])?;
         let scales = self.file.bf16(&name)?;
         if let Some(bad) = scales.iter().find(|scale| !scale.is_finite()) {
             return Err(self.wrong(&name, "finite numbers", bad.to_string()));
         }
-        self.take(RARE, &[outputs - common, width])?;
-        let bytes = self.file.u8(RARE)?;
-        // In memory every number has 8 bits and a row one scale.
+        self.take(table, &[outputs, width])?;
+        let bytes = self.file.u8(table)?;
         for (bytes, scales) in bytes.chunks(width).zip(scales.chunks(groups)) {
             let code = |i: usize| f32::from(bytes[i / 2] >> (i % 2 * 4) & 15) - 8.0;
             let row: Vec<f32> = (0..inputs).map(|i| code(i) * scales[i / NIBBLES]).collect();

@@ -16,7 +16,7 @@ pub struct Weight {
 pub enum Values {
     /// `w = code * scale`, element by element: codes -1, 0, 1 of a ternary matrix.
     Ternary(Codes),
-    /// The same with codes of -127 to 127: the embedding matrix, and matrices that stay float in training.
+    /// The same with codes of -127 to 127: the embedding matrix and other tables, and matrices that stay float in training.
     Bytes(Codes),
     /// Norms, taps, gates.
     Floats(Vec<f32>),

@@ -46,7 +46,7 @@ mod tests {
                         let size = (spec.shape[0], spec.shape[1]);
                         quantise(&Exec::new(Isa::SCALAR, 1), &mut want, &mut vec![0.0; w.len()], w, size, quant);
                     }
-                    (Group::Matrix | Group::Embedding, _) => {
+                    (Group::Matrix | Group::Embedding | Group::Table, _) => {
                         for (row, got) in want.chunks(spec.shape[1]).zip(got.chunks(spec.shape[1])) {
                             let step = row.iter().fold(0.0, |m: f32, w| m.max(w.abs())) / 127.0;
                             assert!(row.iter().zip(got).all(|(w, g)| (w - g).abs() <= 0.501 * step), "{name}");

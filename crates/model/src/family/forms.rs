@@ -1,6 +1,7 @@
 //! What a model of any family is in training and evaluation ([`LanguageModel`], used through [`Prepared`]), and in the packed
 //! runtime (`PackedBody`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use flashlm_kernels::ops::{Objective, PackedMatrix};
@@ -8,7 +9,8 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
-use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch};
+use crate::layer::dropout::Dropout;
+use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch, PackedTable};
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
@@ -50,6 +52,9 @@ pub trait LanguageModel<E: Elem>: Send {
     /// With any other number.
     fn set_activation_bits(&mut self, bits: u32);
 
+    /// What the branches drop in the calls of [`LanguageModel::loss_backward`] from now on; at the start nothing.
+    fn set_dropout(&mut self, dropout: Option<Dropout>);
+
     /// Quantises and packs all weights, and makes room for what passes on `cx` need.
     fn pack(&mut self, cx: &Exec, params: &[E]);
 
@@ -64,6 +69,10 @@ pub trait LanguageModel<E: Elem>: Send {
         shape: Shape,
         objective: Objective,
     ) -> f64;
+
+    /// Calls `touch` with the place of a table ([`crate::params::Group::Table`]) and a row of it for each row that the last pass, of `tokens`,
+    /// has looked up. No other row of a table has a gradient from it.
+    fn touched(&self, tokens: &[Token], touch: &mut dyn FnMut(&Range<usize>, u32));
 
     /// See [`Prepared::log_probs`].
     fn log_probs(
@@ -123,6 +132,11 @@ impl<'a, E: Elem> Prepared<'a, E> {
         self.lm
     }
 
+    /// See [`LanguageModel::set_dropout`].
+    pub fn set_dropout(&mut self, dropout: Option<Dropout>) {
+        self.lm.set_dropout(dropout);
+    }
+
     /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, without z-loss, and adds
     /// the gradient of the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for
     /// neither.
@@ -155,25 +169,41 @@ impl<'a, E: Elem> Prepared<'a, E> {
     }
 }
 
-/// The state of `B` sequences: `[B, state_len]` for each block, and for each sequence the number of rows of its document so far.
+/// The state of `B` sequences: `[B, state_len]` for each block, and of each sequence the number of rows of its document so
+/// far and the last token.
 #[derive(Clone)]
 pub struct BatchState<E: Elem> {
     /// Of each block.
     pub(crate) layers: Vec<Buf<E>>,
     /// Of each sequence.
     pub(crate) past: Vec<u32>,
+    /// The last token of each sequence.
+    pub(crate) last: Vec<Token>,
 }
 
-/// A model in the packed runtime: the logits of a row are `norm(h) E^T`, where `h` starts as the token's row of `E` and every block
-/// adds to it.
+/// A model in the packed runtime: the logits of a row are `norm(h) E^T`, where `h` starts as the token's row of `E`, with bigrams
+/// plus a row of theirs, and every block adds to it.
 pub(crate) struct PackedBody {
     /// `E: [V, D]`.
     pub(crate) embedding: PackedMatrix,
+    /// Rows that are added to those of `E`, by the token and the one before ([`crate::layer::bigram`]).
+    pub(crate) bigram: Option<PackedTable>,
     /// In the order in which they are applied; one that is applied twice stands there twice.
     pub(crate) blocks: Vec<Arc<dyn PackedBlock>>,
     pub(crate) norm: PackedNorm,
+    /// Whether blocks read the stream as it was after the embedding.
+    pub(crate) x0: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     pub(crate) softcap: f64,
+}
+
+/// What the rows of one tile bring to every block.
+#[derive(Clone, Copy)]
+pub(crate) struct Entering<'a> {
+    /// The stream as it was after the embedding, `[rows, D]`, where [`PackedBody::x0`] is set.
+    pub(crate) x0: &'a [f32],
+    /// The tokens, `[rows]`.
+    pub(crate) tokens: &'a [Token],
 }
 
 /// One application of a block; `u: [rows, width]` is what its mixer makes of the residual stream, `m: [rows, mixed]` what it
@@ -181,6 +211,9 @@ pub(crate) struct PackedBody {
 pub(crate) trait PackedBlock: Send + Sync {
     /// All its matrices.
     fn linears(&self) -> Vec<&PackedLinear>;
+
+    /// The table that it looks up, if it has one.
+    fn table(&self) -> Option<&PackedTable>;
 
     /// Elements of a row of `u`.
     fn width(&self) -> usize;
@@ -191,8 +224,8 @@ pub(crate) trait PackedBlock: Send + Sync {
     /// Elements of the state of one sequence; a state of zeros is the start.
     fn state_len(&self) -> usize;
 
-    /// `u` of the rows `h: [rows, D]` of one tile.
-    fn project(&self, cx: &Exec, u: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local);
+    /// `u` of the rows `h: [rows, D]` of one tile, to which it adds what enters before the block.
+    fn project(&self, cx: &Exec, u: &mut [f32], h: &mut [f32], from: Entering, work: &mut PackedScratch, local: &Local);
 
     /// Its mixer.
     fn mixer(&self) -> &dyn PackedMixer;

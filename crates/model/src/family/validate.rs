@@ -26,9 +26,10 @@ impl ModelConfig {
         let (v, eos) = (tokenizer.vocab_size(), usize::from(tokenizer.eos()));
         let expected = || format!("{v}, since its tokenizer has {v} tokens");
         check(self.vocab_size == v, || ConfigError::new("vocab_size", self.vocab_size, expected()))?;
-        // Where no document starts anew the model looks at no token.
+        // What comes before the first token of a document; where nothing asks for it the model looks at no token.
+        let asks = self.reset || self.bigram > 0;
         let expected = || format!("{eos}, the end of a document in its tokenizer");
-        check(!self.reset || self.eos == eos, || ConfigError::new("eos", self.eos, expected()))
+        check(!asks || self.eos == eos, || ConfigError::new("eos", self.eos, expected()))
     }
 
     /// Number of parameters of a valid config.

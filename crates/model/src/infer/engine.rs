@@ -8,7 +8,7 @@ use flashlm_kernels::{Buf, Exec, Token};
 
 use super::model::PackedModel;
 use super::state::SequenceState;
-use crate::family::forms::PackedBlock;
+use crate::family::forms::{Entering, PackedBlock};
 use crate::layer::packed::PackedScratch;
 
 /// Most rows of a tile: enough for what is read of a weight to serve many, few enough for what they become to stay in the cache.
@@ -22,10 +22,13 @@ pub struct Engine {
     h: Buf<f32>,
     u: Buf<f32>,
     m: Buf<f32>,
+    /// The stream after the embedding, `[rows, D]`, where blocks read it.
+    x0: Buf<f32>,
     /// As `u`: the rows that a mixer reads while those of the next are written, or what it needs in between.
     spare: Buf<f32>,
     widest: [usize; 2],
     past: Vec<u32>,
+    bigrams: Vec<u32>,
     work: Vec<PackedScratch>,
     logits: Vec<f32>,
     /// One per generation.
@@ -52,9 +55,11 @@ impl Engine {
             h: Buf::zeros(all * model.config().dim),
             u: Buf::zeros(all * widest[0]),
             m: Buf::zeros(all * widest[1]),
+            x0: Buf::zeros(all * model.x0_width()),
             spare: Buf::zeros(all * widest[0]),
             widest,
             past: vec![0; all],
+            bigrams: vec![0; all],
             work: (0..threads * each.div_ceil(TILE)).map(|_| PackedScratch::new(&columns, each.min(TILE))).collect(),
             logits: Vec::new(),
             tokens: Vec::new(),
@@ -167,21 +172,26 @@ impl Engine {
         then: impl Fn(LastRows, &mut [S], V::Share<'_>) + Sync,
     ) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, m, past, work, widest, .. } = self;
+        let Engine { model, cx, h, x0, u, m, past, bigrams, work, widest, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
         let mixing = (Rows(u, widest[0]), Rows(m, widest[1]));
-        let buffers = (Rows(states, 1), Rows(h, d), mixing, Rows(past, 1), Parts(work, 1), out);
-        cx.tiles_by(height, rows, buffers, |cx, r, (states, h, (u, m), past, work, out), local| {
+        let streams = (Rows(h, d), Rows(x0, model.x0_width()));
+        let told = (Rows(past, 1), Rows(bigrams, 1));
+        let buffers = (Rows(states, 1), streams, mixing, told, Parts(work, 1), out);
+        cx.tiles_by(height, rows, buffers, |cx, r, (states, (h, x0), (u, m), (past, bigrams), work, out), local| {
             let work = &mut work[0];
-            for ((past, state), &token) in past.iter_mut().zip(&mut *states).zip(&tokens[r.clone()]) {
-                *past = state.as_mut().advance(token, model.config().document_start());
+            let told = past.iter_mut().zip(&mut *bigrams);
+            for ((told, state), &token) in told.zip(&mut *states).zip(&tokens[r.clone()]) {
+                (*told.0, *told.1) = model.advance(state.as_mut(), token);
             }
-            model.embed(h, &tokens[r]);
+            let tokens = &tokens[r];
+            model.embed(h, x0, tokens, bigrams);
+            let from = Entering { x0, tokens };
             let mut at = 0;
             for block in &model.body.blocks {
                 let (len, width, mixed) = (block.state_len(), block.width(), block.mixed());
                 let (u, m) = (&mut u[..past.len() * width], &mut m[..past.len() * mixed]);
-                local.within(|local| block.project(cx, u, h, work, local));
+                local.within(|local| block.project(cx, u, h, from, work, local));
                 let rows = m.chunks_exact_mut(mixed).zip(u.chunks_exact_mut(width));
                 for ((state, (m, u)), past) in states.iter_mut().zip(rows).zip(past.chunks(1)) {
                     let own = &mut state.as_mut().values[at..at + len];
@@ -197,17 +207,19 @@ impl Engine {
     /// Many tokens of one state.
     fn pass(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, u, m, spare, past, work, .. } = self;
+        let Engine { model, cx, h, x0, u, m, spare, past, bigrams, work, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
-        for (past, &token) in past.iter_mut().zip(tokens) {
-            *past = state.advance(token, model.config().document_start());
+        for (told, &token) in past.iter_mut().zip(&mut *bigrams).zip(tokens) {
+            (*told.0, *told.1) = model.advance(state, token);
         }
         let past = &past[..rows];
         let first = &model.body.blocks[0];
-        let width = first.width();
-        cx.tiles_by(height, rows, (Rows(h, d), Rows(u, width), Parts(work, 1)), |cx, r, (h, u, work), local| {
-            model.embed(h, &tokens[r]);
-            first.project(cx, u, h, &mut work[0], local);
+        let (width, kept) = (first.width(), model.x0_width());
+        let buffers = (Rows(h, d), Rows(x0, kept), Rows(u, width), Parts(work, 1));
+        cx.tiles_by(height, rows, buffers, |cx, r, (h, x0, u, work), local| {
+            let (tokens, bigrams) = (&tokens[r.clone()], &bigrams[r]);
+            model.embed(h, x0, tokens, bigrams);
+            first.project(cx, u, h, Entering { x0, tokens }, &mut work[0], local);
         });
         let mut values = &mut state.values[..];
         for (i, block) in model.body.blocks.iter().enumerate() {
@@ -226,12 +238,13 @@ impl Engine {
             let wide = next.map_or(0, |next| next.width());
             let buffers = (Rows(h, d), Rows(m, mixed), Rows(u, wide), Parts(work, 1));
             cx.tiles_by(height, rows, buffers, |cx, r, (h, m, u, work), local| {
+                let entering = Entering { x0: &x0[r.start * kept..r.end * kept], tokens: &tokens[r.clone()] };
                 if let Some(mixer) = row_parallel {
                     local.within(|local| mixer.mix_rows(cx, m, from, r, own, local));
                 }
                 local.within(|local| block.output(cx, h, m, &mut work[0], local));
                 if let Some(next) = next {
-                    next.project(cx, u, h, &mut work[0], local);
+                    next.project(cx, u, h, entering, &mut work[0], local);
                 }
             });
             if let Some(mixer) = row_parallel {

@@ -12,7 +12,8 @@ use crate::family;
 use crate::family::forms::PackedBody;
 use crate::io::map_limited;
 use crate::io::safetensors::TensorFile;
-use crate::layer::packed::PackedLinear;
+use crate::layer::bigram::bigram_row;
+use crate::layer::packed::{PackedLinear, PackedTable};
 use crate::pack::open::Opened;
 use crate::params::MAX_NUMBERS;
 use crate::tok::Tokenizer;
@@ -67,26 +68,47 @@ impl PackedModel {
         self.file_bytes
     }
 
-    /// Size of the matrices in memory, in bytes.
+    /// Size of matrices and tables in memory, in bytes.
     pub fn memory(&self) -> usize {
         // One that is applied twice is there once.
         let blocks = &self.body.blocks;
         let again = |i: usize| blocks[..i].iter().any(|before| Arc::ptr_eq(before, &blocks[i]));
-        let linears = (0..blocks.len()).filter(|&i| !again(i)).flat_map(|i| blocks[i].linears());
-        self.body.embedding.memory() + linears.map(PackedLinear::memory).sum::<usize>()
+        let once = || (0..blocks.len()).filter(|&i| !again(i)).map(|i| &blocks[i]);
+        let linears = once().flat_map(|block| block.linears()).map(PackedLinear::memory).sum::<usize>();
+        let tables = once().filter_map(|block| block.table()).chain(&self.body.bigram);
+        self.body.embedding.memory() + linears + tables.map(PackedTable::memory).sum::<usize>()
     }
 
-    /// Writes the rows of the embedding matrix, `h: [tokens, D]`.
-    pub(super) fn embed(&self, h: &mut [f32], tokens: &[Token]) {
+    /// Width of a row of the stream after the embedding that is kept for the blocks; 0 where they do not read it.
+    pub(super) fn x0_width(&self) -> usize {
+        if self.body.x0 { self.config.dim } else { 0 }
+    }
+
+    /// The count before the next row `token` of a sequence and its row of bigrams, 0 without them; the state moves on.
+    pub(super) fn advance(&self, state: &mut SequenceState, token: Token) -> (u32, u32) {
+        let past = state.advance(token, self.config.document_start());
+        let Some(table) = &self.body.bigram else { return (past, 0) };
+        let last = state.values.last_mut().expect("room for a token");
+        let before = if past == 0 { self.config.eos as Token } else { *last as Token };
+        *last = token.into();
+        (past, bigram_row(before, token, table.rows()))
+    }
+
+    /// Writes the stream after the embedding, `h: [tokens, D]`, and keeps it in `x0`, of [`PackedModel::x0_width`].
+    pub(super) fn embed(&self, h: &mut [f32], x0: &mut [f32], tokens: &[Token], bigrams: &[u32]) {
         for (h, &token) in h.chunks_exact_mut(self.config.dim).zip(tokens) {
             self.body.embedding.row(h, token.into());
         }
+        if let Some(table) = &self.body.bigram {
+            h.chunks_exact_mut(self.config.dim).zip(bigrams).for_each(|(h, &row)| table.add_row(h, row as usize));
+        }
+        x0.copy_from_slice(&h[..x0.len()]);
     }
 
     /// A sequence state at the start of a text.
     pub fn new_state(&self) -> SequenceState {
-        let len = self.body.blocks.iter().map(|block| block.state_len()).sum();
-        SequenceState { values: Buf::zeros(len), past: 0 }
+        let len: usize = self.body.blocks.iter().map(|block| block.state_len()).sum();
+        SequenceState { values: Buf::zeros(len + self.body.bigram.iter().len()), past: 0 }
     }
 
     /// The state that [`SequenceState::save`] saved; `None` if the bytes are damaged or belong to another model.

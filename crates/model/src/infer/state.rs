@@ -5,6 +5,7 @@ use flashlm_kernels::{Buf, Token};
 /// The state of one sequence: what the blocks keep of the tokens so far, of constant size.
 #[derive(Clone)]
 pub struct SequenceState {
+    /// Of the blocks in turn; then, where bigrams are looked up, the last token.
     pub(super) values: Buf<f32>,
     /// Rows of the document so far.
     pub(super) past: u32,

@@ -81,12 +81,16 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             activation: ActivationKind::Relu2,
             sub_norm: true,
             logit_softcap: 3.0,
+            x0: true,
+            bigram: 1000,
+            layer_embeddings: true,
             reset: true,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
         };
         let blocks = ModelConfig {
             ffn_hidden: 40,
+            bigram: 77,
             mixers: Settings {
                 delta: DeltaConfig { expand_v: 1.0, ..plain.mixers.delta.clone() },
                 ..plain.mixers.clone()
@@ -109,7 +113,11 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             ..plain.clone()
         };
         // Blocks that begin anywhere in a row.
-        let odd = ModelConfig { quant: quant(ScaleKind::Block, 35, StatKind::Mean, false), ..plain.clone() };
+        let odd = ModelConfig {
+            layer_embeddings: true,
+            quant: quant(ScaleKind::Block, 35, StatKind::Mean, false),
+            ..plain.clone()
+        };
         let bytes =
             ModelConfig { block_norm: false, quant: quant(ScaleKind::None, 1, StatKind::Mean, false), ..tiny(name) };
         for (shape, config) in

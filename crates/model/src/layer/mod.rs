@@ -5,8 +5,10 @@
 //! The residual stream is kept in `A::E`, everything inside a branch as `A`. A layer goes over its rows in tiles, and does
 //! for one tile all that needs no other ([`flashlm_kernels::tile`]); what is left are the gradients of weights.
 
+pub mod bigram;
 pub mod branch;
 pub mod config;
+pub mod dropout;
 pub mod ffn;
 pub mod head;
 pub mod linear;

@@ -1,6 +1,8 @@
 //! What every layer of the packed runtime is made of: `y (+)= x W^T` with `x` quantised to int8, optionally after an RMSNorm of
 //! its own; RMSNorm.
 
+use std::ops::Range;
+
 use flashlm_kernels::ops::{Columns, Int8Rows, PackedMatrix, exact_rmsnorm, packed_matmul};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
@@ -49,6 +51,37 @@ impl PackedBranchNorm {
 /// Taps of a convolution: `[K, C]`.
 pub(crate) fn packed_taps(from: &Reader, of: &Taps) -> Result<Buf<f32>, PackError> {
     Ok(taps::turned(&from.floats(&of.weight)?, of.k))
+}
+
+/// A table whose rows are looked up: `[rows, d]` as bytes, a scale each.
+pub(crate) struct PackedTable {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    d: usize,
+}
+
+impl PackedTable {
+    /// The table at this place in the layout.
+    pub(crate) fn read(from: &Reader, place: &Range<usize>) -> Result<Self, PackError> {
+        let (codes, scales) = from.table_rows(place)?;
+        Ok(PackedTable { d: codes.len() / scales.len(), codes, scales })
+    }
+
+    /// Number of its rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.scales.len()
+    }
+
+    pub(crate) fn memory(&self) -> usize {
+        self.codes.len() + size_of_val(&self.scales[..])
+    }
+
+    /// Adds row `at` to `h: [d]`.
+    pub(crate) fn add_row(&self, h: &mut [f32], at: usize) {
+        let scale = self.scales[at];
+        let codes = &self.codes[at * self.d..(at + 1) * self.d];
+        h.iter_mut().zip(codes).for_each(|(h, &code)| *h += f32::from(code) * scale);
+    }
 }
 
 /// Working memory of one tile of rows.

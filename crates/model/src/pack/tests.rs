@@ -11,7 +11,9 @@ use crate::codes::weights::nibble_scale;
 use crate::config::ScaleKind;
 use crate::infer::testing::{EOS, Noise, shapes, stories};
 use crate::infer::{Engine, PackedModel};
+use crate::params::Group;
 use crate::rng::Rng;
+use crate::testing::ratio;
 use crate::tok::Tokenizer;
 use flashlm_kernels::{Exec, Isa};
 
@@ -160,6 +162,27 @@ fn a_table_of_four_bits_is_near() {
     let ratio = (off / want.iter().map(|w| square(*w)).sum::<f64>()).sqrt();
     // Half a step of an eighth of the largest of 16, which is twice the usual weight: some 7 %, more once through the blocks.
     assert!((0.02..0.2).contains(&ratio), "{ratio}");
+}
+
+/// Tables that are looked up, with all their rows in 4 bits.
+#[test]
+fn other_tables_of_four_bits_are_near() {
+    let (_, config) = shapes().into_iter().find(|(name, _)| name == "conv recipe").unwrap();
+    let (noise, folder) = (Noise::new(config), tempfile::tempdir().unwrap());
+    let path = folder.path().join("m.safetensors");
+    let bytes = [TableBits::Eight, TableBits::Four].map(|bits| repacked(&noise, Density::Four, bits));
+    assert!(bytes[1].len() < bytes[0].len() * 2 / 3);
+    for (bytes, most) in bytes.iter().zip([0.01, 0.12]) {
+        std::fs::write(&path, bytes).unwrap();
+        let params = unpack(&Exec::new(Isa::SCALAR, 1), &path).unwrap();
+        let tables = noise.layout.specs().iter().filter(|spec| spec.group == Group::Table);
+        for spec in tables.clone() {
+            let ratio = ratio(&params[spec.range.clone()], &noise.params[spec.range.clone()]);
+            assert!((most / 10.0..most).contains(&ratio), "{}: {ratio}", spec.name);
+        }
+        assert_eq!(tables.count(), 3);
+        assert!(logits(bytes.clone()).iter().all(|z| z.is_finite()));
+    }
 }
 
 #[test]

@@ -22,6 +22,12 @@ pub fn pack(cx: &Exec, config: &ModelConfig, params: &[f32], tokenizer: &Tokeniz
     assert_eq!(params.len(), layout.len(), "parameters of another model");
     let mut tensors: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = Vec::new();
     let floats = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let nibbles = |name: &str, w: &[f32], inputs: usize| {
+        let (rows, (codes, scales)) = (w.len() / inputs, nibble_rows(w, inputs));
+        let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        let scales = (format!("{name}.scale"), Dtype::BF16, vec![rows, inputs.div_ceil(NIBBLES)], bytes);
+        [(name.to_owned(), Dtype::U8, vec![rows, inputs.div_ceil(2)], codes), scales]
+    };
     for spec in layout.specs() {
         let (name, w) = (&spec.name, &params[spec.range.clone()]);
         let ternary = config.quant.quant().filter(|_| spec.group == Group::Matrix);
@@ -38,16 +44,16 @@ pub fn pack(cx: &Exec, config: &ModelConfig, params: &[f32], tokenizer: &Tokeniz
                 let (outputs, inputs) = (spec.shape[0], spec.shape[1]);
                 let common = outputs.div_ceil(COMMON);
                 let (w, rare) = w.split_at(common * inputs);
-                let (codes, scales) = nibble_rows(rare, inputs);
-                tensors.push((RARE.into(), Dtype::U8, vec![outputs - common, inputs.div_ceil(2)], codes));
-                let shape = vec![outputs - common, inputs.div_ceil(NIBBLES)];
-                let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-                tensors.push((format!("{RARE}.scale"), Dtype::BF16, shape, bytes));
+                tensors.extend(nibbles(RARE, rare, inputs));
                 let (codes, scales) = byte_rows(w, inputs);
                 tensors.push((name.clone(), Dtype::I8, vec![common, inputs], codes));
                 scales
             }
-            (None, Group::Embedding | Group::Matrix) => {
+            (None, Group::Table) if options.table == TableBits::Four => {
+                tensors.extend(nibbles(name, w, spec.shape[1]));
+                continue;
+            }
+            (None, Group::Embedding | Group::Table | Group::Matrix) => {
                 let (codes, scales) = byte_rows(w, spec.shape[1]);
                 tensors.push((name.clone(), Dtype::I8, spec.shape.clone(), codes));
                 scales

@@ -56,6 +56,7 @@ impl Default for Settings {
                 matrix_weight_decay: 0.0,
                 frozen_taps: false,
                 z_loss: 0.0,
+                dropout: 0.0,
                 activation_share: 1.0,
                 average_share: 0.0,
                 stages: Vec::new(),

@@ -111,6 +111,8 @@ pub struct TrainSettings {
     pub frozen_taps: bool,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
+    /// Probability with which a number that a branch adds to the residual stream is dropped in training; 0: none is.
+    pub dropout: f64,
     /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.
     pub activation_share: f64,
     /// Last fraction of the run over whose steps the weights are averaged; the better of the last weights and their mean is

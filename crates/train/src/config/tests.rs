@@ -116,7 +116,7 @@ fn layers_override_in_order_and_types_are_checked() {
     layers.set("train.optimizer", "muon").unwrap();
     layers.set("train.lr", "0").unwrap();
     assert!(layers.settings().unwrap_err().to_string().contains("train.lr = 0: must be above 0"));
-    for (key, bad) in [("model.activation_bits", "4"), ("train.activation_share", "0")] {
+    for (key, bad) in [("model.activation_bits", "4"), ("train.activation_share", "0"), ("train.dropout", "0.95")] {
         let mut layers = Layers::defaults();
         layers.set(key, bad).unwrap();
         assert!(layers.settings().unwrap_err().to_string().contains(&format!("{key} = {bad}: must be ")));

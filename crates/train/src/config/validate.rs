@@ -52,6 +52,7 @@ impl Settings {
         check(within(t.weight_decay, 0.0, 10.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 10")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
+        check(within(t.dropout, 0.0, 0.9), "train.dropout", t.dropout.to_string(), "between 0 and 0.9")?;
         let share = t.activation_share;
         check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
         let share = t.average_share;

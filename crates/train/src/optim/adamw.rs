@@ -10,7 +10,7 @@ use super::optimizer::{Optimizer, Owns, Step, Tensor, tensors};
 /// Whether weight decay acts on a group.
 fn decays(group: Group) -> bool {
     match group {
-        Group::Matrix | Group::Embedding | Group::Norm | Group::Conv | Group::Gate => true,
+        Group::Matrix | Group::Embedding | Group::Table | Group::Norm | Group::Conv | Group::Gate => true,
         Group::Scalar => false,
     }
 }

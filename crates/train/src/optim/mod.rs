@@ -217,7 +217,8 @@ mod tests {
 
     fn stepper(optimizer: &str) -> (Stepper, TrainSettings) {
         let settings = preset("flash-small").unwrap();
-        let model = ModelConfig { vocab_size: 50, dim: 40, blocks: 2, ffn_hidden: 72, ..settings.model };
+        let sizes = ModelConfig { vocab_size: 50, dim: 40, blocks: 2, ffn_hidden: 72, ..settings.model };
+        let model = ModelConfig { x0: true, bigram: 30, layer_embeddings: true, ..sizes };
         let train = TrainSettings { optimizer: optimizer.into(), ..settings.train };
         (Stepper::new(&model, Precision::F32, SHAPE, &train).unwrap(), train)
     }

@@ -1,5 +1,7 @@
-//! FlashLM: `h = E[tokens]`; for each block `h += mixer(norm(h)); h += GLU(norm(h))`; `logits = norm(h) E^T`.
+//! FlashLM: `h = E[tokens]`; for each block `h += mixer(norm(h)); h += GLU(norm(h))`; `logits = norm(h) E^T`. What enters the
+//! stream before a block is in `entry.rs`.
 
+mod entry;
 mod packed;
 #[cfg(test)]
 mod reference;
@@ -18,12 +20,14 @@ use crate::layer::head::HeadParams;
 use crate::layer::norm::{BranchNorm, Norm};
 use crate::mixer;
 use crate::params::{Group, Init, Layout};
+use entry::EntryParams;
 
 /// Where the parameters lie.
 pub(super) struct Params {
     head: HeadParams,
     blocks: Vec<BlockParams>,
     norm: Norm,
+    entry: EntryParams,
 }
 
 /// Those of one block.
@@ -51,17 +55,19 @@ impl Params {
         });
         let blocks = blocks.collect();
         let scale = layout.add("final_norm.scale".into(), &[d], Init::Ones, Group::Norm);
-        Params { head, blocks, norm: Norm { scale, part: 0..d, eps } }
+        let norm = Norm { scale, part: 0..d, eps };
+        Params { head, blocks, norm, entry: EntryParams::new(layout, config) }
     }
 
     /// Numbers in the state of one sequence in the packed runtime.
     pub(super) fn state_len(&self) -> usize {
-        self.blocks.iter().map(|block| block.mixer.state_len()).sum()
+        // The token before is a number of the state.
+        self.blocks.iter().map(|block| block.mixer.state_len()).sum::<usize>() + self.entry.bigram.iter().len()
     }
 }
 
-/// A model of each mixer.
+/// A model of each mixer, without and with every switch.
 #[cfg(test)]
 pub(super) fn small() -> Vec<ModelConfig> {
-    mixer::NAMES.iter().map(|name| crate::testing::tiny(name)).collect()
+    mixer::NAMES.iter().flat_map(|name| [crate::testing::tiny(name), crate::testing::recipe(name)]).collect()
 }

@@ -12,15 +12,34 @@ use crate::tok::Tokenizer;
 fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
     let start = || (0..c.blocks).map(|_| History::default()).collect::<Vec<History>>();
     let mut history = start();
-    let mut all = Vec::new();
+    let (mut all, mut before) = (Vec::new(), c.eos as u64);
     for &token in tokens {
         if c.reset && usize::from(token) == c.eos {
             history = start();
+            before = c.eos as u64;
         }
         let add = |h: &mut Vec<f64>, y: Vec<f64>| h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
         let mut h = model.get("embedding.weight")[usize::from(token) * c.dim..][..c.dim].to_vec();
+        if c.bigram > 0 {
+            // `lowbias32` of the two tokens.
+            let mut x = before << 16 | u64::from(token);
+            for (shift, by) in [(16, 0x7feb_352d), (15, 0x846c_a68b), (16, 1)] {
+                x = (x ^ (x >> shift)) * by % (1 << 32);
+            }
+            let row = ((x * c.bigram as u64) >> 32) as usize;
+            add(&mut h, model.get("bigram.weight")[row * c.dim..][..c.dim].to_vec());
+        }
+        before = token.into();
+        let x0 = h.clone();
         for (i, history) in history.iter_mut().enumerate() {
             let block = model.of(&format!("blocks.{i}"));
+            if c.x0 {
+                let [r, s] = ["resid_lambda", "x0_lambda"].map(|name| block.get(name)[0]);
+                h.iter_mut().zip(&x0).for_each(|(h, x0)| *h = r * *h + s * x0);
+            }
+            if c.layer_embeddings {
+                add(&mut h, block.get("embedding.weight")[usize::from(token) * c.dim..][..c.dim].to_vec());
+            }
             let x = block.norm_if("norm1.scale", &h);
             add(&mut h, mixer::reference(c.mixer_of(i), &block.of("mixer"), &c.mixers, &x, history));
             let x = block.norm_if("norm2.scale", &h);

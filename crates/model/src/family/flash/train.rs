@@ -1,12 +1,16 @@
 //! The model in training and evaluation: weights, which passes share, and the working memory of one pass.
 
-use flashlm_kernels::ops::Objective;
+use std::ops::Range;
+
+use flashlm_kernels::ops::{Objective, add, dropout_backward, dropout_forward};
 use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 
 use super::Params;
+use super::entry::{EntryParams, Streams};
 use crate::config::ModelConfig;
 use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
-use crate::layer::config::Need;
+use crate::layer::bigram::bigram_row;
+use crate::layer::dropout::Dropout;
 use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
 use crate::layer::norm::Norm;
@@ -25,10 +29,14 @@ pub struct Train<A: Store> {
     training: bool,
     /// Whether the inputs of ternary matrices and of the head are rounded to int8.
     int8: bool,
+    /// What branches drop in training.
+    dropout: Option<Dropout>,
     /// Width of the widest input of a matrix.
     widest: usize,
     /// [`Span::past`] of a pass.
     past: Vec<u32>,
+    /// The rows of bigrams of a pass.
+    bigrams: Vec<u32>,
 }
 
 /// Weights, packed.
@@ -36,6 +44,7 @@ struct Weights<A: Store> {
     head: Head<A>,
     blocks: Vec<Block<A>>,
     norm: Norm,
+    entry: EntryParams,
 }
 
 struct Block<A: Store> {
@@ -51,9 +60,14 @@ struct Work<A: Store> {
     scratch: Scratch<A>,
     /// The residual stream: before block 0, after each mixer, after each GLU.
     h: Vec<Buf<A::E>>,
+    /// The stream as it enters each block, where that is not as it left the one before.
+    entered: Vec<Buf<A::E>>,
     /// The input of the head.
     x: Buf<A>,
     dh: Buf<A::E>,
+    dx0: Buf<A::E>,
+    /// With dropout, the part of a gradient that goes around a branch.
+    around: Buf<A::E>,
 }
 
 impl<A: Store> Train<A> {
@@ -62,7 +76,7 @@ impl<A: Store> Train<A> {
         let (d, rows) = (config.dim, rows.max(1));
         let mut layout = Layout::default();
         let of = Params::new(&mut layout, config, int8);
-        let need = of.blocks.iter().fold(Need::default(), |need, block| need.max(block.need));
+        let need = of.blocks.iter().fold(of.entry.need(), |need, block| need.max(block.need));
         let head = Head::new(&of.head, training);
         let block = |of: super::BlockParams| Block { mixer: of.mixer.train(training), ffn: Ffn::new(of.ffn, training) };
         let blocks: Vec<Block<A>> = of.blocks.into_iter().map(block).collect();
@@ -70,25 +84,32 @@ impl<A: Store> Train<A> {
         for widths in blocks.iter().flat_map(|block| [block.mixer.wide(), block.ffn.wide()]) {
             wide = std::array::from_fn(|i| wide[i].max(widths[i]));
         }
+        let (entry, with_x0) = (of.entry, if config.x0 { d } else { 0 });
+        let entered = if entry.is_empty() { 0 } else { config.blocks };
         let with_gradient = if training { rows } else { 0 };
         let work = Work {
             head: head.work(rows),
             saved: blocks.iter().map(|block| (block.mixer.saved(rows, training), block.ffn.saved(rows))).collect(),
             scratch: Scratch::new(&config.layers(), need, wide, with_gradient, config.vocab_size),
             h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
+            entered: (0..entered).map(|_| Buf::scratch(rows * d)).collect(),
             x: Buf::scratch(rows * d),
             dh: Buf::scratch(with_gradient * d),
+            dx0: Buf::scratch(with_gradient * with_x0),
+            around: Buf::scratch(0),
         };
         let mut lm = Train {
             config: config.clone(),
             layout,
-            weights: Weights { head, blocks, norm: of.norm },
+            weights: Weights { head, blocks, norm: of.norm, entry },
             work,
             rows,
             training,
             int8: false,
+            dropout: None,
             widest: need.input,
             past: Vec::with_capacity(rows),
+            bigrams: Vec::with_capacity(if config.bigram > 0 { rows } else { 0 }),
         };
         lm.set_activation_bits(config.activation_bits);
         lm
@@ -102,7 +123,8 @@ impl<A: Store> Train<A> {
         tokens: &[Token],
         mut state: Option<&mut BatchState<A::E>>,
         shape: Shape,
-        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>) -> R,
+        dropout: Option<Dropout>,
+        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>, &[u32]) -> R,
     ) -> R {
         let rows = shape.rows();
         assert!(
@@ -114,10 +136,19 @@ impl<A: Store> Train<A> {
         let (Shape { batch, seq_len: len }, start) = (shape, self.config.document_start());
         let mut past = std::mem::take(&mut self.past);
         count_past(&mut past, tokens, state.as_deref_mut().map(|state| &mut state.past[..]), start, len);
+        let mut bigrams = std::mem::take(&mut self.bigrams);
+        if self.config.bigram > 0 {
+            let last = state.as_deref().map_or(&[][..], |state| &state.last);
+            find_bigrams(&mut bigrams, tokens, &past, last, &self.config, len);
+        }
+        if let Some(state) = state.as_deref_mut() {
+            let ends = tokens.chunks_exact(len.max(1)).map(|sequence| sequence[len - 1]);
+            state.last.iter_mut().zip(ends).for_each(|(last, end)| *last = end);
+        }
         let pass = Pass { cx, params: params.all(), int8: self.int8, span: &Span { batch, len, past: &past } };
-        self.weights.forward(pass, &mut self.work, tokens, state);
-        let result = then(pass, &self.weights, &mut self.work);
-        self.past = past;
+        self.weights.forward(pass, &mut self.work, Told { tokens, bigrams: &bigrams, dropout }, state);
+        let result = then(pass, &self.weights, &mut self.work, &bigrams);
+        (self.past, self.bigrams) = (past, bigrams);
         result
     }
 
@@ -132,7 +163,7 @@ impl<A: Store> Train<A> {
         then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
     ) -> R {
         let n = tokens.len() * self.config.dim;
-        self.with_pass(cx, params, tokens, state, shape, |pass, Weights { head, blocks, norm }, work| {
+        self.with_pass(cx, params, tokens, state, shape, None, |pass, Weights { head, blocks, norm, .. }, work, _| {
             let Work { head: head_work, x, h, .. } = work;
             let x = &mut x[..n];
             head.input(pass, x, &h[2 * blocks.len()][..n], norm);
@@ -141,22 +172,48 @@ impl<A: Store> Train<A> {
     }
 }
 
+/// What a pass is told of its rows.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    tokens: &'a [Token],
+    /// Empty where they are not looked up.
+    bigrams: &'a [u32],
+    dropout: Option<Dropout>,
+}
+
 impl<A: Store> Weights<A> {
     /// The pass up to the end of the residual stream, `[B*T, D]` in the last of `work.h`.
     fn forward(
         &self,
         pass: Pass<A::E>,
-        Work { saved, h, .. }: &mut Work<A>,
-        tokens: &[Token],
+        Work { saved, h, entered, .. }: &mut Work<A>,
+        Told { tokens, bigrams, dropout }: Told,
         mut state: Option<&mut BatchState<A::E>>,
     ) {
-        let n = tokens.len() * self.norm.scale.len();
+        let d = self.norm.scale.len();
+        let n = tokens.len() * d;
         self.head.embed_forward(pass.cx, &mut h[0], tokens, pass.params);
+        self.entry.embed_forward(pass, &mut h[0], bigrams);
         for (i, (block, saved)) in self.blocks.iter().zip(saved).enumerate() {
-            let [h0, h1, h2] = &mut h[2 * i..2 * i + 3] else { unreachable!("three buffers for each block") };
+            let (before, after) = h.split_at_mut(2 * i + 1);
+            let ([h1, h2, ..], h0) = (after, &before[2 * i][..n]) else { unreachable!("two more for each block") };
+            let input = match entered.get_mut(i) {
+                Some(input) => {
+                    let input = &mut input[..n];
+                    self.entry.forward(pass, i, input, Streams { h: h0, x0: &before[0][..n], tokens });
+                    &*input
+                }
+                None => h0,
+            };
             let layer = state.as_deref_mut().map(|state| &mut *state.layers[i]);
-            block.mixer.forward(pass, &mut h1[..n], &mut saved.0, layer, &h0[..n]);
+            block.mixer.forward(pass, &mut h1[..n], &mut saved.0, layer, input);
+            if let Some(dropout) = dropout {
+                dropout_forward(pass.cx, &mut h1[..n], input, d, dropout.mask(2 * i));
+            }
             block.ffn.forward(pass, &mut h2[..n], &mut saved.1, &h1[..n]);
+            if let Some(dropout) = dropout {
+                dropout_forward(pass.cx, &mut h2[..n], &h1[..n], d, dropout.mask(2 * i + 1));
+            }
         }
     }
 }
@@ -181,6 +238,19 @@ fn count_past(past: &mut Vec<u32>, tokens: &[Token], counts: Option<&mut [u32]>,
     }
 }
 
+/// The row of bigrams of each row, by the token before it: of the sequence, else of `last` of a state; a document begins after `eos`.
+fn find_bigrams(rows: &mut Vec<u32>, tokens: &[Token], past: &[u32], last: &[Token], config: &ModelConfig, t: usize) {
+    let start = config.eos as Token;
+    rows.clear();
+    for (i, (tokens, past)) in tokens.chunks(t.max(1)).zip(past.chunks(t.max(1))).enumerate() {
+        let mut before = last.get(i).copied().unwrap_or(start);
+        for (&token, &past) in tokens.iter().zip(past) {
+            rows.push(bigram_row(if past == 0 { start } else { before }, token, config.bigram));
+            before = token;
+        }
+    }
+}
+
 impl<A: Store> LanguageModel<A::E> for Train<A> {
     fn config(&self) -> &ModelConfig {
         &self.config
@@ -196,7 +266,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
 
     fn state(&self, batch: usize) -> BatchState<A::E> {
         let layers = self.weights.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
-        BatchState { layers, past: vec![0; batch] }
+        BatchState { layers, past: vec![0; batch], last: vec![0; batch] }
     }
 
     fn set_activation_bits(&mut self, bits: u32) {
@@ -205,6 +275,17 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         if self.int8 && self.training {
             self.work.scratch.room_for_rounded(self.rows * self.widest);
         }
+    }
+
+    fn set_dropout(&mut self, dropout: Option<Dropout>) {
+        self.dropout = dropout;
+        if dropout.is_some() && self.work.around.is_empty() {
+            self.work.around = Buf::scratch(self.rows * self.config.dim);
+        }
+    }
+
+    fn touched(&self, tokens: &[Token], touch: &mut dyn FnMut(&Range<usize>, u32)) {
+        self.weights.entry.touched(tokens, &self.bigrams, touch);
     }
 
     fn pack(&mut self, cx: &Exec, params: &[A::E]) {
@@ -227,16 +308,37 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         shape: Shape,
         objective: Objective,
     ) -> f64 {
-        let n = shape.rows() * self.config.dim;
-        self.with_pass(cx, params, tokens, None, shape, |pass, Weights { head, blocks, norm }, work| {
-            let Work { head: head_work, saved, scratch: s, h, dh, .. } = work;
+        let (d, dropout) = (self.config.dim, self.dropout);
+        let n = shape.rows() * d;
+        self.with_pass(cx, params, tokens, None, shape, dropout, |pass, weights, work, bigrams| {
+            let Weights { head, blocks, norm, entry } = weights;
+            let Work { head: head_work, saved, scratch: s, h, entered, dh, dx0, around, .. } = work;
             let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
             let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective);
             for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
+                if let Some(dropout) = dropout {
+                    dropout_backward(cx, dh, &mut around[..n], d, dropout.mask(2 * i + 1));
+                }
                 block.ffn.backward(pass, dh, grads, &saved.1, &h[2 * i + 1][..n], s);
-                block.mixer.backward(pass, dh, grads, &mut saved.0, &h[2 * i][..n], s);
+                if let Some(dropout) = dropout {
+                    add(cx, dh, &around[..n]);
+                    dropout_backward(cx, dh, &mut around[..n], d, dropout.mask(2 * i));
+                }
+                let input = entered.get(i).unwrap_or(&h[2 * i]);
+                block.mixer.backward(pass, dh, grads, &mut saved.0, &input[..n], s);
+                if dropout.is_some() {
+                    add(cx, dh, &around[..n]);
+                }
+                if !entry.is_empty() {
+                    let from = Streams { h: &h[2 * i][..n], x0: &h[0][..n], tokens };
+                    entry.backward(pass, i, (dh, dx0), grads, from, s);
+                }
+            }
+            if !dx0.is_empty() {
+                add(cx, dh, &dx0[..n]);
             }
             head.embed_backward(cx, grads, dh, tokens);
+            entry.embed_backward(cx, grads, dh, bigrams);
             nats
         })
     }
