@@ -30,7 +30,7 @@ pub struct Args {
     /// Bits per ternary weight in the file; in memory it is always 2
     #[arg(long, value_enum, default_value_t = Ternary::Two)]
     ternary_bits: Ternary,
-    /// Bits per weight of the embedding matrix and the head in the file; in memory it is always 8
+    /// Bits per weight of the embedding matrix, the head and other tables in the file; in memory it is always 8
     #[arg(long, value_enum, default_value_t = Table::Eight)]
     table_bits: Table,
     /// Overwrite an existing file
