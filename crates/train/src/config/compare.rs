@@ -1,5 +1,7 @@
 //! What a resumed run may do otherwise than its checkpoint.
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::settings::Settings;
 use super::table::{flatten, table_of};
 
@@ -37,6 +39,15 @@ impl Settings {
         let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));
         let differs = mine.into_iter().zip(theirs).find(|(a, b)| a != b);
         differs.map(|((key, a), (_, b))| format!("{key} was {a} when saved and is {b} now"))
+    }
+
+    /// XXH3-64 of the keys whose values are not the defaults, in 16 hexadecimal digits: a key that is added later, and off,
+    /// changes no digest.
+    pub fn digest(&self) -> String {
+        let defaults = flatten("", &table_of(&Settings::default()));
+        let own = flatten("", &table_of(self)).into_iter().filter(|pair| !defaults.contains(pair));
+        let lines: String = own.map(|(key, value)| format!("{key} = {value}\n")).collect();
+        format!("{:016x}", xxh3_64(lines.as_bytes()))
     }
 
     /// What a resumed run does otherwise than its checkpoint from the next step on.

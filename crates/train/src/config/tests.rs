@@ -218,3 +218,18 @@ fn keys_are_written_in_the_order_they_always_had() {
     let places: Vec<usize> = keys.iter().map(|key| text.find(key).unwrap()).collect();
     assert!(places.is_sorted(), "{text}");
 }
+
+#[test]
+fn a_digest_follows_what_is_not_the_default() {
+    let (plain, mut other) = (Settings::default(), Settings::default());
+    // XXH3-64 of nothing, as its authors publish it.
+    assert_eq!(plain.digest(), "2d06800538d394c2");
+    other.train.lr *= 2.0;
+    let changed = other.digest();
+    assert_ne!(changed, plain.digest());
+    other.train.lr /= 2.0;
+    assert_eq!(other.digest(), plain.digest());
+    // Through a file as well.
+    let saved = preset("hybrid-small").unwrap();
+    assert_eq!(Settings::from_toml(&saved.to_toml(), "saved").unwrap().digest(), saved.digest());
+}

@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Outcome, TrainError};
 use crate::config::Settings;
@@ -25,7 +24,7 @@ pub struct Ending {
     pub tokens: u64,
     /// Seconds of training.
     pub seconds: f64,
-    /// XXH3-64 of the resolved settings, 16 hexadecimal digits.
+    /// [`Settings::digest`].
     pub settings_xxh3: String,
     /// Bits per byte no model can go below, where known.
     pub entropy_bound: Option<f64>,
@@ -71,15 +70,12 @@ struct Finished {
     settings_xxh3: String,
 }
 
-pub(super) fn digest(settings: &Settings) -> String {
-    format!("{:016x}", xxh3_64(settings.to_toml().as_bytes()))
-}
 
 /// Why a run with these settings has nothing left to do after `step`; `None` where it has.
 pub fn finished(folder: &RunFolder, settings: &Settings, step: u64) -> Option<TrainError> {
     let result = folder.result().ok().filter(Value::is_object)?;
     let result: Finished = serde_json::from_value(result).ok()?;
-    let same = result.steps == step && result.settings_xxh3 == digest(settings);
+    let same = result.steps == step && result.settings_xxh3 == settings.digest();
     same.then(|| over(folder, settings, step, result.outcome == Outcome::EarlyStop.name()))
 }
 

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use flashlm_kernels::cpu::Machine;
 use flashlm_model::model_file::read_params;
 
-use super::ending::digest;
 use super::{Ended, Ending, Event, Inputs, Outcome, Scored, Tell, TrainError, Trainer};
 use crate::checkpoint::folder_name;
 use crate::log::SampleRow;
@@ -55,7 +54,7 @@ impl Trainer<'_> {
             steps: step,
             tokens: self.state.tokens,
             seconds: self.state.elapsed,
-            settings_xxh3: digest(&self.inputs.settings),
+            settings_xxh3: self.inputs.settings.digest(),
             entropy_bound: self.inputs.entropy_bound,
             consistency,
             best,
