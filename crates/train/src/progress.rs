@@ -153,6 +153,19 @@ impl Plan {
         by_steps.max(by_time)
     }
 
+    /// How many validations the first `step` steps come with, where `every` steps are between two; 0: ten over the run, none where
+    /// time limits it.
+    pub fn validations(&self, every: u64, step: u64) -> u64 {
+        match (every, self.total()) {
+            (1.., _) => step / every,
+            // Of a shorter run, one for each step.
+            (0, Some(total)) if self.seconds.is_none() => {
+                (10 * step).checked_div(total).map_or(0, |tenth| tenth.min(step))
+            }
+            _ => 0,
+        }
+    }
+
     /// The stage that the next step belongs to.
     pub fn stage(&self, state: &State) -> usize {
         let last = self.stages.len() - 1;

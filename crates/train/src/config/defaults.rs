@@ -53,7 +53,7 @@ impl Default for Settings {
                 z_loss: 0.0,
                 activation_share: 1.0,
                 stages: Vec::new(),
-                eval_every: 1000,
+                eval_every: 0,
                 eval_tokens: 40_000,
                 patience: 3,
                 sample_every: 2000,
