@@ -228,12 +228,12 @@ fn published_rows(r: &Published) -> Rows {
 fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
     let seconds = start.elapsed().as_secs_f64();
     status.show(&format!(
-        "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
+        "eval {:.0} %  eta {}  {} tok/s  {} tok  {}",
         100.0 * p.share,
-        thousands(p.tokens as u64),
+        duration(seconds * (1.0 - p.share) / p.share),
         thousands((p.tokens as f64 / seconds) as u64),
-        duration(seconds),
-        duration(seconds * (1.0 - p.share) / p.share)
+        thousands(p.tokens as u64),
+        duration(seconds)
     ));
     ControlFlow::Continue(())
 }

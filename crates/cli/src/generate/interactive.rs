@@ -68,14 +68,17 @@ impl Lines {
     /// The next line, without its end; none at the end of input.
     fn next(&mut self) -> anyhow::Result<Option<String>> {
         match self {
-            Lines::Editor(editor) => match editor.readline(SIGN) {
-                Ok(line) => {
-                    // A history that is full is no reason to stop.
-                    let _ = editor.add_history_entry(&line);
-                    Ok(Some(line))
+            Lines::Editor(editor) => loop {
+                match editor.readline(SIGN) {
+                    Ok(line) => {
+                        // A history that is full is no reason to stop.
+                        let _ = editor.add_history_entry(&line);
+                        return Ok(Some(line));
+                    }
+                    Err(ReadlineError::Interrupted) => say!("Ctrl-D or /quit leaves"),
+                    Err(ReadlineError::Eof) => return Ok(None),
+                    Err(error) => return Err(error).context("cannot read a line from the terminal"),
                 }
-                Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
-                Err(error) => Err(error).context("cannot read a line from the terminal"),
             },
             Lines::Pipe => {
                 let mut line = String::new();
