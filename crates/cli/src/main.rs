@@ -142,7 +142,9 @@ mod tests {
                     _ => vec![part.to_string()],
                 };
                 let words = line[start..].split('"').enumerate().flat_map(quoted);
-                Cli::try_parse_from(words).err().into_iter().for_each(|error| panic!("{line}: {error}"));
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("{line}: {error}");
+                }
                 *all += 1;
             }
             command.get_subcommands().for_each(|command| check(command, all));

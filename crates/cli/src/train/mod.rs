@@ -116,7 +116,9 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(bound) = entropy_bound {
         say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
     }
-    say!("to compare: `zstd -19` needs {zstd_bpb:.3} bits per byte for the validation text");
+    if let Some(zstd_bpb) = zstd_bpb {
+        say!("to compare: `zstd -19` needs {zstd_bpb:.3} bits per byte for the validation text");
+    }
     stop.training.store(true, SeqCst);
     let Ended { outcome, ending } = trainer.run(&stop.flag, &mut |event| {
         if let Event::Sample(_) = event {
@@ -167,7 +169,7 @@ fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
     })
 }
 
-fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: f64, prompts: &[String]) -> String {
+fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: Option<f64>, prompts: &[String]) -> String {
     let Ending { steps, best, last, entropy_bound, tokens, seconds, .. } = ending;
     let report = &best.full;
     let weights = match best.step == *steps {
@@ -180,10 +182,12 @@ fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: f64, prompts: &[String
         ),
     };
     let run = folder.path();
+    let compared = [zstd_bpb.map(|bpb| format!("zstd -19 needs {bpb:.4}")), before(folder)];
+    let compared = compared.into_iter().flatten().collect::<Vec<_>>().join(", ");
     let prompt = quoted(Path::new(prompts.first().map_or("Once upon a time", String::as_str)));
     let rows = [
         ("bpb", format!("{:.4}", report.bpb)),
-        ("to compare", format!("zstd -19 needs {zstd_bpb:.4}{}", before(folder))),
+        ("to compare", compared),
         ("entropy bound", entropy_bound.map_or(String::new(), |bound| format!("{bound:.4}"))),
         ("bpb with EOS", format!("{:.4}", report.bpb_with_eos)),
         ("loss per token", format!("{:.4}", report.loss_per_token)),
@@ -200,11 +204,11 @@ fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: f64, prompts: &[String
 }
 
 /// What the model needed before it was trained, if the log has it.
-fn before(folder: &RunFolder) -> String {
+fn before(folder: &RunFolder) -> Option<String> {
     let rows = jsonl::read(&folder.file(METRICS)).unwrap_or_default();
     let first = rows.iter().find_map(|row| match row {
         Row::Eval(row) if row.step == 0 => Some(row.bpb),
         _ => None,
     });
-    first.map_or(String::new(), |bpb| format!(", the model before training {bpb:.4}"))
+    first.map(|bpb| format!("the model before training {bpb:.4}"))
 }

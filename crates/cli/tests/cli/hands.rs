@@ -87,7 +87,7 @@ fn ten_validations_and_one_before_the_first_step() {
 fn samples_begin_like_the_text() {
     let place = Place::new();
     let letter = |i: u32| format!("Dear number {i}, this is letter {} of many letters that I wrote.", i * 7919 % 1000);
-    let letters: Vec<String> = (0..300).map(letter).collect();
+    let letters: Vec<String> = (0..600).map(letter).collect();
     place.write("letters.txt", letters.join("\n<|endoftext|>\n"));
     let flags = TINY.replace("--data synthetic:300", "-d letters.txt");
     let printed = place.ok(&format!("train {flags} --steps 2 -o run"));
@@ -132,6 +132,7 @@ fn shells_and_man_know_every_command() {
 #[test]
 fn words_are_of_the_command_line() {
     let place = Place::new();
+    place.write("blank.txt", " \n \n");
     place.write("c.toml", "[model]\ndim = -3\n");
     for (command, words) in [
         (
@@ -145,6 +146,10 @@ fn words_are_of_the_command_line() {
         ("train --set train.learning_rate=1", &["did you mean `train.lr`?"]),
         ("train --set train.warmup=1", &["did you mean `train.warmup_steps`?"]),
         ("train --set model.n_head=1", &["did you mean `model.attention.heads`?"]),
+        (
+            "train --preset flash-tiny -d c.toml --valid blank.txt --vocab 300 --set train.seq_len=8 --steps 1",
+            &["blank.txt", "holds no document"],
+        ),
         ("generate x -t -3", &["--temperature: expected"]),
         ("generate x --top-p 7", &["--top-p: expected"]),
     ] {

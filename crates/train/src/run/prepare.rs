@@ -24,6 +24,8 @@ use crate::tokenizer::{TokenizerChoice, tokenizer};
 use crate::trainer::{Event, Inputs, Tell, TrainError, Trainer};
 use crate::units::{counted, duration};
 
+/// Shortest text, in bytes, that is compressed to compare with.
+const COMPARABLE: usize = 1024;
 /// Most validation tokens scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
 
@@ -38,8 +40,8 @@ pub struct Prepared {
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,
-    /// Bits per byte that `zstd -19` needs for `valid`: a figure to compare with.
-    pub zstd_bpb: f64,
+    /// Bits per byte that `zstd -19` needs for `valid`, a figure to compare with; none for a text so short that it would be no measure.
+    pub zstd_bpb: Option<f64>,
 }
 
 impl Prepared {
@@ -111,7 +113,7 @@ impl Resolved {
         match validation {
             Validation::Named => {
                 note_oddities("validation", &read.oddities, tell);
-                if valid.is_empty() {
+                if text.iter().all(u8::is_ascii_whitespace) {
                     return Err(TrainError::NoValidation { spec: self.settings.data.valid });
                 }
             }
@@ -220,10 +222,10 @@ fn progress(what: &str, p: &Progress, stop: &AtomicBool, tell: Tell) -> ControlF
     if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Bits per byte of a text that `zstd -19` compresses by itself; NaN of an empty one.
-fn bits_per_byte(text: &[u8]) -> f64 {
-    let compressed = zstd::bulk::compress(text, 19).map_or(f64::NAN, |bytes| bytes.len() as f64);
-    8.0 * compressed / text.len() as f64
+/// Bits per byte of a text that `zstd -19` compresses by itself.
+fn bits_per_byte(text: &[u8]) -> Option<f64> {
+    let compressed = zstd::bulk::compress(text, 19).ok().filter(|_| text.len() >= COMPARABLE)?;
+    Some(8.0 * compressed.len() as f64 / text.len() as f64)
 }
 
 /// Several files as one line.
