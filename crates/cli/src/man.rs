@@ -5,11 +5,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap_mangen::Man;
 use flashlm_train::atomic::write_file;
 
-use crate::common::{may_write, out};
+use crate::common::out;
 
 /// Write manual pages: flashlm.1 and one for each command
 #[derive(clap::Args)]
@@ -30,7 +30,9 @@ pub fn run(args: Args, mut program: clap::Command) -> anyhow::Result<ExitCode> {
     let mut pages = Vec::new();
     collect(program, "flashlm", &mut pages)?;
     let path = |name: &str| folder.join(format!("{name}.1"));
-    pages.iter().try_for_each(|(name, _)| may_write(&path(name), "another folder", args.force))?;
+    if let Some(there) = pages.iter().map(|(name, _)| path(name)).find(|path| path.exists() && !args.force) {
+        bail!("{} already exists; name another folder, or overwrite the pages with --force", there.display());
+    }
     for (name, page) in &pages {
         write_file(&path(name), |file| file.write_all(page))?;
         out!("{}", path(name).display());

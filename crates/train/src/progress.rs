@@ -203,6 +203,29 @@ impl Plan {
 mod tests {
     use super::*;
 
+    #[test]
+    fn ten_validations_over_a_run_of_any_length() {
+        let mut settings = Settings::default();
+        for (steps, every, expected) in [
+            (1000, 0, (1..=10).map(|i| 100 * i).collect::<Vec<u64>>()),
+            (7, 0, (1..=7).collect()),
+            (25, 0, vec![3, 5, 8, 10, 13, 15, 18, 20, 23, 25]),
+            (25, 10, vec![10, 20]),
+        ] {
+            settings.train.steps = steps;
+            let plan = Plan::new(&settings, &[Extent { windows: 1e6, tokens: 256.0 }], 16);
+            let due = |&step: &u64| plan.validations(every, step) > plan.validations(every, step - 1);
+            assert_eq!((1..=steps).filter(due).collect::<Vec<_>>(), expected, "{steps} steps");
+        }
+        settings.train.minutes = 1.0;
+        let plan = Plan::new(&settings, &[Extent { windows: 1e6, tokens: 256.0 }], 16);
+        assert_eq!(
+            (plan.validations(0, 20), plan.validations(10, 20)),
+            (0, 2),
+            "time decides, or steps that are named"
+        );
+    }
+
     fn staged(shares: [f64; 3]) -> Settings {
         let mut s = Settings::default();
         let stage = |(seq_len, share)| Stage { seq_len, share, sources: Vec::new() };

@@ -319,6 +319,16 @@ mod tests {
             let eos = expected.ends_with(&[EOS]);
             assert_eq!(finish, if eos { Finish::Eos } else { Finish::Length });
             assert_eq!(generation.tokens(), expected.len());
+            // Token by token, and none once it has ended.
+            let (mut engine, mut chosen) = (engine(&noise), Vec::new());
+            let mut again = self::generation(&noise, "Hi there", &greedy(), 40, &[]);
+            while again.finish().is_none() {
+                engine.advance(std::slice::from_mut(&mut again)).unwrap();
+                chosen.extend(again.chosen());
+            }
+            assert_eq!(chosen, expected, "{name}");
+            engine.advance(std::slice::from_mut(&mut again)).unwrap();
+            assert_eq!(again.chosen(), None);
         }
     }
 

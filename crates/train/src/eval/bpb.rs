@@ -424,6 +424,30 @@ mod tests {
     }
 
     #[test]
+    fn documents_are_those_scored_alone_and_add_up() {
+        let (tokenizer, cx) = (lossy(), Exec::new(Isa::SCALAR, 1));
+        let (mut lm, params) = model(&tokenizer, 64);
+        let (mut sums, mut scorer) = (Sums::default(), Master::new(&cx, &mut *lm, &params));
+        // In two parts, as a source is read.
+        for texts in [&TEXTS[..4], &TEXTS[4..]] {
+            score(&mut scorer, &tokenizer, &all(&tokenizer, texts), &mut sums, &mut on).unwrap();
+        }
+        let whole = sums.report(&tokenizer).unwrap();
+        let documents = sums.documents();
+        for (i, (document, text)) in documents.iter().zip(TEXTS).enumerate() {
+            let alone = run(&cx, &tokenizer, 64, &[text]);
+            assert_eq!((document.index, document.bytes, document.unk), (i as u64, text.len() as u64, alone.unk));
+            assert_eq!(document.tokens, alone.tokens);
+            assert!((document.bits / document.bytes as f64 / alone.bpb - 1.0).abs() < 1e-12, "{document:?}");
+        }
+        let sum = |of: fn(&Document) -> f64| documents.iter().map(of).sum::<f64>();
+        assert!((sum(|d| d.bits) / sum(|d| d.bytes as f64) / whole.bpb - 1.0).abs() < 1e-12);
+        let nats = sum(|d| d.nats) + charge(whole.unk, whole.unk_bases);
+        assert_eq!(nats / (LN_2 * whole.bytes as f64), whole.bpb);
+        assert!(whole.unk > 5);
+    }
+
+    #[test]
     fn equals_a_plain_loop_over_single_tokens() {
         let tokenizer = lossy();
         exec_on_all_isas(|cx| {
