@@ -1,7 +1,7 @@
 //! What commands share: output that survives a closed pipe, the executor, numbers of threads.
 
 use std::io::{Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -18,6 +18,8 @@ use flashlm_train::run;
 use flashlm_train::trainer::Event;
 use flashlm_train::what::What;
 use xxhash_rust::xxh3::Xxh3;
+
+use crate::terminal::{fitted, stderr_width};
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -68,6 +70,21 @@ pub fn passed_over(what: &str, source: &Source) {
     let passed = source.passed_over();
     if !passed.is_empty() {
         say!("{what}: skipped: {passed}");
+    }
+}
+
+/// The run that commands take where none is named: the one that `flashlm train` writes where it is told nothing else.
+const OWN: &str = "checkpoints";
+
+/// The model or run that is named, else [`OWN`].
+pub fn model_or_own(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(path) => Ok(path),
+        None if Path::new(OWN).exists() => Ok(OWN.into()),
+        None => bail!(
+            "no model or run is named, and there is no folder {OWN} here, where `flashlm train` writes by itself; name one, or \
+             train one"
+        ),
     }
 }
 
@@ -248,6 +265,7 @@ impl Status {
             return;
         }
         if self.terminal {
+            let line = stderr_width().map_or(line.to_string(), |width| fitted(line, width));
             self.write(&format!("\r\x1b[2K{line}"));
         } else {
             self.write(&format!("{line}\n"));
@@ -260,7 +278,7 @@ impl Status {
         match event {
             Event::Progress(line) => self.show(line),
             Event::Note(line) => self.note(line),
-            Event::Sample(_) => {}
+            Event::Row(_) | Event::Sample(_) => {}
         }
     }
 

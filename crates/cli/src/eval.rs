@@ -1,13 +1,15 @@
 //! `flashlm eval`: bits per byte of a model on a text.
 
+use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use flashlm_model::{Engine, Precision};
+use flashlm_train::atomic::write_file;
 use flashlm_train::eval::bpb::{Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
 use flashlm_train::eval::consistency::{Consistency, write_stories};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
@@ -15,7 +17,7 @@ use flashlm_train::load::Found;
 use flashlm_train::units::{counted, duration, thousands};
 use serde_json::json;
 
-use crate::common::{Status, data_spec, exec, open_source, out, passed_over, precision, say};
+use crate::common::{Status, data_spec, exec, may_write, model_or_own, open_source, out, passed_over, precision, say};
 
 /// Most rows of one micro-batch with master weights.
 const ROWS: usize = 2048;
@@ -27,15 +29,15 @@ const APART: f64 = 0.005;
 /// Evaluate a model: bits per byte on a text, every byte counted, every document scored whole from a fresh state
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm eval checkpoints --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval checkpoints --data synthetic:200 --json\n  flashlm eval checkpoints --data synthetic:200 --consistency 200\n\nEvery byte counts. Each document is scored whole, from a fresh state."
+    after_help = "Examples:\n  flashlm eval --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval runs/book --data synthetic:200 --json --per-document documents.jsonl\n  flashlm eval --data synthetic:200 --consistency 200\n\nEvery byte counts. Each document is scored whole, from a fresh state."
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json
-    model: PathBuf,
+    /// tokenizer.json [default: checkpoints]
+    model: Option<PathBuf>,
     /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
     /// `train`
-    #[arg(long, value_name = "SOURCE", required = true)]
+    #[arg(short, long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
@@ -53,6 +55,12 @@ pub struct Args {
     /// Seed of the stories of --consistency
     #[arg(long, value_name = "N", default_value_t = 42)]
     seed: u64,
+    /// Write a line of JSON for each document: index, bytes, tokens, bits of the packed model
+    #[arg(long, value_name = "FILE.jsonl")]
+    per_document: Option<PathBuf>,
+    /// Overwrite an existing file
+    #[arg(short, long, requires = "per_document")]
+    force: bool,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -75,9 +83,17 @@ enum Protocol {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.per_document {
+        ensure!(
+            args.protocol == Protocol::Full,
+            "--per-document: only with --protocol full, which scores whole documents"
+        );
+        may_write(path, "--per-document", args.force)?;
+    }
+    let path = model_or_own(args.model)?;
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
-    let (packed, latent) = match Found::load(&args.model)? {
+    let (packed, latent) = match Found::load(&path)? {
         Found::Master(model) => (model.packed(&cx)?, Some(*model)),
         Found::Packed(packed) => (*packed, None),
     };
@@ -89,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     passed_over(&args.data.join(", "), &source);
     let step = latent.as_ref().and_then(|model| model.step);
-    let from = latent.as_ref().map_or(&args.model, |model| &model.path).display();
+    let from = latent.as_ref().map_or(&path, |model| &model.path).display();
     match step {
         Some(step) => say!("model {from} (step {step})"),
         None => say!("model {from}"),
@@ -110,12 +126,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let tell = &mut |p: &Progress| show(&mut status, start, p);
     let (mut objects, bits, read, mut rows) = match args.protocol {
         Protocol::Full => {
-            let Scored { reports, read } = full(scorers, tokenizer, &source, tell)?;
+            let Scored { reports, documents, read } = full(scorers, tokenizer, &source, tell)?;
+            if let Some(path) = &args.per_document {
+                write_file(path, |file| {
+                    documents.iter().try_for_each(|document| writeln!(file, "{}", json!(document)))
+                })?;
+            }
             let bits: Vec<f64> = reports.iter().map(|report| report.bpb).collect();
             (reports.iter().map(|report| json!(report)).collect::<Vec<_>>(), bits, read, full_rows(&reports[0]))
         }
         Protocol::Published => {
-            let Scored { reports, read } = published(scorers, tokenizer, &source, tell)?;
+            let Scored { reports, read, .. } = published(scorers, tokenizer, &source, tell)?;
             let bits: Vec<f64> = reports.iter().map(|report| report.understated_bits_per_character).collect();
             (reports.iter().map(|report| json!(report)).collect(), bits, read, published_rows(&reports[0]))
         }
@@ -238,12 +259,12 @@ fn published_rows(r: &Published) -> Rows {
 fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
     let seconds = start.elapsed().as_secs_f64();
     status.show(&format!(
-        "eval {:.0} %  {} tok  {} tok/s  {}  eta {}",
+        "eval {:.0} %  eta {}  {} tok/s  {} tok  {}",
         100.0 * p.share,
-        thousands(p.tokens as u64),
+        duration(seconds * (1.0 - p.share) / p.share),
         thousands((p.tokens as f64 / seconds) as u64),
-        duration(seconds),
-        duration(seconds * (1.0 - p.share) / p.share)
+        thousands(p.tokens as u64),
+        duration(seconds)
     ));
     ControlFlow::Continue(())
 }

@@ -19,15 +19,17 @@ use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
 
+use crate::common::model_or_own;
 use crate::data::summary;
 use crate::report::Report;
 
 /// Show what a file or folder is, and what is in it
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  flashlm info checkpoints\n  flashlm info model.safetensors --json")]
+#[command(after_help = "Examples:\n  flashlm info\n  flashlm info model.safetensors --json")]
 pub struct Args {
     /// A run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, metrics.jsonl, test vectors or text
-    path: PathBuf,
+    /// [default: checkpoints]
+    path: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -35,7 +37,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = &args.path;
+    let path = &model_or_own(args.path)?;
     let mut report = Report::default();
     let found = recognise(path);
     match &found {
@@ -148,7 +150,8 @@ fn about_log(rows: &[Row], report: &mut Report) {
     }
     let evals = || {
         rows.iter().filter_map(|row| match row {
-            Row::Eval(row) => Some(row),
+            // Before the first step nothing is trained.
+            Row::Eval(row) if row.step > 0 => Some(row),
             _ => None,
         })
     };

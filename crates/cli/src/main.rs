@@ -5,29 +5,37 @@
 
 mod bench;
 mod common;
+mod completions;
 mod data;
 mod doctor;
 mod eval;
 mod export;
 mod generate;
 mod info;
+mod input;
+mod man;
 mod pack;
 mod plot;
 mod report;
+mod runs;
+mod score;
+mod scored;
 mod signals;
 mod sweep;
+mod terminal;
+mod tips;
 mod train;
 mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Train and run small ternary language models on CPUs
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, max_term_width = 100)]
 #[command(
-    after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm generate checkpoints -p \"Once upon a time\"\n\n`flashlm COMMAND --help` describes a command. Results go to stdout, progress to stderr.\nFLASHLM_THREADS sets the number of threads, FLASHLM_ISA the instruction set, FLASHLM_CACHE the cache folder."
+    after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm generate -p \"Once upon a time\"\n\n`flashlm COMMAND --help` describes a command. Results go to stdout, progress to stderr.\nFLASHLM_THREADS sets the number of threads, FLASHLM_ISA the instruction set, FLASHLM_CACHE the cache folder."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,12 +50,16 @@ enum Command {
     Eval(eval::Args),
     /// Generate text
     Generate(generate::Args),
+    /// Score continuations of a prompt: log-probabilities per token
+    Score(score::Args),
     /// Pack a model into one small file
     Pack(pack::Args),
     /// Export a model for other programs
     Export(export::Args),
     /// Inspect text and prepare it for training
     Data(data::Args),
+    /// List runs: preset, bits per byte, tokens, date
+    Runs(runs::Args),
     /// Verify this build against test vectors
     Verify(verify::Args),
     /// Show what a file or folder is
@@ -60,22 +72,31 @@ enum Command {
     Sweep(sweep::Args),
     /// Benchmark training, generation and kernels
     Bench(bench::Args),
+    /// Print the completions of a shell
+    Completions(completions::Args),
+    /// Write manual pages
+    Man(man::Args),
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| tips::sensible(error).exit());
+    let result = match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Score(args) => score::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Export(args) => export::run(args),
         Command::Data(args) => data::run(args),
+        Command::Runs(args) => runs::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Info(args) => info::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Plot(args) => plot::run(args),
         Command::Sweep(args) => sweep::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
+        Command::Man(args) => man::run(args, Cli::command()),
     };
     result.unwrap_or_else(|error| {
         // Causes that their own error already tells are not told twice.
@@ -94,9 +115,48 @@ fn main() -> ExitCode {
 mod tests {
     use std::path::Path;
 
-    use clap::CommandFactory;
-
     use super::*;
+
+    #[test]
+    fn every_command_is_sound_and_has_an_example() {
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(check);
+            } else {
+                let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                let (name, example) = (command.get_name(), format!("{} ", command.get_name()));
+                let line = after.lines().find(|line| line.starts_with("  ")).unwrap_or_default();
+                assert!(after.starts_with("Examples:") && format!("{line} ").contains(&example), "{name}: {after}");
+            }
+        }
+        Cli::command().debug_assert();
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn every_example_is_understood() {
+        fn check(command: &clap::Command, all: &mut usize) {
+            let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in after.lines().filter_map(|line| line.strip_prefix("  ")) {
+                // As a shell would split it, as far as examples go: settings before, words in quotes, redirections after.
+                let line = line.split(['<', '>']).next().unwrap_or_default();
+                let start = line.find("flashlm").unwrap_or_else(|| panic!("{line}"));
+                let quoted = |(i, part): (usize, &str)| match i % 2 {
+                    0 => part.split_whitespace().map(String::from).collect(),
+                    _ => vec![part.to_string()],
+                };
+                let words = line[start..].split('"').enumerate().flat_map(quoted);
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("{line}: {error}");
+                }
+                *all += 1;
+            }
+            command.get_subcommands().for_each(|command| check(command, all));
+        }
+        let mut all = 0;
+        check(&Cli::command(), &mut all);
+        assert!(all > 40, "{all} examples");
+    }
 
     #[test]
     fn every_file_of_a_command_is_one() {

@@ -13,17 +13,18 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
-use crate::common::{exec, may_write};
+use crate::common::{exec, may_write, model_or_own};
 use crate::report::Report;
 
 /// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm pack checkpoints -o model.safetensors\n  flashlm pack checkpoints --ternary-bits 1.6 --table-bits 4 -o smaller.safetensors"
+    after_help = "Examples:\n  flashlm pack -o model.safetensors\n  flashlm pack runs/book --ternary-bits 1.6 --table-bits 4 -o smaller.safetensors"
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, or a .safetensors file beside its tokenizer.json
-    run: PathBuf,
+    /// [default: checkpoints]
+    run: Option<PathBuf>,
     /// File to write
     #[arg(short, long, value_name = "FILE", default_value = "model.safetensors")]
     output: PathBuf,
@@ -63,12 +64,13 @@ enum Table {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if recognise(&args.run) == What::Packed {
-        bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", args.run.display());
+    let run = model_or_own(args.run)?;
+    if recognise(&run) == What::Packed {
+        bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", run.display());
     }
     may_write(&args.output, "-o", args.force)?;
     let cx = exec(Some(1))?;
-    let model = load_model(&args.run)?;
+    let model = load_model(&run)?;
     let density = match args.ternary_bits {
         Ternary::Two => Density::Four,
         Ternary::Less => Density::Five,

@@ -12,14 +12,14 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::run_folder::{METRICS, RunFolder};
 use flashlm_train::what::{Unwanted, What};
 
-use crate::common::{may_write, out, say};
+use crate::common::{may_write, model_or_own, out, say};
 
 /// Plot the loss and validation curves of one or more runs as SVG
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  flashlm plot checkpoints\n  flashlm plot runs/a runs/b --axis time -o curves.svg")]
+#[command(after_help = "Examples:\n  flashlm plot\n  flashlm plot runs/a runs/b --axis time -o curves.svg")]
 pub struct Args {
-    /// Run folders, or metrics.jsonl files
-    #[arg(required = true, value_name = "RUN")]
+    /// Run folders, or metrics.jsonl files [default: checkpoints]
+    #[arg(value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// File to write
     #[arg(short, long, default_value = "curve.svg")]
@@ -43,7 +43,8 @@ enum By {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     may_write(&args.output, "-o", args.force)?;
-    let runs: Vec<Run> = args.runs.iter().map(|path| Run::read(path)).collect::<anyhow::Result<_>>()?;
+    let named = if args.runs.is_empty() { vec![model_or_own(None)?] } else { args.runs };
+    let runs: Vec<Run> = named.iter().map(|path| Run::read(path)).collect::<anyhow::Result<_>>()?;
     let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();
     let same = bounds.iter().all(|bound| *bound == bounds[0]);
     if !same {

@@ -15,14 +15,16 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::units::bytes;
+
 /// Why a file or folder was not written. What is under its name is whole: the old content, or (where only the last
 /// fsync failed) the new.
 #[derive(Debug, thiserror::Error)]
 pub enum AtomicError {
     /// No space or quota left.
     #[error(
-        "{}: the disk is full ({written} bytes could be written); what was saved before is untouched; free some space or \
-         choose another folder", path.display()
+        "{}: the disk is full ({} could be written); what was saved before is untouched; free some space or \
+         choose another folder", path.display(), bytes(*written)
     )]
     DiskFull {
         /// What was to be written.

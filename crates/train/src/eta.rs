@@ -59,15 +59,18 @@ impl Left {
                 (left * plan.shape(stage).rows() as u64) as f64
             };
             let trained = (0..plan.stages()).map(of_stage).sum();
+            let validations =
+                plan.validations(t.eval_every, total).saturating_sub(plan.validations(t.eval_every, state.step));
             let with_validation = if t.eval_every == 0 { 0 } else { lcm(t.checkpoint_every, t.eval_every) };
             Work {
                 trained,
-                scored: due(t.eval_every, total) as f64 * probe,
+                scored: validations as f64 * probe,
                 samples: due(t.sample_every, total.saturating_sub(1)) as f64,
                 saves: (due(t.checkpoint_every, total) - due(with_validation, total)) as f64,
             }
         });
-        let validated = plan.total().is_some_and(|total| t.eval_every > 0 && total.is_multiple_of(t.eval_every));
+        let at = |step| plan.validations(t.eval_every, step);
+        let validated = plan.total().is_some_and(|total| total > 0 && at(total) > at(total - 1));
         let scored = if validated { 0.0 } else { probe } + if whole > probe { whole } else { 0.0 };
         let seconds = plan.seconds().map(|limit| (limit - state.elapsed).max(0.0));
         Left { steps, seconds, end: Work { trained: 0.0, scored, samples: 1.0, saves: 1.0 } }

@@ -19,7 +19,7 @@ pub mod recognise;
 pub mod run;
 pub mod run_folder;
 pub mod schedule;
-mod similar;
+pub mod similar;
 pub mod stage;
 pub mod stepper;
 pub mod sweep;

@@ -163,6 +163,19 @@ impl Plan {
         by_steps.max(by_time)
     }
 
+    /// How many validations the first `step` steps come with, where `every` steps are between two; 0: ten over the run, none where
+    /// time limits it.
+    pub fn validations(&self, every: u64, step: u64) -> u64 {
+        match (every, self.total()) {
+            (1.., _) => step / every,
+            // Of a shorter run, one for each step.
+            (0, Some(total)) if self.seconds.is_none() => {
+                (10 * step).checked_div(total).map_or(0, |tenth| tenth.min(step))
+            }
+            _ => 0,
+        }
+    }
+
     /// The stage that the next step belongs to.
     pub fn stage(&self, state: &State) -> usize {
         let last = self.stages.len() - 1;
@@ -195,6 +208,30 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ten_validations_over_a_run_of_any_length() {
+        let mut settings = Settings::default();
+        settings.train.batch = 16;
+        for (steps, every, expected) in [
+            (1000, 0, (1..=10).map(|i| 100 * i).collect::<Vec<u64>>()),
+            (7, 0, (1..=7).collect()),
+            (25, 0, vec![3, 5, 8, 10, 13, 15, 18, 20, 23, 25]),
+            (25, 10, vec![10, 20]),
+        ] {
+            settings.train.steps = steps;
+            let plan = Plan::new(&settings, &[Extent { windows: 1e6, tokens: 256.0 }]);
+            let due = |&step: &u64| plan.validations(every, step) > plan.validations(every, step - 1);
+            assert_eq!((1..=steps).filter(due).collect::<Vec<_>>(), expected, "{steps} steps");
+        }
+        settings.train.minutes = 1.0;
+        let plan = Plan::new(&settings, &[Extent { windows: 1e6, tokens: 256.0 }]);
+        assert_eq!(
+            (plan.validations(0, 20), plan.validations(10, 20)),
+            (0, 2),
+            "time decides, or steps that are named"
+        );
+    }
 
     fn staged(shares: [f64; 3]) -> Settings {
         let mut s = Settings::default();

@@ -17,6 +17,20 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// A time in seconds since 1970 as a date of UTC: `2026-03-01 09:05`.
+pub fn date(seconds: u64) -> String {
+    let (day, minute) = (seconds / 86_400, seconds % 86_400 / 60);
+    // Days since 0000-03-01, in eras of 400 years (H. Hinnant, "chrono-compatible low-level date algorithms").
+    let day = day + 719_468;
+    let (era, of_era) = (day / 146_097, day % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let (month, of_month) = ((5 * of_year + 2) / 153, of_year - (153 * ((5 * of_year + 2) / 153) + 2) / 5 + 1);
+    // From January on it is the next year.
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!("{:04}-{month:02}-{of_month:02} {:02}:{:02}", year + 400 * era + next, minute / 60, minute % 60)
+}
+
 /// A count in three or four figures: `999`, `12.4K`, `12.4M`, `1.2B`.
 pub fn count(n: u64) -> String {
     scaled(n, 1000.0, &["", "K", "M", "B", "T"])
@@ -82,6 +96,21 @@ mod tests {
         ];
         for (seconds, text) in cases {
             assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        // As `date -u -d @N` prints them.
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00"),
+            (951_782_399, "2000-02-28 23:59"),
+            (951_782_400, "2000-02-29 00:00"),
+            (1_709_251_199, "2024-02-29 23:59"),
+            (1_772_355_900, "2026-03-01 09:05"),
+            (4_107_542_400, "2100-03-01 00:00"),
+        ] {
+            assert_eq!(date(seconds), text);
         }
     }
 

@@ -36,7 +36,7 @@ use crate::report::Report;
 pub struct Args {
     /// Text: a file, folder or pattern (repeatable), `-` for standard input, a dataset (tinystories, hf:OWNER/DATASET; see
     /// `train`), or synthetic:N (N made-up stories)
-    #[arg(long, value_name = "SOURCE", required = true)]
+    #[arg(short, long, value_name = "SOURCE", required = true)]
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "SOURCE")]
     valid: Option<String>,
     /// Folder to write to [default: prepared/NAME-OF-THE-DATA]
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Also write train.u16 and valid.u16: little-endian tokens without a header, each document ended by EOS
     #[arg(long)]

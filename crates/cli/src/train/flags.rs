@@ -17,95 +17,99 @@ use toml::Value;
 
 use crate::common::{data_spec, precision, say, set_all};
 
+const TEXT: &str = "Text";
+const LENGTH: &str = "Length of the run";
+const SETTINGS: &str = "Settings";
+const RUN: &str = "Run folder";
 /// Longest file of settings.
 const MAX_CONFIG: u64 = 1 << 20;
 
 /// Train a model
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm train --data book.txt --minutes 30 --save-dir runs/book\n  flashlm train --resume runs/book\n  flashlm train --from runs/book --data letters.txt --minutes 10 --lr 1e-3"
+    after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm train -d book.txt -m 30 -o runs/book\n  flashlm train --resume runs/book\n  flashlm train --from runs/book -d letters.txt -m 10 --lr 1e-3\n  flashlm train -d book.txt -m 30 --json > events.jsonl\n\ndocs/formats.md lists all settings, docs/json.md describes the JSON."
 )]
 pub struct Args {
     /// Preset: model, tokenizer and training settings [default: chosen from cores, memory and time limit]
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(preset_names()), conflicts_with_all = ["small", "large"])]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(preset_names()), conflicts_with_all = ["small", "large"], help_heading = SETTINGS)]
     pub preset: Option<String>,
     /// Same as --preset v4-small
-    #[arg(long, conflicts_with = "large")]
+    #[arg(long, conflicts_with = "large", help_heading = SETTINGS)]
     pub small: bool,
     /// Same as --preset v4-large
-    #[arg(long)]
+    #[arg(long, help_heading = SETTINGS)]
     pub large: bool,
     /// TOML file of settings, applied over the preset
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = SETTINGS)]
     pub config: Option<PathBuf>,
     /// Set one setting, such as train.lr=3e-3; applied over --config, repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", help_heading = SETTINGS)]
     pub set: Vec<String>,
     /// Training text: a file (text, JSON, CSV, Parquet), a folder, a pattern such as 'notes/*.md', `-` for standard input,
     /// `synthetic` or `synthetic:N` (N made-up stories), or a dataset: tinystories, tinystories-v2, simplestories, fineweb-edu,
     /// `hf:OWNER/DATASET[:CONFIG[:SPLIT[:COLUMN]]]`. Repeatable: several files or folders are joined; SOURCE@WEIGHT mixes sources
     /// by weight
     /// [default: the preset's, else tinystories]
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(short, long, value_name = "SOURCE", help_heading = TEXT)]
     pub data: Vec<String>,
     /// JSON field, or CSV or Parquet column, that holds the text; if --valid has another, also --set data.valid_column=NAME
     /// [default: text, or the dataset's]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = TEXT)]
     pub column: Option<String>,
     /// Validation text, given like --data [default: the dataset's own, else 1 % of the text is held out, more of a small text]
-    #[arg(long, value_name = "SOURCE")]
+    #[arg(long, value_name = "SOURCE", help_heading = TEXT)]
     pub valid: Option<String>,
     /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
-    #[arg(long)]
+    #[arg(long, help_heading = TEXT)]
     pub offline: bool,
     /// Tokenizer: bpe, bytes, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file [default: the preset's]
-    #[arg(long, value_name = "KIND|FILE")]
+    #[arg(long, value_name = "KIND|FILE", help_heading = TEXT)]
     pub tokenizer: Option<String>,
     /// Vocabulary size in tokens [default: the preset's]
-    #[arg(long, value_name = "N")]
-    pub vocab: Option<usize>,
+    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = TEXT)]
+    pub vocab: Option<u64>,
     /// Length of the run in minutes; the learning rate schedule follows the clock [default: no limit]
-    #[arg(long, allow_negative_numbers = true, value_name = "M")]
+    #[arg(short, long, allow_negative_numbers = true, value_name = "M", help_heading = LENGTH)]
     pub minutes: Option<f64>,
     /// Length of the run in hours [default: no limit]
-    #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes")]
+    #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes", help_heading = LENGTH)]
     pub hours: Option<f64>,
     /// Length of the run in optimizer steps [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = LENGTH)]
     pub steps: Option<u64>,
     /// Length of the run in epochs, if neither time nor steps limit it [default: 10]
-    #[arg(long, allow_negative_numbers = true, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = LENGTH)]
     pub epochs: Option<f64>,
     /// Sequences per step [default: the preset's, else chosen for this machine]
-    #[arg(long, value_name = "N")]
-    pub batch: Option<usize>,
+    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = SETTINGS)]
+    pub batch: Option<u64>,
     /// Peak learning rate [default: the preset's]
-    #[arg(long, allow_negative_numbers = true, value_name = "F")]
+    #[arg(long, allow_negative_numbers = true, value_name = "F", help_heading = SETTINGS)]
     pub lr: Option<f64>,
     /// Seed of the initial weights and of the order of the text [default: 42]
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = SETTINGS)]
     pub seed: Option<u64>,
     /// Precision of matmuls: f32, bf16, int8 (ternary matrices and logits in int8, the rest in bf16, or in f32 as int8-f32 does), or auto (bf16 where this machine is clearly faster with it) [default: auto]
-    #[arg(long, value_name = "P", value_parser = precision)]
+    #[arg(long, value_name = "P", value_parser = precision, help_heading = SETTINGS)]
     pub precision: Option<Precision>,
     /// Number of threads; results do not depend on it [default: FLASHLM_THREADS, else all processors]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
+    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N")]
+    pub threads: Option<u64>,
     /// Run folder [default: that of --resume, else checkpoints, or checkpoints-2 and so on if there is a run already]
-    #[arg(long, value_name = "PATH")]
+    #[arg(short = 'o', long, value_name = "PATH", help_heading = RUN)]
     pub save_dir: Option<PathBuf>,
     /// Resume a run, or one of its checkpoints
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = RUN)]
     pub resume: Option<PathBuf>,
     /// Fine-tune: start from the weights and the vocabulary of a model (a run, a checkpoint, a model file or a packed model),
     /// with a fresh optimizer and schedule
-    #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"])]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["resume", "tokenizer", "vocab"], help_heading = RUN)]
     pub from: Option<PathBuf>,
     /// Print the plan without training: tokens, epochs and steps per stage, and measured time and memory
     #[arg(long)]
     pub dry_run: bool,
-    /// Print the plan of --dry-run as JSON
-    #[arg(long, requires = "dry_run")]
+    /// Print JSON: an object on a line for each event, the result last; with --dry-run, the plan
+    #[arg(long)]
     pub json: bool,
 }
 
@@ -147,7 +151,7 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
         .map(|spec| Ok::<_, anyhow::Error>(Source::in_full(&data_spec(std::slice::from_ref(spec))?)));
     let valid = valid.transpose()?;
     let float = |value: Option<f64>| value.map(Value::Float);
-    let whole = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
+    let integer = |value: Option<u64>| -> anyhow::Result<Option<Value>> {
         value
             .map(|n| i64::try_from(n).map(Value::Integer).map_err(|_| anyhow!("{n}: must be at most {}", i64::MAX)))
             .transpose()
@@ -157,15 +161,15 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
         ("data.column", text(&args.column)),
         ("data.valid", valid.map(Value::String)),
         ("tokenizer.kind", text(&args.tokenizer)),
-        ("tokenizer.vocab", whole(args.vocab.map(|n| n as u64))?),
+        ("tokenizer.vocab", integer(args.vocab)?),
         ("train.minutes", float(minutes)),
-        ("train.steps", whole(args.steps)?),
+        ("train.steps", integer(args.steps)?),
         ("train.epochs", float(args.epochs)),
-        ("train.batch", whole(args.batch.map(|n| n as u64))?),
+        ("train.batch", integer(args.batch)?),
         ("train.lr", float(args.lr)),
-        ("train.seed", whole(args.seed)?),
+        ("train.seed", integer(args.seed)?),
         ("train.precision", text(&args.precision.map(|p| p.name().to_string()))),
-        ("train.threads", whole(args.threads.map(|n| n as u64))?),
+        ("train.threads", integer(args.threads)?),
     ];
     for (key, value) in flags {
         if let Some(value) = value {
@@ -230,6 +234,11 @@ fn base(
             Layers::preset(name)?
         }
     })
+}
+
+/// Reads a whole number.
+fn whole(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "expected a whole number, 0 or more".into())
 }
 
 /// The source and the weight of `SOURCE@WEIGHT`.

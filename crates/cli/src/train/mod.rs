@@ -2,8 +2,10 @@
 
 mod flags;
 mod plan;
+mod product;
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -12,28 +14,40 @@ use flashlm_kernels::cpu::Machine;
 use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::eval::consistency::Consistency;
+use flashlm_train::log::{Row, jsonl};
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resume, Start};
-use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder};
+use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder, SETTINGS};
 use flashlm_train::trainer::{Ended, Ending, Event, Outcome, TrainError};
 use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::quoted;
+use serde_json::json;
 
-use crate::common::{Status, exec, say, threads, try_out};
+use crate::common::{Status, exec, say, threads};
 use crate::signals::{INTERRUPTED, Stop};
 pub use flags::Args;
+use product::Product;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match train(args) {
-        Err(error) => match error.downcast_ref() {
-            Some(TrainError::Data(DataError::Stopped)) => Ok(ExitCode::from(INTERRUPTED)),
-            Some(TrainError::Finished(what)) => {
-                say!("{what}");
-                Ok(ExitCode::SUCCESS)
-            }
-            _ => Err(error),
-        },
-        result => result,
+    let mut product = Product::new(args.json && !args.dry_run);
+    let error = match train(args) {
+        Err(error) => error,
+        done => return done,
+    };
+    match error.downcast_ref() {
+        Some(TrainError::Data(DataError::Stopped)) => {
+            product.end("interrupted", "nothing has been trained yet");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+        Some(TrainError::Finished(what)) => {
+            say!("{what}");
+            product.end("unchanged", what);
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => {
+            product.end("failed", &format!("{error:#}"));
+            Err(error)
+        }
     }
 }
 
@@ -61,15 +75,28 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let prepared = prepared?;
 
     let settings = prepared.settings().clone();
-    let mut product = Product { open: true };
-    product.print(format_args!("{}\n", settings.to_toml().trim_end()));
+    let mut product = Product::new(args.json);
+    product.settings(&settings, &folder.file(SETTINGS));
     let (stories, duplicates) = (prepared.stories(), prepared.duplicates());
     let left_out = if duplicates > 0 { format!(", {} of them left out", thousands(duplicates)) } else { String::new() };
     let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
-    let entropy_bound = prepared.entropy_bound;
+    let (entropy_bound, zstd_bpb) = (prepared.entropy_bound, prepared.zstd_bpb);
     // What cannot be measured ends no run.
     let expected = prepared.forecast(&cx, &mut |_| ()).map(|forecast| plan::expected(&forecast));
     let mut trainer = prepared.trainer(&cx, claim)?;
+    product.start(json!({
+        "run": folder.path().display().to_string(),
+        "settings": settings,
+        "parameters": trainer.layout().parameters(),
+        "documents": stories,
+        "valid_documents": valid_stories,
+        "valid_bytes": valid_bytes,
+        "entropy_bound": entropy_bound,
+        "zstd_bpb": zstd_bpb,
+        "step": resumed.as_ref().map_or(0, |(step, _)| *step),
+        "isa": cx.isa().name(),
+        "threads": threads,
+    }));
     say!(
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
         settings.name,
@@ -90,17 +117,26 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(bound) = entropy_bound {
         say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
     }
+    if let Some(zstd_bpb) = zstd_bpb {
+        say!("to compare: `zstd -19` needs {zstd_bpb:.3} bits per byte for the validation text");
+    }
     stop.training.store(true, SeqCst);
-    let Ended { outcome, ending } = trainer.run(&stop.flag, &mut |event| match event {
-        Event::Sample(sample) => {
+    let Ended { outcome, ending } = trainer.run(&stop.flag, &mut |event| {
+        if let Event::Sample(_) = event {
             status.clear();
-            product.print(format_args!("--- step {}\n{}{}\n", sample.step, sample.prompt, sample.text));
         }
-        event => status.tell(&event),
+        product.tell(&event);
+        status.tell(&event);
     })?;
     status.clear();
-    if let Some(ending) = ending {
-        product.print(format_args!("{}", summary(&ending, &folder)));
+    let run = folder.path().display().to_string();
+    match &ending {
+        Some(ending) if args.json => product.result(&run, json!(ending)),
+        Some(ending) => product.print(format_args!("{}", summary(ending, &folder, zstd_bpb, &settings.train.prompts))),
+        None => {
+            let steps = trainer.saved_step().unwrap_or_default();
+            product.result(&run, json!({"outcome": outcome.name(), "steps": steps}));
+        }
     }
     match outcome {
         Outcome::Finished => Ok(ExitCode::SUCCESS),
@@ -134,24 +170,7 @@ fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
     })
 }
 
-/// Standard output. A run does not end where nobody reads it any longer.
-struct Product {
-    open: bool,
-}
-
-impl Product {
-    fn print(&mut self, text: std::fmt::Arguments) {
-        if !self.open {
-            return;
-        }
-        if let Err(error) = try_out(text, true) {
-            self.open = false;
-            say!("standard output cannot be written any longer ({error}): samples are not shown, training continues");
-        }
-    }
-}
-
-fn summary(ending: &Ending, folder: &RunFolder) -> String {
+fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: Option<f64>, prompts: &[String]) -> String {
     let Ending { steps, best, last, entropy_bound, consistency, tokens, seconds, .. } = ending;
     let report = &best.full;
     let weights = match best.step == *steps {
@@ -164,8 +183,12 @@ fn summary(ending: &Ending, folder: &RunFolder) -> String {
         ),
     };
     let run = folder.path();
+    let compared = [zstd_bpb.map(|bpb| format!("zstd -19 needs {bpb:.4}")), before(folder)];
+    let compared = compared.into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let prompt = quoted(Path::new(prompts.first().map_or("Once upon a time", String::as_str)));
     let rows = [
         ("bpb", format!("{:.4}", report.bpb)),
+        ("to compare", compared),
         ("entropy bound", entropy_bound.map_or(String::new(), |bound| format!("{bound:.4}"))),
         ("bpb with EOS", format!("{:.4}", report.bpb_with_eos)),
         ("loss per token", format!("{:.4}", report.loss_per_token)),
@@ -176,8 +199,18 @@ fn summary(ending: &Ending, folder: &RunFolder) -> String {
         ("tokens trained", thousands(*tokens)),
         ("time", duration(*seconds)),
         ("run", format!("{} ({CURVE}, {CARD}, {METRICS}, {RESULT})", run.display())),
-        ("next", format!("flashlm generate {} -p \"Once upon a time\"", quoted(run))),
+        ("next", format!("flashlm generate {} -p {prompt}", quoted(run))),
     ];
     let rows = rows.iter().filter(|(_, value)| !value.is_empty());
     rows.map(|(name, value)| format!("{name:<15}  {value}")).collect::<Vec<_>>().join("\n")
+}
+
+/// What the model needed before it was trained, if the log has it.
+fn before(folder: &RunFolder) -> Option<String> {
+    let rows = jsonl::read(&folder.file(METRICS)).unwrap_or_default();
+    let first = rows.iter().find_map(|row| match row {
+        Row::Eval(row) if row.step == 0 => Some(row.bpb),
+        _ => None,
+    });
+    first.map(|bpb| format!("the model before training {bpb:.4}"))
 }

@@ -63,7 +63,7 @@ pub fn text(bytes: &[u8]) -> String {
 /// the faster is measured, and on a busy machine not always found the same.
 pub const TINY: &str = "--preset flash-tiny --data synthetic:300 --vocab 300 --set model.dim=24 --set model.blocks=2 \
     --set model.ffn_hidden=40 --set train.seq_len=32 --batch 4 --set data.holdout=0.05 --set train.eval_tokens=2000 \
-    --set train.sample_tokens=8 --set train.precision=f32";
+    --set train.sample_tokens=8 --set train.eval_every=250 --set train.precision=f32";
 
 /// Every file of a checkpoint that training writes, but for the clock in `state.json`.
 pub fn checkpoint_bytes(folder: &Path) -> Vec<(String, Vec<u8>)> {

@@ -7,12 +7,15 @@ mod data;
 #[cfg(target_os = "linux")]
 mod disk;
 mod faults;
+mod hands;
 mod hub;
 mod hub_server;
 #[cfg(target_os = "linux")]
 mod kills;
 mod paths;
 mod resume;
+mod schema;
+mod scripts;
 #[cfg(target_os = "linux")]
 mod shim;
 mod story;

@@ -50,6 +50,7 @@ pub struct Generation {
     /// Characters not yet compared with the stop strings.
     raw: String,
     text: String,
+    chosen: Option<Token>,
     tokens: usize,
     limit: usize,
     finish: Option<Finish>,
@@ -82,6 +83,7 @@ impl Generation {
             window,
             raw: String::with_capacity(MAX_PIECE),
             text: String::with_capacity(2 * MAX_PIECE),
+            chosen: None,
             tokens: 0,
             limit,
             finish: None,
@@ -112,6 +114,11 @@ impl Generation {
         &self.text
     }
 
+    /// The token that the last call of [`Engine::advance`] chose; EOS and the tokens of a stop string are among them.
+    pub fn chosen(&self) -> Option<Token> {
+        self.chosen
+    }
+
     /// Why it ended; `None` until then.
     pub fn finish(&self) -> Option<Finish> {
         self.finish
@@ -136,6 +143,7 @@ impl Generation {
         let token =
             self.sampler.sample(cx, logits, &self.recent).inspect_err(|_| self.finish = Some(Finish::Failed))?;
         self.tokens += 1;
+        self.chosen = Some(token);
         self.pending.push(token);
         let tokenizer = self.model.tokenizer();
         if token == tokenizer.eos() {
@@ -180,6 +188,7 @@ impl Engine {
     pub fn advance(&mut self, generations: &mut [Generation]) -> Result<(), SampleError> {
         for generation in &mut *generations {
             generation.text.clear();
+            generation.chosen = None;
             if generation.finish.is_none() && generation.tokens >= generation.limit {
                 generation.end(Finish::Length);
             }
@@ -310,6 +319,16 @@ mod tests {
             let eos = expected.ends_with(&[EOS]);
             assert_eq!(finish, if eos { Finish::Eos } else { Finish::Length });
             assert_eq!(generation.tokens(), expected.len());
+            // Token by token, and none once it has ended.
+            let (mut engine, mut chosen) = (engine(&noise), Vec::new());
+            let mut again = self::generation(&noise, "Hi there", &greedy(), 40, &[]);
+            while again.finish().is_none() {
+                engine.advance(std::slice::from_mut(&mut again)).unwrap();
+                chosen.extend(again.chosen());
+            }
+            assert_eq!(chosen, expected, "{name}");
+            engine.advance(std::slice::from_mut(&mut again)).unwrap();
+            assert_eq!(again.chosen(), None);
         }
     }
 

@@ -50,6 +50,16 @@ impl Settings {
         format!("{:016x}", xxh3_64(lines.as_bytes()))
     }
 
+    /// What differs from another, such as the preset that these settings began with: each key with its value here. Sizes that follow
+    /// from the vocabulary are left out.
+    pub fn differences(&self, from: &Settings) -> Vec<String> {
+        let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(from)));
+        let follows = |key: &str| ["model.vocab_size", "model.eos", "name"].contains(&key);
+        let differ =
+            mine.into_iter().filter(|(key, value)| !follows(key) && !theirs.contains(&(key.clone(), value.clone())));
+        differ.map(|(key, value)| format!("{key} = {value}")).collect()
+    }
+
     /// What a resumed run does otherwise than its checkpoint from the next step on.
     pub fn changes(&self, other: &Settings) -> Vec<String> {
         let (mine, theirs) = (flatten("", &table_of(self)), flatten("", &table_of(other)));

@@ -60,7 +60,7 @@ impl Default for Settings {
                 activation_share: 1.0,
                 average_share: 0.0,
                 stages: Vec::new(),
-                eval_every: 1000,
+                eval_every: 0,
                 eval_tokens: 40_000,
                 patience: 3,
                 sample_every: 2000,

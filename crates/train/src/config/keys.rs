@@ -17,8 +17,21 @@ pub(super) fn unknown(key: String, known: &Table, origin: &str) -> SettingsError
 }
 
 /// What other programs call our keys.
-const ALIASES: [(&str, &[&str]); 9] = [
-    ("train.lr", &["learning_rate"]),
+const ALIASES: [(&str, &[&str]); 22] = [
+    ("train.lr", &["learning_rate", "max_lr", "peak_lr"]),
+    ("train.min_lr", &["min_learning_rate", "final_lr"]),
+    ("train.schedule", &["lr_scheduler_type", "lr_schedule", "scheduler"]),
+    ("train.warmup_steps", &["warmup", "warmup_iters"]),
+    ("train.weight_decay", &["wd"]),
+    ("train.clip", &["grad_clip", "gradient_clip", "max_grad_norm", "grad_norm_clip"]),
+    ("train.accumulation", &["gradient_accumulation_steps", "grad_accum", "accumulate_grad_batches"]),
+    ("train.precision", &["dtype", "bf16", "fp16", "mixed_precision"]),
+    ("train.eval_every", &["eval_interval", "eval_steps", "val_every"]),
+    ("train.checkpoint_every", &["save_steps", "save_interval", "save_every"]),
+    ("train.log_every", &["log_interval", "logging_steps"]),
+    ("train.keep", &["save_total_limit"]),
+    ("model.attention.heads", &["n_head", "n_heads", "num_heads", "num_attention_heads"]),
+    ("data.source", &["dataset", "path", "train_data"]),
     ("train.batch", &["batch_size", "per_device_train_batch_size"]),
     ("train.epochs", &["num_epochs", "num_train_epochs", "max_epochs"]),
     ("train.steps", &["max_steps", "max_iters", "num_steps", "iters"]),

@@ -145,6 +145,18 @@ fn merge(base: &mut Table, over: &Table, prefix: &str, origin: &str) -> Result<(
         match (&mut base[key], value) {
             (Value::Table(base), Value::Table(over)) => merge(base, over, &path, origin)?,
             (slot @ Value::Float(_), Value::Integer(n)) => *slot = Value::Float(*n as f64),
+            (Value::Integer(_), Value::Integer(n)) if *n < 0 => {
+                let message = format!("`{path}` must be a whole number, 0 or more, found {n}");
+                return Err(SettingsError::Syntax { origin: origin.into(), message });
+            }
+            // The only list of strings of which no part is checked elsewhere.
+            (Value::Array(_), Value::Array(prompts))
+                if path == "train.prompts" && prompts.iter().any(|p| !p.is_str()) =>
+            {
+                let message =
+                    format!("`{path}` must be a list of strings, such as [\"Once\", \"One day\"], found {value}");
+                return Err(SettingsError::Syntax { origin: origin.into(), message });
+            }
             (slot, value) if slot.type_str() == value.type_str() => *slot = value.clone(),
             (slot, value) => {
                 let message = format!("`{path}` must be {}, found {} {value}", kind_of(slot), kind_of(value));

@@ -120,7 +120,7 @@ pub struct TrainSettings {
     pub average_share: f64,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
-    /// Steps between validations; 0: only the last.
+    /// Steps between validations; 0: ten over the run. One comes before the first step.
     pub eval_every: u64,
     /// Tokens of the validation text, in whole documents, scored while training; the last validation scores all.
     pub eval_tokens: usize,
@@ -130,6 +130,8 @@ pub struct TrainSettings {
     pub sample_every: u64,
     /// Maximum tokens of a sample.
     pub sample_tokens: usize,
+    /// What samples begin with. Those of the defaults are for stories: where no held-out document begins so, a new run takes the
+    /// first words of held-out documents.
     pub prompts: Vec<String>,
     /// Steps between checkpoints; 0: only the last.
     pub checkpoint_every: u64,

@@ -114,7 +114,7 @@ fn build(
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<SourceReport, DataError> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|e| DataError::io("create", folder, e))?;
+        fs::create_dir_all(folder).map_err(|cause| DataError::CacheFolder { path: folder.into(), cause })?;
         atomic::clean_leftovers(folder)?;
     }
     let threads = match threads {

@@ -23,6 +23,14 @@ pub enum DataError {
         /// Why it failed.
         cause: io::Error,
     },
+    /// The folder of vocabularies and token caches.
+    #[error("{path}: this folder cannot be created: {cause}; FLASHLM_CACHE=DIR takes another")]
+    CacheFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Why it failed.
+        cause: io::Error,
+    },
     /// There is no such file or folder.
     #[error("{path}: no such file or folder{hint}")]
     Missing {

@@ -130,7 +130,7 @@ fn kept(path: &Path) -> Option<Tokenizer> {
 
 fn keep(path: &Path, tokenizer: &Tokenizer) -> Result<(), DataError> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|e| DataError::io("create", folder, e))?;
+        fs::create_dir_all(folder).map_err(|cause| DataError::CacheFolder { path: folder.into(), cause })?;
         atomic::clean_leftovers(folder)?;
     }
     let json = tokenizer.to_json();

@@ -112,16 +112,41 @@ pub struct Sums {
     stories: u64,
     unk: u64,
     bytes: u64,
+    documents: Vec<Document>,
+}
+
+/// What one document adds to the sums.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Document {
+    /// Its place among all that were scored, from 0.
+    pub index: u64,
+    /// UTF-8 bytes.
+    pub bytes: u64,
+    /// Tokens, its EOS left out.
+    pub tokens: u64,
+    /// Tokens that are UNK.
+    pub unk: u64,
+    /// Nats of its tokens, the charge for UNK left out. Added up from the first document to the last, they give the bits of the sum.
+    pub nats: f64,
+    /// Nats of its EOS.
+    pub eos_nats: f64,
+    /// Its bits: those of its tokens and the charge for UNK.
+    pub bits: f64,
 }
 
 impl Sums {
+    /// Each document by itself, in the order of the text.
+    pub fn documents(self) -> Vec<Document> {
+        self.documents
+    }
+
     /// The figures of everything scored.
     pub fn report(&self, tokenizer: &Tokenizer) -> Result<Report, EvalError> {
         if self.tokens == 0 || self.bytes == 0 {
             return Err(EvalError::Empty);
         }
         let unk_bases = tokenizer.unk_bases();
-        let charge = if self.unk > 0 { self.unk as f64 * (unk_bases.max(1) as f64).ln() } else { 0.0 };
+        let charge = charge(self.unk, unk_bases);
         let bits = LN_2 * self.bytes as f64;
         let loss_per_token = self.nats / self.tokens as f64;
         Ok(Report {
@@ -139,6 +164,11 @@ impl Sums {
             protocol: "full",
         })
     }
+}
+
+/// Nats for what is not known of so many UNK: which of its base tokens each stands for.
+fn charge(unk: u64, unk_bases: usize) -> f64 {
+    if unk > 0 { unk as f64 * (unk_bases.max(1) as f64).ln() } else { 0.0 }
 }
 
 /// A model in one of the forms it can run in.
@@ -242,8 +272,12 @@ pub fn score(
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<(), EvalError> {
     let all: Vec<&[Token]> = (0..stories.len()).map(|i| stories.story(i)).collect();
+    let first = sums.documents.len();
     score_slices(scorer, tokenizer, &all, sums, progress)?;
     sums.bytes += stories.totals().bytes;
+    for (i, document) in sums.documents[first..].iter_mut().enumerate() {
+        document.bytes = stories.totals_of(i + 1).bytes - stories.totals_of(i).bytes;
+    }
     Ok(())
 }
 
@@ -318,8 +352,13 @@ fn score_slices(
     for (story, score) in all.iter().zip(scores) {
         sums.nats += score.nats;
         sums.eos_nats += score.eos_nats;
-        sums.tokens += story.iter().filter(|&&t| t != eos).count() as u64;
-        sums.unk += story.iter().filter(|&&t| Some(t) == tokenizer.unk()).count() as u64;
+        let tokens = story.iter().filter(|&&t| t != eos).count() as u64;
+        let unk = story.iter().filter(|&&t| Some(t) == tokenizer.unk()).count() as u64;
+        sums.tokens += tokens;
+        sums.unk += unk;
+        let (index, Score { nats, eos_nats }) = (sums.stories, score);
+        let bits = (nats + charge(unk, tokenizer.unk_bases())) / LN_2;
+        sums.documents.push(Document { index, bytes: 0, tokens, unk, nats, eos_nats, bits });
         sums.stories += 1;
     }
     Ok(())
@@ -382,6 +421,30 @@ mod tests {
     fn run(cx: &Exec, tokenizer: &Tokenizer, rows: usize, texts: &[&str]) -> Report {
         let (mut lm, params) = model(tokenizer, rows);
         evaluate(&mut Master::new(cx, &mut *lm, &params), tokenizer, &all(tokenizer, texts), &mut on).unwrap()
+    }
+
+    #[test]
+    fn documents_are_those_scored_alone_and_add_up() {
+        let (tokenizer, cx) = (lossy(), Exec::new(Isa::SCALAR, 1));
+        let (mut lm, params) = model(&tokenizer, 64);
+        let (mut sums, mut scorer) = (Sums::default(), Master::new(&cx, &mut *lm, &params));
+        // In two parts, as a source is read.
+        for texts in [&TEXTS[..4], &TEXTS[4..]] {
+            score(&mut scorer, &tokenizer, &all(&tokenizer, texts), &mut sums, &mut on).unwrap();
+        }
+        let whole = sums.report(&tokenizer).unwrap();
+        let documents = sums.documents();
+        for (i, (document, text)) in documents.iter().zip(TEXTS).enumerate() {
+            let alone = run(&cx, &tokenizer, 64, &[text]);
+            assert_eq!((document.index, document.bytes, document.unk), (i as u64, text.len() as u64, alone.unk));
+            assert_eq!(document.tokens, alone.tokens);
+            assert!((document.bits / document.bytes as f64 / alone.bpb - 1.0).abs() < 1e-12, "{document:?}");
+        }
+        let sum = |of: fn(&Document) -> f64| documents.iter().map(of).sum::<f64>();
+        assert!((sum(|d| d.bits) / sum(|d| d.bytes as f64) / whole.bpb - 1.0).abs() < 1e-12);
+        let nats = sum(|d| d.nats) + charge(whole.unk, whole.unk_bases);
+        assert_eq!(nats / (LN_2 * whole.bytes as f64), whole.bpb);
+        assert!(whole.unk > 5);
     }
 
     #[test]

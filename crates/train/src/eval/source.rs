@@ -1,7 +1,7 @@
 //! A source scored by several scorers, read once and in parts: memory is that of a part, whatever the size of the data.
 
 use super::Stories;
-use super::bpb::{self, EvalError, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums};
+use super::bpb::{self, Document, EvalError, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer, Sums};
 use crate::data::source::{Source, SourceReport};
 use flashlm_model::tok::Tokenizer;
 use std::ops::ControlFlow;
@@ -13,6 +13,8 @@ const PART: usize = 1 << 20;
 pub struct Scored<R> {
     /// Of each scorer.
     pub reports: Vec<R>,
+    /// Each document as the first scorer found it; none under the published protocol.
+    pub documents: Vec<Document>,
     /// What the source gave.
     pub read: SourceReport,
 }
@@ -69,7 +71,8 @@ pub fn full(
         None => score(&mut stories, 1.0)?,
     }
     let reports = sums.iter().map(|sums| sums.report(tokenizer)).collect::<Result<_, EvalError>>()?;
-    Ok(Scored { reports, read })
+    let documents = sums.into_iter().next().map(Sums::documents).unwrap_or_default();
+    Ok(Scored { reports, documents, read })
 }
 
 /// The published protocol.
@@ -92,7 +95,7 @@ pub fn published(
         bpb::published(scorer, tokenizer, &stories, done)
     };
     let reports = scorers.into_iter().enumerate().map(report).collect::<Result<_, EvalError>>()?;
-    Ok(Scored { reports, read })
+    Ok(Scored { reports, documents: Vec::new(), read })
 }
 
 /// After `tokens` of `of` of a part that reaches to the fraction `read` of the source.

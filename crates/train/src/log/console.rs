@@ -2,38 +2,41 @@
 //! with grep.
 //!
 //! ```text
-//! step 1200/5000  loss 2.314  lr 3.9e-3  norm 0.71  18,204 tok/s  12.4M tok  epoch 3.2  2m03s  eta 6m41s
+//! step 1200/5000  loss 2.314  eta 6m41s  18,204 tok/s  epoch 3.2  12.4M tok  2m03s  lr 3.9e-3  norm 0.71
+//! before training  loss 7.624  bpb 3.127
 //! valid  loss 1.980  bpb 0.731 (best)  entropy bound 0.310
 //! ```
 
 use super::{EvalRow, TrainRow};
 use crate::units::{count, duration, thousands};
 
-/// One line of training progress; `total` steps and `eta` seconds to go, where known.
+/// One line of training progress; `total` steps and `eta` seconds to go, where known. What matters most comes first: a narrow
+/// terminal shows the first fields only.
 pub fn progress(row: &TrainRow, total: Option<u64>, eta: Option<f64>) -> String {
     let mut line = format!("step {}", row.step);
     if let Some(total) = total {
         line += &format!("/{total}");
     }
-    line += &format!(
-        "  loss {:.3}  lr {:.1e}  norm {:.2}  {} tok/s  {} tok  epoch {:.1}  {}",
-        row.loss,
-        row.lr,
-        row.grad_norm,
-        thousands(row.tokens_per_second.round() as u64),
-        count(row.tokens),
-        row.epoch,
-        duration(row.elapsed),
-    );
+    line += &format!("  loss {:.3}", row.loss);
     if let Some(seconds) = eta {
         line += &format!("  eta {}", duration(seconds));
     }
+    line += &format!(
+        "  {} tok/s  epoch {:.1}  {} tok  {}  lr {:.1e}  norm {:.2}",
+        thousands(row.tokens_per_second.round() as u64),
+        row.epoch,
+        count(row.tokens),
+        duration(row.elapsed),
+        row.lr,
+        row.grad_norm,
+    );
     line
 }
 
 /// One line for an evaluation; `entropy_bound` in bits per byte where the data has a known one.
 pub fn valid(row: &EvalRow, entropy_bound: Option<f64>) -> String {
-    let mut line = format!("valid  loss {:.3}  bpb {:.3}", row.loss, row.bpb);
+    let when = if row.step == 0 { "before training" } else { "valid" };
+    let mut line = format!("{when}  loss {:.3}  bpb {:.3}", row.loss, row.bpb);
     if row.best {
         line += " (best)";
     }
@@ -66,11 +69,11 @@ mod tests {
     #[test]
     fn a_line_of_progress() {
         let line =
-            "step 1200/5000  loss 2.314  lr 3.9e-3  norm 0.71  18,204 tok/s  12.4M tok  epoch 3.2  2m03s  eta 6m30s";
+            "step 1200/5000  loss 2.314  eta 6m30s  18,204 tok/s  epoch 3.2  12.4M tok  2m03s  lr 3.9e-3  norm 0.71";
         assert_eq!(progress(&row(), Some(5000), Some(390.1)), line);
-        let line = "step 1200  loss 2.314  lr 3.9e-3  norm 0.71  18,204 tok/s  12.4M tok  epoch 3.2  2m03s  eta 6m41s";
+        let line = "step 1200  loss 2.314  eta 6m41s  18,204 tok/s  epoch 3.2  12.4M tok  2m03s  lr 3.9e-3  norm 0.71";
         assert_eq!(progress(&row(), None, Some(401.0)), line);
-        assert!(progress(&row(), None, None).ends_with("epoch 3.2  2m03s"));
+        assert!(progress(&row(), None, None).starts_with("step 1200  loss 2.314  18,204 tok/s  epoch 3.2"));
     }
 
     #[test]
@@ -84,7 +87,10 @@ mod tests {
             ..row()
         };
         let line = progress(&row, Some(10), Some(f64::NAN));
-        assert!(line.starts_with("step 0/10  loss NaN  lr inf  norm 0.71  0 tok/s"), "{line}");
+        assert!(
+            line.starts_with("step 0/10  loss NaN  eta ?  0 tok/s") && line.ends_with("lr inf  norm 0.71"),
+            "{line}"
+        );
         assert!(line.contains("  ?"), "{line}");
     }
 
@@ -94,5 +100,6 @@ mod tests {
         assert_eq!(valid(&row, Some(0.31)), "valid  loss 1.980  bpb 0.731 (best)  entropy bound 0.310");
         let row = EvalRow { best: false, ..row };
         assert_eq!(valid(&row, None), "valid  loss 1.980  bpb 0.731");
+        assert_eq!(valid(&EvalRow { step: 0, ..row }, None), "before training  loss 1.980  bpb 0.731");
     }
 }

@@ -89,7 +89,8 @@ impl Curves {
         };
         let loss = train(|r| r.loss);
         let bpb = lines(run.rows.iter().filter_map(|row| match row {
-            Row::Eval(r) => Some((at(row, axis)?, r.bpb)),
+            // Before the first step it is so high that the rest would be a flat line.
+            Row::Eval(r) if r.step > 0 => Some((at(row, axis)?, r.bpb)),
             _ => None,
         }));
         Curves { mean: loss.iter().map(|line| moving_mean(line)).collect(), loss, bpb, lr: train(|r| r.lr) }

@@ -42,7 +42,10 @@ impl Metrics {
             lines(path, |line, bytes, row| {
                 let keep = matches!(&row, Ok(row) if row.step() <= step);
                 match row {
-                    Ok(Row::Eval(row)) if keep => found.validated = Some(Best { bpb: row.bpb, step: row.step }),
+                    // That before the first step is of no checkpoint.
+                    Ok(Row::Eval(row)) if keep && row.step > 0 => {
+                        found.validated = Some(Best { bpb: row.bpb, step: row.step })
+                    }
                     Ok(Row::Sample(row)) if keep => found.sampled = Some(row.step),
                     Ok(_) => {}
                     Err(Bad::Row(_)) => found.damaged += 1,

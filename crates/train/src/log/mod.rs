@@ -73,7 +73,7 @@ pub struct EvalRow {
     /// Validation bits per byte.
     #[serde(deserialize_with = "null_is_nan")]
     pub bpb: f64,
-    /// Whether no evaluation before it was better.
+    /// Whether no evaluation before it was better; of that before the first step, never.
     pub best: bool,
 }
 

@@ -29,6 +29,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod beginnings;
 mod forecast;
 mod open;
 mod origin;

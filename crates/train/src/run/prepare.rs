@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use flashlm_kernels::Exec;
 use flashlm_model::tok::Tokenizer;
 
+use super::beginnings::Beginnings;
 use super::open::{open_text, select};
 use super::validation::{Validation, heaviest_of_last_stage};
 use super::{Origin, Resolved};
@@ -23,6 +24,8 @@ use crate::tokenizer::{TokenizerChoice, tokenizer};
 use crate::trainer::{Event, Inputs, Tell, TrainError, Trainer};
 use crate::units::{counted, duration};
 
+/// Shortest text, in bytes, that is compressed to compare with.
+const COMPARABLE: usize = 1024;
 /// Most validation tokens scored at the end of a run.
 const VALID_TOKENS: usize = 1_000_000;
 
@@ -37,6 +40,8 @@ pub struct Prepared {
     pub valid: Stories,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,
+    /// Bits per byte that `zstd -19` needs for `valid`, a figure to compare with; none for a text so short that it would be no measure.
+    pub zstd_bpb: Option<f64>,
 }
 
 impl Prepared {
@@ -57,7 +62,7 @@ impl Prepared {
 
     /// The trainer, in the folder of `claim`.
     pub fn trainer<'a>(self, cx: &'a Exec, claim: Claim) -> Result<Trainer<'a>, TrainError> {
-        let Prepared { resolved, tokenizer, texts, valid, entropy_bound } = self;
+        let Prepared { resolved, tokenizer, texts, valid, entropy_bound, .. } = self;
         let Resolved { settings, origin, .. } = resolved;
         let (resume, start) = match origin {
             Origin::Fresh => (None, None),
@@ -98,14 +103,17 @@ impl Resolved {
         // Exact under the grammar of the synthetic stories; another text has no bound, as its first document shows.
         let mut bits = Some(0.0);
         let budget = Budget { tokens: Some(VALID_TOKENS) };
+        let (mut text, mut beginnings) = (Vec::new(), Beginnings::default());
         let Taken { stories: valid, report: read } = Stories::read_with(&held, &tokenizer, budget, &mut |story| {
+            text.extend_from_slice(story.as_bytes());
+            beginnings.see(story, &self.settings.train.prompts);
             bits = bits.and_then(|sum| Some(sum + synthetic::bits(story)?));
         })?;
         let train = &texts[last].cache;
         match validation {
             Validation::Named => {
                 note_oddities("validation", &read.oddities, tell);
-                if valid.is_empty() {
+                if text.iter().all(u8::is_ascii_whitespace) {
                     return Err(TrainError::NoValidation { spec: self.settings.data.valid });
                 }
             }
@@ -116,9 +124,13 @@ impl Resolved {
             _ => tell(Event::Note(&validation.told(train, &held, &valid, &tokenizer))),
         }
         let entropy_bound = bits.map(|bits| bits / valid.totals().bytes as f64);
+        if self.origin.checkpoint().is_none() && self.settings.train.prompts == Settings::default().train.prompts {
+            beginnings.instead_of(&mut self.settings.train.prompts);
+        }
         let texts = Curriculum::new(&self.settings, texts)?;
         self.settings.validate()?;
-        let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound };
+        let zstd_bpb = bits_per_byte(&text);
+        let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound, zstd_bpb };
         if prepared.duplicates() > 0 {
             tell(Event::Note(&format!(
                 "left out of training because the validation text has them: {}; --set data.keep_doubles=true keeps them",
@@ -208,6 +220,12 @@ fn progress(what: &str, p: &Progress, stop: &AtomicBool, tell: Tell) -> ControlF
     let (share, speed) = (100.0 * p.fraction, p.bytes_per_second() / 1e6);
     tell(Event::Progress(&format!("{what} {share:3.0} %  {speed:.0} MB/s  eta {}", duration(eta))));
     if stop.load(SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+/// Bits per byte of a text that `zstd -19` compresses by itself.
+fn bits_per_byte(text: &[u8]) -> Option<f64> {
+    let compressed = zstd::bulk::compress(text, 19).ok().filter(|_| text.len() >= COMPARABLE)?;
+    Some(8.0 * compressed.len() as f64 / text.len() as f64)
 }
 
 /// Several files as one line.

@@ -31,7 +31,8 @@ pub(super) fn agree(from: &Checkpoint, settings: &Settings) -> Result<(), TrainE
 }
 
 /// What needs no text to be found out: settings that no run can have, that the checkpoint resumed from does not allow, or that ask
-/// for a step longer or larger than this machine can be meant for. `memory` is in bytes.
+/// for a step longer or larger than this machine can be meant for. `memory` is in bytes, 0 where
+/// it is not known.
 pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, memory: u64) -> Result<(), TrainError> {
     settings.validate()?;
     if let Some(from) = from {
@@ -42,7 +43,7 @@ pub fn check(settings: &Settings, from: Option<&Checkpoint>, threads: usize, mem
     let estimate = Estimate::of(settings);
     let about =
         format!("train.batch = {} sequences of train.seq_len = {} tokens", estimate.sequences, estimate.seq_len);
-    if estimate.bytes > memory {
+    if memory > 0 && estimate.bytes > memory {
         let (needed, memory) = (units::bytes(estimate.bytes), units::bytes(memory));
         let what = format!("{about} need about {needed} of memory, and this machine has {memory}; lower train.seq_len");
         return Err(TrainError::TooLarge(what));
@@ -107,6 +108,7 @@ mod tests {
         let check = |settings: &Settings, memory| check(settings, None, 2, memory).map_err(|e| e.to_string());
         settings.train.batch = 32;
         assert_eq!(check(&settings, 1 << 30), Ok(()));
+        assert_eq!(check(&settings, 0), Ok(()), "an unknown size refuses nothing");
         // Parameters, gradients and moments of 1.2 million are 19 MB, without any activations.
         let error = check(&settings, 16 << 20).unwrap_err();
         assert!(error.contains("32 sequences of train.seq_len = 256") && error.contains("has 16.0 MiB"), "{error}");

@@ -70,7 +70,6 @@ struct Finished {
     settings_xxh3: String,
 }
 
-
 /// Why a run with these settings has nothing left to do after `step`; `None` where it has.
 pub fn finished(folder: &RunFolder, settings: &Settings, step: u64) -> Option<TrainError> {
     let result = folder.result().ok().filter(Value::is_object)?;

@@ -1,6 +1,6 @@
 //! Events of a run, and the ways in which it ends.
 
-use crate::log::SampleRow;
+use crate::log::{Row, SampleRow};
 
 /// What the trainer reports.
 pub enum Event<'a> {
@@ -8,6 +8,8 @@ pub enum Event<'a> {
     Progress(&'a str),
     /// A line to keep.
     Note(&'a str),
+    /// A row of the log, as `metrics.jsonl` has it.
+    Row(&'a Row),
     /// A sample: text that the model generated.
     Sample(&'a SampleRow),
 }

@@ -152,6 +152,7 @@ impl Trainer<'_> {
 
     /// Writes a row to the log and to TensorBoard. Rows that the log does not take are kept and written before the next.
     pub(super) fn log(&mut self, row: Row, tell: Tell) {
+        tell(Event::Row(&row));
         let written = self.events.as_mut().map_or(Ok(()), |events| events.append(&row));
         self.aside("writing the TensorBoard events", written, tell);
         if self.pending.len() < MAX_PENDING {

@@ -36,12 +36,17 @@ impl Trainer<'_> {
         ended
     }
 
+    /// Tenths of a run that time limits, if its validations follow them.
+    fn tenth(&self) -> u64 {
+        let by_time = self.inputs.settings.train.eval_every == 0 && self.plan.seconds().is_some();
+        if by_time { (10.0 * self.plan.progress(&self.state)) as u64 } else { 0 }
+    }
+
     fn seconds(&self) -> f64 {
         self.before + self.clock.seconds()
     }
 
     fn steps(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Outcome, TrainError> {
-        let mut row_started = (self.clock.seconds(), self.state.tokens);
         let mut shown = Instant::now();
         let mut resting = 0.0;
         let mut told = None;
@@ -54,6 +59,11 @@ impl Trainer<'_> {
                 self.aside(MARKING, marked, tell);
             }
         }
+        if self.state.step == 0 && self.resumed.is_none() && !self.validate_start(stop, tell)? {
+            return Ok(Outcome::Interrupted);
+        }
+        let mut row_started = (self.clock.seconds(), self.state.tokens);
+        let mut tenth = self.tenth();
         loop {
             self.state.elapsed = self.seconds();
             let progress = self.plan.progress(&self.state);
@@ -62,7 +72,12 @@ impl Trainer<'_> {
             }
             let pause = self.clock.seconds();
             let step = self.state.step;
-            if step > 0 && due(step, t.eval_every) && self.state.validated.is_none_or(|v| v.step != step) {
+            let passed = tenth < self.tenth();
+            tenth = self.tenth();
+            let validation = passed
+                || self.plan.validations(t.eval_every, step)
+                    > self.plan.validations(t.eval_every, step.saturating_sub(1));
+            if validation && self.state.validated.is_none_or(|v| v.step != step) {
                 if !self.validate(stop, tell)? {
                     return Ok(Outcome::Interrupted);
                 }

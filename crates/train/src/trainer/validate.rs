@@ -44,6 +44,18 @@ impl Trainer<'_> {
         Ok(true)
     }
 
+    /// Scores the probe before the first step, for comparison; no checkpoint is marked. `false` where `stop` was set on the way.
+    pub(super) fn validate_start(&mut self, stop: &AtomicBool, tell: Tell) -> Result<bool, TrainError> {
+        let probe = std::mem::take(&mut self.probe);
+        let report = self.score(&probe, stop, tell);
+        self.probe = probe;
+        let Some(Report { bpb, loss_per_token: loss, .. }) = report? else { return Ok(false) };
+        let row = EvalRow { step: 0, tokens: 0, elapsed: self.state.elapsed, loss, bpb, best: false };
+        tell(Event::Note(&console::valid(&row, self.inputs.entropy_bound)));
+        self.log(Row::Eval(row), tell);
+        Ok(true)
+    }
+
     /// Scores documents with the parameters at hand, and tells how far it has come; nothing where `stop` was set on the way.
     pub(super) fn score(
         &mut self,

@@ -1,0 +1,130 @@
+//! `flashlm score`: what a model thinks of given continuations, as log-probabilities: to rank answers, or to measure surprise.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{anyhow, bail};
+use flashlm_model::Engine;
+use flashlm_train::load::load_packed;
+use flashlm_train::units::counted;
+use serde_json::{Value, json};
+
+use crate::common::{exec, model_or_own, out};
+use crate::{input, scored};
+
+/// Rows of a text that are worked through at once, per thread.
+const ROWS: usize = 64;
+
+/// Score continuations of a prompt: the natural logarithm of the probability of each token, and their sum
+///
+/// Probabilities are the model's own, as `eval` measures them. Prompt and continuation are split into tokens separately: begin
+/// a continuation with its space, as in -c " there was".
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm score -p \"Once upon a time\" -c \" there was\" -c \" banana\"\n  flashlm score model.safetensors --input questions.jsonl > scores.jsonl\n\ndocs/json.md describes the JSON."
+)]
+pub struct Args {
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
+    /// tokenizer.json [default: checkpoints]
+    model: Option<PathBuf>,
+    /// Text before the continuations [default: none, the start of a document]
+    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
+    prompt: String,
+    /// Text to score; repeatable
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present = "input")]
+    continuation: Vec<String>,
+    /// Score many: a file with a JSON object {"prompt": "...", "continuation": "..."} or {"prompt": "...", "continuations":
+    /// ["...", "..."]} on each line, `-` for standard input; prints JSON
+    #[arg(short, long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "continuation"])]
+    input: Option<PathBuf>,
+    /// Print a line of JSON for each continuation
+    #[arg(long)]
+    json: bool,
+    /// Number of threads [default: FLASHLM_THREADS, else all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// Continuations of one prompt.
+struct Question {
+    prompt: String,
+    continuations: Vec<String>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let path = model_or_own(args.model)?;
+    let questions = match &args.input {
+        None => vec![Question { prompt: args.prompt, continuations: args.continuation }],
+        Some(file) => {
+            let parse = |(line, value): (usize, Value)| {
+                question(&value).ok_or_else(|| {
+                    anyhow!(
+                        "{}, line {line}: expected {{\"prompt\": \"...\", \"continuation\": \"...\"}} or \"continuations\" with a \
+                         list of strings",
+                        file.display()
+                    )
+                })
+            };
+            input::jsonl(file)?.into_iter().map(parse).collect::<anyhow::Result<_>>()?
+        }
+    };
+    let json = args.json || args.input.is_some();
+    if let Some(empty) = questions.iter().flat_map(|q| &q.continuations).position(String::is_empty) {
+        bail!("continuation {}: is empty; expected text to score", empty + 1);
+    }
+    let cx = exec(args.threads)?;
+    let model = load_packed(&cx, &path)?;
+    let mut engine = Engine::new(model.into(), cx, ROWS);
+    for (index, Question { prompt, continuations }) in questions.iter().enumerate() {
+        for (choice, continuation) in continuations.iter().enumerate() {
+            let mut object = score(&mut engine, prompt, continuation);
+            (object["index"], object["choice"]) = (index.into(), choice.into());
+            if json {
+                out!("{object}");
+            } else {
+                print(&object);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn question(value: &Value) -> Option<Question> {
+    let prompt = value.get("prompt").map_or(Some(""), Value::as_str)?.to_string();
+    let texts = |values: &Vec<Value>| values.iter().map(|text| text.as_str().map(String::from)).collect();
+    let continuations: Vec<String> = match (value.get("continuation"), value.get("continuations")) {
+        (Some(one), None) => vec![one.as_str()?.to_string()],
+        (None, Some(many)) => many.as_array().and_then(texts)?,
+        _ => return None,
+    };
+    (!continuations.is_empty()).then_some(Question { prompt, continuations })
+}
+
+/// One continuation, scored.
+fn score(engine: &mut Engine, prompt: &str, continuation: &str) -> Value {
+    let model = engine.model().clone();
+    let tokenizer = model.tokenizer();
+    let (mut given, mut tokens) = (vec![tokenizer.eos()], Vec::new());
+    tokenizer.encode(prompt, &mut given);
+    tokenizer.encode(continuation, &mut tokens);
+    let log_probs = scored::log_probs(engine, &given, &tokens);
+    let unknown = tokens.iter().filter(|id| Some(**id) == tokenizer.unk()).count();
+    json!({
+        "prompt": prompt,
+        "continuation": continuation,
+        "logprob": log_probs.iter().sum::<f64>(),
+        "bytes": continuation.len(),
+        "unknown": unknown,
+        "tokens": scored::tokens(&model, &tokens, &log_probs),
+    })
+}
+
+fn print(object: &Value) {
+    let tokens = object["tokens"].as_array().map_or(&[][..], |tokens| tokens);
+    let number = |value: &Value| value["logprob"].as_f64().unwrap_or(f64::NAN);
+    out!("{:10.4}  {} in {}", number(object), object["continuation"], counted(tokens.len() as u64, "token"));
+    for token in tokens {
+        out!("{:10.4}    {}", number(token), token["text"]);
+    }
+}
