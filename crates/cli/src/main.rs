@@ -137,7 +137,8 @@ mod tests {
     fn every_example_is_understood() {
         fn check(command: &clap::Command, all: &mut usize) {
             let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            for line in after.lines().filter_map(|line| line.strip_prefix("  ")) {
+            // What follows an empty line is no command.
+            for line in after.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.strip_prefix("  ")) {
                 // As a shell would split it, as far as examples go: settings before, words in quotes, redirections after.
                 let line = line.split(['<', '>']).next().unwrap_or_default();
                 let start = line.find("flashlm").unwrap_or_else(|| panic!("{line}"));

@@ -117,7 +117,7 @@ pub struct Args {
 pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Result<Settings> {
     let resume = origin.checkpoint();
     let start = match origin {
-        Origin::Tuned(start) => Some(start),
+        Origin::Tuned(start) => Some(&**start),
         _ => None,
     };
     let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));

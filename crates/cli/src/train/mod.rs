@@ -165,7 +165,9 @@ fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
             resume.skipped.iter().for_each(|why| say!("skipped: {why}"));
             Origin::Resumed(resume)
         }
-        (None, Some(path)) => Origin::Tuned(Start::load(&exec(None)?, path, &mut |event| status.tell(&event))?),
+        (None, Some(path)) => {
+            Origin::Tuned(Box::new(Start::load(&exec(None)?, path, &mut |event| status.tell(&event))?))
+        }
         (None, None) => Origin::Fresh,
     })
 }

@@ -21,7 +21,7 @@ pub enum Origin {
     /// A run or checkpoint that is resumed.
     Resumed(Resume),
     /// A model, with a fresh optimizer and schedule.
-    Tuned(Start),
+    Tuned(Box<Start>),
 }
 
 impl Origin {
