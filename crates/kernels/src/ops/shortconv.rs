@@ -32,7 +32,8 @@ impl<A: Store> Op<A::E> for In<'_, A> {
         for ((v, u), z) in v.chunks_exact_mut(d).zip(u.chunks_exact_mut(3 * d)).zip(z.chunks_exact(3 * d)) {
             // SAFETY: rows have D and 3D columns, and `i + n` is at most D.
             each!(S, d, |i, n| unsafe {
-                let [b, c, x] = [0, d, 2 * d].map(|at| S::get(z.as_ptr().add(at + i), n));
+                let z = z.as_ptr().add(i);
+                let (b, c, x) = (S::get(z, n), S::get(z.add(d), n), S::get(z.add(2 * d), n));
                 A::put::<S>(u.as_mut_ptr().add(i), b, n);
                 A::put::<S>(u.as_mut_ptr().add(d + i), c, n);
                 A::put::<S>(u.as_mut_ptr().add(2 * d + i), x, n);
