@@ -8,7 +8,7 @@ mod packed;
 pub(crate) mod reference;
 mod train;
 
-pub(crate) use packed::Packed;
+pub(crate) use packed::{Gate, Packed, PackedConv};
 pub use train::Train;
 
 use crate::error::{ConfigError, within};
