@@ -10,6 +10,7 @@ use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
 use flashlm_model::io::not_a_file;
 use flashlm_train::atomic::write_file;
+use flashlm_train::builtin;
 use flashlm_train::config::Layers;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::data::source::{Oddities, Source};
@@ -75,6 +76,17 @@ pub fn passed_over(what: &str, source: &Source) {
 
 /// The run that commands take where none is named: the one that `flashlm train` writes where it is told nothing else.
 const OWN: &str = "checkpoints";
+
+/// The model that is named, else [`OWN`], else the built-in one.
+pub fn model_or_builtin(named: Option<PathBuf>) -> PathBuf {
+    named.unwrap_or_else(|| {
+        if Path::new(OWN).exists() {
+            return OWN.into();
+        }
+        say!("no model is named, and there is no folder {OWN} here: the built-in model writes; `flashlm train` makes your own");
+        builtin::NAME.into()
+    })
+}
 
 /// The model or run that is named, else [`OWN`].
 pub fn model_or_own(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {

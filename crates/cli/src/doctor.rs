@@ -8,12 +8,12 @@ use flashlm_kernels::ops::narrow;
 use flashlm_kernels::{Bf16, Buf, Exec, Isa, Store};
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config;
-use flashlm_train::run::{Size, size_for};
+use flashlm_train::run::{Dial, Steps};
 use flashlm_train::units::{bytes, counted, thousands};
 use serde_json::json;
 
 use crate::bench::measure::{median, windows};
-use crate::bench::train::{BATCH, Steps};
+use crate::bench::train::BATCH;
 use crate::common::{busy, threads};
 use crate::report::Report;
 
@@ -26,7 +26,7 @@ const TRAINING: f64 = 3.0;
 const WINDOWS: usize = 3;
 const PART: f64 = 0.15;
 
-/// Show what this machine can do: instruction sets, speed, and the preset that suits it; takes some seconds
+/// Show what this machine can do: instruction sets, speed, and what `train` would choose for it; takes some seconds
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  flashlm doctor\n  FLASHLM_ISA=avx2 flashlm doctor --json")]
 pub struct Args {
@@ -111,8 +111,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         format!("{}: all speeds are too low", text.to_lowercase())
     });
     report.add("other programs", text, json!({"cpu_share": share}));
-    let Size { preset, why: reason } = size_for(&machine, None);
-    report.add("preset", format!("{preset}: {reason}"), json!({"name": preset, "why": reason}));
+    for minutes in [2.0, 10.0, 60.0] {
+        let chosen = Dial { minutes: Some(minutes), ..Dial::default() }.choose(&cx, precision)?;
+        let value =
+            json!({"name": chosen.layers.settings()?.name, "tokens_per_second": chosen.speed, "bpb": chosen.bpb});
+        report.add(&format!("{minutes} minutes"), chosen.told, value);
+    }
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
 }
@@ -139,7 +143,7 @@ fn training(cx: &Exec, precision: Precision) -> anyhow::Result<f64> {
     steps.step(cx)?;
     let mut failure = None;
     let times = windows(TRAINING, WINDOWS, || failure = failure.take().or(steps.step(cx).err()));
-    failure.map_or(Ok(shape.rows() as f64 / median(&times)), Err)
+    failure.map_or(Ok(shape.rows() as f64 / median(&times)), |error| Err(error.into()))
 }
 
 /// To two figures: more would be a promise.

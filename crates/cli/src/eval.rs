@@ -33,7 +33,7 @@ const APART: f64 = 0.005;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json [default: checkpoints]
+    /// tokenizer.json; builtin: the model in the program [default: checkpoints]
     model: Option<PathBuf>,
     /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
     /// `train`

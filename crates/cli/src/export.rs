@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(value_parser = formats())]
     format: String,
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json [default: checkpoints]
+    /// tokenizer.json; builtin: the model in the program [default: checkpoints]
     model: Option<PathBuf>,
     /// File to write
     #[arg(short, long, value_name = "FILE")]

@@ -10,7 +10,7 @@ use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
 use flashlm_model::{ModelConfig, PackedModel};
 use flashlm_train::data::cache::{Expect, TokenCache};
-use flashlm_train::load::load_model;
+use flashlm_train::load::{load_model, packed_file};
 use flashlm_train::log::card::ternary_share;
 use flashlm_train::log::{EvalRow, Row, jsonl};
 use flashlm_train::recognise::recognise;
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Run { folder, .. } => about_run(folder, &mut report)?,
         What::Checkpoint { .. } => about_model(path, "checkpoint", &mut report)?,
         What::Model => about_model(path, "model", &mut report)?,
-        What::Packed => about_packed(path, &mut report)?,
+        What::Packed | What::Builtin => about_packed(path, &mut report)?,
         What::TokenCache => about_tokens(path, &mut report)?,
         What::Prepared => about_prepared(path, &mut report)?,
         What::Tokenizer(_) => {
@@ -181,7 +181,10 @@ fn add_model(path: &Path, report: &mut Report) -> anyhow::Result<()> {
 }
 
 fn about_packed(path: &Path, report: &mut Report) -> anyhow::Result<()> {
-    let model = PackedModel::open(path)?;
+    let file = packed_file(path)?;
+    let number = |key| file.metadata(key).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
+    let (ternary, table) = (8.0 / number("per_byte"), number("table_bits"));
+    let model = PackedModel::read(file)?;
     report.add("kind", "packed model, complete and undamaged", "packed model");
     report.add("model", path.display(), path.display().to_string());
     let parameters = about_config(model.config(), report)?;
@@ -189,10 +192,6 @@ fn about_packed(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let bits = 8.0 * size as f64 / parameters as f64;
     report.add("file size", format!("{}, {bits:.2} bits per parameter", bytes(size as u64)), size);
     report.add("in memory", bytes(memory as u64), memory);
-    // Checked, as the model was read.
-    let header = Header::open(path)?;
-    let number = |key| header.metadata(key).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
-    let (ternary, table) = (8.0 / number("per_byte"), number("table_bits"));
     let text = format!("{ternary} bits per ternary weight, {table} bits per weight of embedding matrix and head");
     report.add("density", text, json!({"ternary_bits": ternary, "table_bits": table}));
     about_tokenizer(model.tokenizer(), report);

@@ -8,12 +8,13 @@ use anyhow::bail;
 use flashlm_model::PackedModel;
 use flashlm_model::pack::{Density, Options, TableBits};
 use flashlm_train::atomic::write_file;
+use flashlm_train::builtin;
 use flashlm_train::load::load_model;
 use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
-use crate::common::{exec, may_write, model_or_own};
+use crate::common::{exec, may_write, model_or_own, say};
 use crate::report::Report;
 
 /// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
@@ -22,8 +23,8 @@ use crate::report::Report;
     after_help = "Examples:\n  flashlm pack -o model.safetensors\n  flashlm pack runs/book --ternary-bits 1.6 --table-bits 4 -o smaller.safetensors"
 )]
 pub struct Args {
-    /// Model: a run folder (its best checkpoint), a checkpoint folder, or a .safetensors file beside its tokenizer.json
-    /// [default: checkpoints]
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, or a .safetensors file beside its tokenizer.json; builtin: the
+    /// model in the program, written as it is [default: checkpoints]
     run: Option<PathBuf>,
     /// File to write
     #[arg(short, long, value_name = "FILE", default_value = "model.safetensors")]
@@ -65,10 +66,16 @@ enum Table {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let run = model_or_own(args.run)?;
-    if recognise(&run) == What::Packed {
+    let found = recognise(&run);
+    if found == What::Packed {
         bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", run.display());
     }
     may_write(&args.output, "-o", args.force)?;
+    if found == What::Builtin {
+        write_file(&args.output, |w| w.write_all(builtin::FILE))?;
+        say!("{} is the built-in model, as it is", args.output.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     let cx = exec(Some(1))?;
     let model = load_model(&run)?;
     let density = match args.ternary_bits {

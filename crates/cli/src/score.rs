@@ -25,7 +25,7 @@ const ROWS: usize = 64;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json [default: checkpoints]
+    /// tokenizer.json; builtin: the model in the program [default: checkpoints]
     model: Option<PathBuf>,
     /// Text before the continuations [default: none, the start of a document]
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]

@@ -103,6 +103,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Those that texts for readers are written with where nothing else is asked: a little less surprise than the model's own
+    /// distribution has, and none of its long tail.
+    pub fn writing() -> Self {
+        Self { temperature: 0.8, top_p: 0.95, ..Self::default() }
+    }
+
     /// Checks every range.
     pub fn check(&self) -> Result<(), SampleError> {
         let finite = |x: f32, from: f32| x.is_finite() && x >= from;

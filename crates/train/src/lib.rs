@@ -3,6 +3,7 @@
 
 pub mod atomic;
 mod average;
+pub mod builtin;
 pub mod checkpoint;
 pub mod clock;
 pub mod config;

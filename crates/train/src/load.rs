@@ -3,6 +3,7 @@
 //! Parts of a checkpoint are read against its checksums; its `config.toml` only where it is older than the model's
 //! `activation_bits`.
 
+use crate::builtin;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::older_activation_bits;
 use crate::optim::Tensor;
@@ -73,15 +74,20 @@ impl Found {
     /// Loads a packed model, or whatever [`load_model`] takes.
     pub fn load(path: &Path) -> Result<Found, LoadError> {
         match recognise(path) {
-            What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
+            What::Packed | What::Builtin => Ok(Found::Packed(PackedModel::read(packed_file(path)?)?.into())),
             what => Ok(Found::Master(model_of(path, what, ANY)?.into())),
         }
     }
 }
 
+/// The tensors of a packed model.
+pub fn packed_file(path: &Path) -> Result<TensorFile, LoadError> {
+    Ok(if recognise(path) == What::Builtin { builtin::tensors()? } else { TensorFile::open(path)? })
+}
+
 /// Parameters of a packed model, to continue training from.
 pub fn unpacked(cx: &Exec, path: &Path) -> Result<Buf<f32>, LoadError> {
-    Ok(pack::unpack(cx, path)?)
+    Ok(pack::unpack(cx, packed_file(path)?)?)
 }
 
 /// A model for the packed runtime: a packed file, or whatever [`load_model`] takes, packed in memory.
@@ -95,7 +101,7 @@ pub fn load_packed(cx: &Exec, path: &Path) -> Result<PackedModel, LoadError> {
 /// The same, unpacked for an export.
 pub fn export_source(cx: &Exec, path: &Path) -> Result<Source, LoadError> {
     let file = match recognise(path) {
-        What::Packed => TensorFile::open(path)?,
+        What::Packed | What::Builtin => packed_file(path)?,
         what => TensorFile::from_bytes(
             model_of(path, what, ANY)?.pack(cx, Options::default()),
             &path.display().to_string(),

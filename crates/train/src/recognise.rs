@@ -3,6 +3,7 @@
 //! be. Only regular files are opened, and read only as far as needed: the first 64 KiB, a header, or a JSON file that may be a
 //! tokenizer.
 
+use crate::builtin;
 use crate::data::cache::MAGIC;
 use crate::data::hub::Dataset;
 use crate::data::{foreign, is_readable, missing_hint};
@@ -35,6 +36,7 @@ pub fn recognise(path: &Path) -> What {
         Ok(about) if about.is_dir() => of_folder(path).unwrap_or_else(|e| What::Unreadable(e.to_string())),
         Ok(about) => of_file(path, &about).unwrap_or_else(What::Unreadable),
         Err(e) if e.kind() == ErrorKind::NotFound => match path.to_str() {
+            Some(builtin::NAME) => What::Builtin,
             Some(spec) if spec == "synthetic" || spec.starts_with("synthetic:") => What::Synthetic,
             Some(spec) if Dataset::parse(spec).is_some() => What::Dataset,
             _ => What::Missing(missing_hint(path)),

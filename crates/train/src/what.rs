@@ -36,6 +36,8 @@ pub enum What {
     Model,
     /// A file that `flashlm pack` wrote.
     Packed,
+    /// No file, but the name of the model in the program.
+    Builtin,
     /// Vectors for `flashlm verify`.
     Vectors,
     /// Tensors of another program.
@@ -121,6 +123,7 @@ impl fmt::Display for What {
             What::EmptyFolder => write!(f, "an empty folder"),
             What::Model => write!(f, "a model with master weights"),
             What::Packed => write!(f, "a packed model"),
+            What::Builtin => write!(f, "the name of the built-in model"),
             What::Vectors => write!(f, "test vectors"),
             What::Tensors { format, count } => {
                 let format = format.as_ref().map_or("no format".into(), |format| format!("format {format:?}"));
@@ -154,7 +157,7 @@ impl What {
             What::Run { checkpoints: 0, .. } => {
                 "wait until `flashlm train` has saved its first, or stop it with Ctrl-C, which saves one".into()
             }
-            What::Run { .. } | What::Checkpoint { .. } | What::Model | What::Packed => {
+            What::Run { .. } | What::Checkpoint { .. } | What::Model | What::Packed | What::Builtin => {
                 format!("to see what is in it: flashlm info {at}")
             }
             What::Checkpoints { run } => format!("name the run, {}, or one of its checkpoints", run.display()),

@@ -18,6 +18,7 @@ fn settings() -> Settings {
         ("model.dim", "32"),
         ("model.blocks", "2"),
         ("model.ffn_hidden", "48"),
+        ("model.bigram", "64"),
         ("train.seq_len", "64"),
         ("train.batch", "8"),
         ("train.steps", "80"),

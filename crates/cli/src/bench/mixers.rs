@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use flashlm_kernels::Exec;
 use flashlm_model::{ModelConfig, Precision, Shape, mixer};
 use flashlm_train::config;
+use flashlm_train::run::Steps;
 use flashlm_train::units::counted;
 use serde_json::Value;
 
 use super::measure::{median, seconds, windows};
-use super::train::Steps;
 use crate::common::{self, out, say};
 
 /// Tokens of a step.
@@ -98,7 +98,7 @@ fn measure(
             let mut failure = None;
             let times = windows(seconds, 1, || failure = failure.take().or(steps.step(cx).err()));
             if let Some(error) = failure {
-                return Err(error);
+                return Err(error.into());
             }
             row.speeds.push(tokens as f64 / times[0]);
         }

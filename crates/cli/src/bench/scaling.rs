@@ -12,10 +12,10 @@ use flashlm_kernels::measure::fork_join;
 use flashlm_kernels::replay::{Place, Timeline};
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::{Layers, preset_names};
+use flashlm_train::run::Steps;
 use flashlm_train::units::thousands;
 use serde_json::{Value, json};
 
-use super::train::Steps;
 use crate::common::{self, out, say};
 
 /// Places that are listed for each number of threads.

@@ -1,6 +1,6 @@
 //! `flashlm bench train`: tokens per second of whole training steps on random tokens.
 //!
-//! A step is the trainer's own ([`Stepper`]): quantise and pack the weights, forward and backward in micro-batches, global
+//! A step is the trainer's own ([`Steps`]): quantise and pack the weights, forward and backward in micro-batches, global
 //! norm, clip, optimizer. The figure is the median of three windows after one step of warm-up.
 //! `GFLOP/s` counts 6 operations per token for each weight that multiplies (2 forward, 4 backward): matrices, taps and the
 //! tied head; what is computed again in the backward pass is not counted twice.
@@ -9,15 +9,13 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::ensure;
+use flashlm_kernels::Exec;
 use flashlm_kernels::cpu::peak_rss;
 use flashlm_kernels::profile::{Entry, profile};
-use flashlm_kernels::{Exec, Token};
 use flashlm_model::params::{Group, Layout};
-use flashlm_model::rng::Rng;
 use flashlm_model::{ModelConfig, Precision, Shape};
-use flashlm_train::config::{Layers, TrainSettings};
-use flashlm_train::run::pass_rows_for;
-use flashlm_train::stepper::{Step, StepResult, Stepper};
+use flashlm_train::config::Layers;
+use flashlm_train::run::Steps;
 use flashlm_train::units::counted;
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
@@ -25,8 +23,6 @@ use crate::common::{self, out, say};
 
 /// Windows of the median.
 const WINDOWS: usize = 3;
-/// Batches of random tokens, used in turn.
-const BATCHES: usize = 8;
 /// Sequences of a step where the preset leaves it to the hardware.
 pub(crate) const BATCH: usize = 32;
 /// Most tokens of a step.
@@ -97,7 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut failure = None;
     let times = windows(args.seconds, WINDOWS, || failure = failure.take().or(steps.step(&cx).err()));
     if let Some(error) = failure {
-        return Err(error);
+        return Err(error.into());
     }
     let peak_gflops = before.max(peak(&cx, precision));
 
@@ -192,53 +188,8 @@ fn flops_per_token(layout: &Layout) -> f64 {
     6.0 * weights as f64
 }
 
-/// A model in training, and the batches it is given.
-pub(crate) struct Steps {
-    pub(super) stepper: Stepper,
-    settings: TrainSettings,
-    shape: Shape,
-    /// `[BATCHES, B, T + 1]`.
-    tokens: Vec<Token>,
-    step: u64,
-}
-
-impl Steps {
-    pub(crate) fn new(
-        cx: &Exec,
-        model: &ModelConfig,
-        precision: Precision,
-        mut settings: TrainSettings,
-        shape: Shape,
-    ) -> anyhow::Result<Self> {
-        if settings.pass_rows == 0 {
-            settings.pass_rows = pass_rows_for(shape.rows(), cx.pool().threads());
-        }
-        let stepper = Stepper::new(model, precision, shape, &settings)?;
-        let mut rng = Rng::new(settings.seed);
-        let random = |_| rng.below(model.vocab_size as u64) as Token;
-        let tokens = (0..BATCHES * shape.batch * (shape.seq_len + 1)).map(random).collect();
-        Ok(Steps { stepper, settings, shape, tokens, step: 0 })
-    }
-
-    /// One whole step.
-    pub(crate) fn step(&mut self, cx: &Exec) -> anyhow::Result<StepResult> {
-        let Shape { batch, seq_len } = self.shape;
-        let first = self.step as usize % BATCHES * batch;
-        let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
-        self.step += 1;
-        let (settings, lr, momentum) = (&self.settings, self.settings.lr, self.settings.momentum);
-        let step = Step { shape: self.shape, settings, lr, momentum, number: self.step };
-        let result = self.stepper.step(cx, step, window);
-        ensure!(result.is_finite(), "step {} is not finite: {result:?}", self.step);
-        Ok(result)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use flashlm_kernels::Isa;
-    use flashlm_train::config::preset;
-
     use super::*;
 
     #[test]
@@ -246,19 +197,5 @@ mod tests {
         let (d, f, v, n, k) = (192.0, 512.0, 10_000.0, 6.0, 8.0);
         let block = 2.0 * d * d + d * d + d * k + 3.0 * d * f;
         assert_eq!(flops_per_token(&Layout::of(&ModelConfig::v4_small())), 6.0 * (n * block + v * d));
-    }
-
-    /// What is timed is training: the loss of random tokens starts at ln V, and falls where they come again.
-    #[test]
-    fn the_steps_train() {
-        let cx = Exec::new(Isa::SCALAR, 1);
-        let model = ModelConfig { vocab_size: 31, dim: 16, blocks: 1, ffn_hidden: 24, ..ModelConfig::v4_small() };
-        let settings = preset("v4-small").unwrap().train;
-        let mut steps = Steps::new(&cx, &model, Precision::F32, settings, Shape { batch: 3, seq_len: 5 }).unwrap();
-        let losses: Vec<f64> = (0..25 * BATCHES).map(|_| steps.step(&cx).unwrap().loss).collect();
-        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        assert!((losses[0] - 31f64.ln()).abs() < 0.1, "{}", losses[0]);
-        let last = mean(&losses[24 * BATCHES..]);
-        assert!(last < 0.8 * 31f64.ln(), "{last}");
     }
 }

@@ -7,23 +7,21 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::bail;
-use flashlm_kernels::cpu::Machine;
+use flashlm_model::Precision;
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{ModelConfig, Shape};
 use flashlm_train::atomic::write_file;
-use flashlm_train::config::{Settings, preset};
+use flashlm_train::config::Settings;
 use flashlm_train::data::near_duplicates::MAX_STORIES as MAX_NEAR;
 use flashlm_train::data::profile::Script;
 use flashlm_train::data::source::Source;
 use flashlm_train::data::stats::{MAX_DISTINCT, Stats, bin};
 use flashlm_train::log::histogram::{self, Bin};
-use flashlm_train::run::size_for;
+use flashlm_train::run::Dial;
 use flashlm_train::tokenizer::of_file;
 use flashlm_train::units::{bytes, count, counted, duration, thousands};
 use serde_json::{Value, json};
 
 use super::select::{Select, report_dropped};
-use crate::bench::train::Steps;
 use crate::common::{Status, data_spec, exec, may_write};
 use crate::report::Report;
 
@@ -103,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report_profile(&mut report, &stats);
     report_tokens(&mut report, &stats, &tokenizer, own);
     if !args.quick {
-        report_hour(&mut report, stats.tokens)?;
+        report_hour(&mut report, &stats)?;
     }
     let within = if stats.forgot {
         format!(", compared only with the first {}", thousands(MAX_DISTINCT as u64))
@@ -222,27 +220,16 @@ fn report_tokens(report: &mut Report, stats: &Stats, tokenizer: &Tokenizer, own:
     report.add("tokens", text, value);
 }
 
-/// What an hour of training comes to: the preset that `train` would take here, measured on random tokens.
-fn report_hour(report: &mut Report, tokens: u64) -> anyhow::Result<()> {
-    let machine = Machine::detect();
-    let name = size_for(&machine, Some(60.0)).preset;
-    let settings = preset(name)?;
-    let vocab_size = settings.tokenizer.vocab;
+/// What an hour of training comes to, with the model that `train` would choose.
+fn report_hour(report: &mut Report, stats: &Stats) -> anyhow::Result<()> {
     let cx = exec(None)?;
-    let (batch, seq_len) = (machine.cores.clamp(2, 8), settings.train.seq_len);
-    let model = ModelConfig { vocab_size, ..settings.model };
-    let mut steps =
-        Steps::new(&cx, &model, settings.train.precision.resolve(cx.isa()), settings.train, Shape { batch, seq_len })?;
-    steps.step(&cx)?;
-    let started = Instant::now();
-    for _ in 0..3 {
-        steps.step(&cx)?;
-    }
-    let speed = (3 * batch * seq_len) as f64 / started.elapsed().as_secs_f64();
-    let epochs = 3600.0 * speed / tokens.max(1) as f64;
-    let text =
-        format!("{epochs:.1} epochs of this text: {name} trains {} tokens per second here", thousands(speed as u64));
-    report.add("an hour", text, json!({"epochs": epochs, "tokens_per_second": speed, "preset": name}));
+    let dial = Dial { minutes: Some(60.0), bytes: Some(stats.read.bytes), ..Dial::default() };
+    let chosen = dial.choose(&cx, Precision::Auto.resolve(cx.isa()))?;
+    let epochs = 3600.0 * chosen.speed / stats.tokens.max(1) as f64;
+    let name = chosen.layers.settings()?.name;
+    let speed = thousands(chosen.speed as u64);
+    let text = format!("{epochs:.1} epochs of this text: {name} trains {speed} tokens per second here");
+    report.add("an hour", text, json!({"epochs": epochs, "tokens_per_second": chosen.speed, "preset": name}));
     Ok(())
 }
 

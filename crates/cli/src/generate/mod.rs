@@ -15,7 +15,7 @@ use flashlm_model::sample::{SampleError, Settings, StopStrings};
 use flashlm_train::load::load_packed;
 use serde_json::Value;
 
-use crate::common::{exec, model_or_own, out, say, write_out};
+use crate::common::{exec, model_or_builtin, out, say, write_out};
 use crate::input;
 use batch::Jobs;
 use writer::Writer;
@@ -27,7 +27,7 @@ use writer::Writer;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json [default: checkpoints]
+    /// tokenizer.json; builtin: the model in the program [default: checkpoints, else builtin]
     model: Option<PathBuf>,
     /// Prompt: text to continue, `-` for standard input [default: none, starts a new document]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = PROMPT, conflicts_with_all = ["prompt_file", "prompts"])]
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 200)]
     tokens: usize,
     /// Sampling temperature: 0 always takes the most likely token, 1 samples the model's distribution, higher is more random
-    #[arg(short, long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true, help_heading = SAMPLING)]
+    #[arg(short, long, value_name = "T", default_value_t = Settings::writing().temperature, allow_negative_numbers = true, help_heading = SAMPLING)]
     temperature: f32,
     /// Always take the most likely token, same as -t 0
     #[arg(long, conflicts_with = "temperature", help_heading = SAMPLING)]
@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = SAMPLING)]
     top_k: usize,
     /// Top-p sampling: only the most likely tokens up to a total probability of P (1.0 = disabled)
-    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true, help_heading = SAMPLING)]
+    #[arg(long, value_name = "P", default_value_t = Settings::writing().top_p, allow_negative_numbers = true, help_heading = SAMPLING)]
     top_p: f32,
     /// Min-p sampling: only tokens at least P times as likely as the most likely one (0.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true, help_heading = SAMPLING)]
@@ -107,7 +107,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Said before a model is loaded for nothing.
     settings.check().map_err(of_flag)?;
     StopStrings::new(args.stop.clone()).map_err(of_flag)?;
-    let path = model_or_own(args.model.clone())?;
+    let path = model_or_builtin(args.model.clone());
     let prompts = prompts(&args)?;
     let cx = match (args.threads, std::env::var_os("FLASHLM_THREADS")) {
         (None, None) => exec(Some(1))?,

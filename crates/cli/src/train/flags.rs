@@ -4,18 +4,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use clap::builder::PossibleValuesParser;
-use flashlm_kernels::cpu::Machine;
 use flashlm_model::io::read_limited;
 use flashlm_model::{ModelConfig, Precision};
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::config::{Layers, Settings, preset, preset_names};
 use flashlm_train::data::source::Source;
-use flashlm_train::run::{Origin, Size, Start, size_for};
+use flashlm_train::run::{Dial, MINUTES, Origin, Start};
 use flashlm_train::stage::{Stage, StageSource};
 use flashlm_train::trainer::{self, TrainError};
 use toml::Value;
 
-use crate::common::{data_spec, precision, say, set_all};
+use crate::common::{data_spec, exec, precision, say, set_all};
 
 const TEXT: &str = "Text";
 const LENGTH: &str = "Length of the run";
@@ -30,9 +29,13 @@ const MAX_CONFIG: u64 = 1 << 20;
     after_help = "Examples:\n  flashlm train --data synthetic --minutes 2\n  flashlm train -d book.txt -m 30 -o runs/book\n  flashlm train --resume runs/book\n  flashlm train --from runs/book -d letters.txt -m 10 --lr 1e-3\n  flashlm train -d book.txt -m 30 --json > events.jsonl\n\ndocs/formats.md lists all settings, docs/json.md describes the JSON."
 )]
 pub struct Args {
-    /// Preset: model, tokenizer and training settings [default: chosen from cores, memory and time limit]
+    /// Preset: model, tokenizer and training settings [default: the size of flash-small that is best for the time, the text and the
+    /// measured speed of this machine]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(preset_names()), conflicts_with_all = ["small", "large"], help_heading = SETTINGS)]
     pub preset: Option<String>,
+    /// Number of parameters to aim for, such as 2M, instead of the best size for the time
+    #[arg(long, value_name = "N", value_parser = amount, conflicts_with_all = ["preset", "small", "large", "config", "resume", "from"], help_heading = SETTINGS)]
+    pub params: Option<u64>,
     /// Same as --preset v4-small
     #[arg(long, conflicts_with = "large", help_heading = SETTINGS)]
     pub small: bool,
@@ -68,7 +71,8 @@ pub struct Args {
     /// Vocabulary size in tokens [default: the preset's]
     #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = TEXT)]
     pub vocab: Option<u64>,
-    /// Length of the run in minutes; the learning rate schedule follows the clock [default: no limit]
+    /// Length of the run in minutes; the learning rate schedule follows the clock [default: 10 where neither a preset nor another
+    /// length is given, else no limit]
     #[arg(short, long, allow_negative_numbers = true, value_name = "M", help_heading = LENGTH)]
     pub minutes: Option<f64>,
     /// Length of the run in hours [default: no limit]
@@ -114,7 +118,7 @@ pub struct Args {
 }
 
 /// Preset, file, then flags, one over the other.
-pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Result<Settings> {
+pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
     let resume = origin.checkpoint();
     let start = match origin {
         Origin::Tuned(start) => Some(&**start),
@@ -131,7 +135,10 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
         }
         ensure!(!none, "{flag}: must be above 0; leave it out for a run without this limit");
     }
-    let mut layers = base(args, resume, start, minutes, machine)?;
+    let mixed = mixed(&args.data)?;
+    let data =
+        if args.data.is_empty() || mixed.is_some() { None } else { Some(Source::in_full(&data_spec(&args.data)?)) };
+    let mut layers = base(args, resume, start, minutes, data.as_deref())?;
     if let Some(start) = start {
         layers.set_value("model", Value::try_from(&start.config)?)?;
     }
@@ -142,9 +149,6 @@ pub fn settings(args: &Args, origin: &Origin, machine: &Machine) -> anyhow::Resu
     }
     set_all(&mut layers, &args.set)?;
     let text = |value: &Option<String>| value.clone().map(Value::String);
-    let mixed = mixed(&args.data)?;
-    let data =
-        if args.data.is_empty() || mixed.is_some() { None } else { Some(Source::in_full(&data_spec(&args.data)?)) };
     let valid = args
         .valid
         .as_ref()
@@ -204,7 +208,7 @@ fn base(
     resume: Option<&Checkpoint>,
     start: Option<&Start>,
     minutes: Option<f64>,
-    machine: &Machine,
+    data: Option<&str>,
 ) -> anyhow::Result<Layers> {
     let named = match (&args.preset, args.small, args.large) {
         (Some(name), ..) => Some(name.as_str()),
@@ -229,9 +233,21 @@ fn base(
         (None, None) if args.config.is_some() => Layers::defaults(),
         (None, None) if start.is_some() => Layers::of(&start.and_then(Start::recipe).unwrap_or_default()),
         (None, None) => {
-            let Size { preset: name, why } = size_for(machine, minutes);
-            say!("preset {name}: {why}. Others: {}", preset_names().join(", "));
-            Layers::preset(name)?
+            let source = data.and_then(|spec| Source::parse(spec).ok());
+            let bytes = source.as_ref().and_then(Source::bytes);
+            let grammar = source.is_some_and(|source| source.is_synthetic());
+            let dial = Dial { minutes, parameters: args.params, bytes, grammar };
+            let cx = exec(args.threads.map(|n| n as usize))?;
+            let chosen = dial.choose(&cx, args.precision.unwrap_or(Precision::Auto).resolve(cx.isa()))?;
+            say!("{}; --params N or --preset NAME takes another", chosen.told);
+            let mut layers = chosen.layers;
+            let length =
+                |set: &String| ["train.minutes", "train.steps", "train.epochs"].iter().any(|key| set.starts_with(key));
+            if minutes.is_none() && args.steps.is_none() && args.epochs.is_none() && !args.set.iter().any(length) {
+                say!("length {MINUTES} minutes: none is given; --minutes M sets it");
+                layers.set_value("train.minutes", Value::Float(MINUTES))?;
+            }
+            layers
         }
     })
 }
@@ -239,6 +255,16 @@ fn base(
 /// Reads a whole number.
 fn whole(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| "expected a whole number, 0 or more".into())
+}
+
+/// Reads a number, which may end in k or M.
+fn amount(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1e3),
+        None => text.strip_suffix(['m', 'M']).map_or((text, 1.0), |digits| (digits, 1e6)),
+    };
+    let number = digits.trim().parse::<f64>().ok().map(|n| n * unit).filter(|n| (1e3..1e12).contains(n));
+    number.map(|n| n as u64).ok_or_else(|| "expected a number of parameters, such as 500k or 2M".into())
 }
 
 /// The source and the weight of `SOURCE@WEIGHT`.

@@ -54,7 +54,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn train(args: Args) -> anyhow::Result<ExitCode> {
     let (machine, mut status) = (Machine::detect(), Status::new());
     let origin = origin(&args, &mut status)?;
-    let settings = flags::settings(&args, &origin, &machine)?;
+    let settings = flags::settings(&args, &origin)?;
     let available = if settings.train.threads == 0 { threads(None)? } else { machine.cores };
     let threads = NonZeroUsize::new(available).unwrap_or(NonZeroUsize::MIN);
     let hardware = Hardware { machine, isa: Isa::detect().map_err(anyhow::Error::msg)?, threads };
@@ -82,7 +82,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
     let (entropy_bound, zstd_bpb) = (prepared.entropy_bound, prepared.zstd_bpb);
     // What cannot be measured ends no run.
-    let expected = prepared.forecast(&cx, &mut |_| ()).map(|forecast| plan::expected(&forecast));
+    let forecast = prepared.forecast(&cx, &mut |_| ()).ok();
     let mut trainer = prepared.trainer(&cx, claim)?;
     product.start(json!({
         "run": folder.path().display().to_string(),
@@ -111,8 +111,9 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     if let Some((step, from)) = resumed {
         say!("resumed from step {step} of {}", from.display());
     }
-    if let Ok(expected) = expected {
-        say!("{expected}");
+    if let Some(forecast) = &forecast {
+        say!("{}", plan::expected(forecast));
+        plan::repeated(forecast).into_iter().for_each(|line| say!("{line}"));
     }
     if let Some(bound) = entropy_bound {
         say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");

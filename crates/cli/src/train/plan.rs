@@ -1,6 +1,7 @@
 //! `flashlm train --dry-run`: what a run would do. Vocabulary and token caches are made, as the run would make them; a few
 //! steps are measured and thrown away; the run's folder is not touched.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
@@ -11,6 +12,9 @@ use flashlm_train::units::{bytes, counted, duration, thousands};
 use serde_json::{Value, json};
 
 use crate::common::{Status, busy, out};
+
+/// Epochs after which repeated text teaches little (arXiv 2305.16264).
+const ENOUGH: f64 = 15.0;
 
 /// Runs the command.
 pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool) -> anyhow::Result<ExitCode> {
@@ -48,8 +52,8 @@ pub fn dry_run(run: Resolved, stop: &AtomicBool, status: &mut Status, json: bool
         counted(threads as u64, "thread"),
         duration(forecast.rest)
     );
-    if let Some(busy) = busy(forecast.cpu_share) {
-        out!("{busy}");
+    for line in [busy(forecast.cpu_share), repeated(&forecast)].into_iter().flatten() {
+        out!("{line}");
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -67,6 +71,22 @@ pub fn expected(forecast: &Forecast) -> String {
         line += &format!(". {busy}");
     }
     line
+}
+
+/// A warning where a text is read so often that reading it again teaches next to nothing.
+pub fn repeated(forecast: &Forecast) -> Option<String> {
+    let mut epochs = BTreeMap::new();
+    for text in forecast.stages.iter().flat_map(|stage| &stage.texts) {
+        *epochs.entry(text.name.as_str()).or_insert(0.0) += text.epochs;
+    }
+    let (name, epochs) = epochs.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let minutes = forecast.seconds() / 60.0 * ENOUGH / epochs;
+    (epochs > ENOUGH).then(|| {
+        format!(
+            "{name} is read {epochs:.0} times: after some {ENOUGH} epochs repeated text teaches little, and is learned by heart. More \
+             text would help, or a shorter run, such as --minutes {minutes:.1}"
+        )
+    })
 }
 
 fn print(stage: &StageForecast, i: usize, of: usize) {

@@ -120,8 +120,12 @@ fn the_doctor_says_what_there_is() {
         above_zero(&report[row], key);
     }
     above_zero(&report, "memory_speed");
-    let preset = report["preset"]["name"].as_str().unwrap();
-    assert!(flashlm_train::config::preset_names().contains(&preset), "{preset}");
+    let width = |key: &str| {
+        let name = report[key]["name"].as_str().unwrap();
+        name.strip_prefix("flash-").and_then(|width| width.parse::<u32>().ok()).unwrap()
+    };
+    let widths = ["2_minutes", "10_minutes", "60_minutes"].map(width);
+    assert!(widths.is_sorted(), "more time takes no smaller model: {widths:?}");
 }
 
 /// A copy of the file with the first number of a tensor of f32 changed.

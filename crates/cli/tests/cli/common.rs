@@ -61,8 +61,9 @@ pub fn text(bytes: &[u8]) -> String {
 
 /// Settings of a model small enough to train in a test. The precision is named, since runs are compared to the bit: which one is
 /// the faster is measured, and on a busy machine not always found the same.
-pub const TINY: &str = "--preset flash-tiny --data synthetic:300 --vocab 300 --set model.dim=24 --set model.blocks=2 \
-    --set model.ffn_hidden=40 --set train.seq_len=32 --batch 4 --set data.holdout=0.05 --set train.eval_tokens=2000 \
+pub const TINY: &str = "--preset hybrid-small --set model.pattern=[] --set model.kernel_size=64 --set train.lr=6e-3 \
+    --data synthetic:300 --vocab 300 --set model.dim=24 --set model.blocks=2 --set model.ffn_hidden=40 \
+    --set train.seq_len=32 --batch 4 --set data.holdout=0.05 --set train.eval_tokens=2000 \
     --set train.sample_tokens=8 --set train.eval_every=250 --set train.precision=f32";
 
 /// Every file of a checkpoint that training writes, but for the clock in `state.json`.

@@ -14,9 +14,7 @@ fn rows(place: &Place, run: &str) -> Vec<Value> {
 #[test]
 fn a_command_takes_the_run_that_training_made() {
     let place = Place::new();
-    for command in
-        ["generate", "eval -d synthetic:3", "pack", "info", "plot", "export safetensors -o x.st", "score -c a"]
-    {
+    for command in ["eval -d synthetic:3", "pack", "info", "plot", "export safetensors -o x.st", "score -c a"] {
         place.fails(command, &["no folder checkpoints here", "flashlm train"]);
     }
     place.ok(&format!("train {TINY} --steps 3"));
@@ -35,6 +33,47 @@ fn a_command_takes_the_run_that_training_made() {
 }
 
 #[test]
+fn the_model_in_the_box_is_a_model_like_others() {
+    let place = Place::new();
+    let prompt = "generate -p Once -n 20";
+    let story = place.ok(prompt);
+    assert_eq!(place.ok(&prompt.replacen("generate", "generate builtin", 1)), story);
+    let output = place.run(prompt);
+    assert!(text(&output.stderr).contains("the built-in model"), "{}", text(&output.stderr));
+    place.ok("pack builtin -o box.safetensors");
+    let file = fs::metadata(place.path("box.safetensors")).unwrap();
+    assert!(file.len() <= 2_000_000, "{} bytes", file.len());
+    assert_eq!(place.ok(&prompt.replacen("generate", "generate box.safetensors", 1)), story);
+    let eval =
+        |model: &str| serde_json::from_str::<Value>(&place.ok(&format!("eval {model} -d synthetic:3 --json"))).unwrap();
+    assert_eq!(eval("builtin")["bpb"], eval("box.safetensors")["bpb"]);
+    let same = |key: &str, info: &str, of: &str| {
+        let read = |model: &str| serde_json::from_str::<Value>(&place.ok(&format!("{info} {model} --json"))).unwrap();
+        assert_eq!(read("builtin")[key], read(of)[key], "{key}");
+    };
+    same("file_size", "info", "box.safetensors");
+    // Training goes on from it, and a run in `checkpoints` comes first from then on.
+    place.ok("train --from builtin -d synthetic:60 --steps 1");
+    assert_ne!(place.ok(prompt), "");
+    assert!(!text(&place.run(prompt).stderr).contains("built-in"));
+}
+
+#[test]
+fn without_preset_and_length_the_dial_decides() {
+    let place = Place::new();
+    let tiny = "--set model.dim=16 --set model.attention.heads=2 --set model.bigram=16 --vocab 300 -d synthetic:60";
+    let told = |flags: &str| text(&place.run(&format!("train {tiny} --dry-run {flags}")).stderr);
+    let nothing = told("");
+    assert!(nothing.contains("flash-64: 1.4M parameters, the best size for 10 minutes"), "{nothing}");
+    assert!(nothing.contains("length 10 minutes: none is given"), "{nothing}");
+    let steps = told("--steps 3 --params 7M");
+    assert!(steps.contains("flash-192: 7.0M parameters, the size nearest to --params"), "{steps}");
+    assert!(!steps.contains("length 10 minutes"), "{steps}");
+    place.fails("train --params 12 -d synthetic:60", &["--params", "500k or 2M"]);
+    place.fails("train --params 2M --preset flash-tiny", &["cannot be used with"]);
+}
+
+#[test]
 fn runs_are_listed() {
     let place = Place::new();
     assert!(place.ok("runs").contains("no runs in ."));
@@ -46,7 +85,7 @@ fn runs_are_listed() {
     let find = |name: &str| listed.as_array().unwrap().iter().find(|run| run["run"] == name).unwrap().clone();
     let (a, b) = (find("runs/a"), find("runs/b"));
     let result: Value = serde_json::from_slice(&fs::read(place.path("runs/a/result.json")).unwrap()).unwrap();
-    assert_eq!((&a["finished"], &a["steps"], &a["name"]), (&true.into(), &3.into(), &"flash-tiny".into()));
+    assert_eq!((&a["finished"], &a["steps"], &a["name"]), (&true.into(), &3.into(), &"hybrid-small".into()));
     assert_eq!((&a["bpb"], &a["tokens"]), (&result["best"]["full"]["bpb"], &result["tokens"]));
     let last = rows(&place, "runs/b").into_iter().rev().find(|row| row["kind"] == "eval").unwrap();
     assert_eq!((&b["finished"], &b["bpb"]), (&false.into(), &last["bpb"]));

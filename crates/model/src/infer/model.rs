@@ -45,7 +45,8 @@ impl PackedModel {
         Self::read(TensorFile::from_bytes(bytes, label)?)
     }
 
-    fn read(file: TensorFile) -> Result<Self, PackError> {
+    /// The same of its tensors.
+    pub fn read(file: TensorFile) -> Result<Self, PackError> {
         let file_bytes = file.file_bytes();
         let Opened { config, tokenizer, reader } = Opened::read(file)?;
         let body = family::read(&reader, &config)?;

@@ -11,6 +11,7 @@ use crate::codes::weights::nibble_scale;
 use crate::config::ScaleKind;
 use crate::infer::testing::{EOS, Noise, shapes, stories};
 use crate::infer::{Engine, PackedModel};
+use crate::io::safetensors::TensorFile;
 use crate::params::Group;
 use crate::rng::Rng;
 use crate::testing::ratio;
@@ -133,7 +134,7 @@ fn unpacked_parameters_pack_into_the_same_model() {
     for (name, config) in shapes() {
         let noise = Noise::new(config);
         std::fs::write(&path, &noise.bytes).unwrap();
-        let params = unpack(&cx, &path).unwrap();
+        let params = unpack(&cx, TensorFile::open(&path).unwrap()).unwrap();
         let again = pack(&cx, &noise.config, &params, noise.model.tokenizer(), Options::default());
         let (want, got) = (File::of(&noise.bytes), File::of(&again));
         assert_eq!(want.tensors.len(), got.tensors.len());
@@ -174,7 +175,7 @@ fn other_tables_of_four_bits_are_near() {
     assert!(bytes[1].len() < bytes[0].len() * 2 / 3);
     for (bytes, most) in bytes.iter().zip([0.01, 0.12]) {
         std::fs::write(&path, bytes).unwrap();
-        let params = unpack(&Exec::new(Isa::SCALAR, 1), &path).unwrap();
+        let params = unpack(&Exec::new(Isa::SCALAR, 1), TensorFile::open(&path).unwrap()).unwrap();
         let tables = noise.layout.specs().iter().filter(|spec| spec.group == Group::Table);
         for spec in tables.clone() {
             let ratio = ratio(&params[spec.range.clone()], &noise.params[spec.range.clone()]);

@@ -10,11 +10,10 @@ use crate::codes::weight::Values;
 use crate::io::safetensors::TensorFile;
 use flashlm_kernels::ops::quantise;
 use flashlm_kernels::{Buf, Exec};
-use std::path::Path;
 
 /// The parameters of the packed model in the file, in the order of its layout.
-pub fn unpack(cx: &Exec, path: &Path) -> Result<Buf<f32>, PackError> {
-    let Opened { config, reader, .. } = Opened::read(TensorFile::open(path)?)?;
+pub fn unpack(cx: &Exec, file: TensorFile) -> Result<Buf<f32>, PackError> {
+    let Opened { config, reader, .. } = Opened::read(file)?;
     let (layout, quant) = (&reader.layout, config.quant.quant());
     let mut params = Buf::zeros(layout.len());
     for (spec, weight) in layout.specs().iter().zip(reader.weights(quant)?) {

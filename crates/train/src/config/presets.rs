@@ -5,6 +5,7 @@ use super::SettingsError;
 const PRESETS: &[(&str, &str)] = &[
     ("flash-tiny", include_str!("../../../../configs/flash-tiny.toml")),
     ("flash-small", include_str!("../../../../configs/flash-small.toml")),
+    ("flash-medium", include_str!("../../../../configs/flash-medium.toml")),
     ("flash-large", include_str!("../../../../configs/flash-large.toml")),
     ("v4-small", include_str!("../../../../configs/v4-small.toml")),
     ("v4-large", include_str!("../../../../configs/v4-large.toml")),

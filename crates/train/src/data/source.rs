@@ -302,6 +302,14 @@ impl Source {
         Ok(hash.digest())
     }
 
+    /// Bytes of its files, as they lie there; none for stories without end and for what is not fetched yet.
+    pub fn bytes(&self) -> Option<u64> {
+        match &self.kind {
+            Kind::Files(files) => Some(files.entries.iter().map(|file| file.size).sum()),
+            Kind::Synthetic { .. } | Kind::Hub(_) => None,
+        }
+    }
+
     /// Calls `f` with each document until it breaks.
     pub fn stories(&self, f: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<SourceReport, DataError> {
         self.stories_at(&mut |story, _| f(story))

@@ -4,8 +4,9 @@
 //! consistent = stories without a contradiction / stories that the model wrote
 //! ```
 //!
-//! The model writes each story from the start of a document, without a prompt, its tokens drawn at temperature 1 from all of its
-//! distribution. A story that is longer than any of the grammar is not finished. What a contradiction is:
+//! The model writes each story from the start of a document, without a prompt, its tokens drawn as `generate` draws them where
+//! nothing else is asked ([`Settings::writing`]). At temperature 1 the share would say again what bits per byte say: a model that
+//! needs `e` bits per story more than the grammar leaves it in about `1 - 2^-e` of its stories. A story that is longer than any of the grammar is not finished. What a contradiction is:
 //! [`synthetic::contradictions`].
 
 use std::collections::BTreeMap;
@@ -74,7 +75,7 @@ pub fn write_stories(
         while begun < n && generations.len() < engine.rows() {
             // Seeds of neighbours share no story.
             let seed = seed.wrapping_mul(1 << 32).wrapping_add(begun as u64);
-            let settings = Settings { seed, ..Settings::default() };
+            let settings = Settings { seed, ..Settings::writing() };
             generations.push(Generation::new(&model, settings, LONGEST, &[])?);
             numbers.push(begun);
             begun += 1;

@@ -30,6 +30,7 @@
 //! ```
 
 mod beginnings;
+mod dial;
 mod forecast;
 mod open;
 mod origin;
@@ -37,12 +38,15 @@ mod place;
 mod prepare;
 mod request;
 mod size;
+mod steps;
 mod validation;
 
+pub use dial::{Chosen, Dial, MINUTES};
 pub use forecast::{Forecast, StageForecast, TextForecast};
 pub use open::open_source;
 pub use origin::{Origin, Resume, Start};
 pub use place::Place;
 pub use prepare::Prepared;
 pub use request::{Hardware, Request, Resolved};
-pub use size::{Size, pass_rows_for, size_for};
+pub use size::pass_rows_for;
+pub use steps::Steps;

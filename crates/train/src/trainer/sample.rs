@@ -87,12 +87,7 @@ impl Trainer<'_> {
         let mut engine = Engine::new(model.clone(), Exec::new(self.cx.isa(), 1), SAMPLE_ROWS);
         let mut rows = Vec::new();
         for (i, prompt) in t.prompts.iter().enumerate() {
-            let settings = sample::Settings {
-                temperature: 0.8,
-                top_p: 0.95,
-                seed: t.seed ^ (step << 8 | i as u64),
-                ..sample::Settings::default()
-            };
+            let settings = sample::Settings { seed: t.seed ^ (step << 8 | i as u64), ..sample::Settings::writing() };
             let mut generation = Generation::new(&model, settings, t.sample_tokens, &[])?;
             generation.push(prompt);
             let mut text = String::new();
