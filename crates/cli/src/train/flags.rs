@@ -233,11 +233,11 @@ fn base(
         (None, None) if args.config.is_some() => Layers::defaults(),
         (None, None) if start.is_some() => Layers::of(&start.and_then(Start::recipe).unwrap_or_default()),
         (None, None) => {
-            let source = data.and_then(|spec| Source::parse(spec).ok());
+            let source = data.map(Source::parse).transpose()?;
             let bytes = source.as_ref().and_then(Source::bytes);
             let grammar = source.is_some_and(|source| source.is_synthetic());
             let dial = Dial { minutes, parameters: args.params, bytes, grammar };
-            let cx = exec(args.threads.map(|n| n as usize))?;
+            let cx = exec(args.threads.filter(|&n| n > 0).map(|n| n as usize))?;
             let chosen = dial.choose(&cx, args.precision.unwrap_or(Precision::Auto).resolve(cx.isa()))?;
             say!("{}; --params N or --preset NAME takes another", chosen.told);
             let mut layers = chosen.layers;

@@ -6,8 +6,8 @@
 //!
 //! The model writes each story from the start of a document, without a prompt, its tokens drawn as `generate` draws them where
 //! nothing else is asked ([`Settings::writing`]). At temperature 1 the share would say again what bits per byte say: a model that
-//! needs `e` bits per story more than the grammar leaves it in about `1 - 2^-e` of its stories. A story that is longer than any of the grammar is not finished. What a contradiction is:
-//! [`synthetic::contradictions`].
+//! needs `e` bits per story more than the grammar leaves it in about `1 - 2^-e` of its stories. A story that is longer than any of
+//! the grammar is not finished. What a contradiction is: [`synthetic::contradictions`].
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
