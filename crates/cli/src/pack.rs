@@ -14,7 +14,7 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
-use crate::common::{exec, may_write, model_or_own, say};
+use crate::common::{exec, may_write, model_or_own};
 use crate::report::Report;
 
 /// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
@@ -71,13 +71,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", run.display());
     }
     may_write(&args.output, "-o", args.force)?;
-    if found == What::Builtin {
-        write_file(&args.output, |w| w.write_all(builtin::FILE))?;
-        say!("{} is the built-in model, as it is", args.output.display());
-        return Ok(ExitCode::SUCCESS);
-    }
-    let cx = exec(Some(1))?;
-    let model = load_model(&run)?;
     let density = match args.ternary_bits {
         Ternary::Two => Density::Four,
         Ternary::Less => Density::Five,
@@ -86,15 +79,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Table::Eight => TableBits::Eight,
         Table::Four => TableBits::Four,
     };
-    let packed = model.pack(&cx, Options { density, table });
+    let (packed, from) = if found == What::Builtin {
+        (builtin::FILE.to_vec(), run)
+    } else {
+        let model = load_model(&run)?;
+        (model.pack(&exec(Some(1))?, Options { density, table }), model.path)
+    };
     // Nothing is written that could not be read.
-    let read = PackedModel::from_bytes(packed.clone(), &model.path.display().to_string())?;
+    let read = PackedModel::from_bytes(packed.clone(), &from.display().to_string())?;
     write_file(&args.output, |w| w.write_all(&packed))?;
-    let parameters = model.parameters();
+    let parameters = read.config().parameters();
     let bits = 8.0 * packed.len() as f64 / parameters as f64;
     let mut report = Report::default();
     report.add("file", args.output.display(), args.output.display().to_string());
-    report.add("from", model.path.display(), model.path.display().to_string());
+    report.add("from", from.display(), from.display().to_string());
     report.add("parameters", thousands(parameters as u64), parameters);
     report.add("file size", format!("{}, {bits:.2} bits per parameter", bytes(packed.len() as u64)), packed.len());
     report.add("in memory", bytes(read.memory() as u64), read.memory());

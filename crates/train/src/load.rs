@@ -74,7 +74,8 @@ impl Found {
     /// Loads a packed model, or whatever [`load_model`] takes.
     pub fn load(path: &Path) -> Result<Found, LoadError> {
         match recognise(path) {
-            What::Packed | What::Builtin => Ok(Found::Packed(PackedModel::read(packed_file(path)?)?.into())),
+            What::Packed => Ok(Found::Packed(PackedModel::open(path)?.into())),
+            What::Builtin => Ok(Found::Packed(PackedModel::read(builtin::tensors()?)?.into())),
             what => Ok(Found::Master(model_of(path, what, ANY)?.into())),
         }
     }

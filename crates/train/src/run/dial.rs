@@ -14,7 +14,6 @@
 use std::time::Instant;
 
 use flashlm_kernels::Exec;
-use flashlm_model::params::Layout;
 use flashlm_model::{ModelConfig, Precision, Shape};
 use toml::Value;
 
@@ -179,7 +178,7 @@ fn model(settings: &Settings) -> ModelConfig {
 }
 
 fn parameters(settings: &Settings) -> u64 {
-    Layout::of(&model(settings)).parameters() as u64
+    model(settings).parameters() as u64
 }
 
 /// Tokens per second of training with these settings.
