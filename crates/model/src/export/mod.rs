@@ -4,8 +4,10 @@
 //! model holds, so what runs elsewhere is what `flashlm generate` runs. A model that a format cannot express is refused with every
 //! reason, never approximated.
 
+pub mod c;
 pub mod safetensors;
 mod source;
+mod story;
 
 pub use source::{Refused, Source};
 
@@ -25,5 +27,6 @@ macro_rules! exports {
 }
 
 exports! {
+    c: "one C11 file: engine, tokenizer, sampler and weights, without a library";
     safetensors: "weights as F32 tensors, for PyTorch and NumPy";
 }

@@ -362,6 +362,15 @@ impl Bpe {
         Self::new(model, BTreeMap::from([(0, EOS.into())]))
     }
 
+    /// Id of each byte; left, right, result and rank of each merge.
+    pub(super) fn tables(&self) -> (&[u16; 256], Vec<[u16; 4]>) {
+        let merge = |(rank, &(left, right)): (u16, &(u16, u16))| {
+            let both = self.ranks.get(left, right).map_or(0, |(_, both)| both);
+            [left, right, both, rank]
+        };
+        (&self.byte_ids, (0..).zip(&self.merges).map(merge).collect())
+    }
+
     pub(super) fn vocab_size(&self) -> usize {
         self.tokens.len()
     }

@@ -185,6 +185,11 @@ impl Frequency {
         SPECIALS + self.bases.len()
     }
 
+    /// The id of a base id, or UNK.
+    pub(super) fn id_of(&self, base: u16) -> u16 {
+        self.ids[usize::from(base)]
+    }
+
     pub(super) fn unk_bases(&self) -> usize {
         BASES - self.bases.len()
     }

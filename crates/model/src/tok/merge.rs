@@ -37,7 +37,8 @@ impl Ranks {
         self.0.insert(pair(left, right), (rank, both))
     }
 
-    fn get(&self, left: u16, right: u16) -> Option<(u32, u16)> {
+    /// The rank and result of the pair, if any.
+    pub fn get(&self, left: u16, right: u16) -> Option<(u32, u16)> {
         self.0.get(&pair(left, right)).copied()
     }
 }

@@ -19,6 +19,7 @@ mod merge;
 mod pieces;
 mod split;
 mod stream;
+mod tables;
 #[cfg(test)]
 pub(crate) mod testing;
 mod tokenizer;

@@ -54,6 +54,11 @@ fn class(c: char) -> Class {
     }
 }
 
+/// Ranges of letters and of numbers, first and last character.
+pub(super) fn ranges() -> &'static [Vec<(char, char)>; 2] {
+    &RANGES
+}
+
 /// The pieces of a text, in order.
 pub(super) fn split(text: &str) -> impl Iterator<Item = &str> {
     let mut at = 0;

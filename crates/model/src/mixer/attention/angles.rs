@@ -43,7 +43,7 @@ fn rotation<E: Elem>(out: &mut [E], position: f64, rates: &[f64]) {
 /// The same for the packed runtime, where positions have no end: the rotation by a position is that by its digits, one after
 /// the other, in f64, rounded once.
 pub(super) struct Turns {
-    /// `cos, sin` of `digit * BASE^place * rate`: `[PLACES, BASE, dh / 2, 2]`.
+    /// [`turns`].
     table: Vec<[f64; 2]>,
     half: usize,
 }
@@ -52,13 +52,18 @@ pub(super) struct Turns {
 const BASE: usize = 16;
 const PLACES: usize = 8;
 
+/// `cos, sin` of `digit * BASE^place * rate`: `[PLACES, BASE, dh / 2, 2]`.
+pub(crate) fn turns(width: usize, base: f64) -> Vec<[f64; 2]> {
+    let half = width / 2;
+    let rates: Vec<f64> = (0..half).map(|i| base.powf(-2.0 * i as f64 / width as f64)).collect();
+    let steps = (0..PLACES as u32).flat_map(|place| (0..BASE).map(move |digit| digit * BASE.pow(place)));
+    let angles = steps.flat_map(|step| rates.iter().map(move |rate| step as f64 * rate));
+    angles.map(|angle| [angle.cos(), angle.sin()]).collect()
+}
+
 impl Turns {
     pub(super) fn new(width: usize, base: f64) -> Self {
-        let half = width / 2;
-        let rates: Vec<f64> = (0..half).map(|i| base.powf(-2.0 * i as f64 / width as f64)).collect();
-        let steps = (0..PLACES as u32).flat_map(|place| (0..BASE).map(move |digit| digit * BASE.pow(place)));
-        let angles = steps.flat_map(|step| rates.iter().map(move |rate| step as f64 * rate));
-        Turns { table: angles.map(|angle| [angle.cos(), angle.sin()]).collect(), half }
+        Turns { table: turns(width, base), half: width / 2 }
     }
 
     /// `[dh]`, cosines and then sines, of a row's position.

@@ -24,6 +24,7 @@ mod train;
 use flashlm_kernels::ops::exact_slots;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use angles::turns;
 pub(crate) use packed::Packed;
 pub use train::Train;
 
