@@ -21,9 +21,10 @@ pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
         .to_owned();
     file += &PARTS.join("\n");
     file += "\n/* The model, little-endian. */\n#if defined(__GNUC__)\n#pragma GCC diagnostic ignored \"-Woverlength-strings\"\n\
-             #endif\nstatic const unsigned char story_model[] =\n";
+             #endif\nstatic const unsigned char own_model[] =\n";
     literal(&mut file, &story::bytes(source));
-    file += ";\n\n";
+    file += ";\n\nSTORY_API const unsigned char *story_model(size_t *bytes) {\n    *bytes = sizeof own_model - 1;\n    return \
+             own_model;\n}\n\n";
     file += MAIN;
     Ok(file.into_bytes())
 }

@@ -70,9 +70,11 @@ int main(int argc, char **argv) {
     if (!story_exact())
         fputs("warning: this build does not round each product and sum by itself, so its texts are not those of flashlm; "
               "build with -std=c11 -ffp-contract=off, on 32-bit x86 with -msse2 -mfpmath=sse too\n", stderr);
-    size_t size = story_size(story_model, sizeof story_model - 1);
+    size_t bytes;
+    const unsigned char *model = story_model(&bytes);
+    size_t size = story_size(model, bytes);
     void *memory = size ? malloc(size) : NULL;
-    Story *story = memory ? story_init(memory, story_model, sizeof story_model - 1) : NULL;
+    Story *story = memory ? story_init(memory, model, bytes) : NULL;
     if (!story) {
         fprintf(stderr, size ? "error: no memory for %lu bytes\n" : "error: the model in this program is damaged (%lu)\n", (unsigned long)size);
         return 1;

@@ -1,6 +1,7 @@
 /*
  * One writer of texts. The caller gives memory once; nothing is allocated after that, and no function of libm is called.
  *
+ *     const unsigned char *model = story_model(&bytes);             the model in this file
  *     size_t size = story_size(model, bytes);                      bytes of memory that this model needs; 0: not a model
  *     Story *story = story_init(memory, model, bytes);             memory of that size, aligned as malloc's; the model stays in use
  *     story_reset(story, seed);                                    start of a text
@@ -22,7 +23,11 @@
 #pragma STDC FP_CONTRACT OFF
 #endif
 
-#ifndef STORY_API
+#if defined(STORY_NO_MAIN)
+#define STORY_API
+#elif defined(__GNUC__)
+#define STORY_API static __attribute__((unused))
+#else
 #define STORY_API static
 #endif
 /* Longest word of a text given, in bytes; a word takes 12 bytes of memory for each. */
@@ -41,6 +46,7 @@ typedef struct {
     float min_p;       /* 0: off */
 } StorySettings;
 
+STORY_API const unsigned char *story_model(size_t *bytes);
 STORY_API size_t story_size(const unsigned char *model, size_t bytes);
 STORY_API Story *story_init(void *memory, const unsigned char *model, size_t bytes);
 STORY_API void story_reset(Story *story, uint64_t seed);
