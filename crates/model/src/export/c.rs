@@ -46,3 +46,243 @@ fn literal(file: &mut String, bytes: &[u8]) {
     }
     file.truncate(file.trim_end().len());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::Arc;
+
+    use flashlm_kernels::{Exec, Isa};
+
+    use super::*;
+    use crate::export::Source;
+    use crate::infer::testing::{Noise, shapes};
+    use crate::infer::{Engine, Generation, PackedModel};
+    use crate::io::safetensors::TensorFile;
+    use crate::sample::Settings;
+    use crate::testing::tiny;
+    use crate::tok::Tokenizer;
+
+    const WARNINGS: [&str; 6] = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"];
+
+    /// Compiler and flags of every way a file is built here.
+    fn builds() -> Vec<(&'static str, Vec<&'static str>)> {
+        let all = [
+            ("cc", vec!["-O3"]),
+            ("cc", vec!["-O3", "-march=native"]),
+            ("cc", vec!["-O2", "-DSTORY_PLAIN"]),
+            ("cc", vec!["-O1", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]),
+            ("clang", vec!["-O3", "-march=native"]),
+        ];
+        let there = |name: &str| Command::new(name).arg("--version").output().is_ok();
+        let found: Vec<_> = all.into_iter().filter(|(name, _)| there(name)).collect();
+        if !found.iter().any(|(name, _)| *name == "clang") {
+            eprintln!("without clang: C files are tested with cc alone");
+        }
+        assert!(!found.is_empty(), "no C compiler (cc), which the build of this program needs too");
+        found
+    }
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Folder {
+            let path = std::env::temp_dir().join(format!("flashlm-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Folder(path)
+        }
+
+        fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+            std::fs::write(self.0.join(name), bytes).unwrap();
+            self.0.join(name)
+        }
+
+        /// Compiles `story.c` of this folder; the program.
+        fn compile(&self, compiler: &str, flags: &[&str]) -> PathBuf {
+            let program = self.0.join("story");
+            let mut command = Command::new(compiler);
+            command.args(WARNINGS).args(flags).arg(self.0.join("story.c")).arg("-o").arg(&program);
+            let output = command.output().unwrap();
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            program
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// The engine with a model that is read from the file `STORY_MODEL`: one program for all models.
+    fn reader() -> String {
+        let model = r#"
+#include <stdio.h>
+#include <stdlib.h>
+STORY_API const unsigned char *story_model(size_t *bytes) {
+    static unsigned char model[1 << 22];
+    FILE *file = fopen(getenv("STORY_MODEL"), "rb");
+    *bytes = file ? fread(model, 1, sizeof model, file) : 0;
+    if (file) fclose(file);
+    return model;
+}
+"#;
+        PARTS.join("\n") + model + MAIN
+    }
+
+    /// What the program prints.
+    fn told(program: &Path, model: &Path, prompt: &str, s: &Settings) -> Result<String, String> {
+        let mut command = Command::new(program);
+        command.env("STORY_MODEL", model).args(["-p", prompt, "-n", "200", "-t", &s.temperature.to_string()]);
+        command.args(["--top-k", &s.top_k.to_string(), "--top-p", &s.top_p.to_string()]);
+        command.args(["--min-p", &s.min_p.to_string(), "--seed", &s.seed.to_string()]);
+        let output = command.output().unwrap();
+        let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+        if output.status.success() { Ok(out) } else { Err(err.into_owned()) }
+    }
+
+    fn wanted(model: &Arc<PackedModel>, prompt: &str, settings: &Settings) -> String {
+        let mut engine = Engine::new(model.clone(), Exec::new(Isa::SCALAR, 1), 16);
+        let mut generation = Generation::new(model, settings.clone(), 200, &[]).unwrap();
+        generation.push(prompt);
+        let mut text = prompt.to_owned();
+        engine.generate(&mut generation, |piece| text += piece).unwrap();
+        text + "\n"
+    }
+
+    /// The most likely tokens, and three ways of drawing them.
+    fn ways() -> [Settings; 4] {
+        let base = Settings::writing();
+        [
+            Settings { temperature: 0.0, ..base.clone() },
+            Settings { seed: 1, ..base.clone() },
+            Settings { temperature: 1.0, top_p: 1.0, seed: u64::MAX, ..base.clone() },
+            Settings { temperature: 1.5, top_k: 40, min_p: 0.01, seed: 3, ..base },
+        ]
+    }
+
+    fn source(bytes: &[u8]) -> Source {
+        Source::read(TensorFile::from_bytes(bytes.to_vec(), "packed").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_shape_of_model_writes_what_the_runtime_writes() {
+        let folder = Folder::new("c-shapes");
+        folder.write("story.c", reader().as_bytes());
+        let models: Vec<_> = shapes().into_iter().map(|(name, config)| (name, Noise::new(config))).collect();
+        let texts: Vec<[String; 4]> =
+            models.iter().map(|(_, noise)| ways().map(|way| wanted(&noise.model, "One day", &way))).collect();
+        assert!(texts.iter().any(|texts| texts[0].len() > 180), "texts that end at once test nothing");
+        for (compiler, flags) in builds() {
+            let program = folder.compile(compiler, &flags);
+            for ((name, noise), texts) in models.iter().zip(&texts) {
+                let model = folder.write("model", &story::bytes(&source(&noise.bytes)));
+                for (way, text) in ways().iter().zip(texts) {
+                    assert_eq!(
+                        told(&program, &model, "One day", way).as_ref(),
+                        Ok(text),
+                        "{name}: {compiler} {flags:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_vocabulary_splits_and_joins_as_here() {
+        let corpus =
+            "Once upon a time, there was a little girl who said \"I'm here!\" and they'd 12 cats; naïve 你好 😀. "
+                .repeat(9);
+        let tokenizers = [
+            Tokenizer::bytes(),
+            Tokenizer::train_bpe([corpus.as_str()].into_iter(), 400).unwrap(),
+            Tokenizer::train_frequency([corpus.as_str()].into_iter(), 60).unwrap(),
+        ];
+        let long = "a".repeat(3000);
+        let prompts = [
+            "",
+            " ",
+            "  x",
+            "x  \n\n y\u{3000}\u{a0}z",
+            "I'm 'll they'd''s",
+            "naïve Été ½ ٣ 12a b",
+            "你好😀\u{301}",
+            "<|endoftext|>",
+            "\u{10ffff}\u{e000}\u{d7ff}",
+            "once upon a time there was",
+            long.as_str(),
+        ];
+        let folder = Folder::new("c-texts");
+        folder.write("story.c", reader().as_bytes());
+        for (compiler, flags) in builds() {
+            let program = folder.compile(compiler, &flags);
+            for tokenizer in &tokenizers {
+                let noise = Noise::with(tiny("conv"), tokenizer, |_, _| {});
+                let model = folder.write("model", &story::bytes(&source(&noise.bytes)));
+                for prompt in prompts {
+                    let way = Settings { temperature: 1.0, ..Settings::writing() };
+                    let want = wanted(&noise.model, prompt, &way);
+                    assert_eq!(told(&program, &model, prompt, &way), Ok(want), "{}: {prompt:?}", tokenizer.kind());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_models_and_wrong_flags_are_told() {
+        let folder = Folder::new("c-damage");
+        folder.write("story.c", reader().as_bytes());
+        let program = folder.compile("cc", &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
+        let noise = Noise::new(tiny("attention"));
+        let bytes = story::bytes(&source(&noise.bytes));
+        let way = &Settings::writing();
+        for len in (0..bytes.len()).step_by(bytes.len() / 60) {
+            let model = folder.write("model", &bytes[..len]);
+            assert!(told(&program, &model, "", way).unwrap_err().contains("damaged"), "cut at {len}");
+        }
+        // Every byte of the sizes: an error or a text, never a read beyond what is there.
+        for at in 0..100 {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 0x41;
+            let told = told(&program, &folder.write("model", &bytes), "a", way);
+            assert!(
+                told.as_ref().is_ok_and(|text| text.starts_with('a'))
+                    || told.as_ref().is_err_and(|e| e.starts_with("error") || e.contains("no numbers")),
+                "{at}: {told:?}"
+            );
+        }
+        let model = folder.write("model", &bytes);
+        for (way, word) in [
+            (Settings { temperature: -1.0, ..way.clone() }, "-t"),
+            (Settings { top_p: 0.0, ..way.clone() }, "--top-p"),
+            (Settings { min_p: 2.0, ..way.clone() }, "--min-p"),
+        ] {
+            assert!(told(&program, &model, "", &way).unwrap_err().contains(word));
+        }
+    }
+
+    #[test]
+    fn golden_models_compile_and_write_the_same() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        for name in ["conv", "delta", "hybrid"] {
+            let bytes = std::fs::read(golden.join(name).with_extension("safetensors")).unwrap();
+            let folder = Folder::new(&format!("c-{name}"));
+            folder.write("story.c", &write(&source(&bytes)).unwrap());
+            let model = Arc::new(PackedModel::from_bytes(bytes, name).unwrap());
+            for (compiler, flags) in builds().into_iter().filter(|(_, flags)| flags.len() < 3) {
+                let program = folder.compile(compiler, &flags);
+                for way in ways() {
+                    let want = wanted(&model, "One day", &way);
+                    assert_eq!(
+                        told(&program, Path::new(""), "One day", &way),
+                        Ok(want),
+                        "{name}: {compiler} {flags:?}"
+                    );
+                }
+            }
+            // The interface alone.
+            folder.compile("cc", &["-DSTORY_NO_MAIN", "-c"]);
+        }
+    }
+}

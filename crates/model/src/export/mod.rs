@@ -8,6 +8,7 @@ pub mod c;
 pub mod safetensors;
 mod source;
 mod story;
+pub mod web;
 
 pub use source::{Refused, Source};
 
@@ -28,5 +29,6 @@ macro_rules! exports {
 
 exports! {
     c: "one C11 file: engine, tokenizer, sampler and weights, without a library";
+    web: "one HTML file that writes in a browser, without a network";
     safetensors: "weights as F32 tensors, for PyTorch and NumPy";
 }

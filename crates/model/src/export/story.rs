@@ -185,8 +185,7 @@ impl Writer<'_> {
                 if published {
                     self.reals(&of("a_proj.weight"));
                     self.reals(&of("b_proj.weight"));
-                    let rate: Vec<f32> =
-                        self.of(&of("A_log")).into_iter().map(|x| f64::from(x).exp() as f32).collect();
+                    let rate: Vec<f32> = self.of(&of("A_log")).into_iter().map(|x| f64::from(x).exp() as f32).collect();
                     self.all(&rate);
                     self.reals(&of("dt_bias"));
                 }

@@ -20,7 +20,10 @@ impl Tokenizer {
         let mut all = Vec::new();
         let number = |all: &mut Vec<u8>, n: usize| all.extend((n as u32).to_le_bytes());
         let short = |all: &mut Vec<u8>, n: u16| all.extend(n.to_le_bytes());
-        number(&mut all, ["bytes", "bpe", "frequency"].iter().position(|kind| *kind == self.kind()).unwrap_or_default());
+        number(
+            &mut all,
+            ["bytes", "bpe", "frequency"].iter().position(|kind| *kind == self.kind()).unwrap_or_default(),
+        );
         number(&mut all, self.eos().into());
         let ids = || 0..self.vocab_size() as u16;
         if let Kind::Bytes = &self.0 {
