@@ -9,8 +9,16 @@
 #endif
 #define ROUND 12582912.0f
 
+/* Eight lanes in a vector, where the compiler has such. */
+#if defined(__GNUC__) && !defined(STORY_PLAIN)
+#define EIGHT
+typedef float Eight __attribute__((vector_size(32)));
+typedef int32_t EightInts __attribute__((vector_size(32)));
+#endif
+
 /* Numbers of the model are little-endian and may lie anywhere. */
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define LITTLE
 INLINE uint32_t get32(const unsigned char *p) { uint32_t x; memcpy(&x, p, 4); return x; }
 INLINE uint64_t get64(const unsigned char *p) { uint64_t x; memcpy(&x, p, 8); return x; }
 INLINE float getf(const unsigned char *p, size_t i) { float x; memcpy(&x, p + 4 * i, 4); return x; }

@@ -305,6 +305,23 @@ static void quantise(Row *row, const float *restrict x, uint32_t inputs, uint32_
 #endif
 }
 
+/* y += (sums - shift) scales, of 16 outputs. */
+INLINE void scale_sums(float *restrict y, const int32_t *restrict sums, int32_t shift, const unsigned char *restrict scales) {
+#if defined(EIGHT) && defined(LITTLE)
+    for (size_t r = 0; r < 16; r += 8) {
+        Eight own, by;
+        EightInts all;
+        memcpy(&own, y + r, 32);
+        memcpy(&by, scales + 4 * r, 32);
+        memcpy(&all, sums + r, 32);
+        own += __builtin_convertvector(all - shift, Eight) * by;
+        memcpy(y + r, &own, 32);
+    }
+#else
+    for (size_t r = 0; r < 16; r++) y[r] += (float)(sums[r] - shift) * getf(scales, r);
+#endif
+}
+
 /* y (+)= w x, of what the row holds. */
 static void multiply(float *restrict y, const Row *row, const Matrix *w, int add) {
     size_t blocks = (w->outputs + 15) / 16, each = (w->segment + 15) / 16;
@@ -316,11 +333,8 @@ static void multiply(float *restrict y, const Row *row, const Matrix *w, int add
         for (size_t s = 0; s < w->segments; s++, scales += 64) {
             size_t first = s * each, groups = s + 1 < w->segments ? each : w->groups - first;
             if (w->bytes) byte_sums(sums, cells, row, groups);
-            else {
-                ternary_sums(sums, cells + 64 * first, row, first, groups);
-                for (int r = 0; r < 16; r++) sums[r] -= row->sums[s];
-            }
-            for (size_t r = 0; r < 16; r++) out[r] += (float)sums[r] * getf(scales, r);
+            else ternary_sums(sums, cells + 64 * first, row, first, groups);
+            scale_sums(out, sums, w->bytes ? 0 : row->sums[s], scales);
         }
         for (int r = 0; r < 16; r++) out[r] *= row->scale;
         float *to = y + 16 * block;

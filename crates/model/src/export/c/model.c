@@ -329,6 +329,25 @@ static void turn(const Story *s, float *out, uint32_t past, size_t half) {
     }
 }
 
+/* The scores of 16 keys, which lie column by column. */
+INLINE void scores(float *restrict w, const float *restrict q, const float *restrict keys, size_t dh) {
+#ifdef EIGHT
+    Eight low = {0}, high = {0}, k;
+    for (size_t i = 0; i < dh; i++) {
+        memcpy(&k, keys + 16 * i, 32);
+        low += q[i] * k;
+        memcpy(&k, keys + 16 * i + 8, 32);
+        high += q[i] * k;
+    }
+    memcpy(w, &low, 32);
+    memcpy(w + 8, &high, 32);
+#else
+    for (size_t r = 0; r < 16; r++) w[r] = 0.0f;
+    for (size_t i = 0; i < dh; i++)
+        for (size_t r = 0; r < 16; r++) w[r] += q[i] * keys[16 * i + r];
+#endif
+}
+
 static void mix_attention(Story *s, Block *b) {
     size_t d = s->dim, dh = d / s->heads, half = dh / 2, slots = slots_of(s->window);
     uint32_t past = s->past;
@@ -354,13 +373,7 @@ static void mix_attention(Story *s, Block *b) {
         float *keys = b->state + h * 2 * slots * dh, *values = keys + slots * dh, *restrict o = s->m + h * dh, acc[16] = {0};
         for (size_t i = 0; i < dh; i++) keys[slot / 16 * 16 * dh + i * 16 + slot % 16] = k[i];
         memcpy(values + slot * dh, v, 4 * dh);
-        for (size_t at = 0; at < used; at += 16) {
-            const float *restrict from = keys + at * dh;
-            float sums[16] = {0};
-            for (size_t i = 0; i < dh; i++)
-                for (size_t r = 0; r < 16; r++) sums[r] += q[i] * from[16 * i + r];
-            memcpy(w + at, sums, sizeof sums);
-        }
+        for (size_t at = 0; at < used; at += 16) scores(w + at, q, keys + at * dh, dh);
         float one = max_(w + low, end - low), other = max_(w + high, high_end - high);
         float top = one > other || one != one ? one : other;
         for (size_t i = 0; i < used; i++) w[i] = exp_(w[i] - top);
@@ -373,7 +386,8 @@ static void mix_attention(Story *s, Block *b) {
         for (size_t i = 0; i < dh; i++) o[i] = 0.0f;
         for (size_t c = 0; c < used; c++) {
             const float *restrict value = values + c * dh;
-            for (size_t i = 0; i < dh; i++) o[i] += w[c] * value[i];
+            float weight = w[c];
+            for (size_t i = 0; i < dh; i++) o[i] += weight * value[i];
         }
         for (size_t i = 0; i < dh; i++) o[i] *= by;
     }
