@@ -35,7 +35,7 @@ same "gcc, native" "" gcc -O3 -march=native
 same "gcc, AVX2" "" gcc -O3 -mavx2
 same "clang, native" "" clang -O3 -march=native
 same "32-bit x86" "" gcc -m32 -msse2 -mfpmath=sse -O3
-same "s390x, big-endian" qemu-s390x-static s390x-linux-gnu-gcc-12 -static -O3
+same "s390x, big-endian" qemu-s390x-static s390x-linux-gnu-gcc-12 -static -O3 -fexcess-precision=fast -ffp-contract=off
 same "aarch64, NEON" qemu-aarch64-static aarch64-linux-gnu-gcc-12 -static -O3 -march=armv8.2-a+dotprod
 same "valgrind" "valgrind -q --error-exitcode=9" gcc -O1
 

@@ -10,7 +10,7 @@
 #define ROUND 12582912.0f
 
 /* Eight lanes in a vector, where the compiler has such. */
-#if defined(__GNUC__) && !defined(STORY_PLAIN)
+#if defined(__GNUC__) && __FLT_EVAL_METHOD__ == 0 && !defined(STORY_PLAIN)
 #define EIGHT
 typedef float Eight __attribute__((vector_size(32)));
 typedef int32_t EightInts __attribute__((vector_size(32)));

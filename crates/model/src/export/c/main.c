@@ -69,7 +69,7 @@ int main(int argc, char **argv) {
     }
     if (!story_exact())
         fputs("warning: this build does not round each product and sum by itself, so its texts are not those of flashlm; "
-              "build with -std=c11 -ffp-contract=off, on 32-bit x86 with -msse2 -mfpmath=sse too\n", stderr);
+              "build with -std=c11 -ffp-contract=off, on 32-bit x86 with -msse2 -mfpmath=sse too, on s390x with -fexcess-precision=fast\n", stderr);
     size_t bytes;
     const unsigned char *model = story_model(&bytes);
     size_t size = story_size(model, bytes);
