@@ -218,13 +218,13 @@ fn padded(values: Values, k: usize, taps: usize) -> Values {
 type Get<'a> = &'a dyn Fn(String) -> Values;
 
 /// What a block takes its parameters from; those of one that was added are ones and zeros.
-struct From<'a> {
+struct Origin<'a> {
     get: Get<'a>,
     i: usize,
     added: bool,
 }
 
-impl From<'_> {
+impl Origin<'_> {
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Values {
         if self.added { zeros(outputs, inputs) } else { (self.get)(format!("blocks.{}.{name}.weight", self.i)) }
     }
@@ -235,7 +235,7 @@ impl From<'_> {
 }
 
 fn lfm2(all: &mut Vec<Named>, c: &ModelConfig, i: usize, mix: Mix, (heads, taps): (usize, usize), get: Get) {
-    let (d, f, from) = (c.dim, c.ffn_hidden, From { get, i, added: i == c.blocks });
+    let (d, f, from) = (c.dim, c.ffn_hidden, Origin { get, i, added: i == c.blocks });
     let mut add = |gguf: &str, hf: &str, kind, values, width| {
         push(all, &format!("blk.{i}.{gguf}.weight"), &format!("model.layers.{i}.{hf}.weight"), kind, values, width);
     };
@@ -267,7 +267,7 @@ fn lfm2(all: &mut Vec<Named>, c: &ModelConfig, i: usize, mix: Mix, (heads, taps)
 }
 
 fn qwen35(all: &mut Vec<Named>, c: &ModelConfig, i: usize, mix: Mix, (heads, taps): (usize, usize), get: Get) {
-    let (d, f, from) = (c.dim, c.ffn_hidden, From { get, i, added: i == c.blocks });
+    let (d, f, from) = (c.dim, c.ffn_hidden, Origin { get, i, added: i == c.blocks });
     let mut add = |gguf: &str, hf: &str, kind, values, width| {
         push(all, &format!("blk.{i}.{gguf}"), &format!("model.layers.{i}.{hf}"), kind, values, width);
     };
