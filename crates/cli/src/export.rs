@@ -1,13 +1,14 @@
 //! `flashlm export`: a model as a file for other programs. The formats are those of `flashlm_model::export`.
 
+use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::builder::{PossibleValue, PossibleValuesParser};
-use flashlm_model::export::{FORMATS, write};
-use flashlm_train::atomic::write_file;
+use flashlm_model::export::{Exported, FORMATS, write};
+use flashlm_train::atomic::{write_dir, write_file};
 use flashlm_train::load::export_source;
 use flashlm_train::units::bytes;
 
@@ -17,7 +18,7 @@ use crate::report::Report;
 /// Export a model as a file for other programs
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm export safetensors -o weights.safetensors\n  flashlm export safetensors model.safetensors -o weights.safetensors --json"
+    after_help = "Examples:\n  flashlm export safetensors -o weights.safetensors\n  flashlm export safetensors model.safetensors -o weights.safetensors --json\n  flashlm export c -o story.c\n  flashlm export web builtin -o story.html\n  flashlm export gguf run -o story.gguf --weights f16\n  flashlm export hf run -o story"
 )]
 pub struct Args {
     /// Format of the file
@@ -26,10 +27,13 @@ pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
     /// tokenizer.json; builtin: the model in the program [default: checkpoints]
     model: Option<PathBuf>,
-    /// File to write
-    #[arg(short, long, value_name = "FILE")]
+    /// File to write; with hf a folder, which must not exist
+    #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
-    /// Overwrite an existing file
+    /// What weights are written as: gguf: q2_0, q4_0, f16, f32; safetensors and hf: f32; c and web: packed [default: the first of these]
+    #[arg(long, value_name = "TYPE")]
+    weights: Option<String>,
+    /// Overwrite an existing file; never a folder
     #[arg(short, long)]
     force: bool,
     /// Print the result as JSON
@@ -38,22 +42,36 @@ pub struct Args {
 }
 
 fn formats() -> PossibleValuesParser {
-    FORMATS.iter().map(|&(name, about)| PossibleValue::new(name).help(about)).collect::<Vec<_>>().into()
+    FORMATS.iter().map(|&(name, about, _)| PossibleValue::new(name).help(about)).collect::<Vec<_>>().into()
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     may_write(&args.output, "-o", args.force)?;
+    let (_, _, known) = FORMATS.iter().find(|format| format.0 == args.format).context("a format of the list")?;
+    let weights = args.weights.as_deref().unwrap_or(known[0]);
+    if !known.contains(&weights) {
+        bail!("--weights {weights}: {} has {}", args.format, known.join(", "));
+    }
     let model = model_or_own(args.model)?;
     let source = export_source(&exec(Some(1))?, &model)?;
-    let file = write(&args.format, &source).context("a format of the list")?;
-    let file = file.with_context(|| model.display().to_string())?;
-    write_file(&args.output, |w| w.write_all(&file))?;
+    let exported = write(&args.format, &source, weights).context("a format of the list")?;
+    let size = match exported.with_context(|| model.display().to_string())? {
+        Exported::File(file) => {
+            write_file(&args.output, |w| w.write_all(&file))?;
+            file.len()
+        }
+        Exported::Folder(files) => {
+            write_dir(&args.output, |at| files.iter().try_for_each(|(name, file)| fs::write(at.join(name), file)))?;
+            files.iter().map(|(_, file)| file.len()).sum()
+        }
+    };
     let mut report = Report::default();
     report.add("file", args.output.display(), args.output.display().to_string());
     report.add("from", model.display(), model.display().to_string());
     report.add("format", &args.format, args.format.clone());
-    report.add("file size", bytes(file.len() as u64), file.len());
+    report.add("weights", weights, weights);
+    report.add("file size", bytes(size as u64), size);
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
 }

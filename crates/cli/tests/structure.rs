@@ -309,7 +309,7 @@ fn mixers_families_and_exports_are_registered() {
     let listed = set(flashlm_model::family::NAMES);
     assert_eq!(names("crates/model/src/family", None), listed, "a folder wants a line in `families!` (family/mod.rs)");
     let listed: Vec<&str> = flashlm_model::export::FORMATS.iter().map(|format| format.0).collect();
-    let found = names("crates/model/src/export", Some("pub fn write(source: &Source)"));
+    let found = names("crates/model/src/export", Some("pub fn write(source: &Source,"));
     assert_eq!(found, set(&listed), "a file wants a line in `exports!` (export/mod.rs)");
 }
 

@@ -1,7 +1,7 @@
 //! One C11 file with engine, tokenizer, sampler and weights (`c/`, of which `story.h` says how it is used). Its weights are string
 //! literals, which compilers read a hundred times faster than lists of numbers.
 
-use super::source::{Refused, Source};
+use super::source::{Exported, Refused, Source};
 use super::story;
 
 const PARTS: [&str; 6] = [
@@ -14,8 +14,11 @@ const PARTS: [&str; 6] = [
 ];
 const MAIN: &str = include_str!("c/main.c");
 
+/// What weights may be written as: the codes of the packed model.
+pub const WEIGHTS: &[&str] = &["packed"];
+
 /// The bytes of the file.
-pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
+pub fn write(source: &Source, _: &str) -> Result<Exported, Refused> {
     let mut file = "/* cc -std=c11 -O3 -march=native -ffp-contract=off story.c -o story && ./story -p \"Once upon a time\"\n * A \
                     language model written by flashlm export c: see the API below; -DSTORY_NO_MAIN leaves out the program. */\n"
         .to_owned();
@@ -26,7 +29,7 @@ pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
     file += ";\n\nSTORY_API const unsigned char *story_model(size_t *bytes) {\n    *bytes = sizeof own_model - 1;\n    return \
              own_model;\n}\n\n";
     file += MAIN;
-    Ok(file.into_bytes())
+    Ok(Exported::File(file.into_bytes()))
 }
 
 /// Appends bytes as string literals of some hundred characters.
@@ -268,7 +271,8 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
         for name in ["conv", "delta", "hybrid"] {
             let bytes = std::fs::read(golden.join(name).with_extension("safetensors")).unwrap();
             let folder = Folder::new(&format!("c-{name}"));
-            folder.write("story.c", &write(&source(&bytes)).unwrap());
+            let Exported::File(file) = write(&source(&bytes), WEIGHTS[0]).unwrap() else { panic!("a folder") };
+            folder.write("story.c", &file);
             let model = Arc::new(PackedModel::from_bytes(bytes, name).unwrap());
             for (compiler, flags) in builds().into_iter().filter(|(_, flags)| flags.len() < 3) {
                 let program = folder.compile(compiler, &flags);

@@ -1,26 +1,35 @@
 //! Models as files for other programs: one format is one file here and one line in `exports!`.
 //!
-//! A format is a module with `write(&Source) -> Result<Vec<u8>, Refused>`, the bytes of the file. It starts from what the packed
-//! model holds, so what runs elsewhere is what `flashlm generate` runs. A model that a format cannot express is refused with every
-//! reason, never approximated.
+//! A format is a module with `WEIGHTS`, the names of what weights may be written as, and `write(&Source, weights) -> Result<Exported,
+//! Refused>`, a file or a folder of them. It starts from what the packed model holds, so what runs elsewhere is what `flashlm generate`
+//! runs. A model that a format cannot express is refused with every reason, never approximated.
 
 pub mod c;
+pub mod gguf;
+mod graph;
+pub mod hf;
 pub mod safetensors;
 mod source;
 mod story;
 pub mod web;
 
-pub use source::{Refused, Source};
+pub use source::{Exported, Refused, Source};
 
 macro_rules! exports {
     ($($module:ident: $about:literal;)*) => {
-        /// Name and description of every format.
-        pub const FORMATS: &[(&str, &str)] = &[$((stringify!($module), $about)),*];
+        /// Name, description and kinds of weights of every format, the default first.
+        pub const FORMATS: &[(&str, &str, &[&str])] = &[$((stringify!($module), $about, $module::WEIGHTS)),*];
 
-        /// The file of that format; `None` where there is no such format.
-        pub fn write(format: &str, source: &Source) -> Option<Result<Vec<u8>, Refused>> {
+        /// What that format makes of a model; `None` where there is no such format.
+        ///
+        /// # Panics
+        /// If the format has no such weights.
+        pub fn write(format: &str, source: &Source, weights: &str) -> Option<Result<Exported, Refused>> {
             match format {
-                $(stringify!($module) => Some($module::write(source)),)*
+                $(stringify!($module) => {
+                    assert!($module::WEIGHTS.contains(&weights), "{weights}");
+                    Some($module::write(source, weights))
+                })*
                 _ => None,
             }
         }
@@ -31,4 +40,6 @@ exports! {
     c: "one C11 file: engine, tokenizer, sampler and weights, without a library";
     web: "one HTML file that writes in a browser, without a network";
     safetensors: "weights as F32 tensors, for PyTorch and NumPy";
+    gguf: "one file for llama.cpp and what is built on it";
+    hf: "a folder for transformers";
 }

@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::source::{Refused, Source};
+use super::source::{Exported, Refused, Source};
 use crate::io::safetensors::{TensorRef, write_tensors};
 
+/// What weights may be written as.
+pub const WEIGHTS: &[&str] = &["f32"];
+
 /// The bytes of the file.
-pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
+pub fn write(source: &Source, _: &str) -> Result<Exported, Refused> {
     let floats: Vec<Vec<f32>> = source.weights.iter().map(|weight| weight.floats()).collect();
     let weights = source.weights.iter().zip(&floats);
     let tensors: Vec<TensorRef> =
@@ -16,7 +19,7 @@ pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned()), ("config".to_owned(), config)]);
     let mut bytes = Vec::new();
     write_tensors(&mut bytes, &tensors, &metadata).expect("memory to write to");
-    Ok(bytes)
+    Ok(Exported::File(bytes))
 }
 
 #[cfg(test)]
@@ -35,7 +38,8 @@ mod tests {
         for (name, config) in shapes() {
             let noise = Noise::new(config);
             let source = Source::read(TensorFile::from_bytes(noise.bytes.clone(), "packed").unwrap()).unwrap();
-            let file = TensorFile::from_bytes(write(&source).unwrap(), "exported").unwrap();
+            let Ok(Exported::File(bytes)) = write(&source, "f32") else { panic!("{name}") };
+            let file = TensorFile::from_bytes(bytes, "exported").unwrap();
             assert_eq!(file.names().len(), noise.layout.specs().len(), "{name}");
             for spec in noise.layout.specs() {
                 let (got, w) = (file.f32(&spec.name).unwrap(), &noise.params[spec.range.clone()]);

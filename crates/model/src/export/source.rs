@@ -27,6 +27,14 @@ impl Source {
     }
 }
 
+/// What a format has made of a model.
+pub enum Exported {
+    /// One file.
+    File(Vec<u8>),
+    /// The files of a folder, by their names.
+    Folder(Vec<(&'static str, Vec<u8>)>),
+}
+
 /// Why a format cannot express a model: each reason names the setting, its value and what would do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this format cannot express the model: {}", .0.join("; "))]

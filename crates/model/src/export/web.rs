@@ -1,7 +1,7 @@
 //! One HTML file that works without a network: the engine of `c/` as WebAssembly (`web/build.sh` makes it), the model as base64, and a
 //! page to write with. Of the two modules the browser gets that of relaxed SIMD where it knows it.
 
-use super::source::{Refused, Source};
+use super::source::{Exported, Refused, Source};
 use super::story;
 
 const PAGE: &str = include_str!("web/page.html");
@@ -9,8 +9,10 @@ const WORKER: &str = include_str!("web/worker.js");
 const RELAXED: &[u8] = include_bytes!("web/story-relaxed.wasm");
 const SIMD: &[u8] = include_bytes!("web/story.wasm");
 
+pub use super::c::WEIGHTS;
+
 /// The bytes of the file.
-pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
+pub fn write(source: &Source, _: &str) -> Result<Exported, Refused> {
     let parts = [
         ("PROMPT", "Once upon a time".to_owned()),
         ("MODEL", base64(&story::bytes(source))),
@@ -22,7 +24,7 @@ pub fn write(source: &Source) -> Result<Vec<u8>, Refused> {
     for (name, text) in parts {
         page = page.replacen(&format!("{{{{{name}}}}}"), &text, 1);
     }
-    Ok(page.into_bytes())
+    Ok(Exported::File(page.into_bytes()))
 }
 
 /// RFC 4648.

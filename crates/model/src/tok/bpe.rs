@@ -371,6 +371,13 @@ impl Bpe {
         (&self.byte_ids, (0..).zip(&self.merges).map(merge).collect())
     }
 
+    /// The bytes as ids 0 to 255, and no merges.
+    pub(super) fn bytes(eos: u16) -> Result<Self, TokError> {
+        let names = (0..=255).map(|byte| (char_of(byte).to_string(), u64::from(byte)));
+        let vocab = names.chain([(EOS.into(), eos.into())]).collect();
+        Self::new(Model { vocab, ..Model::default() }, BTreeMap::from([(eos, EOS.into())]))
+    }
+
     pub(super) fn vocab_size(&self) -> usize {
         self.tokens.len()
     }

@@ -52,6 +52,15 @@ impl Tokenizer {
         }
     }
 
+    /// The same ids as a byte-level BPE `tokenizer.json`, which other programs read; a frequency vocabulary has no such form.
+    pub fn to_bpe_json(&self) -> Option<Vec<u8>> {
+        match &self.0 {
+            Kind::Frequency(_) => None,
+            Kind::Bpe(t) => Some(t.to_json()),
+            Kind::Bytes => Bpe::bytes(bytes::EOS).ok().map(|t| t.to_json()),
+        }
+    }
+
     /// `"frequency"`, `"bpe"` or `"bytes"`.
     pub fn kind(&self) -> &'static str {
         match &self.0 {
@@ -194,6 +203,19 @@ mod tests {
         }
         let kinds: Vec<_> = one_of_each().iter().map(Tokenizer::kind).collect();
         assert_eq!(kinds, ["bytes", "frequency", "bpe"]);
+    }
+
+    #[test]
+    fn bytes_are_byte_pairs_without_pairs() {
+        let bytes = Tokenizer::bytes();
+        let pairs = Tokenizer::from_json(&bytes.to_bpe_json().unwrap()).unwrap();
+        assert_eq!((pairs.kind(), pairs.eos(), pairs.vocab_size()), ("bpe", 256, 257));
+        for text in odd_texts() {
+            let (mut want, mut got) = (Vec::new(), Vec::new());
+            bytes.encode(&text, &mut want);
+            pairs.encode(&text, &mut got);
+            assert_eq!(got, want);
+        }
     }
 
     /// Words that crowd each other out of the table, and texts of all kinds, twice.

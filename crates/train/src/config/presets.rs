@@ -14,6 +14,8 @@ const PRESETS: &[(&str, &str)] = &[
     ("gdn-small", include_str!("../../../../configs/gdn-small.toml")),
     ("gdn-large", include_str!("../../../../configs/gdn-large.toml")),
     ("hybrid-small", include_str!("../../../../configs/hybrid-small.toml")),
+    ("portable-small", include_str!("../../../../configs/portable-small.toml")),
+    ("portable-delta", include_str!("../../../../configs/portable-delta.toml")),
     ("curriculum-small", include_str!("../../../../configs/curriculum-small.toml")),
 ];
 
