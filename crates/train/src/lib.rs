@@ -6,6 +6,7 @@ mod average;
 pub mod builtin;
 pub mod checkpoint;
 pub mod clock;
+pub mod comm;
 pub mod config;
 pub mod curriculum;
 pub mod data;
