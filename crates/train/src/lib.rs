@@ -17,6 +17,7 @@ pub mod load;
 pub mod log;
 pub mod optim;
 pub mod progress;
+pub mod ranks;
 pub mod recognise;
 pub mod run;
 pub mod run_folder;

@@ -4,7 +4,9 @@
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum CommError {
-    #[error("rank {rank} has ended; the last checkpoint is whole, and --resume goes on from there on any number of ranks")]
+    #[error(
+        "rank {rank} has ended; the last checkpoint is whole, and --resume goes on from there on any number of ranks"
+    )]
     Gone { rank: usize },
     #[error(
         "rank {rank} has not answered for {seconds} s: it hangs, or its machine is much slower or lost; the last checkpoint is whole, \

@@ -49,7 +49,9 @@ pub fn gather(comm: &dyn Comm, own: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
     place.iter_mut().zip(own).for_each(|(to, &byte)| *to = byte.into());
     comm.sum(&mut all)?;
     // Bytes are whole numbers, and only one rank gives each.
-    Ok((0..comm.size()).map(|rank| all[rank * own.len()..][..own.len()].iter().map(|&byte| byte as u8).collect()).collect())
+    Ok((0..comm.size())
+        .map(|rank| all[rank * own.len()..][..own.len()].iter().map(|&byte| byte as u8).collect())
+        .collect())
 }
 
 /// The passes, of so many in an update, that a rank computes: a subtree of the tree over all of them.

@@ -1,7 +1,7 @@
 //! Ranks as processes over MPI, through the crate `mpi`. All calls are made from the thread that joined.
 
-use std::time::{Duration, Instant};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::environment::Universe;
