@@ -72,7 +72,11 @@ fn flags(given: impl Iterator<Item = String>) -> String {
 /// What all ranks but 0 do; rank 0 tells how the run ends.
 pub fn work(comm: &dyn Comm, threads: Option<u64>) -> ExitCode {
     let exec = || exec(threads.filter(|&n| n > 0).map(|n| n as usize));
-    match exec().and_then(|cx| Ok(follow(comm, &cx, &quiet()?)?)) {
+    let followed = exec().and_then(|cx| {
+        let stop = quiet()?;
+        Ok(follow(comm, &cx, &stop)?)
+    });
+    match followed {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say!("error: rank {}: {error}", comm.rank());

@@ -10,18 +10,18 @@ use crate::comm::{Comm, CommError};
 use crate::config::Settings;
 use crate::eval::bpb::Master;
 use crate::stepper::{Step, Stepper};
-use crate::trainer::TrainError;
 use flashlm_model::Shape;
 
 /// Does what rank 0 asks for until it ends. `stop` asks rank 0 to save and end.
-pub fn follow(comm: &dyn Comm, cx: &Exec, stop: &AtomicBool) -> Result<(), TrainError> {
+pub fn follow(comm: &dyn Comm, cx: &Exec, stop: &AtomicBool) -> Result<(), CommError> {
     let mut model: Option<(Settings, Stepper)> = None;
     loop {
         let (order, tokens) = receive(comm)?;
         match (order, &mut model) {
             (Order::Begin(settings), model) => {
                 let t = &settings.train;
-                let mut stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t)?;
+                let stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t);
+                let mut stepper = stepper.map_err(|e| CommError::Message(e.to_string()))?;
                 spread_state(comm, &mut stepper)?;
                 *model = Some((*settings, stepper));
             }
@@ -44,11 +44,11 @@ pub fn follow(comm: &dyn Comm, cx: &Exec, stop: &AtomicBool) -> Result<(), Train
                     Ok(scorer) => score(comm, scorer)?,
                     // Rank 0 has seen it too, and ends the run.
                     Err(CommError::Drifted { .. }) => {}
-                    Err(error) => return Err(error.into()),
+                    Err(error) => return Err(error),
                 }
             }
             (Order::End, _) => return Ok(()),
-            _ => return Err(CommError::Message("an order out of turn".into()).into()),
+            _ => return Err(CommError::Message("an order out of turn".into())),
         }
     }
 }
