@@ -117,6 +117,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             json!({"name": chosen.layers.settings()?.name, "tokens_per_second": chosen.speed, "bpb": chosen.bpb});
         report.add(&format!("{minutes} minutes"), chosen.told, value);
     }
+    #[cfg(feature = "mpi")]
+    let library = Some(flashlm_train::comm::library());
+    #[cfg(not(feature = "mpi"))]
+    let library: Option<String> = None;
+    let text = match &library {
+        Some(name) => format!("{name}: `mpirun -n 2 flashlm train ...` trains on several ranks (docs/cluster.md)"),
+        None => "not in this build: `cargo build --release --features mpi` adds training on several machines".into(),
+    };
+    report.add("MPI", text, json!({"library": library}));
     report.print(args.json);
     Ok(ExitCode::SUCCESS)
 }

@@ -25,18 +25,7 @@ pub struct Stop {
 impl Stop {
     /// Listens from now on.
     pub fn listen() -> anyhow::Result<Stop> {
-        let stop = Stop { flag: Arc::default(), training: Arc::default() };
-        let mut signals = vec![SIGINT, SIGTERM];
-        #[cfg(unix)]
-        if !hangup_is_ignored() {
-            signals.push(signal_hook::consts::SIGHUP);
-        }
-        for signal in signals {
-            // In this order: the first signal finds the flag down and raises it.
-            flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.flag.clone())
-                .and_then(|_| flag::register(signal, stop.flag.clone()))
-                .context("cannot listen for Ctrl-C")?;
-        }
+        let stop = Stop { flag: quiet()?, training: Arc::default() };
         let (flag, training) = (stop.flag.clone(), stop.training.clone());
         thread::spawn(move || {
             while !flag.load(Relaxed) {
@@ -49,6 +38,23 @@ impl Stop {
         });
         Ok(stop)
     }
+}
+
+/// A flag that the first signal raises, without a word; the second ends the process.
+pub fn quiet() -> anyhow::Result<Arc<AtomicBool>> {
+    let raised = Arc::new(AtomicBool::new(false));
+    let mut signals = vec![SIGINT, SIGTERM];
+    #[cfg(unix)]
+    if !hangup_is_ignored() {
+        signals.push(signal_hook::consts::SIGHUP);
+    }
+    for signal in signals {
+        // In this order: the first signal finds the flag down and raises it.
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), raised.clone())
+            .and_then(|_| flag::register(signal, raised.clone()))
+            .context("cannot listen for Ctrl-C")?;
+    }
+    Ok(raised)
 }
 
 /// Whether the process was started so as to outlive its terminal, as by `nohup`: the first bit of the ignored signals.

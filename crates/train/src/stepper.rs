@@ -2,8 +2,11 @@
 //!
 //! Passes bound the memory of activations for any batch. Their size is part of the arithmetic: it is one of the run's
 //! settings, so that results do not depend on the machine.
+//!
+//! Ranks share out the passes of a step: each adds up its own subtree, and the ranks' sums are added in the same tree.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use flashlm_kernels::ops::NO_TARGET;
 use flashlm_kernels::{Buf, Exec, Token};
@@ -11,6 +14,7 @@ pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
 use flashlm_model::{Dropout, LanguageModel, ModelConfig, Objective, Precision, Prepared};
 
+use crate::comm::{Comm, CommError, NOTHING, Solo, gather, share};
 use crate::config::TrainSettings;
 use crate::data::window::Window;
 use crate::gradient::Gradient;
@@ -49,6 +53,10 @@ pub struct Stepper {
     /// What applies gradients to parameters, and its state.
     pub optimizers: Optimizers,
     gradient: Gradient,
+    /// Of all ranks, `[P]`, where there are several.
+    total: Vec<f32>,
+    /// Seconds in which each rank has waited for slower ones, where there are several.
+    pub waited: Vec<f64>,
     inputs: Vec<Token>,
     targets: Vec<Token>,
 }
@@ -85,32 +93,41 @@ impl Stepper {
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer, settings.frozen_taps);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let gradient = Gradient::new(lm.layout());
-        Ok(Stepper { lm, params, optimizers, gradient, inputs, targets })
+        let (total, waited) = (Vec::new(), Vec::new());
+        Ok(Stepper { lm, params, optimizers, gradient, total, waited, inputs, targets })
     }
 
     /// One step on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
     pub fn step<'a, W: Into<Window<'a>>>(&mut self, cx: &Exec, step: Step, window: impl Fn(usize) -> W) -> StepResult {
-        self.step_unless(&AtomicBool::new(false), cx, step, window).expect("nothing stops it")
+        let done = self.step_unless(&AtomicBool::new(false), &Solo, cx, step, window);
+        done.expect("there is one rank").expect("nothing stops it")
     }
 
-    /// The same; `None`, with nothing changed, if `stop` is set before its last micro-batch.
+    /// The same, shared out over ranks, which have the same parameters before and after; `None`, with nothing changed, if `stop` is
+    /// set on any of them before its last micro-batch.
     pub fn step_unless<'a, W: Into<Window<'a>>>(
         &mut self,
         stop: &AtomicBool,
+        comm: &dyn Comm,
         cx: &Exec,
         step: Step,
         window: impl Fn(usize) -> W,
-    ) -> Option<StepResult> {
+    ) -> Result<Option<StepResult>, CommError> {
         let Step { shape: Shape { batch, seq_len }, settings, lr, momentum, number } = step;
         self.gradient.clear();
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
         let objective = Objective { scale, z_loss: settings.z_loss };
         let micro_batch = (self.lm.rows() / seq_len).max(1);
+        let own = share(batch.div_ceil(micro_batch), comm.rank(), comm.size());
         let mut prepared = Prepared::new(cx, &mut *self.lm, &self.params);
-        for first in (0..batch).step_by(micro_batch) {
+        for pass in own.clone() {
+            let first = pass * micro_batch;
             if first > 0 && stop.load(Relaxed) {
-                return None;
+                if comm.size() == 1 {
+                    return Ok(None);
+                }
+                break;
             }
             let n = micro_batch.min(batch - first);
             self.inputs.clear();
@@ -137,14 +154,70 @@ impl Stepper {
                 nats
             });
         }
-        let loss = self.gradient.finish(cx) * scale;
+        let mut loss = (!own.is_empty()).then(|| self.gradient.finish(cx));
+        if comm.size() > 1 {
+            loss = match self.join(stop, comm, loss)? {
+                Some(loss) => Some(loss),
+                None => return Ok(None),
+            };
+        }
+        let loss = loss.unwrap_or(f64::NAN) * scale;
         if !loss.is_finite() {
-            return Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN });
+            return Ok(Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN }));
         }
         let settings = optim::Settings { momentum, ..settings.optim() };
-        let grad_norm = self.optimizers.step(cx, &mut self.params, self.gradient.values(), &settings, lr, number);
-        Some(StepResult { loss, tokens: tokens as u64, grad_norm })
+        let grads = if comm.size() > 1 { &self.total } else { self.gradient.values() };
+        let grad_norm = self.optimizers.step(cx, &mut self.params, grads, &settings, lr, number);
+        Ok(Some(StepResult { loss, tokens: tokens as u64, grad_norm }))
     }
+
+    /// Adds up what the ranks have; returns the loss of all passes, or nothing, and sets `stop`, where it is set on any rank.
+    fn join(&mut self, stop: &AtomicBool, comm: &dyn Comm, loss: Option<f64>) -> Result<Option<f64>, CommError> {
+        let waited = self.waited.get(comm.rank()).copied().unwrap_or_default();
+        let began = Instant::now();
+        let own =
+            [[stop.load(Relaxed).into(), loss.is_some().into()].to_vec(), bytes(loss.unwrap_or(0.0)), bytes(waited)];
+        let all = gather(comm, &own.concat())?;
+        self.waited = all.iter().map(|rank| number(&rank[10..])).collect();
+        self.waited[comm.rank()] += began.elapsed().as_secs_f64();
+        if all.iter().any(|rank| rank[0] == 1) {
+            stop.store(true, Relaxed);
+            return Ok(None);
+        }
+        let losses: Vec<_> = all.iter().map(|rank| (rank[1] == 1).then(|| number(&rank[2..]))).collect();
+        match loss {
+            Some(_) => {
+                self.total.clear();
+                self.total.extend_from_slice(self.gradient.values());
+            }
+            None => {
+                self.total.clear();
+                self.total.resize(self.params.len(), NOTHING);
+            }
+        }
+        comm.sum(&mut self.total)?;
+        Ok(sum(&losses))
+    }
+}
+
+/// Added as gradients are.
+fn sum(losses: &[Option<f64>]) -> Option<f64> {
+    if let [one] = losses {
+        return *one;
+    }
+    let (left, right) = losses.split_at(losses.len() / 2);
+    match (sum(left), sum(right)) {
+        (Some(left), Some(right)) => Some(left + right),
+        (one, other) => one.or(other),
+    }
+}
+
+fn bytes(x: f64) -> Vec<u8> {
+    x.to_le_bytes().to_vec()
+}
+
+fn number(bytes: &[u8]) -> f64 {
+    f64::from_le_bytes(std::array::from_fn(|i| bytes[i]))
 }
 
 #[cfg(test)]

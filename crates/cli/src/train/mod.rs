@@ -3,6 +3,7 @@
 mod flags;
 mod plan;
 mod product;
+mod ranks;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -15,6 +16,7 @@ use flashlm_train::data::DataError;
 use flashlm_train::data::cache::default_dir;
 use flashlm_train::eval::consistency::Consistency;
 use flashlm_train::log::{Row, jsonl};
+use flashlm_train::ranks::{Fit, Leader};
 use flashlm_train::run::{Hardware, Origin, Place, Request, Resume, Start};
 use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder, SETTINGS};
 use flashlm_train::trainer::{Ended, Ending, Event, Outcome, TrainError};
@@ -29,8 +31,15 @@ use product::Product;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let comm = ranks::join()?;
+    let alike = ranks::compare(&*comm);
+    if comm.rank() > 0 {
+        return Ok(alike.map_or(ExitCode::FAILURE, |()| ranks::work(&*comm, args.threads)));
+    }
+    alike?;
+    let leader = Leader::of(&*comm);
     let mut product = Product::new(args.json && !args.dry_run);
-    let error = match train(args) {
+    let error = match train(args, leader.as_ref()) {
         Err(error) => error,
         done => return done,
     };
@@ -51,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn train(args: Args) -> anyhow::Result<ExitCode> {
+fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
     let (machine, mut status) = (Machine::detect(), Status::new());
     let origin = origin(&args, &mut status)?;
     let settings = flags::settings(&args, &origin)?;
@@ -60,6 +69,8 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let hardware = Hardware { machine, isa: Isa::detect().map_err(anyhow::Error::msg)?, threads };
     let request = Request { settings, origin, offline: args.offline || args.dry_run, cache: default_dir() };
     let resolved = request.resolve(&hardware, &mut |event| status.tell(&event))?;
+    let ranks = leader.map_or(1, Leader::ranks);
+    Fit::of(resolved.settings()).check(ranks)?;
     let config = args.config.as_deref();
     let place = Place::choose(&resolved, args.save_dir.as_deref(), config)?;
     let stop = Stop::listen()?;
@@ -81,9 +92,12 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
     let left_out = if duplicates > 0 { format!(", {} of them left out", thousands(duplicates)) } else { String::new() };
     let (valid_stories, valid_bytes) = (prepared.valid.len(), prepared.valid.totals().bytes);
     let (entropy_bound, zstd_bpb) = (prepared.entropy_bound, prepared.zstd_bpb);
-    // What cannot be measured ends no run.
-    let forecast = prepared.forecast(&cx, &mut |_| ()).ok();
+    // What cannot be measured ends no run; of several ranks it would measure one.
+    let forecast = (ranks == 1).then(|| prepared.forecast(&cx, &mut |_| ()).ok()).flatten();
     let mut trainer = prepared.trainer(&cx, claim)?;
+    if let Some(leader) = leader {
+        trainer = trainer.with_ranks(leader)?;
+    }
     product.start(json!({
         "run": folder.path().display().to_string(),
         "settings": settings,
@@ -96,6 +110,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         "step": resumed.as_ref().map_or(0, |(step, _)| *step),
         "isa": cx.isa().name(),
         "threads": threads,
+        "ranks": ranks,
     }));
     say!(
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
@@ -106,7 +121,7 @@ fn train(args: Args) -> anyhow::Result<ExitCode> {
         bytes(valid_bytes),
         cx.isa().name(),
         settings.train.precision.name(),
-        counted(threads as u64, "thread")
+        if ranks > 1 { format!("{ranks} ranks") } else { counted(threads as u64, "thread") }
     );
     if let Some((step, from)) = resumed {
         say!("resumed from step {step} of {}", from.display());

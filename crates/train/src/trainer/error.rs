@@ -10,6 +10,7 @@ use flashlm_model::sample::SampleError;
 
 use crate::atomic::AtomicError;
 use crate::checkpoint::CheckpointError;
+use crate::comm::CommError;
 use crate::config::SettingsError;
 use crate::data::DataError;
 use crate::eval::bpb::EvalError;
@@ -60,6 +61,8 @@ pub enum TrainError {
     NotHere { missing: Vec<String>, of: usize, files: bool },
     #[error("step {n} of the measurement is not finite: {result:?}")]
     NotMeasured { n: u64, result: StepResult },
+    #[error(transparent)]
+    Ranks(#[from] CommError),
     #[error(transparent)]
     Unwanted(#[from] Unwanted),
     #[error(transparent)]

@@ -34,6 +34,7 @@ impl Trainer<'_> {
             Some(chosen) => {
                 let file = chosen.tensors("model.safetensors")?;
                 self.stepper.params = read_params(&file, self.stepper.lm.config(), "")?;
+                self.shared = false;
                 let Some(best) = self.score_all(chosen.step(), stop, tell)? else { return Ok(Ended::INTERRUPTED) };
                 best
             }
@@ -77,11 +78,13 @@ impl Trainer<'_> {
         let probe = std::mem::take(&mut self.probe);
         let last = self.score(&probe, stop, tell);
         average.swap(&mut self.stepper.params);
+        self.shared = false;
         let mean = last.and_then(|last| Ok(last.zip(self.score(&probe, stop, tell)?)));
         self.probe = probe;
         let better = matches!(&mean, Ok(Some((last, mean))) if mean.bpb < last.bpb);
         if !better {
             average.swap(&mut self.stepper.params);
+            self.shared = false;
         }
         self.average = Some(average);
         let Some((last, mean)) = mean? else { return Ok(false) };

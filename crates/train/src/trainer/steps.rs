@@ -8,6 +8,7 @@ use flashlm_model::Shape;
 
 use super::validate::MARKING;
 use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
+use crate::comm::Solo;
 use crate::eta::{Left, SOME};
 use crate::log::console;
 use crate::log::{Row, TrainRow};
@@ -155,13 +156,14 @@ impl Trainer<'_> {
         let lr = rates.learning_rate(self.state.step, progress, total);
         let momentum = rates.momentum(progress, total);
         let number = self.state.step + 1;
-        self.stepper.lm.set_activation_bits(activation_bits(
-            settings.model.activation_bits,
-            t.activation_share,
-            progress,
-        ));
+        let bits = activation_bits(settings.model.activation_bits, t.activation_share, progress);
+        self.stepper.lm.set_activation_bits(bits);
         let step = Step { shape, settings: t, lr, momentum, number };
-        let Some(result) = self.stepper.step_unless(stop, self.cx, step, window) else { return Ok(None) };
+        let result = match self.leader {
+            Some(leader) => leader.step(&mut self.stepper, stop, self.cx, step, bits, window)?,
+            None => self.stepper.step_unless(stop, &Solo, self.cx, step, window)?,
+        };
+        let Some(result) = result else { return Ok(None) };
         if !result.is_finite() {
             let last_good = self.last_good()?;
             let (loss, grad_norm) = (result.loss, result.grad_norm);

@@ -9,6 +9,7 @@ use crate::eval::Stories;
 use crate::eval::bpb::{EvalError, Master, Report, evaluate};
 use crate::log::{EvalRow, Row, console};
 use crate::progress::Best;
+use crate::ranks::Score;
 use crate::stepper::Stepper;
 
 /// What is told where it fails.
@@ -67,14 +68,26 @@ impl Trainer<'_> {
         lm.set_activation_bits(self.inputs.settings.model.activation_bits);
         let total = stories.totals().tokens.max(1);
         let mut shown = Instant::now();
-        let scored =
-            evaluate(&mut Master::new(self.cx, &mut **lm, params), &self.inputs.tokenizer, stories, &mut |done| {
-                if shown.elapsed().as_secs_f64() >= 1.0 {
-                    shown = Instant::now();
-                    tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));
-                }
-                if stop.load(Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            });
+        let mut progress = |done: usize| {
+            if shown.elapsed().as_secs_f64() >= 1.0 {
+                shown = Instant::now();
+                tell(Event::Progress(&format!("validation {:3.0} %", 100.0 * done as f64 / total as f64)));
+            }
+            if stop.load(Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let tokenizer = &self.inputs.tokenizer;
+        let scored = match self.leader {
+            None => evaluate(&mut Master::new(self.cx, &mut **lm, params), tokenizer, stories, &mut progress),
+            Some(leader) => {
+                let stale = !std::mem::replace(&mut self.shared, true);
+                let (step, activation_bits) = (self.state.step, self.inputs.settings.model.activation_bits);
+                let order = Score { activation_bits, stale, step };
+                let mut scorer = leader.scorer(self.cx, &mut **lm, params, order, stop)?;
+                let scored = evaluate(&mut scorer, tokenizer, stories, &mut progress);
+                scorer.end()?;
+                scored
+            }
+        };
         match scored {
             Err(EvalError::Stopped) => Ok(None),
             scored => Ok(Some(scored?)),

@@ -16,6 +16,7 @@ use crate::log::Row;
 use crate::log::jsonl::Metrics;
 use crate::log::tensorboard::Events;
 use crate::progress::{Plan, State};
+use crate::ranks::Leader;
 use crate::run_folder::{METRICS, SETTINGS};
 use crate::stepper::Stepper;
 
@@ -24,6 +25,10 @@ pub struct Trainer<'a> {
     pub(super) cx: &'a Exec,
     pub(super) inputs: Inputs,
     pub(super) stepper: Stepper,
+    /// Where other ranks take part.
+    pub(super) leader: Option<&'a Leader<'a>>,
+    /// Whether the other ranks have the parameters at hand.
+    pub(super) shared: bool,
     /// The mean of its weights, where there is to be one.
     pub(super) average: Option<Average>,
     pub(super) state: State,
@@ -86,6 +91,8 @@ impl<'a> Trainer<'a> {
             cx,
             inputs,
             stepper,
+            leader: None,
+            shared: true,
             average,
             state,
             plan,
@@ -108,6 +115,13 @@ impl<'a> Trainer<'a> {
             None => trainer.begin()?,
         }
         Ok(trainer)
+    }
+
+    /// The same run, its steps and validations shared out over ranks: they get the parameters and the optimizer's state.
+    pub fn with_ranks(mut self, leader: &'a Leader<'a>) -> Result<Self, TrainError> {
+        leader.begin(&self.inputs.settings, &mut self.stepper)?;
+        self.leader = Some(leader);
+        Ok(self)
     }
 
     /// The files of a new run. Nothing is trained yet: what fails here ends it.

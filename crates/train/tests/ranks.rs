@@ -1,0 +1,256 @@
+//! Runs on several ranks, as threads of this process: the bits of one rank, whatever their number, and an end where one is lost.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use flashlm_kernels::{Exec, Isa};
+use flashlm_train::checkpoint::Checkpoint;
+use flashlm_train::comm::{Comm, CommError, PATIENCE, Solo, Threads};
+use flashlm_train::config::{Layers, Settings};
+use flashlm_train::ranks::{Fit, Hello, Leader, follow, meet};
+use flashlm_train::run::{Hardware, Origin, Request, Resume};
+use flashlm_train::run_folder::{Claim, RunFolder};
+use flashlm_train::trainer::{Ended, Event, Outcome, TrainError};
+use serde_json::Value;
+
+fn settings(changes: &[(&str, &str)]) -> Settings {
+    let mut layers = Layers::preset("flash-tiny").unwrap();
+    let own = [
+        ("data.source", "synthetic:300"),
+        ("tokenizer.vocab", "300"),
+        ("model.dim", "32"),
+        ("model.blocks", "2"),
+        ("model.ffn_hidden", "48"),
+        ("model.bigram", "64"),
+        ("train.seq_len", "32"),
+        ("train.batch", "9"),
+        ("train.pass_rows", "32"),
+        ("train.steps", "12"),
+        ("train.warmup_steps", "4"),
+        ("train.eval_every", "5"),
+        ("train.eval_tokens", "2000"),
+        ("train.sample_tokens", "5"),
+        ("train.checkpoint_every", "6"),
+    ];
+    for (key, value) in own.iter().chain(changes) {
+        layers.set(key, value).unwrap_or_else(|e| panic!("{key}: {e}"));
+    }
+    layers.settings().unwrap()
+}
+
+/// Rank 0 of a run in `run`, from the checkpoint of `resume` where there is one.
+fn lead(
+    comm: &dyn Comm,
+    settings: &Settings,
+    run: &Path,
+    resume: Option<u64>,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Event),
+) -> Result<Ended, TrainError> {
+    let leader = Leader::of(comm);
+    let hardware = Hardware { threads: 1.try_into().unwrap(), ..Hardware::detect().unwrap() };
+    let origin = match resume {
+        Some(step) => Origin::Resumed(Resume::open(&run.join(format!("checkpoints/step-{step:08}")))?),
+        None => Origin::Fresh,
+    };
+    let request = Request { origin, cache: run.parent().unwrap().join("cache"), ..Request::new(settings.clone()) };
+    let resolved = request.resolve(&hardware, tell)?;
+    let cx = resolved.exec();
+    let prepared = resolved.prepare(stop, tell)?;
+    let claim = if resume.is_some() { Claim::resume(RunFolder::at(run))? } else { Claim::new(run, None)? };
+    let trainer = prepared.trainer(&cx, claim)?;
+    let mut trainer = match &leader {
+        Some(leader) => trainer.with_ranks(leader)?,
+        None => trainer,
+    };
+    trainer.run(stop, tell)
+}
+
+/// The run on so many ranks.
+fn train(size: usize, settings: &Settings, run: &Path, resume: Option<u64>) -> Ended {
+    let stop = AtomicBool::new(false);
+    if size == 1 {
+        return lead(&Solo, settings, run, resume, &stop, &mut |_| ()).unwrap();
+    }
+    let cx = || Exec::new(Isa::detect().unwrap(), 2);
+    let ends = Threads::run(size, PATIENCE, |comm| match comm.rank() {
+        0 => Some(lead(&comm, settings, run, resume, &stop, &mut |_| ()).unwrap()),
+        _ => follow(&comm, &cx(), &stop).map(|()| None).unwrap(),
+    });
+    ends.into_iter().flatten().next().unwrap()
+}
+
+/// Parameters and optimizer of the last checkpoint, and what the log says without times.
+fn left(run: &Path) -> (Vec<u8>, Vec<u8>, Vec<Value>) {
+    let newest: Checkpoint = RunFolder::at(run).latest().unwrap().unwrap().checkpoint;
+    let log = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let row = |line: &str| {
+        let mut row: BTreeMap<String, Value> = serde_json::from_str(line).unwrap();
+        row.retain(|key, _| !["elapsed", "tokens_per_second", "time", "waited"].contains(&key.as_str()));
+        serde_json::to_value(row).unwrap()
+    };
+    let file = |name| newest.bytes(name).unwrap();
+    (file("model.safetensors"), file("optimizer.safetensors"), log.lines().map(row).collect())
+}
+
+#[test]
+fn every_number_of_ranks_trains_the_same_bits() {
+    let stages = r#"[{seq_len = 16, share = 0.5, batch = 18}, {seq_len = 32, share = 0.5}]"#;
+    for (name, changes) in [
+        ("adamw", vec![("train.optimizer", "adamw"), ("model.mixer", "conv")]),
+        ("muon", vec![("train.optimizer", "muon"), ("model.mixer", "delta"), ("model.layer_embeddings", "true")]),
+        ("normuon", vec![("train.optimizer", "normuon"), ("train.average_share", "0.5"), ("train.dropout", "0.1")]),
+        ("stages", vec![("train.stages", stages), ("train.accumulation", "2")]),
+        ("padded", vec![("data.boundaries", "padded"), ("train.precision", "bf16")]),
+    ] {
+        let (folder, settings) = (tempfile::tempdir().unwrap(), settings(&changes));
+        let run = |size: usize| folder.path().join(size.to_string());
+        let alone = train(1, &settings, &run(1), None).ending.unwrap();
+        let want = left(&run(1));
+        for size in [2, 4, 8] {
+            let ending = train(size, &settings, &run(size), None).ending.unwrap();
+            assert_eq!(ending.best.full, alone.best.full, "{name}: the figures of {size} ranks");
+            let found = left(&run(size));
+            assert!(found.0 == want.0 && found.1 == want.1, "{name}: the bits of {size} ranks");
+            assert_eq!(found.2, want.2, "{name}: the log of {size} ranks");
+        }
+    }
+}
+
+#[test]
+fn a_run_goes_on_with_another_number_of_ranks() {
+    let (folder, long) = (tempfile::tempdir().unwrap(), settings(&[]));
+    let (run, other) = (folder.path().join("a"), folder.path().join("b"));
+    train(1, &long, &other, None);
+    let want = left(&other);
+    train(4, &long, &run, None);
+    for size in [1, 2, 8] {
+        train(size, &long, &run, Some(6));
+        let found = left(&run);
+        assert!(found.0 == want.0 && found.1 == want.1, "from 4 ranks to {size}");
+    }
+}
+
+/// The error of rank 0 where rank 1 does something else in the third step.
+fn broken(patience: Duration, run: &Path, act: impl Fn() + Sync) -> (TrainError, Duration) {
+    let (settings, stop) = (settings(&[("train.steps", "1000000")]), AtomicBool::new(false));
+    let began = std::sync::Mutex::new(Instant::now());
+    let errors = Threads::run(4, patience, |comm| {
+        let cx = Exec::new(Isa::detect().unwrap(), 1);
+        match comm.rank() {
+            0 => lead(&comm, &settings, run, None, &stop, &mut |_| ()).err(),
+            1 => follow(
+                &Third {
+                    comm,
+                    sums: 0.into(),
+                    act: &|| {
+                        *began.lock().unwrap() = Instant::now();
+                        act();
+                    },
+                },
+                &cx,
+                &stop,
+            )
+            .err(),
+            _ => follow(&comm, &cx, &stop).err(),
+        }
+    });
+    let took = began.lock().unwrap().elapsed();
+    (errors.into_iter().next().flatten().expect("an error"), took)
+}
+
+/// A rank that acts in its 100th sum.
+struct Third<'a> {
+    comm: Threads,
+    sums: std::cell::Cell<usize>,
+    act: &'a dyn Fn(),
+}
+
+impl Comm for Third<'_> {
+    fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+    fn size(&self) -> usize {
+        self.comm.size()
+    }
+    fn sum(&self, values: &mut [f32]) -> Result<(), CommError> {
+        self.sums.set(self.sums.get() + 1);
+        if self.sums.get() == 100 {
+            (self.act)();
+            return Err(CommError::Library("this rank is lost".into()));
+        }
+        self.comm.sum(values)
+    }
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<(), CommError> {
+        self.comm.broadcast(bytes)
+    }
+    fn barrier(&self) -> Result<(), CommError> {
+        self.comm.barrier()
+    }
+}
+
+#[test]
+fn a_rank_that_dies_or_hangs_ends_the_run_and_the_last_step_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("dies");
+    let (error, took) = broken(PATIENCE, &run, || ());
+    assert!(matches!(error, TrainError::Ranks(CommError::Gone { rank: 1 })), "{error}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let newest = RunFolder::at(&run).latest().unwrap().unwrap().checkpoint;
+    assert!(newest.step() > 6, "the last step is saved: {}", newest.step());
+    let (error, took) = broken(Duration::from_millis(500), &folder.path().join("hangs"), || {
+        std::thread::sleep(Duration::from_secs(2));
+    });
+    assert!(matches!(error, TrainError::Ranks(CommError::Late { rank: 1 | 2, .. })), "{error}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+/// As where one of them gets SIGTERM.
+#[test]
+fn any_rank_may_ask_to_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let (run, settings) = (folder.path().join("run"), settings(&[("train.steps", "1000000")]));
+    let (stop, own) = (AtomicBool::new(false), AtomicBool::new(false));
+    let ends = Threads::run(2, PATIENCE, |comm| match comm.rank() {
+        0 => Some(
+            lead(&comm, &settings, &run, None, &stop, &mut |event| {
+                if let Event::Row(_) = event {
+                    own.store(true, Relaxed);
+                }
+            })
+            .unwrap(),
+        ),
+        _ => follow(&comm, &Exec::new(Isa::detect().unwrap(), 1), &own).map(|()| None).unwrap(),
+    });
+    assert!(ends[0].as_ref().is_some_and(|ended| ended.outcome == Outcome::Interrupted));
+    assert!(RunFolder::at(&run).latest().unwrap().is_some());
+}
+
+#[test]
+fn ranks_that_differ_or_have_nothing_to_do_are_refused() {
+    let hello = |rank: usize| Hello {
+        version: "1".into(),
+        isa: if rank == 2 { "avx2".into() } else { "avx512".into() },
+        flags: String::new(),
+    };
+    let errors = Threads::run(4, PATIENCE, |comm| meet(&comm, &hello(comm.rank())).unwrap_err().to_string());
+    assert!(
+        errors
+            .iter()
+            .all(|error| error.starts_with("rank 2 has another instruction set than rank 0: avx2, not avx512;"))
+    );
+    let alike = Threads::run(4, PATIENCE, |comm| meet(&comm, &hello(0)));
+    assert_eq!(alike, vec![Ok(()); 4]);
+    // Nine passes of one sequence.
+    let fit = Fit::of(&settings(&[]));
+    assert_eq!(fit.check(8), Ok(()));
+    let error = fit.check(16).unwrap_err().to_string();
+    assert!(error.starts_with("16 ranks, but an update has 9 passes: at most 8 can take part"), "{error}");
+    let error = Fit::of(&settings(&[("train.batch", "1")])).check(2).unwrap_err().to_string();
+    assert!(error.contains("has 1 pass: at most 1 can"), "{error}");
+    let error = CommError::NoPower { ranks: 6 }.to_string();
+    assert!(error.contains("start 4 or 8"), "{error}");
+}
