@@ -131,7 +131,8 @@ impl Answer {
         let served = &self.served[self.ask.model];
         let mut choice = json!({"index": number, "finish_reason": finish, "logprobs": null});
         if self.ask.logprobs.is_some() {
-            choice["logprobs"] = if self.ask.chat { chat_log_probs(served, &listed) } else { log_probs(served, &listed) };
+            choice["logprobs"] =
+                if self.ask.chat { chat_log_probs(served, &listed) } else { log_probs(served, &listed) };
         }
         if self.ask.ids {
             choice["token_ids"] = json!(listed.ids);
@@ -160,7 +161,8 @@ impl Answer {
 
     /// The last chunk, where it is asked for.
     pub fn usage_chunk(&self) -> Value {
-        let mut object = self.object(if self.ask.chat { "chat.completion.chunk" } else { "text_completion" }, Vec::new());
+        let mut object =
+            self.object(if self.ask.chat { "chat.completion.chunk" } else { "text_completion" }, Vec::new());
         object["usage"] = self.usage();
         object
     }

@@ -55,13 +55,25 @@ impl Ask {
         let best_of = if chat { n } else { fields.whole("best_of", n, 1, MAX_N)? };
         let stream = fields.flag("stream", false)?;
         if best_of < n || (stream && best_of > n) {
-            return Err(ApiError::bad("best_of", format!("best_of: expected at least n = {n}, and no more than n where stream is true, found {best_of}")));
+            return Err(ApiError::bad(
+                "best_of",
+                format!("best_of: expected at least n = {n}, and no more than n where stream is true, found {best_of}"),
+            ));
         }
         if prompts.len() as u64 * best_of > MAX_TEXTS {
-            return Err(ApiError::bad("n", format!("n: {} prompts with {best_of} texts each are more than {MAX_TEXTS} texts; ask for fewer at once", prompts.len())));
+            return Err(ApiError::bad(
+                "n",
+                format!(
+                    "n: {} prompts with {best_of} texts each are more than {MAX_TEXTS} texts; ask for fewer at once",
+                    prompts.len()
+                ),
+            ));
         }
         if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::bad("suffix", "suffix: the models here write from left to right and cannot fill in; leave it out".into()));
+            return Err(ApiError::bad(
+                "suffix",
+                "suffix: the models here write from left to right and cannot fill in; leave it out".into(),
+            ));
         }
         let usage = match fields.get("stream_options") {
             None => false,
@@ -135,7 +147,10 @@ pub fn find(name: &str, served: &[Served]) -> Result<usize, ApiError> {
     served.iter().position(|served| served.name == name).ok_or_else(|| {
         let names: Vec<&str> = served.iter().map(|served| served.name.as_str()).collect();
         let message = format!("no model is called {name:?} here; there is {}", names.join(", "));
-        ApiError { param: Some("model".into()), ..ApiError::new(StatusCode::NOT_FOUND, Some("model_not_found"), message) }
+        ApiError {
+            param: Some("model".into()),
+            ..ApiError::new(StatusCode::NOT_FOUND, Some("model_not_found"), message)
+        }
     })
 }
 

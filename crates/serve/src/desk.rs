@@ -69,7 +69,11 @@ struct Client {
     came: Instant,
 }
 
-struct Waiting(Job, Arc<Client>, Arc<OwnedSemaphorePermit>);
+struct Waiting {
+    job: Job,
+    client: Arc<Client>,
+    _place: Arc<OwnedSemaphorePermit>,
+}
 
 struct Reading {
     job: Job,
@@ -147,7 +151,7 @@ impl Desk {
         let client = Arc::new(Client { events: order.events, least: order.least, came: order.came });
         let permit = Arc::new(order.permit);
         let jobs = order.jobs.into_iter();
-        self.waiting.extend(jobs.map(|job| Waiting(job, client.clone(), permit.clone())));
+        self.waiting.extend(jobs.map(|job| Waiting { job, client: client.clone(), _place: permit.clone() }));
     }
 
     fn tick(&mut self) {
@@ -156,10 +160,10 @@ impl Desk {
             self.metrics.cancelled_total.fetch_add(if gone { texts as u64 } else { 0 }, Relaxed);
             gone
         };
-        self.waiting.retain(|Waiting(job, client, _)| !gone(client, job.texts));
+        self.waiting.retain(|waiting| !gone(&waiting.client, waiting.job.texts));
         self.reading.retain(|reading| !gone(&reading.client, reading.job.texts));
         while self.running() + self.reading.len() < self.parallel
-            && let Some(Waiting(job, client, _)) = self.waiting.pop_front()
+            && let Some(Waiting { job, client, .. }) = self.waiting.pop_front()
         {
             self.begin(job, client);
         }

@@ -14,8 +14,8 @@ use axum::routing::{get, post};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc::{UnboundedSender, channel};
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedSender, channel};
 use tokio::time::timeout;
 
 use crate::answer::Answer;
@@ -78,7 +78,11 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/tokenizer_info", get(tokenizer_info))
         .fallback(async |request: Request| {
             let path = request.uri().path();
-            ApiError::new(StatusCode::NOT_FOUND, None, format!("there is no {path} here; /openapi.json lists what there is"))
+            ApiError::new(
+                StatusCode::NOT_FOUND,
+                None,
+                format!("there is no {path} here; /openapi.json lists what there is"),
+            )
         })
         .method_not_allowed_fallback(async |request: Request| {
             let (method, path) = (request.method(), request.uri().path());
@@ -93,7 +97,8 @@ pub fn router(shared: Arc<Shared>) -> Router {
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let known = PATHS.iter().find(|known| known.0 == path);
-    let route = known.map_or(if path.starts_with("/v1/models/") { "/v1/models/{id}" } else { "other" }, |known| known.0);
+    let route =
+        known.map_or(if path.starts_with("/v1/models/") { "/v1/models/{id}" } else { "other" }, |known| known.0);
     let mut response = match admitted(&shared, &request, known.is_some_and(|known| known.1)) {
         Err(error) => error.into_response(),
         Ok(()) if request.method() == Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
@@ -133,13 +138,18 @@ fn admitted(shared: &Shared, request: &Request, open: bool) -> Result<(), ApiErr
         }
     }
     // Pages of other sites can send forms and plain text without asking first, but not this.
-    let json = |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    let json =
+        |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
     if request.method() == Method::POST && !text(header::CONTENT_TYPE).is_some_and(json) {
         let message = "the body must be JSON, with the header `Content-Type: application/json`";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message));
     }
     if request.method() == Method::OPTIONS && !preflight {
-        return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, None, "other origins may not ask; `--cors ORIGIN` lets one"));
+        return Err(ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            None,
+            "other origins may not ask; `--cors ORIGIN` lets one",
+        ));
     }
     Ok(())
 }
@@ -256,7 +266,9 @@ async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
 async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let came = Instant::now();
     let ask = Ask::read(&body(request).await?, &shared.served, chat)?;
-    let full = |_| ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), "the queue is full; ask again in a second");
+    let full = |_| {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), "the queue is full; ask again in a second")
+    };
     let permit = shared.queue.clone().try_acquire_owned().map_err(full)?;
     let texts = ask.texts();
     let least = 3 * texts;
@@ -323,7 +335,9 @@ mod tests {
         for own in ["localhost", "LocalHost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"] {
             assert!(is_own(own), "{own}");
         }
-        for other in ["", "example.com", "localhost.example.com", "127.0.0.1.example.com:80", "[::2]", "localhost:80:example"] {
+        for other in
+            ["", "example.com", "localhost.example.com", "127.0.0.1.example.com:80", "[::2]", "localhost:80:example"]
+        {
             assert!(!is_own(other), "{other}");
         }
     }

@@ -532,8 +532,13 @@ mod tests {
     #[test]
     fn log_probs_of_drawn_tokens_are_those_of_a_score_and_a_resumed_prompt_is_the_same_text() {
         let noise = noise();
-        let settings =
-            Settings { temperature: 0.7, repeat_penalty: 1.3, logit_bias: vec![(EOS, -100.0)], seed: 8, ..Settings::default() };
+        let settings = Settings {
+            temperature: 0.7,
+            repeat_penalty: 1.3,
+            logit_bias: vec![(EOS, -100.0)],
+            seed: 8,
+            ..Settings::default()
+        };
         let mut prompt = Vec::new();
         noise.model.tokenizer().encode("Hi there", &mut prompt);
         let mut plain = generation(&noise, "Hi there", &settings, 30, &[]);

@@ -49,7 +49,8 @@ mod tests {
             let mut sorted: Vec<Token> = (0..40).collect();
             sorted.sort_by(|a, b| z[usize::from(*b)].total_cmp(&z[usize::from(*a)]).then(a.cmp(b)));
             scored.set(&z, 2.5, 7, top);
-            let wanted: Vec<_> = sorted.into_iter().take(top).map(|id| (id, f64::from(z[usize::from(id)]) - 2.5)).collect();
+            let wanted: Vec<_> =
+                sorted.into_iter().take(top).map(|id| (id, f64::from(z[usize::from(id)]) - 2.5)).collect();
             assert_eq!((&scored.top, scored.log_prob), (&wanted, f64::from(z[7]) - 2.5));
         }
     }
