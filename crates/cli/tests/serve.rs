@@ -28,7 +28,10 @@ impl Server {
         let mut socket = TcpStream::connect(&self.address).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         let host = if headers.contains("Host:") { String::new() } else { "Host: localhost\r\n".into() };
-        let head = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len());
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            body.len()
+        );
         socket.write_all(head.as_bytes()).unwrap();
         let _ = socket.write_all(body);
         socket
@@ -68,7 +71,8 @@ impl Server {
         let (status, _, body) = self.ask("POST", path, JSON, body.to_string().as_bytes());
         let text = String::from_utf8(body).unwrap();
         assert_eq!(status, 200, "{text}");
-        let mut pieces: Vec<&str> = text.split("\n\n").map(|piece| piece.strip_prefix("data: ").unwrap_or(piece)).collect();
+        let mut pieces: Vec<&str> =
+            text.split("\n\n").map(|piece| piece.strip_prefix("data: ").unwrap_or(piece)).collect();
         assert_eq!((pieces.pop(), pieces.pop()), (Some(""), Some("[DONE]")));
         pieces.iter().map(|piece| serde_json::from_str(piece).unwrap()).collect()
     }
@@ -98,7 +102,8 @@ fn lines(args: &[&str]) -> Vec<Value> {
 
 fn generated(prompt: &str, seed: usize, tokens: usize) -> Value {
     let (seed, tokens) = (seed.to_string(), tokens.to_string());
-    lines(&["generate", "builtin", "-p", prompt, "--seed", &seed, "-n", &tokens, "-t", "1", "--top-p", "1", "--json"]).remove(0)
+    lines(&["generate", "builtin", "-p", prompt, "--seed", &seed, "-n", &tokens, "-t", "1", "--top-p", "1", "--json"])
+        .remove(0)
 }
 
 #[test]
@@ -168,7 +173,8 @@ fn scores_are_those_of_the_command_and_a_stream_says_what_the_whole_says() {
     let log_probs = server.post("/v1/completions", &ask)["choices"][0]["logprobs"].clone();
     let told = log_probs["token_logprobs"].as_array().unwrap();
     assert_eq!((told.len(), &told[0]), (all.len() + 1, &Value::Null));
-    let wanted: Vec<Value> = scored["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].clone()).collect();
+    let wanted: Vec<Value> =
+        scored["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].clone()).collect();
     assert_eq!(told[told.len() - 1 - wanted.len()..told.len() - 1], wanted);
     let last = log_probs["top_logprobs"].as_array().unwrap().last().unwrap().as_object().unwrap();
     let best = last.values().map(|p| p.as_f64().unwrap()).fold(f64::MIN, f64::max);
@@ -184,12 +190,14 @@ fn scores_are_those_of_the_command_and_a_stream_says_what_the_whole_says() {
         let (usage, chunks) = chunks.split_last().unwrap();
         assert_eq!((&usage["usage"], &usage["choices"]), (&whole["usage"], &json!([])));
         for choice in whole["choices"].as_array().unwrap() {
-            let own: Vec<&Value> = chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|c| c["index"] == choice["index"]).collect();
+            let own: Vec<&Value> =
+                chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|c| c["index"] == choice["index"]).collect();
             let text: String = own.iter().map(|c| c["text"].as_str().unwrap()).collect();
             assert_eq!(choice["text"], text);
             assert_eq!(own.last().unwrap()["finish_reason"], choice["finish_reason"]);
             for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
-                let joined: Vec<Value> = own.iter().flat_map(|c| c["logprobs"][list].as_array().unwrap().clone()).collect();
+                let joined: Vec<Value> =
+                    own.iter().flat_map(|c| c["logprobs"][list].as_array().unwrap().clone()).collect();
                 assert_eq!(choice["logprobs"][list], Value::from(joined));
             }
         }
@@ -207,11 +215,21 @@ fn scores_are_those_of_the_command_and_a_stream_says_what_the_whole_says() {
 fn sixty_four_clients_at_once_each_get_the_text_of_generate() {
     // Fewer seats than clients and short turns of reading: texts join and leave all the time.
     let server = Server::start(&["--parallel", "24", "--prompt-tokens-per-tick", "16"]);
-    let prompts = ["", "Once upon a time", "The big dog ran to the park and saw a cat in a tree. The cat said", "\"Hello,\" said Tom."];
-    let ask = |i: usize| json!({"prompt": prompts[i % 4], "max_tokens": 5 + 7 * (i % 9), "seed": i, "stream": i % 2 == 0});
+    let prompts = [
+        "",
+        "Once upon a time",
+        "The big dog ran to the park and saw a cat in a tree. The cat said",
+        "\"Hello,\" said Tom.",
+    ];
+    let ask =
+        |i: usize| json!({"prompt": prompts[i % 4], "max_tokens": 5 + 7 * (i % 9), "seed": i, "stream": i % 2 == 0});
     let texts: Vec<String> = thread::scope(|scope| {
         let one = |i: usize| match i % 2 {
-            0 => server.stream("/v1/completions", &ask(i)).iter().map(|c| c["choices"][0]["text"].as_str().unwrap()).collect(),
+            0 => server
+                .stream("/v1/completions", &ask(i))
+                .iter()
+                .map(|c| c["choices"][0]["text"].as_str().unwrap())
+                .collect(),
             _ => server.post("/v1/completions", &ask(i))["choices"][0]["text"].as_str().unwrap().to_string(),
         };
         let all: Vec<_> = (0..64).map(|i| scope.spawn(move || one(i))).collect();
@@ -234,7 +252,8 @@ fn a_client_that_leaves_takes_its_text_along() {
     for bodies in [vec![&free], vec![&whole], vec![&reading], vec![&free, &whole, &free]] {
         let before = server.metric("cancelled_total");
         let count = bodies.len() as u64;
-        let sockets: Vec<_> = bodies.iter().map(|body| server.open("POST", "/v1/completions", JSON, body.as_bytes())).collect();
+        let sockets: Vec<_> =
+            bodies.iter().map(|body| server.open("POST", "/v1/completions", JSON, body.as_bytes())).collect();
         let there = || server.metric("streams") + server.metric("reading") + server.metric("waiting");
         let until = |what: &dyn Fn() -> bool| {
             let start = Instant::now();
