@@ -20,6 +20,7 @@ mod report;
 mod runs;
 mod score;
 mod scored;
+mod serve;
 mod signals;
 mod sweep;
 mod terminal;
@@ -52,6 +53,8 @@ enum Command {
     Generate(generate::Args),
     /// Score continuations of a prompt: log-probabilities per token
     Score(score::Args),
+    /// Serve models over HTTP: the API of OpenAI's clients, and a page
+    Serve(serve::Args),
     /// Pack a model into one small file
     Pack(pack::Args),
     /// Export a model for other programs
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Pack(args) => pack::run(args),
         Command::Export(args) => export::run(args),
         Command::Data(args) => data::run(args),

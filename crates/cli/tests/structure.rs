@@ -24,7 +24,7 @@ fn root() -> PathBuf {
 }
 
 fn crates() -> Vec<(String, Crate)> {
-    let names = ["kernels", "model", "train", "cli"];
+    let names = ["kernels", "model", "train", "serve", "cli"];
     names.map(|name| (name.to_string(), read_crate(&root().join("crates").join(name).join("src")))).into()
 }
 

@@ -49,7 +49,7 @@ pub use config::ModelConfig;
 pub use family::forms::{BatchState, LanguageModel, Prepared, Shape};
 pub use flashlm_kernels::ops::Objective;
 pub use flashlm_kernels::{Exec, Isa, Token};
-pub use infer::{Engine, Finish, Generation, PackedModel, SequenceState};
+pub use infer::{Engine, Finish, Generation, PackedModel, Scored, SequenceState};
 pub use layer::dropout::Dropout;
 pub use model_file::Model;
 pub use precision::Precision;

@@ -7,6 +7,7 @@ use flashlm_kernels::tile::{Local, Parts, Rows, Split};
 use flashlm_kernels::{Buf, Exec, Token};
 
 use super::model::PackedModel;
+use super::scored::Scored;
 use super::state::SequenceState;
 use crate::family::forms::{Entering, PackedBlock};
 use crate::layer::packed::PackedScratch;
@@ -131,6 +132,36 @@ impl Engine {
     /// # Panics
     /// If there are not as many targets as tokens, or one of either is outside the vocabulary.
     pub fn log_probs(&mut self, state: &mut SequenceState, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
+        self.after_each(state, tokens, targets, |z, sum, target| out.push(f64::from(z[usize::from(target)]) - sum));
+    }
+
+    /// Feeds the tokens into `state` and appends, after each, `ln p(target)` and the `top` likeliest tokens.
+    ///
+    /// # Panics
+    /// As [`Engine::log_probs`].
+    pub fn score(
+        &mut self,
+        state: &mut SequenceState,
+        tokens: &[Token],
+        targets: &[Token],
+        top: usize,
+        out: &mut Vec<Scored>,
+    ) {
+        self.after_each(state, tokens, targets, |z, sum, target| {
+            let mut scored = Scored::default();
+            scored.set(z, sum, target, top);
+            out.push(scored);
+        });
+    }
+
+    /// Feeds the tokens and tells, after each, the logits, their `ln sum exp` and the target.
+    fn after_each(
+        &mut self,
+        state: &mut SequenceState,
+        tokens: &[Token],
+        targets: &[Token],
+        mut told: impl FnMut(&[f32], f64, Token),
+    ) {
         assert_eq!(tokens.len(), targets.len(), "a target for each token");
         let (rows, v) = (self.rows(), self.model.config().vocab_size);
         self.room(rows);
@@ -143,8 +174,8 @@ impl Engine {
             cx.tiles_by(1, n, (Rows(logits, v), Rows(sums, 1)), |cx, _, (z, sum), _| {
                 sum[0] = exact_log_sum_exp(cx, z);
             });
-            let own = logits.chunks_exact(v).zip(targets).zip(&*sums);
-            out.extend(own.map(|((z, &target), sum)| f64::from(z[usize::from(target)]) - sum));
+            let own = logits.chunks_exact(v).zip(&*sums).zip(targets);
+            own.for_each(|((z, &sum), &target)| told(z, sum, target));
         }
     }
 

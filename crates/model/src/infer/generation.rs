@@ -13,11 +13,13 @@
 
 use std::sync::Arc;
 
+use flashlm_kernels::ops::exact_log_sum_exp;
 use flashlm_kernels::tile::Rows;
 use flashlm_kernels::{Exec, Token};
 
 use super::engine::Engine;
 use super::model::PackedModel;
+use super::scored::Scored;
 use super::state::SequenceState;
 use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
 use crate::tok::StreamDecoder;
@@ -55,6 +57,11 @@ pub struct Generation {
     limit: usize,
     finish: Option<Finish>,
     failure: Option<SampleError>,
+    /// How many likeliest tokens are told beside the one that is chosen; none where no probabilities are asked for.
+    top: Option<usize>,
+    scored: Scored,
+    /// Logits before the sampler changes them.
+    kept: Vec<f32>,
 }
 
 impl Generation {
@@ -88,6 +95,9 @@ impl Generation {
             limit,
             finish: None,
             failure: None,
+            top: None,
+            scored: Scored::default(),
+            kept: Vec::new(),
             model: model.clone(),
         })
     }
@@ -100,6 +110,27 @@ impl Generation {
             self.push_recent(self.pending[i]);
         }
         self.pending.len() - before
+    }
+
+    /// Begins where `state` is, to which EOS and all of the prompt but its last token were fed; `prompt` without that EOS.
+    pub fn resume(&mut self, state: SequenceState, prompt: &[Token]) {
+        self.state = state;
+        prompt[prompt.len().saturating_sub(self.window)..].iter().for_each(|&token| self.push_recent(token));
+        if let Some(&last) = prompt.last() {
+            self.pending = vec![last];
+        }
+    }
+
+    /// Asks for the log-probability of each token that is chosen, and of the `top` likeliest there: [`Generation::scored`].
+    pub fn tell_log_probs(&mut self, top: usize) {
+        self.top = Some(top);
+        self.kept = Vec::with_capacity(self.model.config().vocab_size);
+        self.scored.top = Vec::with_capacity(top);
+    }
+
+    /// Of the token that the last call of [`Engine::advance`] chose, where [`Generation::tell_log_probs`] asked for it.
+    pub fn scored(&self) -> Option<&Scored> {
+        self.top.and(self.chosen).map(|_| &self.scored)
     }
 
     /// Allows `more` tokens from here on and lets a finished text continue, unless it failed.
@@ -140,8 +171,15 @@ impl Generation {
 
     /// Draws the next token from `logits`.
     fn choose(&mut self, cx: &Exec, logits: &mut [f32]) -> Result<(), SampleError> {
+        if self.top.is_some() {
+            self.kept.clear();
+            self.kept.extend_from_slice(logits);
+        }
         let token =
             self.sampler.sample(cx, logits, &self.recent).inspect_err(|_| self.finish = Some(Finish::Failed))?;
+        if let Some(top) = self.top {
+            self.scored.set(&self.kept, exact_log_sum_exp(cx, &self.kept), token, top);
+        }
         self.tokens += 1;
         self.chosen = Some(token);
         self.pending.push(token);
@@ -489,6 +527,41 @@ mod tests {
             assert_eq!(ends.tokens(), tokens);
             ends.extend(5);
         }
+    }
+
+    #[test]
+    fn log_probs_of_drawn_tokens_are_those_of_a_score_and_a_resumed_prompt_is_the_same_text() {
+        let noise = noise();
+        let settings = Settings {
+            temperature: 0.7,
+            repeat_penalty: 1.3,
+            logit_bias: vec![(EOS, -100.0)],
+            seed: 8,
+            ..Settings::default()
+        };
+        let mut prompt = Vec::new();
+        noise.model.tokenizer().encode("Hi there", &mut prompt);
+        let mut plain = generation(&noise, "Hi there", &settings, 30, &[]);
+        let wanted = rest(&mut engine(&noise), &mut plain);
+        let mut engine = noise.engine(isas()[0], 1, 3);
+        let mut state = noise.model.new_state();
+        engine.feed(&mut state, &[&[EOS], &prompt[..7]].concat());
+        let mut resumed = Generation::new(&noise.model, settings, 30, &[]).unwrap();
+        resumed.resume(state, &prompt);
+        resumed.tell_log_probs(3);
+        let (mut text, mut chosen, mut scored) = (String::new(), Vec::new(), Vec::new());
+        while resumed.finish().is_none() {
+            engine.advance(std::slice::from_mut(&mut resumed)).unwrap();
+            text += resumed.text();
+            chosen.extend(resumed.chosen());
+            scored.extend(resumed.scored().cloned());
+        }
+        assert_eq!((text, resumed.finish().unwrap()), wanted);
+        // All positions at once, in pieces of another size.
+        let all = [&[EOS], &prompt[..], &chosen[..]].concat();
+        let mut out = Vec::new();
+        self::engine(&noise).score(&mut noise.model.new_state(), &all[..all.len() - 1], &all[1..], 3, &mut out);
+        assert_eq!(out[prompt.len()..], scored);
     }
 
     /// Finite weights can make products that are not, here of one token's row after some texts: those generations fail, and no

@@ -15,6 +15,7 @@ pub mod generation;
 #[cfg(test)]
 mod golden;
 pub mod model;
+pub mod scored;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -24,4 +25,5 @@ mod tests;
 pub use engine::Engine;
 pub use generation::{Finish, Generation};
 pub use model::PackedModel;
+pub use scored::Scored;
 pub use state::SequenceState;

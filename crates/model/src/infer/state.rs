@@ -18,6 +18,11 @@ impl SequenceState {
         self.past = 0;
     }
 
+    /// Its size in memory, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.values[..])
+    }
+
     /// The whole state as bytes, for [`PackedModel::restore`](super::PackedModel::restore): the position as u32, then the values
     /// as f32, little-endian.
     pub fn save(&self) -> Vec<u8> {

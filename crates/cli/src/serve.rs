@@ -1,0 +1,113 @@
+//! `flashlm serve`: models over HTTP, for the clients of OpenAI's API and for a browser.
+
+use std::net::{TcpListener, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context, bail};
+use flashlm_serve::{Options, Served, serve};
+use flashlm_train::load::load_packed;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+use crate::common::{exec, model_or_builtin, out, say};
+use crate::signals::INTERRUPTED;
+
+/// Where the key is, if no flag has it.
+const KEY: &str = "FLASHLM_API_KEY";
+
+/// Serve models over HTTP: the API of OpenAI's clients, and a page to write with
+///
+/// Texts are those of `generate` with the same seed, whoever else is asking. SIGTERM and Ctrl-C finish what runs and refuse what is new;
+/// a second one ends the process at once.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  flashlm serve\n  flashlm serve stories=model.safetensors runs/book --port 9000\n  flashlm serve --host 0.0.0.0 --api-key \"a long secret\"\n\ndocs/serving.md has the API, docs/security.md what protects it."
+)]
+pub struct Args {
+    /// Models, as `generate` takes them, or NAME=MODEL; clients call them by this name, else by that of the folder or file
+    /// [default: checkpoints, else builtin]
+    models: Vec<PathBuf>,
+    /// Address to listen at; one that other machines reach wants a key
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen at; 0 takes one that is free
+    #[arg(long, value_name = "N", default_value_t = 8080)]
+    port: u16,
+    /// Key that clients must send [default: FLASHLM_API_KEY, which other users of this machine cannot see; else none]
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+    /// Texts that are written together, at most
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    parallel: u32,
+    /// Requests that may wait; more are told to come again
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    queue: u32,
+    /// Tokens of prompts that are read between two tokens of the texts, so that a long prompt stalls nobody
+    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    prompt_tokens_per_tick: u32,
+    /// Let pages of this origin ask, such as https://example.com [default: none]
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Option<String>,
+    /// Number of threads of each model [default: FLASHLM_THREADS, else all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let stop: Arc<AtomicBool> = Arc::default();
+    for signal in [SIGTERM, SIGINT] {
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.clone())
+            .and_then(|_| flag::register(signal, stop.clone()))
+            .context("cannot listen for signals")?;
+    }
+    let api_key = args.api_key.or_else(|| std::env::var(KEY).ok()).filter(|key| !key.is_empty());
+    let at = (args.host.as_str(), args.port);
+    let address = at.to_socket_addrs().with_context(|| format!("--host {}: not an address", args.host))?.next();
+    let address = address.with_context(|| format!("--host {}: not an address", args.host))?;
+    if !address.ip().is_loopback() && api_key.is_none() {
+        bail!("--host {}: other machines may reach this address; set a key with --api-key or {KEY}", args.host);
+    }
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("cannot listen at {address}; another program may: choose another --port"))?;
+    let named = if args.models.is_empty() { vec![model_or_builtin(None)] } else { args.models };
+    let (mut served, mut execs, mut names) = (Vec::new(), Vec::new(), Vec::new());
+    for path in named {
+        let (name, path) = name_of(&path);
+        if names.contains(&name) {
+            bail!("two models are called {name}; name one of them as OTHER={}", path.display());
+        }
+        let cx = exec(args.threads)?;
+        served.push(Served::new(name.clone(), load_packed(&cx, &path)?));
+        execs.push(cx);
+        names.push(name);
+    }
+    if !address.ip().is_loopback() {
+        say!("other machines may reach this server, and nothing is encrypted; docs/security.md");
+    }
+    out!("serving {} at http://{}", names.join(", "), listener.local_addr()?);
+    let options = Options {
+        api_key,
+        parallel: args.parallel as usize,
+        queue: args.queue as usize,
+        prompt_tokens_per_tick: args.prompt_tokens_per_tick as usize,
+        cors: args.cors,
+    };
+    serve(listener, served, execs, options, stop)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a model is called, and where it is.
+fn name_of(given: &Path) -> (String, PathBuf) {
+    if let Some((name, path)) = given.to_str().and_then(|text| text.split_once('='))
+        && !given.exists()
+    {
+        return (name.into(), path.into());
+    }
+    let whole = given.canonicalize().unwrap_or_else(|_| given.into());
+    let name = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };
+    (name.unwrap_or_default().to_string_lossy().into_owned(), given.into())
+}

@@ -1,0 +1,291 @@
+//! `flashlm serve` over plain sockets: the built-in model answers as `flashlm generate` and `flashlm score` do.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(flags: &[&str]) -> Server {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flashlm"));
+        command.args(["serve", "builtin", "--port", "0", "--threads", "2"]).args(flags);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().rsplit("http://").next().unwrap().to_string();
+        Server { child, address }
+    }
+
+    fn open(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> TcpStream {
+        let mut socket = TcpStream::connect(&self.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        let host = if headers.contains("Host:") { String::new() } else { "Host: localhost\r\n".into() };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            body.len()
+        );
+        socket.write_all(head.as_bytes()).unwrap();
+        let _ = socket.write_all(body);
+        socket
+    }
+
+    fn ask(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+        let mut all = Vec::new();
+        self.open(method, path, headers, body).read_to_end(&mut all).unwrap();
+        let at = all.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(all[..at].to_vec()).unwrap().to_lowercase();
+        let status = head[9..12].parse().unwrap();
+        let mut rest = &all[at + 4..];
+        if !head.contains("transfer-encoding: chunked") {
+            return (status, head, rest.to_vec());
+        }
+        let mut body = Vec::new();
+        loop {
+            let end = rest.windows(2).position(|w| w == b"\r\n").unwrap();
+            let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+            body.extend_from_slice(&rest[end + 2..end + 2 + size]);
+            rest = &rest[end + 4 + size..];
+            if size == 0 {
+                return (status, head, body);
+            }
+        }
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let (status, _, body) = self.ask("POST", path, JSON, body.to_string().as_bytes());
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// The objects of a stream.
+    fn stream(&self, path: &str, body: &Value) -> Vec<Value> {
+        let (status, _, body) = self.ask("POST", path, JSON, body.to_string().as_bytes());
+        let text = String::from_utf8(body).unwrap();
+        assert_eq!(status, 200, "{text}");
+        let mut pieces: Vec<&str> =
+            text.split("\n\n").map(|piece| piece.strip_prefix("data: ").unwrap_or(piece)).collect();
+        assert_eq!((pieces.pop(), pieces.pop()), (Some(""), Some("[DONE]")));
+        pieces.iter().map(|piece| serde_json::from_str(piece).unwrap()).collect()
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let text = String::from_utf8(self.ask("GET", "/metrics", "", b"").2).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("flashlm_{name} "))).unwrap().to_string();
+        line.parse().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const JSON: &str = "Content-Type: application/json\r\n";
+
+/// Lines of JSON of another command.
+fn lines(args: &[&str]) -> Vec<Value> {
+    let done = Command::new(env!("CARGO_BIN_EXE_flashlm")).args(args).output().unwrap();
+    assert!(done.status.success());
+    String::from_utf8(done.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn generated(prompt: &str, seed: usize, tokens: usize) -> Value {
+    let (seed, tokens) = (seed.to_string(), tokens.to_string());
+    lines(&["generate", "builtin", "-p", prompt, "--seed", &seed, "-n", &tokens, "-t", "1", "--top-p", "1", "--json"])
+        .remove(0)
+}
+
+#[test]
+fn errors_are_json_and_say_what_is_wrong() {
+    let server = Server::start(&["--api-key", "a key"]);
+    let auth = "Authorization: Bearer a key\r\n";
+    let json = &format!("{JSON}{auth}");
+    let large = vec![b' '; (16 << 20) + 1];
+    let deep = [vec![b'['; 100_000], b"1".to_vec()].concat();
+    let body = |text: &str| text.as_bytes().to_vec();
+    let (done, chat) = ("/v1/completions", "/v1/chat/completions");
+    let cases: &[(&str, &str, &str, Vec<u8>, u16, &str)] = &[
+        ("GET", "/nothing", auth, body(""), 404, "/nothing"),
+        ("GET", done, auth, body(""), 405, "GET"),
+        ("DELETE", "/health", auth, body(""), 405, "DELETE"),
+        ("GET", "/v1/models", "", body(""), 401, "Authorization"),
+        ("GET", "/v1/models", "Authorization: Bearer a kez\r\n", body(""), 401, "Authorization"),
+        ("GET", "/v1/models/other", auth, body(""), 404, "builtin"),
+        ("GET", "/health", "Host: evil.example\r\n", body(""), 403, "localhost"),
+        ("POST", done, auth, body("{}"), 415, "application/json"),
+        ("POST", done, json, body("{"), 400, "JSON"),
+        ("POST", done, json, body("[]"), 400, "a list"),
+        ("POST", done, json, body("{\"prompt\": \"\\ud800\"}"), 400, "JSON"),
+        ("POST", done, json, body("{\"temperature\": NaN}"), 400, "JSON"),
+        ("POST", done, json, body("{\"temperature\": 1e999}"), 400, "JSON"),
+        ("POST", done, json, deep, 400, "recursion"),
+        ("POST", done, json, large, 413, "16777216"),
+        ("POST", done, json, body("{\"model\": \"gpt-4\"}"), 404, "builtin"),
+        ("POST", done, json, body("{\"temperature\": -1}"), 400, "temperature"),
+        ("POST", done, json, body("{\"max_tokens\": -1}"), 400, "max_tokens"),
+        ("POST", done, json, body("{\"prompt\": [70000]}"), 400, "token ids"),
+        ("POST", done, json, body("{\"prompt\": []}"), 400, "empty"),
+        ("POST", done, json, body("{\"prompt\": {}}"), 400, "prompt"),
+        ("POST", done, json, body("{\"n\": 200}"), 400, "n"),
+        ("POST", done, json, body("{\"n\": 3, \"best_of\": 2}"), 400, "best_of"),
+        ("POST", done, json, body("{\"suffix\": \"x\"}"), 400, "suffix"),
+        ("POST", done, json, body("{\"logprobs\": 21}"), 400, "logprobs"),
+        ("POST", done, json, body("{\"logit_bias\": {\"65535\": 1}}"), 400, "logit_bias"),
+        ("POST", done, json, body("{\"logit_bias\": {\"1\": 101}}"), 400, "logit_bias"),
+        ("POST", done, json, body("{\"stop\": [\"\"]}"), 400, "stop"),
+        ("POST", chat, json, body("{}"), 400, "messages"),
+        ("POST", chat, json, body("{\"messages\": [{\"content\": 1}]}"), 400, "messages"),
+        ("POST", "/tokenize", json, body("{}"), 400, "prompt"),
+        ("POST", "/detokenize", json, body("{\"tokens\": [-1]}"), 400, "tokens"),
+    ];
+    for (method, path, headers, body, status, word) in cases {
+        let (found, _, answer) = server.ask(method, path, headers, body);
+        let shown = String::from_utf8_lossy(&body[..body.len().min(60)]);
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        let error = &answer["error"];
+        assert_eq!(found, *status, "{method} {path} {shown}: {answer}");
+        assert!(error["message"].as_str().unwrap().contains(word), "{method} {path} {shown}: {answer}");
+        assert!(error["type"].is_string() && error.get("param").is_some() && error.get("code").is_some(), "{answer}");
+    }
+    let (status, head, _) = server.ask("POST", done, json, b"{\"max_tokens\": 1, \"typo\": 1}");
+    assert!(status == 200 && head.contains("x-flashlm-ignored: typo"), "{head}");
+}
+
+#[test]
+fn scores_are_those_of_the_command_and_a_stream_says_what_the_whole_says() {
+    let server = Server::start(&[]);
+    let (prompt, more) = ("Once upon a time", " there was a little girl");
+    let scored = &lines(&["score", "builtin", "-p", prompt, "-c", more, "--json"])[0];
+    let ids = |text: &str| server.post("/tokenize", &json!({"content": text}))["tokens"].as_array().unwrap().clone();
+    let all = [ids(prompt), ids(more)].concat();
+    let ask = json!({"prompt": [all], "max_tokens": 1, "logprobs": 2, "echo": true, "temperature": 0, "seed": 1});
+    let log_probs = server.post("/v1/completions", &ask)["choices"][0]["logprobs"].clone();
+    let told = log_probs["token_logprobs"].as_array().unwrap();
+    assert_eq!((told.len(), &told[0]), (all.len() + 1, &Value::Null));
+    let wanted: Vec<Value> =
+        scored["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].clone()).collect();
+    assert_eq!(told[told.len() - 1 - wanted.len()..told.len() - 1], wanted);
+    let last = log_probs["top_logprobs"].as_array().unwrap().last().unwrap().as_object().unwrap();
+    let best = last.values().map(|p| p.as_f64().unwrap()).fold(f64::MIN, f64::max);
+    assert_eq!(best, told.last().unwrap().as_f64().unwrap(), "a greedy token is the likeliest, to the bit");
+    assert_eq!(server.post("/detokenize", &json!({"tokens": all}))["prompt"], format!("{prompt}{more}"));
+
+    for stop in [json!(null), json!([" the", "."])] {
+        let mut ask = json!({"prompt": [prompt, "The dog"], "n": 2, "max_tokens": 40, "logprobs": 3, "seed": 5, "echo": true, "stop": stop});
+        let whole = server.post("/v1/completions", &ask);
+        ask["stream"] = true.into();
+        ask["stream_options"] = json!({"include_usage": true});
+        let chunks = server.stream("/v1/completions", &ask);
+        let (usage, chunks) = chunks.split_last().unwrap();
+        assert_eq!((&usage["usage"], &usage["choices"]), (&whole["usage"], &json!([])));
+        for choice in whole["choices"].as_array().unwrap() {
+            let own: Vec<&Value> =
+                chunks.iter().map(|chunk| &chunk["choices"][0]).filter(|c| c["index"] == choice["index"]).collect();
+            let text: String = own.iter().map(|c| c["text"].as_str().unwrap()).collect();
+            assert_eq!(choice["text"], text);
+            assert_eq!(own.last().unwrap()["finish_reason"], choice["finish_reason"]);
+            for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+                let joined: Vec<Value> =
+                    own.iter().flat_map(|c| c["logprobs"][list].as_array().unwrap().clone()).collect();
+                assert_eq!(choice["logprobs"][list], Value::from(joined));
+            }
+        }
+    }
+    let ask = json!({"messages": [{"role": "user", "content": prompt}], "max_tokens": 20, "seed": 3, "logprobs": true, "top_logprobs": 1});
+    let chat = server.post("/v1/chat/completions", &ask)["choices"][0].clone();
+    let wanted = generated(prompt, 3, 20);
+    assert_eq!(chat["message"]["content"], wanted["text"]);
+    let told = chat["logprobs"]["content"].as_array().unwrap().iter().map(|token| token["logprob"].clone());
+    let own = wanted["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].clone());
+    assert!(told.eq(own), "log-probabilities are those of `generate --json`, to the bit");
+}
+
+#[test]
+fn sixty_four_clients_at_once_each_get_the_text_of_generate() {
+    // Fewer seats than clients and short turns of reading: texts join and leave all the time.
+    let server = Server::start(&["--parallel", "24", "--prompt-tokens-per-tick", "16"]);
+    let prompts = [
+        "",
+        "Once upon a time",
+        "The big dog ran to the park and saw a cat in a tree. The cat said",
+        "\"Hello,\" said Tom.",
+    ];
+    let ask =
+        |i: usize| json!({"prompt": prompts[i % 4], "max_tokens": 5 + 7 * (i % 9), "seed": i, "stream": i % 2 == 0});
+    let texts: Vec<String> = thread::scope(|scope| {
+        let one = |i: usize| match i % 2 {
+            0 => server
+                .stream("/v1/completions", &ask(i))
+                .iter()
+                .map(|c| c["choices"][0]["text"].as_str().unwrap())
+                .collect(),
+            _ => server.post("/v1/completions", &ask(i))["choices"][0]["text"].as_str().unwrap().to_string(),
+        };
+        let all: Vec<_> = (0..64).map(|i| scope.spawn(move || one(i))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for (i, text) in texts.iter().enumerate() {
+        assert_eq!(generated(prompts[i % 4], i, 5 + 7 * (i % 9))["text"], **text, "client {i}");
+    }
+    assert!(server.metric("prefix_hits_total") > 0);
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_text_along() {
+    let server = Server::start(&["--parallel", "2"]);
+    let long = "word ".repeat(200_000);
+    let free = json!({"max_tokens": 1_000_000, "logit_bias": {"0": -100}, "stream": true}).to_string();
+    let whole = json!({"max_tokens": 1_000_000, "logit_bias": {"0": -100}}).to_string();
+    let reading = json!({"prompt": long, "max_tokens": 1, "logprobs": 1, "echo": true}).to_string();
+    // Two fill the seats, so that the third waits.
+    for bodies in [vec![&free], vec![&whole], vec![&reading], vec![&free, &whole, &free]] {
+        let before = server.metric("cancelled_total");
+        let count = bodies.len() as u64;
+        let sockets: Vec<_> =
+            bodies.iter().map(|body| server.open("POST", "/v1/completions", JSON, body.as_bytes())).collect();
+        let there = || server.metric("streams") + server.metric("reading") + server.metric("waiting");
+        let until = |what: &dyn Fn() -> bool| {
+            let start = Instant::now();
+            while !what() {
+                assert!(start.elapsed() < Duration::from_secs(60), "it does not happen");
+                thread::sleep(Duration::from_millis(2));
+            }
+        };
+        until(&|| there() == count);
+        drop(sockets);
+        until(&|| server.metric("cancelled_total") == before + count);
+        until(&|| there() == 0);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_finishes_what_runs_and_refuses_what_is_new() {
+    let mut server = Server::start(&[]);
+    let ask = json!({"prompt": "Once", "max_tokens": 20_000, "seed": 1, "logit_bias": {"0": -100}});
+    thread::scope(|scope| {
+        let running = scope.spawn(|| server.post("/v1/completions", &ask));
+        while server.metric("streams") == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let pid = server.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        thread::sleep(Duration::from_millis(100));
+        if !running.is_finished() {
+            assert_eq!(server.ask("GET", "/health", "", b"").0, 503);
+        }
+        assert_eq!(running.join().unwrap()["usage"]["completion_tokens"], 20_000);
+    });
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}

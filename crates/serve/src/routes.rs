@@ -1,0 +1,344 @@
+//! What is asked for at which path.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use futures_util::{StreamExt, stream};
+use serde_json::{Value, json};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedSender, channel};
+use tokio::time::timeout;
+
+use crate::answer::Answer;
+use crate::ask::{Ask, find, ids, model};
+use crate::desk::Order;
+use crate::error::ApiError;
+use crate::fields::{Fields, wrong};
+use crate::metrics::Metrics;
+use crate::model::{EOS, Served};
+
+/// Largest body of a request, in bytes.
+const MAX_BODY: usize = 16 << 20;
+/// As much of a larger one is read before it is refused, so that its client hears the answer.
+const MAX_DRAINED: usize = 256 << 20;
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// Paths that are counted by their name, and whether they are open to all.
+const PATHS: [(&str, bool); 10] = [
+    ("/", true),
+    ("/health", true),
+    ("/openapi.json", true),
+    ("/metrics", false),
+    ("/v1/models", false),
+    ("/v1/completions", false),
+    ("/v1/chat/completions", false),
+    ("/tokenize", false),
+    ("/detokenize", false),
+    ("/tokenizer_info", false),
+];
+
+/// What all requests share.
+pub struct Shared {
+    pub served: Arc<Vec<Served>>,
+    pub metrics: Arc<Metrics>,
+    pub orders: UnboundedSender<Order>,
+    pub queue: Arc<Semaphore>,
+    pub key: Option<String>,
+    pub cors: Option<HeaderValue>,
+    /// Only names of this machine may be asked for: it listens to no other.
+    pub loopback: bool,
+    pub draining: AtomicBool,
+    pub next: AtomicU64,
+    pub started: u64,
+}
+
+type Answered = Result<Response, ApiError>;
+
+pub fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(one_model))
+        .route("/v1/completions", post(completions))
+        .route("/v1/chat/completions", post(chat))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
+        .fallback(async |request: Request| {
+            let path = request.uri().path();
+            ApiError::new(
+                StatusCode::NOT_FOUND,
+                None,
+                format!("there is no {path} here; /openapi.json lists what there is"),
+            )
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let (method, path) = (request.method(), request.uri().path());
+            let message = format!("{path} cannot be asked for with {method}; /openapi.json says how");
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, None, message)
+        })
+        .layer(from_fn_with_state(shared.clone(), guard))
+        .with_state(shared)
+}
+
+/// Who may ask, and what every answer carries.
+async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let known = PATHS.iter().find(|known| known.0 == path);
+    let route =
+        known.map_or(if path.starts_with("/v1/models/") { "/v1/models/{id}" } else { "other" }, |known| known.0);
+    let mut response = match admitted(&shared, &request, known.is_some_and(|known| known.1)) {
+        Err(error) => error.into_response(),
+        Ok(()) if request.method() == Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
+        Ok(()) => next.run(request).await,
+    };
+    shared.metrics.request(route, response.status().as_u16());
+    let id = format!("req-{:016x}", shared.next.fetch_add(1, Relaxed));
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert("x-request-id", id);
+    }
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    if let Some(origin) = &shared.cors {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+fn admitted(shared: &Shared, request: &Request, open: bool) -> Result<(), ApiError> {
+    let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    if shared.loopback && !text(header::HOST).is_some_and(is_own) {
+        let message = "this server listens to its own machine alone: ask for localhost, 127.0.0.1 or [::1]";
+        return Err(ApiError::new(StatusCode::FORBIDDEN, Some("wrong_host"), message));
+    }
+    if shared.draining.load(Relaxed) {
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, Some("draining"), "the server is stopping"));
+    }
+    let preflight = shared.cors.is_some() && request.method() == Method::OPTIONS;
+    if let Some(key) = shared.key.as_ref().filter(|_| !open && !preflight) {
+        let given = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        if !bool::from(given.as_bytes().ct_eq(key.as_bytes())) {
+            let message = "the key is missing or wrong; send the header `Authorization: Bearer KEY`";
+            return Err(ApiError::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message));
+        }
+    }
+    // Pages of other sites can send forms and plain text without asking first, but not this.
+    let json =
+        |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
+    if request.method() == Method::POST && !text(header::CONTENT_TYPE).is_some_and(json) {
+        let message = "the body must be JSON, with the header `Content-Type: application/json`";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message));
+    }
+    if request.method() == Method::OPTIONS && !preflight {
+        return Err(ApiError::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            None,
+            "other origins may not ask; `--cors ORIGIN` lets one",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a Host header names this machine.
+fn is_own(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| name.eq_ignore_ascii_case(own))
+}
+
+/// The body, at most [`MAX_BODY`] bytes in [`BODY_TIME`].
+async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
+    let read = async {
+        let (mut bytes, mut len) = (Vec::new(), 0);
+        let mut pieces = request.into_body().into_data_stream();
+        while let Some(piece) = pieces.next().await {
+            let piece = piece.map_err(|error| ApiError::bad("body", format!("the body ended early: {error}")))?;
+            len += piece.len();
+            match len {
+                0..=MAX_BODY => bytes.extend_from_slice(&piece),
+                ..=MAX_DRAINED => bytes = Vec::new(),
+                _ => break,
+            }
+        }
+        let message = format!("the body is larger than {MAX_BODY} bytes; send less at once");
+        if len > MAX_BODY { Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, None, message)) } else { Ok(bytes) }
+    };
+    let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, None, "the body took longer than 30 seconds to arrive");
+    timeout(BODY_TIME, read).await.map_err(|_| late())?
+}
+
+fn answer(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}
+
+async fn page() -> Response {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
+                  form-action 'none'; frame-ancestors 'none'";
+    let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy)];
+    (headers, include_str!("page.html")).into_response()
+}
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+}
+
+async fn health() -> Response {
+    answer(&json!({"status": "ok"}))
+}
+
+async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], shared.metrics.text()).into_response()
+}
+
+fn described(shared: &Shared, served: &Served) -> Value {
+    json!({"id": served.name, "object": "model", "created": shared.started, "owned_by": "flashlm"})
+}
+
+async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    let all: Vec<Value> = shared.served.iter().map(|served| described(&shared, served)).collect();
+    answer(&json!({"object": "list", "data": all}))
+}
+
+async fn one_model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answered {
+    Ok(answer(&described(&shared, &shared.served[find(&id, &shared.served)?])))
+}
+
+async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    let mut fields = Fields::parse(&body(request).await?)?;
+    let served = &shared.served[model(&mut fields, &shared.served)?];
+    let text = match fields.text("prompt")? {
+        Some(text) => Some(text),
+        None => fields.text("content")?,
+    };
+    let text = text.ok_or_else(|| ApiError::bad("prompt", "prompt: expected a string, found nothing".into()))?;
+    let mut tokens = served.encode(&text);
+    if fields.flag("add_special_tokens", false)? {
+        tokens.insert(0, served.model.tokenizer().eos());
+    }
+    Ok(answer(&json!({"tokens": tokens, "count": tokens.len()})))
+}
+
+async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    let mut fields = Fields::parse(&body(request).await?)?;
+    let served = &shared.served[model(&mut fields, &shared.served)?];
+    let value = fields.get("tokens").unwrap_or(&Value::Null);
+    let list = value.as_array().ok_or_else(|| wrong("tokens", "a list of token ids", value))?;
+    let tokens = ids("tokens", list, served.model.config().vocab_size)?;
+    let text = String::from_utf8_lossy(&served.model.tokenizer().decode(&tokens)).into_owned();
+    Ok(answer(&json!({"prompt": text, "content": text})))
+}
+
+async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Response {
+    let model = &shared.served[0].model;
+    answer(&json!({
+        "eos_token": EOS, "bos_token": null, "pad_token": null, "chat_template": null,
+        "kind": model.tokenizer().kind(), "vocab_size": model.config().vocab_size, "eos_token_id": model.tokenizer().eos(),
+    }))
+}
+
+async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    write(shared, request, false).await
+}
+
+async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
+    write(shared, request, true).await
+}
+
+/// Sends a request to the desk and answers as its texts come. The receiver goes with the answer: where the client leaves, the desk
+/// finds the other end closed.
+async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
+    let came = Instant::now();
+    let ask = Ask::read(&body(request).await?, &shared.served, chat)?;
+    let full = |_| {
+        ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), "the queue is full; ask again in a second")
+    };
+    let permit = shared.queue.clone().try_acquire_owned().map_err(full)?;
+    let texts = ask.texts();
+    let least = 3 * texts;
+    let (events, mut told) = channel(2 * least + 64);
+    let order = Order { jobs: ask.jobs.clone(), events, least, permit, came };
+    let lost = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the engine has stopped");
+    shared.orders.send(order).map_err(|_| lost())?;
+    let ignored = ask.ignored.as_ref().and_then(|names| HeaderValue::from_str(names).ok());
+    let (streamed, usage) = (ask.stream, ask.usage);
+    let mut answer = Answer::new(ask, shared.served.clone(), shared.next.fetch_add(1, Relaxed));
+    let mut response = if streamed {
+        let events = stream::unfold(Some((answer, told)), move |state| async move {
+            let (mut answer, mut told) = state?;
+            let mut text = String::new();
+            let mut say = |value: &Value| text += &format!("data: {value}\n\n");
+            // What is there already goes out as one piece.
+            let mut event = told.recv().await;
+            loop {
+                match event.ok_or_else(lost).and_then(|event| answer.take(event)) {
+                    Ok(Some(index)) => say(&answer.chunk(index)),
+                    Ok(None) => {}
+                    Err(error) => {
+                        say(&error.json());
+                        return Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), None));
+                    }
+                }
+                if answer.is_done() {
+                    if usage {
+                        say(&answer.usage_chunk());
+                    }
+                    text += "data: [DONE]\n\n";
+                    return Some((Ok(Bytes::from(text)), None));
+                }
+                match told.try_recv() {
+                    Ok(next) => event = Some(next),
+                    Err(_) => return Some((Ok(Bytes::from(text)), Some((answer, told)))),
+                }
+            }
+        });
+        let headers = [
+            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (header::HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+        ];
+        (headers, Body::from_stream(events)).into_response()
+    } else {
+        while !answer.is_done() {
+            answer.take(told.recv().await.ok_or_else(lost)?)?;
+        }
+        self::answer(&answer.whole())
+    };
+    if let Some(ignored) = ignored {
+        response.headers_mut().insert("x-flashlm-ignored", ignored);
+    }
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_this_machine_are_its_own() {
+        for own in ["localhost", "LocalHost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"] {
+            assert!(is_own(own), "{own}");
+        }
+        for other in
+            ["", "example.com", "localhost.example.com", "127.0.0.1.example.com:80", "[::2]", "localhost:80:example"]
+        {
+            assert!(!is_own(other), "{other}");
+        }
+    }
+}

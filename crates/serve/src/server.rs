@@ -1,0 +1,137 @@
+//! Connections: accepted, bounded, and ended in order. SIGTERM or Ctrl-C, seen as `stop`: what runs is finished, what is new is
+//! refused, then [`serve`] returns.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::HeaderValue;
+use flashlm_kernels::Exec;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{interval, sleep};
+
+use crate::desk::Desk;
+use crate::metrics::Metrics;
+use crate::model::Served;
+use crate::routes::{Shared, router};
+
+/// Most connections at once; others wait to be accepted.
+const CONNECTIONS: usize = 8192;
+/// Largest head of a request, in bytes, and how long it may take; also how long a connection may be idle.
+const MAX_HEAD: usize = 64 << 10;
+const HEAD_TIME: Duration = Duration::from_secs(60);
+
+/// How to serve.
+pub struct Options {
+    /// The key that clients must send; none lets everybody ask.
+    pub api_key: Option<String>,
+    /// Texts that are written together, at most.
+    pub parallel: usize,
+    /// Requests that may wait.
+    pub queue: usize,
+    /// Tokens of prompts that are read between two tokens of the texts.
+    pub prompt_tokens_per_tick: usize,
+    /// The origin whose pages may ask.
+    pub cors: Option<String>,
+}
+
+/// Why the server ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be used.
+    #[error("cannot serve: {0}")]
+    Io(#[from] std::io::Error),
+    /// The origin can stand in no header.
+    #[error("--cors {0}: expected an origin such as https://example.com")]
+    Origin(String),
+    /// The thread of the engine has ended.
+    #[error("the engine has stopped; this is a defect of the program")]
+    Engine,
+}
+
+/// Serves the models, each with its own executor, until `stop` is set; returns once every request that was accepted is answered.
+pub fn serve(
+    listener: TcpListener,
+    served: Vec<Served>,
+    execs: Vec<Exec>,
+    options: Options,
+    stop: Arc<AtomicBool>,
+) -> Result<(), ServeError> {
+    let loopback = listener.local_addr()?.ip().is_loopback();
+    let cors = options.cors.map(|origin| HeaderValue::from_str(&origin).map_err(|_| ServeError::Origin(origin)));
+    let (orders, receiver) = mpsc::unbounded_channel();
+    let (served, metrics) = (Arc::new(served), Arc::new(Metrics::default()));
+    let limits = (options.parallel, options.prompt_tokens_per_tick);
+    let desk = Desk::new(served.clone(), execs, receiver, metrics.clone(), limits);
+    let engine = thread::spawn(move || desk.run());
+    let shared = Arc::new(Shared {
+        served,
+        metrics,
+        orders,
+        queue: Arc::new(Semaphore::new(options.queue)),
+        key: options.api_key,
+        cors: cors.transpose()?,
+        loopback,
+        draining: AtomicBool::new(false),
+        next: AtomicU64::new(0),
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    });
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(accept(listener, shared, stop, || engine.is_finished()))
+}
+
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    stop: Arc<AtomicBool>,
+    broken: impl Fn() -> bool,
+) -> Result<(), ServeError> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let service = router(shared.clone());
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);
+    let (graceful, room) = (GracefulShutdown::new(), Arc::new(Semaphore::new(CONNECTIONS)));
+    let mut look = interval(Duration::from_millis(20));
+    let begin = async |watch: Option<&GracefulShutdown>| {
+        let Ok(permit) = room.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                let _ = socket.set_nodelay(true);
+                let service = TowerToHyperService::new(service.clone());
+                let connection = http.serve_connection(TokioIo::new(socket), service);
+                match watch {
+                    Some(watch) => {
+                        let connection = watch.watch(connection);
+                        tokio::spawn(async move { (connection.await, permit).0 });
+                    }
+                    None => drop(tokio::spawn(async move { (connection.await, permit).0 })),
+                }
+            }
+            // Too many open files, for one: it passes.
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    };
+    while !stop.load(Relaxed) {
+        tokio::select! {
+            () = begin(Some(&graceful)) => {}
+            _ = look.tick() => {}
+        }
+        if broken() {
+            return Err(ServeError::Engine);
+        }
+    }
+    shared.draining.store(true, Relaxed);
+    let mut ended = std::pin::pin!(graceful.shutdown());
+    loop {
+        tokio::select! {
+            () = &mut ended => return Ok(()),
+            () = begin(None) => {}
+        }
+    }
+}
