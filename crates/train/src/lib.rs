@@ -11,6 +11,7 @@ pub mod curriculum;
 pub mod data;
 pub mod eta;
 pub mod eval;
+pub mod expect;
 mod gradient;
 pub mod load;
 pub mod log;

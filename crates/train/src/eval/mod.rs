@@ -1,11 +1,10 @@
 //! Evaluation: bits per byte ([`bpb`]), of a whole source ([`source`]), sense of written stories ([`consistency`]), and test
-//! vectors ([`verify`]), those of models of other programs too ([`expect`]).
+//! vectors ([`verify`]).
 //!
 //! [`Stories`] is what is scored: whole documents as tokens, each ended by EOS, with the bytes and characters of their text.
 
 pub mod bpb;
 pub mod consistency;
-pub mod expect;
 pub mod source;
 pub mod verify;
 

@@ -7,8 +7,8 @@
 //! logits_rms_ratio = sqrt(sum (z - z')^2 / sum z'^2)        nll_abs_diff_max = max |nll - nll'|
 //! ```
 
-use super::verify::rms_ratio;
-use crate::load::LoadError;
+use crate::eval::verify::rms_ratio;
+use crate::load::{LoadError, load_model};
 use crate::recognise::recognise;
 use crate::what::{Unwanted, What};
 use flashlm_kernels::{Exec, Token};
@@ -90,7 +90,7 @@ pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, Ex
         What::Peer(_) => Subject::Peer(Arc::new(Peer::weights(cx, path)?)),
         What::Torch => Subject::Own(Original::open(path)?),
         What::Model | What::Run { .. } | What::Checkpoint { .. } => {
-            let model = crate::load::load_model(path)?;
+            let model = load_model(path)?;
             Subject::Own(Original { config: model.config, params: model.params, step: None })
         }
         what => return Err(Unwanted::new(path, "a model with float weights", what).into()),
