@@ -6,9 +6,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use flashlm_model::io::safetensors::Header;
+use flashlm_model::original::Original;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::original::Original;
 use flashlm_model::{Exec, Isa, ModelConfig, PackedModel, Peer};
 use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::{load_model, packed_file};
@@ -211,7 +211,11 @@ fn about_peer(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     let (vocab, context) = (peer.vocab_size(), peer.context());
     report.add(
         "architecture",
-        format!("{}, width {dim}, vocabulary {}, context {context}", counted(blocks as u64, "block"), thousands(vocab as u64)),
+        format!(
+            "{}, width {dim}, vocabulary {}, context {context}",
+            counted(blocks as u64, "block"),
+            thousands(vocab as u64)
+        ),
         json!({"blocks": blocks, "dim": dim, "vocab_size": vocab, "context": context}),
     );
     Ok(())

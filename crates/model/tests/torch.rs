@@ -11,11 +11,14 @@ fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
         let sizes = [[0; 4], n.to_le_bytes(), n.to_le_bytes()].concat();
         let lengths = [name.len() as u16, 0].map(u16::to_le_bytes).concat();
         all.extend([b"PK\x03\x04", &[0; 10][..], &sizes, &lengths, name.as_bytes(), data].concat());
-        directory.extend([b"PK\x01\x02", &[0; 12][..], &sizes, &lengths, &[0; 10], &at.to_le_bytes(), name.as_bytes()].concat());
+        directory.extend(
+            [b"PK\x01\x02", &[0; 12][..], &sizes, &lengths, &[0; 10], &at.to_le_bytes(), name.as_bytes()].concat(),
+        );
     }
     let (at, n) = (all.len() as u32, directory.len() as u32);
     let count = (files.len() as u16).to_le_bytes();
-    [&all[..], &directory, b"PK\x05\x06", &[0; 4], &count, &count, &n.to_le_bytes(), &at.to_le_bytes(), &[0; 2]].concat()
+    [&all[..], &directory, b"PK\x05\x06", &[0; 4], &count, &count, &n.to_le_bytes(), &at.to_le_bytes(), &[0; 2]]
+        .concat()
 }
 
 fn text(text: &str) -> Vec<u8> {
@@ -37,7 +40,8 @@ fn storage(kind: &str, file: &str, elements: i64) -> Vec<u8> {
 fn pickle(storage: &[u8], offset: i64, size: &[i64], stride: &[i64]) -> Vec<u8> {
     let offset = ints(&[offset]);
     let offset = &offset[1..offset.len() - 1];
-    let call = [b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, offset, &ints(size), &ints(stride), b"\x89}tR"].concat();
+    let call =
+        [b"ctorch._utils\n_rebuild_tensor_v2\n(", storage, offset, &ints(size), &ints(stride), b"\x89}tR"].concat();
     [b"\x80\x02}(", &text("w")[..], &call, b"u."].concat()
 }
 
@@ -137,9 +141,17 @@ fn hostile_files_are_refused_with_one_sentence() {
         ("stride that wraps", tensor(0, &[2, 3], &[i64::MAX, i64::MAX]), "past its storage"),
         ("repeats an element", tensor(0, &[1000], &[0]), "past its storage"),
         ("negative stride", tensor(0, &[2], &[-1]), "of -1"),
-        ("storage larger than its file", file(&pickle(&storage("FloatStorage", "0", 7), 0, &[7], &[1])), "of 7 elements"),
+        (
+            "storage larger than its file",
+            file(&pickle(&storage("FloatStorage", "0", 7), 0, &[7], &[1])),
+            "of 7 elements",
+        ),
         ("storage that is not there", file(&pickle(&storage("FloatStorage", "9", 6), 0, &[6], &[1])), "is not there"),
-        ("storage of another folder", file(&pickle(&storage("FloatStorage", "../data.pkl", 6), 0, &[6], &[1])), "is not there"),
+        (
+            "storage of another folder",
+            file(&pickle(&storage("FloatStorage", "../data.pkl", 6), 0, &[6], &[1])),
+            "is not there",
+        ),
         ("many views of one storage", file(&shared), "twice the bytes"),
     ];
     assert!(cases.len() >= 30);

@@ -49,7 +49,9 @@ pub enum ExpectError {
     #[error(transparent)]
     Config(#[from] flashlm_model::config::ConfigError),
     /// A tensor that does not fit.
-    #[error("{file}: tensor `{name}`: expected {expected}, found {found}; make the file with the model that it is compared with")]
+    #[error(
+        "{file}: tensor `{name}`: expected {expected}, found {found}; make the file with the model that it is compared with"
+    )]
     Tensor {
         /// The file.
         file: String,
@@ -99,8 +101,11 @@ pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, Ex
         Subject::Peer(peer) => peer.vocab_size(),
         Subject::Own(own) => own.config.vocab_size,
     };
-    let misfit = |name, expected: String, found: String| {
-        ExpectError::Tensor { file: file.label().into(), name, expected, found }
+    let misfit = |name, expected: String, found: String| ExpectError::Tensor {
+        file: file.label().into(),
+        name,
+        expected,
+        found,
     };
     let ids_name = if file.names().iter().any(|name| name == "ids") { "ids" } else { "x" };
     let [b, t] = *file.shape(ids_name)? else {
@@ -120,9 +125,15 @@ pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, Ex
     let mut got = Vec::with_capacity(want.len());
     match &subject {
         Subject::Peer(peer) if t > peer.context() => {
-            return Err(misfit("ids", format!("at most {} tokens, the model's context", peer.context()), t.to_string()));
+            return Err(misfit(
+                "ids",
+                format!("at most {} tokens, the model's context", peer.context()),
+                t.to_string(),
+            ));
         }
-        Subject::Peer(peer) => ids.chunks(t).for_each(|row| peer.sequence().feed(cx, row, |z| got.extend_from_slice(z))),
+        Subject::Peer(peer) => {
+            ids.chunks(t).for_each(|row| peer.sequence().feed(cx, row, |z| got.extend_from_slice(z)))
+        }
         Subject::Own(own) => got = logits(cx, &own.config, &own.params, &ids, Shape { batch: b, seq_len: t })?,
     }
     let nll = match file.shape("nll") {
@@ -136,7 +147,13 @@ pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, Ex
 }
 
 /// Logits of master weights, activations in float.
-fn logits(cx: &Exec, config: &ModelConfig, params: &[f32], ids: &[Token], shape: Shape) -> Result<Vec<f32>, ExpectError> {
+fn logits(
+    cx: &Exec,
+    config: &ModelConfig,
+    params: &[f32],
+    ids: &[Token],
+    shape: Shape,
+) -> Result<Vec<f32>, ExpectError> {
     let mut lm = Precision::F32.build(config, shape.rows(), false)?;
     let mut out = vec![0.0; ids.len() * config.vocab_size];
     Prepared::new(cx, &mut *lm, params).logits(&mut out, ids, None, shape);

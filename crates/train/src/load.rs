@@ -11,15 +11,15 @@ use crate::recognise::recognise;
 use crate::run_folder::{RunError, RunFolder};
 use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
-use flashlm_model::original::Original;
-use flashlm_model::peer::PeerError;
-use flashlm_model::tok::Tokenizer;
-use flashlm_model::{PackedModel, Peer};
 use flashlm_model::export::Source;
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_model::model_file::{Model, ModelError, TOKENIZER, TokenizerFile, read_tensor, wrong};
+use flashlm_model::original::Original;
 use flashlm_model::pack::{self, Options, PackError};
+use flashlm_model::peer::PeerError;
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{PackedModel, Peer};
 use std::path::{Path, PathBuf};
 
 const MODEL: &str = "model.safetensors";
@@ -162,8 +162,8 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
 fn from_torch(path: &Path) -> Result<Model, LoadError> {
     let beside = tokenizer_beside(path)?;
     let Original { config, params, step } = Original::open(path)?;
-    let tokenizer = Tokenizer::load(&beside)
-        .map_err(|source| ModelError::Tokenizer { path: beside.clone(), source })?;
+    let tokenizer =
+        Tokenizer::load(&beside).map_err(|source| ModelError::Tokenizer { path: beside.clone(), source })?;
     config.fits(&tokenizer).map_err(|source| ModelError::Vocabulary { path: beside, source })?;
     Ok(Model { config, params, tokenizer, path: path.to_owned(), step })
 }

@@ -11,8 +11,8 @@ use crate::log::Row;
 use crate::run_folder::RunFolder;
 use crate::what::{What, quoted};
 use flashlm_model::io::safetensors::Header;
-use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
 use flashlm_model::io::torch;
+use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
 use flashlm_model::peer::{self, is_llama2c};
 use flashlm_model::tok::FileKind;
 use flashlm_model::{model_file, pack};
@@ -103,7 +103,10 @@ fn of_config(config: &Path) -> Option<What> {
     Some(match kind.as_str() {
         "llama" => What::Peer("Llama"),
         "gpt_neo" => What::Peer("GPT-Neo"),
-        _ => other(format!("a model folder of another family ({})", kind.escape_debug()), "FlashLM runs those of Llama and GPT-Neo"),
+        _ => other(
+            format!("a model folder of another family ({})", kind.escape_debug()),
+            "FlashLM runs those of Llama and GPT-Neo",
+        ),
     })
 }
 

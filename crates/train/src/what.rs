@@ -173,7 +173,10 @@ impl What {
             }
             What::EmptyFolder => "if a run has just started in it, wait for its first checkpoint".into(),
             What::Vectors => format!("to compare this build with them: flashlm verify {at}"),
-            What::Tensors { .. } => "of other programs, FlashLM runs folders of Llama and GPT-Neo with a config.json: name the folder".into(),
+            What::Tensors { .. } => {
+                "of other programs, FlashLM runs folders of Llama and GPT-Neo with a config.json: name the folder"
+                    .into()
+            }
             What::Peer(_) => format!("it can be run, not trained: flashlm eval {at}, flashlm generate {at}"),
             What::Torch => format!("if it is a model of FlashLM v4: flashlm info {at}"),
             What::Tokenizer(FileKind::Other(_)) => {

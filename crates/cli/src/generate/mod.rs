@@ -119,7 +119,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let samples = args.samples as usize;
     if let Some(model) = load_peer(&cx, &path)? {
         if args.interactive || args.json || !args.logit_bias.is_empty() {
-            bail!("{}: models of other programs write plain text: leave out --interactive, --json and --logit-bias", path.display());
+            bail!(
+                "{}: models of other programs write plain text: leave out --interactive, --json and --logit-bias",
+                path.display()
+            );
         }
         peer::run(model, &cx, Texts { prompts: &prompts, samples, settings, limit: args.tokens, stop: &args.stop })?;
         return Ok(ExitCode::SUCCESS);

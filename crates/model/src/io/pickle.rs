@@ -250,7 +250,9 @@ impl Machine<'_> {
                 let full = format!("{module}.{name}");
                 match NAMES.iter().find(|(known, _)| *known == full) {
                     Some((_, name)) => self.push(Value::Name(Named(*name))),
-                    None => Err(format!("a pickle that names {full:?}, which no file of weights needs and this program never runs")),
+                    None => Err(format!(
+                        "a pickle that names {full:?}, which no file of weights needs and this program never runs"
+                    )),
                 }
             }
             b'Q' => {

@@ -82,7 +82,9 @@ impl TorchFile {
 
     /// The bytes of a tensor's storage from its first element on, and its elements' type; checked as the header says.
     fn storage(&self, view: &View) -> Result<(&[u8], Kind), String> {
-        let Value::Storage(storage) = self.values.get(view.storage) else { return Err("a tensor of no storage".into()) };
+        let Value::Storage(storage) = self.values.get(view.storage) else {
+            return Err("a tensor of no storage".into());
+        };
         let (file, kind, elements) = &**storage;
         let name = format!("data/{file}");
         let range = self.files.get(&name).ok_or_else(|| format!("a tensor whose data, {name:?}, is not there"))?;
@@ -212,7 +214,8 @@ impl<'a> Item<'a> {
     pub fn tensors(self) -> Vec<&'a str> {
         let values = &self.file.values;
         let Value::Dict(pairs) = values.get(self.id) else { return Vec::new() };
-        let tensor = |&(key, value): &(Id, Id)| values.text(key).filter(|_| matches!(values.get(value), Value::Tensor(_)));
+        let tensor =
+            |&(key, value): &(Id, Id)| values.text(key).filter(|_| matches!(values.get(value), Value::Tensor(_)));
         pairs.iter().filter_map(tensor).collect()
     }
 
@@ -262,7 +265,11 @@ impl<'a> Item<'a> {
             if total > 2 * self.file.bytes.len() as u128 {
                 return Err(failed("tensors that share storages, of more than twice the bytes of the file".into()));
             }
-            all.push((name, self.file.numbers(view).map_err(within)?, view.size.iter().map(|&n| n as usize).collect::<Vec<_>>()));
+            all.push((
+                name,
+                self.file.numbers(view).map_err(within)?,
+                view.size.iter().map(|&n| n as usize).collect::<Vec<_>>(),
+            ));
         }
         let tensors: Vec<TensorRef> = all.iter().map(|(name, data, shape)| TensorRef { name, shape, data }).collect();
         let mut bytes = Vec::new();

@@ -44,14 +44,16 @@ pub(super) fn files(bytes: &[u8]) -> Result<BTreeMap<String, Range<usize>>, Stri
             return Err(format!("{name:?} is compressed, which `torch.save` never does"));
         }
         let parts: Vec<&str> = name.split('/').collect();
-        if name.contains(['\\', '\0', ':']) || parts.iter().any(|part| part.is_empty() || *part == "." || *part == "..") {
+        if name.contains(['\\', '\0', ':']) || parts.iter().any(|part| part.is_empty() || *part == "." || *part == "..")
+        {
             return Err(format!("{name:?}, which is no plain path"));
         }
         let (top, below) = name.split_once('/').ok_or_else(|| format!("{name:?}, which is in no folder"))?;
         if folder.get_or_insert_with(|| top.to_string()) != top {
             return Err("more than one folder".into());
         }
-        let range = data(bytes, place, size, directory.start, lengths[0]).ok_or_else(|| format!("{name:?}, whose data lies outside of the file"))?;
+        let range = data(bytes, place, size, directory.start, lengths[0])
+            .ok_or_else(|| format!("{name:?}, whose data lies outside of the file"))?;
         if all.insert(below.to_string(), range).is_some() {
             return Err(format!("{name:?} twice"));
         }
@@ -75,15 +77,19 @@ fn data(bytes: &[u8], place: u64, size: u64, end: usize, name: usize) -> Option<
 fn directory(bytes: &[u8]) -> Result<(u64, Range<usize>), String> {
     let none = || "no directory at its end".to_string();
     let last = bytes.len().checked_sub(22).ok_or_else(none)?;
-    let is_end = |&at: &usize| bytes[at..].starts_with(b"PK\x05\x06") && at + 22 + usize::from(u16_at(bytes, at + 20)) == bytes.len();
+    let is_end = |&at: &usize| {
+        bytes[at..].starts_with(b"PK\x05\x06") && at + 22 + usize::from(u16_at(bytes, at + 20)) == bytes.len()
+    };
     let at = (last.saturating_sub(0xffff)..=last).rev().find(is_end).ok_or_else(none)?;
-    let mut found = [u64::from(u16_at(bytes, at + 10)), u64::from(u32_at(bytes, at + 12)), u64::from(u32_at(bytes, at + 16))];
+    let mut found =
+        [u64::from(u16_at(bytes, at + 10)), u64::from(u32_at(bytes, at + 12)), u64::from(u32_at(bytes, at + 16))];
     let mut limit = at;
     if found[0] == 0xffff || found[1..].contains(&0xffff_ffff) {
         // "PK\6\7", disk u32, place of the zip64 end u64, disks u32.
         let locator = at.checked_sub(20).filter(|&at| bytes[at..].starts_with(b"PK\x06\x07")).ok_or_else(none)?;
         limit = usize::try_from(u64_at(bytes, locator + 8)).map_err(|_| none())?;
-        let record = bytes.get(limit..locator).filter(|r| r.len() >= 56 && r.starts_with(b"PK\x06\x06")).ok_or_else(none)?;
+        let record =
+            bytes.get(limit..locator).filter(|r| r.len() >= 56 && r.starts_with(b"PK\x06\x06")).ok_or_else(none)?;
         found = [32, 40, 48].map(|at| u64_at(record, at));
     }
     let [count, size, start] = found;

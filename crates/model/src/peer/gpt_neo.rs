@@ -99,9 +99,10 @@ impl GptNeo {
             return Err(other(path, "num_heads", "a divisor of hidden_size", &c.num_heads.to_string()));
         }
         let mut windows = Vec::new();
-        let kinds = c.attention_types.iter().flat_map(|(kinds, times)| {
-            std::iter::repeat_n(kinds, (*times).min(c.num_layers)).flatten()
-        });
+        let kinds = c
+            .attention_types
+            .iter()
+            .flat_map(|(kinds, times)| std::iter::repeat_n(kinds, (*times).min(c.num_layers)).flatten());
         for kind in kinds.take(c.num_layers + 1) {
             windows.push(match kind.as_str() {
                 "global" => usize::MAX >> 2,
@@ -120,7 +121,8 @@ impl GptNeo {
             Ok::<_, PeerError>(Norm { scale: part("weight")?, shift: part("bias")? })
         };
         let block = |(i, window): (usize, usize)| {
-            let read = |part: &str, sizes, bias| Linear::read(cx, file, &format!("transformer.h.{i}.{part}"), sizes, bias);
+            let read =
+                |part: &str, sizes, bias| Linear::read(cx, file, &format!("transformer.h.{i}.{part}"), sizes, bias);
             let square = |part, bias| read(part, (dim, dim), bias);
             Ok(Block {
                 window,

@@ -60,7 +60,8 @@ impl Header {
     fn tensors(&self) -> Vec<(&'static str, usize, usize, usize)> {
         let [dim, hidden, n, heads, kv, vocab, seq] = self.sizes;
         let (d, keys) = (dim / heads, dim / heads * kv);
-        let norms = [("input_layernorm", 1, dim, n), ("post_attention_layernorm", 1, dim, n), ("model.norm", 1, dim, 1)];
+        let norms =
+            [("input_layernorm", 1, dim, n), ("post_attention_layernorm", 1, dim, n), ("model.norm", 1, dim, 1)];
         let embedding = ("model.embed_tokens", vocab, dim, 1);
         let attention = [
             ("self_attn.q_proj", dim, dim, n),
@@ -68,7 +69,8 @@ impl Header {
             ("self_attn.v_proj", keys, dim, n),
             ("self_attn.o_proj", dim, dim, n),
         ];
-        let glu = [("mlp.gate_proj", hidden, dim, n), ("mlp.down_proj", dim, hidden, n), ("mlp.up_proj", hidden, dim, n)];
+        let glu =
+            [("mlp.gate_proj", hidden, dim, n), ("mlp.down_proj", dim, hidden, n), ("mlp.up_proj", hidden, dim, n)];
         let mut all = match self.version {
             0 => [&[embedding, norms[0]], &attention[..], &[norms[1]], &glu, &[norms[2], ("", seq, d, 1)]].concat(),
             _ => [&norms[..], &[embedding], &attention, &glu].concat(),
@@ -109,7 +111,12 @@ pub(super) fn read(bytes: &[u8], path: &Path) -> Result<(Config, TensorFile), Pe
         return Err(IoError::Length { file: label, expected, found: bytes.len() as u64 }.into());
     }
     let [dim, hidden, blocks, heads, kv, vocab, seq] = header.sizes;
-    if header.version == 2 && header.tensors().iter().any(|(_, rows, columns, _)| *rows > 1 && !(rows * columns).is_multiple_of(header.group)) {
+    if header.version == 2
+        && header
+            .tensors()
+            .iter()
+            .any(|(_, rows, columns, _)| *rows > 1 && !(rows * columns).is_multiple_of(header.group))
+    {
         return Err(other(path, "group_size", "a divisor of every matrix", &header.group.to_string()));
     }
     let mut all = Vec::new();

@@ -221,7 +221,11 @@ fn tensors(folder: &Path) -> Result<(TensorFile, usize), PeerError> {
     }
     let file = TorchFile::open(&torch)?;
     // A tied head is the embedding once more.
-    let wanted = |name: &str| !mask(name) && (name != "lm_head.weight" || file.root().get(name).is_some_and(|head| !head.is_of(file.root().get("transformer.wte.weight"))));
+    let wanted = |name: &str| {
+        !mask(name)
+            && (name != "lm_head.weight"
+                || file.root().get(name).is_some_and(|head| !head.is_of(file.root().get("transformer.wte.weight"))))
+    };
     let tensors = file.root().to_tensors(wanted, &BTreeMap::new())?;
     Ok((tensors, file.file_bytes()))
 }

@@ -214,7 +214,16 @@ mod tests {
 
     #[test]
     fn merging_is_that_of_the_plain_loop() {
-        let pieces = [(" ", -1.0), ("a", -2.0), ("b", -3.0), ("ab", -0.5), ("ba", -0.25), ("aba", -4.0), (" a", -0.5), ("bb", -0.5)];
+        let pieces = [
+            (" ", -1.0),
+            ("a", -2.0),
+            ("b", -3.0),
+            ("ab", -0.5),
+            ("ba", -0.25),
+            ("aba", -4.0),
+            (" a", -0.5),
+            ("bb", -0.5),
+        ];
         let t = Scored::read(file(&pieces), 259 + pieces.len()).unwrap();
         let mut seed = 1u32;
         for length in (0..40).chain([200]) {
