@@ -15,8 +15,8 @@ use std::path::Path;
 
 use super::config::{at_most, other, vocabulary};
 use super::error::PeerError;
+use super::family::{Family, Sizes};
 use super::layer::{Cache, Heads, Linear, add, rotate, tensor};
-use super::model::{Family, Sizes};
 use crate::io::safetensors::TensorFile;
 
 /// What of `config.json` matters.

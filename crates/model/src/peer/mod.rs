@@ -6,10 +6,11 @@
 //! | `gpt_neo.rs` | a folder with `config.json` (`gpt_neo`) and `pytorch_model.bin` or safetensors |
 //! | `llama2c.rs` | a `.bin` of llama2.c, version 0, 1 or 2 |
 //!
-//! A family is a `Config`, a `read` and `impl Family` (`model.rs`); its line in `Peer::weights` makes it known.
+//! A family is a `Config`, a `read` and `impl Family` (`family.rs`); its line in `Peer::weights` makes it known.
 
 mod config;
 pub mod error;
+mod family;
 mod gpt_neo;
 mod layer;
 mod llama;

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 
 use super::error::PeerError;
+use super::family::{Family, Sizes};
 use super::gpt_neo::{self, GptNeo};
-use super::layer::{Cache, Linear};
+use super::layer::Cache;
 use super::llama::{self, Llama};
 use super::llama2c;
 use crate::io::safetensors::TensorFile;
@@ -29,29 +30,6 @@ const MAX_CONFIG: u64 = 1 << 20;
 const ROWS: usize = 256;
 /// The settings in a model folder.
 pub const CONFIG: &str = "config.json";
-
-/// What every family has.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
-    pub(super) vocab: usize,
-    pub(super) dim: usize,
-    pub(super) blocks: usize,
-    /// Heads of keys and values.
-    pub(super) kv: usize,
-    /// Most tokens of a sequence.
-    pub(super) context: usize,
-}
-
-/// One architecture.
-pub(super) trait Family: Send + Sync {
-    fn sizes(&self) -> Sizes;
-
-    /// From normed rows to logits.
-    fn head(&self) -> &Linear;
-
-    /// The normed rows `[n, dim]` of tokens at the positions from `first` on, after those in the cache.
-    fn forward(&self, cx: &Exec, tokens: &[Token], first: usize, cache: &mut Cache) -> Vec<f32>;
-}
 
 /// A float model of another program.
 pub struct Peer {
