@@ -220,7 +220,7 @@ impl Machine<'_> {
                 self.recall(at)
             }
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.push(Value::List(items))
             }
             0x85..=0x87 => {
@@ -234,7 +234,7 @@ impl Machine<'_> {
                 self.extend(vec![item])
             }
             b'e' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.extend(items)
             }
             b's' => {
@@ -242,7 +242,7 @@ impl Machine<'_> {
                 self.set(&[key, value])
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.above_mark()?;
                 self.set(&items)
             }
             b'c' => {
@@ -332,7 +332,7 @@ impl Machine<'_> {
         self.stack.pop().ok_or_else(|| EMPTY.into())
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Id>, String> {
+    fn above_mark(&mut self) -> Result<Vec<Id>, String> {
         let mark = self.marks.pop().ok_or(EMPTY)?;
         Ok(self.stack.split_off(mark))
     }

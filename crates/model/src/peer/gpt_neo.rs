@@ -178,7 +178,7 @@ impl Family for GptNeo {
             block.norms[1].of(&mut x, &h, self.eps);
             let mut a = block.up.of(cx, &x);
             for a in &mut a {
-                *a *= 0.5 * (1.0 + (0.797_884_56 * (*a + 0.044_715 * *a * *a * *a)).tanh());
+                *a *= 0.5 * (1.0 + (0.797_884_6 * (*a + 0.044_715 * *a * *a * *a)).tanh());
             }
             add(&mut h, &block.down.of(cx, &a));
         }

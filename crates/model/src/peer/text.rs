@@ -83,7 +83,8 @@ impl PeerText {
             return Ok(());
         }
         if self.tokens == self.limit {
-            return Ok(self.end(Finish::Length));
+            self.end(Finish::Length);
+            return Ok(());
         }
         let (vocab, mut last) = (self.sequence.peer().vocab_size(), Vec::new());
         let pending = std::mem::take(&mut self.pending);
@@ -96,7 +97,8 @@ impl PeerText {
         let peer = self.sequence.peer().clone();
         let tokenizer = tokenizer(&peer);
         if token == tokenizer.eos() {
-            return Ok(self.end(Finish::Eos));
+            self.end(Finish::Eos);
+            return Ok(());
         }
         let mut bytes = tokenizer.token_bytes(token);
         if self.recent.is_empty() && tokenizer.adds_space() {
