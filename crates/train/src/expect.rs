@@ -83,17 +83,17 @@ impl Compared {
 /// Any of the models that can be compared.
 enum Subject {
     Peer(Arc<Peer>),
-    Own(Original),
+    Own(Box<Original>),
 }
 
 /// Compares the model at `path`, whose tokenizer is not needed, with a file.
 pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, ExpectError> {
     let subject = match recognise(path) {
         What::Peer(_) => Subject::Peer(Arc::new(Peer::weights(cx, path)?)),
-        What::Torch => Subject::Own(Original::open(path)?),
+        What::Torch => Subject::Own(Original::open(path)?.into()),
         What::Model | What::Run { .. } | What::Checkpoint { .. } => {
             let model = load_model(path)?;
-            Subject::Own(Original { config: model.config, params: model.params, step: None })
+            Subject::Own(Box::new(Original { config: model.config, params: model.params, step: None }))
         }
         what => return Err(Unwanted::new(path, "a model with float weights", what).into()),
     };
