@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
-use flashlm_model::{Engine, Precision};
+use flashlm_kernels::Exec;
+use flashlm_model::{Engine, Peer, Precision};
 use flashlm_train::atomic::write_file;
-use flashlm_train::eval::bpb::{Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
+use flashlm_train::eval::bpb::{Float, Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
 use flashlm_train::eval::consistency::{Consistency, write_stories};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
-use flashlm_train::load::Found;
+use flashlm_train::load::{Found, load_peer};
 use flashlm_train::units::{counted, duration, thousands};
 use serde_json::json;
 
@@ -33,7 +34,8 @@ const APART: f64 = 0.005;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; builtin: the model in the program [default: checkpoints]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, or a .bin of llama2.c; builtin: the model in the program [default:
+    /// checkpoints]
     model: Option<PathBuf>,
     /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
     /// `train`
@@ -90,9 +92,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         );
         may_write(path, "--per-document", args.force)?;
     }
-    let path = model_or_own(args.model)?;
+    let path = model_or_own(args.model.clone())?;
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
+    if let Some(peer) = load_peer(&cx, &path)? {
+        return of_peer(peer, cx, &args);
+    }
     let (packed, latent) = match Found::load(&path)? {
         Found::Master(model) => (model.packed(&cx)?, Some(*model)),
         Found::Packed(packed) => (*packed, None),
@@ -203,6 +208,61 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{:<22}  {} in the text, before scoring", "repaired", counted(read.repaired, "mojibake sequence"));
     }
     out!("{:<22}  {runtime}", "runtime");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Scores a model of another program.
+fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
+    ensure!(args.consistency.is_none(), "--consistency: models of other programs are only scored; leave it out");
+    let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
+    let source = args.column.iter().fold(source, |source, column| source.with_column(column));
+    passed_over(&args.data.join(", "), &source);
+    let (peer, isa, start) = (Arc::new(peer), cx.isa().name(), Instant::now());
+    let from = peer.path().display();
+    say!("model {from} ({}, float)", peer.kind());
+    let Some(tokenizer) = peer.tokenizer() else { bail!("{from}: there is no tokenizer") };
+    let mut float = Float::new(peer.clone(), cx);
+    let scorers: Vec<&mut dyn Scorer> = vec![&mut float];
+    let mut status = Status::new();
+    let tell = &mut |p: &Progress| show(&mut status, start, p);
+    let (mut object, mut rows) = match args.protocol {
+        Protocol::Full => {
+            let Scored { reports, documents, .. } = full(scorers, tokenizer, &source, tell)?;
+            if let Some(path) = &args.per_document {
+                write_file(path, |file| {
+                    documents.iter().try_for_each(|document| writeln!(file, "{}", json!(document)))
+                })?;
+            }
+            (json!(reports[0]), full_rows(&reports[0]))
+        }
+        Protocol::Published => {
+            let Scored { reports, .. } = published(scorers, tokenizer, &source, tell)?;
+            (json!(reports[0]), published_rows(&reports[0]))
+        }
+    };
+    status.clear();
+    let runtime = format!(
+        "float weights and activations, {}; a token sees at most {} others, and at least half as many where its document has them",
+        peer.kind(),
+        thousands(peer.context() as u64)
+    );
+    let own = [
+        ("model", json!(from.to_string())),
+        ("parameters", json!(peer.parameters())),
+        ("file_bytes", json!(peer.file_bytes())),
+        ("data", json!(args.data.join(", "))),
+        ("runtime", json!(runtime)),
+        ("isa", json!(isa)),
+        ("seconds", json!(start.elapsed().as_secs_f64())),
+    ];
+    if args.json {
+        own.into_iter().for_each(|(key, value)| object[key] = value);
+        out!("{object}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    rows.push(("parameters", thousands(peer.parameters() as u64)));
+    rows.push(("runtime", runtime));
+    rows.iter().for_each(|(name, value)| out!("{name:<22}  {value}"));
     Ok(ExitCode::SUCCESS)
 }
 

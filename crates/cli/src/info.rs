@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use flashlm_model::io::safetensors::Header;
+use flashlm_model::original::Original;
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::tok::Tokenizer;
-use flashlm_model::{ModelConfig, PackedModel};
+use flashlm_model::{Exec, Isa, ModelConfig, PackedModel, Peer};
 use flashlm_train::data::cache::{Expect, TokenCache};
 use flashlm_train::load::{load_model, packed_file};
 use flashlm_train::log::card::ternary_share;
@@ -44,6 +45,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Run { folder, .. } => about_run(folder, &mut report)?,
         What::Checkpoint { .. } => about_model(path, "checkpoint", &mut report)?,
         What::Model => about_model(path, "model", &mut report)?,
+        What::Peer(_) => about_peer(path, &mut report)?,
+        What::Torch => about_torch(path, &mut report)?,
         What::Packed | What::Builtin => about_packed(path, &mut report)?,
         What::TokenCache => about_tokens(path, &mut report)?,
         What::Prepared => about_prepared(path, &mut report)?,
@@ -196,6 +199,36 @@ fn about_packed(path: &Path, report: &mut Report) -> anyhow::Result<()> {
     report.add("density", text, json!({"ternary_bits": ternary, "table_bits": table}));
     about_tokenizer(model.tokenizer(), report);
     Ok(())
+}
+
+fn about_peer(path: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let peer = Peer::weights(&Exec::new(Isa::detect().map_err(anyhow::Error::msg)?, 1), path)?;
+    let (dim, blocks) = peer.shape();
+    report.add("kind", format!("{} model, runs in float", peer.kind()), peer.kind());
+    report.add("model", path.display(), path.display().to_string());
+    report.add("parameters", thousands(peer.parameters() as u64), peer.parameters());
+    report.add("file size", bytes(peer.file_bytes()), peer.file_bytes());
+    let (vocab, context) = (peer.vocab_size(), peer.context());
+    report.add(
+        "architecture",
+        format!(
+            "{}, width {dim}, vocabulary {}, context {context}",
+            counted(blocks as u64, "block"),
+            thousands(vocab as u64)
+        ),
+        json!({"blocks": blocks, "dim": dim, "vocab_size": vocab, "context": context}),
+    );
+    Ok(())
+}
+
+fn about_torch(path: &Path, report: &mut Report) -> anyhow::Result<()> {
+    let Original { config, step, .. } = Original::open(path)?;
+    report.add("kind", "PyTorch file of the original scripts; sizes are inferred from the shapes", "original model");
+    report.add("model", path.display(), path.display().to_string());
+    if let Some(step) = step {
+        report.add("step", thousands(step), step);
+    }
+    about_config(&config, report).map(drop)
 }
 
 /// Sizes and switches of a model; returns the number of its parameters.

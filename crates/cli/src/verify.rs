@@ -1,12 +1,13 @@
-//! `flashlm verify`: runs test vectors and compares with what their maker computed.
+//! `flashlm verify`: runs test vectors, or a model on tokens, and compares with what their maker computed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_train::eval::verify::verify;
+use flashlm_train::expect::{BOUND, Compared, compare};
 use flashlm_train::recognise::recognise;
 use flashlm_train::units::counted;
 use flashlm_train::what::{Unwanted, What};
@@ -17,11 +18,15 @@ use crate::common::{exec, out, precision};
 /// Verify this build against test vectors: logits, loss, gradients and a training trajectory; exit code 1 if any is out of bounds
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm verify tests/reference/relu2_subnorm.safetensors\n  flashlm verify tests/reference/delta_published.safetensors --precision bf16 --json\n\nThe exit code is 1 if any result is out of bounds."
+    after_help = "Examples:\n  flashlm verify tests/reference/relu2_subnorm.safetensors\n  flashlm verify tests/reference/delta_published.safetensors --precision bf16 --json\n  flashlm verify TinyStories-1M --expect expected.safetensors\n\nThe exit code is 1 if any result is out of bounds."
 )]
 pub struct Args {
-    /// Test vectors: a .safetensors file like those in tests/reference
+    /// Test vectors: a .safetensors file like those in tests/reference; with --expect a model
     file: PathBuf,
+    /// Compare the model, a folder of a Llama or GPT-Neo model, a .bin of llama2.c, a .pt of the original scripts or one of
+    /// FlashLM, with what its maker computed: a .safetensors file with `ids`, `logits` and `nll`. No tokenizer is needed
+    #[arg(long, value_name = "FILE")]
+    expect: Option<PathBuf>,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -35,6 +40,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if let Some(file) = &args.expect {
+        return expect(&args, file);
+    }
     let found = recognise(&args.file);
     if found != What::Vectors {
         bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those in tests/reference", found));
@@ -62,6 +70,28 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 _ => String::new(),
             };
             out!("  {:<24}  {:>8.1e}  at most {:.0e}  {verdict}{worst}", check.name, check.value, check.bound);
+        }
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Compares a model with a file of ids and logits.
+fn expect(args: &Args, file: &Path) -> anyhow::Result<ExitCode> {
+    let cx = exec(args.threads)?;
+    let compared = compare(&cx, &args.file, &TensorFile::open(file)?)?;
+    let (passed, Compared { logits_rms_ratio, nll_abs_diff_max }) = (compared.passed(), compared);
+    if args.json {
+        let model = args.file.display().to_string();
+        out!(
+            "{}",
+            json!({"model": model, "isa": cx.isa().name(), "logits_rms_ratio": logits_rms_ratio,
+                   "nll_abs_diff_max": nll_abs_diff_max, "bound": BOUND, "pass": passed})
+        );
+    } else {
+        out!("{}: {}, at most {BOUND:.0e}", args.file.display(), if passed { "pass" } else { "FAIL" });
+        out!("  logits_rms_ratio  {logits_rms_ratio:>8.1e}");
+        if let Some(nll) = nll_abs_diff_max {
+            out!("  nll_abs_diff_max  {nll:>8.1e}");
         }
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

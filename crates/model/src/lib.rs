@@ -32,8 +32,10 @@ pub mod io;
 pub mod layer;
 pub mod mixer;
 pub mod model_file;
+pub mod original;
 pub mod pack;
 pub mod params;
+pub mod peer;
 pub mod precision;
 #[cfg(test)]
 mod reference;
@@ -52,4 +54,5 @@ pub use flashlm_kernels::{Exec, Isa, Token};
 pub use infer::{Engine, Finish, Generation, PackedModel, Scored, SequenceState};
 pub use layer::dropout::Dropout;
 pub use model_file::Model;
+pub use peer::Peer;
 pub use precision::Precision;

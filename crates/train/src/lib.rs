@@ -12,6 +12,7 @@ pub mod curriculum;
 pub mod data;
 pub mod eta;
 pub mod eval;
+pub mod expect;
 mod gradient;
 pub mod load;
 pub mod log;

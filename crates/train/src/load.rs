@@ -11,12 +11,15 @@ use crate::recognise::recognise;
 use crate::run_folder::{RunError, RunFolder};
 use crate::what::{Unwanted, What};
 use flashlm_kernels::{Buf, Exec};
-use flashlm_model::PackedModel;
 use flashlm_model::export::Source;
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
 use flashlm_model::model_file::{Model, ModelError, TOKENIZER, TokenizerFile, read_tensor, wrong};
+use flashlm_model::original::Original;
 use flashlm_model::pack::{self, Options, PackError};
+use flashlm_model::peer::PeerError;
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{PackedModel, Peer};
 use std::path::{Path, PathBuf};
 
 const MODEL: &str = "model.safetensors";
@@ -52,6 +55,9 @@ pub enum LoadError {
     /// The file could not be read.
     #[error(transparent)]
     Io(#[from] IoError),
+    /// The model of another program cannot be used.
+    #[error(transparent)]
+    Peer(#[from] PeerError),
     /// No packed model could be made or read.
     #[error(transparent)]
     Pack(#[from] PackError),
@@ -78,6 +84,14 @@ impl Found {
             What::Builtin => Ok(Found::Packed(PackedModel::read(builtin::tensors()?)?.into())),
             what => Ok(Found::Master(model_of(path, what, ANY)?.into())),
         }
+    }
+}
+
+/// A float model of another program with its tokenizer; none where the path is anything else.
+pub fn load_peer(cx: &Exec, path: &Path) -> Result<Option<Peer>, LoadError> {
+    match recognise(path) {
+        What::Peer(_) => Ok(Some(Peer::open(cx, path)?)),
+        _ => Ok(None),
     }
 }
 
@@ -120,6 +134,7 @@ pub fn load_model(path: &Path) -> Result<Model, LoadError> {
 fn model_of(path: &Path, what: What, wanted: &'static str) -> Result<Model, LoadError> {
     match &what {
         What::Model => return from_file(path),
+        What::Torch => return from_torch(path),
         What::Checkpoint { folder, .. } => return from_checkpoint(Checkpoint::open(folder)?),
         What::Run { folder, checkpoints: 1.. } => {
             if let Some(chosen) = RunFolder::at(folder).chosen()? {
@@ -143,10 +158,25 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
     Ok(Model { path: folder.to_owned(), step: Some(checkpoint.step()), ..model })
 }
 
+/// A file of the original scripts with `tokenizer.json` beside it.
+fn from_torch(path: &Path) -> Result<Model, LoadError> {
+    let beside = tokenizer_beside(path)?;
+    let Original { config, params, step } = Original::open(path)?;
+    let tokenizer =
+        Tokenizer::load(&beside).map_err(|source| ModelError::Tokenizer { path: beside.clone(), source })?;
+    config.fits(&tokenizer).map_err(|source| ModelError::Vocabulary { path: beside, source })?;
+    Ok(Model { config, params, tokenizer, path: path.to_owned(), step })
+}
+
 fn from_file(path: &Path) -> Result<Model, LoadError> {
+    tokenizer_beside(path)?;
+    Ok(Model::open(path)?)
+}
+
+fn tokenizer_beside(path: &Path) -> Result<PathBuf, LoadError> {
     let beside = path.with_file_name(TOKENIZER);
     match recognise(&beside) {
-        What::Tokenizer(_) => Ok(Model::open(path)?),
+        What::Tokenizer(_) => Ok(beside),
         What::Missing(_) => Err(LoadError::NotAModel {
             path: beside,
             expected: "the model's tokenizer",
@@ -180,7 +210,6 @@ mod tests {
     use flashlm_model::io::safetensors::{TensorRef, write_tensors};
     use flashlm_model::model_file::save_params;
     use flashlm_model::params::Layout;
-    use flashlm_model::tok::Tokenizer;
     use std::collections::BTreeMap;
     use std::fs;
 

@@ -11,7 +11,9 @@ use crate::log::Row;
 use crate::run_folder::RunFolder;
 use crate::what::{What, quoted};
 use flashlm_model::io::safetensors::Header;
+use flashlm_model::io::torch;
 use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
+use flashlm_model::peer::{self, is_llama2c};
 use flashlm_model::tok::FileKind;
 use flashlm_model::{model_file, pack};
 use serde::de::IgnoredAny;
@@ -80,6 +82,9 @@ fn of_folder(path: &Path) -> std::io::Result<What> {
         return Ok(What::EmptyFolder);
     }
     let inner = |entry: &&PathBuf| quoted(entry);
+    if let Some(found) = of_config(&path.join(peer::CONFIG)) {
+        return Ok(found);
+    }
     if let Some(run) = entries.iter().find(|entry| entry.is_dir() && is_run(entry)) {
         return Ok(other(format!("a folder with a run in it, {}", inner(&run)), "name that"));
     }
@@ -90,6 +95,19 @@ fn of_folder(path: &Path) -> std::io::Result<What> {
         return Ok(What::TextFolder);
     }
     Ok(other("a folder without a run, a model or text", "name another folder, or a file in it"))
+}
+
+/// A model folder of another program, by its `config.json`.
+fn of_config(config: &Path) -> Option<What> {
+    let kind = config.is_file().then(|| peer::model_type(config))??;
+    Some(match kind.as_str() {
+        "llama" => What::Peer("Llama"),
+        "gpt_neo" => What::Peer("GPT-Neo"),
+        _ => other(
+            format!("a model folder of another family ({})", kind.escape_debug()),
+            "FlashLM runs those of Llama and GPT-Neo",
+        ),
+    })
 }
 
 /// Whether training writes to the folder, or did.
@@ -144,6 +162,12 @@ fn of_file(path: &Path, about: &Metadata) -> Result<What, String> {
     }
     if start.starts_with(LFS_POINTER) {
         return Ok(What::LfsPointer);
+    }
+    if name.ends_with(".bin") && is_llama2c(&start, about.len()) {
+        return Ok(What::Peer("llama2.c"));
+    }
+    if start.starts_with(torch::MAGIC) && [".pt", ".pth", ".bin"].iter().any(|end| name.ends_with(end)) {
+        return Ok(What::Torch);
     }
     // A length of 8 bytes, far below 2^32, then a JSON object.
     if start.len() > 8 && start[4..8] == [0; 4] && start[8] == b'{' {

@@ -36,6 +36,10 @@ pub enum What {
     Model,
     /// A file that `flashlm pack` wrote.
     Packed,
+    /// A float model of another program, which can be run: of which family.
+    Peer(&'static str),
+    /// A file of `torch.save`.
+    Torch,
     /// No file, but the name of the model in the program.
     Builtin,
     /// Vectors for `flashlm verify`.
@@ -123,6 +127,8 @@ impl fmt::Display for What {
             What::EmptyFolder => write!(f, "an empty folder"),
             What::Model => write!(f, "a model with master weights"),
             What::Packed => write!(f, "a packed model"),
+            What::Peer(family) => write!(f, "a {family} model"),
+            What::Torch => write!(f, "a PyTorch file"),
             What::Builtin => write!(f, "the name of the built-in model"),
             What::Vectors => write!(f, "test vectors"),
             What::Tensors { format, count } => {
@@ -167,7 +173,12 @@ impl What {
             }
             What::EmptyFolder => "if a run has just started in it, wait for its first checkpoint".into(),
             What::Vectors => format!("to compare this build with them: flashlm verify {at}"),
-            What::Tensors { .. } => "FlashLM runs only models that it has trained itself".into(),
+            What::Tensors { .. } => {
+                "of other programs, FlashLM runs folders of Llama and GPT-Neo with a config.json: name the folder"
+                    .into()
+            }
+            What::Peer(_) => format!("it can be run, not trained: flashlm eval {at}, flashlm generate {at}"),
+            What::Torch => format!("if it is a model of FlashLM v4: flashlm info {at}"),
             What::Tokenizer(FileKind::Other(_)) => {
                 "FlashLM takes byte-level BPE (model type BPE), and trains its own: flashlm data prepare".into()
             }

@@ -2,6 +2,7 @@
 
 mod batch;
 mod interactive;
+mod peer;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -12,12 +13,13 @@ use anyhow::{anyhow, bail};
 use flashlm_kernels::Token;
 use flashlm_model::PackedModel;
 use flashlm_model::sample::{SampleError, Settings, StopStrings};
-use flashlm_train::load::load_packed;
+use flashlm_train::load::{load_packed, load_peer};
 use serde_json::Value;
 
 use crate::common::{exec, model_or_builtin, out, say, write_out};
 use crate::input;
 use batch::Jobs;
+use peer::Texts;
 use writer::Writer;
 
 /// Generate text
@@ -27,7 +29,8 @@ use writer::Writer;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; builtin: the model in the program [default: checkpoints, else builtin]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, or a .bin of llama2.c; builtin: the model in the program [default:
+    /// checkpoints, else builtin]
     model: Option<PathBuf>,
     /// Prompt: text to continue, `-` for standard input [default: none, starts a new document]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = PROMPT, conflicts_with_all = ["prompt_file", "prompts"])]
@@ -113,10 +116,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (None, None) => exec(Some(1))?,
         (flag, _) => exec(flag)?,
     };
+    let samples = args.samples as usize;
+    if let Some(model) = load_peer(&cx, &path)? {
+        if args.interactive || args.json || !args.logit_bias.is_empty() {
+            bail!(
+                "{}: models of other programs write plain text: leave out --interactive, --json and --logit-bias",
+                path.display()
+            );
+        }
+        peer::run(model, &cx, Texts { prompts: &prompts, samples, settings, limit: args.tokens, stop: &args.stop })?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let model = load_packed(&cx, &path)?;
     settings.logit_bias = args.logit_bias.iter().map(|text| bias(&model, text)).collect::<Result<_, _>>()?;
     let mut writer = Writer::new(model, cx, settings, args.tokens, args.stop);
-    let samples = args.samples as usize;
     match &prompts[..] {
         _ if args.interactive => interactive::run(&mut writer, &prompts[0], &path)?,
         [prompt] if samples == 1 && !args.json => {

@@ -4,7 +4,10 @@
 //! there before it allocates, never panics, and says in an [`IoError`] which file it was, what was expected, what
 //! was found and how to mend it.
 
+mod pickle;
 pub mod safetensors;
+pub mod torch;
+mod zip;
 
 use std::fs::{File, Metadata};
 use std::io::Read;
@@ -92,6 +95,18 @@ pub enum IoError {
         /// The type found.
         found: String,
     },
+}
+
+/// A number of 16 bits, IEEE 754 binary16, as f32.
+fn half(bits: u16) -> f32 {
+    let (sign, exponent, fraction) = (bits >> 15, i32::from(bits >> 10 & 31), f32::from(bits & 1023));
+    let size = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (1024.0 + fraction) * 2f32.powi(exponent - 25),
+    };
+    if sign == 1 { -size } else { size }
 }
 
 /// What is at a path in the place of a regular file; none where it is one.

@@ -7,7 +7,7 @@
 //!
 //! Offsets count from the end of the header, tensors follow each other without a gap, and `n` is a multiple of 8.
 //! Written here: f32 only, sorted by name, the same bytes that Python writes for the same tensors.
-//! Read here: F32, F64, I32, U8, I8 and BF16. Source: github.com/huggingface/safetensors, whose `Metadata`
+//! Read here: F32, F64, I32, U8, I8 and BF16, of other programs also F16 and I64. Source: github.com/huggingface/safetensors, whose `Metadata`
 //! does the checked arithmetic on shapes and offsets.
 
 use super::{IoError, read_limited};
@@ -145,6 +145,23 @@ impl TensorFile {
     /// The elements of a BF16 tensor, row-major, as the same numbers in f32.
     pub fn bf16(&self, name: &str) -> Result<Vec<f32>, IoError> {
         self.elements(name, Dtype::BF16, |bytes| f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16))
+    }
+
+    /// The elements of a tensor of floating-point numbers, row-major, as f32.
+    pub fn floats(&self, name: &str) -> Result<Vec<f32>, IoError> {
+        match self.info(name)?.dtype {
+            Dtype::BF16 => self.bf16(name),
+            Dtype::F16 => self.elements(name, Dtype::F16, |bytes| super::half(u16::from_le_bytes(bytes))),
+            _ => self.f32(name),
+        }
+    }
+
+    /// The elements of a tensor of integers, row-major.
+    pub fn ints(&self, name: &str) -> Result<Vec<i64>, IoError> {
+        match self.info(name)?.dtype {
+            Dtype::I64 => self.elements(name, Dtype::I64, i64::from_le_bytes),
+            _ => Ok(self.i32(name)?.into_iter().map(i64::from).collect()),
+        }
     }
 
     fn info(&self, name: &str) -> Result<&TensorInfo, IoError> {

@@ -31,7 +31,7 @@ impl Tokenizer {
                 Some(merges) => [&[BPE], &numbers(merges.as_flattened())[..]].concat(),
                 None => self.to_json(),
             },
-            Kind::Bytes => self.to_json(),
+            _ => self.to_json(),
         }
     }
 

@@ -1,8 +1,9 @@
-//! Text to token ids and back, in one of three vocabularies.
+//! Text to token ids and back, in one of three vocabularies of our own, or in those of other programs' models.
 //!
 //! `frequency` is FlashLM v4's own (lossy: what it does not know becomes UNK), `bpe` is a byte-level BPE trained on the
 //! user's text (lossless, a `tokenizer.json`), `bytes` is the 256 bytes (lossless). Each saves to one JSON file and is
-//! recognised by its content. Ids are u16. Encoding adds no special tokens and takes all text as plain text, also
+//! recognised by its content. Models of other programs come with GPT-2's tokens or
+//! with `scored`, the pieces of llama2.c. Ids are u16. Encoding adds no special tokens and takes all text as plain text, also
 //! `<|endoftext|>`; decoding drops special ids. A `Tokenizer` never changes, so threads share one by reference.
 
 mod bpe;
@@ -17,6 +18,7 @@ mod kind;
 mod learn;
 mod merge;
 mod pieces;
+mod scored;
 mod split;
 mod stream;
 mod tables;

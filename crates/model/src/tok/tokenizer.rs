@@ -8,8 +8,9 @@ use super::error::{MAX_FILE, TokError};
 use super::frequency::Frequency;
 use super::kind::FileKind;
 use super::merge::Scratch;
+use super::scored::{self, Scored};
 use super::words::Words;
-use super::{bytes, frequency, split};
+use super::{bytes, frequency, gpt2, split};
 use crate::io::read_limited;
 
 /// A vocabulary and the way from text to its ids and back.
@@ -19,12 +20,29 @@ pub(super) enum Kind {
     Frequency(Frequency),
     Bpe(Bpe),
     Bytes,
+    Gpt2,
+    Scored(Scored),
 }
 
 impl Tokenizer {
     /// Bytes as ids, EOS 256.
     pub fn bytes() -> Self {
         Self(Kind::Bytes)
+    }
+
+    /// GPT-2's 50,257 tokens, those of GPT-Neo too.
+    pub fn gpt2() -> Self {
+        Self(Kind::Gpt2)
+    }
+
+    /// Reads a `tokenizer.bin` of llama2.c, of as many pieces as its model has.
+    pub fn scored(file: Vec<u8>, vocab: usize) -> Result<Self, TokError> {
+        Scored::read(file, vocab).map(|t| Self(Kind::Scored(t)))
+    }
+
+    /// Whether a text is encoded with a space in front, which is dropped where a document begins.
+    pub fn adds_space(&self) -> bool {
+        matches!(self.0, Kind::Scored(_))
     }
 
     /// Reads a tokenizer file of any kind; at most 64 MiB are read.
@@ -43,12 +61,14 @@ impl Tokenizer {
         }
     }
 
-    /// The file's content; the same vocabulary always gives the same bytes.
+    /// The file's content, or what stands for it; the same vocabulary always gives the same bytes.
     pub fn to_json(&self) -> Vec<u8> {
         match &self.0 {
             Kind::Frequency(t) => t.to_json(),
             Kind::Bpe(t) => t.to_json(),
             Kind::Bytes => bytes::JSON.into(),
+            Kind::Gpt2 => b"{\"kind\":\"gpt2\"}".into(),
+            Kind::Scored(t) => t.file().into(),
         }
     }
 
@@ -61,12 +81,14 @@ impl Tokenizer {
         }
     }
 
-    /// `"frequency"`, `"bpe"` or `"bytes"`.
+    /// `"frequency"`, `"bpe"`, `"bytes"`, `"gpt2"` or `"llama2.c"`.
     pub fn kind(&self) -> &'static str {
         match &self.0 {
             Kind::Frequency(_) => "frequency",
             Kind::Bpe(_) => "bpe",
             Kind::Bytes => "bytes",
+            Kind::Gpt2 => "gpt2",
+            Kind::Scored(_) => "llama2.c",
         }
     }
 
@@ -76,6 +98,8 @@ impl Tokenizer {
             Kind::Frequency(t) => t.vocab_size(),
             Kind::Bpe(t) => t.vocab_size(),
             Kind::Bytes => usize::from(bytes::EOS) + 1,
+            Kind::Gpt2 => gpt2::TOKENS,
+            Kind::Scored(t) => t.vocab_size(),
         }
     }
 
@@ -85,6 +109,8 @@ impl Tokenizer {
             Kind::Frequency(_) => frequency::EOS,
             Kind::Bpe(t) => t.eos(),
             Kind::Bytes => bytes::EOS,
+            Kind::Gpt2 => gpt2::TOKENS as u16 - 1,
+            Kind::Scored(_) => scored::BOS,
         }
     }
 
@@ -92,7 +118,7 @@ impl Tokenizer {
     pub fn unk(&self) -> Option<u16> {
         match &self.0 {
             Kind::Frequency(_) => Some(frequency::UNK),
-            Kind::Bpe(_) | Kind::Bytes => None,
+            _ => None,
         }
     }
 
@@ -100,7 +126,7 @@ impl Tokenizer {
     pub fn unk_bases(&self) -> usize {
         match &self.0 {
             Kind::Frequency(t) => t.unk_bases(),
-            Kind::Bpe(_) | Kind::Bytes => 0,
+            _ => 0,
         }
     }
 
@@ -112,6 +138,8 @@ impl Tokenizer {
             Kind::Frequency(t) => pieces().for_each(|piece| t.encode_piece(piece, &mut scratch, out)),
             Kind::Bpe(t) => pieces().for_each(|piece| t.encode_piece(piece, &mut scratch, out)),
             Kind::Bytes => bytes::encode(text, out),
+            Kind::Gpt2 => pieces().for_each(|piece| gpt2::encode(piece, &mut scratch, out)),
+            Kind::Scored(t) => t.encode(text, out),
         }
     }
 
@@ -132,6 +160,10 @@ impl Tokenizer {
             Kind::Frequency(t) => t.token_bytes(id),
             Kind::Bpe(t) => t.token_bytes(id),
             Kind::Bytes => bytes::token_bytes(id),
+            // Its last is <|endoftext|>.
+            Kind::Gpt2 if usize::from(id) + 1 < gpt2::TOKENS => gpt2::token(id),
+            Kind::Gpt2 => &[],
+            Kind::Scored(t) => t.token_bytes(id),
         }
     }
 
@@ -157,6 +189,8 @@ impl Encoder<'_> {
             Kind::Frequency(t) => words.encode(text, out, |piece, out| t.encode_piece(piece, scratch, out)),
             Kind::Bpe(t) => words.encode(text, out, |piece, out| t.encode_piece(piece, scratch, out)),
             Kind::Bytes => bytes::encode(text, out),
+            Kind::Gpt2 => words.encode(text, out, |piece, out| gpt2::encode(piece, scratch, out)),
+            Kind::Scored(t) => t.encode(text, out),
         }
     }
 }

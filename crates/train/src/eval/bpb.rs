@@ -10,11 +10,13 @@
 use super::Stories;
 use crate::data::DataError;
 use flashlm_kernels::{Exec, Token};
+use flashlm_model::peer::Peer;
 use flashlm_model::tok::Tokenizer;
 use flashlm_model::{Engine, LanguageModel, Prepared, Shape};
 use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 /// The context policy of every figure here.
 pub const CONTEXT: &str = "each story from EOS with a fresh state, whole story as context";
@@ -244,6 +246,40 @@ impl Scorer for Engine {
             let (mut state, mut out) = (self.model().new_state(), Vec::with_capacity(story.len()));
             if let Some((_, before)) = story.split_last() {
                 Engine::log_probs(self, &mut state, &[&[eos], before].concat(), story, &mut out);
+            }
+            out
+        };
+        stories.iter().map(score).collect()
+    }
+}
+
+/// A float model of another program.
+pub struct Float {
+    peer: Arc<Peer>,
+    cx: Exec,
+}
+
+impl Float {
+    /// Runs `peer` on `cx`.
+    pub fn new(peer: Arc<Peer>, cx: Exec) -> Float {
+        Float { peer, cx }
+    }
+}
+
+impl Scorer for Float {
+    fn vocab_size(&self) -> usize {
+        self.peer.vocab_size()
+    }
+
+    fn rows(&self) -> usize {
+        1
+    }
+
+    fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
+        let score = |story: &&[Token]| {
+            let (mut sequence, mut out) = (self.peer.sequence(), Vec::with_capacity(story.len()));
+            if let Some((_, before)) = story.split_last() {
+                sequence.log_probs(&self.cx, &[&[eos], before].concat(), story, &mut out);
             }
             out
         };

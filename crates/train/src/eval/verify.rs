@@ -334,7 +334,7 @@ fn tokens(file: &TensorFile, name: &'static str, shape: &[usize], c: &ModelConfi
 }
 
 /// RMS of the difference over the RMS of `want`; 0 where both are all zeros.
-fn rms_ratio(got: &[f32], want: &[f32]) -> f64 {
+pub(crate) fn rms_ratio(got: &[f32], want: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let off: f64 = got.iter().zip(want).map(|(&g, &w)| square(f64::from(g) - f64::from(w))).sum();
     let all: f64 = want.iter().map(|&w| square(f64::from(w))).sum();

@@ -1,0 +1,255 @@
+//! A model of another program with its tokenizer, and the running of it.
+//!
+//! A sequence keeps keys and values of at most `context` tokens. Where it gets longer, it starts again from the last half of them: a
+//! token then sees at least half a context before it, and positions stay those that the model was trained with.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use flashlm_kernels::ops::exact_log_sum_exp;
+use flashlm_kernels::{Exec, Token};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+use super::error::PeerError;
+use super::family::{Family, Sizes};
+use super::gpt_neo::{self, GptNeo};
+use super::layer::Cache;
+use super::llama::{self, Llama};
+use super::llama2c;
+use crate::io::safetensors::TensorFile;
+use crate::io::torch::TorchFile;
+use crate::io::{map_limited, read_limited};
+use crate::tok::{MAX_FILE, Tokenizer};
+
+/// Longest file of llama2.c.
+const MAX_BIN: u64 = 8 << 30;
+/// Longest `config.json`.
+const MAX_CONFIG: u64 = 1 << 20;
+/// Tokens that are worked through at once.
+const ROWS: usize = 256;
+/// The settings in a model folder.
+pub const CONFIG: &str = "config.json";
+
+/// A float model of another program.
+pub struct Peer {
+    family: Box<dyn Family>,
+    kind: &'static str,
+    path: PathBuf,
+    tokenizer: Option<Tokenizer>,
+    parameters: usize,
+    file_bytes: u64,
+}
+
+/// Which architecture a folder's config names.
+#[derive(Deserialize)]
+struct Probe {
+    model_type: String,
+}
+
+/// The architecture that a `config.json` names.
+pub fn model_type(config: &Path) -> Option<String> {
+    let bytes = read_limited(config, MAX_CONFIG).ok()?;
+    serde_json::from_slice::<Probe>(&bytes).ok().map(|probe| probe.model_type.chars().take(40).collect())
+}
+
+/// The architectures whose folders can be run.
+pub const TYPES: [&str; 2] = ["llama", "gpt_neo"];
+
+impl Peer {
+    /// A folder with `config.json` and weights, or a file of llama2.c; with its tokenizer.
+    pub fn open(cx: &Exec, path: &Path) -> Result<Peer, PeerError> {
+        let mut peer = Self::weights(cx, path)?;
+        peer.tokenizer = Some(peer.find_tokenizer()?);
+        Ok(peer)
+    }
+
+    /// The same without a tokenizer.
+    pub fn weights(cx: &Exec, path: &Path) -> Result<Peer, PeerError> {
+        let new = |family: Box<dyn Family>, kind, parameters, file_bytes: usize| Peer {
+            family,
+            kind,
+            path: path.to_owned(),
+            tokenizer: None,
+            parameters,
+            file_bytes: file_bytes as u64,
+        };
+        if !path.is_dir() {
+            let bytes = map_limited(path, MAX_BIN)?;
+            let (config, file) = llama2c::read(&bytes, path)?;
+            let (parameters, length) = (numbers(&file)?, bytes.len());
+            return Ok(new(Box::new(Llama::read(cx, &config, path, &file)?), "Llama (llama2.c)", parameters, length));
+        }
+        let at = path.join(CONFIG);
+        let json = read_limited(&at, MAX_CONFIG)?;
+        let bad = |e: serde_json::Error| PeerError::Json { path: at.clone(), found: e.to_string() };
+        let found: Probe = serde_json::from_slice(&json).map_err(bad)?;
+        let (file, length) = tensors(path)?;
+        let parameters = numbers(&file)?;
+        match found.model_type.as_str() {
+            "llama" => {
+                let config: llama::Config = serde_json::from_slice(&json).map_err(bad)?;
+                Ok(new(Box::new(Llama::read(cx, &config, &at, &file)?), "Llama", parameters, length))
+            }
+            "gpt_neo" => {
+                let config: gpt_neo::Config = serde_json::from_slice(&json).map_err(bad)?;
+                Ok(new(Box::new(GptNeo::read(cx, &config, &at, &file)?), "GPT-Neo", parameters, length))
+            }
+            kind => Err(super::config::other(&at, "model_type", &TYPES.join(" or "), kind)),
+        }
+    }
+
+    /// The tokenizer beside the weights: `tokenizer.json`, or of llama2.c `tokenizer.bin` or `tok512.bin`, 512 its pieces. A GPT-Neo
+    /// of 50,257 tokens has GPT-2's.
+    fn find_tokenizer(&self) -> Result<Tokenizer, PeerError> {
+        let folder = if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new("")) };
+        let vocab = self.vocab_size();
+        let read = |path: PathBuf, scored: bool| {
+            let tokenizer = match scored {
+                true => Tokenizer::scored(read_limited(&path, MAX_FILE as u64)?, vocab),
+                false => Tokenizer::load(&path),
+            };
+            let tokenizer = tokenizer.map_err(|source| PeerError::Tokenizer { path: path.clone(), source })?;
+            match tokenizer.vocab_size() {
+                found if found > vocab => Err(PeerError::Vocabulary { path, expected: vocab, found }),
+                _ => Ok(tokenizer),
+            }
+        };
+        let json = folder.join("tokenizer.json");
+        if self.path.is_dir() && json.exists() {
+            return read(json, false);
+        }
+        for name in ["tokenizer.bin".to_string(), format!("tok{vocab}.bin")] {
+            if folder.join(&name).exists() {
+                return read(folder.join(name), true);
+            }
+        }
+        let gpt2 = Tokenizer::gpt2();
+        if self.kind == "GPT-Neo" && vocab == gpt2.vocab_size() {
+            return Ok(gpt2);
+        }
+        let expected = if self.path.is_dir() { "tokenizer.json or tokenizer.bin" } else { "tokenizer.bin" };
+        Err(PeerError::NoTokenizer { path: folder.to_owned(), expected })
+    }
+
+    /// As in "Llama".
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// The folder or file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tokenizer, where one was asked for.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Tokens of its vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.family.sizes().vocab
+    }
+
+    /// Most tokens that it sees at once.
+    pub fn context(&self) -> usize {
+        self.family.sizes().context
+    }
+
+    /// Width and number of blocks.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.family.sizes().dim, self.family.sizes().blocks)
+    }
+
+    /// Numbers in its file, a tied head counted once.
+    pub fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    /// Bytes of the weights on disk.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// A sequence of no tokens yet.
+    pub fn sequence(self: &Arc<Self>) -> Sequence {
+        let Sizes { blocks, kv, .. } = self.family.sizes();
+        Sequence { peer: self.clone(), cache: Cache::new(blocks, kv) }
+    }
+}
+
+/// Numbers of all tensors.
+fn numbers(file: &TensorFile) -> Result<usize, PeerError> {
+    let count = |name: &String| Ok(file.shape(name)?.iter().fold(1usize, |all, &n| all.saturating_mul(n)));
+    file.names().iter().map(count).sum()
+}
+
+/// The weights in a folder and the bytes of their file; the buffers of attention masks are left out.
+fn tensors(folder: &Path) -> Result<(TensorFile, usize), PeerError> {
+    let mask = |name: &str| name.ends_with(".attn.attention.bias") || name.ends_with(".attn.attention.masked_bias");
+    let (safe, torch) = (folder.join("model.safetensors"), folder.join("pytorch_model.bin"));
+    if safe.exists() {
+        let file = TensorFile::open(&safe)?;
+        let length = file.file_bytes();
+        return Ok((file, length));
+    }
+    if !torch.exists() {
+        return Err(PeerError::NoWeights { path: folder.to_owned() });
+    }
+    let file = TorchFile::open(&torch)?;
+    // A tied head is the embedding once more.
+    let wanted = |name: &str| {
+        !mask(name)
+            && (name != "lm_head.weight"
+                || file.root().get(name).is_some_and(|head| !head.is_of(file.root().get("transformer.wte.weight"))))
+    };
+    let tensors = file.root().to_tensors(wanted, &BTreeMap::new())?;
+    Ok((tensors, file.file_bytes()))
+}
+
+/// The tokens of one text, and what the blocks keep of them.
+pub struct Sequence {
+    peer: Arc<Peer>,
+    cache: Cache,
+}
+
+impl Sequence {
+    /// The model.
+    pub fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// Appends tokens, which must be of the vocabulary; `see` gets the logits `[n, V]` of each part of them, in order.
+    pub fn feed(&mut self, cx: &Exec, tokens: &[Token], mut see: impl FnMut(&[f32])) {
+        let context = self.peer.context();
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            if self.cache.tokens.len() == context {
+                let again = self.cache.tokens.split_off(context - context / 2);
+                self.cache.clear();
+                again.chunks(ROWS).for_each(|part| drop(self.rows(cx, part)));
+            }
+            let (part, after) = rest.split_at(rest.len().min(ROWS).min(context - self.cache.tokens.len()));
+            let rows = self.rows(cx, part);
+            see(&self.peer.family.head().of(cx, &rows));
+            rest = after;
+        }
+    }
+
+    fn rows(&mut self, cx: &Exec, tokens: &[Token]) -> Vec<f32> {
+        let first = self.cache.tokens.len();
+        self.cache.tokens.extend_from_slice(tokens);
+        self.peer.family.forward(cx, tokens, first, &mut self.cache)
+    }
+
+    /// Appends to `out` `ln p` of each target after the token beside it.
+    pub fn log_probs(&mut self, cx: &Exec, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
+        let (v, mut targets) = (self.peer.vocab_size(), targets.iter());
+        self.feed(cx, tokens, |logits| {
+            for (z, &target) in logits.chunks_exact(v).zip(&mut targets) {
+                out.push(f64::from(z[usize::from(target)]) - exact_log_sum_exp(cx, z));
+            }
+        });
+    }
+}
