@@ -68,7 +68,8 @@ impl Tokenizer {
                     before = token;
                 }
             }
-            Kind::Bytes => {}
+            // Bytes have returned; the others are vocabularies of float models, which are not exported.
+            Kind::Bytes | Kind::Gpt2 | Kind::Scored(_) => {}
         }
         all
     }

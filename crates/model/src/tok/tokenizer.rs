@@ -72,10 +72,10 @@ impl Tokenizer {
         }
     }
 
-    /// The same ids as a byte-level BPE `tokenizer.json`, which other programs read; a frequency vocabulary has no such form.
+    /// The same ids as a byte-level BPE `tokenizer.json`, which other programs read; only byte-level pairs and bytes have that form.
     pub fn to_bpe_json(&self) -> Option<Vec<u8>> {
         match &self.0 {
-            Kind::Frequency(_) => None,
+            Kind::Frequency(_) | Kind::Gpt2 | Kind::Scored(_) => None,
             Kind::Bpe(t) => Some(t.to_json()),
             Kind::Bytes => Bpe::bytes(bytes::EOS).ok().map(|t| t.to_json()),
         }
