@@ -171,10 +171,12 @@ async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|error| ApiError::bad("body", format!("the body ended early: {error}")))?;
             len += piece.len();
-            match len {
-                0..=MAX_BODY => bytes.extend_from_slice(&piece),
-                ..=MAX_DRAINED => bytes = Vec::new(),
-                _ => break,
+            if len > MAX_DRAINED {
+                break;
+            } else if len > MAX_BODY {
+                bytes = Vec::new();
+            } else {
+                bytes.extend_from_slice(&piece);
             }
         }
         let message = format!("the body is larger than {MAX_BODY} bytes; send less at once");
