@@ -66,11 +66,7 @@ const KINDS: [(&str, &str, &[&str]); 30] = [
     ("packed.safetensors", "iged", &["found a packed model"]),
     ("new", "i", &["found a run that has no checkpoint yet", "Ctrl-C"]),
     ("run/checkpoints", "", &["found the folder of a run's checkpoints", "name the run"]),
-    (
-        "foreign.safetensors",
-        "",
-        &["another program (format \"pt\", 1 tensor)", "only models that it has trained itself"],
-    ),
+    ("foreign.safetensors", "", &["another program (format \"pt\", 1 tensor)", "name the folder"]),
     ("vectors.safetensors", "iv", &["found test vectors", "flashlm verify vectors.safetensors"]),
     ("cut.safetensors", "", &["found a damaged safetensors file (expected ", "copy it again"]),
     ("pointer.safetensors", "", &["found a git LFS pointer", "git lfs pull"]),
