@@ -115,7 +115,8 @@ fn errors_are_json_and_say_what_is_wrong() {
     let deep = [vec![b'['; 100_000], b"1".to_vec()].concat();
     let body = |text: &str| text.as_bytes().to_vec();
     let (done, chat) = ("/v1/completions", "/v1/chat/completions");
-    type Case = (&'static str, &'static str, &'static str, Vec<u8>, u16, &'static str);
+    /// Method, path, headers, body; status and a word of the error.
+    type Case<'a> = (&'a str, &'a str, &'a str, Vec<u8>, u16, &'a str);
     let cases: &[Case] = &[
         ("GET", "/nothing", auth, body(""), 404, "/nothing"),
         ("GET", done, auth, body(""), 405, "GET"),
@@ -222,8 +223,7 @@ fn sixty_four_clients_at_once_each_get_the_text_of_generate() {
         "The big dog ran to the park and saw a cat in a tree. The cat said",
         "\"Hello,\" said Tom.",
     ];
-    let ask =
-        |i: usize| json!({"prompt": prompts[i % 4], "max_tokens": 5 + 7 * (i % 9), "seed": i, "stream": i.is_multiple_of(2)});
+    let ask = |i: usize| json!({"prompt": prompts[i % 4], "max_tokens": 5 + 7 * (i % 9), "seed": i, "stream": i.is_multiple_of(2)});
     let texts: Vec<String> = thread::scope(|scope| {
         let one = |i: usize| match i % 2 {
             0 => server
