@@ -4,7 +4,7 @@
 //! connection -> guard (host, key, origin) -> route -> ask (a request, checked) -> desk (the engine's thread) -> answer, whole or SSE
 //! ```
 //!
-//! One thread owns all engines ([`desk`]); HTTP runs on a runtime of its own. A text is the bits that `flashlm generate` writes with the
+//! One thread owns all engines (`desk.rs`); HTTP runs on a runtime of its own. A text is the bits that `flashlm generate` writes with the
 //! same seed, whoever else is asking.
 #![forbid(unsafe_code)]
 

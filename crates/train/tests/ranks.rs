@@ -142,20 +142,14 @@ fn broken(patience: Duration, run: &Path, act: impl Fn() + Sync) -> (TrainError,
         let cx = Exec::new(Isa::detect().unwrap(), 1);
         match comm.rank() {
             0 => lead(&comm, &settings, run, None, &stop, &mut |_| ()).err(),
-            1 => follow(
-                &Third {
-                    comm,
-                    sums: 0.into(),
-                    act: &|| {
-                        *began.lock().unwrap() = Instant::now();
-                        act();
-                    },
-                },
-                &cx,
-                &stop,
-            )
-            .err(),
-            _ => follow(&comm, &cx, &stop).err(),
+            1 => {
+                let act = &|| {
+                    *began.lock().unwrap() = Instant::now();
+                    act();
+                };
+                follow(&Third { comm, sums: 0.into(), act }, &cx, &stop).err().map(TrainError::from)
+            }
+            _ => follow(&comm, &cx, &stop).err().map(TrainError::from),
         }
     });
     let took = began.lock().unwrap().elapsed();

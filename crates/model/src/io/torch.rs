@@ -1,4 +1,4 @@
-//! Files of `torch.save`: a zip archive ([`zip`]) with a pickle ([`pickle`]) and the numbers of each storage.
+//! Files of `torch.save`: a zip archive (`zip`) with a pickle (`pickle`) and the numbers of each storage.
 //!
 //! ```text
 //! NAME/data.pkl     values; tensors are views of storages
