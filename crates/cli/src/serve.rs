@@ -48,7 +48,7 @@ pub struct Args {
     /// Tokens of prompts that are read between two tokens of the texts, so that a long prompt stalls nobody
     #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     prompt_tokens_per_tick: u32,
-    /// Let pages of this origin ask, such as https://example.com [default: none]
+    /// Let pages of this origin ask, such as `https://example.com` [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors: Option<String>,
     /// Number of threads of each model [default: FLASHLM_THREADS, else all processors]

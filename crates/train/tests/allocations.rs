@@ -46,6 +46,7 @@ fn an_update_allocates_nothing() {
         settings.model = ModelConfig { vocab_size: 300, dim: 32, blocks: 3, ffn_hidden: 48, ..settings.model };
         settings.model.activation_bits = bits;
         settings.model.mixers.attention.heads = 4;
+        settings.model.mixers.delta.heads = 4;
         let shape = Shape { batch: 40, seq_len: 64 };
         let data: Vec<Token> = (0..shape.seq_len as Token + 1).map(|i| i * 7 % 300).collect();
         for precision in [Precision::F32, Precision::Bf16] {

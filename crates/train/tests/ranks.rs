@@ -34,6 +34,7 @@ fn settings(changes: &[(&str, &str)]) -> Settings {
         ("train.eval_tokens", "2000"),
         ("train.sample_tokens", "5"),
         ("train.checkpoint_every", "6"),
+        ("train.keep", "9"),
     ];
     for (key, value) in own.iter().chain(changes) {
         layers.set(key, value).unwrap_or_else(|e| panic!("{key}: {e}"));

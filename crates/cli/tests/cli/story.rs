@@ -76,7 +76,7 @@ fn every_tokenizer_and_preset_takes_a_step() {
     }
     for preset in flashlm_train::config::preset_names() {
         // One names texts of its own, in stages.
-        let small = "--set train.stages=[] --data synthetic:200 --set data.holdout=0.05 --vocab 300 --set model.dim=16 --set model.blocks=1 --set model.ffn_hidden=16 --batch 2";
+        let small = "--set train.stages=[] --data synthetic:200 --set data.holdout=0.05 --vocab 300 --set model.dim=16 --set model.blocks=1 --set model.delta.heads=2 --set model.ffn_hidden=16 --batch 2";
         place.ok(&format!("train --preset {preset} {small} --steps 3 --set train.sample_tokens=2 --save-dir {preset}"));
     }
     place.ok("train --small --data synthetic:200 --set data.holdout=0.05 --vocab 300 --epochs 0.001 --set model.dim=16 --set model.blocks=1 --save-dir flags");
