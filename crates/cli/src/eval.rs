@@ -211,6 +211,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How a model with a bounded context is scored.
+const PEER_CONTEXT: &str = "each story from EOS; beyond the model's context, from the last half of it on";
+
 /// Scores a model of another program.
 fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.consistency.is_none(), "--consistency: models of other programs are only scored; leave it out");
@@ -240,6 +243,8 @@ fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
             (json!(reports[0]), published_rows(&reports[0]))
         }
     };
+    object["context"] = json!(PEER_CONTEXT);
+    rows.iter_mut().filter(|row| row.0 == "context").for_each(|row| row.1 = PEER_CONTEXT.into());
     status.clear();
     let runtime = format!(
         "float weights and activations, {}; a token sees at most {} others, and at least half as many where its document has them",

@@ -27,7 +27,7 @@ const KEY: &str = "FLASHLM_API_KEY";
     after_help = "Examples:\n  flashlm serve\n  flashlm serve stories=model.safetensors runs/book --port 9000\n  flashlm serve --host 0.0.0.0 --api-key \"a long secret\"\n\ndocs/serving.md has the API, docs/security.md what protects it."
 )]
 pub struct Args {
-    /// Models, as `generate` takes them, or NAME=MODEL; clients call them by this name, else by that of the folder or file
+    /// Models of FlashLM, as `generate` takes them, or NAME=MODEL; clients call them by this name, else by that of the folder or file
     /// [default: checkpoints, else builtin]
     models: Vec<PathBuf>,
     /// Address to listen at; one that other machines reach wants a key
@@ -64,7 +64,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .and_then(|_| flag::register(signal, stop.clone()))
             .context("cannot listen for signals")?;
     }
-    let api_key = args.api_key.or_else(|| std::env::var(KEY).ok()).filter(|key| !key.is_empty());
+    let api_key = args.api_key.or_else(|| std::env::var(KEY).ok().filter(|key| !key.is_empty()));
+    if api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| (b' '..=b'~').contains(&b))) {
+        bail!("the key is empty or has characters that a header cannot hold; use ASCII letters, digits and signs");
+    }
     let at = (args.host.as_str(), args.port);
     let address = at.to_socket_addrs().with_context(|| format!("--host {}: not an address", args.host))?.next();
     let address = address.with_context(|| format!("--host {}: not an address", args.host))?;
@@ -103,6 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// What a model is called, and where it is.
 fn name_of(given: &Path) -> (String, PathBuf) {
     if let Some((name, path)) = given.to_str().and_then(|text| text.split_once('='))
+        && !name.is_empty()
         && !given.exists()
     {
         return (name.into(), path.into());

@@ -114,6 +114,8 @@ fn errors_are_json_and_say_what_is_wrong() {
     let large = vec![b' '; (16 << 20) + 1];
     let deep = [vec![b'['; 100_000], b"1".to_vec()].concat();
     let body = |text: &str| text.as_bytes().to_vec();
+    let many =
+        body(&json!({"prompt": [vec![65; 8000]], "echo": true, "logprobs": 20, "max_tokens": 0, "n": 128}).to_string());
     let (done, chat) = ("/v1/completions", "/v1/chat/completions");
     /// Method, path, headers, body; status and a word of the error.
     type Case<'a> = (&'a str, &'a str, &'a str, Vec<u8>, u16, &'a str);
@@ -134,6 +136,9 @@ fn errors_are_json_and_say_what_is_wrong() {
         ("POST", done, json, deep, 400, "recursion"),
         ("POST", done, json, large, 413, "16777216"),
         ("POST", done, json, body("{\"model\": \"gpt-4\"}"), 404, "builtin"),
+        ("GET", "/v1/models/%ff", auth, body(""), 400, "UTF-8"),
+        ("POST", done, json, body("{\"logit_bias\": {\"+5\": 1}}"), 400, "logit_bias"),
+        ("POST", done, json, many, 400, "too many for one answer"),
         ("POST", done, json, body("{\"temperature\": -1}"), 400, "temperature"),
         ("POST", done, json, body("{\"max_tokens\": -1}"), 400, "max_tokens"),
         ("POST", done, json, body("{\"prompt\": [70000]}"), 400, "token ids"),

@@ -24,6 +24,9 @@ use crate::io::torch::{Item, TorchFile};
 use crate::mixer;
 use crate::model_file::{ModelError, read_params};
 
+/// A file of more is read no further.
+const MOST_BLOCKS: usize = 4096;
+
 /// What such a file holds of a model; its tokenizer is another file.
 pub struct Original {
     /// Sizes and switches.
@@ -59,7 +62,7 @@ impl Original {
 fn config(state: Item) -> Option<ModelConfig> {
     let shape = |name: &str| state.get(name)?.shape();
     let [vocab_size, dim] = shape("embedding.weight")?[..] else { return None };
-    let blocks = (0..).take_while(|i| state.get(&format!("blocks.{i}.ffn.W_gate.weight")).is_some()).count();
+    let blocks = (0..MOST_BLOCKS).take_while(|i| state.get(&format!("blocks.{i}.ffn.W_gate.weight")).is_some()).count();
     let ffn_hidden = *shape("blocks.0.ffn.W_gate.weight")?.first()?;
     let base = ModelConfig::v4_small();
     let rows = |part: &str| shape(&format!("blocks.0.mixer.{part}"))?.first().copied();

@@ -154,7 +154,7 @@ fn hostile_files_are_refused_with_one_sentence() {
             file(&pickle(&storage("FloatStorage", "../data.pkl", 6), 0, &[6], &[1])),
             "is not there",
         ),
-        ("many views of one storage", shared, "twice the bytes"),
+        ("many views of one storage", shared, "four times the bytes"),
     ];
     assert!(cases.len() >= 30);
     for (name, bytes, says) in cases {

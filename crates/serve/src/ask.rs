@@ -20,6 +20,8 @@ const MAX_N: u64 = 128;
 const MAX_TOKENS: u64 = 1 << 20;
 /// Most alternatives of a token.
 const MAX_TOP: u64 = 20;
+/// Most log-probabilities of prompts in one answer.
+const MAX_LISTED: u64 = 1 << 22;
 
 /// One prompt.
 pub struct Prompt {
@@ -91,6 +93,16 @@ impl Ask {
             },
         };
         let echo = !chat && fields.flag("echo", false)?;
+        if let Some(top) = logprobs.filter(|_| echo) {
+            let tokens: u64 = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
+            if tokens * best_of * (1 + top as u64) > MAX_LISTED {
+                let message = format!(
+                    "logprobs: {tokens} tokens of prompts, {best_of} texts each, with {top} alternatives are too many for one answer; \
+                     ask for fewer at once"
+                );
+                return Err(ApiError::bad("logprobs", message));
+            }
+        }
         let limit = match chat {
             true => {
                 let older = fields.whole("max_tokens", 512, 0, MAX_TOKENS)?;
@@ -146,7 +158,8 @@ pub fn model(fields: &mut Fields, served: &[Served]) -> Result<usize, ApiError> 
 pub fn find(name: &str, served: &[Served]) -> Result<usize, ApiError> {
     served.iter().position(|served| served.name == name).ok_or_else(|| {
         let names: Vec<&str> = served.iter().map(|served| served.name.as_str()).collect();
-        let message = format!("no model is called {name:?} here; there is {}", names.join(", "));
+        let asked: String = name.chars().take(80).collect();
+        let message = format!("no model is called {asked:?} here; there is {}", names.join(", "));
         ApiError {
             param: Some("model".into()),
             ..ApiError::new(StatusCode::NOT_FOUND, Some("model_not_found"), message)
@@ -231,15 +244,18 @@ fn settings(fields: &mut Fields) -> Result<Settings, ApiError> {
         }
     };
     let bias = |(id, bias): (&String, &Value)| {
-        let id = id.parse::<Token>().ok();
+        let id = id.parse::<Token>().ok().filter(|token| token.to_string() == *id);
         let bias = bias.as_f64().filter(|bias| (-100.0..=100.0).contains(bias));
         id.zip(bias).map(|(id, bias)| (id, bias as f32))
     };
-    const BIAS: &str = "an object of token ids and numbers from -100 to 100";
+    const BIAS: &str = "an object of at most 1024 token ids and numbers from -100 to 100";
     let logit_bias = match fields.get("logit_bias") {
         None => Vec::new(),
         Some(value) => {
-            let all = value.as_object().and_then(|map| map.iter().map(bias).collect::<Option<Vec<_>>>());
+            let all = value
+                .as_object()
+                .filter(|map| map.len() <= 1024)
+                .and_then(|map| map.iter().map(bias).collect::<Option<Vec<_>>>());
             all.ok_or_else(|| wrong("logit_bias", BIAS, value))?
         }
     };
@@ -271,5 +287,6 @@ fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 }
 
 fn of_field(error: SampleError, key: &str) -> ApiError {
-    ApiError::bad(key, format!("{key}: {error}"))
+    let (text, own) = (error.to_string(), format!("{key}: "));
+    ApiError::bad(key, if text.starts_with(&own) { text } else { own + &text })
 }

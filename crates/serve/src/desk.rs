@@ -162,9 +162,14 @@ impl Desk {
         };
         self.waiting.retain(|waiting| !gone(&waiting.client, waiting.job.texts));
         self.reading.retain(|reading| !gone(&reading.client, reading.job.texts));
-        while self.running() + self.reading.len() < self.parallel
-            && let Some(Waiting { job, client, .. }) = self.waiting.pop_front()
-        {
+        loop {
+            let texts = self.running() + self.reading.iter().map(|reading| reading.job.texts).sum::<usize>();
+            // A prompt of more texts than there is room for is written alone.
+            let fits = |next: &Waiting| texts == 0 || texts + next.job.texts <= self.parallel;
+            if !self.waiting.front().is_some_and(fits) {
+                break;
+            }
+            let Some(Waiting { job, client, .. }) = self.waiting.pop_front() else { break };
             self.begin(job, client);
         }
         self.read();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedSender, channel};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::answer::Answer;
@@ -30,6 +32,8 @@ use crate::model::{EOS, Served};
 const MAX_BODY: usize = 16 << 20;
 /// As much of a larger one is read before it is refused, so that its client hears the answer.
 const MAX_DRAINED: usize = 256 << 20;
+/// From this many bytes on a body is read on another thread.
+const LONG: usize = 64 << 10;
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Paths that are counted by their name, and whether they are open to all.
@@ -113,7 +117,9 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     if let Some(origin) = &shared.cors {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, *"));
+        let exposed = HeaderValue::from_static("x-request-id, x-flashlm-ignored, retry-after");
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
     }
@@ -160,7 +166,8 @@ fn is_own(host: &str) -> bool {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
         _ => host,
     };
-    ["localhost", "127.0.0.1", "[::1]"].iter().any(|own| name.eq_ignore_ascii_case(own))
+    let address = name.trim_matches(['[', ']']).parse::<std::net::IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// The body, at most [`MAX_BODY`] bytes in [`BODY_TIME`].
@@ -218,7 +225,8 @@ async fn models(State(shared): State<Arc<Shared>>) -> Response {
     answer(&json!({"object": "list", "data": all}))
 }
 
-async fn one_model(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answered {
+async fn one_model(State(shared): State<Arc<Shared>>, id: Result<Path<String>, PathRejection>) -> Answered {
+    let Path(id) = id.map_err(|_| ApiError::bad("model", "model: the name in the path is not UTF-8".into()))?;
     Ok(answer(&described(&shared, &shared.served[find(&id, &shared.served)?])))
 }
 
@@ -267,7 +275,14 @@ async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
 /// finds the other end closed.
 async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let came = Instant::now();
-    let ask = Ask::read(&body(request).await?, &shared.served, chat)?;
+    let lost = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the engine has stopped");
+    let (bytes, served) = (body(request).await?, shared.served.clone());
+    // A long prompt takes a while to split into tokens: not on the thread of all connections.
+    let ask = if bytes.len() > LONG {
+        spawn_blocking(move || Ask::read(&bytes, &served, chat)).await.map_err(|_| lost())??
+    } else {
+        Ask::read(&bytes, &served, chat)?
+    };
     let full = |_| {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), "the queue is full; ask again in a second")
     };
@@ -276,7 +291,6 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let least = 3 * texts;
     let (events, mut told) = channel(2 * least + 64);
     let order = Order { jobs: ask.jobs.clone(), events, least, permit, came };
-    let lost = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the engine has stopped");
     shared.orders.send(order).map_err(|_| lost())?;
     let ignored = ask.ignored.as_ref().and_then(|names| HeaderValue::from_str(names).ok());
     let (streamed, usage) = (ask.stream, ask.usage);
@@ -320,7 +334,8 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
         while !answer.is_done() {
             answer.take(told.recv().await.ok_or_else(lost)?)?;
         }
-        self::answer(&answer.whole())
+        let text = spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?;
+        ([(header::CONTENT_TYPE, "application/json")], text).into_response()
     };
     if let Some(ignored) = ignored {
         response.headers_mut().insert("x-flashlm-ignored", ignored);

@@ -1,9 +1,12 @@
 //! Connections: accepted, bounded, and ended in order. SIGTERM or Ctrl-C, seen as `stop`: what runs is finished, what is new is
 //! refused, then [`serve`] returns.
 
+use std::io;
 use std::net::TcpListener;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,8 +15,10 @@ use flashlm_kernels::Exec;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{interval, sleep};
+use tokio::time::{Sleep, interval, sleep};
 
 use crate::desk::Desk;
 use crate::metrics::Metrics;
@@ -25,6 +30,8 @@ const CONNECTIONS: usize = 8192;
 /// Largest head of a request, in bytes, and how long it may take; also how long a connection may be idle.
 const MAX_HEAD: usize = 64 << 10;
 const HEAD_TIME: Duration = Duration::from_secs(60);
+/// How long a client may take nothing of what is written to it.
+const WRITE_TIME: Duration = Duration::from_secs(60);
 
 /// How to serve.
 pub struct Options {
@@ -63,7 +70,11 @@ pub fn serve(
     stop: Arc<AtomicBool>,
 ) -> Result<(), ServeError> {
     let loopback = listener.local_addr()?.ip().is_loopback();
-    let cors = options.cors.map(|origin| HeaderValue::from_str(&origin).map_err(|_| ServeError::Origin(origin)));
+    let cors = options.cors.map(|origin| {
+        let host = origin.split_once("://").map_or("", |(_, host)| host);
+        let good = !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ']);
+        HeaderValue::from_str(&origin).ok().filter(|_| good).ok_or(ServeError::Origin(origin))
+    });
     let (orders, receiver) = mpsc::unbounded_channel();
     let (served, metrics) = (Arc::new(served), Arc::new(Metrics::default()));
     let limits = (options.parallel, options.prompt_tokens_per_tick);
@@ -104,7 +115,7 @@ async fn accept(
             Ok((socket, _)) => {
                 let _ = socket.set_nodelay(true);
                 let service = TowerToHyperService::new(service.clone());
-                let connection = http.serve_connection(TokioIo::new(socket), service);
+                let connection = http.serve_connection(TokioIo::new(Patient { socket, late: None }), service);
                 match watch {
                     Some(watch) => {
                         let connection = watch.watch(connection);
@@ -133,5 +144,37 @@ async fn accept(
             () = &mut ended => return Ok(()),
             () = begin(None) => {}
         }
+    }
+}
+
+/// A socket that fails where its client reads nothing for [`WRITE_TIME`]: it would hold its connection, and the end of the server.
+struct Patient {
+    socket: TcpStream,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Patient {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Patient {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        if written.is_ready() {
+            self.late = None;
+            return written;
+        }
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep(WRITE_TIME)));
+        late.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

@@ -170,5 +170,7 @@ fn nll_apart(logits: &[f32], ids: &[Token], want: &[f32], (t, v): (usize, usize)
             f64::from(max) + sum.ln() - f64::from(z[usize::from(next)])
         })
     });
-    own.zip(want).map(|(own, &want)| (own - f64::from(want)).abs()).fold(0.0, |a, b| if b <= a { a } else { b })
+    own.zip(want)
+        .map(|(own, &want)| (own - f64::from(want)).abs())
+        .fold(0.0, |a: f64, b: f64| if a.is_nan() || b <= a { a } else { b })
 }

@@ -371,6 +371,9 @@ impl Machine<'_> {
         let target = *self.stack.last().ok_or(EMPTY)?;
         let (pairs, []) = items.as_chunks::<2>() else { return Err("a dict with a key that has no value".into()) };
         match &mut self.values[target as usize] {
+            Value::Dict(dict) if dict.len() + pairs.len() > MAX_VALUES => {
+                return Err(format!("a dict of more than {MAX_VALUES} keys"));
+            }
             Value::Dict(dict) => dict.extend(pairs.iter().map(|[key, value]| (*key, *value))),
             _ => return Err("a pickle that sets keys of something else than a dict".into()),
         }
@@ -396,7 +399,9 @@ impl Machine<'_> {
         let wrong = || "a reference to something else than a storage".to_string();
         let [what, kind, file, _, elements] = *self.items(id)? else { return Err(wrong()) };
         match (self.value(what), self.value(kind), self.value(file)) {
-            (Value::Text(what), Value::Name(Named(Name::Storage(kind))), Value::Text(file)) if what == "storage" => {
+            (Value::Text(what), Value::Name(Named(Name::Storage(kind))), Value::Text(file))
+                if what == "storage" && file.len() <= 256 =>
+            {
                 let storage = Value::Storage(Box::new((file.clone(), *kind, self.whole(elements)?)));
                 self.push(storage)
             }

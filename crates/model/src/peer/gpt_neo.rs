@@ -92,6 +92,10 @@ impl GptNeo {
             at_most(path, key, value)?;
         }
         vocabulary(path, c.vocab_size)?;
+        let eps = c.layer_norm_epsilon;
+        if !(eps.is_finite() && eps >= 0.0) {
+            return Err(other(path, "layer_norm_epsilon", "a number of at least 0", &eps.to_string()));
+        }
         if c.activation_function != "gelu_new" {
             return Err(other(path, "activation_function", "gelu_new", &c.activation_function));
         }

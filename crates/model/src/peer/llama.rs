@@ -73,13 +73,11 @@ impl Config {
             }
         }
         let base = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(1e4);
-        if !(base.is_finite() && base >= 1.0 && self.rms_norm_eps >= 0.0) {
-            return Err(other(
-                path,
-                "rope_theta",
-                "a number of at least 1, and rms_norm_eps of at least 0",
-                &base.to_string(),
-            ));
+        if !(base.is_finite() && base >= 1.0) {
+            return Err(other(path, "rope_theta", "a number of at least 1", &base.to_string()));
+        }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(other(path, "rms_norm_eps", "a number of at least 0", &self.rms_norm_eps.to_string()));
         }
         let heads = self.num_attention_heads;
         let (kv, d) = (self.num_key_value_heads.unwrap_or(heads), self.head_dim.unwrap_or(self.hidden_size / heads));
