@@ -3,17 +3,14 @@
 use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, bail};
 use flashlm_serve::{Options, Served, serve};
 use flashlm_train::load::load_packed;
 use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
 use crate::common::{exec, model_or_builtin, out, say};
-use crate::signals::INTERRUPTED;
+use crate::signals::raised_by;
 
 /// Where the key is, if no flag has it.
 const KEY: &str = "FLASHLM_API_KEY";
@@ -58,12 +55,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let stop: Arc<AtomicBool> = Arc::default();
-    for signal in [SIGTERM, SIGINT] {
-        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), stop.clone())
-            .and_then(|_| flag::register(signal, stop.clone()))
-            .context("cannot listen for signals")?;
-    }
+    let stop = raised_by(&[SIGTERM, SIGINT])?;
     let api_key = args.api_key.or_else(|| std::env::var(KEY).ok().filter(|key| !key.is_empty()));
     if api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| (b' '..=b'~').contains(&b))) {
         bail!("the key is empty or has characters that a header cannot hold; use ASCII letters, digits and signs");

@@ -42,13 +42,18 @@ impl Stop {
 
 /// A flag that the first signal raises, without a word; the second ends the process.
 pub fn quiet() -> anyhow::Result<Arc<AtomicBool>> {
-    let raised = Arc::new(AtomicBool::new(false));
     let mut signals = vec![SIGINT, SIGTERM];
     #[cfg(unix)]
     if !hangup_is_ignored() {
         signals.push(signal_hook::consts::SIGHUP);
     }
-    for signal in signals {
+    raised_by(&signals)
+}
+
+/// The same for these signals.
+pub fn raised_by(signals: &[i32]) -> anyhow::Result<Arc<AtomicBool>> {
+    let raised = Arc::new(AtomicBool::new(false));
+    for &signal in signals {
         // In this order: the first signal finds the flag down and raises it.
         flag::register_conditional_shutdown(signal, INTERRUPTED.into(), raised.clone())
             .and_then(|_| flag::register(signal, raised.clone()))

@@ -194,7 +194,11 @@ async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
 }
 
 fn answer(value: &Value) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+    json_text(value.to_string())
+}
+
+fn json_text(text: impl IntoResponse) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 async fn page() -> Response {
@@ -205,7 +209,7 @@ async fn page() -> Response {
 }
 
 async fn openapi() -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
+    json_text(include_str!("openapi.json"))
 }
 
 async fn health() -> Response {
@@ -334,8 +338,7 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
         while !answer.is_done() {
             answer.take(told.recv().await.ok_or_else(lost)?)?;
         }
-        let text = spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?;
-        ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+        json_text(spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?)
     };
     if let Some(ignored) = ignored {
         response.headers_mut().insert("x-flashlm-ignored", ignored);

@@ -6,7 +6,6 @@
 //! Ranks share out the passes of a step: each adds up its own subtree, and the ranks' sums are added in the same tree.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
 
 use flashlm_kernels::ops::NO_TARGET;
 use flashlm_kernels::{Buf, Exec, Token};
@@ -55,8 +54,6 @@ pub struct Stepper {
     gradient: Gradient,
     /// Of all ranks, `[P]`, where there are several.
     total: Vec<f32>,
-    /// Seconds in which each rank has waited for slower ones, where there are several.
-    pub waited: Vec<f64>,
     inputs: Vec<Token>,
     targets: Vec<Token>,
 }
@@ -93,8 +90,7 @@ impl Stepper {
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer, settings.frozen_taps);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let gradient = Gradient::new(lm.layout());
-        let (total, waited) = (Vec::new(), Vec::new());
-        Ok(Stepper { lm, params, optimizers, gradient, total, waited, inputs, targets })
+        Ok(Stepper { lm, params, optimizers, gradient, total: Vec::new(), inputs, targets })
     }
 
     /// One step on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
@@ -173,27 +169,17 @@ impl Stepper {
 
     /// Adds up what the ranks have; returns the loss of all passes, or nothing, and sets `stop`, where it is set on any rank.
     fn join(&mut self, stop: &AtomicBool, comm: &dyn Comm, loss: Option<f64>) -> Result<Option<f64>, CommError> {
-        let waited = self.waited.get(comm.rank()).copied().unwrap_or_default();
-        let began = Instant::now();
-        let own =
-            [[stop.load(Relaxed).into(), loss.is_some().into()].to_vec(), bytes(loss.unwrap_or(0.0)), bytes(waited)];
+        let own = [&[stop.load(Relaxed).into(), loss.is_some().into()][..], &loss.unwrap_or(0.0).to_le_bytes()];
         let all = gather(comm, &own.concat())?;
-        self.waited = all.iter().map(|rank| number(&rank[10..])).collect();
-        self.waited[comm.rank()] += began.elapsed().as_secs_f64();
         if all.iter().any(|rank| rank[0] == 1) {
             stop.store(true, Relaxed);
             return Ok(None);
         }
         let losses: Vec<_> = all.iter().map(|rank| (rank[1] == 1).then(|| number(&rank[2..]))).collect();
+        self.total.clear();
         match loss {
-            Some(_) => {
-                self.total.clear();
-                self.total.extend_from_slice(self.gradient.values());
-            }
-            None => {
-                self.total.clear();
-                self.total.resize(self.params.len(), NOTHING);
-            }
+            Some(_) => self.total.extend_from_slice(self.gradient.values()),
+            None => self.total.resize(self.params.len(), NOTHING),
         }
         comm.sum(&mut self.total)?;
         Ok(sum(&losses))
@@ -210,10 +196,6 @@ fn sum(losses: &[Option<f64>]) -> Option<f64> {
         (Some(left), Some(right)) => Some(left + right),
         (one, other) => one.or(other),
     }
-}
-
-fn bytes(x: f64) -> Vec<u8> {
-    x.to_le_bytes().to_vec()
 }
 
 fn number(bytes: &[u8]) -> f64 {

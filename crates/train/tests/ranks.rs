@@ -90,7 +90,7 @@ fn left(run: &Path) -> (Vec<u8>, Vec<u8>, Vec<Value>) {
     let log = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let row = |line: &str| {
         let mut row: BTreeMap<String, Value> = serde_json::from_str(line).unwrap();
-        row.retain(|key, _| !["elapsed", "tokens_per_second", "time", "waited"].contains(&key.as_str()));
+        row.retain(|key, _| !["elapsed", "tokens_per_second", "time"].contains(&key.as_str()));
         serde_json::to_value(row).unwrap()
     };
     let file = |name| newest.bytes(name).unwrap();

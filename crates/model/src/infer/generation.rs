@@ -21,21 +21,8 @@ use super::engine::Engine;
 use super::model::PackedModel;
 use super::scored::Scored;
 use super::state::SequenceState;
-use crate::sample::{MAX_PIECE, SampleError, Sampler, Settings, StopStrings};
-use crate::tok::StreamDecoder;
-
-/// Why a generation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended the document.
-    Eos,
-    /// The limit of tokens was reached.
-    Length,
-    /// The text reached a stop string.
-    Stop,
-    /// No token could be chosen; the error of [`Engine::advance`] says why.
-    Failed,
-}
+use super::written::{Finish, Written, mute};
+use crate::sample::{SampleError, Sampler, Settings};
 
 /// One text being generated.
 pub struct Generation {
@@ -44,18 +31,11 @@ pub struct Generation {
     /// Tokens not yet fed to the model.
     pending: Vec<Token>,
     sampler: Sampler,
-    decoder: StreamDecoder,
-    stops: StopStrings,
+    written: Written,
     /// The last tokens of the text, at least as many as penalties look at.
     recent: Vec<Token>,
     window: usize,
-    /// Characters not yet compared with the stop strings.
-    raw: String,
-    text: String,
     chosen: Option<Token>,
-    tokens: usize,
-    limit: usize,
-    finish: Option<Finish>,
     failure: Option<SampleError>,
     /// How many likeliest tokens are told beside the one that is chosen; none where no probabilities are asked for.
     top: Option<usize>,
@@ -76,24 +56,15 @@ impl Generation {
         stop: &[String],
     ) -> Result<Self, SampleError> {
         let (tokenizer, vocab) = (model.tokenizer(), model.config().vocab_size);
-        let eos = tokenizer.eos();
-        let mute = |id: &Token| *id != eos && tokenizer.token_bytes(*id).is_empty();
-        let bans: Vec<Token> = (0..=Token::MAX).take(vocab).filter(mute).collect();
         let window = settings.repeat_window;
         Ok(Generation {
             state: model.new_state(),
-            pending: vec![eos],
-            sampler: Sampler::new(settings, vocab, &bans)?,
-            decoder: StreamDecoder::new(),
-            stops: StopStrings::new(stop.to_vec())?,
+            pending: vec![tokenizer.eos()],
+            sampler: Sampler::new(settings, vocab, &mute(tokenizer, vocab))?,
+            written: Written::new(limit, stop)?,
             recent: Vec::with_capacity(2 * window.min(1 << 16) + 64),
             window,
-            raw: String::with_capacity(MAX_PIECE),
-            text: String::with_capacity(2 * MAX_PIECE),
             chosen: None,
-            tokens: 0,
-            limit,
-            finish: None,
             failure: None,
             top: None,
             scored: Scored::default(),
@@ -135,14 +106,12 @@ impl Generation {
 
     /// Allows `more` tokens from here on and lets a finished text continue, unless it failed.
     pub fn extend(&mut self, more: usize) {
-        self.limit = self.tokens.saturating_add(more);
-        self.finish = self.finish.filter(|finish| *finish == Finish::Failed);
-        self.stops.restart();
+        self.written.extend(more);
     }
 
     /// The text that the last call of [`Engine::advance`] added; often a word, sometimes nothing.
     pub fn text(&self) -> &str {
-        &self.text
+        &self.written.text
     }
 
     /// The token that the last call of [`Engine::advance`] chose; EOS and the tokens of a stop string are among them.
@@ -152,12 +121,12 @@ impl Generation {
 
     /// Why it ended; `None` until then.
     pub fn finish(&self) -> Option<Finish> {
-        self.finish
+        self.written.finish
     }
 
     /// Tokens generated so far, a final EOS included.
     pub fn tokens(&self) -> usize {
-        self.tokens
+        self.written.tokens
     }
 
     fn push_recent(&mut self, token: Token) {
@@ -175,38 +144,22 @@ impl Generation {
             self.kept.clear();
             self.kept.extend_from_slice(logits);
         }
-        let token =
-            self.sampler.sample(cx, logits, &self.recent).inspect_err(|_| self.finish = Some(Finish::Failed))?;
+        let token = self
+            .sampler
+            .sample(cx, logits, &self.recent)
+            .inspect_err(|_| self.written.finish = Some(Finish::Failed))?;
         if let Some(top) = self.top {
             self.scored.set(&self.kept, exact_log_sum_exp(cx, &self.kept), token, top);
         }
-        self.tokens += 1;
         self.chosen = Some(token);
         self.pending.push(token);
         let tokenizer = self.model.tokenizer();
-        if token == tokenizer.eos() {
-            self.end(Finish::Eos);
-            return Ok(());
-        }
-        self.raw.clear();
-        self.decoder.push(tokenizer.token_bytes(token), &mut self.raw);
-        self.stops.push(&self.raw, &mut self.text);
-        self.push_recent(token);
-        if self.stops.is_complete() {
-            self.finish = Some(Finish::Stop);
-        } else if self.tokens == self.limit {
-            self.end(Finish::Length);
+        let ends = token == tokenizer.eos();
+        self.written.take((!ends).then(|| tokenizer.token_bytes(token)));
+        if !ends {
+            self.push_recent(token);
         }
         Ok(())
-    }
-
-    /// Ends without a stop string: what was held back is text after all.
-    fn end(&mut self, finish: Finish) {
-        self.raw.clear();
-        self.decoder.finish(&mut self.raw);
-        self.stops.push(&self.raw, &mut self.text);
-        self.stops.finish(&mut self.text);
-        self.finish = Some(finish);
     }
 }
 
@@ -225,13 +178,10 @@ impl Engine {
     /// advanced.
     pub fn advance(&mut self, generations: &mut [Generation]) -> Result<(), SampleError> {
         for generation in &mut *generations {
-            generation.text.clear();
             generation.chosen = None;
-            if generation.finish.is_none() && generation.tokens >= generation.limit {
-                generation.end(Finish::Length);
-            }
+            generation.written.goes_on();
         }
-        let going = |generation: &Generation| generation.finish.is_none();
+        let going = |generation: &Generation| generation.finish().is_none();
         let mut all = Ok(());
         for generations in generations.chunk_by_mut(|a, b| going(a) == going(b)) {
             if going(&generations[0]) {
@@ -274,10 +224,10 @@ impl Engine {
     pub fn generate(&mut self, generation: &mut Generation, mut emit: impl FnMut(&str)) -> Result<Finish, SampleError> {
         loop {
             self.advance(std::slice::from_mut(generation))?;
-            if !generation.text.is_empty() {
-                emit(&generation.text);
+            if !generation.text().is_empty() {
+                emit(generation.text());
             }
-            if let Some(finish) = generation.finish {
+            if let Some(finish) = generation.finish() {
                 return Ok(finish);
             }
         }

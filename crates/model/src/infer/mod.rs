@@ -21,9 +21,11 @@ pub mod state;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub(crate) mod written;
 
 pub use engine::Engine;
-pub use generation::{Finish, Generation};
+pub use generation::Generation;
 pub use model::PackedModel;
 pub use scored::Scored;
 pub use state::SequenceState;
+pub use written::Finish;
