@@ -11,6 +11,7 @@ use flashlm_train::config::{Layers, Settings, preset, preset_names};
 use flashlm_train::data::source::Source;
 use flashlm_train::run::{Dial, MINUTES, Origin, Start};
 use flashlm_train::stage::{Stage, StageSource};
+use flashlm_train::tokenizer::TokenizerChoice;
 use flashlm_train::trainer::{self, TrainError};
 use toml::Value;
 
@@ -138,16 +139,6 @@ pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
     let mixed = mixed(&args.data)?;
     let data =
         if args.data.is_empty() || mixed.is_some() { None } else { Some(Source::in_full(&data_spec(&args.data)?)) };
-    let mut layers = base(args, resume, start, minutes, data.as_deref())?;
-    if let Some(start) = start {
-        layers.set_value("model", Value::try_from(&start.config)?)?;
-    }
-    if let Some(path) = &args.config {
-        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
-        let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
-        layers.merge_text(&text, &path.display().to_string())?;
-    }
-    set_all(&mut layers, &args.set)?;
     let text = |value: &Option<String>| value.clone().map(Value::String);
     let valid = args
         .valid
@@ -160,8 +151,8 @@ pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
             .map(|n| i64::try_from(n).map(Value::Integer).map_err(|_| anyhow!("{n}: must be at most {}", i64::MAX)))
             .transpose()
     };
-    let flags = [
-        ("data.source", data.map(Value::String)),
+    let flags: Vec<_> = [
+        ("data.source", text(&data)),
         ("data.column", text(&args.column)),
         ("data.valid", valid.map(Value::String)),
         ("tokenizer.kind", text(&args.tokenizer)),
@@ -174,12 +165,21 @@ pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
         ("train.seed", integer(args.seed)?),
         ("train.precision", text(&args.precision.map(|p| p.name().to_string()))),
         ("train.threads", integer(args.threads)?),
-    ];
-    for (key, value) in flags {
-        if let Some(value) = value {
-            layers.set_value(key, value)?;
-        }
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((key, value?)))
+    .collect();
+    let mut layers = base(args, resume, start, data.as_deref(), &flags)?;
+    if let Some(start) = start {
+        layers.set_value("model", Value::try_from(&start.config)?)?;
     }
+    if let Some(path) = &args.config {
+        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
+        let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
+        layers.merge_text(&text, &path.display().to_string())?;
+    }
+    set_all(&mut layers, &args.set)?;
+    lay(&mut layers, &flags)?;
     if resume.is_none()
         && args.data.is_empty()
         && args.config.is_none()
@@ -207,8 +207,8 @@ fn base(
     args: &Args,
     resume: Option<&Checkpoint>,
     start: Option<&Start>,
-    minutes: Option<f64>,
     data: Option<&str>,
+    flags: &[(&str, Value)],
 ) -> anyhow::Result<Layers> {
     let named = match (&args.preset, args.small, args.large) {
         (Some(name), ..) => Some(name.as_str()),
@@ -233,6 +233,13 @@ fn base(
         (None, None) if args.config.is_some() => Layers::defaults(),
         (None, None) if start.is_some() => Layers::of(&start.and_then(Start::recipe).unwrap_or_default()),
         (None, None) => {
+            // What no size allows is refused before the speed of this machine is measured.
+            let mut any = Layers::preset("flash-small")?;
+            set_all(&mut any, &args.set)?;
+            lay(&mut any, flags)?;
+            let Settings { tokenizer, train, .. } = any.settings()?;
+            tokenizer.kind.parse::<TokenizerChoice>()?.check(tokenizer.vocab)?;
+            let minutes = (train.minutes > 0.0).then_some(train.minutes);
             let source = data.map(Source::parse).transpose()?;
             let bytes = source.as_ref().and_then(Source::bytes);
             let grammar = source.is_some_and(|source| source.is_synthetic());
@@ -250,6 +257,14 @@ fn base(
             layers
         }
     })
+}
+
+/// Lays the flags over what is there.
+fn lay(layers: &mut Layers, flags: &[(&str, Value)]) -> anyhow::Result<()> {
+    for (key, value) in flags {
+        layers.set_value(key, value.clone())?;
+    }
+    Ok(())
 }
 
 /// Reads a whole number.

@@ -276,6 +276,18 @@ fn what_can_be_known_at_once_is_said_at_once() {
             &["65536", "one step"],
         );
     }
+    // Before the size is chosen, too.
+    for (flags, words) in [
+        ("--minutes -1", ["train.minutes = -1", "between 0 and 1000000"]),
+        ("--minutes inf", ["train.minutes = inf", "between 0 and 1000000"]),
+        ("--set train.minutes=nan", ["train.minutes = NaN", "between 0 and 1000000"]),
+        ("--epochs 0", ["train.epochs = 0", "above 0"]),
+        ("--vocab 10", ["vocabulary size 10", "257"]),
+        ("--set train.learning_rate=1", ["train.learning_rate", "train.lr"]),
+    ] {
+        let stderr = place.fails(&format!("train --data synthetic:50 --save-dir a {flags}"), &words);
+        assert!(!stderr.contains("tokens/s"), "after the speed was measured: {stderr}");
+    }
     place.ok(&format!("train {TINY} --steps 2 --save-dir run"));
     for plan in ["", "--dry-run"] {
         refused(&format!("train {TINY} --steps 1 --save-dir run {plan}"), &["already holds a run"]);

@@ -32,7 +32,11 @@ const MAGICS: [(&[u8], &str); 23] = [
     (b"\0\0\xfe\xff", "it is UTF-32; convert it to UTF-8 first (`iconv -f UTF-32 -t UTF-8`)"),
     (b"\xff\xfe", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
     (b"\xfe\xff", "it is UTF-16; convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)"),
-    (b"FLMTOKS\0", "it is a token cache"),
+    (
+        b"FLMTOKS\0",
+        "it is a token cache that `flashlm data prepare` wrote; name the text that it was made of (training prepares it by itself), and \
+      --tokenizer FILE for the same vocabulary",
+    ),
 ];
 
 /// What a file is, and what to do with it, if its first bytes are of a format that is often mistaken for text.
