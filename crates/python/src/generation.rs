@@ -115,6 +115,7 @@ impl Generation {
     fn __next__(&self, py: Python) -> Result<Option<String>> {
         self.own(|own| {
             loop {
+                py.check_signals()?;
                 let Some(mut writing) = own.writing.take() else { return Ok(None) };
                 let (advanced, writing) = py.detach(move || (writing.advance(), writing));
                 advanced.inspect_err(|_| own.finish = Some("failed"))?;
@@ -129,7 +130,6 @@ impl Generation {
                 if !piece.is_empty() {
                     return Ok(Some(piece));
                 }
-                py.check_signals()?;
             }
         })
     }

@@ -59,7 +59,7 @@ enum Stage {
 /// `data` is a path, a folder, the name of a dataset (`"tinystories"`, `"hf:OWNER/DATASET"`, `"synthetic"`), or an iterable of texts,
 /// one for each document. The other arguments are the options of `flashlm train`, `set` is a dict of settings by dotted keys, such
 /// as `{"model.mixer": "delta"}`.
-#[pyclass(frozen, module = "flashlm", subclass)]
+#[pyclass(frozen, module = "flashlm")]
 pub struct Trainer {
     run: Run,
     own: Mutex<Own>,
@@ -141,13 +141,11 @@ impl Trainer {
                 own.stage = Stage::Running(begin(*asked, notes, self.run.clone())?);
             }
             loop {
+                py.check_signals().inspect_err(|_| self.run.stop.store(true, SeqCst))?;
                 let Stage::Running(receive) = &mut own.stage else { return Ok(None) };
                 let message = match py.detach(move || receive.recv_timeout(TICK)) {
                     Ok(message) => message,
-                    Err(RecvTimeoutError::Timeout) => {
-                        py.check_signals().inspect_err(|_| self.run.stop.store(true, SeqCst))?;
-                        continue;
-                    }
+                    Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => {
                         own.stage = Stage::Ended;
                         return Err(Failure::training("the run has ended unexpectedly; what was saved can be resumed"));

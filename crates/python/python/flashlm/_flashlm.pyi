@@ -88,6 +88,7 @@ class Model:
     ) -> list[ScoredToken]: ...
     def bpb(self, texts: str | Iterable[str], *, threads: int | None = None) -> float: ...
 
+@final
 class Trainer(Iterator[Event]):
     def __new__(
         cls, data: Data | None = None, *, set: Mapping[str, Any] | None = None, **settings: Unpack[Settings]
