@@ -290,7 +290,7 @@ impl Status {
         match event {
             Event::Progress(line) => self.show(line),
             Event::Note(line) => self.note(line),
-            Event::Row(_) | Event::Sample(_) => {}
+            Event::Row(_) | Event::Sample(_) | Event::Saved { .. } => {}
         }
     }
 

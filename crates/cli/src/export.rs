@@ -47,6 +47,13 @@ fn formats() -> PossibleValuesParser {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let json = args.json;
+    export(args)?.print(json);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the file, and says what it is.
+pub fn export(args: Args) -> anyhow::Result<Report> {
     may_write(&args.output, "-o", args.force)?;
     let (_, _, known) = FORMATS.iter().find(|format| format.0 == args.format).context("a format of the list")?;
     let weights = args.weights.as_deref().unwrap_or(known[0]);
@@ -72,6 +79,5 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.add("format", &args.format, args.format.clone());
     report.add("weights", weights, weights);
     report.add("file size", bytes(size as u64), size);
-    report.print(args.json);
-    Ok(ExitCode::SUCCESS)
+    Ok(report)
 }

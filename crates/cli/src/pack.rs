@@ -65,6 +65,13 @@ enum Table {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let json = args.json;
+    pack(args)?.print(json);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the file, and says what it is.
+pub fn pack(args: Args) -> anyhow::Result<Report> {
     let run = model_or_own(args.run)?;
     let found = recognise(&run);
     if found == What::Packed {
@@ -96,6 +103,5 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.add("parameters", thousands(parameters as u64), parameters);
     report.add("file size", format!("{}, {bits:.2} bits per parameter", bytes(packed.len() as u64)), packed.len());
     report.add("in memory", bytes(read.memory() as u64), read.memory());
-    report.print(args.json);
-    Ok(ExitCode::SUCCESS)
+    Ok(report)
 }

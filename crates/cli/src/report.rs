@@ -18,12 +18,17 @@ impl Report {
         self.rows.push((key.to_string(), text.to_string(), value.into()));
     }
 
+    /// One JSON object.
+    pub fn json(self) -> Value {
+        let object: Map<String, Value> =
+            self.rows.into_iter().map(|(key, _, value)| (key.replace(' ', "_"), value)).collect();
+        Value::Object(object)
+    }
+
     /// Prints the report: aligned lines, or one JSON object.
     pub fn print(self, json: bool) {
         if json {
-            let object: Map<String, Value> =
-                self.rows.into_iter().map(|(key, _, value)| (key.replace(' ', "_"), value)).collect();
-            out!("{:#}", Value::Object(object));
+            out!("{:#}", self.json());
             return;
         }
         let width = self.rows.iter().map(|row| row.0.chars().count()).max().unwrap_or(0);

@@ -17,14 +17,13 @@ const ALIASES: [(&str, &str, &[&str]); 9] = [
     ("generate", "--samples", &["--num-samples", "--num-return-sequences"]),
 ];
 
-/// The error with a tip that makes sense, or without one.
-pub fn sensible(mut error: Error) -> Error {
+/// The error of a command with a tip that makes sense, or without one.
+pub fn sensible(mut error: Error, command: &str) -> Error {
     if error.kind() != ErrorKind::UnknownArgument {
         return error;
     }
     let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else { return error };
     let given = given.clone();
-    let command = std::env::args().nth(1).unwrap_or_default();
     let similar = match error.get(ContextKind::SuggestedArg) {
         Some(ContextValue::String(similar)) => Some(similar.clone()),
         _ => None,
@@ -32,7 +31,7 @@ pub fn sensible(mut error: Error) -> Error {
     error.remove(ContextKind::SuggestedArg);
     // That of another option would mislead.
     error.remove(ContextKind::Suggested);
-    if let Some(meant) = meant(&command, &given, similar.as_deref()) {
+    if let Some(meant) = meant(command, &given, similar.as_deref()) {
         error.insert(ContextKind::SuggestedArg, ContextValue::String(meant));
     }
     error

@@ -178,6 +178,16 @@ impl Sampler {
         })
     }
 
+    /// The random numbers to come.
+    pub fn rng(&self) -> &Rng {
+        &self.rng
+    }
+
+    /// Continues with other random numbers.
+    pub fn set_rng(&mut self, rng: Rng) {
+        self.rng = rng;
+    }
+
     /// The next token. `recent` are the tokens so far, newest last; ids beyond the vocabulary are ignored.
     /// Leaves bias, bans and penalties in `logits`.
     pub fn sample(&mut self, cx: &Exec, logits: &mut [f32], recent: &[u16]) -> Result<u16, SampleError> {

@@ -12,10 +12,10 @@ use flashlm_train::data::source::Source;
 use flashlm_train::run::{Dial, MINUTES, Origin, Start};
 use flashlm_train::stage::{Stage, StageSource};
 use flashlm_train::tokenizer::TokenizerChoice;
-use flashlm_train::trainer::{self, TrainError};
+use flashlm_train::trainer::{self, Event, Tell, TrainError};
 use toml::Value;
 
-use crate::common::{data_spec, exec, precision, say, set_all};
+use crate::common::{data_spec, exec, precision, set_all};
 
 const TEXT: &str = "Text";
 const LENGTH: &str = "Length of the run";
@@ -119,7 +119,7 @@ pub struct Args {
 }
 
 /// Preset, file, then flags, one over the other.
-pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
+pub fn settings(args: &Args, origin: &Origin, tell: Tell) -> anyhow::Result<Settings> {
     let resume = origin.checkpoint();
     let start = match origin {
         Origin::Tuned(start) => Some(&**start),
@@ -169,7 +169,7 @@ pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
     .into_iter()
     .filter_map(|(key, value)| Some((key, value?)))
     .collect();
-    let mut layers = base(args, resume, start, data.as_deref(), &flags)?;
+    let mut layers = base(args, resume, start, data.as_deref(), &flags, tell)?;
     if let Some(start) = start {
         layers.set_value("model", Value::try_from(&start.config)?)?;
     }
@@ -185,7 +185,8 @@ pub fn settings(args: &Args, origin: &Origin) -> anyhow::Result<Settings> {
         && args.config.is_none()
         && !args.set.iter().any(|s| s.starts_with("data."))
     {
-        say!("no --data given: training on {}; --data FILE trains on your own text", Settings::default().data.source);
+        let text = Settings::default().data.source;
+        tell(Event::Note(&format!("no --data given: training on {text}; --data FILE trains on your own text")));
     }
     let mut settings = layers.settings()?;
     if let Some(sources) = mixed {
@@ -209,6 +210,7 @@ fn base(
     start: Option<&Start>,
     data: Option<&str>,
     flags: &[(&str, Value)],
+    tell: Tell,
 ) -> anyhow::Result<Layers> {
     let named = match (&args.preset, args.small, args.large) {
         (Some(name), ..) => Some(name.as_str()),
@@ -246,12 +248,12 @@ fn base(
             let dial = Dial { minutes, parameters: args.params, bytes, grammar };
             let cx = exec(args.threads.filter(|&n| n > 0).map(|n| n as usize))?;
             let chosen = dial.choose(&cx, args.precision.unwrap_or(Precision::Auto).resolve(cx.isa()))?;
-            say!("{}; --params N or --preset NAME takes another", chosen.told);
+            tell(Event::Note(&format!("{}; --params N or --preset NAME takes another", chosen.told)));
             let mut layers = chosen.layers;
             let length =
                 |set: &String| ["train.minutes", "train.steps", "train.epochs"].iter().any(|key| set.starts_with(key));
             if minutes.is_none() && args.steps.is_none() && args.epochs.is_none() && !args.set.iter().any(length) {
-                say!("length {MINUTES} minutes: none is given; --minutes M sets it");
+                tell(Event::Note(&format!("length {MINUTES} minutes: none is given; --minutes M sets it")));
                 layers.set_value("train.minutes", Value::Float(MINUTES))?;
             }
             layers

@@ -1,31 +1,28 @@
 //! `flashlm train`: settings from preset, file and flags; text to tokens; then the trainer.
 
+mod asked;
 mod flags;
 mod plan;
 mod product;
 mod ranks;
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::SeqCst;
 
-use flashlm_kernels::Isa;
-use flashlm_kernels::cpu::Machine;
 use flashlm_train::data::DataError;
-use flashlm_train::data::cache::default_dir;
 use flashlm_train::eval::consistency::Consistency;
 use flashlm_train::log::{Row, jsonl};
 use flashlm_train::ranks::{Fit, Leader};
-use flashlm_train::run::{Hardware, Origin, Place, Request, Resume, Start};
 use flashlm_train::run_folder::{CARD, CURVE, METRICS, RESULT, RunFolder, SETTINGS};
 use flashlm_train::trainer::{Ended, Ending, Event, Outcome, TrainError};
 use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::quoted;
 use serde_json::json;
 
-use crate::common::{Status, exec, say, threads};
+use crate::common::{Status, say};
 use crate::signals::{INTERRUPTED, Stop};
+pub use asked::Asked;
 pub use flags::Args;
 use product::Product;
 
@@ -61,23 +58,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
-    let (machine, mut status) = (Machine::detect(), Status::new());
-    let origin = origin(&args, &mut status)?;
-    let settings = flags::settings(&args, &origin)?;
-    let available = if settings.train.threads == 0 { threads(None)? } else { machine.cores };
-    let threads = NonZeroUsize::new(available).unwrap_or(NonZeroUsize::MIN);
-    let hardware = Hardware { machine, isa: Isa::detect().map_err(anyhow::Error::msg)?, threads };
-    let request = Request { settings, origin, offline: args.offline || args.dry_run, cache: default_dir() };
-    let resolved = request.resolve(&hardware, &mut |event| status.tell(&event))?;
+    let mut status = Status::new();
+    let Asked { resolved, place, config } = Asked::of(&args, &mut |event| status.tell(&event))?;
     let ranks = leader.map_or(1, Leader::ranks);
     Fit::of(resolved.settings()).check(ranks)?;
-    let config = args.config.as_deref();
-    let place = Place::choose(&resolved, args.save_dir.as_deref(), config)?;
     let stop = Stop::listen()?;
     if args.dry_run {
         return plan::dry_run(resolved, &stop.flag, &mut status, args.json);
     }
-    let claim = place.claim(config)?;
+    let claim = place.claim(config.as_deref())?;
     let folder = claim.folder().clone();
     let (cx, threads) = (resolved.exec(), resolved.threads());
     let resumed = resolved.checkpoint().map(|from| (from.step(), from.path().to_path_buf()));
@@ -171,21 +160,6 @@ fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::from(INTERRUPTED))
         }
     }
-}
-
-/// What `--resume` or `--from` names.
-fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
-    Ok(match (&args.resume, &args.from) {
-        (Some(path), _) => {
-            let resume = Resume::open(path)?;
-            resume.skipped.iter().for_each(|why| say!("skipped: {why}"));
-            Origin::Resumed(resume)
-        }
-        (None, Some(path)) => {
-            Origin::Tuned(Box::new(Start::load(&exec(None)?, path, &mut |event| status.tell(&event))?))
-        }
-        (None, None) => Origin::Fresh,
-    })
 }
 
 fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: Option<f64>, prompts: &[String]) -> String {

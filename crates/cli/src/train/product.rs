@@ -66,7 +66,7 @@ impl Product {
             Event::Sample(sample) => self.object("sample", json!(sample)),
             Event::Row(Row::Train(row)) => self.object("train", json!(row)),
             Event::Row(Row::Eval(row)) => self.object("eval", json!(row)),
-            Event::Row(Row::Sample(_)) | Event::Progress(_) => {}
+            Event::Row(Row::Sample(_)) | Event::Progress(_) | Event::Saved { .. } => {}
             Event::Note(text) => self.object("note", json!({"text": text})),
         }
     }

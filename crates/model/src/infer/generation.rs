@@ -21,7 +21,7 @@ use super::engine::Engine;
 use super::model::PackedModel;
 use super::scored::Scored;
 use super::state::SequenceState;
-use super::written::{Finish, Written, mute};
+use super::written::{Finish, Written};
 use crate::sample::{SampleError, Sampler, Settings};
 
 /// One text being generated.
@@ -55,12 +55,11 @@ impl Generation {
         limit: usize,
         stop: &[String],
     ) -> Result<Self, SampleError> {
-        let (tokenizer, vocab) = (model.tokenizer(), model.config().vocab_size);
         let window = settings.repeat_window;
         Ok(Generation {
             state: model.new_state(),
-            pending: vec![tokenizer.eos()],
-            sampler: Sampler::new(settings, vocab, &mute(tokenizer, vocab))?,
+            pending: vec![model.tokenizer().eos()],
+            sampler: model.sampler(settings)?,
             written: Written::new(limit, stop)?,
             recent: Vec::with_capacity(2 * window.min(1 << 16) + 64),
             window,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use flashlm_kernels::{Buf, Token};
 
 use super::state::SequenceState;
+use super::written::mute;
 use crate::codes::error::PackError;
 use crate::config::ModelConfig;
 use crate::family;
@@ -16,6 +17,7 @@ use crate::layer::bigram::bigram_row;
 use crate::layer::packed::{PackedLinear, PackedTable};
 use crate::pack::open::Opened;
 use crate::params::MAX_NUMBERS;
+use crate::sample::{SampleError, Sampler, Settings};
 use crate::tok::Tokenizer;
 
 /// Longest packed model accepted.
@@ -104,6 +106,15 @@ impl PackedModel {
             h.chunks_exact_mut(self.config.dim).zip(bigrams).for_each(|(h, &row)| table.add_row(h, row as usize));
         }
         x0.copy_from_slice(&h[..x0.len()]);
+    }
+
+    /// A sampler for its vocabulary, which never draws a token that stands for no text.
+    ///
+    /// # Errors
+    /// Settings or biases out of their bounds.
+    pub fn sampler(&self, settings: Settings) -> Result<Sampler, SampleError> {
+        let vocab = self.config.vocab_size;
+        Sampler::new(settings, vocab, &mute(&self.tokenizer, vocab))
     }
 
     /// A sequence state at the start of a text.

@@ -75,7 +75,7 @@ impl RunFolder {
     }
 
     /// Where its checkpoints are.
-    pub(super) fn checkpoints(&self) -> PathBuf {
+    pub fn checkpoints(&self) -> PathBuf {
         self.path.join(CHECKPOINTS)
     }
 

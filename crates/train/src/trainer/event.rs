@@ -1,5 +1,7 @@
 //! Events of a run, and the ways in which it ends.
 
+use std::path::Path;
+
 use crate::log::{Row, SampleRow};
 
 /// What the trainer reports.
@@ -12,6 +14,13 @@ pub enum Event<'a> {
     Row(&'a Row),
     /// A sample: text that the model generated.
     Sample(&'a SampleRow),
+    /// A checkpoint has been written.
+    Saved {
+        /// The step it is of.
+        step: u64,
+        /// Its folder.
+        path: &'a Path,
+    },
 }
 
 /// Receives the events.

@@ -14,7 +14,7 @@ use flashlm_model::model_file::save_params;
 use super::{Event, Tell, TrainError, Trainer};
 use crate::atomic::AtomicError;
 use crate::average::Average;
-use crate::checkpoint::{CheckpointError, Part};
+use crate::checkpoint::{CheckpointError, Part, folder_name};
 use crate::log::jsonl;
 use crate::log::svg::{self, Axis, Series};
 use crate::log::{LogError, Row};
@@ -73,6 +73,8 @@ impl Trainer<'_> {
                 tell(Event::Note(&format!("the checkpoint of step {step} is written; the run continues")));
             }
             self.saved.key = key;
+            let path = self.inputs.claim.folder().checkpoints().join(folder_name(step));
+            tell(Event::Saved { step, path: &path });
             let protect: Vec<u64> = self.resumed.into_iter().chain([step]).collect();
             let pruned = self.inputs.claim.prune(self.inputs.settings.train.keep, &protect);
             self.aside("removing old checkpoints", pruned.map(drop), tell);

@@ -1,0 +1,87 @@
+"""What the tests share: the model of the package, and the program to compare with (FLASHLM_PROGRAM, else that of the wheel)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flashlm
+
+# A model of some ten thousand parameters, trained in a second.
+SMALL: dict[str, Any] = {
+    "preset": "flash-tiny",
+    "tokenizer": "bytes",
+    "batch": 2,
+    "threads": 2,
+    "set": {"model.dim": 32, "model.blocks": 1, "model.ffn_hidden": 48, "train.seq_len": 64, "train.log_every": 5},
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["FLASHLM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def model() -> flashlm.Model:
+    return flashlm.load("builtin")
+
+
+def program(*args: object, code: int = 0) -> str:
+    """What the program prints on stdout."""
+    name = os.environ.get("FLASHLM_PROGRAM")
+    command = [name] if name else [sys.executable, "-m", "flashlm"]
+    done = subprocess.run([*command, *map(str, args)], capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def as_options(settings: dict[str, Any]) -> list[str]:
+    """The same settings as options of the program."""
+    options = []
+    for name, value in settings.items():
+        if name == "set":
+            options += [f"--set={key}={json.dumps(value)}" for key, value in value.items()]
+        else:
+            options.append(f"--{name.replace('_', '-')}={value}")
+    return options
+
+
+def interrupted(call: Callable[[], object]) -> float:
+    """Seconds from Ctrl-C to ``KeyboardInterrupt``: the best of three, since other programs may be at work."""
+    times = []
+    for _ in range(3):
+        sent = []
+
+        def press() -> None:
+            time.sleep(0.3)
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), 2)
+
+        presser = threading.Thread(target=press)
+        presser.start()
+        with pytest.raises(KeyboardInterrupt):
+            call()
+            time.sleep(5)
+        times.append(time.perf_counter() - sent[0])
+        presser.join()
+        if times[-1] < 0.1:
+            break
+    return min(times)
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 300 made-up stories."""
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text(program("data", "sample", "synthetic:300", "-n", "300"), encoding="utf-8")
+    return path

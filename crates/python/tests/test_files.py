@@ -1,0 +1,93 @@
+"""Packing, exports, test vectors, and the command line of the wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import flashlm
+from conftest import program
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_pack_and_export_write_what_the_program_writes(tmp_path: Path) -> None:
+    packed = flashlm.pack("builtin", tmp_path / "model.safetensors")
+    assert packed["file_size"] == (tmp_path / "model.safetensors").stat().st_size
+    again = flashlm.load(tmp_path / "model.safetensors")
+    assert again.complete("One", tokens=10) == flashlm.load().complete("One", tokens=10)
+    assert again.parameters == packed["parameters"] and 0 < again.memory < 1 << 24
+    exported = flashlm.export("safetensors", "builtin", tmp_path / "ours.safetensors")
+    program("export", "safetensors", "builtin", "-o", tmp_path / "theirs.safetensors")
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert exported["format"] == "safetensors" and exported["weights"] == "f32"
+    before = (tmp_path / "ours.safetensors").read_bytes()
+    with pytest.raises(flashlm.Error, match="already exists"):
+        flashlm.export("c", "builtin", tmp_path / "ours.safetensors")
+    assert (tmp_path / "ours.safetensors").read_bytes() == before
+    flashlm.export("c", "builtin", tmp_path / "ours.safetensors", force=True)
+    assert (tmp_path / "ours.safetensors").read_bytes() != before
+    for call, words in [
+        (lambda: flashlm.export("exe", "builtin", tmp_path / "x"), "invalid value 'exe'"),
+        (lambda: flashlm.export("c", "builtin", tmp_path / "x", weights="f64"), "--weights f64: c has packed"),
+        (lambda: flashlm.pack(tmp_path / "model.safetensors", tmp_path / "y"), "already packed"),
+        (lambda: flashlm.pack("builtin", tmp_path / "none/y"), "none"),
+        (lambda: flashlm.pack("builtin", tmp_path / "y", ternary_bits=3), "ternary-bits"),
+    ]:
+        with pytest.raises(flashlm.Error) as caught:
+            call()
+        assert words in str(caught.value)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+def test_vectors(tmp_path: Path) -> None:
+    [vectors, *_] = sorted((ROOT / "tests/reference").glob("relu2_subnorm.safetensors"))
+    found = flashlm.verify(vectors)
+    told = json.loads(program("verify", vectors, "--json"))
+    assert found["pass"] is True and found["checks"] == told["checks"]
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    with pytest.raises(flashlm.Error, match="expected test vectors"):
+        flashlm.verify(tmp_path / "no.safetensors")
+    with pytest.raises(flashlm.SettingsError, match="precision: expected one of"):
+        flashlm.verify(vectors, precision="f16")
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "flashlm", *map(str, args)]
+
+
+def test_the_command_is_the_program(tmp_path: Path) -> None:
+    done = subprocess.run(command("generate", "builtin", "-p", "One", "-n", 30), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == program("generate", "builtin", "-p", "One", "-n", 30)
+    script = Path(sys.executable).with_name("flashlm")
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == f"flashlm {flashlm.__version__}"
+    bad = subprocess.run(command("train", "--learning-rate", "1"), capture_output=True, text=True)
+    assert bad.returncode == 2 and "--lr" in bad.stderr
+    missing = subprocess.run(command("info", tmp_path / "none"), capture_output=True, text=True)
+    assert missing.returncode == 1 and "error: " in missing.stderr
+
+
+def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    eos = flashlm.load().tokenizer.eos
+    endless = command("generate", "builtin", "-n", 10**9, "--logit-bias", f"{eos}=-100")
+    process = subprocess.Popen(endless, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT
+    run = command("train", "--data", "synthetic:300", "--preset", "flash-tiny", "--steps", 10**6, "-o", tmp_path / "run")
+    process = subprocess.Popen(run, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130 and "flashlm train --resume" in (process.stderr.read() if process.stderr else "")
+    assert os.listdir(tmp_path / "run/checkpoints")
