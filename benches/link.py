@@ -1,6 +1,6 @@
 """A link between two network namespaces with a speed and a delay: link.py NAMESPACE NAMESPACE MBIT/S DELAY_MS (one way). Root only.
 
-Each namespace gets an interface `link`, 10.77.0.1 and 10.77.0.2; packets between them pass through this program, which holds them back.
+Each namespace gets an interface `cable`, 10.77.0.1 and 10.77.0.2; packets between them pass through this program, which holds them back.
 It says "ready" and runs until it is ended. Where the kernel has it, `tc qdisc ... netem` does the same."""
 
 import collections
@@ -22,10 +22,10 @@ def interface(name, namespace, address):
     # TUNSETIFF with IFF_TUN | IFF_NO_PI.
     fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x1001))
     inside = ["ip", "-n", namespace]
-    subprocess.run(["ip", "link", "set", name, "netns", namespace], check=True)
-    subprocess.run(inside + ["link", "set", name, "name", "link"], check=True)
-    subprocess.run(inside + ["address", "add", f"{address}/24", "dev", "link"], check=True)
-    subprocess.run(inside + ["link", "set", "link", "mtu", str(MTU), "txqueuelen", "2000", "up"], check=True)
+    subprocess.run(["ip", "link", "set", "dev", name, "netns", namespace], check=True)
+    subprocess.run(inside + ["link", "set", "dev", name, "name", "cable"], check=True)
+    subprocess.run(inside + ["address", "add", f"{address}/24", "dev", "cable"], check=True)
+    subprocess.run(inside + ["link", "set", "dev", "cable", "mtu", str(MTU), "txqueuelen", "2000", "up"], check=True)
     subprocess.run(inside + ["link", "set", "lo", "up"], check=True)
     return fd
 

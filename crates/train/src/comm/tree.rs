@@ -76,6 +76,7 @@ pub(super) fn sum(
 }
 
 /// Children of a rank in the tree by which rank 0 reaches all: it has its message from the rank without its lowest bit.
+#[cfg(any(feature = "mpi", test))]
 pub(super) fn children(rank: usize, size: usize) -> impl Iterator<Item = usize> {
     let below = if rank == 0 { size.ilog2() } else { rank.trailing_zeros() };
     (0..below).rev().map(move |bit| rank | 1 << bit)
