@@ -1,33 +1,61 @@
-#!/bin/sh
-# The same bits on 1, 2 and 4 ranks under a real MPI, and after a resume on another number of them. Usage: benches/ranks.sh PROGRAM, a
-# flashlm built with --features mpi. Without mpirun it says so and checks nothing.
-set -eu
-program=$(readlink -f "${1:-target/release/flashlm}")
+#!/usr/bin/env bash
+# The same bits under a real MPI as on one process and on ranks as threads: 200 updates of every case of crates/train/tests/ranks.rs on 1, 2
+# and 4 ranks, and 4 resumed on 1 and on 2; parameters and optimizer are compared byte by byte. Then what ranks cost, in turns.
+# Usage: benches/ranks.sh [PROGRAM], a flashlm built with --features mpi. `--small`: one case on 2 ranks, without figures.
+set -euo pipefail
+small=
+[[ ${1:-} == --small ]] && { small=1; shift; }
+cd "$(dirname "$0")/.."
+program=$(readlink -f "${1:-${CARGO_TARGET_DIR:-target}/release/flashlm}")
 command -v mpirun > /dev/null || { echo "skipped: there is no mpirun here"; exit 0; }
+# Root, more ranks than processors, and containers that forbid reading another process.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1
+export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_hwloc_base_binding_policy=none
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cd "$folder"
+export FLASHLM_CACHE=$folder/cache
+
+# train RANKS ARGUMENTS...
 train() {
-    ranks=$1; shift
-    mpirun --oversubscribe -n "$ranks" "$program" train --threads 1 "$@" > "out.$ranks" 2>&1 || { cat "out.$ranks"; exit 1; }
+    local ranks=$1
+    shift
+    mpirun -n "$ranks" "$program" train --threads 1 "$@" > "$folder/out" 2>&1 || { cat "$folder/out"; exit 1; }
 }
 same() {
+    local file
     for file in model.safetensors optimizer.safetensors; do
         cmp "$1/checkpoints/$3/$file" "$2/checkpoints/$3/$file"
     done
 }
-new="--preset flash-tiny -d synthetic:500 --steps 200 --batch 4 --precision f32 --set train.pass_rows=256 \
---set train.seq_len=256 --set train.checkpoint_every=100 --set train.keep=10"
-for ranks in 1 2 4; do
-    train $ranks $new -o "run-$ranks"
+
+if [[ $small ]]; then
+    new=(--preset flash-tiny -d synthetic:300 --precision f32 --set train.steps=40 --set train.batch=4 --set train.pass_rows=64
+        --set train.seq_len=64 --set train.checkpoint_every=20 --set train.keep=9 --set train.eval_every=20 --set train.sample_every=0)
+    "$program" train --threads 1 "${new[@]}" -o "$folder/alone" > "$folder/out" 2>&1 || { cat "$folder/out"; exit 1; }
+    train 2 "${new[@]}" -o "$folder/two"
+    same "$folder/alone" "$folder/two" step-00000040
+    train 2 --resume "$folder/alone/checkpoints/step-00000020"
+    same "$folder/alone" "$folder/two" step-00000040
+    echo "one process and 2 ranks: the same bits after 40 updates, and resumed from 20"
+    exit 0
+fi
+
+began=$SECONDS
+echo "== ranks as threads: 1, 2, 4 and 8, 200 updates"
+FLASHLM_RANKS=$folder cargo test --release -p flashlm-train --test ranks -- --ignored two_hundred > "$folder/out" 2>&1 ||
+    { cat "$folder/out"; exit 1; }
+last=step-00000200
+for case in "$folder"/*/; do
+    [[ -e $case/1/settings.toml ]] || continue
+    for ranks in 1 2 4; do
+        train $ranks --config "$case/1/settings.toml" -o "$case/mpi-$ranks"
+        same "$case/1" "$case/mpi-$ranks" "$last"
+    done
+    # In the folder of the 4 ranks.
+    for ranks in 1 2; do
+        train $ranks --resume "$case/mpi-4/checkpoints/step-00000100"
+        same "$case/1" "$case/mpi-4" "$last"
+    done
+    echo "$(basename "$case"): 1, 2, 4 ranks, 4 resumed on 1 and on 2: the bits of 1, 2, 4 and 8 threads"
 done
-last=$(ls run-1/checkpoints | tail -1)
-same run-1 run-2 "$last"
-same run-1 run-4 "$last"
-first=$(ls run-4/checkpoints | grep 100 | head -1)
-for ranks in 1 2; do
-    train $ranks --resume "run-4/checkpoints/$first"
-    same run-1 run-4 "$last"
-done
-echo "1, 2 and 4 ranks, and 4 resumed on 1 and on 2: the same bits in $last"
+echo "== $((SECONDS - began)) s"

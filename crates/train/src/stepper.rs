@@ -6,6 +6,7 @@
 //! Ranks share out the passes of a step: each adds up its own subtree, and the ranks' sums are added in the same tree.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
 
 use flashlm_kernels::ops::NO_TARGET;
 use flashlm_kernels::{Buf, Exec, Token};
@@ -13,7 +14,7 @@ pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
 use flashlm_model::{Dropout, LanguageModel, ModelConfig, Objective, Precision, Prepared};
 
-use crate::comm::{Comm, CommError, NOTHING, Solo, gather, share};
+use crate::comm::{Comm, CommError, NOTHING, Sent, Solo, gather, share};
 use crate::config::TrainSettings;
 use crate::data::window::Window;
 use crate::gradient::Gradient;
@@ -51,6 +52,8 @@ pub struct Stepper {
     pub params: Buf<f32>,
     /// What applies gradients to parameters, and its state.
     pub optimizers: Optimizers,
+    /// Seconds that each rank has waited for the slowest, where there are several.
+    pub waited: Vec<f64>,
     gradient: Gradient,
     /// Of all ranks, `[P]`, where there are several.
     total: Vec<f32>,
@@ -90,7 +93,7 @@ impl Stepper {
         let optimizers = Optimizers::new(lm.layout(), &settings.optimizer, settings.frozen_taps);
         let (inputs, targets) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let gradient = Gradient::new(lm.layout());
-        Ok(Stepper { lm, params, optimizers, gradient, total: Vec::new(), inputs, targets })
+        Ok(Stepper { lm, params, optimizers, waited: Vec::new(), gradient, total: Vec::new(), inputs, targets })
     }
 
     /// One step on the windows of a batch. The loss is the mean over all tokens of the batch, however they lie in windows.
@@ -110,6 +113,8 @@ impl Stepper {
         window: impl Fn(usize) -> W,
     ) -> Result<Option<StepResult>, CommError> {
         let Step { shape: Shape { batch, seq_len }, settings, lr, momentum, number } = step;
+        comm.at(number);
+        let began = Instant::now();
         self.gradient.clear();
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
         let scale = 1.0 / tokens as f64;
@@ -152,7 +157,7 @@ impl Stepper {
         }
         let mut loss = (!own.is_empty()).then(|| self.gradient.finish(cx));
         if comm.size() > 1 {
-            loss = match self.join(stop, comm, loss)? {
+            loss = match self.join(stop, comm, loss, began, settings.rank_sums)? {
                 Some(loss) => Some(loss),
                 None => return Ok(None),
             };
@@ -168,20 +173,32 @@ impl Stepper {
     }
 
     /// Adds up what the ranks have; returns the loss of all passes, or nothing, and sets `stop`, where it is set on any rank.
-    fn join(&mut self, stop: &AtomicBool, comm: &dyn Comm, loss: Option<f64>) -> Result<Option<f64>, CommError> {
-        let own = [&[stop.load(Relaxed).into(), loss.is_some().into()][..], &loss.unwrap_or(0.0).to_le_bytes()];
+    fn join(
+        &mut self,
+        stop: &AtomicBool,
+        comm: &dyn Comm,
+        loss: Option<f64>,
+        began: Instant,
+        sent: Sent,
+    ) -> Result<Option<f64>, CommError> {
+        let busy = began.elapsed().as_secs_f64().to_le_bytes();
+        let own = [&[stop.load(Relaxed).into(), loss.is_some().into()][..], &loss.unwrap_or(0.0).to_le_bytes(), &busy];
         let all = gather(comm, &own.concat())?;
         if all.iter().any(|rank| rank[0] == 1) {
             stop.store(true, Relaxed);
             return Ok(None);
         }
         let losses: Vec<_> = all.iter().map(|rank| (rank[1] == 1).then(|| number(&rank[2..]))).collect();
+        let busy: Vec<_> = all.iter().map(|rank| number(&rank[10..])).collect();
+        let slowest = busy.iter().copied().fold(0.0, f64::max);
+        self.waited.resize(busy.len(), 0.0);
+        self.waited.iter_mut().zip(busy).for_each(|(waited, busy)| *waited += slowest - busy);
         self.total.clear();
         match loss {
             Some(_) => self.total.extend_from_slice(self.gradient.values()),
             None => self.total.resize(self.params.len(), NOTHING),
         }
-        comm.sum(&mut self.total)?;
+        comm.sum_as(&mut self.total, sent)?;
         Ok(sum(&losses))
     }
 }

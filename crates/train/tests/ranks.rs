@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use flashlm_kernels::{Exec, Isa};
 use flashlm_train::checkpoint::Checkpoint;
-use flashlm_train::comm::{Comm, CommError, PATIENCE, Solo, Threads};
+use flashlm_train::comm::{Comm, CommError, PATIENCE, Sent, Solo, Threads};
 use flashlm_train::config::{Layers, Settings};
 use flashlm_train::ranks::{Fit, Hello, Leader, follow, meet};
 use flashlm_train::run::{Hardware, Origin, Request, Resume};
@@ -90,25 +90,35 @@ fn left(run: &Path) -> (Vec<u8>, Vec<u8>, Vec<Value>) {
     let log = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let row = |line: &str| {
         let mut row: BTreeMap<String, Value> = serde_json::from_str(line).unwrap();
-        row.retain(|key, _| !["elapsed", "tokens_per_second", "time"].contains(&key.as_str()));
+        row.retain(|key, _| !["elapsed", "tokens_per_second", "time", "waited"].contains(&key.as_str()));
         serde_json::to_value(row).unwrap()
     };
     let file = |name| newest.bytes(name).unwrap();
     (file("model.safetensors"), file("optimizer.safetensors"), log.lines().map(row).collect())
 }
 
-#[test]
-fn every_number_of_ranks_trains_the_same_bits() {
+/// Every optimizer, mixer and way of making a step, by name.
+fn cases() -> Vec<(&'static str, Vec<(&'static str, &'static str)>)> {
     let stages = r#"[{seq_len = 16, share = 0.5, batch = 18}, {seq_len = 32, share = 0.5}]"#;
-    for (name, changes) in [
-        ("adamw", vec![("train.optimizer", "adamw"), ("model.mixer", "conv")]),
-        ("muon", vec![("train.optimizer", "muon"), ("model.mixer", "delta"), ("model.layer_embeddings", "true")]),
-        ("normuon", vec![("train.optimizer", "normuon"), ("train.average_share", "0.5"), ("train.dropout", "0.1")]),
+    let hybrid = r#"["delta", "attention"]"#;
+    vec![
+        ("adamw", vec![("train.optimizer", "adamw"), ("model.pattern", r#"["conv"]"#)]),
+        (
+            "muon",
+            vec![("train.optimizer", "muon"), ("model.pattern", r#"["delta"]"#), ("model.layer_embeddings", "true")],
+        ),
+        ("normuon", vec![("train.optimizer", "normuon"), ("model.pattern", hybrid)]),
+        ("averaged", vec![("train.average_share", "0.5"), ("train.dropout", "0.1")]),
         ("stages", vec![("train.stages", stages), ("train.accumulation", "2")]),
         ("padded", vec![("data.boundaries", "padded"), ("train.precision", "bf16")]),
-    ] {
-        let (folder, settings) = (tempfile::tempdir().unwrap(), settings(&changes));
-        let run = |size: usize| folder.path().join(size.to_string());
+    ]
+}
+
+/// That 2, 4 and 8 ranks train what one does, in folders `CASE/RANKS`.
+fn the_same_bits(folder: &Path, more: &[(&str, &str)]) {
+    for (name, changes) in cases() {
+        let settings = settings(&[&changes[..], more].concat());
+        let run = |size: usize| folder.join(name).join(size.to_string());
         let alone = train(1, &settings, &run(1), None).ending.unwrap();
         let want = left(&run(1));
         for size in [2, 4, 8] {
@@ -119,6 +129,25 @@ fn every_number_of_ranks_trains_the_same_bits() {
             assert_eq!(found.2, want.2, "{name}: the log of {size} ranks");
         }
     }
+}
+
+#[test]
+fn every_number_of_ranks_trains_the_same_bits() {
+    the_same_bits(tempfile::tempdir().unwrap().path(), &[]);
+}
+
+/// Run by `benches/ranks.sh`, which trains the same over MPI, in the folder `FLASHLM_RANKS`.
+#[test]
+#[ignore = "takes a minute, and leaves its runs"]
+fn two_hundred_updates_are_the_same_bits() {
+    let folder = std::env::var_os("FLASHLM_RANKS").expect("FLASHLM_RANKS is a folder");
+    let more = [
+        ("train.steps", "200"),
+        ("train.eval_every", "100"),
+        ("train.checkpoint_every", "100"),
+        ("train.sample_every", "0"),
+    ];
+    the_same_bits(Path::new(&folder), &more);
 }
 
 #[test]
@@ -171,19 +200,16 @@ impl Comm for Third<'_> {
     fn size(&self) -> usize {
         self.comm.size()
     }
-    fn sum(&self, values: &mut [f32]) -> Result<(), CommError> {
+    fn sum_as(&self, values: &mut [f32], sent: Sent) -> Result<(), CommError> {
         self.sums.set(self.sums.get() + 1);
         if self.sums.get() == 100 {
             (self.act)();
             return Err(CommError::Library("this rank is lost".into()));
         }
-        self.comm.sum(values)
+        self.comm.sum_as(values, sent)
     }
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<(), CommError> {
         self.comm.broadcast(bytes)
-    }
-    fn barrier(&self) -> Result<(), CommError> {
-        self.comm.barrier()
     }
 }
 

@@ -4,6 +4,7 @@ mod decode;
 mod kernels;
 pub(crate) mod measure;
 mod mixers;
+mod ranks;
 mod scaling;
 pub(crate) mod train;
 
@@ -29,6 +30,8 @@ enum What {
     Decode(decode::Args),
     /// Forecast how training scales: work measured on one thread, shared out among many
     Scaling(scaling::Args),
+    /// Forecast training on several machines: what a step takes here, and a network as it is described
+    Ranks(ranks::Args),
     /// Time each kernel on each instruction set, after checking its result
     Kernels(kernels::Args),
 }
@@ -40,6 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Mixers(args) => mixers::run(args),
         What::Decode(args) => decode::run(args),
         What::Scaling(args) => scaling::run(args),
+        What::Ranks(args) => ranks::run(args),
         What::Kernels(args) => kernels::run(args),
     }
 }

@@ -39,13 +39,12 @@ pub fn compare(comm: &dyn Comm) -> anyhow::Result<()> {
 #[cfg(feature = "mpi")]
 fn connect(_: usize) -> anyhow::Result<Box<dyn Comm>> {
     const LIMIT: &str = "FLASHLM_RANK_SECONDS";
-    let patience = std::env::var(LIMIT).ok().filter(|text| !text.is_empty()).map(|text| {
+    let limit = std::env::var(LIMIT).ok().filter(|text| !text.is_empty()).map(|text| {
         let seconds: f64 = text.parse().with_context(|| format!("{LIMIT}={text} is not a number of seconds"))?;
-        ensure!((0.1..=1e6).contains(&seconds), "{LIMIT}={text}: must be between 0.1 and 1000000 seconds");
+        ensure!((0.5..=1e6).contains(&seconds), "{LIMIT}={text}: must be between 0.5 and 1000000 seconds");
         Ok(Duration::from_secs_f64(seconds))
     });
-    let lost = Box::new(|error: &CommError| say!("error: {error}"));
-    Ok(Box::new(Mpi::join(patience.transpose()?, lost)?))
+    Ok(Box::new(Mpi::join(limit.transpose()?, |error: &CommError| say!("error: {error}"))?))
 }
 
 #[cfg(not(feature = "mpi"))]

@@ -60,6 +60,7 @@ impl Schemas {
             "number" => value.is_number(),
             "boolean" => value.is_boolean(),
             "object" => value.is_object(),
+            "array" => value.is_array(),
             "null" => value.is_null(),
             other => panic!("docs/json.md, {at}: {other} is no type"),
         };

@@ -8,11 +8,13 @@ pub enum CommError {
         "rank {rank} has ended; the last checkpoint is whole, and --resume goes on from there on any number of ranks"
     )]
     Gone { rank: usize },
-    #[error(
-        "rank {rank} has not answered for {seconds} s: it hangs, or its machine is much slower or lost; the last checkpoint is whole, \
-         and --resume goes on from there. FLASHLM_RANK_SECONDS sets how long to wait"
-    )]
+    #[error("rank {rank} has not answered for {seconds} s")]
     Late { rank: usize, seconds: f64 },
+    #[error(
+        "rank {rank} has not been heard of for {seconds} s, the last time in step {step}: its process hangs, or its machine or the network \
+         is lost; the last checkpoint is whole, and --resume goes on from there. FLASHLM_RANK_SECONDS sets how long to wait"
+    )]
+    Silent { rank: usize, step: u64, seconds: f64 },
     #[error("{ranks} ranks: must be a power of two, so that the order of additions does not depend on how many there are; start {less} \
          or {more}", less = (ranks + 1).next_power_of_two() / 2, more = ranks.next_power_of_two())]
     NoPower { ranks: usize },

@@ -1,7 +1,6 @@
 //! Ranks: processes, or threads, that train one model together.
 //!
-//! What they share out is added up in a tree over their numbers: `((0 + 1) + (2 + 3)) + ...`, by recursive doubling. In round `k`
-//! rank `r` and rank `r ^ 2^k` exchange what they have and both add; since `a + b = b + a` in IEEE arithmetic, all have the same bits.
+//! What they share out is added up in a tree over their numbers: `((0 + 1) + (2 + 3)) + ...`. All have the same bits of it (`tree`).
 //! A rank with nothing to add gives [`NOTHING`].
 
 mod error;
@@ -9,6 +8,9 @@ mod error;
 mod mpi;
 mod solo;
 mod threads;
+mod tree;
+#[cfg(any(feature = "mpi", test))]
+mod watch;
 
 use std::time::Duration;
 
@@ -17,11 +19,13 @@ pub use error::CommError;
 pub use mpi::{Mpi, library};
 pub use solo::Solo;
 pub use threads::Threads;
+pub(crate) use tree::PIECE;
+pub use tree::Sent;
 
 /// Does not change what it is added to: `x + -0 = x` for every `x`, also for both zeros.
 pub const NOTHING: f32 = -0.0;
 
-/// How long a rank waits for another within a sum, where nothing else is asked for.
+/// How long threads as ranks wait for each other within a sum, where nothing else is asked for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One rank's side of what all ranks do together: all call the same functions in the same order.
@@ -33,13 +37,23 @@ pub trait Comm {
     fn size(&self) -> usize;
 
     /// Replaces the values by their sums over all ranks, as the tree has them.
-    fn sum(&self, values: &mut [f32]) -> Result<(), CommError>;
+    fn sum(&self, values: &mut [f32]) -> Result<(), CommError> {
+        self.sum_as(values, Sent::Whole)
+    }
+
+    /// The same; where values are rounded on their way, the bits of the sum depend on the number of ranks.
+    fn sum_as(&self, values: &mut [f32], sent: Sent) -> Result<(), CommError>;
 
     /// Replaces the bytes by those of rank 0.
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<(), CommError>;
 
     /// Returns once all ranks have come so far.
-    fn barrier(&self) -> Result<(), CommError>;
+    fn barrier(&self) -> Result<(), CommError> {
+        self.sum(&mut [0.0])
+    }
+
+    /// That this rank is in a step now, which is named where it is lost.
+    fn at(&self, _step: u64) {}
 }
 
 /// What each rank has, of one length, in their order.
@@ -60,27 +74,6 @@ pub fn share(passes: usize, rank: usize, size: usize) -> std::ops::Range<usize> 
     (rank * each).min(passes)..((rank + 1) * each).min(passes)
 }
 
-/// The sum over all ranks; `exchange` sends the first values to a rank and receives the second from it.
-fn double(
-    (rank, size): (usize, usize),
-    values: &mut [f32],
-    mut exchange: impl FnMut(usize, &[f32], &mut [f32]) -> Result<(), CommError>,
-) -> Result<(), CommError> {
-    /// Values that are exchanged at once.
-    const PIECE: usize = 1 << 16;
-    let mut theirs = vec![0.0; PIECE.min(values.len())];
-    let mut distance = 1;
-    while distance < size {
-        for own in values.chunks_mut(PIECE) {
-            let theirs = &mut theirs[..own.len()];
-            exchange(rank ^ distance, own, theirs)?;
-            own.iter_mut().zip(theirs).for_each(|(own, theirs)| *own += *theirs);
-        }
-        distance *= 2;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,9 +92,11 @@ mod tests {
     #[test]
     fn sums_are_those_of_a_tree_on_every_rank() {
         let value = |rank: usize, i: usize| ((rank * 7919 + i * 104_729) % 1009) as f32 * 0.1 - 50.0;
-        for size in [1, 2, 4, 8] {
+        // Exchanged whole, in halves, in halves of two pieces.
+        let cases = [1, 2, 4, 8].into_iter().flat_map(|size| [(size, 1000), (size, 200_001)]).chain([(2, 2_200_001)]);
+        for (size, len) in cases {
             let sums = Threads::run(size, PATIENCE, |comm| {
-                let mut values: Vec<f32> = (0..200_000).map(|i| value(comm.rank(), i)).collect();
+                let mut values: Vec<f32> = (0..len).map(|i| value(comm.rank(), i)).collect();
                 comm.sum(&mut values).unwrap();
                 let mut bytes = if comm.rank() == 0 { b"from 0".to_vec() } else { vec![1; 20] };
                 comm.broadcast(&mut bytes).unwrap();
@@ -112,8 +107,49 @@ mod tests {
                 values
             });
             let want: Vec<f32> =
-                (0..200_000).map(|i| tree(&(0..size).map(|rank| value(rank, i)).collect::<Vec<_>>())).collect();
+                (0..len).map(|i| tree(&(0..size).map(|rank| value(rank, i)).collect::<Vec<_>>())).collect();
+            assert!(sums.iter().all(|sum| *sum == want), "{size} ranks, {len} values");
+        }
+    }
+
+    #[test]
+    fn what_is_sent_rounded_is_the_same_everywhere_and_as_near_as_bf16_is() {
+        let value = |rank: usize, i: usize| ((rank * 7919 + i * 104_729) % 1009) as f32 * 0.1 - 50.0;
+        for size in [2, 4, 8] {
+            let run = |value: &(dyn Fn(usize, usize) -> f32 + Sync)| {
+                Threads::run(size, PATIENCE, |comm| {
+                    let mut values: Vec<f32> = (0..5001).map(|i| value(comm.rank(), i)).collect();
+                    comm.sum_as(&mut values, Sent::Rounded).unwrap();
+                    values
+                })
+            };
+            let sums = run(&value);
+            assert!(sums.iter().all(|sum| *sum == sums[0]), "{size} ranks");
+            for (i, sum) in sums[0].iter().enumerate() {
+                let (exact, most) =
+                    (0..size).map(|rank| value(rank, i)).fold((0.0, 0.0), |(a, b), x| (a + x, b + x.abs()));
+                // Each value is rounded once in each round, and once more in the end.
+                let rounds = f64::from(size.ilog2() + 1);
+                assert!(f64::from((sum - exact).abs()) <= rounds * f64::from(most) / 256.0, "{sum} for {exact}");
+            }
+            // Whole numbers up to 256 are bf16 numbers.
+            let sums = run(&|rank, i| ((rank + i) % 32) as f32);
+            let want: Vec<f32> = (0..5001).map(|i| (0..size).map(|rank| ((rank + i) % 32) as f32).sum()).collect();
             assert!(sums.iter().all(|sum| *sum == want), "{size} ranks");
+        }
+    }
+
+    #[test]
+    fn rank_0_reaches_all() {
+        for size in [1, 2, 4, 8, 16] {
+            let mut reached = vec![0];
+            let mut next = 0;
+            while let Some(&rank) = reached.get(next) {
+                reached.extend(tree::children(rank, size).inspect(|child| assert_eq!(child & (child - 1), rank)));
+                next += 1;
+            }
+            reached.sort_unstable();
+            assert_eq!(reached, (0..size).collect::<Vec<_>>());
         }
     }
 

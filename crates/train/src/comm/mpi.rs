@@ -1,21 +1,40 @@
-//! Ranks as processes over MPI, through the crate `mpi`. All calls are made from the thread that joined.
+//! Ranks as processes over MPI, through the crate `mpi`. A thread besides sends and receives signs of life.
 
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use mpi::Threading;
 use mpi::environment::Universe;
+use mpi::point_to_point::Message;
 use mpi::request;
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
+use mpi::traits::{Communicator, Destination, Source};
+use mpi::{Tag, Threading};
 
-use super::{Comm, CommError, PATIENCE, double};
+use super::tree::{Exchange, Sent, children, sum};
+use super::watch::{Silent, Watch};
+use super::{Comm, CommError};
 
-/// Bytes of one broadcast: MPI counts in 32 bits.
+/// How long another may be silent, where nothing else is asked for.
+const SILENCE: Duration = Duration::from_secs(6);
+/// A sign of life is sent so often, or four times within the limit.
+const BEAT: Duration = Duration::from_secs(1);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+/// Bytes of one message: MPI counts in 32 bits.
 const PIECE: usize = 1 << 28;
 /// So long a wait only yields; a longer one sleeps in between, so that ranks may share a processor.
 const EAGER: Duration = Duration::from_millis(2);
 const NAP: Duration = Duration::from_micros(100);
+
+/// What messages are for.
+const VALUES: Tag = 0;
+const TO_ALL: Tag = 1;
+const LIFE: Tag = 2;
+
+/// In the place of a step: this rank leaves in order.
+const LEAVING: u64 = u64::MAX;
 
 /// Name and version of the library that the program is linked with.
 pub fn library() -> String {
@@ -24,41 +43,90 @@ pub fn library() -> String {
     })
 }
 
-/// One rank of the processes that were started together. Where it ends by a panic, or another does not answer, all end.
+/// One rank of the processes that were started together. Where it ends by a panic, or another falls silent, all end.
 pub struct Mpi {
     world: SimpleCommunicator,
-    patience: Duration,
-    /// Told before the job is ended.
-    lost: Box<dyn Fn(&CommError)>,
+    step: Arc<AtomicU64>,
+    watching: Option<JoinHandle<()>>,
     _universe: Universe,
 }
 
 impl Mpi {
-    /// Joins the others; to be called once. `patience` is how long a rank waits for another within a sum.
-    pub fn join(patience: Option<Duration>, lost: Box<dyn Fn(&CommError)>) -> Result<Mpi, CommError> {
-        let (universe, _) = mpi::initialize_with_threading(Threading::Funneled)
+    /// Joins the others; to be called once. `limit` is how long another may be silent: then `lost` is told, and the job is ended.
+    pub fn join(limit: Option<Duration>, lost: impl Fn(&CommError) + Send + 'static) -> Result<Mpi, CommError> {
+        let (universe, threading) = mpi::initialize_with_threading(Threading::Multiple)
             .ok_or_else(|| CommError::Library("it was started already".into()))?;
-        let world = universe.world();
-        Ok(Mpi { world, patience: patience.unwrap_or(PATIENCE), lost, _universe: universe })
+        if threading < Threading::Multiple {
+            let what = "it does not allow calls from two threads (MPI_THREAD_MULTIPLE); install another build of it";
+            return Err(CommError::Library(what.into()));
+        }
+        let (world, step) = (universe.world(), Arc::<AtomicU64>::default());
+        let own = step.clone();
+        let watching = thread::spawn(move || watch(&own, limit.unwrap_or(SILENCE), lost));
+        Ok(Mpi { world, step, watching: Some(watching), _universe: universe })
     }
 
     fn exchange(&self, other: usize, own: &[f32], theirs: &mut [f32]) {
-        let other_rank = self.world.process_at_rank(other as i32);
+        let other = self.world.process_at_rank(other as i32);
         request::scope(|scope| {
-            let mut receive = Some(other_rank.immediate_receive_into(scope, theirs));
-            let mut send = Some(other_rank.immediate_send(scope, own));
-            let began = Instant::now();
-            while receive.is_some() || send.is_some() {
+            let mut receive = Some(other.immediate_receive_into_with_tag(scope, theirs, VALUES));
+            let mut send = Some(other.immediate_send_with_tag(scope, own, VALUES));
+            wait(|| {
                 receive = receive.take().and_then(|request| request.test().err());
                 send = send.take().and_then(|request| request.test().err());
-                let waited = began.elapsed();
-                if waited > self.patience {
-                    (self.lost)(&CommError::Late { rank: other, seconds: self.patience.as_secs_f64() });
-                    self.world.abort(1);
-                }
-                if waited > EAGER { thread::sleep(NAP) } else { thread::yield_now() }
-            }
+                (receive.is_none() && send.is_none()).then_some(())
+            });
         });
+    }
+
+    /// The next part of a message from a rank.
+    fn next(&self, from: usize) -> Message {
+        let from = self.world.process_at_rank(from as i32);
+        wait(|| from.immediate_matched_probe_with_tag(TO_ALL)).0
+    }
+}
+
+/// What comes, some time.
+fn wait<T>(mut come: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(come) = come() {
+            return come;
+        }
+        if began.elapsed() > EAGER { thread::sleep(NAP) } else { thread::yield_now() }
+    }
+}
+
+/// Sends signs of life with the step that this rank is in, and listens to those of others until all leave.
+fn watch(step: &AtomicU64, limit: Duration, lost: impl Fn(&CommError)) {
+    let world = SimpleCommunicator::world();
+    let others = if world.rank() == 0 { 1..world.size() } else { 0..1 };
+    let mut watch = Watch::new(others.start as usize..others.end as usize, limit, Instant::now());
+    let mut sent: Option<(Instant, u64)> = None;
+    loop {
+        let now = Instant::now();
+        let own = step.load(Relaxed);
+        let leaving = own == LEAVING;
+        let due = sent.is_none_or(|(at, said)| {
+            said != LEAVING && (leaving || now.saturating_duration_since(at) > BEAT.min(limit / 4))
+        });
+        if due {
+            others.clone().for_each(|other| world.process_at_rank(other).send_with_tag(&own, LIFE));
+            sent = Some((now, own));
+        }
+        while let Some((message, status)) = world.any_process().immediate_matched_probe_with_tag(LIFE) {
+            let (step, _) = message.matched_receive::<u64>();
+            watch.heard(status.source_rank() as usize, (step != LEAVING).then_some(step));
+        }
+        // Nothing of either side is left on its way.
+        if leaving && watch.all_left() {
+            return;
+        }
+        if let Some(Silent { rank, step }) = watch.look(now) {
+            lost(&CommError::Silent { rank, step, seconds: limit.as_secs_f64() });
+            world.abort(1);
+        }
+        thread::sleep(LOOK);
     }
 }
 
@@ -68,6 +136,8 @@ impl Drop for Mpi {
         if thread::panicking() {
             self.world.abort(101);
         }
+        self.step.store(LEAVING, Relaxed);
+        self.watching.take().map(JoinHandle::join);
     }
 }
 
@@ -80,24 +150,33 @@ impl Comm for Mpi {
         self.world.size() as usize
     }
 
-    fn sum(&self, values: &mut [f32]) -> Result<(), CommError> {
-        double((self.rank(), self.size()), values, |other, own, theirs| {
+    fn sum_as(&self, values: &mut [f32], sent: Sent) -> Result<(), CommError> {
+        let exchange: Exchange = &mut |other, own, theirs| {
             self.exchange(other, own, theirs);
             Ok(())
-        })
+        };
+        sum((self.rank(), self.size()), values, sent, exchange)
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<(), CommError> {
-        let root = self.world.process_at_rank(0);
-        let mut len = bytes.len() as u64;
-        root.broadcast_into(&mut len);
-        bytes.resize(len as usize, 0);
-        bytes.chunks_mut(PIECE).for_each(|piece| root.broadcast_into(piece));
+        let rank = self.rank();
+        if rank > 0 {
+            let parent = rank & (rank - 1);
+            let (len, _) = self.next(parent).matched_receive::<u64>();
+            bytes.resize(len as usize, 0);
+            for piece in bytes.chunks_mut(PIECE) {
+                self.next(parent).matched_receive_into(piece);
+            }
+        }
+        for child in children(rank, self.size()) {
+            let child = self.world.process_at_rank(child as i32);
+            child.send_with_tag(&(bytes.len() as u64), TO_ALL);
+            bytes.chunks(PIECE).for_each(|piece| child.send_with_tag(piece, TO_ALL));
+        }
         Ok(())
     }
 
-    fn barrier(&self) -> Result<(), CommError> {
-        self.world.barrier();
-        Ok(())
+    fn at(&self, step: u64) {
+        self.step.store(step, Relaxed);
     }
 }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Comm, CommError, double};
+use super::tree::{Exchange, Sent, sum};
+use super::{Comm, CommError};
 
 /// Ranks as threads of one process. A rank that is dropped is gone for the others.
 pub struct Threads {
@@ -101,15 +102,16 @@ impl Comm for Threads {
         self.size
     }
 
-    fn sum(&self, values: &mut [f32]) -> Result<(), CommError> {
-        double((self.rank, self.size), values, |other, own, theirs| {
+    fn sum_as(&self, values: &mut [f32], sent: Sent) -> Result<(), CommError> {
+        let exchange: Exchange = &mut |other, own, theirs| {
             self.send(other, Mail::Values(own.to_vec()));
             match self.receive(other, Some(self.patience))? {
                 Mail::Values(values) if values.len() == theirs.len() => theirs.copy_from_slice(&values),
                 _ => return Err(CommError::Message("other values than were expected".into())),
             }
             Ok(())
-        })
+        };
+        sum((self.rank, self.size), values, sent, exchange)
     }
 
     fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<(), CommError> {
@@ -122,9 +124,5 @@ impl Comm for Threads {
             Mail::Values(_) => return Err(CommError::Message("values, not a message".into())),
         }
         Ok(())
-    }
-
-    fn barrier(&self) -> Result<(), CommError> {
-        self.sum(&mut [0.0])
     }
 }

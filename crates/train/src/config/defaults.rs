@@ -4,6 +4,7 @@ use flashlm_model::config::{QuantConfig, ScaleKind, StatKind};
 use flashlm_model::{ModelConfig, Precision};
 
 use super::settings::{DataSettings, Settings, TokenizerSettings, TrainSettings};
+use crate::comm::Sent;
 use crate::data::vocab;
 use crate::optim;
 use crate::schedule::Shape;
@@ -59,6 +60,7 @@ impl Default for Settings {
                 dropout: 0.0,
                 activation_share: 1.0,
                 average_share: 0.0,
+                rank_sums: Sent::Whole,
                 stages: Vec::new(),
                 eval_every: 0,
                 eval_tokens: 40_000,

@@ -3,6 +3,7 @@
 use flashlm_model::{ModelConfig, Precision};
 use serde::{Deserialize, Serialize};
 
+use crate::comm::Sent;
 use crate::optim;
 use crate::schedule::{Schedule, Shape};
 use crate::stage::{Boundaries, Shuffle, Stage};
@@ -118,6 +119,9 @@ pub struct TrainSettings {
     /// Last fraction of the run over whose steps the weights are averaged; the better of the last weights and their mean is
     /// the result. 0: no mean.
     pub average_share: f64,
+    /// As what ranks send each other their gradients: `f32`, or `bf16`, half the bytes, with bits that depend on the number of ranks.
+    #[serde(default)]
+    pub rank_sums: Sent,
     /// The curriculum; empty: `seq_len` and `data.source` throughout.
     pub stages: Vec<Stage>,
     /// Steps between validations; 0: ten over the run. One comes before the first step.

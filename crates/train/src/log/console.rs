@@ -63,6 +63,7 @@ mod tests {
             seq_len: 256,
             stage: 1,
             sources: Default::default(),
+            waited: Vec::new(),
         }
     }
 

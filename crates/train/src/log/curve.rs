@@ -281,6 +281,7 @@ mod tests {
                 seq_len,
                 stage,
                 sources,
+                waited: Vec::new(),
             })
         };
         let rows = [row(1, 1, 8, &["books"]), row(2, 1, 8, &["books"]), row(3, 2, 8, &["books", "tales"])];

@@ -202,6 +202,7 @@ mod tests {
             seq_len: 256,
             stage: 1,
             sources: Default::default(),
+            waited: Vec::new(),
         })
     }
 

@@ -55,6 +55,9 @@ pub struct TrainRow {
     /// Texts of the stage by name, and passes over each since the run began.
     #[serde(default)]
     pub sources: BTreeMap<String, f64>,
+    /// With several ranks, seconds that each waited for the slowest since the last row.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waited: Vec<f64>,
 }
 
 /// One evaluation on the validation set.

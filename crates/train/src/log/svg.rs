@@ -319,6 +319,7 @@ mod tests {
             seq_len: 8,
             stage: 1,
             sources: Default::default(),
+            waited: Vec::new(),
         })
     }
 

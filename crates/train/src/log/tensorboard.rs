@@ -313,6 +313,7 @@ mod tests {
             seq_len: 8,
             stage: 1,
             sources: Default::default(),
+            waited: Vec::new(),
         });
         let eval = Row::Eval(EvalRow { step: 1 << 40, tokens: 1, elapsed: 1.0, loss: 2.0, bpb: 0.75, best: true });
         let sample = Row::Sample(SampleRow { step: 3, prompt: String::new(), text: String::new() });

@@ -3,12 +3,14 @@
 //!
 //! Which passes of a step a rank computes is a function of their number, its own and that of all ranks ([`crate::comm::share`]).
 
+mod cost;
 mod leader;
 mod meet;
 mod message;
 mod scorer;
 mod worker;
 
+pub use cost::{Link, Work};
 pub use leader::Leader;
 pub(crate) use leader::Score;
 pub use meet::{Fit, Hello, meet};

@@ -121,6 +121,12 @@ impl Trainer<'_> {
                 self.state.elapsed = self.seconds();
                 let seconds = (self.clock.seconds() - row_started.0 - resting).max(1e-9);
                 let row = self.train_row(lr, grad_norm, (self.state.tokens - row_started.1) as f64 / seconds);
+                if let Some((rank, share)) = slow(&row.waited, seconds)
+                    && self.failing.insert(SLOW)
+                {
+                    let share = 100.0 * share;
+                    tell(Event::Note(&format!("rank {rank} is slow: the others wait for it {share:.0} % of the time")));
+                }
                 (row_started, resting) = ((self.clock.seconds(), self.state.tokens), 0.0);
                 if shown.elapsed().as_secs_f64() >= 1.0 {
                     let some = self.inputs.valid.first(SOME);
@@ -218,8 +224,21 @@ impl Trainer<'_> {
             seq_len: self.plan.shape(stage).seq_len,
             stage: stage + 1,
             sources,
+            waited: std::mem::take(&mut self.stepper.waited),
         }
     }
+}
+
+/// What is told once, from the first row on in which it is so.
+const SLOW: &str = "a slow rank";
+/// The share of time from which on a wait is told.
+const WAITS: f64 = 0.2;
+
+/// The rank that others wait for, and what share of these seconds they do so on average.
+fn slow(waited: &[f64], seconds: f64) -> Option<(usize, f64)> {
+    let (rank, _) = waited.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1))?;
+    let share = waited.iter().sum::<f64>() / (waited.len() - 1) as f64 / seconds;
+    (share > WAITS).then_some((rank, share))
 }
 
 fn due(step: u64, every: u64) -> bool {
