@@ -2,7 +2,7 @@
 // The page of `flashlm serve` in a headless Chromium: it writes what `flashlm generate` writes, goes on from an alternative, compares two
 // models, and watches a run that trains for SECONDS (10) in FOLDER. Pictures of all views, wide and narrow, light and dark, go to PICTURES.
 import { execFileSync, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { inBrowser } from "./browser.mjs";
@@ -63,7 +63,7 @@ await inBrowser(pictures, async ({ call, run, until, shot }) => {
         await until("!pane.running");
         same(await run(`($("prompt").value + pane.text).startsWith(${JSON.stringify(before + chosen)})`), true, "goes on from the alternative");
         // Escape ends a text at once.
-        await run(`$("max_tokens").value = 100000; $("temperature").value = 1.5; $("go").click()`);
+        await run(`$("max_tokens").value = 100000; $("temperature").value = 4; $("go").click()`);
         await until("pane.tokens.length > 5");
         await press("Escape");
         await until(`!pane.running && pane.state.textContent.startsWith("stopped")`);
@@ -74,7 +74,7 @@ await inBrowser(pictures, async ({ call, run, until, shot }) => {
         await call("Page.navigate", { url });
         await until(`typeof pane === "object" && pane.text`);
         same(await run(`$("prompt").value + pane.text`), text, "the text of a link");
-        same(await run(`$("temperature").value`), "1.5", "the temperature of a link");
+        same(await run(`$("temperature").value`), "4", "the temperature of a link");
 
         // Compare.
         await run(`location.hash = "#compare"; $("max_tokens").value = 150`);
@@ -98,10 +98,11 @@ await inBrowser(pictures, async ({ call, run, until, shot }) => {
         if (pictures) await all("watch-training");
         same(await trained, 0, `training: ${log}`);
         await until(`runs.get("first").about.outcome === "finished" && runs.get("first").samples.length > 0 && document.querySelector(".samples article")`);
-        const lines = await run(`JSON.stringify([...runs.get("first").train.map(row => row.step), ...runs.get("first").evals.map(row => row.bpb)])`);
-        const told = execFileSync("cat", [join(folder, "first/metrics.jsonl")]).toString().trim().split("\n").map(line => JSON.parse(line));
+        const told = readFileSync(join(folder, "first/metrics.jsonl"), "utf8").trim().split("\n").map(line => JSON.parse(line));
         const kind = name => told.filter(row => row.kind === name);
-        same(lines, JSON.stringify([...kind("train").map(row => row.step), ...kind("eval").map(row => row.bpb)]), "the rows of the run");
+        await until(`runs.get("first").train.length >= ${kind("train").length} && runs.get("first").evals.length >= ${kind("eval").length}`);
+        const lines = await run(`JSON.stringify([...runs.get("first").train.map(row => row.loss), ...runs.get("first").evals.map(row => row.bpb)])`);
+        same(lines, JSON.stringify([...kind("train").map(row => row.loss), ...kind("eval").map(row => row.bpb)]), "the rows of the run");
         // Several runs over each other: two that exist only as logs.
         if (pictures && existsSync(join(folder, "more"))) await until("runs.size > 2");
         await run(`[...document.querySelectorAll(".runs input")].forEach(box => box.checked || box.click())`);

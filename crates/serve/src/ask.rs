@@ -165,7 +165,9 @@ pub fn find(name: &str, served: &[Served]) -> Result<usize, ApiError> {
         let names: Vec<&str> = served.iter().map(|served| served.name.as_str()).collect();
         let asked: String = name.chars().take(80).collect();
         let message = match names.is_empty() {
-            true => "no model is served here, only runs are watched; name one too: flashlm serve MODEL --run DIR".into(),
+            true => {
+                "no model is served here, only runs are watched; name one too: flashlm serve MODEL --run DIR".into()
+            }
             false => format!("no model is called {asked:?} here; there is {}", names.join(", ")),
         };
         ApiError {

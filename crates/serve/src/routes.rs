@@ -286,11 +286,7 @@ async fn runs(State(shared): State<Arc<Shared>>) -> Answered {
 }
 
 /// Rows of a run's log after the mark in `?after=`.
-async fn one_run(
-    State(shared): State<Arc<Shared>>,
-    name: Result<Path<String>, PathRejection>,
-    uri: Uri,
-) -> Answered {
+async fn one_run(State(shared): State<Arc<Shared>>, name: Result<Path<String>, PathRejection>, uri: Uri) -> Answered {
     let Path(name) = name.map_err(|_| ApiError::bad("run", "run: the name in the path is not UTF-8".into()))?;
     let query = uri.query().unwrap_or_default().split('&');
     let after = query.filter_map(|part| part.strip_prefix("after=")).next_back().unwrap_or_default().to_string();

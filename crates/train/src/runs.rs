@@ -155,7 +155,8 @@ mod tests {
     fn run(folder: &Path, about: &str) {
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("run.json"), about).unwrap();
-        fs::write(folder.join(METRICS), "{\"kind\":\"sample\",\"step\":1,\"prompt\":\"\",\"text\":\"a\"}\n{\"kind\"").unwrap();
+        fs::write(folder.join(METRICS), "{\"kind\":\"sample\",\"step\":1,\"prompt\":\"\",\"text\":\"a\"}\n{\"kind\"")
+            .unwrap();
     }
 
     #[test]
@@ -190,7 +191,8 @@ mod tests {
         assert_eq!((about.steps, about.epochs, about.minutes, about.outcome), (400, 0.0, 0.5, None));
         assert_eq!((about.preset.as_deref(), about.entropy_bound), (Some("tiny"), Some(0.25)));
         assert!(about.quiet.unwrap() < 60.0);
-        fs::write(place.path().join("result.json"), "{\"outcome\":\"finished\",\"best\":{\"full\":{\"bpb\":0.5}}}").unwrap();
+        fs::write(place.path().join("result.json"), "{\"outcome\":\"finished\",\"best\":{\"full\":{\"bpb\":0.5}}}")
+            .unwrap();
         fs::write(place.path().join(SETTINGS), "[train\n").unwrap();
         let about = runs.list().remove(0);
         assert_eq!((about.outcome.as_deref(), about.bpb, about.steps), (Some("finished"), Some(0.5), 0));

@@ -162,7 +162,9 @@ pub enum LogError {
         limit: usize,
     },
     /// The same, where lines are not counted.
-    #[error("{path}, from byte {at}: no end of a line within {limit} bytes; this is not a metrics file, or it is damaged")]
+    #[error(
+        "{path}, from byte {at}: no end of a line within {limit} bytes; this is not a metrics file, or it is damaged"
+    )]
     Endless {
         /// The file.
         path: PathBuf,
