@@ -6,6 +6,7 @@ use std::fs;
 use flashlm_fuzz::{file, folder, seed};
 use flashlm_train::log::jsonl::{Metrics, Resumed, read};
 use flashlm_train::log::svg::{Axis, Options, Series, draw};
+use flashlm_train::log::tail::{Mark, tail};
 use libfuzzer_sys::fuzz_target;
 
 /// Where a run goes on.
@@ -42,6 +43,19 @@ fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
                 assert!(!picture.contains("NaN") && !picture.contains("inf"), "a place that is no number");
             }
         }
+    }
+    // From one place to the next, whatever the bytes are.
+    let mut mark = Mark::start();
+    let mut followed = Vec::new();
+    while let Ok(piece) = tail(&path, mark) {
+        followed.extend(piece.rows);
+        mark = piece.next;
+        if !piece.more {
+            break;
+        }
+    }
+    if let Ok(rows) = &rows {
+        assert!(rows.len() - followed.len() <= 1, "all but a last line without its end");
     }
     let resumed = Metrics::resume(&path, STEP, &aside);
     let _ = fs::remove_file(aside);

@@ -1,64 +1,12 @@
 // node --experimental-websocket page.mjs PAGE.html FLASHLM MODEL [FOLDER]
 // Opens a page of `flashlm export web` in a headless Chromium ($CHROMIUM, else chromium) from file:// with the network off, and compares what
 // it writes with `flashlm generate`, seed by seed. Screenshots of a wide and a narrow window go to FOLDER. Skips with a word without Chromium.
-import { execFileSync, spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { execFileSync } from "node:child_process";
+import { resolve } from "node:path";
+import { inBrowser } from "./browser.mjs";
 
 const [page, flashlm, model, folder] = process.argv.slice(2);
-const browser = process.env.CHROMIUM ?? "chromium";
-try {
-    execFileSync(browser, ["--version"]);
-} catch {
-    console.log(`skipped: no ${browser} here`);
-    process.exit(0);
-}
-const profile = mkdtempSync(join(tmpdir(), "page-"));
-const flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", `--user-data-dir=${profile}`, "about:blank"];
-const chromium = spawn(browser, flags, { stdio: ["ignore", "ignore", "pipe"] });
-let failed = false;
-try {
-    const address = await new Promise((found, lost) => {
-        let log = "";
-        chromium.stderr.on("data", data => {
-            log += data;
-            const at = log.match(/ws:\/\/\S+/);
-            if (at) found(at[0]);
-        });
-        chromium.on("exit", () => lost(new Error(`${browser} ended: ${log}`)));
-    });
-    const targets = await (await fetch(`http://${new URL(address).host}/json/list`)).json();
-    const socket = new WebSocket(targets.find(target => target.type === "page").webSocketDebuggerUrl);
-    await new Promise(opened => (socket.onopen = opened));
-    const waiting = new Map(), problems = [];
-    let last = 0;
-    socket.onmessage = ({ data }) => {
-        const message = JSON.parse(data);
-        if (message.method === "Runtime.exceptionThrown") problems.push(JSON.stringify(message.params));
-        waiting.get(message.id)?.(message);
-    };
-    const call = (method, params = {}) => new Promise((done, fail) => {
-        waiting.set(++last, message => (message.error ? fail(new Error(message.error.message)) : done(message.result)));
-        socket.send(JSON.stringify({ id: last, method, params }));
-    });
-    const run = async expression => {
-        const { result, exceptionDetails } = await call("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });
-        if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
-        return result.value;
-    };
-    const until = condition => run(`new Promise((done, fail) => { const end = Date.now() + 60000; const look = () => (${condition}) ? done(true) : Date.now() > end ? fail(new Error(get("status").textContent)) : setTimeout(look, 5); look(); })`);
-    const shot = async (name, width, height) => {
-        await call("Emulation.setDeviceMetricsOverride", { width, height, deviceScaleFactor: 1, mobile: width < 500 });
-        if (name === "narrow.png") await run(`document.querySelectorAll("#text .token")[4].click()`);
-        const { data } = await call("Page.captureScreenshot", { format: "png" });
-        if (folder) writeFileSync(join(folder, name), Buffer.from(data, "base64"));
-        const over = await run("document.documentElement.scrollWidth - document.documentElement.clientWidth");
-        if (over > 0) throw new Error(`${name}: ${over} pixels wider than the window`);
-    };
-    await call("Runtime.enable");
-    await call("Page.enable");
-    await call("Network.enable");
+await inBrowser(folder, async ({ call, run, until, shot }) => {
     await call("Network.emulateNetworkConditions", { offline: true, latency: 0, downloadThroughput: 0, uploadThroughput: 0 });
     await call("Page.navigate", { url: `file://${resolve(page)}` });
     await until(`document.readyState === "complete" && typeof get === "function"`);
@@ -80,6 +28,7 @@ try {
     await shot("wide.png", 1100, 760);
     // An alternative, and the text from there on.
     const before = await run(written);
+    await run(`document.querySelectorAll("#text .token")[4].click()`);
     await shot("narrow.png", 360, 740);
     if (await run(`get("others").hidden`)) throw new Error("no alternatives");
     await run(`[...document.querySelectorAll("#others button:not(.chosen)")][0].click()`);
@@ -90,13 +39,4 @@ try {
     await run(`get("stop").click()`);
     await until(`!get("write").disabled`);
     console.log(`ready after ${Math.round(ready)} ms, first tokens ${Math.round(await run("globalThis.first"))} ms after Write; stopped: ${await run(`get("status").textContent`)}`);
-    if (problems.length) throw new Error(problems.join("\n"));
-} catch (error) {
-    failed = true;
-    console.error(error.message);
-} finally {
-    chromium.kill();
-    await new Promise(ended => (chromium.exitCode === null && chromium.signalCode === null ? chromium.on("exit", ended) : ended()));
-    rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
-}
-process.exit(failed ? 1 : 0);
+});

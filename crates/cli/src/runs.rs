@@ -6,17 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use flashlm_train::log::{Row, jsonl};
-use flashlm_train::recognise::recognise;
 use flashlm_train::run_folder::{METRICS, RESULT, RunFolder};
+use flashlm_train::runs::find;
 use flashlm_train::units::{count, date, thousands};
-use flashlm_train::what::What;
 use serde_json::{Value, json};
 
 use crate::common::out;
 use crate::terminal::{fitted, stdout_width};
-
-/// How deep runs are looked for: in the folder itself, in its folders, and in theirs.
-const DEPTH: usize = 2;
 
 /// List the runs in a folder and in its folders: preset, bits per byte, tokens, date
 ///
@@ -50,8 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.folder.is_dir() {
         bail!("{}: no such folder; name one that holds runs", args.folder.display());
     }
-    let mut runs = Vec::new();
-    find(&args.folder, DEPTH, &mut runs)?;
+    let mut runs = find(&args.folder).iter().map(|path| Run::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     runs.sort_by(|a, b| (b.changed, &a.path).cmp(&(a.changed, &b.path)));
     if args.json {
         let runs: Vec<Value> = runs.iter().map(Run::json).collect();
@@ -62,20 +57,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         table(&runs).iter().for_each(|line| out!("{line}"));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Runs at a folder, or below it. Folders that cannot be read have none.
-fn find(folder: &Path, depth: usize, runs: &mut Vec<Run>) -> anyhow::Result<()> {
-    if RunFolder::at(folder).is_marked() && matches!(recognise(folder), What::Run { .. }) {
-        runs.push(Run::read(folder)?);
-        return Ok(());
-    }
-    let Ok(entries) = folder.read_dir() else { return Ok(()) };
-    for path in entries.flatten().map(|entry| entry.path()).filter(|path| depth > 0 && path.is_dir()) {
-        // `./a` as `a`.
-        find(path.strip_prefix(".").unwrap_or(&path), depth - 1, runs)?;
-    }
-    Ok(())
 }
 
 impl Run {

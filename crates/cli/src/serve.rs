@@ -3,10 +3,14 @@
 use std::net::{TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use flashlm_serve::{Options, Served, serve};
+use flashlm_serve::{Options, Served, Watch, serve};
 use flashlm_train::load::load_packed;
+use flashlm_train::log::tail::{Mark, Piece};
+use flashlm_train::runs::Runs;
+use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::common::{exec, model_or_builtin, out, say};
@@ -15,17 +19,17 @@ use crate::signals::raised_by;
 /// Where the key is, if no flag has it.
 const KEY: &str = "FLASHLM_API_KEY";
 
-/// Serve models over HTTP: the API of OpenAI's clients, and a page to write with
+/// Serve models over HTTP: the API of OpenAI's clients, and a page to write, compare and watch runs with
 ///
 /// Texts are those of `generate` with the same seed, whoever else is asking. SIGTERM and Ctrl-C finish what runs and refuse what is new;
 /// a second one ends the process at once.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm serve\n  flashlm serve stories=model.safetensors runs/book --port 9000\n  flashlm serve --host 0.0.0.0 --api-key \"a long secret\"\n\ndocs/serving.md has the API, docs/security.md what protects it."
+    after_help = "Examples:\n  flashlm serve\n  flashlm serve stories=model.safetensors runs/book --port 9000\n  flashlm serve --run runs\n  flashlm serve --host 0.0.0.0 --api-key \"a long secret\"\n\ndocs/serving.md has the API, docs/security.md what protects it."
 )]
 pub struct Args {
     /// Models of FlashLM, as `generate` takes them, or NAME=MODEL; clients call them by this name, else by that of the folder or file
-    /// [default: checkpoints, else builtin]
+    /// [default: checkpoints, else builtin; none with --run]
     models: Vec<PathBuf>,
     /// Address to listen at; one that other machines reach wants a key
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -48,6 +52,9 @@ pub struct Args {
     /// Let pages of this origin ask, such as `https://example.com` [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors: Option<String>,
+    /// Run to watch, or a folder of runs, also while they train; may be given several times. Without MODELS, no model is served
+    #[arg(long = "run", value_name = "DIR")]
+    runs: Vec<PathBuf>,
     /// Number of threads of each model [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -68,7 +75,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen at {address}; another program may: choose another --port"))?;
-    let named = if args.models.is_empty() { vec![model_or_builtin(None)] } else { args.models };
+    if let Some(missing) = args.runs.iter().find(|folder| !folder.is_dir()) {
+        bail!("--run {}: no such folder; name a run, or a folder that holds runs", missing.display());
+    }
+    let watched = (!args.runs.is_empty()).then(|| Watched(Runs::new(args.runs)));
+    let named = match args.models.is_empty() {
+        true if watched.is_some() => Vec::new(),
+        true => vec![model_or_builtin(None)],
+        false => args.models,
+    };
     let (mut served, mut execs, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for path in named {
         let (name, path) = name_of(&path);
@@ -83,16 +98,44 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !address.ip().is_loopback() {
         say!("other machines may reach this server, and nothing is encrypted; docs/security.md");
     }
-    out!("serving {} at http://{}", names.join(", "), listener.local_addr()?);
+    let mut what = Vec::from_iter((!names.is_empty()).then(|| format!("serving {}", names.join(", "))));
+    if let Some(Watched(runs)) = &watched {
+        let runs = runs.list().len();
+        what.push(format!("watching {runs} run{}", if runs == 1 { "" } else { "s" }));
+        if runs == 0 {
+            say!("there is no run yet in the folders of --run; one that begins there will be seen");
+        }
+    }
+    out!("{} at http://{}", what.join(", "), listener.local_addr()?);
     let options = Options {
         api_key,
         parallel: args.parallel as usize,
         queue: args.queue as usize,
         prompt_tokens_per_tick: args.prompt_tokens_per_tick as usize,
         cors: args.cors,
+        runs: watched.map(|watched| Arc::new(watched) as Arc<dyn Watch>),
     };
     serve(listener, served, execs, options, stop)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs as the server asks for them.
+struct Watched(Runs);
+
+impl Watch for Watched {
+    fn list(&self) -> Value {
+        json!(self.0.list())
+    }
+
+    fn rows(&self, name: &str, after: &str) -> Option<Result<Value, String>> {
+        // A mark that is none is the beginning.
+        let piece = self.0.rows(name, after.parse().unwrap_or(Mark::start()))?;
+        let told = |piece: Piece| {
+            let Piece { rows, next, anew, more, damaged } = piece;
+            json!({"rows": rows, "next": next.to_string(), "anew": anew, "more": more, "damaged": damaged})
+        };
+        Some(piece.map(told).map_err(|error| error.to_string()))
+    }
 }
 
 /// What a model is called, and where it is.

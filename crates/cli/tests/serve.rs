@@ -15,8 +15,12 @@ struct Server {
 
 impl Server {
     fn start(flags: &[&str]) -> Server {
+        Server::of(&[&["builtin", "--threads", "2"], flags].concat())
+    }
+
+    fn of(flags: &[&str]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_flashlm"));
-        command.args(["serve", "builtin", "--port", "0", "--threads", "2"]).args(flags);
+        command.args(["serve", "--port", "0"]).args(flags);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -294,4 +298,68 @@ fn sigterm_finishes_what_runs_and_refuses_what_is_new() {
         assert_eq!(running.join().unwrap()["usage"]["completion_tokens"], 20_000);
     });
     assert_eq!(server.child.wait().unwrap().code(), Some(0));
+}
+
+/// Without Node or Chromium it is skipped; where CI is set, Node must be there.
+#[test]
+fn the_page_writes_compares_and_watches_a_run_that_trains() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new("node");
+    command.args(["--experimental-websocket", "tests/web/serve.mjs", env!("CARGO_BIN_EXE_flashlm")]).arg(folder.path());
+    let output = match command.arg("6").current_dir(root).output() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && std::env::var_os("CI").is_none() => {
+            eprintln!("skipped: no node here");
+            return;
+        }
+        output => output.expect("Node (Debian: nodejs) drives the browser"),
+    };
+    let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    assert!(output.status.success(), "{told:?}");
+    eprint!("{}", told[0]);
+}
+
+#[test]
+fn runs_are_watched_without_a_model_and_their_names_are_no_paths() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join("run").join(name);
+    std::fs::create_dir_all(place("")).unwrap();
+    std::fs::write(place("run.json"), r#"{"name":"tiny","entropy_bound":0.5}"#).unwrap();
+    let row = r#"{"kind":"eval","step":2,"tokens":20,"elapsed":1.5,"loss":null,"bpb":1.25,"best":true}"#;
+    // The last row is on its way.
+    std::fs::write(place("metrics.jsonl"), format!("{row}\n{}", &row[..40])).unwrap();
+    let server = Server::of(&["--run", folder.path().to_str().unwrap()]);
+    let get = |path: &str| {
+        let (status, _, body) = server.ask("GET", path, "", b"");
+        (status, serde_json::from_slice::<Value>(&body).unwrap())
+    };
+    let (_, runs) = get("/runs");
+    let run = &runs["data"][0];
+    assert_eq!((&run["name"], &run["preset"], &run["entropy_bound"]), (&json!("run"), &json!("tiny"), &json!(0.5)));
+    let (_, first) = get("/runs/run");
+    assert_eq!(first["rows"], json!([serde_json::from_str::<Value>(row).unwrap()]));
+    std::fs::write(place("metrics.jsonl"), format!("{row}\n{row}\n")).unwrap();
+    let next = first["next"].as_str().unwrap();
+    let (_, second) = get(&format!("/runs/run?after={next}"));
+    assert_eq!((second["rows"].as_array().unwrap().len(), &second["anew"]), (1, &json!(false)));
+    for path in [
+        "/runs/..",
+        "/runs/%2e%2e",
+        "/runs/run%2f..%2frun",
+        "/runs/run%2Fmetrics.jsonl",
+        "/runs/%2Fetc",
+        "/runs/other",
+        "/runs/%ff",
+    ] {
+        let (status, error) = get(path);
+        assert!(matches!(status, 400 | 404) && error["error"]["message"].is_string(), "{path}: {status} {error}");
+    }
+    assert_eq!(get("/v1/models").1["data"], json!([]));
+    assert_eq!(get("/tokenizer_info").0, 404);
+    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
+        let (status, _, body) =
+            server.ask("POST", path, JSON, br#"{"prompt": "a", "tokens": [], "messages": [{"content": ""}]}"#);
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert!(status == 404 && body["error"]["message"].as_str().unwrap().contains("no model"), "{path}: {body}");
+    }
 }

@@ -151,15 +151,25 @@ impl Ask {
 
 /// The model that is named; the first where none is.
 pub fn model(fields: &mut Fields, served: &[Served]) -> Result<usize, ApiError> {
-    let Some(name) = fields.text("model")? else { return Ok(0) };
+    let Some(name) = fields.text("model")? else { return first(served) };
     find(&name, served)
+}
+
+/// The model that answers where none is named.
+pub fn first(served: &[Served]) -> Result<usize, ApiError> {
+    if served.is_empty() { find("", served) } else { Ok(0) }
 }
 
 pub fn find(name: &str, served: &[Served]) -> Result<usize, ApiError> {
     served.iter().position(|served| served.name == name).ok_or_else(|| {
         let names: Vec<&str> = served.iter().map(|served| served.name.as_str()).collect();
         let asked: String = name.chars().take(80).collect();
-        let message = format!("no model is called {asked:?} here; there is {}", names.join(", "));
+        let message = match names.is_empty() {
+            true => {
+                "no model is served here, only runs are watched; name one too: flashlm serve MODEL --run DIR".into()
+            }
+            false => format!("no model is called {asked:?} here; there is {}", names.join(", ")),
+        };
         ApiError {
             param: Some("model".into()),
             ..ApiError::new(StatusCode::NOT_FOUND, Some("model_not_found"), message)

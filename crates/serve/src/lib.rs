@@ -18,6 +18,8 @@ mod metrics;
 mod model;
 mod routes;
 pub mod server;
+mod watch;
 
 pub use model::Served;
 pub use server::{Options, ServeError, serve};
+pub use watch::Watch;

@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -21,12 +21,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::answer::Answer;
-use crate::ask::{Ask, find, ids, model};
+use crate::ask::{Ask, find, first, ids, model};
 use crate::desk::Order;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::metrics::Metrics;
 use crate::model::{EOS, Served};
+use crate::watch::Watch;
 
 /// Largest body of a request, in bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -37,7 +38,7 @@ const LONG: usize = 64 << 10;
 /// How long a body may take.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// Paths that are counted by their name, and whether they are open to all.
-const PATHS: [(&str, bool); 10] = [
+const PATHS: [(&str, bool); 11] = [
     ("/", true),
     ("/health", true),
     ("/openapi.json", true),
@@ -48,6 +49,7 @@ const PATHS: [(&str, bool); 10] = [
     ("/tokenize", false),
     ("/detokenize", false),
     ("/tokenizer_info", false),
+    ("/runs", false),
 ];
 
 /// What all requests share.
@@ -57,6 +59,7 @@ pub struct Shared {
     pub orders: UnboundedSender<Order>,
     pub queue: Arc<Semaphore>,
     pub key: Option<String>,
+    pub runs: Option<Arc<dyn Watch>>,
     pub cors: Option<HeaderValue>,
     /// Only names of this machine may be asked for: it listens to no other.
     pub loopback: bool,
@@ -80,6 +83,8 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/tokenizer_info", get(tokenizer_info))
+        .route("/runs", get(runs))
+        .route("/runs/{name}", get(one_run))
         .fallback(async |request: Request| {
             let path = request.uri().path();
             ApiError::new(
@@ -101,8 +106,13 @@ pub fn router(shared: Arc<Shared>) -> Router {
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let known = PATHS.iter().find(|known| known.0 == path);
-    let route =
-        known.map_or(if path.starts_with("/v1/models/") { "/v1/models/{id}" } else { "other" }, |known| known.0);
+    let below = |start: &str| path.starts_with(start);
+    let route = match known {
+        Some(known) => known.0,
+        None if below("/v1/models/") => "/v1/models/{id}",
+        None if below("/runs/") => "/runs/{name}",
+        None => "other",
+    };
     let mut response = match admitted(&shared, &request, known.is_some_and(|known| known.1)) {
         Err(error) => error.into_response(),
         Ok(()) if request.method() == Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
@@ -259,12 +269,41 @@ async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answ
     Ok(answer(&json!({"prompt": text, "content": text})))
 }
 
-async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Response {
-    let model = &shared.served[0].model;
-    answer(&json!({
+async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Answered {
+    let model = &shared.served[first(&shared.served)?].model;
+    Ok(answer(&json!({
         "eos_token": EOS, "bos_token": null, "pad_token": null, "chat_template": null,
         "kind": model.tokenizer().kind(), "vocab_size": model.config().vocab_size, "eos_token_id": model.tokenizer().eos(),
-    }))
+    })))
+}
+
+async fn runs(State(shared): State<Arc<Shared>>) -> Answered {
+    let list = match shared.runs.clone() {
+        Some(runs) => read(move || runs.list()).await?,
+        None => json!([]),
+    };
+    Ok(answer(&json!({"data": list})))
+}
+
+/// Rows of a run's log after the mark in `?after=`.
+async fn one_run(State(shared): State<Arc<Shared>>, name: Result<Path<String>, PathRejection>, uri: Uri) -> Answered {
+    let Path(name) = name.map_err(|_| ApiError::bad("run", "run: the name in the path is not UTF-8".into()))?;
+    let query = uri.query().unwrap_or_default().split('&');
+    let after = query.filter_map(|part| part.strip_prefix("after=")).next_back().unwrap_or_default().to_string();
+    let asked: String = name.chars().take(80).collect();
+    let missing = || {
+        let message = format!("no run is called {asked:?} here; /runs lists those there are");
+        ApiError { param: Some("run".into()), ..ApiError::new(StatusCode::NOT_FOUND, Some("run_not_found"), message) }
+    };
+    let runs = shared.runs.clone().ok_or_else(missing)?;
+    let rows = read(move || runs.rows(&name, &after)).await?.ok_or_else(missing)?;
+    Ok(answer(&rows.map_err(|error| ApiError::bad("run", error))?))
+}
+
+/// What comes from a disk, which may be slow: not on the thread of all connections.
+async fn read<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    let lost = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "reading the runs has failed");
+    spawn_blocking(what).await.map_err(lost)
 }
 
 async fn completions(State(shared): State<Arc<Shared>>, request: Request) -> Answered {

@@ -24,6 +24,7 @@ use crate::desk::Desk;
 use crate::metrics::Metrics;
 use crate::model::Served;
 use crate::routes::{Shared, router};
+use crate::watch::Watch;
 
 /// Most connections at once; others wait to be accepted.
 const CONNECTIONS: usize = 8192;
@@ -45,6 +46,8 @@ pub struct Options {
     pub prompt_tokens_per_tick: usize,
     /// The origin whose pages may ask.
     pub cors: Option<String>,
+    /// Runs to watch, if any.
+    pub runs: Option<Arc<dyn Watch>>,
 }
 
 /// Why the server ended.
@@ -86,6 +89,7 @@ pub fn serve(
         orders,
         queue: Arc::new(Semaphore::new(options.queue)),
         key: options.api_key,
+        runs: options.runs,
         cors: cors.transpose()?,
         loopback,
         draining: AtomicBool::new(false),

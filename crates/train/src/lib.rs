@@ -22,6 +22,7 @@ pub mod ranks;
 pub mod recognise;
 pub mod run;
 pub mod run_folder;
+pub mod runs;
 pub mod schedule;
 pub mod similar;
 pub mod stage;

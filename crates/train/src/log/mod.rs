@@ -13,6 +13,7 @@ pub mod jsonl;
 mod scale;
 mod style;
 pub mod svg;
+pub mod tail;
 pub mod tensorboard;
 
 use std::collections::BTreeMap;
@@ -160,6 +161,18 @@ pub enum LogError {
         path: PathBuf,
         /// Line number, from 1.
         line: u64,
+        /// The longest line accepted, in bytes.
+        limit: usize,
+    },
+    /// The same, where lines are not counted.
+    #[error(
+        "{path}, from byte {at}: no end of a line within {limit} bytes; this is not a metrics file, or it is damaged"
+    )]
+    Endless {
+        /// The file.
+        path: PathBuf,
+        /// Where the line begins.
+        at: u64,
         /// The longest line accepted, in bytes.
         limit: usize,
     },
