@@ -210,7 +210,7 @@ def hf(folder, ids, reference):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def logits(at):
-        model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32, trust_remote_code=True).eval()
         with torch.no_grad():
             return model, model(torch.tensor([ids])).logits[0].double().numpy()
 
@@ -225,7 +225,7 @@ def hf(folder, ids, reference):
     model.save_pretrained(folder / "again")
     _, again = logits(folder / "again")
     check("hf: logits after save_pretrained and reload", np.abs(again - got).max(), 0)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf", trust_remote_code=True)
     check("hf: the tokenizer gives back a text", tokenizer.decode(tokenizer("Once, she said 12 ünï!\n").input_ids) != "Once, she said 12 ünï!\n", 0)
 
 
