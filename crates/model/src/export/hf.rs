@@ -196,3 +196,55 @@ fn card_with_code(refused: &Refused) -> String {
         refused.0.join("\n* ")
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::infer::testing::{Noise, shapes};
+    use crate::io::safetensors::TensorFile;
+    use crate::testing::tiny;
+    use crate::tok::Tokenizer;
+
+    fn files(noise: &Noise) -> BTreeMap<&'static str, Vec<u8>> {
+        let source = Source::read(TensorFile::from_bytes(noise.bytes.clone(), "packed").unwrap()).unwrap();
+        let Ok(Exported::Folder(files)) = write(&source, "f32") else { panic!("a folder") };
+        files.into_iter().collect()
+    }
+
+    /// Parameters are those of the layout, and the settings all that the code asks for and no other.
+    #[test]
+    fn every_shape_of_model_comes_with_its_code() {
+        let asked = CONFIGURATION.split_once("**kwargs").unwrap().0;
+        for (name, config) in shapes() {
+            let noise = Noise::new(config);
+            let files = files(&noise);
+            let config: Json = serde_json::from_slice(&files["config.json"]).unwrap();
+            if config["model_type"] != "flashlm" {
+                assert!(!files.keys().any(|file| file.ends_with(".py")), "{name}");
+                continue;
+            }
+            let weights = TensorFile::from_bytes(files["model.safetensors"].clone(), "exported").unwrap();
+            for spec in noise.layout.specs() {
+                assert_eq!(weights.shape(&spec.name).unwrap(), spec.shape, "{name}: {}", spec.name);
+            }
+            assert_eq!(config["mixers"].as_array().unwrap().len(), noise.config.blocks);
+            for key in config.as_object().unwrap().keys() {
+                let common = ["architectures", "auto_map", "blocks", "dtype", "model_type", "tie_word_embeddings"];
+                let known = common.contains(&&**key) || key.ends_with("_token_id");
+                assert!(known || asked.contains(&format!("        {key}=")), "{name}: {key}");
+            }
+            assert_eq!(files["modeling_flashlm.py"], MODELING.as_bytes());
+            assert!(String::from_utf8_lossy(&files["README.md"]).contains("trust_remote_code=True"));
+        }
+    }
+
+    #[test]
+    fn a_frequency_vocabulary_has_a_tokenizer_of_its_own() {
+        let tokenizer = Tokenizer::train_frequency(["a tale of a tale"].into_iter(), 9).unwrap();
+        let files = files(&Noise::with(tiny("conv"), &tokenizer, |_, _| {}));
+        let ids: Vec<u16> = serde_json::from_slice(&files["ids.json"]).unwrap();
+        let known = ids.iter().filter(|&&id| id > 3).count();
+        assert_eq!((ids.len(), known), (50_257, tokenizer.vocab_size() - 4));
+        assert!(files.contains_key("tokenization_flashlm.py") && !files.contains_key("tokenizer.json"));
+    }
+}
