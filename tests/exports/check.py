@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Exports against the programs that they are for: tests/exports/check.py FLASHLM MODEL [gguf] [hf]
+"""Exports against the programs that they are for: tests/exports/check.py FLASHLM MODEL [onnx] [gguf] [hf]
 
-MODEL is a run, checkpoint or packed model of a portable preset with a lossless vocabulary. The reference is NumPy in float64 (reference.py), which
-is first compared with the packed runtime. Needs NumPy; `gguf` needs the package xllamacpp, `hf` torch and transformers: without them that
-part is skipped.
+MODEL is a run, checkpoint or packed model. The reference is NumPy in float64 (reference.py), which is first compared with the packed runtime.
+Needs NumPy; `onnx` needs the packages onnx and onnxruntime, and for Node onnxruntime-node below NODE_PATH; `gguf` xllamacpp and tokenizers, `hf`
+torch and transformers: without them, and where a format refuses the model, that part is skipped.
 """
 import importlib.util
 import json
@@ -44,11 +44,12 @@ def have(*names):
     return not missing
 
 
-def vocabulary(folder, flashlm, model):
-    """The tokenizer that the export for transformers has, by the package tokenizers."""
-    run(flashlm, "export", "hf", model, "-o", folder / "hf")
-    config = json.loads((folder / "hf/config.json").read_text())
-    return folder / "hf/tokenizer.json", config["eos_token_id"]
+def exported(flashlm, format, model, path, *more):
+    """Whether the format can say the model."""
+    told = subprocess.run([str(a) for a in (flashlm, "export", format, model, "-o", path, *more)], capture_output=True, text=True)
+    if told.returncode:
+        print(f"skipped: {told.stderr.strip()}")
+    return told.returncode == 0
 
 
 def lines(text):
@@ -96,37 +97,101 @@ def scored(flashlm, model, text):
 
 def main():
     flashlm, model = (Path(arg).absolute() for arg in sys.argv[1:3])
-    parts = sys.argv[3:] or ["gguf", "hf"]
+    parts = sys.argv[3:] or ["onnx", "gguf", "hf"]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         run(flashlm, "export", "safetensors", model, "-o", folder / "model.st")
         text = run(flashlm, "data", "sample", "synthetic:40", "-n", "40", "--seed", "5")
-        story = text[:1500]
-        tokens = scored(flashlm, model, story)[:POSITIONS]
-        file, eos = vocabulary(folder, flashlm, model)
-        ids = [eos] + [token["id"] for token in tokens]
+        tokens = scored(flashlm, model, text[:6000])[:511]
+        reference, runtime = Model(folder / "model.st"), Model(folder / "model.st", int8=True)
+        ids = [reference.c["eos"]] + [token["id"] for token in tokens]
         packed = np.array([token["logprob"] for token in tokens])
-        runtime = Model(folder / "model.st", int8=True).log_probs(ids[:-1])
-        own = runtime[np.arange(len(tokens)), ids[1:]]
         # Sums of other order now and then round an activation to the next int8, which later tokens then see.
-        check("reference in int8 against the packed runtime, median of the first 20", np.median(np.abs(own - packed)[:20]), 1e-5)
-        check("the same, nats per token of all, ratio less 1", abs(own.mean() / packed.mean() - 1), 1e-3)
-        reference = Model(folder / "model.st")
-        want = reference.log_probs(ids)
-        if "gguf" in parts and have("xllamacpp", "tokenizers"):
-            gguf(flashlm, model, folder, file, ids, want, packed, text)
-        if "hf" in parts and have("torch", "transformers"):
-            hf(folder, ids, reference)
+        close("reference in int8", runtime.log_probs(ids[:-1])[np.arange(len(tokens)), ids[1:]], packed)
+        if "onnx" in parts and have("onnx", "onnxruntime") and exported(flashlm, "onnx", model, folder / "onnx"):
+            onnx(flashlm, model, folder, ids, reference, packed)
+        ids, packed = ids[: POSITIONS + 1], packed[:POSITIONS]
+        if "gguf" in parts and have("xllamacpp", "tokenizers") and exported(flashlm, "gguf", model, folder / "f32.gguf", "--weights", "f32"):
+            gguf(flashlm, model, folder, ids, reference.log_probs(ids), packed, text)
+        if "hf" in parts and have("torch", "transformers") and exported(flashlm, "hf", model, folder / "hf"):
+            hf(folder, ids, reference, text[:6000])
     sys.exit(failed)
 
 
-def gguf(flashlm, model, folder, file, ids, want, packed, text):
+def close(what, own, packed):
+    check(f"{what} against the packed runtime, median of the first 20", np.median(np.abs(own - packed)[:20]), 1e-5)
+    check("the same, nats per token of all, ratio less 1", abs(own.mean() / packed.mean() - 1), 1e-3)
+
+
+def ratio(got, want):
+    return math.sqrt(((got - want) ** 2).sum() / (want**2).sum())
+
+
+def greedy(what, written, reference, never=None):
+    """Tokens, EOS first, that are not the likeliest by the reference."""
+    z = reference.logits(written[:-1])
+    if never is not None:
+        z[:, never] = -np.inf
+    check(f"{what}: greedy tokens of {len(written) - 1} that differ", sum(a != b for a, b in zip(z.argmax(-1), written[1:])), 0)
+
+
+class Session:
+    """A sequence in onnxruntime."""
+
+    def __init__(self, path):
+        import onnxruntime
+
+        self.model = onnxruntime.InferenceSession(str(path))
+        types = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
+        self.states = {i.name: np.zeros(i.shape, types[i.type]) for i in self.model.get_inputs() if i.name != "ids"}
+
+    def logits(self, ids):
+        outputs = [o.name for o in self.model.get_outputs()]
+        logits, *new = self.model.run(outputs, {"ids": np.array([ids]), **self.states})
+        self.states = {name.removeprefix("next."): state for name, state in zip(outputs[1:], new)}
+        return logits[0]
+
+
+def onnx(flashlm, model, folder, ids, reference, packed):
+    import onnx as package
+
+    # A second document begins in the middle.
+    mixed = ids[:300] + ids[:212]
+    want, (f32, int8) = reference.logits(mixed), (folder / "onnx/model.onnx", folder / "int8/model.onnx")
+    package.checker.check_model(str(f32), full_check=True)
+    once, turns = Session(f32), Session(f32)
+    check(f"onnx: logits of {len(mixed)} tokens at once, RMS ratio", ratio(once.logits(mixed), want), 1e-4)
+    check("onnx: the same token by token", ratio(np.concatenate([turns.logits([token]) for token in mixed]), want), 1e-4)
+    written, session = ids[:1], Session(f32)
+    while len(written) <= 200:
+        written.append(int(session.logits(written[-1:])[-1].argmax()))
+    greedy("onnx", written, reference)
+    node = ["node", Path(__file__).with_name("onnx.cjs"), f32, ids[0], 200]
+    try:
+        there = json.loads(subprocess.run([str(a) for a in node], check=True, capture_output=True, text=True).stdout)
+        check("onnx: tokens that onnxruntime-node writes otherwise", sum(a != b for a, b in zip(there, written[1:])), 0)
+    except (OSError, subprocess.CalledProcessError):
+        print("skipped: no node, or no npm package onnxruntime-node below NODE_PATH")
+    run(flashlm, "export", "onnx", model, "-o", folder / "int8", "--weights", "int8")
+    package.checker.check_model(str(int8), full_check=True)
+    z = Session(int8).logits(ids[:-1]).astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    z -= np.log(np.exp(z).sum(-1, keepdims=True))
+    close("onnx int8", z[np.arange(len(packed)), ids[1:]], packed)
+    example = run(sys.executable, folder / "onnx/generate.py", "Once upon a time")
+    check("onnx: the example writes on", not (example.startswith("Once upon a time") and len(example) > 40), 0)
+    print(f"    files: f32 {f32.stat().st_size} bytes, int8 {int8.stat().st_size}")
+
+
+def gguf(flashlm, model, folder, ids, want, packed, text):
     from tokenizers import Tokenizer
 
-    ours = Tokenizer.from_file(str(file))
-    for weights, bound in (("f32", 1e-4), ("f16", None), ("q4_0", None), ("q2_0", None)):
+    run(flashlm, "export", "onnx", model, "-o", folder / "tokenizer")
+    ours = Tokenizer.from_file(str(folder / "tokenizer/tokenizer.json"))
+    for weights in ("f32", "f16", "q4_0", "q2_0"):
         path = folder / f"{weights}.gguf"
-        run(flashlm, "export", "gguf", model, "-o", path, "--weights", weights)
+        if not exported(flashlm, "gguf", model, path, "--weights", weights, "--force"):
+            continue
         llama = Llama(path)
         got = llama.log_probs(ids, want.shape[1])
         if weights == "f32":
@@ -140,31 +205,32 @@ def gguf(flashlm, model, folder, file, ids, want, packed, text):
             check(f"gguf {weights}: bits per byte against the packed runtime, ratio less 1", abs(there / packed.mean() - 1), 3e-3)
 
 
-def hf(folder, ids, reference):
+def hf(folder, ids, reference, text):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     def logits(at):
-        model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(at, dtype=torch.float32, trust_remote_code=True).eval()
         with torch.no_grad():
             return model, model(torch.tensor([ids])).logits[0].double().numpy()
 
     want = reference.logits(ids)
     model, got = logits(folder / "hf")
-    ratio = math.sqrt(((got - want) ** 2).sum() / (want**2).sum())
-    check(f"hf {type(model).__name__}: logits after {len(ids)} positions, RMS ratio", ratio, 1e-5)
+    check(f"hf {type(model).__name__}: logits after {len(ids)} positions, RMS ratio", ratio(got, want), 1e-5)
     eos = ids[0]
     with torch.no_grad():
         written = model.generate(torch.tensor([[eos]]), max_new_tokens=200, min_new_tokens=200, do_sample=False)[0].tolist()
-    z = reference.logits(written[:-1])
     # min_new_tokens forbids the end of the text.
-    z[:, eos] = -np.inf
-    check("hf: greedy tokens of 200 that differ", sum(a != b for a, b in zip(z.argmax(-1), written[1:])), 0)
+    greedy("hf", written, reference, eos)
     model.save_pretrained(folder / "again")
     _, again = logits(folder / "again")
     check("hf: logits after save_pretrained and reload", np.abs(again - got).max(), 0)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "hf")
-    check("hf: the tokenizer gives back a text", tokenizer.decode(tokenizer("Once, she said 12 ünï!\n").input_ids) != "Once, she said 12 ünï!\n", 0)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf", trust_remote_code=True)
+    tokenizer.save_pretrained(folder / "again")
+    for what, own in (("", tokenizer), (" after reload", AutoTokenizer.from_pretrained(folder / "again", trust_remote_code=True))):
+        there = own(text).input_ids[: len(ids) - 1]
+        check(f"hf: tokens of {len(there)} that are others{what}", sum(a != b for a, b in zip(there, ids[1:])), 0)
+    print(f"    it writes: {tokenizer.decode(written[1:40])!r}")
 
 
 if __name__ == "__main__":

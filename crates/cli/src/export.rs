@@ -18,7 +18,7 @@ use crate::report::Report;
 /// Export a model as a file for other programs
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm export safetensors -o weights.safetensors\n  flashlm export safetensors model.safetensors -o weights.safetensors --json\n  flashlm export c -o story.c\n  flashlm export web builtin -o story.html\n  flashlm export gguf run -o story.gguf --weights f16\n  flashlm export hf run -o story"
+    after_help = "Examples:\n  flashlm export safetensors -o weights.safetensors\n  flashlm export safetensors model.safetensors -o weights.safetensors --json\n  flashlm export c -o story.c\n  flashlm export web builtin -o story.html\n  flashlm export gguf run -o story.gguf --weights f16\n  flashlm export hf run -o story-hf\n  flashlm export onnx run -o story-onnx --weights int8"
 )]
 pub struct Args {
     /// Format of the file
@@ -27,10 +27,11 @@ pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
     /// tokenizer.json; builtin: the model in the program [default: checkpoints]
     model: Option<PathBuf>,
-    /// File to write; with hf a folder, which must not exist
+    /// File to write; with hf, onnx and separate weights a folder, which must not exist
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
-    /// What weights are written as: gguf: q2_0, q4_0, f16, f32; safetensors and hf: f32; c and web: packed [default: the first of these]
+    /// What weights are written as: c: packed, or separate, in a file of their own; web: packed; gguf: q2_0, q4_0, f16, f32; onnx: f32, or
+    /// int8, the arithmetic of flashlm generate; safetensors and hf: f32 [default: the first of these]
     #[arg(long, value_name = "TYPE")]
     weights: Option<String>,
     /// Overwrite an existing file; never a folder

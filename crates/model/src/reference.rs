@@ -1,5 +1,5 @@
 //! Layers in plain loops and f64, on the weights as the packed runtime has them: what `formats.md` and the headers of the layers
-//! say, written down once more. Activations are int8 here too, so what is left between the two is rounding, not quantisation.
+//! say, written down once more. Activations are int8 here too where nothing else is asked for, so what is left between the two is rounding, not quantisation.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -16,6 +16,8 @@ pub(crate) struct Weights {
     prefix: String,
     /// Epsilon of its RMSNorms.
     eps: f64,
+    /// Whether activations are int8.
+    rounds: bool,
     /// Values as the runtime has them.
     params: Rc<BTreeMap<String, Tensor>>,
 }
@@ -46,7 +48,7 @@ pub(crate) fn dot(x: &[f64], y: &[f64]) -> f64 {
 }
 
 /// The nearest of the 255 multiples of `max |x| / 127`.
-pub(crate) fn int8(x: &[f64]) -> Vec<f64> {
+fn int8(x: &[f64]) -> Vec<f64> {
     let step = x.iter().fold(0.0, |m: f64, x| m.max(x.abs())) / 127.0;
     x.iter().map(|x| if step == 0.0 { 0.0 } else { (x / step).round_ties_even() * step }).collect()
 }
@@ -73,7 +75,17 @@ impl Weights {
             let values = w.iter().map(|&w| w.into()).collect();
             params.insert(spec.name.clone(), Tensor { shape: spec.shape.clone(), values });
         }
-        Weights { prefix: String::new(), eps: config.norm_eps, params: Rc::new(params) }
+        Weights { prefix: String::new(), eps: config.norm_eps, rounds: true, params: Rc::new(params) }
+    }
+
+    /// The same model with activations of int8 or as they are.
+    pub(crate) fn rounding(self, rounds: bool) -> Self {
+        Weights { rounds, ..self }
+    }
+
+    /// What enters a matrix.
+    pub(crate) fn rounded(&self, x: &[f64]) -> Vec<f64> {
+        if self.rounds { int8(x) } else { x.to_vec() }
     }
 
     /// The same, to be named without `prefix.`.
@@ -108,7 +120,7 @@ impl Weights {
     }
 
     pub(crate) fn linear(&self, name: &str, x: &[f64]) -> Vec<f64> {
-        self.float(name, &int8(&self.norm_if(&format!("{name}.norm.scale"), x)))
+        self.float(name, &self.rounded(&self.norm_if(&format!("{name}.norm.scale"), x)))
     }
 
     /// The convolution of the last row in `history`; tap `K-1` is the newest row's.

@@ -45,6 +45,35 @@ fn webassembly_writes_what_generate_writes() {
     }
 }
 
+/// Presets after a step or two: texts longer than any window, by one program for all models.
+#[test]
+fn c_writes_what_generate_writes_of_trained_models() {
+    let place = Place::new();
+    let built = |program: &str| {
+        let flags = ["-std=c11", "-O3", "-march=native", "-ffp-contract=off", "-o"];
+        let mut command = Command::new("cc");
+        command.args(flags).args([place.path(program), place.path("v4-small-c/story.c")]);
+        assert!(command.status().expect("a C compiler (cc)").success(), "{command:?}");
+    };
+    for preset in ["v4-small", "hybrid-small", "portable-small", "portable-delta"] {
+        let small = "--steps 2 --set train.seq_len=64 --set train.batch=2 --vocab 600 --set model.blocks=3";
+        let window = "--set model.attention.window=100";
+        place.ok(&format!("train --preset {preset} --data synthetic:60 {small} {window} --save-dir {preset}"));
+        place.ok(&format!("export c {preset} -o {preset}-c --weights separate"));
+        if preset == "v4-small" {
+            built("story");
+        }
+        for way in ["-t 0", "--seed 7 -t 1.3 --top-p 1"] {
+            let flags = format!("-p Once -n 300 {way}");
+            let mut story = Command::new(place.path("story"));
+            let output = story.args(flags.split(' ')).arg("-m").arg(place.path(&format!("{preset}-c/story.bin"))).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{preset}: {}", text(&output.stderr));
+            assert_eq!(text(&output.stdout), place.ok(&format!("generate {preset} {flags}")), "{preset} {way}");
+        }
+    }
+}
+
 #[test]
 fn the_page_writes_what_generate_writes() {
     let place = Place::new();

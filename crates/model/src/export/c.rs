@@ -14,22 +14,36 @@ const PARTS: [&str; 6] = [
 ];
 const MAIN: &str = include_str!("c/main.c");
 
-/// What weights may be written as: the codes of the packed model.
-pub const WEIGHTS: &[&str] = &["packed"];
+/// What weights may be written as: the codes of the packed model, in the file or in one of their own.
+pub const WEIGHTS: &[&str] = &["packed", "separate"];
 
-/// The bytes of the file.
-pub fn write(source: &Source, _: &str) -> Result<Exported, Refused> {
+/// The bytes of the file, or of the engine and `story.bin`.
+pub fn write(source: &Source, weights: &str) -> Result<Exported, Refused> {
+    let model = story::bytes(source);
+    if weights == "separate" {
+        return Ok(Exported::Folder(vec![("story.c", engine(None).into_bytes()), ("story.bin", model)]));
+    }
+    Ok(Exported::File(engine(Some(&model)).into_bytes()))
+}
+
+/// The program with its model, or one that reads a model.
+fn engine(model: Option<&[u8]>) -> String {
     let mut file = "/* cc -std=c11 -O3 -march=native -ffp-contract=off story.c -o story && ./story -p \"Once upon a time\"\n * A \
                     language model written by flashlm export c: see the API below; -DSTORY_NO_MAIN leaves out the program. */\n"
         .to_owned();
+    if model.is_none() {
+        file += "/* The model is a file of its own: the program reads it, and a program of yours gives its bytes to story_init. */\n\
+                 #define STORY_SEPARATE\n";
+    }
     file += &PARTS.join("\n");
-    file += "\n/* The model, little-endian. */\n#if defined(__GNUC__)\n#pragma GCC diagnostic ignored \"-Woverlength-strings\"\n\
-             #endif\nstatic const unsigned char own_model[] =\n";
-    literal(&mut file, &story::bytes(source));
-    file += ";\n\nSTORY_API const unsigned char *story_model(size_t *bytes) {\n    *bytes = sizeof own_model - 1;\n    return \
-             own_model;\n}\n\n";
-    file += MAIN;
-    Ok(Exported::File(file.into_bytes()))
+    if let Some(model) = model {
+        file += "\n/* The model, little-endian. */\n#if defined(__GNUC__)\n#pragma GCC diagnostic ignored \"-Woverlength-strings\"\n\
+                 #endif\nstatic const unsigned char own_model[] =\n";
+        literal(&mut file, model);
+        file += ";\n\nSTORY_API const unsigned char *story_model(size_t *bytes) {\n    *bytes = sizeof own_model - 1;\n    return \
+                 own_model;\n}\n";
+    }
+    file + "\n" + MAIN
 }
 
 /// Appends bytes as string literals of some hundred characters.
@@ -63,6 +77,7 @@ mod tests {
     use crate::infer::testing::{Noise, shapes};
     use crate::infer::{Engine, Generation, PackedModel};
     use crate::io::safetensors::TensorFile;
+    use crate::rng::Rng;
     use crate::sample::Settings;
     use crate::testing::tiny;
     use crate::tok::Tokenizer;
@@ -118,26 +133,10 @@ mod tests {
         }
     }
 
-    /// The engine with a model that is read from the file `STORY_MODEL`: one program for all models.
-    fn reader() -> String {
-        let model = r#"
-#include <stdio.h>
-#include <stdlib.h>
-STORY_API const unsigned char *story_model(size_t *bytes) {
-    static unsigned char model[1 << 22];
-    FILE *file = fopen(getenv("STORY_MODEL"), "rb");
-    *bytes = file ? fread(model, 1, sizeof model, file) : 0;
-    if (file) fclose(file);
-    return model;
-}
-"#;
-        PARTS.join("\n") + model + MAIN
-    }
-
-    /// What the program prints.
-    fn told(program: &Path, model: &Path, prompt: &str, s: &Settings) -> Result<String, String> {
+    /// What the program prints with the model in it, or that of a file.
+    fn told(program: &Path, model: Option<&Path>, prompt: &str, s: &Settings) -> Result<String, String> {
         let mut command = Command::new(program);
-        command.env("STORY_MODEL", model).args(["-p", prompt, "-n", "200", "-t", &s.temperature.to_string()]);
+        command.args(model.iter().flat_map(|model| [Path::new("-m"), *model])).args(["-p", prompt, "-n", "200", "-t", &s.temperature.to_string()]);
         command.args(["--top-k", &s.top_k.to_string(), "--top-p", &s.top_p.to_string()]);
         command.args(["--min-p", &s.min_p.to_string(), "--seed", &s.seed.to_string()]);
         let output = command.output().unwrap();
@@ -172,7 +171,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
     #[test]
     fn every_shape_of_model_writes_what_the_runtime_writes() {
         let folder = Folder::new("c-shapes");
-        folder.write("story.c", reader().as_bytes());
+        folder.write("story.c", engine(None).as_bytes());
         let models: Vec<_> = shapes().into_iter().map(|(name, config)| (name, Noise::new(config))).collect();
         let texts: Vec<[String; 4]> =
             models.iter().map(|(_, noise)| ways().map(|way| wanted(&noise.model, "One day", &way))).collect();
@@ -183,7 +182,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
                 let model = folder.write("model", &story::bytes(&source(&noise.bytes)));
                 for (way, text) in ways().iter().zip(texts) {
                     assert_eq!(
-                        told(&program, &model, "One day", way).as_ref(),
+                        told(&program, Some(&model), "One day", way).as_ref(),
                         Ok(text),
                         "{name}: {compiler} {flags:?}"
                     );
@@ -217,7 +216,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
             long.as_str(),
         ];
         let folder = Folder::new("c-texts");
-        folder.write("story.c", reader().as_bytes());
+        folder.write("story.c", engine(None).as_bytes());
         for (compiler, flags) in builds() {
             let program = folder.compile(compiler, &flags);
             for tokenizer in &tokenizers {
@@ -226,7 +225,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
                 for prompt in prompts {
                     let way = Settings { temperature: 1.0, ..Settings::writing() };
                     let want = wanted(&noise.model, prompt, &way);
-                    assert_eq!(told(&program, &model, prompt, &way), Ok(want), "{}: {prompt:?}", tokenizer.kind());
+                    assert_eq!(told(&program, Some(&model), prompt, &way), Ok(want), "{}: {prompt:?}", tokenizer.kind());
                 }
             }
         }
@@ -235,25 +234,43 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
     #[test]
     fn damaged_models_and_wrong_flags_are_told() {
         let folder = Folder::new("c-damage");
-        folder.write("story.c", reader().as_bytes());
+        folder.write("story.c", engine(None).as_bytes());
         let program = folder.compile("cc", &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
         let noise = Noise::new(tiny("attention"));
         let bytes = story::bytes(&source(&noise.bytes));
         let way = &Settings::writing();
-        for len in (0..bytes.len()).step_by(bytes.len() / 60) {
+        for len in (1..bytes.len()).step_by(bytes.len() / 60) {
             let model = folder.write("model", &bytes[..len]);
-            assert!(told(&program, &model, "", way).unwrap_err().contains("damaged"), "cut at {len}");
+            assert!(told(&program, Some(&model), "", way).unwrap_err().contains("damaged"), "cut at {len}");
         }
         // Every byte of the sizes: an error or a text, never a read beyond what is there.
         for at in 0..100 {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x41;
-            let told = told(&program, &folder.write("model", &bytes), "a", way);
+            let told = told(&program, Some(&folder.write("model", &bytes)), "a", way);
             assert!(
                 told.as_ref().is_ok_and(|text| text.starts_with('a'))
                     || told.as_ref().is_err_and(|e| e.starts_with("error") || e.contains("no numbers")),
                 "{at}: {told:?}"
             );
+        }
+        // Numbers of any size anywhere: nothing that a sanitizer has a word about.
+        let mut rng = Rng::new(5);
+        for _ in 0..200 {
+            let (mut bytes, at) = (bytes.clone(), rng.below(bytes.len() as u64 - 4) as usize);
+            let number = [0, 1, 0x7fff_ffff, u32::MAX, rng.below(1 << 32) as u32][rng.below(5) as usize];
+            bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+            if let Err(e) = told(&program, Some(&folder.write("model", &bytes)), "a", way) {
+                assert!(e.starts_with("error") || e.contains("no numbers"), "{number} at {at}: {e}");
+            }
+        }
+        let other = [&b"FLSTORY2"[..], &bytes[8..]].concat();
+        for (file, word) in [("other", "damaged"), ("empty", "cannot be read"), ("none", "cannot be read"), ("", "cannot be read")] {
+            if !["none", ""].contains(&file) {
+                folder.write(file, if file == "other" { &other } else { b"" });
+            }
+            let e = told(&program, Some(&folder.0.join(file)), "", way).unwrap_err();
+            assert!(e.starts_with("error") && e.contains(word), "{file}: {e}");
         }
         let model = folder.write("model", &bytes);
         for (way, word) in [
@@ -261,7 +278,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
             (Settings { top_p: 0.0, ..way.clone() }, "--top-p"),
             (Settings { min_p: 2.0, ..way.clone() }, "--min-p"),
         ] {
-            assert!(told(&program, &model, "", &way).unwrap_err().contains(word));
+            assert!(told(&program, Some(&model), "", &way).unwrap_err().contains(word));
         }
     }
 
@@ -271,7 +288,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
         for name in ["conv", "delta", "hybrid"] {
             let bytes = std::fs::read(golden.join(name).with_extension("safetensors")).unwrap();
             let folder = Folder::new(&format!("c-{name}"));
-            let Exported::File(file) = write(&source(&bytes), WEIGHTS[0]).unwrap() else { panic!("a folder") };
+            let Ok(Exported::File(file)) = write(&source(&bytes), "packed") else { panic!("a folder") };
             folder.write("story.c", &file);
             let model = Arc::new(PackedModel::from_bytes(bytes, name).unwrap());
             for (compiler, flags) in builds().into_iter().filter(|(_, flags)| flags.len() < 3) {
@@ -279,7 +296,7 @@ STORY_API const unsigned char *story_model(size_t *bytes) {
                 for way in ways() {
                     let want = wanted(&model, "One day", &way);
                     assert_eq!(
-                        told(&program, Path::new(""), "One day", &way),
+                        told(&program, None, "One day", &way),
                         Ok(want),
                         "{name}: {compiler} {flags:?}"
                     );

@@ -8,6 +8,7 @@ pub mod c;
 pub mod gguf;
 mod graph;
 pub mod hf;
+pub mod onnx;
 pub mod safetensors;
 mod source;
 mod story;
@@ -42,4 +43,5 @@ exports! {
     safetensors: "weights as F32 tensors, for PyTorch and NumPy";
     gguf: "one file for llama.cpp and what is built on it";
     hf: "a folder for transformers";
+    onnx: "a folder for ONNX Runtime: graph, tokenizer and an example";
 }

@@ -5,6 +5,7 @@
 //! was found and how to mend it.
 
 mod pickle;
+pub mod protobuf;
 pub mod safetensors;
 pub mod torch;
 mod zip;

@@ -9,6 +9,7 @@
 //! `<|endoftext|>` inside a text into id 0, we spell it as plain text, as Python does with `encode_special_tokens = True`.
 
 use super::error::{MAX_TOKEN, MAX_VOCAB, TokError};
+use super::gpt2;
 use super::hash::FastMap;
 use super::json::{Pairs, parse};
 use super::learn::{Learned, learn};
@@ -376,6 +377,34 @@ impl Bpe {
         let names = (0..=255).map(|byte| (char_of(byte).to_string(), u64::from(byte)));
         let vocab = names.chain([(EOS.into(), eos.into())]).collect();
         Self::new(Model { vocab, ..Model::default() }, BTreeMap::from([(eos, EOS.into())]))
+    }
+
+    /// GPT-2's: a token's merge joins the two that are left of its bytes after all merges before it.
+    pub(super) fn gpt2() -> Result<Self, TokError> {
+        let name = |bytes: &[u8]| bytes.iter().map(|&b| char_of(b)).collect::<String>();
+        let mut ranks: HashMap<Vec<u8>, usize> = HashMap::new();
+        let mut model = Model::default();
+        let mut vocab = Vec::new();
+        for id in 0..gpt2::TOKENS - 1 {
+            let bytes = gpt2::token(id as u16);
+            let mut parts: Vec<&[u8]> = bytes.chunks(1).collect();
+            while parts.len() > 2 {
+                let joined = |i: usize| ranks.get(&[parts[i], parts[i + 1]].concat());
+                let first = (0..parts.len() - 1).filter_map(|i| Some((joined(i)?, i))).min();
+                let Some((_, i)) = first else { break };
+                let at = parts[..i].iter().map(|part| part.len()).sum::<usize>();
+                let len = parts[i].len() + parts[i + 1].len();
+                parts.splice(i..i + 2, [&bytes[at..at + len]]);
+            }
+            if let [left, right] = parts[..] {
+                model.merges.push(Merge::Pair(name(left), name(right)));
+            }
+            ranks.insert(bytes.to_vec(), id);
+            vocab.push((name(bytes), id as u64));
+        }
+        let eos = gpt2::TOKENS as u16 - 1;
+        model.vocab = vocab.into_iter().chain([(EOS.to_owned(), eos.into())]).collect();
+        Self::new(model, BTreeMap::from([(eos, EOS.into())]))
     }
 
     pub(super) fn vocab_size(&self) -> usize {

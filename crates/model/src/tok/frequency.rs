@@ -190,6 +190,11 @@ impl Frequency {
         self.ids[usize::from(base)]
     }
 
+    /// That of every base id.
+    pub(super) fn ids(&self) -> &[u16] {
+        &self.ids
+    }
+
     pub(super) fn unk_bases(&self) -> usize {
         BASES - self.bases.len()
     }

@@ -72,6 +72,15 @@ impl Tokenizer {
         }
     }
 
+    /// The `tokenizer.json` of byte pairs that says how a text is split, and our id of each of its tokens where that is another; none of
+    /// vocabularies of float models.
+    pub fn to_pairs(&self) -> Option<(Vec<u8>, Vec<u16>)> {
+        match &self.0 {
+            Kind::Frequency(t) => Some((Bpe::gpt2().ok()?.to_json(), t.ids().to_vec())),
+            _ => Some((self.to_bpe_json()?, Vec::new())),
+        }
+    }
+
     /// The same ids as a byte-level BPE `tokenizer.json`, which other programs read; only byte-level pairs and bytes have that form.
     pub fn to_bpe_json(&self) -> Option<Vec<u8>> {
         match &self.0 {

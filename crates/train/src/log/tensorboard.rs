@@ -12,6 +12,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use flashlm_model::io::protobuf::Message;
+
 use super::{Append, LogError, Row};
 
 /// What the first event of a file says; from version 2 on, start marks are obeyed.
@@ -38,7 +40,7 @@ impl Events {
     pub fn resume(folder: &Path, step: u64) -> Result<Self, LogError> {
         let mut events = Self::create(folder)?;
         let start = Message::default().varint(1, 1);
-        events.write(&event(wall_time(), step.saturating_add(1)).bytes(7, &start.0))?;
+        events.write(&event(wall_time(), step.saturating_add(1)).bytes(7, &start))?;
         Ok(events)
     }
 
@@ -59,50 +61,11 @@ impl Events {
             Row::Eval(r) => scalars(&[("valid/loss", r.loss), ("valid/bpb", r.bpb)]),
             Row::Sample(_) => return Ok(()),
         };
-        self.write(&event(wall_time(), row.step()).bytes(5, &summary.0))
+        self.write(&event(wall_time(), row.step()).bytes(5, &summary))
     }
 
     fn write(&mut self, event: &Message) -> Result<(), LogError> {
-        self.file.write(&record(&event.0))
-    }
-}
-
-/// A protobuf message being written; fields must come in the order they are to have.
-#[derive(Default)]
-struct Message(Vec<u8>);
-
-impl Message {
-    fn raw_varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.0.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.0.push(value as u8);
-    }
-
-    fn varint(mut self, field: u64, value: u64) -> Self {
-        self.raw_varint(field << 3);
-        self.raw_varint(value);
-        self
-    }
-
-    fn double(mut self, field: u64, value: f64) -> Self {
-        self.raw_varint(field << 3 | 1);
-        self.0.extend(value.to_le_bytes());
-        self
-    }
-
-    fn bytes(mut self, field: u64, value: &[u8]) -> Self {
-        self.raw_varint(field << 3 | 2);
-        self.raw_varint(value.len() as u64);
-        self.0.extend(value);
-        self
-    }
-
-    fn float(mut self, field: u64, value: f32) -> Self {
-        self.raw_varint(field << 3 | 5);
-        self.0.extend(value.to_le_bytes());
-        self
+        self.file.write(&record(event.as_bytes()))
     }
 }
 
@@ -112,8 +75,8 @@ fn event(wall_time: f64, step: u64) -> Message {
 
 fn scalars(values: &[(&str, f64)]) -> Message {
     values.iter().fold(Message::default(), |summary, &(tag, v)| {
-        let value = Message::default().bytes(1, tag.as_bytes()).float(2, v as f32);
-        summary.bytes(1, &value.0)
+        let value = Message::default().bytes(1, tag).float(2, v as f32);
+        summary.bytes(1, &value)
     })
 }
 
@@ -217,18 +180,18 @@ mod tests {
     fn records_equal_those_of_tensorboard() {
         let version = Message::default().double(1, 1234.5).bytes(3, VERSION);
         assert_eq!(
-            hex(&record(&version.0)),
+            hex(&record(version.as_bytes())),
             "1800000000000000a37f4b220900000000004a93401a0d627261696e2e4576656e743a3265b8d3fb"
         );
         let values = scalars(&[("valid/loss", 1.98), ("valid/bpb", 0.731)]);
         assert_eq!(
-            hex(&record(&event(1234.5, 300).bytes(5, &values.0).0)),
+            hex(&record(event(1234.5, 300).bytes(5, &values).as_bytes())),
             "33000000000000000ca720560900000000004a934010ac022a250a110a0a76616c69642f6c6f7373\
              15a470fd3f0a100a0976616c69642f62706215d1223b3f1831a5fc"
         );
         let start = Message::default().varint(1, 1);
         assert_eq!(
-            hex(&record(&event(1234.5, 301).bytes(7, &start.0).0)),
+            hex(&record(event(1234.5, 301).bytes(7, &start).as_bytes())),
             "100000000000000095fbfe180900000000004a934010ad023a020801c02893a5"
         );
     }

@@ -14,6 +14,9 @@ static const char usage[] =
     "      --top-p P           only the most likely tokens up to this probability in all [default: 0.95; 1 is off]\n"
     "      --min-p P           only tokens at least P times as likely as the most likely [default: 0, off]\n"
     "      --seed N            seed of the random numbers [default: 42]\n"
+#ifdef STORY_SEPARATE
+    "  -m, --model FILE        the model [default: story.bin]\n"
+#endif
     "  -h, --help              this text\n";
 
 static int fail(const char *flag, const char *expected, const char *found) {
@@ -34,10 +37,39 @@ static int real_number(const char *text, float *out) {
     return end != text && *end == 0 && *out - *out == 0.0f;
 }
 
+#ifdef STORY_SEPARATE
+/* All bytes of a file; NULL if there are none, which is told. */
+static unsigned char *read_model(const char *path, size_t *bytes) {
+    FILE *file = fopen(path, "rb");
+    unsigned char *all = NULL;
+    size_t room = 0;
+    for (*bytes = 0; file && *bytes == room && room <= SIZE_MAX / 2;) {
+        room = room ? 2 * room : 1 << 20;
+        unsigned char *more = realloc(all, room);
+        if (!more) {
+            fprintf(stderr, "error: no memory for %lu bytes of %s\n", (unsigned long)room, path);
+            exit(1);
+        }
+        all = more;
+        *bytes += fread(all + *bytes, 1, room - *bytes, file);
+    }
+    if (!file || ferror(file) || *bytes == 0) {
+        fprintf(stderr, "error: %s: cannot be read; name the .bin file that came with this program: -m FILE\n", path);
+        free(all);
+        all = NULL;
+    }
+    if (file) fclose(file);
+    return all;
+}
+#endif
+
 int main(int argc, char **argv) {
     StorySettings set = {0.8f, 0, 0.95f, 0.0f};
     const char *prompt = "";
     uint64_t tokens = 200, seed = 42, k;
+#ifdef STORY_SEPARATE
+    const char *path = "story.bin";
+#endif
     for (int i = 1; i < argc; i++) {
         const char *flag = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (!strcmp(flag, "-h") || !strcmp(flag, "--help")) {
@@ -48,9 +80,13 @@ int main(int argc, char **argv) {
             set.temperature = 0.0f;
             continue;
         }
-        static const char *const flags[] = {"-p", "--prompt", "-n", "--tokens", "-t", "--temperature", "--top-k", "--top-p", "--min-p", "--seed"};
+        static const char *const flags[] = {"-p", "--prompt", "-n", "--tokens", "-t", "--temperature", "--top-k", "--top-p", "--min-p", "--seed",
+#ifdef STORY_SEPARATE
+            "-m", "--model",
+#endif
+        };
         int known = -1;
-        for (int j = 0; j < 10; j++) known = strcmp(flag, flags[j]) ? known : j;
+        for (int j = 0; j < (int)(sizeof flags / sizeof *flags); j++) known = strcmp(flag, flags[j]) ? known : j;
         if (known < 0) {
             fprintf(stderr, "error: unknown argument %s\n\n%s", flag, usage);
             return 2;
@@ -64,19 +100,27 @@ int main(int argc, char **argv) {
         case 6: if (!whole(value, &k)) return fail(flag, "a number of tokens", value); set.top_k = k < UINT32_MAX ? (uint32_t)k : UINT32_MAX; break;
         case 7: if (!real_number(value, &set.top_p) || set.top_p <= 0.0f || set.top_p > 1.0f) return fail(flag, "a number in (0, 1]", value); break;
         case 8: if (!real_number(value, &set.min_p) || set.min_p < 0.0f || set.min_p > 1.0f) return fail(flag, "a number in [0, 1]", value); break;
-        default: if (!whole(value, &seed)) return fail(flag, "a whole number", value);
+        case 9: if (!whole(value, &seed)) return fail(flag, "a whole number", value); break;
+#ifdef STORY_SEPARATE
+        default: path = value;
+#endif
         }
     }
     if (!story_exact())
         fputs("warning: this build does not round each product and sum by itself, so its texts are not those of flashlm; "
               "build with -std=c11 -ffp-contract=off, on 32-bit x86 with -msse2 -mfpmath=sse too, on s390x with -fexcess-precision=fast\n", stderr);
     size_t bytes;
+#ifdef STORY_SEPARATE
+    unsigned char *model = read_model(path, &bytes);
+    if (!model) return 1;
+#else
     const unsigned char *model = story_model(&bytes);
+#endif
     size_t size = story_size(model, bytes);
     void *memory = size ? malloc(size) : NULL;
     Story *story = memory ? story_init(memory, model, bytes) : NULL;
     if (!story) {
-        fprintf(stderr, size ? "error: no memory for %lu bytes\n" : "error: the model in this program is damaged (%lu)\n", (unsigned long)size);
+        fprintf(stderr, size ? "error: no memory for %lu bytes\n" : "error: the model is damaged, or none of this version (%lu)\n", (unsigned long)size);
         return 1;
     }
     story_reset(story, seed);
@@ -107,6 +151,9 @@ int main(int argc, char **argv) {
     fprintf(stderr, "%lu tokens after a prompt of %d in %.3f s, %.0f tokens/s\n", (unsigned long)n, given, seconds,
             (double)(n + (uint64_t)given) / (seconds > 1e-9 ? seconds : 1e-9));
     free(memory);
+#ifdef STORY_SEPARATE
+    free(model);
+#endif
     if (fflush(stdout) != 0 || ferror(stdout)) {
         fputs("error: standard output: not all of the text could be written\n", stderr);
         return 1;

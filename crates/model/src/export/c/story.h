@@ -1,7 +1,7 @@
 /*
  * One writer of texts. The caller gives memory once; nothing is allocated after that, and no function of libm is called.
  *
- *     const unsigned char *model = story_model(&bytes);             the model in this file
+ *     const unsigned char *model = story_model(&bytes);             the model in this file, if it is in it
  *     size_t size = story_size(model, bytes);                      bytes of memory that this model needs; 0: not a model
  *     Story *story = story_init(memory, model, bytes);             memory of that size, aligned as malloc's; the model stays in use
  *     story_reset(story, seed);                                    start of a text
@@ -46,7 +46,9 @@ typedef struct {
     float min_p;       /* 0: off */
 } StorySettings;
 
+#ifndef STORY_SEPARATE
 STORY_API const unsigned char *story_model(size_t *bytes);
+#endif
 STORY_API size_t story_size(const unsigned char *model, size_t bytes);
 STORY_API Story *story_init(void *memory, const unsigned char *model, size_t bytes);
 STORY_API void story_reset(Story *story, uint64_t seed);

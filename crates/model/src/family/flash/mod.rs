@@ -4,7 +4,7 @@
 mod entry;
 mod packed;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 mod train;
 mod validate;
 

@@ -5,11 +5,11 @@ use flashlm_kernels::Token;
 use crate::config::{ActivationKind, ModelConfig};
 use crate::infer::testing::{Noise, shapes, stories};
 use crate::mixer;
-use crate::reference::{History, Weights, dot, int8, sigmoid};
+use crate::reference::{History, Weights, dot, sigmoid};
 use crate::tok::Tokenizer;
 
 /// The logits after each token.
-fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
+pub(crate) fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
     let start = || (0..c.blocks).map(|_| History::default()).collect::<Vec<History>>();
     let mut history = start();
     let (mut all, mut before) = (Vec::new(), c.eos as u64);
@@ -51,7 +51,7 @@ fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
             let a: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| act(*g) * u).collect();
             add(&mut h, block.linear("ffn.W_down", &a));
         }
-        let x = int8(&model.norm("final_norm.scale", &h, c.norm_eps));
+        let x = model.rounded(&model.norm("final_norm.scale", &h, c.norm_eps));
         let cap = |z: f64| if c.logit_softcap > 0.0 { c.logit_softcap * (z / c.logit_softcap).tanh() } else { z };
         all.push(model.get("embedding.weight").chunks(c.dim).map(|w| cap(dot(w, &x))).collect());
     }
