@@ -179,6 +179,7 @@ fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
         (Some(path), _) => {
             let resume = Resume::open(path)?;
             resume.skipped.iter().for_each(|why| say!("skipped: {why}"));
+            resume.note.iter().for_each(|note| say!("{note}"));
             Origin::Resumed(resume)
         }
         (None, Some(path)) => {

@@ -32,6 +32,7 @@
 mod beginnings;
 mod dial;
 mod forecast;
+mod import;
 mod open;
 mod origin;
 mod place;
