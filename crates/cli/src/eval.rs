@@ -19,7 +19,7 @@ use flashlm_train::load::{Found, load_peer};
 use flashlm_train::units::{counted, duration, thousands};
 use serde_json::{Value, json};
 
-use crate::common::{Status, data_spec, exec, may_write, model_or_own, open_source, out, passed_over, precision, say};
+use crate::common::{Status, data_spec, exec, located, may_write, open_source, out, own, passed_over, precision, say};
 
 mod table;
 
@@ -49,7 +49,7 @@ pub struct Args {
     /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
-    /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
+    /// Never use the network: datasets and models of the hub must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long)]
     offline: bool,
     /// What is counted
@@ -101,13 +101,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         may_write(path, "--per-document", args.force)?;
     }
     if args.models.len() > 1 || args.svg.is_some() {
-        let named = if args.models.is_empty() { vec![model_or_own(None)?] } else { args.models.clone() };
-        let models: Vec<(String, PathBuf)> =
-            named.into_iter().map(|path| (path.display().to_string(), path)).collect();
+        let named = if args.models.is_empty() { vec![own()?] } else { args.models.clone() };
+        let models = |path: PathBuf| Ok((path.display().to_string(), located(&path, args.offline)?));
+        let models: Vec<(String, PathBuf)> = named.into_iter().map(models).collect::<anyhow::Result<_>>()?;
         let source = open_text(&args)?;
         return table::run(&args, &models, &source);
     }
-    let path = model_or_own(args.models.first().cloned())?;
+    let path = args.models.first().map_or_else(own, |path| located(path, args.offline))?;
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
     if let Some(peer) = load_peer(&cx, &path)? {

@@ -9,7 +9,7 @@ use flashlm_serve::{Options, Served, serve};
 use flashlm_train::load::load_packed;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::common::{exec, model_or_builtin, out, say};
+use crate::common::{Hub, exec, model_or_builtin, out, say};
 use crate::signals::raised_by;
 
 /// Where the key is, if no flag has it.
@@ -48,6 +48,8 @@ pub struct Args {
     /// Let pages of this origin ask, such as `https://example.com` [default: none]
     #[arg(long, value_name = "ORIGIN")]
     cors: Option<String>,
+    #[command(flatten)]
+    hub: Hub,
     /// Number of threads of each model [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -68,10 +70,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen at {address}; another program may: choose another --port"))?;
-    let named = if args.models.is_empty() { vec![model_or_builtin(None)] } else { args.models };
+    let named = if args.models.is_empty() { vec![model_or_builtin(None, args.hub)?] } else { args.models };
     let (mut served, mut execs, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for path in named {
         let (name, path) = name_of(&path);
+        let path = args.hub.located(&path)?;
         if names.contains(&name) {
             bail!("two models are called {name}; name one of them as OTHER={}", path.display());
         }
@@ -102,6 +105,12 @@ fn name_of(given: &Path) -> (String, PathBuf) {
         && !given.exists()
     {
         return (name.into(), path.into());
+    }
+    // hf:OWNER/NAME@REVISION:FILE
+    if let Some(rest) = given.to_str().and_then(|text| text.strip_prefix("hf:")).filter(|_| !given.exists()) {
+        let last = rest.rsplit(['/', ':']).next().unwrap_or(rest);
+        let last = if rest.contains(':') { last.rsplit_once('.').map_or(last, |(stem, _)| stem) } else { last };
+        return (last.split('@').next().unwrap_or(last).into(), given.into());
     }
     let whole = given.canonicalize().unwrap_or_else(|_| given.into());
     let name = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };

@@ -16,7 +16,7 @@ use flashlm_train::units::{counted, thousands};
 use flashlm_train::what::{Unwanted, What};
 use serde_json::json;
 
-use crate::common::{exec, out, precision};
+use crate::common::{Hub, exec, out, precision};
 
 /// Verify this build against test vectors (logits, loss, gradients, a training trajectory), or a model: that it does not see the
 /// future, and predicts the next token
@@ -32,6 +32,8 @@ pub struct Args {
     /// FlashLM, with what its maker computed: a .safetensors file with `ids`, `logits` and `nll`. No tokenizer is needed
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
+    #[command(flatten)]
+    hub: Hub,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -45,6 +47,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let args = Args { file: args.hub.located(&args.file)?, ..args };
     if let Some(file) = &args.expect {
         return expect(&args, file);
     }

@@ -24,7 +24,7 @@ use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::quoted;
 use serde_json::json;
 
-use crate::common::{Status, exec, say, threads};
+use crate::common::{Status, exec, located, say, threads};
 use crate::signals::{INTERRUPTED, Stop};
 pub use flags::Args;
 use product::Product;
@@ -177,13 +177,13 @@ fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
 fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
     Ok(match (&args.resume, &args.from) {
         (Some(path), _) => {
-            let resume = Resume::open(path)?;
+            let resume = Resume::open(&located(path, args.offline)?)?;
             resume.skipped.iter().for_each(|why| say!("skipped: {why}"));
             resume.note.iter().for_each(|note| say!("{note}"));
             Origin::Resumed(resume)
         }
         (None, Some(path)) => {
-            Origin::Tuned(Box::new(Start::load(&exec(None)?, path, &mut |event| status.tell(&event))?))
+            Origin::Tuned(Box::new(Start::load(&exec(None)?, &located(path, args.offline)?, &mut |event| status.tell(&event))?))
         }
         (None, None) => Origin::Fresh,
     })

@@ -44,7 +44,7 @@ mod validation;
 
 pub use dial::{Chosen, Dial, MINUTES};
 pub use forecast::{Forecast, StageForecast, TextForecast};
-pub use open::open_source;
+pub use open::{open_model, open_source};
 pub use origin::{Origin, Resume, Start};
 pub use place::Place;
 pub use prepare::Prepared;
