@@ -226,16 +226,21 @@ pub(super) fn is_hex(text: &str, len: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::address::Kind;
     use super::*;
     use crate::data::testing::Folder;
     use std::ops::ControlFlow;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+    fn dataset(repo: &str) -> Address {
+        Address { kind: Kind::Dataset, repo: repo.into(), revision: "main".into() }
+    }
+
     #[test]
     fn the_layout_is_that_of_python() {
         let folder = Folder::new();
-        let repo = Repo::new(folder.path(), "owner/name");
+        let repo = Repo::new(folder.path(), &dataset("owner/name"));
         assert_eq!((repo.commit(), repo.files(COMMIT)), (None, None));
         let pointer =
             Entry { size: Some(5), blob_id: Some("a".repeat(40)), lfs_sha256: Some("b".repeat(64)), lfs_size: Some(5) };
@@ -300,7 +305,7 @@ mod tests {
     #[test]
     fn one_at_a_time() {
         let folder = Folder::new();
-        let repo = Repo::new(folder.path(), "a/b");
+        let repo = Repo::new(folder.path(), &dataset("a/b"));
         let held = repo.lock("x", &mut || ControlFlow::Break(())).unwrap();
         let mut ticks = 0;
         let mut twice = || {
