@@ -77,22 +77,55 @@ pub fn passed_over(what: &str, source: &Source) {
 /// The run that commands take where none is named: the one that `flashlm train` writes where it is told nothing else.
 const OWN: &str = "checkpoints";
 
+/// Of commands that take models by name.
+#[derive(Clone, Copy, clap::Args)]
+pub struct Hub {
+    /// Never use the network: a model hf:OWNER/NAME[@REVISION][:FILE] must be in the cache (same as HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    offline: bool,
+}
+
+impl Hub {
+    /// The path of a model; one of the hub is fetched if it is not here yet.
+    pub fn located(self, path: &Path) -> anyhow::Result<PathBuf> {
+        located(path, self.offline)
+    }
+}
+
+/// The path of a model; one of the hub is fetched if it is not here yet.
+pub fn located(path: &Path, offline: bool) -> anyhow::Result<PathBuf> {
+    let mut status = Status::new();
+    let path = run::open_model(path, offline, &|| false, &mut |event| status.tell(&event));
+    status.clear();
+    Ok(path?)
+}
+
 /// The model that is named, else [`OWN`], else the built-in one.
-pub fn model_or_builtin(named: Option<PathBuf>) -> PathBuf {
-    named.unwrap_or_else(|| {
-        if Path::new(OWN).exists() {
-            return OWN.into();
+pub fn model_or_builtin(named: Option<PathBuf>, hub: Hub) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(path) => hub.located(&path),
+        None if Path::new(OWN).exists() => Ok(OWN.into()),
+        None => {
+            say!(
+                "no model is named, and there is no folder {OWN} here: the built-in model writes; `flashlm train` makes your own"
+            );
+            Ok(builtin::NAME.into())
         }
-        say!("no model is named, and there is no folder {OWN} here: the built-in model writes; `flashlm train` makes your own");
-        builtin::NAME.into()
-    })
+    }
 }
 
 /// The model or run that is named, else [`OWN`].
-pub fn model_or_own(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub fn model_or_own(named: Option<PathBuf>, hub: Hub) -> anyhow::Result<PathBuf> {
     match named {
-        Some(path) => Ok(path),
-        None if Path::new(OWN).exists() => Ok(OWN.into()),
+        Some(path) => hub.located(&path),
+        None => own(),
+    }
+}
+
+/// The run in [`OWN`].
+pub fn own() -> anyhow::Result<PathBuf> {
+    match Some(OWN).filter(|own| Path::new(own).exists()) {
+        Some(own) => Ok(own.into()),
         None => bail!(
             "no model or run is named, and there is no folder {OWN} here, where `flashlm train` writes by itself; name one, or \
              train one"

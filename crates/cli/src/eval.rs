@@ -11,14 +11,17 @@ use anyhow::{bail, ensure};
 use flashlm_kernels::Exec;
 use flashlm_model::{Engine, Peer, Precision};
 use flashlm_train::atomic::write_file;
-use flashlm_train::eval::bpb::{Float, Master, PUBLISHED_STORIES, PUBLISHED_TOKENS, Published, Report, Scorer};
+use flashlm_train::data::source::Source;
+use flashlm_train::eval::bpb::{Float, Master, Published, Report, Scorer, UNDERSTATED};
 use flashlm_train::eval::consistency::{Consistency, write_stories};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::{Found, load_peer};
 use flashlm_train::units::{counted, duration, thousands};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::common::{Status, data_spec, exec, may_write, model_or_own, open_source, out, passed_over, precision, say};
+use crate::common::{Status, data_spec, exec, located, may_write, open_source, out, own, passed_over, precision, say};
+
+mod table;
 
 /// Most rows of one micro-batch with master weights.
 const ROWS: usize = 2048;
@@ -27,16 +30,18 @@ const PACKED_ROWS: usize = 64;
 /// How far the packed model may be above its master weights without a word.
 const APART: f64 = 0.005;
 
-/// Evaluate a model: bits per byte on a text, every byte counted, every document scored whole from a fresh state
+/// Evaluate a model, or several in one table: bits per byte on a text, every byte counted, every document scored whole from a
+/// fresh state
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm eval --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval runs/book --data synthetic:200 --json --per-document documents.jsonl\n  flashlm eval --data synthetic:200 --consistency 200\n\nEvery byte counts. Each document is scored whole, from a fresh state."
+    after_help = "Examples:\n  flashlm eval --data book.txt\n  flashlm eval model.safetensors --data hf:roneneldan/TinyStories::validation\n  flashlm eval runs/book --data synthetic:200 --json --per-document documents.jsonl\n  flashlm eval --data synthetic:200 --consistency 200\n  flashlm eval runs/book stories260K.bin TinyStories-1M --data valid.txt --svg models.svg\n\nEvery byte counts. Each document is scored whole, from a fresh state."
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; a folder of a Llama or GPT-Neo model, or a .bin of llama2.c; builtin: the model in the program [default:
-    /// checkpoints]
-    model: Option<PathBuf>,
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts; builtin: the
+    /// model in the program. Several give one table [default: checkpoints]
+    #[arg(value_name = "MODEL")]
+    models: Vec<PathBuf>,
     /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
     /// `train`
     #[arg(short, long, value_name = "SOURCE", required = true)]
@@ -44,7 +49,7 @@ pub struct Args {
     /// JSON field, or CSV or Parquet column, that holds the text [default: text, or the dataset's]
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
-    /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
+    /// Never use the network: datasets and models of the hub must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long)]
     offline: bool,
     /// What is counted
@@ -60,8 +65,11 @@ pub struct Args {
     /// Write a line of JSON for each document: index, bytes, tokens, bits of the packed model
     #[arg(long, value_name = "FILE.jsonl")]
     per_document: Option<PathBuf>,
+    /// Draw the table as SVG: bars of bits per byte, and of the size on disk
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Overwrite an existing file
-    #[arg(short, long, requires = "per_document")]
+    #[arg(short, long)]
     force: bool,
     /// Print the result as one line of JSON
     #[arg(long)]
@@ -79,7 +87,7 @@ enum Protocol {
     /// Every byte of every document
     Full,
     /// Understated, for comparison with published tables only: the bits of the first 256 tokens of each of the first 500 documents,
-    /// divided by the characters of the whole documents
+    /// divided by the characters of the whole documents; every byte of these documents is scored, too
     Published,
 }
 
@@ -92,7 +100,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         );
         may_write(path, "--per-document", args.force)?;
     }
-    let path = model_or_own(args.model.clone())?;
+    if args.models.len() > 1 || args.svg.is_some() {
+        let named = if args.models.is_empty() { vec![own()?] } else { args.models.clone() };
+        let models = |path: PathBuf| Ok((path.display().to_string(), located(&path, args.offline)?));
+        let models: Vec<(String, PathBuf)> = named.into_iter().map(models).collect::<anyhow::Result<_>>()?;
+        let source = open_text(&args)?;
+        return table::run(&args, &models, &source);
+    }
+    let path = args.models.first().map_or_else(own, |path| located(path, args.offline))?;
     let cx = exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
     if let Some(peer) = load_peer(&cx, &path)? {
@@ -103,12 +118,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Found::Packed(packed) => (*packed, None),
     };
     let packed = Arc::new(packed);
-    let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
-    let source = args.column.iter().fold(source, |source, column| source.with_column(column));
+    let source = open_text(&args)?;
     if args.consistency.is_some() && !source.is_synthetic() {
         bail!("--consistency judges stories of the built-in grammar; it goes with --data synthetic, or synthetic:N");
     }
-    passed_over(&args.data.join(", "), &source);
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&path, |model| &model.path).display();
     match step {
@@ -142,8 +155,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Protocol::Published => {
             let Scored { reports, read, .. } = published(scorers, tokenizer, &source, tell)?;
-            let bits: Vec<f64> = reports.iter().map(|report| report.understated_bits_per_character).collect();
-            (reports.iter().map(|report| json!(report)).collect(), bits, read, published_rows(&reports[0]))
+            let bits: Vec<f64> = reports.iter().map(|report| report.0.understated_bits_per_character).collect();
+            (reports.iter().map(published_object).collect(), bits, read, published_rows(&reports[0]))
         }
     };
     status.clear();
@@ -211,15 +224,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What `--data` names, what is skipped of it told.
+fn open_text(args: &Args) -> anyhow::Result<Source> {
+    let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
+    let source = args.column.iter().fold(source, |source, column| source.with_column(column));
+    passed_over(&args.data.join(", "), &source);
+    Ok(source)
+}
+
 /// How a model with a bounded context is scored.
 const PEER_CONTEXT: &str = "each story from EOS; beyond the model's context, from the last half of it on";
 
 /// Scores a model of another program.
 fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.consistency.is_none(), "--consistency: models of other programs are only scored; leave it out");
-    let source = open_source(&data_spec(&args.data)?, 0, args.offline)?;
-    let source = args.column.iter().fold(source, |source, column| source.with_column(column));
-    passed_over(&args.data.join(", "), &source);
+    let source = open_text(args)?;
     let (peer, isa, start) = (Arc::new(peer), cx.isa().name(), Instant::now());
     let from = peer.path().display();
     say!("model {from} ({}, float)", peer.kind());
@@ -240,7 +259,7 @@ fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
         }
         Protocol::Published => {
             let Scored { reports, .. } = published(scorers, tokenizer, &source, tell)?;
-            (json!(reports[0]), published_rows(&reports[0]))
+            (published_object(&reports[0]), published_rows(&reports[0]))
         }
     };
     object["context"] = json!(PEER_CONTEXT);
@@ -302,11 +321,14 @@ fn full_rows(r: &Report) -> Rows {
     ]
 }
 
-fn published_rows(r: &Published) -> Rows {
-    let protocol = format!(
-        "published, UNDERSTATED: bits of the first {PUBLISHED_TOKENS} tokens over characters of whole documents, first \
-         {PUBLISHED_STORIES} documents; compare with published tables only"
-    );
+fn published_object((published, whole): &(Published, Report)) -> Value {
+    let mut object = json!(published);
+    object["full"] = json!(whole);
+    object["why_understated"] = json!(UNDERSTATED);
+    object
+}
+
+fn published_rows((r, whole): &(Published, Report)) -> Rows {
     vec![
         ("understated bits/char", format!("{:.4}", r.understated_bits_per_character)),
         ("loss per token", format!("{:.4} nats", r.loss_per_token)),
@@ -316,7 +338,9 @@ fn published_rows(r: &Published) -> Rows {
         ("characters", thousands(r.characters)),
         ("unknown tokens", format!("{}, not charged", thousands(r.unk))),
         ("context", r.context.into()),
-        ("protocol", protocol),
+        ("protocol", format!("published, {UNDERSTATED}")),
+        ("bits per byte", format!("{:.4}, every byte of the same documents", whole.bpb)),
+        ("  with end of document", format!("{:.4}", whole.bpb_with_eos)),
     ]
 }
 

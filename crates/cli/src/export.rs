@@ -12,7 +12,7 @@ use flashlm_train::atomic::{write_dir, write_file};
 use flashlm_train::load::export_source;
 use flashlm_train::units::bytes;
 
-use crate::common::{exec, may_write, model_or_own};
+use crate::common::{Hub, exec, may_write, model_or_own};
 use crate::report::Report;
 
 /// Export a model as a file for other programs
@@ -37,6 +37,8 @@ pub struct Args {
     /// Overwrite an existing file; never a folder
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    hub: Hub,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -61,7 +63,7 @@ pub fn export(args: Args) -> anyhow::Result<Report> {
     if !known.contains(&weights) {
         bail!("--weights {weights}: {} has {}", args.format, known.join(", "));
     }
-    let model = model_or_own(args.model)?;
+    let model = model_or_own(args.model, args.hub)?;
     let source = export_source(&exec(Some(1))?, &model)?;
     let exported = write(&args.format, &source, weights).context("a format of the list")?;
     let size = match exported.with_context(|| model.display().to_string())? {

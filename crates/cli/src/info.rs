@@ -20,7 +20,7 @@ use flashlm_train::units::{bytes, counted, duration, thousands};
 use flashlm_train::what::{Unwanted, What, quoted};
 use serde_json::{Value, json};
 
-use crate::common::model_or_own;
+use crate::common::{Hub, model_or_own};
 use crate::data::summary;
 use crate::report::Report;
 
@@ -31,6 +31,8 @@ pub struct Args {
     /// A run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, metrics.jsonl, test vectors or text
     /// [default: checkpoints]
     path: Option<PathBuf>,
+    #[command(flatten)]
+    hub: Hub,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -38,7 +40,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = &model_or_own(args.path)?;
+    let path = &model_or_own(args.path, args.hub)?;
     let mut report = Report::default();
     let found = recognise(path);
     match &found {

@@ -14,7 +14,7 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
-use crate::common::{exec, may_write, model_or_own};
+use crate::common::{Hub, exec, may_write, model_or_own};
 use crate::report::Report;
 
 /// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
@@ -38,6 +38,8 @@ pub struct Args {
     /// Overwrite an existing file
     #[arg(short, long)]
     force: bool,
+    #[command(flatten)]
+    hub: Hub,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -72,7 +74,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Writes the file, and says what it is.
 pub fn pack(args: Args) -> anyhow::Result<Report> {
-    let run = model_or_own(args.run)?;
+    let run = model_or_own(args.run, args.hub)?;
     let found = recognise(&run);
     if found == What::Packed {
         bail!("{} is already packed; `flashlm info` describes it, `flashlm generate` runs it", run.display());

@@ -12,7 +12,7 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::run_folder::{METRICS, RunFolder};
 use flashlm_train::what::{Unwanted, What};
 
-use crate::common::{may_write, model_or_own, out, say};
+use crate::common::{may_write, out, own, say};
 
 /// Plot the loss and validation curves of one or more runs as SVG
 #[derive(clap::Args)]
@@ -43,7 +43,7 @@ enum By {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     may_write(&args.output, "-o", args.force)?;
-    let named = if args.runs.is_empty() { vec![model_or_own(None)?] } else { args.runs };
+    let named = if args.runs.is_empty() { vec![own()?] } else { args.runs };
     let runs: Vec<Run> = named.iter().map(|path| Run::read(path)).collect::<anyhow::Result<_>>()?;
     let bounds: Vec<Option<f64>> = runs.iter().map(|run| run.entropy_bound).collect();
     let same = bounds.iter().all(|bound| *bound == bounds[0]);

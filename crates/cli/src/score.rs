@@ -9,7 +9,7 @@ use flashlm_train::load::load_packed;
 use flashlm_train::units::counted;
 use serde_json::{Value, json};
 
-use crate::common::{exec, model_or_own, out};
+use crate::common::{Hub, exec, model_or_own, out};
 use crate::{input, scored};
 
 /// Rows of a text that are worked through at once, per thread.
@@ -37,6 +37,8 @@ pub struct Args {
     /// ["...", "..."]} on each line, `-` for standard input; prints JSON
     #[arg(short, long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "continuation"])]
     input: Option<PathBuf>,
+    #[command(flatten)]
+    hub: Hub,
     /// Print a line of JSON for each continuation
     #[arg(long)]
     json: bool,
@@ -53,7 +55,7 @@ struct Question {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let path = model_or_own(args.model)?;
+    let path = model_or_own(args.model, args.hub)?;
     let questions = match &args.input {
         None => vec![Question { prompt: args.prompt, continuations: args.continuation }],
         Some(file) => {

@@ -13,7 +13,7 @@ use flashlm_train::runs::Runs;
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::common::{exec, model_or_builtin, out, say};
+use crate::common::{Hub, exec, model_or_builtin, out, say};
 use crate::signals::raised_by;
 
 /// Where the key is, if no flag has it.
@@ -55,6 +55,8 @@ pub struct Args {
     /// Run to watch, or a folder of runs, also while they train; may be given several times. Without MODELS, no model is served
     #[arg(long = "run", value_name = "DIR")]
     runs: Vec<PathBuf>,
+    #[command(flatten)]
+    hub: Hub,
     /// Number of threads of each model [default: FLASHLM_THREADS, else all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -81,12 +83,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let watched = (!args.runs.is_empty()).then(|| Watched(Runs::new(args.runs)));
     let named = match args.models.is_empty() {
         true if watched.is_some() => Vec::new(),
-        true => vec![model_or_builtin(None)],
+        true => vec![model_or_builtin(None, args.hub)?],
         false => args.models,
     };
     let (mut served, mut execs, mut names) = (Vec::new(), Vec::new(), Vec::new());
     for path in named {
         let (name, path) = name_of(&path);
+        let path = args.hub.located(&path)?;
         if names.contains(&name) {
             bail!("two models are called {name}; name one of them as OTHER={}", path.display());
         }
@@ -145,6 +148,12 @@ fn name_of(given: &Path) -> (String, PathBuf) {
         && !given.exists()
     {
         return (name.into(), path.into());
+    }
+    // hf:OWNER/NAME@REVISION:FILE
+    if let Some(rest) = given.to_str().and_then(|text| text.strip_prefix("hf:")).filter(|_| !given.exists()) {
+        let last = rest.rsplit(['/', ':']).next().unwrap_or(rest);
+        let last = if rest.contains(':') { last.rsplit_once('.').map_or(last, |(stem, _)| stem) } else { last };
+        return (last.split('@').next().unwrap_or(last).into(), given.into());
     }
     let whole = given.canonicalize().unwrap_or_else(|_| given.into());
     let name = if whole.is_dir() { whole.file_name() } else { whole.file_stem() };

@@ -1,4 +1,5 @@
-//! `flashlm verify`: runs test vectors, or a model on tokens, and compares with what their maker computed.
+//! `flashlm verify`: runs test vectors, or a model on tokens, and compares with what their maker computed; or asks a model whether it
+//! sees the future.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,27 +7,33 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use flashlm_model::Precision;
 use flashlm_model::io::safetensors::TensorFile;
+use flashlm_train::causal::{Causality, Verdict, check};
 use flashlm_train::eval::verify::verify;
 use flashlm_train::expect::{BOUND, Compared, compare};
 use flashlm_train::recognise::recognise;
-use flashlm_train::units::counted;
+use flashlm_train::subject::Subject;
+use flashlm_train::units::{counted, thousands};
 use flashlm_train::what::{Unwanted, What};
 use serde_json::json;
 
-use crate::common::{exec, out, precision};
+use crate::common::{Hub, exec, out, precision};
 
-/// Verify this build against test vectors: logits, loss, gradients and a training trajectory; exit code 1 if any is out of bounds
+/// Verify this build against test vectors (logits, loss, gradients, a training trajectory), or a model: that it does not see the
+/// future, and predicts the next token
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  flashlm verify tests/reference/relu2_subnorm.safetensors\n  flashlm verify tests/reference/delta_published.safetensors --precision bf16 --json\n  flashlm verify TinyStories-1M --expect expected.safetensors\n\nThe exit code is 1 if any result is out of bounds."
+    after_help = "Examples:\n  flashlm verify tests/reference/relu2_subnorm.safetensors\n  flashlm verify tests/reference/delta_published.safetensors --precision bf16 --json\n  flashlm verify runs/book\n  flashlm verify TinyStories-1M --expect expected.safetensors\n\nOf a model, one token at a time is changed: no output before it may move. On stories, it must give the next token better than the one after.\nThe exit code is 1 if any result is out of bounds."
 )]
 pub struct Args {
-    /// Test vectors: a .safetensors file like those in tests/reference; with --expect a model
+    /// Test vectors, a .safetensors file like those in tests/reference; or a model: a run, a checkpoint, a packed model, a .pt of
+    /// the original scripts, a folder of a Llama or GPT-Neo model, a .bin of llama2.c
     file: PathBuf,
     /// Compare the model, a folder of a Llama or GPT-Neo model, a .bin of llama2.c, a .pt of the original scripts or one of
     /// FlashLM, with what its maker computed: a .safetensors file with `ids`, `logits` and `nll`. No tokenizer is needed
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
+    #[command(flatten)]
+    hub: Hub,
     /// Print the result as one line of JSON
     #[arg(long)]
     json: bool,
@@ -40,12 +47,17 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let args = Args { file: args.hub.located(&args.file)?, ..args };
     if let Some(file) = &args.expect {
         return expect(&args, file);
     }
-    let found = recognise(&args.file);
-    if found != What::Vectors {
-        bail!(Unwanted::new(&args.file, "test vectors, a .safetensors file like those in tests/reference", found));
+    match recognise(&args.file) {
+        What::Vectors => {}
+        What::Run { .. } | What::Checkpoint { .. } | What::Model | What::Packed | What::Builtin => {
+            return causal(&args);
+        }
+        What::Peer(_) | What::Torch => return causal(&args),
+        found => bail!(Unwanted::new(&args.file, "a model, or test vectors like those in tests/reference", found)),
     }
     let cx = exec(args.threads)?;
     let file = TensorFile::open(&args.file)?;
@@ -64,7 +76,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let (file, isa, precision) = (args.file.display(), cx.isa().name(), precision.name());
         out!("{file}: {}, {}, {isa}, {precision}", outcome.arch, counted(outcome.steps as u64, "training step"));
         for check in checks {
-            let verdict = if check.pass { "pass" } else { "FAIL" };
+            let verdict = verdict(check.pass);
             let worst = match check.name {
                 "grad_rms_ratio_max" => format!("  {}", outcome.grad_worst),
                 _ => String::new(),
@@ -73,6 +85,50 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether a model, in each of its forms, sees the future.
+fn causal(args: &Args) -> anyhow::Result<ExitCode> {
+    let cx = exec(args.threads)?;
+    let subjects = Subject::all(&cx, &args.file)?;
+    let found: Vec<Causality> = subjects.iter().map(|subject| check(&cx, subject)).collect::<Result<_, _>>()?;
+    let (passed, model) = (found.iter().all(Causality::passed), args.file.display().to_string());
+    if args.json {
+        out!("{}", json!({"model": model, "isa": cx.isa().name(), "forms": found, "pass": passed}));
+    } else {
+        out!("{model}: {}", if passed { "pass" } else { "FAIL" });
+        for one in &found {
+            out!("  {}", one.form);
+            let (moved, compared) = (thousands(one.moved as u64), thousands(one.compared as u64));
+            out!("    outputs before a changed token that moved  {moved} of {compared}  {}", verdict(one.moved == 0));
+            if let Some((output, token)) = one.first {
+                out!("      the first: output {output}, after token {token} was changed: the model sees the future");
+            }
+            if !one.looks {
+                out!("    outputs after a changed token that moved   none: the model does not look at its text  FAIL");
+            }
+            match &one.shift {
+                None => {
+                    out!("    which token it predicts                    not asked: there is no tokenizer beside it")
+                }
+                Some(shift) => {
+                    let (next, after) = (shift.next, shift.after);
+                    let nats = format!("{next:.3} nats of the next token, {after:.3} of the one after");
+                    let told = match shift.verdict {
+                        Verdict::Next => "pass",
+                        Verdict::After => "FAIL: its targets were shifted twice",
+                        Verdict::Undecided => "not decided: the model does not know such text",
+                    };
+                    out!("    {nats}  {told}");
+                }
+            }
+        }
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn verdict(pass: bool) -> &'static str {
+    if pass { "pass" } else { "FAIL" }
 }
 
 /// Compares a model with a file of ids and logits.

@@ -22,10 +22,27 @@ use crate::config::{DeltaConfig, DeltaForm, DeltaRule, ModelConfig, QuantConfig,
 use crate::io::IoError;
 use crate::io::torch::{Item, TorchFile};
 use crate::mixer;
-use crate::model_file::{ModelError, read_params};
+use crate::model_file::{ModelError, read_params, wrong};
+use crate::params::Layout;
 
 /// A file of more is read no further.
 const MOST_BLOCKS: usize = 4096;
+
+/// AdamW as `optimizer_state_dict` has it.
+pub struct AdamW {
+    /// Running mean of gradients, in the order of the parameters.
+    pub m: Buf<f32>,
+    /// Running mean of squared gradients.
+    pub v: Buf<f32>,
+    /// Updates made.
+    pub updates: u64,
+    /// Decay of `m` and of `v`.
+    pub betas: [f64; 2],
+    /// What is added to the root of `v`.
+    pub eps: f64,
+    /// Decay of the parameters.
+    pub weight_decay: f64,
+}
 
 /// What such a file holds of a model; its tokenizer is another file.
 pub struct Original {
@@ -35,12 +52,32 @@ pub struct Original {
     pub params: Buf<f32>,
     /// The step of a checkpoint.
     pub step: Option<u64>,
+    /// Tokens that it was trained on, where it says so.
+    pub tokens: Option<u64>,
+    /// Tokens of a sequence, where it says so.
+    pub seq_len: Option<usize>,
 }
 
 impl Original {
     /// Reads a file.
     pub fn open(path: &Path) -> Result<Original, ModelError> {
+        Self::read(&TorchFile::open(path)?, path)
+    }
+
+    /// The same with the state of its optimizer; none of a bare state dict.
+    pub fn with_optimizer(path: &Path) -> Result<(Original, Option<AdamW>), ModelError> {
         let file = TorchFile::open(path)?;
+        let original = Self::read(&file, path)?;
+        let optimizer = file.root().get("optimizer_state_dict");
+        let within = |source| match source {
+            ModelError::Io(_) => source,
+            source => ModelError::File { path: path.into(), source: Box::new(source) },
+        };
+        let adamw = optimizer.map(|optimizer| adamw(&file, optimizer, &original.config)).transpose().map_err(within)?;
+        Ok((original, adamw))
+    }
+
+    fn read(file: &TorchFile, path: &Path) -> Result<Original, ModelError> {
         let root = file.root();
         let state = root.get("model_state_dict").unwrap_or(root);
         let none = |what: &str| {
@@ -53,9 +90,65 @@ impl Original {
         let tensors = state.to_tensors(|_| true, &BTreeMap::new())?;
         let within = |source| ModelError::File { path: path.into(), source: Box::new(source) };
         let params = read_params(&tensors, &config, "").map_err(within)?;
-        let step = root.get("step").and_then(Item::int).and_then(|step| u64::try_from(step).ok());
-        Ok(Original { config, params, step })
+        let number = |item: Option<Item>| item.and_then(Item::int).and_then(|n| u64::try_from(n).ok());
+        let (step, tokens) = (number(root.get("step")), number(root.get("tokens_seen")));
+        let seq_len = number(root.get("config").and_then(|config| config.get("seq_len")));
+        let seq_len = seq_len.and_then(|n| usize::try_from(n).ok());
+        Ok(Original { config, params, step, tokens, seq_len })
     }
+}
+
+/// The moments, by the numbers of the parameters: `state` is `{number: {step, exp_avg, exp_avg_sq}}`, numbers count the tensors of the
+/// state dict in its order, a tied head left out.
+fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<AdamW, ModelError> {
+    let wrong = |name: &str, expected: &str, found: &str| wrong(name, expected.into(), found.into());
+    let root = file.root();
+    let model = root.get("model_state_dict").unwrap_or(root);
+    let group = optimizer.get("param_groups").and_then(|groups| groups.nth(0));
+    let group = group.ok_or_else(|| wrong("optimizer_state_dict", "one group of parameters", "none"))?;
+    let state = optimizer.get("state").ok_or_else(|| wrong("optimizer_state_dict", "a state", "none"))?;
+    let number = |item: Option<Item>, key: &str| {
+        let value = item.and_then(Item::float).filter(|value| value.is_finite());
+        value.ok_or_else(|| wrong(key, "a number, as AdamW has it", "none"))
+    };
+    let layout = Layout::of(config);
+    let (mut m, mut v, mut updates) = (Buf::zeros(layout.len()), Buf::zeros(layout.len()), None);
+    let names = model.tensors().into_iter().filter(|name| *name != "head.weight");
+    for (i, name) in names.enumerate() {
+        let Some(spec) = layout.find(name) else { continue };
+        // A parameter that never had a gradient has no state.
+        let Some(own) = state.at(i as i64) else { continue };
+        let step = own.get("step");
+        let steps = match step.and_then(Item::float) {
+            Some(steps) => steps,
+            None => {
+                f64::from(step.map(Item::numbers).transpose()?.and_then(|all| all.first().copied()).unwrap_or(-1.0))
+            }
+        };
+        if !(0.0..9e15).contains(&steps) || updates.is_some_and(|before| before != steps) {
+            return Err(wrong(name, "the same number of updates of each parameter", &steps.to_string()));
+        }
+        updates = Some(steps);
+        for (key, moments) in [("exp_avg", &mut m), ("exp_avg_sq", &mut v)] {
+            let tensor = own.get(key).filter(|tensor| tensor.shape().as_ref() == Some(&spec.shape));
+            let tensor = tensor.ok_or_else(|| wrong(name, &format!("`{key}` of shape {:?}", spec.shape), "another"))?;
+            let values = tensor.numbers()?;
+            if values.iter().any(|value| !value.is_finite()) {
+                return Err(wrong(name, &format!("finite numbers in `{key}`"), "others"));
+            }
+            moments[spec.range.clone()].copy_from_slice(&values);
+        }
+    }
+    let betas = group.get("betas");
+    let beta = |i| number(betas.and_then(|betas| betas.nth(i)), "betas");
+    Ok(AdamW {
+        m,
+        v,
+        updates: updates.unwrap_or(0.0) as u64,
+        betas: [beta(0)?, beta(1)?],
+        eps: number(group.get("eps"), "eps")?,
+        weight_decay: number(group.get("weight_decay"), "weight_decay")?,
+    })
 }
 
 /// The config that the shapes of a state dict are of; none where it is of another model.

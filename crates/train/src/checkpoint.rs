@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, btree_map::Entry as MapEntry};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 pub(crate) const MANIFEST: &str = "checkpoint.json";
@@ -270,6 +271,8 @@ fn damaged(file: &Path, expected: impl Into<String>, found: impl Into<String>) -
 pub struct Checkpoint {
     path: PathBuf,
     manifest: Manifest,
+    /// Of one that was made in memory: its parts.
+    made: Option<Arc<BTreeMap<String, Vec<u8>>>>,
 }
 
 impl Checkpoint {
@@ -317,10 +320,27 @@ impl Checkpoint {
             check_file(&path.join(name), entry)?;
         }
         let path = path.to_owned();
-        Ok(Self { path, manifest })
+        Ok(Self { path, manifest, made: None })
     }
 
-    /// Its folder.
+    /// One that no folder holds, made of the file at `path`.
+    pub(crate) fn made(path: &Path, step: u64, parts: &[Part]) -> io::Result<Self> {
+        let write = |part: &Part| {
+            let mut bytes = Vec::new();
+            part.write(&mut bytes)?;
+            Ok((part.file().to_owned(), bytes))
+        };
+        let made = parts.iter().map(write).collect::<io::Result<BTreeMap<_, _>>>()?;
+        let manifest = Manifest { version: VERSION, step, files: BTreeMap::new() };
+        Ok(Self { path: path.to_owned(), manifest, made: Some(made.into()) })
+    }
+
+    /// Whether it was made in memory, so that it lies in no run.
+    pub(crate) fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
+
+    /// Its folder, or the file that it was made of.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -333,9 +353,11 @@ impl Checkpoint {
     /// The content of a part, checked once more.
     pub fn bytes(&self, file: &str) -> Result<Vec<u8>, CheckpointError> {
         let path = self.path.join(file);
-        let Some(entry) = self.manifest.files.get(file) else {
-            return Err(damaged(&path, "a part of the checkpoint", "no such part"));
-        };
+        let none = || damaged(&path, "a part of the checkpoint", "no such part");
+        if let Some(made) = &self.made {
+            return made.get(file).cloned().ok_or_else(none);
+        }
+        let entry = self.manifest.files.get(file).ok_or_else(none)?;
         let bytes = read_limited(&path, entry.bytes)?;
         let found = (bytes.len() as u64, hex(xxh3_64(&bytes)));
         compare(&path, entry, found)?;

@@ -8,19 +8,13 @@
 //! ```
 
 use crate::eval::verify::rms_ratio;
-use crate::load::{LoadError, load_model};
-use crate::recognise::recognise;
-use crate::what::{Unwanted, What};
+use crate::subject::{Subject, SubjectError};
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
-use flashlm_model::model_file::ModelError;
-use flashlm_model::original::Original;
-use flashlm_model::peer::{Peer, PeerError};
 use flashlm_model::{ModelConfig, Precision, Prepared, Shape};
 use serde::Serialize;
 use std::path::Path;
-use std::sync::Arc;
 
 /// The bound of both figures.
 pub const BOUND: f64 = 1e-5;
@@ -30,21 +24,12 @@ const MAX_LOGITS: usize = 1 << 28;
 /// Why nothing was compared.
 #[derive(Debug, thiserror::Error)]
 pub enum ExpectError {
-    /// The path is no model that can be compared.
+    /// The model cannot be run.
     #[error(transparent)]
-    Unwanted(#[from] Unwanted),
+    Subject(#[from] SubjectError),
     /// A file cannot be read.
     #[error(transparent)]
     Io(#[from] IoError),
-    /// The model cannot be run.
-    #[error(transparent)]
-    Peer(#[from] PeerError),
-    /// The model cannot be run.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The model cannot be loaded.
-    #[error(transparent)]
-    Load(#[from] LoadError),
     /// The model cannot be built.
     #[error(transparent)]
     Config(#[from] flashlm_model::config::ConfigError),
@@ -80,27 +65,10 @@ impl Compared {
     }
 }
 
-/// Any of the models that can be compared.
-enum Subject {
-    Peer(Arc<Peer>),
-    Own(Box<Original>),
-}
-
 /// Compares the model at `path`, whose tokenizer is not needed, with a file.
 pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, ExpectError> {
-    let subject = match recognise(path) {
-        What::Peer(_) => Subject::Peer(Arc::new(Peer::weights(cx, path)?)),
-        What::Torch => Subject::Own(Original::open(path)?.into()),
-        What::Model | What::Run { .. } | What::Checkpoint { .. } => {
-            let model = load_model(path)?;
-            Subject::Own(Box::new(Original { config: model.config, params: model.params, step: None }))
-        }
-        what => return Err(Unwanted::new(path, "a model with float weights", what).into()),
-    };
-    let v = match &subject {
-        Subject::Peer(peer) => peer.vocab_size(),
-        Subject::Own(own) => own.config.vocab_size,
-    };
+    let subject = Subject::float(cx, path)?;
+    let v = subject.vocab_size();
     let misfit = |name, expected: String, found: String| ExpectError::Tensor {
         file: file.label().into(),
         name,
@@ -123,18 +91,17 @@ pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, Ex
     }
     let want = file.floats("logits")?;
     let mut got = Vec::with_capacity(want.len());
+    if let Some(context) = subject.context().filter(|&context| t > context) {
+        return Err(misfit("ids", format!("at most {context} tokens, the model's context"), t.to_string()));
+    }
     match &subject {
-        Subject::Peer(peer) if t > peer.context() => {
-            return Err(misfit(
-                "ids",
-                format!("at most {} tokens, the model's context", peer.context()),
-                t.to_string(),
-            ));
-        }
         Subject::Peer(peer) => {
             ids.chunks(t).for_each(|row| peer.sequence().feed(cx, row, |z| got.extend_from_slice(z)))
         }
-        Subject::Own(own) => got = logits(cx, &own.config, &own.params, &ids, Shape { batch: b, seq_len: t })?,
+        Subject::Master { config, params, .. } => {
+            got = logits(cx, config, params, &ids, Shape { batch: b, seq_len: t })?;
+        }
+        Subject::Packed(_) => unreachable!("a model in float"),
     }
     let nll = match file.shape("nll") {
         Ok(shape) if *shape != [b, t - 1] => {

@@ -4,6 +4,7 @@
 pub mod atomic;
 mod average;
 pub mod builtin;
+pub mod causal;
 pub mod checkpoint;
 pub mod clock;
 pub mod comm;
@@ -27,7 +28,9 @@ pub mod schedule;
 pub mod similar;
 pub mod stage;
 pub mod stepper;
+pub mod subject;
 pub mod sweep;
+pub mod table;
 pub mod tokenizer;
 pub mod trainer;
 pub mod units;

@@ -161,7 +161,7 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
 /// A file of the original scripts with `tokenizer.json` beside it.
 fn from_torch(path: &Path) -> Result<Model, LoadError> {
     let beside = tokenizer_beside(path)?;
-    let Original { config, params, step } = Original::open(path)?;
+    let Original { config, params, step, .. } = Original::open(path)?;
     let tokenizer =
         Tokenizer::load(&beside).map_err(|source| ModelError::Tokenizer { path: beside.clone(), source })?;
     config.fits(&tokenizer).map_err(|source| ModelError::Vocabulary { path: beside, source })?;
@@ -173,7 +173,8 @@ fn from_file(path: &Path) -> Result<Model, LoadError> {
     Ok(Model::open(path)?)
 }
 
-fn tokenizer_beside(path: &Path) -> Result<PathBuf, LoadError> {
+/// The `tokenizer.json` beside a model file.
+pub(crate) fn tokenizer_beside(path: &Path) -> Result<PathBuf, LoadError> {
     let beside = path.with_file_name(TOKENIZER);
     match recognise(&beside) {
         What::Tokenizer(_) => Ok(beside),

@@ -4,15 +4,21 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flashlm_kernels::{Exec, Isa};
-use flashlm_model::Peer;
+use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::io::safetensors::TensorFile;
+use flashlm_model::model_file::read_params;
 use flashlm_model::peer::PeerText;
 use flashlm_model::sample::Settings;
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Peer, Precision, Shape};
+use flashlm_train::config::TrainSettings;
 use flashlm_train::data::source::Source;
 use flashlm_train::eval::bpb::{Float, Scorer};
 use flashlm_train::eval::source::full;
 use flashlm_train::expect::compare;
+use flashlm_train::run::Resume;
+use flashlm_train::stepper::{Step, Stepper};
+use flashlm_train::trainer::continued;
 
 fn cx() -> Exec {
     Exec::new(Isa::detect().unwrap(), 2)
@@ -28,6 +34,11 @@ fn shared() -> Option<PathBuf> {
         eprintln!("skipped: ../shared is not there");
     }
     found
+}
+
+/// A file of `tests/reference`.
+fn reference(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference").join(name)
 }
 
 #[test]
@@ -73,4 +84,53 @@ fn stories260k_has_its_known_bits_per_byte() {
     let scored = full(scorers, peer.tokenizer().unwrap(), &source, &mut |_| ControlFlow::Continue(())).unwrap();
     // Measured with PyTorch, 512 tokens of context, to two digits.
     assert!((scored.reports[0].bpb - 0.91).abs() < 0.005, "{}", scored.reports[0].bpb);
+}
+
+#[test]
+fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
+    let Some(shared) = shared() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    // The file's own vocabulary is not at hand; another one of its size has the same ids.
+    let tokenizer = Tokenizer::train_frequency(["a cat and a dog"].into_iter(), 61).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_json()).unwrap();
+    let open = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::copy(shared.join("fixtures").join(name), &path).unwrap();
+        Resume::open(&path).unwrap()
+    };
+    let file = TensorFile::open(&reference("resume.safetensors")).unwrap();
+    let shape = file.shape("batches").unwrap().clone();
+    let (turns, b, t) = (shape[0], shape[1], shape[2] - 1);
+    let tokens: Vec<Token> = file.ints("batches").unwrap().iter().map(|&id| id as Token).collect();
+    let wanted = file.f64("losses").unwrap();
+    let run = |resume: &Resume| {
+        let settings = continued(&resume.from).unwrap();
+        let train = TrainSettings { precision: Precision::F32, ..settings.train };
+        let shape = Shape { batch: b, seq_len: t };
+        let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &train).unwrap();
+        stepper.params = read_params(&resume.from.tensors("model.safetensors").unwrap(), &settings.model, "").unwrap();
+        let moments = resume.from.tensors("optimizer.safetensors").unwrap();
+        for tensor in stepper.optimizers.state() {
+            tensor.data.copy_from_slice(&moments.f32(&tensor.name).unwrap());
+        }
+        let cx = cx();
+        let one = |i: usize| {
+            let number = resume.from.step() + 1 + i as u64;
+            let step = Step { shape, settings: &train, lr: 4e-3, momentum: 0.95, number };
+            let window = |row: usize| &tokens[(i % turns * b + row) * (t + 1)..][..t + 1];
+            stepper.step(&cx, step, window).loss
+        };
+        (0..wanted.len()).map(one).collect::<Vec<f64>>()
+    };
+    let resume = open("v4_tiny_checkpoint.pt");
+    assert_eq!((resume.from.step(), wanted.len()), (1, 20));
+    let losses = run(&resume);
+    for (i, (got, want)) in losses.iter().zip(&wanted).enumerate() {
+        assert!((got - want).abs() < 1e-4, "step {i}: {got} {want}");
+    }
+    // Without its moments it goes elsewhere: what is compared depends on them.
+    let bare = open("v4_tiny_weights_only.pt");
+    assert_eq!(bare.from.step(), 0);
+    let apart = run(&bare).iter().zip(&wanted).map(|(got, want)| (got - want).abs()).fold(0.0, f64::max);
+    assert!(apart > 1e-3, "{apart}");
 }

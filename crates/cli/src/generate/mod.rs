@@ -16,7 +16,7 @@ use flashlm_model::sample::{SampleError, Settings, StopStrings};
 use flashlm_train::load::{load_packed, load_peer};
 use serde_json::Value;
 
-use crate::common::{exec, model_or_builtin, out, say, write_out};
+use crate::common::{Hub, exec, model_or_builtin, out, say, write_out};
 use crate::input;
 use batch::Jobs;
 use peer::Texts;
@@ -86,6 +86,8 @@ pub struct Args {
     /// Interactive mode: after each turn, type a line that continues the text; an empty line just continues, /help lists commands
     #[arg(short, long)]
     interactive: bool,
+    #[command(flatten)]
+    hub: Hub,
     /// Number of threads [default: FLASHLM_THREADS, else 1, the fastest for one token of a small model]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -110,7 +112,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Said before a model is loaded for nothing.
     settings.check().map_err(of_flag)?;
     StopStrings::new(args.stop.clone()).map_err(of_flag)?;
-    let path = model_or_builtin(args.model.clone());
+    let path = model_or_builtin(args.model.clone(), args.hub)?;
     let prompts = prompts(&args)?;
     let cx = match (args.threads, std::env::var_os("FLASHLM_THREADS")) {
         (None, None) => exec(Some(1))?,

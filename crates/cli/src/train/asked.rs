@@ -1,12 +1,12 @@
 //! What a run is to do and where it is written: all that is decided before any text is read.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flashlm_kernels::Isa;
 use flashlm_kernels::cpu::Machine;
 use flashlm_train::data::cache::default_dir;
-use flashlm_train::run::{Hardware, Origin, Place, Request, Resolved, Resume, Start};
+use flashlm_train::run::{Hardware, Origin, Place, Request, Resolved, Resume, Start, open_model};
 use flashlm_train::trainer::{Event, Tell};
 
 use super::flags::{self, Args};
@@ -41,13 +41,15 @@ impl Asked {
 
 /// What `--resume` or `--from` names.
 fn origin(args: &Args, tell: Tell) -> anyhow::Result<Origin> {
+    let located = |path: &Path, tell: Tell| open_model(path, args.offline, &|| false, tell);
     Ok(match (&args.resume, &args.from) {
         (Some(path), _) => {
-            let resume = Resume::open(path)?;
+            let resume = Resume::open(&located(path, tell)?)?;
             resume.skipped.iter().for_each(|why| tell(Event::Note(&format!("skipped: {why}"))));
+            resume.note.iter().for_each(|note| tell(Event::Note(note)));
             Origin::Resumed(resume)
         }
-        (None, Some(path)) => Origin::Tuned(Box::new(Start::load(&exec(None)?, path, tell)?)),
+        (None, Some(path)) => Origin::Tuned(Box::new(Start::load(&exec(None)?, &located(path, tell)?, tell)?)),
         (None, None) => Origin::Fresh,
     })
 }

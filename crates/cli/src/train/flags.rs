@@ -103,7 +103,7 @@ pub struct Args {
     /// Run folder [default: that of --resume, else checkpoints, or checkpoints-2 and so on if there is a run already]
     #[arg(short = 'o', long, value_name = "PATH", help_heading = RUN)]
     pub save_dir: Option<PathBuf>,
-    /// Resume a run, or one of its checkpoints
+    /// Resume a run, one of its checkpoints, or a .pt of the original scripts with its tokenizer.json beside it
     #[arg(long, value_name = "PATH", help_heading = RUN)]
     pub resume: Option<PathBuf>,
     /// Fine-tune: start from the weights and the vocabulary of a model (a run, a checkpoint, a model file or a packed model),

@@ -14,6 +14,7 @@ mod hub_server;
 #[cfg(target_os = "linux")]
 mod kills;
 mod paths;
+mod peers;
 mod resume;
 mod schema;
 mod scripts;

@@ -178,6 +178,12 @@ impl<'a> Item<'a> {
         Some(Item { id: *id, ..self })
     }
 
+    /// An entry of a list or tuple.
+    pub fn nth(self, i: usize) -> Option<Item<'a>> {
+        let Value::List(items) = self.file.values.get(self.id) else { return None };
+        items.get(i).map(|&id| Item { id, ..self })
+    }
+
     /// An integer.
     pub fn int(self) -> Option<i64> {
         match *self.file.values.get(self.id) {

@@ -75,24 +75,27 @@ pub fn full(
     Ok(Scored { reports, documents, read })
 }
 
-/// The published protocol.
+/// The published protocol, and beside it every byte of the documents that it takes.
 pub fn published(
     scorers: Vec<&mut dyn Scorer>,
     tokenizer: &Tokenizer,
     source: &Source,
     tell: Tell,
-) -> Result<Scored<Published>, EvalError> {
+) -> Result<Scored<(Published, Report)>, EvalError> {
     let mut stories = Stories::default();
     let read = source.stories(&mut |text| {
         stories.push(tokenizer, text);
         if stories.len() < PUBLISHED_STORIES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    let all: usize = (0..stories.len()).map(|i| PUBLISHED_TOKENS.min(stories.story(i).len() - 1)).sum();
+    let cut: usize = (0..stories.len()).map(|i| PUBLISHED_TOKENS.min(stories.story(i).len() - 1)).sum();
+    let all = cut + stories.totals().tokens;
     let start = Progress { share: 0.0, tokens: 0 };
     let times = scorers.len();
     let report = |(i, scorer): (usize, &mut dyn Scorer)| {
-        let done = &mut |tokens| tell(&within(start, i * all + tokens, times * all, 1.0));
-        bpb::published(scorer, tokenizer, &stories, done)
+        let mut done = |tokens| tell(&within(start, i * all + tokens, times * all, 1.0));
+        let published = bpb::published(scorer, tokenizer, &stories, &mut done)?;
+        let whole = bpb::evaluate(scorer, tokenizer, &stories, &mut |tokens| done(cut + tokens))?;
+        Ok((published, whole))
     };
     let reports = scorers.into_iter().enumerate().map(report).collect::<Result<_, EvalError>>()?;
     Ok(Scored { reports, documents: Vec::new(), read })

@@ -1,9 +1,11 @@
 //! What a run leaves behind to be read: rows, curves, a card.
 //!
 //! One [`Row`] is one line of `metrics.jsonl` ([`jsonl`]), one TensorBoard event ([`tensorboard`]), one point of
-//! `curve.svg` ([`svg`]) and one line on stderr ([`console`]); [`card`] writes the README of the finished run.
+//! `curve.svg` ([`svg`]) and one line on stderr ([`console`]); [`card`] writes the README of the finished run, [`bars`] models side
+//! by side.
 //! Losses are in nats per token, `bpb` in bits per byte, times in seconds since the run began (pauses left out).
 
+pub mod bars;
 pub mod card;
 pub mod console;
 mod curve;

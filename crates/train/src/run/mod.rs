@@ -32,6 +32,7 @@
 mod beginnings;
 mod dial;
 mod forecast;
+mod import;
 mod open;
 mod origin;
 mod place;
@@ -43,7 +44,7 @@ mod validation;
 
 pub use dial::{Chosen, Dial, MINUTES};
 pub use forecast::{Forecast, StageForecast, TextForecast};
-pub use open::open_source;
+pub use open::{open_model, open_source};
 pub use origin::{Origin, Resume, Start};
 pub use place::Place;
 pub use prepare::Prepared;

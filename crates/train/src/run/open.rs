@@ -1,9 +1,10 @@
-//! Sources by their specification, datasets of the hub fetched if they are not here yet.
+//! Sources and models by their names, what is on the hub fetched if it is not here yet.
 
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use crate::data::DataError;
-use crate::data::hub::Client;
+use crate::data::hub::{Client, HubError, ModelName, Progress};
 use crate::data::source::Source;
 use crate::stage::StageSource;
 use crate::trainer::{Event, Tell};
@@ -21,23 +22,44 @@ pub fn open_source(
     if !source.is_remote() {
         return Ok(source);
     }
-    let fetched = source.fetch(&Client::from_env(offline)?, &mut |p| {
-        if let Some(note) = p.note {
-            tell(Event::Note(&format!("{spec}: {note}")));
-        }
-        let eta = p.total.saturating_sub(p.done) as f64 / p.bytes_per_second.max(1.0);
-        let (done, total, speed) = (bytes(p.done), bytes(p.total), bytes(p.bytes_per_second as u64));
-        tell(Event::Progress(&match p.waiting {
-            Some(waiting) => format!("{}: {waiting}", p.file),
-            None if p.total == 0 => format!("{}: asking the hub for its files", p.file),
-            None => format!("{}  {done} of {total}  {speed}/s  eta {}", p.file, duration(eta)),
-        }));
-        if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let fetched = source.fetch(&Client::from_env(offline)?, &mut |p| told(spec, p, stop, tell));
     if matches!(fetched, Err(DataError::Stopped)) {
-        tell(Event::Note("stopped; what has arrived is kept, and the same command continues from there"));
+        tell(Event::Note(KEPT));
     }
     fetched
+}
+
+/// The path of the model that a name `hf:OWNER/NAME[@REVISION][:FILE]` stands for, fetched if it is not here yet; a path that leads
+/// somewhere, and any other, is itself.
+pub fn open_model(path: &Path, offline: bool, stop: &dyn Fn() -> bool, tell: Tell) -> Result<PathBuf, DataError> {
+    let Some((spec, name)) =
+        path.to_str().filter(|_| !path.exists()).and_then(|spec| Some((spec, ModelName::parse(spec)?)))
+    else {
+        return Ok(path.to_owned());
+    };
+    let name = name.map_err(|reason| HubError::NoFiles { repo: spec.to_string(), reason })?;
+    let fetched = Client::from_env(offline)?.fetch_model(&name, &mut |p| told(spec, p, stop, tell));
+    if matches!(fetched, Err(HubError::Stopped)) {
+        tell(Event::Note(KEPT));
+    }
+    Ok(fetched?)
+}
+
+const KEPT: &str = "stopped; what has arrived is kept, and the same command continues from there";
+
+/// Tells how far a fetch is.
+fn told(spec: &str, p: &Progress, stop: &dyn Fn() -> bool, tell: Tell) -> ControlFlow<()> {
+    if let Some(note) = p.note {
+        tell(Event::Note(&format!("{spec}: {note}")));
+    }
+    let eta = p.total.saturating_sub(p.done) as f64 / p.bytes_per_second.max(1.0);
+    let (done, total, speed) = (bytes(p.done), bytes(p.total), bytes(p.bytes_per_second as u64));
+    tell(Event::Progress(&match p.waiting {
+        Some(waiting) => format!("{}: {waiting}", p.file),
+        None if p.total == 0 => format!("{}: asking the hub for its files", p.file),
+        None => format!("{}  {done} of {total}  {speed}/s  eta {}", p.file, duration(eta)),
+    }));
+    if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// A text of a run.

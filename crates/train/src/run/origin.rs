@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::ModelConfig;
 
+use super::import::import;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{DataSettings, Settings, TrainSettings};
 use crate::load::{Found, LoadError, unpacked};
@@ -42,15 +43,27 @@ pub struct Resume {
     pub run: Option<RunFolder>,
     /// Why newer checkpoints were skipped.
     pub skipped: Vec<CheckpointError>,
+    /// What is to be said of a file of the original scripts.
+    pub note: Option<String>,
 }
 
 impl Resume {
-    /// One checkpoint folder, or the latest good one of a run.
+    /// One checkpoint folder, the latest good one of a run, or a file of the original scripts.
     pub fn open(path: &Path) -> Result<Resume, TrainError> {
-        let wanted = |found| Unwanted::new(path, "a run with a checkpoint, or one of its checkpoints", found);
+        let wanted = |found| {
+            Unwanted::new(
+                path,
+                "a run with a checkpoint, one of its checkpoints, or a .pt of the original scripts",
+                found,
+            )
+        };
         let run = match recognise(path) {
             What::Checkpoint { folder, .. } => {
-                return Ok(Resume { from: Checkpoint::open(&folder)?, run: None, skipped: Vec::new() });
+                return Ok(Resume { from: Checkpoint::open(&folder)?, run: None, skipped: Vec::new(), note: None });
+            }
+            What::Torch => {
+                let (from, note) = import(path)?;
+                return Ok(Resume { from, run: None, skipped: Vec::new(), note: Some(note) });
             }
             What::Run { folder, checkpoints: 1.. } => RunFolder::at(&folder),
             found => return Err(wanted(found).into()),
@@ -58,7 +71,7 @@ impl Resume {
         let Some(Latest { checkpoint: from, skipped }) = run.latest()? else {
             return Err(wanted(recognise(path)).into());
         };
-        Ok(Resume { from, run: Some(run), skipped })
+        Ok(Resume { from, run: Some(run), skipped, note: None })
     }
 }
 

@@ -24,7 +24,8 @@ impl Place {
             Origin::Resumed(resume) => Some(resume),
             _ => None,
         };
-        let own = resume.map(|resume| match &resume.run {
+        // A file of the original scripts lies in no run.
+        let own = resume.filter(|resume| !resume.from.is_made()).map(|resume| match &resume.run {
             Some(run) => Ok(run.clone()),
             None => RunFolder::of(resume.from.path()),
         });

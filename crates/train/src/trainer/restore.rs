@@ -13,8 +13,12 @@ use flashlm_model::model_file::read_params;
 /// Where the run of a checkpoint stood.
 pub fn state(from: &Checkpoint, settings: &Settings) -> Result<State, TrainError> {
     let bad = |what: String| TrainError::State { path: from.path().join("state.json"), what };
-    let state: State = serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad(e.to_string()))?;
+    let mut state: State = serde_json::from_slice(&from.bytes("state.json")?).map_err(|e| bad(e.to_string()))?;
     let (stages, texts) = (settings.stages().len(), settings.texts().len());
+    // Of a file of the original scripts, which says nothing of its text.
+    if from.is_made() {
+        state.epochs_before = vec![0.0; texts];
+    }
     if state.step != from.step()
         || state.stage >= stages
         || state.epochs_before.len() != texts

@@ -14,7 +14,7 @@ impl Trainer<'_> {
         let (step, folder) = (self.state.step, self.inputs.claim.folder().clone());
         self.notes.extend(continued(from)?.changes(&self.inputs.settings));
         let full = from.path().canonicalize().map_err(|source| RunError::Read { path: from.path().into(), source })?;
-        if !full.ancestors().nth(2).is_some_and(|run| folder.is(run)) {
+        if from.is_made() || !full.ancestors().nth(2).is_some_and(|run| folder.is(run)) {
             // The best of the other folder is not here, but for the one resumed from.
             self.state.best = self.state.best.filter(|best| best.step == step);
             return self.begin();

@@ -310,7 +310,8 @@ impl<'a> Writer<'a> {
             let w = self.g.constant(&format!("{name}.codes"), Type::U8, &shape, all);
             (w, self.g.floats(&format!("{name}.scales"), &own, &turned))
         };
-        let [row_zero, zero] = [ZERO, zero].map(|zero| self.g.constant(&format!("zero.{zero}"), Type::U8, &[], || vec![zero]));
+        let [row_zero, zero] =
+            [ZERO, zero].map(|zero| self.g.constant(&format!("zero.{zero}"), Type::U8, &[], || vec![zero]));
         if segments > 1 {
             let key = format!("segments {segment} {q}");
             q = match self.shared.get(&key) {
@@ -478,7 +479,8 @@ impl<'a> Writer<'a> {
             let back = w.g.op("Sub", &[&own, &keys]);
             let past = w.g.op("Unsqueeze", &[&w.past, &down]);
             let farthest = w.g.op("Min", &[&past, &last]);
-            let (behind, near) = (w.g.op("GreaterOrEqual", &[&back, &none]), w.g.op("LessOrEqual", &[&back, &farthest]));
+            let (behind, near) =
+                (w.g.op("GreaterOrEqual", &[&back, &none]), w.g.op("LessOrEqual", &[&back, &farthest]));
             w.g.op("And", &[&behind, &near])
         })
     }

@@ -101,7 +101,13 @@ impl Graph {
     }
 
     /// A constant under this name, the first time that it is named.
-    pub(super) fn constant(&mut self, name: &str, kind: Type, shape: &[usize], bytes: impl FnOnce() -> Vec<u8>) -> String {
+    pub(super) fn constant(
+        &mut self,
+        name: &str,
+        kind: Type,
+        shape: &[usize],
+        bytes: impl FnOnce() -> Vec<u8>,
+    ) -> String {
         if self.known.insert(name.to_owned()) {
             let dims = shape.iter().fold(Message::default(), |tensor, &n| tensor.varint(1, n as u64));
             self.constants.push(dims.varint(2, kind as u64).bytes(8, name).bytes(9, bytes()));

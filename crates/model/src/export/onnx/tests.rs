@@ -34,11 +34,14 @@ impl<'a> Fields<'a> {
         while !from.is_empty() {
             let key = varint(&mut from);
             let number = varint(&mut from);
-            all.push((key >> 3, match key & 7 {
-                0 => Field::Number(number),
-                2 => Field::Bytes(from.split_off(..number as usize).unwrap()),
-                kind => panic!("kind {kind}"),
-            }));
+            all.push((
+                key >> 3,
+                match key & 7 {
+                    0 => Field::Number(number),
+                    2 => Field::Bytes(from.split_off(..number as usize).unwrap()),
+                    kind => panic!("kind {kind}"),
+                },
+            ));
         }
         Fields(all)
     }
@@ -236,7 +239,8 @@ fn run(graph: &Fields, known: &mut Values) {
     for node in graph.all(1).map(Fields::of) {
         let (op, outputs) = (node.text(4), node.texts(2));
         let inputs: Vec<Tensor> = node.texts(1).iter().map(|name| known[name].clone()).collect();
-        let attributes: BTreeMap<String, Fields> = node.all(5).map(|a| (Fields::of(a).text(1), Fields::of(a))).collect();
+        let attributes: BTreeMap<String, Fields> =
+            node.all(5).map(|a| (Fields::of(a).text(1), Fields::of(a))).collect();
         let int = |name: &str, default| attributes.get(name).map_or(default, |a| a.numbers(3)[0]);
         let made = match &*op {
             "Split" => {
@@ -292,7 +296,18 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
         })
     };
     let reduced = |f: &dyn Fn(Vec<N>) -> N| x[0].reduced(x[0].axis(x[1].ints()[0]), int("keepdims", 1) == 1, f);
-    let more = |a: N, b: N| if both(&tensor(&[], vec![a]), &tensor(&[], vec![b]), |a, b| if let (F(a), F(b)) = (a, b) { I((a > b).into()) } else { I((a.i() > b.i()).into()) }).v[0] == I(1) { a } else { b };
+    let more = |a: N, b: N| {
+        if both(&tensor(&[], vec![a]), &tensor(&[], vec![b]), |a, b| {
+            if let (F(a), F(b)) = (a, b) { I((a > b).into()) } else { I((a.i() > b.i()).into()) }
+        })
+        .v[0]
+            == I(1)
+        {
+            a
+        } else {
+            b
+        }
+    };
     match op {
         "Identity" => x[0].clone(),
         "Add" => floats(|a, b| a + b, |a, b| a.checked_add(b).unwrap()),
@@ -359,7 +374,8 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
         "Slice" => {
             let axis = x[0].axis(x[3].v[0].i());
             let n = x[0].shape[axis] as i64;
-            let [from, end] = [1, 2].map(|i| x[i].v[0].i()).map(|i| (if i < 0 { i + n } else { i }).clamp(0, n) as usize);
+            let [from, end] =
+                [1, 2].map(|i| x[i].v[0].i()).map(|i| (if i < 0 { i + n } else { i }).clamp(0, n) as usize);
             x[0].picked(axis, &(from..end).collect::<Vec<_>>())
         }
         "Concat" => {
@@ -428,7 +444,10 @@ impl<'a> Session<'a> {
         run(&self.graph, &mut known);
         for (name, axes) in self.graph.all(12).map(|of| described(&Fields::of(of))) {
             let shape = &known[&name].shape;
-            assert!(shape.len() == axes.len() && shape.iter().zip(&axes).all(|(n, a)| *a == -1 || *n == *a as usize), "{name}");
+            assert!(
+                shape.len() == axes.len() && shape.iter().zip(&axes).all(|(n, a)| *a == -1 || *n == *a as usize),
+                "{name}"
+            );
         }
         for (name, state) in &mut self.states {
             *state = known[&format!("next.{name}")].clone();
@@ -470,7 +489,10 @@ fn graphs_are_what_the_formulas_say() {
                 let exact = off.iter().filter(|off| **off < 1e-5).count();
                 let worst = off.iter().fold(0.0, |a: f64, b| a.max(*b));
                 let bound = if rounds { (36, 0.05) } else { (40, 1e-5) };
-                assert!(exact >= bound.0 && worst < bound.1, "{name} {weights} {pieces:?}: {exact} rows, worst {worst:.1e}");
+                assert!(
+                    exact >= bound.0 && worst < bound.1,
+                    "{name} {weights} {pieces:?}: {exact} rows, worst {worst:.1e}"
+                );
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The cache that programs in Python share (`huggingface_hub`), laid out as they do it:
 //!
 //! ```text
-//! hub/datasets--OWNER--NAME/refs/main                  the commit
+//! hub/datasets--OWNER--NAME/refs/main                  the commit; models--OWNER--NAME of a model, refs/REVISION
 //!                          /trees/COMMIT.json          the files of that commit with their sizes and checksums
 //!                          /blobs/ETAG                 contents; ETAG.incomplete while they are fetched
 //!                          /snapshots/COMMIT/PATH  ->  ../../blobs/ETAG
@@ -20,6 +20,7 @@ use flashlm_model::io::read_limited;
 use serde::{Deserialize, Serialize};
 
 use super::HubError;
+use super::address::Address;
 use super::http::{TICK, Tick};
 use crate::atomic::{self, AtomicError};
 
@@ -54,17 +55,22 @@ struct Tree<F> {
 pub(super) struct Repo {
     folder: PathBuf,
     locks: PathBuf,
+    revision: String,
 }
 
 impl Repo {
-    pub fn new(cache: &Path, repo: &str) -> Repo {
-        let name = format!("datasets--{}", repo.replace('/', "--"));
-        Repo { folder: cache.join(&name), locks: cache.join(".locks").join(&name) }
+    pub fn new(cache: &Path, address: &Address) -> Repo {
+        let name = address.folder();
+        let revision = address.revision.clone();
+        Repo { folder: cache.join(&name), locks: cache.join(".locks").join(&name), revision }
     }
 
-    /// The commit that `main` was when it was last asked for.
+    /// The commit that the revision was when it was last asked for; a commit is itself.
     pub fn commit(&self) -> Option<String> {
-        let text = read_limited(&self.folder.join("refs/main"), 100).ok()?;
+        if is_hex(&self.revision, 40) {
+            return Some(self.revision.clone());
+        }
+        let text = read_limited(&self.folder.join("refs").join(&self.revision), 100).ok()?;
         let commit = String::from_utf8(text).ok()?.trim().to_string();
         is_hex(&commit, 40).then_some(commit)
     }
@@ -91,9 +97,12 @@ impl Repo {
             make_parent(&tree)?;
             atomic::write_file(&tree, |w| Ok(serde_json::to_writer(w, &Tree { format_version: 1, files })?))?;
         }
-        let main = self.folder.join("refs/main");
-        make_parent(&main)?;
-        Ok(atomic::write_file(&main, |w| w.write_all(commit.as_bytes()))?)
+        if self.revision == commit {
+            return Ok(());
+        }
+        let name = self.folder.join("refs").join(&self.revision);
+        make_parent(&name)?;
+        Ok(atomic::write_file(&name, |w| w.write_all(commit.as_bytes()))?)
     }
 
     fn tree(&self, commit: &str) -> PathBuf {
@@ -217,16 +226,21 @@ pub(super) fn is_hex(text: &str, len: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::address::Kind;
     use super::*;
     use crate::data::testing::Folder;
     use std::ops::ControlFlow;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+    fn dataset(repo: &str) -> Address {
+        Address { kind: Kind::Dataset, repo: repo.into(), revision: "main".into() }
+    }
+
     #[test]
     fn the_layout_is_that_of_python() {
         let folder = Folder::new();
-        let repo = Repo::new(folder.path(), "owner/name");
+        let repo = Repo::new(folder.path(), &dataset("owner/name"));
         assert_eq!((repo.commit(), repo.files(COMMIT)), (None, None));
         let pointer =
             Entry { size: Some(5), blob_id: Some("a".repeat(40)), lfs_sha256: Some("b".repeat(64)), lfs_size: Some(5) };
@@ -291,7 +305,7 @@ mod tests {
     #[test]
     fn one_at_a_time() {
         let folder = Folder::new();
-        let repo = Repo::new(folder.path(), "a/b");
+        let repo = Repo::new(folder.path(), &dataset("a/b"));
         let held = repo.lock("x", &mut || ControlFlow::Break(())).unwrap();
         let mut ticks = 0;
         let mut twice = || {

@@ -1,38 +1,41 @@
-//! What can go wrong between the name of a dataset and its files, and what to do about it.
+//! What can go wrong between the name of a dataset or model and its files, and what to do about it.
 
 use crate::atomic::AtomicError;
 
-/// Why a dataset could not be had.
+/// Why a dataset or model could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// No connection to the hub.
     #[error(
-        "{repo}: cannot reach {endpoint} ({cause}). Without a network, `--data synthetic` trains on made-up stories and \
-         `--data PATH` on your own text; HF_ENDPOINT names a mirror of the hub, HTTPS_PROXY a proxy"
+        "{repo}: cannot reach {endpoint} ({cause}). Without a network, {instead}; HF_ENDPOINT names a mirror of the hub, \
+         HTTPS_PROXY a proxy"
     )]
     Unreachable {
-        /// The dataset.
+        /// The repository.
         repo: String,
         /// Address of the hub.
         endpoint: String,
         /// What the system says.
         cause: String,
+        /// What there is without it.
+        instead: &'static str,
     },
     /// Offline, and not all is here.
     #[error(
-        "{repo}: offline, and {missing}. Run once without --offline and HF_HUB_OFFLINE to fetch it, or use `--data \
-         synthetic` or `--data PATH`"
+        "{repo}: offline, and {missing}. Run once without --offline and HF_HUB_OFFLINE to fetch it; without a network, {instead}"
     )]
     Offline {
-        /// The dataset.
+        /// The repository.
         repo: String,
         /// What is missing, and where it would be.
         missing: String,
+        /// What there is without it.
+        instead: &'static str,
     },
     /// The hub says no.
     #[error("{repo}: {url} answers {status}{message}: {why}")]
     Refused {
-        /// The dataset.
+        /// The repository.
         repo: String,
         /// What was asked for.
         url: String,
@@ -62,7 +65,7 @@ pub enum HubError {
     /// Nothing in the repository is what was asked for.
     #[error("{repo}: {reason}")]
     NoFiles {
-        /// The dataset.
+        /// The repository.
         repo: String,
         /// What there is instead.
         reason: String,

@@ -1,4 +1,4 @@
-//! A dataset fetched: its list of files, what of them is here, and the rest downloaded.
+//! A dataset or model fetched: its list of files, what of them is here, and the rest downloaded.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde::Deserialize;
 
+use super::address::{Address, Kind};
 use super::cache::{self, Entry, Files, MAX_FILES, MAX_LIST, Repo};
 use super::download::{Blob, Check};
-use super::http::{self, Fault, Part, Request};
+use super::http::{Fault, Part, Request};
 use super::retry::Retry;
 use super::watch::{Progress, Watch};
-use super::{Client, Dataset, HubError};
+use super::{Client, Dataset, HubError, ModelName};
 use crate::units;
 
 /// The files of a dataset on this machine.
@@ -26,6 +27,18 @@ pub struct Fetched {
     pub validation: Option<Dataset>,
 }
 
+/// Files of a repository that are here now.
+struct Here {
+    root: PathBuf,
+    /// Those that were wanted.
+    wanted: Vec<String>,
+    /// All that there are.
+    all: Vec<String>,
+}
+
+/// Which of the files of a repository are wanted; else what it has instead.
+type Select<'a> = &'a dyn Fn(&[&str]) -> Result<Vec<String>, String>;
+
 impl Client {
     /// Makes sure that all files of a dataset are here.
     pub fn fetch(
@@ -33,30 +46,59 @@ impl Client {
         dataset: &Dataset,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<Fetched, HubError> {
-        let repo = Repo::new(&self.cache, dataset.repo());
-        let mut watch = Watch::new(dataset.repo(), progress);
+        let (kind, revision) = (Kind::Dataset, "main".to_string());
+        let address = Address { kind, repo: dataset.repo().to_string(), revision };
+        let select = |files: &[&str]| Ok(dataset.select(files)?.into_iter().map(String::from).collect::<Vec<String>>());
+        let Here { root, wanted, all } = self.files(address, &select, progress)?;
+        let paths: Vec<&str> = all.iter().map(String::as_str).collect();
+        let files = wanted.iter().map(|path| root.join(path)).collect();
+        Ok(Fetched { root, files, validation: dataset.validation(&paths) })
+    }
+
+    /// Makes sure that all files of a model are here: its folder, or the file that it is.
+    pub fn fetch_model(
+        &self,
+        model: &ModelName,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<PathBuf, HubError> {
+        let (repo, revision) = (model.repo().to_string(), model.revision().to_string());
+        let address = Address { kind: Kind::Model, repo, revision };
+        let Here { root, all, .. } = self.files(address, &|files| Ok(model.select(files)?.files), progress)?;
+        let paths: Vec<&str> = all.iter().map(String::as_str).collect();
+        // It was selected before.
+        let file = model.select(&paths).ok().and_then(|parts| parts.model);
+        Ok(file.map_or(root.clone(), |file| root.join(file)))
+    }
+
+    fn files(
+        &self,
+        address: Address,
+        select: Select,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<Here, HubError> {
+        let repo = Repo::new(&self.cache, &address);
+        let mut watch = Watch::new(address, progress);
         let (commit, files) = match repo.commit().and_then(|commit| Some((repo.files(&commit)?, commit))) {
             Some((files, commit)) => (commit, files),
-            None if self.offline => self.found(&repo, dataset)?,
-            None => self.list(&repo, dataset, &mut watch)?,
+            None if self.offline => self.found(&repo, &watch.address, select)?,
+            None => self.list(&repo, &mut watch)?,
         };
         let paths: Vec<&str> = files.keys().map(String::as_str).collect();
-        let no_files = |reason| HubError::NoFiles { repo: dataset.repo().to_string(), reason };
-        let wanted = dataset.select(&paths).map_err(no_files)?;
+        let no_files = |reason| HubError::NoFiles { repo: watch.address.repo.clone(), reason };
+        let wanted = select(&paths).map_err(no_files)?;
         let size = |path: &str| files[path].size;
-        let missing: Vec<&str> = wanted.iter().copied().filter(|path| !repo.has(&commit, path, size(path))).collect();
+        let here = |path: &&str| !repo.has(&commit, path, size(path));
+        let missing: Vec<&str> = wanted.iter().map(String::as_str).filter(here).collect();
         if let (true, [first, ..]) = (self.offline, missing.as_slice()) {
             let more = if missing.len() > 1 {
                 format!(" and {} more files are", missing.len() - 1)
             } else {
                 " is".to_string()
             };
-            return Err(self.offline(dataset, format!("{first}{more}")));
+            return Err(self.offline(&watch.address, format!("{first}{more}")));
         }
         self.download(&repo, &commit, &missing, &files, &mut watch)?;
-        let root = repo.snapshot(&commit);
-        let files = wanted.iter().map(|path| root.join(path)).collect();
-        Ok(Fetched { root, files, validation: dataset.validation(&paths) })
+        Ok(Here { root: repo.snapshot(&commit), wanted, all: files.keys().cloned().collect() })
     }
 
     fn download(
@@ -76,7 +118,7 @@ impl Client {
         }
         for path in missing {
             watch.file = path.to_string();
-            let url = format!("{}/datasets/{}/resolve/{commit}/{}", self.endpoint, watch.repo, http::quote(path));
+            let url = watch.address.file(&self.endpoint, commit, path);
             let blob = match Blob::of(&files[*path]) {
                 Some(blob) => blob,
                 None => self.ask(&url, watch)?,
@@ -96,7 +138,7 @@ impl Client {
     }
 
     /// The list of files as the hub has it now, which is kept.
-    fn list(&self, repo: &Repo, dataset: &Dataset, watch: &mut Watch) -> Result<(String, Files), HubError> {
+    fn list(&self, repo: &Repo, watch: &mut Watch) -> Result<(String, Files), HubError> {
         #[derive(Deserialize)]
         struct Revision {
             sha: String,
@@ -115,7 +157,7 @@ impl Client {
             sha256: String,
             size: u64,
         }
-        let url = format!("{}/api/datasets/{}/revision/main?blobs=true", self.endpoint, dataset.repo());
+        let url = watch.address.list(&self.endpoint);
         let text = self.text(&url, watch)?;
         let bad = |reason: String| HubError::Answer { url: url.clone(), reason };
         let revision: Revision =
@@ -142,21 +184,21 @@ impl Client {
     }
 
     /// Without network or list: the files that are here, none of a numbered series missing.
-    fn found(&self, repo: &Repo, dataset: &Dataset) -> Result<(String, Files), HubError> {
+    fn found(&self, repo: &Repo, address: &Address, select: Select) -> Result<(String, Files), HubError> {
         let commit =
-            repo.commit().or_else(|| repo.only_snapshot()).ok_or_else(|| self.offline(dataset, "it is".to_string()))?;
+            repo.commit().or_else(|| repo.only_snapshot()).ok_or_else(|| self.offline(address, "it is".to_string()))?;
         let found = repo.found(&commit);
         let paths: Vec<&str> = found.iter().map(String::as_str).collect();
-        let wanted = match dataset.select(&paths) {
+        let wanted = match select(&paths) {
             Ok(wanted) => wanted,
-            Err(_) if found.is_empty() => return Err(self.offline(dataset, "its files are".to_string())),
+            Err(_) if found.is_empty() => return Err(self.offline(address, "its files are".to_string())),
             Err(reason) => {
                 let missing = format!("in {} {reason}", self.cache.display());
-                return Err(HubError::Offline { repo: dataset.repo().to_string(), missing });
+                return Err(HubError::Offline { repo: address.repo.clone(), missing, instead: address.instead() });
             }
         };
         // `data/train-00000-of-00004.parquet`: what the files of a series have in common, and how many there should be.
-        let series = |path: &&str| {
+        let series = |path: &String| {
             let (start, end) = path.rsplit_once("-of-")?;
             let n = end.get(..5)?.parse::<usize>().ok()?;
             Some((start.rsplit_once('-')?.0.to_string(), n))
@@ -164,14 +206,14 @@ impl Client {
         let mut counts = BTreeMap::new();
         wanted.iter().filter_map(series).for_each(|series| *counts.entry(series).or_insert(0) += 1);
         match counts.into_iter().find(|((_, n), here)| here < n) {
-            Some(((_, n), here)) => Err(self.offline(dataset, format!("{} of its {n} files are", n - here))),
+            Some(((_, n), here)) => Err(self.offline(address, format!("{} of its {n} files are", n - here))),
             None => Ok((commit, found.into_iter().map(|path| (path, Entry::default())).collect())),
         }
     }
 
-    fn offline(&self, dataset: &Dataset, missing: String) -> HubError {
+    fn offline(&self, address: &Address, missing: String) -> HubError {
         let missing = format!("{missing} not in {}", self.cache.display());
-        HubError::Offline { repo: dataset.repo().to_string(), missing }
+        HubError::Offline { repo: address.repo.clone(), missing, instead: address.instead() }
     }
 
     /// Size and entity tag of a file that the list says too little of.

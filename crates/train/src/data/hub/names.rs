@@ -64,14 +64,8 @@ impl Dataset {
             _ => default.to_string(),
         };
         let (repo, config, split, column) = (part(0, ""), part(1, ""), part(2, "train"), part(3, "text"));
-        // The rules of the hub, which also make the name a safe one for a folder.
-        let word = |s: &str| {
-            let inner = !s.is_empty() && s.len() <= 96 && !s.contains("..") && !s.contains("--");
-            inner && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !s.starts_with(['-', '.'])
-        };
-        match repo.split_once('/') {
-            Some((owner, dataset)) if word(owner) && word(dataset) => {}
-            _ => return Err(format!("`{repo}` is not the name of a dataset, OWNER/DATASET")),
+        if !is_repo(&repo) {
+            return Err(format!("`{repo}` is not the name of a dataset, OWNER/DATASET"));
         }
         if !split.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
             return Err(format!("`{split}` is not the name of a split"));
@@ -166,6 +160,15 @@ impl Dataset {
         };
         starts(&self.config) || starts(&self.config.replace('-', "/")) || folders.split('/').any(|f| f == self.config)
     }
+}
+
+/// Whether this is OWNER/NAME by the rules of the hub, which also make it a safe name for a folder.
+pub(super) fn is_repo(repo: &str) -> bool {
+    let word = |s: &str| {
+        let inner = !s.is_empty() && s.len() <= 96 && !s.contains("..") && !s.contains("--");
+        inner && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !s.starts_with(['-', '.'])
+    };
+    repo.split_once('/').is_some_and(|(owner, name)| word(owner) && word(name))
 }
 
 fn has_ending(file: &str, endings: &[&str]) -> bool {

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use super::address::Address;
 use super::http::{Fault, Head, TICK};
 use super::watch::Watch;
 use super::{Client, HubError};
@@ -43,8 +44,9 @@ impl Retry<'_> {
             Fault::Unreachable(cause) => {
                 let give_up = !reached.load(Relaxed) && (self.attempt > 2 || self.began.elapsed() > INSIST);
                 if give_up || pause.is_none() {
-                    let (repo, endpoint) = (watch.repo.clone(), self.client.endpoint.clone());
-                    return Err(HubError::Unreachable { repo, endpoint, cause });
+                    let (address, endpoint) = (&watch.address, self.client.endpoint.clone());
+                    let (repo, instead) = (address.repo.clone(), address.instead());
+                    return Err(HubError::Unreachable { repo, endpoint, cause, instead });
                 }
                 cause
             }
@@ -53,7 +55,7 @@ impl Retry<'_> {
                 let passing = matches!(head.status, 408 | 429 | 500 | 502 | 503 | 504);
                 let asked = head.retry_after.filter(|_| passing);
                 if !passing || asked.is_some_and(|asked| asked > MAX_PAUSE) {
-                    return Err(self.refused(*head, url, &watch.repo));
+                    return Err(self.refused(*head, url, &watch.address));
                 }
                 pause = pause.map(|pause| asked.unwrap_or_default().max(pause));
                 format!("the hub answers {}", describe(&head))
@@ -71,16 +73,16 @@ impl Retry<'_> {
         Ok(())
     }
 
-    fn refused(&self, head: Head, url: &str, repo: &str) -> HubError {
-        let page = format!("{}/datasets/{repo}", self.client.endpoint);
+    fn refused(&self, head: Head, url: &str, address: &Address) -> HubError {
+        let (repo, noun, page) = (&address.repo, address.noun(), address.page(&self.client.endpoint));
         let why = match (head.status, &self.client.token) {
-            (401, None) => "there is no such dataset, or it is not public; check the name, or set HF_TOKEN".to_string(),
-            (401, Some(_)) => "it does not accept your token; check the name of the dataset and HF_TOKEN".to_string(),
-            (403, None) => format!("the dataset is gated; accept its terms at {page} and set HF_TOKEN"),
+            (401, None) => format!("there is no such {noun}, or it is not public; check the name, or set HF_TOKEN"),
+            (401, Some(_)) => format!("it does not accept your token; check the name of the {noun} and HF_TOKEN"),
+            (403, None) => format!("the {noun} is gated; accept its terms at {page} and set HF_TOKEN"),
             (403, Some(_)) => {
-                format!("the dataset is gated and your token does not open it; accept its terms at {page}")
+                format!("the {noun} is gated and your token does not open it; accept its terms at {page}")
             }
-            (404 | 410, _) => "there is no such dataset or file; check the name".to_string(),
+            (404 | 410, _) => format!("there is no such {noun} or file; check the name"),
             (429, _) => "too many requests; try later, or set HF_TOKEN".to_string(),
             _ => "it is not available now; try later".to_string(),
         };

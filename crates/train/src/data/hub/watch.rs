@@ -3,6 +3,8 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use super::address::Address;
+
 /// How far a fetch is, given to its callback at least ten times per second.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
@@ -22,7 +24,7 @@ pub struct Progress<'a> {
 
 /// What the callback is told.
 pub(super) struct Watch<'a> {
-    pub repo: String,
+    pub address: Address,
     pub file: String,
     /// Bytes of the files before this one.
     pub before: u64,
@@ -36,9 +38,9 @@ pub(super) struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    pub fn new<'a>(repo: &str, callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>) -> Watch<'a> {
-        let (repo, file) = (repo.to_string(), repo.to_string());
-        Watch { repo, file, before: 0, now: 0, total: 0, arrived: 0, began: Instant::now(), callback }
+    pub fn new<'a>(address: Address, callback: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>) -> Watch<'a> {
+        let file = address.repo.clone();
+        Watch { address, file, before: 0, now: 0, total: 0, arrived: 0, began: Instant::now(), callback }
     }
 
     pub fn tell(&mut self, waiting: Option<&str>) -> ControlFlow<()> {

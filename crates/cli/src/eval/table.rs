@@ -1,0 +1,122 @@
+//! `flashlm eval A B ...`: several models on the same text, as a table and a picture.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{bail, ensure};
+use flashlm_train::atomic::write_file;
+use flashlm_train::data::source::Source;
+use flashlm_train::eval::bpb::UNDERSTATED;
+use flashlm_train::table::{Entry, Row, labels, picture};
+use flashlm_train::units::{bytes, counted, thousands};
+use serde_json::json;
+
+use super::{Args, Protocol, show};
+use crate::common::{Status, exec, may_write, out, say};
+
+/// How figures come about, for all rows.
+const RUNTIME: &str = "packed: ternary weights and int8 activations, size as `flashlm pack` writes it with its tokenizer; float: \
+                       models of other programs, size of their weights";
+const CONTEXT: &str = "each story from EOS with a fresh state, whole story as context; float models beyond their context from the \
+                       last half of it on";
+
+/// Scores all of `models`, each under its name.
+pub fn run(args: &Args, models: &[(String, PathBuf)], source: &Source) -> anyhow::Result<ExitCode> {
+    ensure!(
+        args.per_document.is_none() && args.consistency.is_none(),
+        "--per-document and --consistency are for one model: name one, without --svg"
+    );
+    if let Some(path) = &args.svg {
+        may_write(path, "--svg", args.force)?;
+    }
+    let start = Instant::now();
+    let cx = exec(args.threads)?;
+    // All of them first: a name that is wrong is told before an hour of scoring.
+    let load = |(name, path): &(String, PathBuf)| Ok(Entry::load(&cx, path, name)?);
+    let entries: Vec<Entry> = models.iter().map(load).collect::<anyhow::Result<_>>()?;
+    let (isa, threads) = (cx.isa().name(), cx.pool().threads());
+    drop(cx);
+    let mut rows: Vec<Row> = Vec::new();
+    let mut status = Status::new();
+    for entry in &entries {
+        say!("model {}", entry.name());
+        let begun = Instant::now();
+        let published = args.protocol == Protocol::Published;
+        let row = entry.score(exec(args.threads)?, source, published, &mut |p| show(&mut status, begun, p));
+        status.clear();
+        let row = row?;
+        if !row.report.bpb.is_finite() {
+            let name = entry.name();
+            bail!("{name}: the model's output is not a number, since training diverged; use an earlier checkpoint");
+        }
+        rows.push(row);
+    }
+    let data = args.data.join(", ");
+    if let Some(path) = &args.svg {
+        let last = Path::new(&data).file_name().map_or(data.clone(), |name| name.to_string_lossy().into_owned());
+        write_file(path, |w| w.write_all(picture(&rows, &last).as_bytes()))?;
+    }
+    let Some(first) = rows.first() else { return Ok(ExitCode::SUCCESS) };
+    if args.json {
+        let protocol = if args.protocol == Protocol::Published { UNDERSTATED } else { first.report.protocol };
+        let object = json!({
+            "models": rows, "data": data, "stories": first.report.stories, "bytes": first.report.bytes, "protocol": protocol,
+            "context": CONTEXT, "runtime": RUNTIME, "isa": isa, "threads": threads, "seconds": start.elapsed().as_secs_f64(),
+        });
+        out!("{object}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&rows);
+    let (stories, all) = (counted(first.report.stories, "document"), thousands(first.report.bytes));
+    out!("");
+    out!("text      {data}: {stories}, {all} bytes, every one of them scored");
+    out!("context   {CONTEXT}");
+    out!("size      {RUNTIME}");
+    out!("speed     tokens scored per second, {}, {isa}", counted(threads as u64, "thread"));
+    if args.protocol == Protocol::Published {
+        out!("published {UNDERSTATED}");
+    }
+    if let Some(path) = &args.svg {
+        out!("picture   {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Columns as wide as what is in them, numbers to the right.
+fn print(rows: &[Row]) {
+    let published = rows.iter().any(|row| row.understated_bits_per_character.is_some());
+    let mut heads =
+        vec!["model", "runs", "parameters", "size", "bits/byte", "with EOS", "perplexity", "bytes/token", "tokens/s"];
+    if published {
+        heads.push("published bits/char");
+    }
+    let mut table = vec![heads.into_iter().map(String::from).collect::<Vec<_>>()];
+    for (row, label) in rows.iter().zip(labels(rows)) {
+        let r = &row.report;
+        let mut line = vec![
+            label,
+            row.runs.into(),
+            thousands(row.parameters as u64),
+            bytes(row.file_bytes),
+            format!("{:.4}", r.bpb),
+            format!("{:.4}", r.bpb_with_eos),
+            format!("{:.3}", r.perplexity),
+            format!("{:.3}", r.bytes_per_token),
+            thousands(row.tokens_per_second as u64),
+        ];
+        line.extend(row.understated_bits_per_character.map(|bits| format!("{bits:.4}")));
+        table.push(line);
+    }
+    let width = |i: usize| table.iter().map(|line| line[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table[0].len()).map(width).collect();
+    for line in &table {
+        let cell = |(i, (text, width)): (usize, (&String, &usize))| match i {
+            0 | 1 => format!("{text:<width$}"),
+            _ => format!("{text:>width$}"),
+        };
+        let cells: Vec<String> = line.iter().zip(&widths).enumerate().map(cell).collect();
+        out!("{}", cells.join("  ").trim_end());
+    }
+}
