@@ -32,18 +32,18 @@ hosts() {
 }
 hosts sh -c 'echo "rank $OMPI_COMM_WORLD_RANK on $(hostname)"'
 
-passes=2 steps=8
-new=(--preset v4-small -d synthetic:500 --precision f32 --set train.steps=$steps --set train.batch=$((8 * passes)) --set train.pass_rows=2048
-    --set train.seq_len=256 --set train.log_every=$steps --set train.sample_every=0 --set train.checkpoint_every=$steps
+passes=2 steps=20
+new=(--preset v4-small -d synthetic:500 --precision f32 --set train.steps=$steps --set train.batch=$passes --set train.pass_rows=64
+    --set train.seq_len=64 --set train.log_every=$steps --set train.sample_every=0 --set train.checkpoint_every=$steps
     --set train.eval_every=$steps --set train.eval_tokens=2000 --set tokenizer.vocab=1024)
 "$program" train --threads 1 "${new[@]}" -o "$folder/alone" > "$folder/out" 2>&1 || { cat "$folder/out"; exit 1; }
 hosts "$program" train --threads 1 "${new[@]}" -o "$folder/two" > "$folder/out" 2>&1 || { cat "$folder/out"; exit 1; }
 for file in model.safetensors optimizer.safetensors; do
-    cmp "$folder/alone/checkpoints/step-0000000$steps/$file" "$folder/two/checkpoints/step-0000000$steps/$file"
+    cmp "$folder/alone/checkpoints/step-000000$steps/$file" "$folder/two/checkpoints/step-000000$steps/$file"
 done
 echo "two hosts: the bits of one process after $steps updates"
 "$program" bench ranks --json --preset v4-small --passes $passes --ranks 1,2 --threads 1 --precision f32 --delay "$delay" \
-    --gigabits "$(awk -v m="$mbit" 'BEGIN { print m / 1000 }')" --set train.pass_rows=2048 --set train.seq_len=256 \
+    --gigabits "$(awk -v m="$mbit" 'BEGIN { print m / 1000 }')" --set train.pass_rows=64 --set train.seq_len=64 \
     --set tokenizer.vocab=1024 > "$folder/forecast"
 python3 - "$folder" <<'PYTHON'
 import json, sys

@@ -1,5 +1,6 @@
 //! Ranks as processes over MPI, through the crate `mpi`. A thread besides sends and receives signs of life.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
@@ -24,6 +25,9 @@ const BEAT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 /// Bytes of one message: MPI counts in 32 bits.
 const PIECE: usize = 1 << 28;
+/// Values of one message: below the 64 KiB up to which OpenMPI sends over TCP without asking. Larger messages wait for answers, which
+/// wait behind the values that go the other way: half the speed.
+const MESSAGE: usize = 15_000;
 /// So long a wait only yields; a longer one sleeps in between, so that ranks may share a processor.
 const EAGER: Duration = Duration::from_millis(2);
 const NAP: Duration = Duration::from_micros(100);
@@ -69,12 +73,27 @@ impl Mpi {
     fn exchange(&self, other: usize, own: &[f32], theirs: &mut [f32]) {
         let other = self.world.process_at_rank(other as i32);
         request::scope(|scope| {
-            let mut receive = Some(other.immediate_receive_into_with_tag(scope, theirs, VALUES));
-            let mut send = Some(other.immediate_send_with_tag(scope, own, VALUES));
+            let mut receives: VecDeque<_> = theirs
+                .chunks_mut(MESSAGE)
+                .map(|values| other.immediate_receive_into_with_tag(scope, values, VALUES))
+                .collect();
+            let mut sends: VecDeque<_> =
+                own.chunks(MESSAGE).map(|values| other.immediate_send_with_tag(scope, values, VALUES)).collect();
+            // Messages come in order.
             wait(|| {
-                receive = receive.take().and_then(|request| request.test().err());
-                send = send.take().and_then(|request| request.test().err());
-                (receive.is_none() && send.is_none()).then_some(())
+                while let Some(first) = receives.pop_front() {
+                    if let Err(first) = first.test() {
+                        receives.push_front(first);
+                        break;
+                    }
+                }
+                while let Some(first) = sends.pop_front() {
+                    if let Err(first) = first.test() {
+                        sends.push_front(first);
+                        break;
+                    }
+                }
+                (receives.is_empty() && sends.is_empty()).then_some(())
             });
         });
     }

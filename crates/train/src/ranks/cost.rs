@@ -8,7 +8,7 @@
 //! sum       2 (R - 1) / R * b P / B + (R - 1) / R * P add + 3 d for each of its 2 L exchanges, and for each piece of a long one
 //! ```
 //!
-//! An exchange costs three delays: a message asks for room, an answer grants it, the values come.
+//! An exchange costs three delays: the way, and what a connection that was idle needs until it sends at full speed.
 
 use crate::comm::{PIECE, share};
 
