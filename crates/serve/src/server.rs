@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Sleep, interval, sleep};
 
 use crate::desk::Desk;
+use crate::mailbox::Bell;
 use crate::metrics::Metrics;
 use crate::model::Served;
 use crate::routes::{Shared, router};
@@ -80,13 +81,15 @@ pub fn serve(
     });
     let (orders, receiver) = mpsc::unbounded_channel();
     let (served, metrics) = (Arc::new(served), Arc::new(Metrics::default()));
+    let bell = Arc::new(Bell::new());
     let limits = (options.parallel, options.prompt_tokens_per_tick);
-    let desk = Desk::new(served.clone(), execs, receiver, metrics.clone(), limits);
+    let desk = Desk::new(served.clone(), execs, receiver, metrics.clone(), bell.clone(), limits);
     let engine = thread::spawn(move || desk.run());
     let shared = Arc::new(Shared {
         served,
         metrics,
         orders,
+        bell,
         queue: Arc::new(Semaphore::new(options.queue)),
         key: options.api_key,
         runs: options.runs,
@@ -108,6 +111,8 @@ async fn accept(
     broken: impl Fn() -> bool,
 ) -> Result<(), ServeError> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let bell = shared.bell.clone();
+    tokio::spawn(async move { bell.answer().await });
     let service = router(shared.clone());
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);
