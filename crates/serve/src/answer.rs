@@ -69,7 +69,7 @@ impl Answer {
         };
         let texts = (0..ask.texts()).map(|_| text()).collect();
         let id = format!("{}-{id:016x}", if ask.chat { "chatcmpl" } else { "cmpl" });
-        let fingerprint = format!("flashlm-{}", env!("CARGO_PKG_VERSION"));
+        let fingerprint = format!("flashlm-{}-{}", env!("CARGO_PKG_VERSION"), served[ask.model].model.digest());
         let (start, scratch) = (String::new(), String::new());
         let mut answer = Answer { ask, served, id, created, fingerprint, start, texts, scratch };
         let mut start = answer.object(answer.kind(true)).to_string();
