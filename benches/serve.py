@@ -102,7 +102,7 @@ def main():
         times = first_token(address, 200)
         for number in range(args.rounds):
             print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-            command = [flashlm, "bench", "decode", args.model, "--streams", str(args.clients), "--prompt", "8", "--seconds", "4", "--json"]
+            command = [flashlm, "bench", "decode", args.model, "--streams", str(args.clients), "--prompt", "8", "--seconds", "2", "--json"]
             told = json.loads(subprocess.run(command + threads, check=True, capture_output=True, text=True).stdout)
             speeds["bench decode"].append(told["tokens_per_second"])
             for name in ("streamed", "whole"):

@@ -1,9 +1,10 @@
-"""The official clients against the real program: `openai` (typed answers and errors, streams) and `lm-eval` (rolling bits per byte
-as `flashlm eval` measures them, multiple choice as `flashlm score` does).
+"""The official clients against the real program: `openai` for Python and Node (typed answers and errors, streams) and `lm-eval` (rolling
+bits per byte as `flashlm eval` measures them, multiple choice as `flashlm score` does, texts as `flashlm generate` writes them).
 
-    tests/clients/check.py target/release/flashlm      # wants: pip install openai "lm-eval[api]"
+    tests/clients/check.py target/release/flashlm      # wants: pip install openai "lm-eval[api]"; and npm install openai, check.mjs
 """
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 try:
     import openai
     from lm_eval.api.instance import Instance
+    from lm_eval.models.gguf import GGUFLM
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 except ImportError as missing:
     print(f"skipped: {missing}; pip install openai 'lm-eval[api]'")
@@ -75,6 +77,19 @@ def scores(program, base):
     wanted = [json.loads(line)["logprob"] for line in run(program, "score", "builtin", "-p", "Once upon a time", *flags, "--json").splitlines()]
     assert all(abs(a - b) < 1e-9 for a, b in zip(told, wanted, strict=True)), (told, wanted)
     assert abs(bpb - own["bpb"]) < 1e-9, "the figures differ"
+    gguf = GGUFLM(base_url=base)
+    found = [score for score, _ in gguf.loglikelihood(asked)]
+    # It adds up from the token in which the choice begins.
+    assert all(abs(a - b) < 1e-9 for a, b in zip(found, wanted, strict=True)), (found, wanted)
+    print("lm-eval: multiple choice as `flashlm score`, by local-completions and by gguf")
+    until = ["\n", "."]
+    for prompt in ["Once upon a time", "The big dog", "\"Hello,\" said"]:
+        stop = [flag for text in until for flag in ("--stop", text)]
+        own = run(program, "generate", "builtin", "-p", prompt, "-t", "0", "-n", "16", *stop).removesuffix("\n")[len(prompt):]
+        instance = Instance("generate_until", {}, (prompt, {"until": until, "max_gen_toks": 16, "temperature": 0}), 0)
+        assert lm.generate_until([instance]) == [own], prompt
+        assert gguf.generate_until([instance]) == [own.strip()], prompt
+    print("lm-eval: generate_until as `flashlm generate`, by local-completions and by gguf")
 
 
 def main():
@@ -84,6 +99,10 @@ def main():
         base = "http://" + server.stdout.readline().strip().rsplit("http://")[-1]
         clients(base)
         scores(program, base)
+        if shutil.which("node"):
+            subprocess.run(["node", str(Path(__file__).with_name("check.mjs")), base], check=True)
+        else:
+            print("skipped: no node here")
     finally:
         server.terminate()
     assert server.wait() == 0

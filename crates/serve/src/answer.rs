@@ -48,6 +48,8 @@ pub struct Answer {
     id: String,
     created: u64,
     fingerprint: String,
+    /// What all chunks begin with, up to the text of their choice.
+    start: String,
     texts: Vec<Text>,
     scratch: String,
 }
@@ -67,8 +69,12 @@ impl Answer {
         };
         let texts = (0..ask.texts()).map(|_| text()).collect();
         let id = format!("{}-{id:016x}", if ask.chat { "chatcmpl" } else { "cmpl" });
-        let fingerprint = format!("flashlm-{}", env!("CARGO_PKG_VERSION"));
-        let mut answer = Answer { ask, served, id, created, fingerprint, texts, scratch: String::new() };
+        let fingerprint = format!("flashlm-{}-{}", env!("CARGO_PKG_VERSION"), served[ask.model].model.digest());
+        let (start, scratch) = (String::new(), String::new());
+        let mut answer = Answer { ask, served, id, created, fingerprint, start, texts, scratch };
+        let mut start = answer.object(answer.kind(true)).to_string();
+        start.pop();
+        answer.start = start + ",\"choices\":[";
         if answer.ask.echo {
             for i in 0..answer.texts.len() {
                 answer.texts[i].text = answer.ask.prompts[i / answer.ask.best_of].text.clone();
@@ -146,23 +152,31 @@ impl Answer {
         choice
     }
 
-    fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
+    fn object(&self, kind: &str) -> Value {
         json!({
             "id": self.id, "object": kind, "created": self.created, "model": self.served[self.ask.model].name,
-            "system_fingerprint": self.fingerprint, "choices": choices,
+            "system_fingerprint": self.fingerprint,
         })
     }
 
-    /// A chunk of one text.
-    pub fn chunk(&mut self, index: usize) -> Value {
+    fn kind(&self, chunk: bool) -> &'static str {
+        match (self.ask.chat, chunk) {
+            (false, _) => "text_completion",
+            (true, true) => "chat.completion.chunk",
+            (true, false) => "chat.completion",
+        }
+    }
+
+    /// A chunk of one text, as JSON.
+    pub fn chunk(&mut self, index: usize) -> String {
         let choice = self.choice(index, index, true);
-        self.object(if self.ask.chat { "chat.completion.chunk" } else { "text_completion" }, vec![choice])
+        format!("{}{choice}]}}", self.start)
     }
 
     /// The last chunk, where it is asked for.
     pub fn usage_chunk(&self) -> Value {
-        let mut object =
-            self.object(if self.ask.chat { "chat.completion.chunk" } else { "text_completion" }, Vec::new());
+        let mut object = self.object(self.kind(true));
+        object["choices"] = json!([]);
         object["usage"] = self.usage();
         object
     }
@@ -180,7 +194,8 @@ impl Answer {
                 choices.push(self.choice(index, choices.len(), false));
             }
         }
-        let mut object = self.object(if self.ask.chat { "chat.completion" } else { "text_completion" }, choices);
+        let mut object = self.object(self.kind(false));
+        object["choices"] = choices.into();
         object["usage"] = self.usage();
         object
     }

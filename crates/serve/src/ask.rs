@@ -20,8 +20,10 @@ const MAX_N: u64 = 128;
 const MAX_TOKENS: u64 = 1 << 20;
 /// Most alternatives of a token.
 const MAX_TOP: u64 = 20;
-/// Most log-probabilities of prompts in one answer.
+/// Most log-probabilities in one answer.
 const MAX_LISTED: u64 = 1 << 22;
+/// Most tokens in one answer that is no stream.
+const MAX_HELD: u64 = 1 << 26;
 
 /// One prompt.
 pub struct Prompt {
@@ -93,16 +95,6 @@ impl Ask {
             },
         };
         let echo = !chat && fields.flag("echo", false)?;
-        if let Some(top) = logprobs.filter(|_| echo) {
-            let tokens: u64 = prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum();
-            if tokens * best_of * (1 + top as u64) > MAX_LISTED {
-                let message = format!(
-                    "logprobs: {tokens} tokens of prompts, {best_of} texts each, with {top} alternatives are too many for one answer; \
-                     ask for fewer at once"
-                );
-                return Err(ApiError::bad("logprobs", message));
-            }
-        }
         let limit = match chat {
             true => {
                 let older = fields.whole("max_tokens", 512, 0, MAX_TOKENS)?;
@@ -110,6 +102,26 @@ impl Ask {
             }
             false => fields.whole("max_tokens", 16, 0, MAX_TOKENS)?,
         };
+        // All of it is held until the last text has ended, or of a stream what the prompts say.
+        let told = if stream { 0 } else { prompts.len() as u64 * limit };
+        let echoed: u64 = if echo { prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum() } else { 0 };
+        if let Some(top) = logprobs
+            && (told + echoed) * best_of * (1 + top as u64) > MAX_LISTED
+        {
+            let message = format!(
+                "logprobs: up to {} tokens with {top} alternatives each are too many for one answer; ask for fewer tokens at once, \
+                 or with `stream`",
+                (told + echoed) * best_of
+            );
+            return Err(ApiError::bad("logprobs", message));
+        }
+        if told * best_of > MAX_HELD {
+            let message = format!(
+                "max_tokens: up to {} tokens are too many for one answer; ask for fewer than {MAX_HELD} at once, or with `stream`",
+                told * best_of
+            );
+            return Err(ApiError::bad("max_tokens", message));
+        }
         let ids = fields.flag("return_token_ids", false)?;
         let tell = fields.flag("add_special_tokens", true)?;
         let settings = settings(&mut fields)?;

@@ -10,9 +10,10 @@ use flashlm_kernels::{Exec, Token};
 use flashlm_model::sample::Settings;
 use flashlm_model::{Engine, Finish, Generation, Scored, SequenceState};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::mpsc::{Sender, UnboundedReceiver};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::cache::Cache;
+use crate::mailbox::{Bell, Sender};
 use crate::metrics::Metrics;
 use crate::model::Served;
 
@@ -104,6 +105,7 @@ pub struct Desk {
     waiting: VecDeque<Waiting>,
     reading: VecDeque<Reading>,
     metrics: Arc<Metrics>,
+    bell: Arc<Bell<Event>>,
     parallel: usize,
     per_tick: usize,
 }
@@ -115,6 +117,7 @@ impl Desk {
         execs: Vec<Exec>,
         orders: UnboundedReceiver<Order>,
         metrics: Arc<Metrics>,
+        bell: Arc<Bell<Event>>,
         (parallel, per_tick): (usize, usize),
     ) -> Desk {
         let bench = |(served, cx): (&Served, Exec)| Bench {
@@ -125,7 +128,7 @@ impl Desk {
         };
         let benches = served.iter().zip(execs).map(bench).collect();
         let (waiting, reading) = (VecDeque::new(), VecDeque::new());
-        Desk { served, benches, orders, waiting, reading, metrics, parallel, per_tick }
+        Desk { served, benches, orders, waiting, reading, metrics, bell, parallel, per_tick }
     }
 
     /// Works until nobody can ask any more.
@@ -176,6 +179,7 @@ impl Desk {
         for bench in &mut self.benches {
             bench.advance(&self.metrics);
         }
+        self.bell.ring();
         let all = &self.metrics;
         all.ticks_total.fetch_add(1, Relaxed);
         all.streams.store(self.running() as u64, Relaxed);
@@ -237,7 +241,7 @@ impl Bench {
             if job.told && !scores.is_empty() {
                 scores.remove(0);
             }
-            let _ = client.events.try_send(Event::Read { first: job.first, scores });
+            client.events.put(Event::Read { first: job.first, scores });
         }
         for i in 0..job.texts {
             let seed = job.settings.seed.wrapping_add(i as u64);
@@ -248,7 +252,7 @@ impl Bench {
                 Err(error) => {
                     let (index, text) = (job.first + i, error.to_string());
                     let finish = Some(Finish::Failed);
-                    let _ = client.events.try_send(Event::Token { index, token: None, scored: None, text, finish });
+                    client.events.put(Event::Token { index, token: None, scored: None, text, finish });
                     continue;
                 }
             };
@@ -268,7 +272,7 @@ impl Bench {
         let mut at = 0;
         while at < self.seats.len() {
             let seat = &mut self.seats[at];
-            let room = seat.client.events.capacity() >= seat.client.least;
+            let room = seat.client.events.room() >= seat.client.least;
             if room {
                 seat.stalled = None;
             }
@@ -304,7 +308,7 @@ impl Bench {
                 _ => generation.text().to_string(),
             };
             let scored = generation.scored().cloned();
-            let _ = seat.client.events.try_send(Event::Token { index: seat.index, token, scored, text, finish });
+            seat.client.events.put(Event::Token { index: seat.index, token, scored, text, finish });
             if finish.is_some() {
                 self.seats.swap_remove(at);
                 self.generations.swap_remove(at);

@@ -14,6 +14,7 @@ mod cache;
 mod desk;
 mod error;
 mod fields;
+mod mailbox;
 mod metrics;
 mod model;
 mod routes;

@@ -1,5 +1,6 @@
 //! What is asked for at which path.
 
+use std::fmt::{Display, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -16,15 +17,16 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
-use tokio::sync::mpsc::{UnboundedSender, channel};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::answer::Answer;
 use crate::ask::{Ask, find, first, ids, model};
-use crate::desk::Order;
+use crate::desk::{Event, Order};
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
+use crate::mailbox::{Bell, mailbox};
 use crate::metrics::Metrics;
 use crate::model::{EOS, Served};
 use crate::watch::Watch;
@@ -57,6 +59,7 @@ pub struct Shared {
     pub served: Arc<Vec<Served>>,
     pub metrics: Arc<Metrics>,
     pub orders: UnboundedSender<Order>,
+    pub bell: Arc<Bell<Event>>,
     pub queue: Arc<Semaphore>,
     pub key: Option<String>,
     pub runs: Option<Arc<dyn Watch>>,
@@ -332,7 +335,7 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let permit = shared.queue.clone().try_acquire_owned().map_err(full)?;
     let texts = ask.texts();
     let least = 3 * texts;
-    let (events, mut told) = channel(2 * least + 64);
+    let (events, mut told) = mailbox(&shared.bell, 2 * least + 64);
     let order = Order { jobs: ask.jobs.clone(), events, least, permit, came };
     shared.orders.send(order).map_err(|_| lost())?;
     let ignored = ask.ignored.as_ref().and_then(|names| HeaderValue::from_str(names).ok());
@@ -342,9 +345,11 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
         let events = stream::unfold(Some((answer, told)), move |state| async move {
             let (mut answer, mut told) = state?;
             let mut text = String::new();
-            let mut say = |value: &Value| text += &format!("data: {value}\n\n");
+            let mut say = |value: &dyn Display| {
+                let _ = write!(text, "data: {value}\n\n");
+            };
             // What is there already goes out as one piece.
-            let mut event = told.recv().await;
+            let mut event = told.next().await;
             loop {
                 match event.ok_or_else(lost).and_then(|event| answer.take(event)) {
                     Ok(Some(index)) => say(&answer.chunk(index)),
@@ -361,9 +366,9 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
                     text += "data: [DONE]\n\n";
                     return Some((Ok(Bytes::from(text)), None));
                 }
-                match told.try_recv() {
-                    Ok(next) => event = Some(next),
-                    Err(_) => return Some((Ok(Bytes::from(text)), Some((answer, told)))),
+                match told.there() {
+                    Some(next) => event = Some(next),
+                    None => return Some((Ok(Bytes::from(text)), Some((answer, told)))),
                 }
             }
         });
@@ -375,7 +380,7 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
         (headers, Body::from_stream(events)).into_response()
     } else {
         while !answer.is_done() {
-            answer.take(told.recv().await.ok_or_else(lost)?)?;
+            answer.take(told.next().await.ok_or_else(lost)?)?;
         }
         json_text(spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?)
     };

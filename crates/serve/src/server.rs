@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Sleep, interval, sleep};
 
 use crate::desk::Desk;
+use crate::mailbox::Bell;
 use crate::metrics::Metrics;
 use crate::model::Served;
 use crate::routes::{Shared, router};
@@ -80,13 +81,15 @@ pub fn serve(
     });
     let (orders, receiver) = mpsc::unbounded_channel();
     let (served, metrics) = (Arc::new(served), Arc::new(Metrics::default()));
+    let bell = Arc::new(Bell::new());
     let limits = (options.parallel, options.prompt_tokens_per_tick);
-    let desk = Desk::new(served.clone(), execs, receiver, metrics.clone(), limits);
+    let desk = Desk::new(served.clone(), execs, receiver, metrics.clone(), bell.clone(), limits);
     let engine = thread::spawn(move || desk.run());
     let shared = Arc::new(Shared {
         served,
         metrics,
         orders,
+        bell,
         queue: Arc::new(Semaphore::new(options.queue)),
         key: options.api_key,
         runs: options.runs,
@@ -108,6 +111,8 @@ async fn accept(
     broken: impl Fn() -> bool,
 ) -> Result<(), ServeError> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let bell = shared.bell.clone();
+    tokio::spawn(async move { bell.answer().await });
     let service = router(shared.clone());
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);
@@ -119,7 +124,8 @@ async fn accept(
             Ok((socket, _)) => {
                 let _ = socket.set_nodelay(true);
                 let service = TowerToHyperService::new(service.clone());
-                let connection = http.serve_connection(TokioIo::new(Patient { socket, late: None }), service);
+                let connection =
+                    http.serve_connection(TokioIo::new(Patient { socket, late: None, patience: WRITE_TIME }), service);
                 match watch {
                     Some(watch) => {
                         let connection = watch.watch(connection);
@@ -151,9 +157,10 @@ async fn accept(
     }
 }
 
-/// A socket that fails where its client reads nothing for [`WRITE_TIME`]: it would hold its connection, and the end of the server.
+/// A socket that fails where its client reads nothing for so long: it would hold its connection, and the end of the server.
 struct Patient {
     socket: TcpStream,
+    patience: Duration,
     late: Option<Pin<Box<Sleep>>>,
 }
 
@@ -170,7 +177,8 @@ impl AsyncWrite for Patient {
             self.late = None;
             return written;
         }
-        let late = self.late.get_or_insert_with(|| Box::pin(sleep(WRITE_TIME)));
+        let patience = self.patience;
+        let late = self.late.get_or_insert_with(|| Box::pin(sleep(patience)));
         late.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
@@ -180,5 +188,50 @@ impl AsyncWrite for Patient {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::time::Instant;
+
+    #[test]
+    fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let patience = Duration::from_millis(300);
+        for slow in [true, false] {
+            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (socket, _) = listener.accept().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let started = Instant::now();
+            // A piece now and then, for longer than the patience with one that takes nothing.
+            let reader = slow.then(|| {
+                thread::spawn(move || {
+                    let mut piece = vec![0; 4 << 20];
+                    while started.elapsed() < 4 * patience && client.read(&mut piece).is_ok() {
+                        thread::sleep(patience / 10);
+                    }
+                    client
+                })
+            });
+            let end = runtime.block_on(async {
+                let socket = TcpStream::from_std(socket).unwrap();
+                let mut patient = Patient { socket, patience, late: None };
+                let bytes = vec![0; 1 << 20];
+                loop {
+                    match std::future::poll_fn(|cx| Pin::new(&mut patient).poll_write(cx, &bytes)).await {
+                        Ok(_) if started.elapsed() > 3 * patience => return None,
+                        Ok(_) => {}
+                        Err(error) => return Some(error.kind()),
+                    }
+                }
+            });
+            assert_eq!(end, (!slow).then_some(io::ErrorKind::TimedOut));
+            assert!(started.elapsed() >= patience);
+            drop(reader.map(|reader| reader.join().unwrap()));
+        }
     }
 }

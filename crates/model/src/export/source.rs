@@ -20,7 +20,7 @@ pub struct Source {
 impl Source {
     /// Reads the file of a packed model.
     pub fn read(file: TensorFile) -> Result<Source, PackError> {
-        let Opened { config, tokenizer, reader } = Opened::read(file)?;
+        let Opened { config, tokenizer, reader, .. } = Opened::read(file)?;
         let weights = reader.weights(config.quant.quant())?;
         reader.finish()?;
         Ok(Source { config, tokenizer, weights })

@@ -31,6 +31,7 @@ pub struct PackedModel {
     tokenizer: Tokenizer,
     pub(super) body: PackedBody,
     file_bytes: usize,
+    digest: String,
 }
 
 impl PackedModel {
@@ -50,10 +51,10 @@ impl PackedModel {
     /// The same of its tensors.
     pub fn read(file: TensorFile) -> Result<Self, PackError> {
         let file_bytes = file.file_bytes();
-        let Opened { config, tokenizer, reader } = Opened::read(file)?;
+        let Opened { config, tokenizer, digest, reader } = Opened::read(file)?;
         let body = family::read(&reader, &config)?;
         reader.finish()?;
-        Ok(PackedModel { config, tokenizer, body, file_bytes })
+        Ok(PackedModel { config, tokenizer, body, file_bytes, digest })
     }
 
     /// The model's sizes and switches.
@@ -69,6 +70,11 @@ impl PackedModel {
     /// Size of the file in bytes.
     pub fn file_bytes(&self) -> usize {
         self.file_bytes
+    }
+
+    /// XXH3-64 of its settings and numbers, as 16 hexadecimal digits: what tells one model from another.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Size of matrices and tables in memory, in bytes.

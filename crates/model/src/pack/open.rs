@@ -15,6 +15,7 @@ use crate::tok::Tokenizer;
 pub(crate) struct Opened {
     pub(crate) config: ModelConfig,
     pub(crate) tokenizer: Tokenizer,
+    pub(crate) digest: String,
     pub(crate) reader: Reader,
 }
 
@@ -42,7 +43,8 @@ impl Opened {
         expect("format", FORMAT, "is it a packed model? `flashlm pack` makes one from a run")?;
         expect("version", VERSION, "it was made by another version of this program: use that, or pack the run again")?;
         let config = metadata("config", again)?;
-        expect("xxh3", &digest(config, file.data()), "the file is damaged: copy it again from its source")?;
+        let digest = digest(config, file.data());
+        expect("xxh3", &digest, "the file is damaged: copy it again from its source")?;
         // The digest has seen all of it; from here on one tensor after the other is looked at.
         file.release();
         let refused = |key, expected: &str, found: String| PackError::Metadata {
@@ -67,7 +69,7 @@ impl Opened {
         config.validate().map_err(|source| PackError::Config { file: label.into(), source })?;
         let reader = Reader::new(file, Layout::of(&config), density, table);
         let tokenizer = read_tokenizer(&reader, &config)?;
-        Ok(Opened { config, tokenizer, reader })
+        Ok(Opened { config, tokenizer, digest, reader })
     }
 }
 
