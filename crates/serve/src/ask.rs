@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::desk::Job;
 use crate::error::ApiError;
-use crate::fields::{Fields, wrong};
+use crate::fields::{Fields, whole, wrong};
 use crate::model::Served;
 
 /// Most texts of one request, tried ones included.
@@ -81,7 +81,11 @@ impl Ask {
         }
         let usage = match fields.get("stream_options") {
             None => false,
-            Some(Value::Object(options)) => options.get("include_usage").and_then(Value::as_bool).unwrap_or(false),
+            Some(Value::Object(options)) => match options.get("include_usage") {
+                None | Some(Value::Null) => false,
+                Some(Value::Bool(usage)) => *usage,
+                Some(other) => return Err(wrong("stream_options", "true or false as include_usage", other)),
+            },
             Some(other) => return Err(wrong("stream_options", "an object", other)),
         };
         let logprobs = match chat {
@@ -192,7 +196,7 @@ pub fn find(name: &str, served: &[Served]) -> Result<usize, ApiError> {
 /// A list of token ids.
 pub fn ids(key: &'static str, values: &[Value], vocab: usize) -> Result<Vec<Token>, ApiError> {
     let id = |value: &Value| {
-        let id = value.as_u64().filter(|&id| id < vocab as u64);
+        let id = whole(value).filter(|&id| id < vocab as u64);
         id.map(|id| id as Token).ok_or_else(|| wrong(key, &format!("token ids below {vocab}"), value))
     };
     values.iter().map(id).collect()

@@ -34,7 +34,7 @@ impl Fields {
 
     pub fn whole(&mut self, key: &'static str, default: u64, from: u64, to: u64) -> Result<u64, ApiError> {
         let Some(value) = self.get(key) else { return Ok(default) };
-        let number = value.as_u64().filter(|x| (from..=to).contains(x));
+        let number = whole(value).filter(|x| (from..=to).contains(x));
         number.ok_or_else(|| wrong(key, &format!("a whole number from {from} to {to}"), value))
     }
 
@@ -55,6 +55,13 @@ impl Fields {
         let names: Vec<&str> = unread.take(20).map(String::as_str).collect();
         (!names.is_empty()).then(|| names.join(", "))
     }
+}
+
+/// A whole number that is not below 0; `5.0` is one.
+pub fn whole(value: &Value) -> Option<u64> {
+    // From 2^53 on not every whole number is a float.
+    let float = |x: &f64| x.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(x);
+    value.as_u64().or_else(|| value.as_f64().filter(float).map(|x| x as u64))
 }
 
 /// The error of a value that is not what it should be.

@@ -156,13 +156,6 @@ fn admitted(shared: &Shared, request: &Request, open: bool) -> Result<(), ApiErr
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message));
         }
     }
-    // Pages of other sites can send forms and plain text without asking first, but not this.
-    let json =
-        |value: &str| value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"));
-    if request.method() == Method::POST && !text(header::CONTENT_TYPE).is_some_and(json) {
-        let message = "the body must be JSON, with the header `Content-Type: application/json`";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message));
-    }
     if request.method() == Method::OPTIONS && !preflight {
         return Err(ApiError::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -185,6 +178,12 @@ fn is_own(host: &str) -> bool {
 
 /// The body, at most [`MAX_BODY`] bytes in [`BODY_TIME`].
 async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
+    // Pages of other sites can send forms and plain text without asking first, but not this.
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        let message = "the body must be JSON, with the header `Content-Type: application/json`";
+        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message));
+    }
     let read = async {
         let (mut bytes, mut len) = (Vec::new(), 0);
         let mut pieces = request.into_body().into_data_stream();
