@@ -16,6 +16,7 @@ use flashlm_train::eval::bpb::{Float, Scorer};
 use flashlm_train::eval::source::full;
 use flashlm_train::config::TrainSettings;
 use flashlm_train::expect::compare;
+use flashlm_train::recognise::recognise;
 use flashlm_train::run::Resume;
 use flashlm_train::stepper::{Step, Stepper};
 use flashlm_train::trainer::continued;
@@ -56,6 +57,66 @@ fn logits_are_those_of_pytorch() {
     }
 }
 
+/// What `peers.py` printed: the numbers that transformers counts in each.
+const COUNTED: [(&str, usize); 4] =
+    [("gpt_neo_window", 23_160), ("gpt_neo_untied", 11_408), ("llama_one_key", 9_072), ("llama_biases", 8_268)];
+
+#[test]
+fn vectors_made_here_are_those_of_transformers() {
+    for (name, numbers) in COUNTED {
+        let folder = reference("peers").join(name);
+        let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
+        let found = compare(&cx(), &folder, &expected).unwrap();
+        assert!(found.passed() && found.nll_abs_diff_max.is_some(), "{name}: {found:?}");
+        assert_eq!(Peer::weights(&cx(), &folder).unwrap().parameters(), numbers, "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_by_name() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    let from = reference("peers/llama_biases");
+    let copy = |edit: &dyn Fn(&mut serde_json::Value)| {
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(from.join(name), at(name)).unwrap();
+        }
+        let mut config = serde_json::from_slice(&std::fs::read(at("config.json")).unwrap()).unwrap();
+        edit(&mut config);
+        std::fs::write(at("config.json"), config.to_string()).unwrap();
+    };
+    let error = || match Peer::open(&cx(), place.path()) {
+        Ok(_) => panic!("it was opened"),
+        Err(e) => e.to_string(),
+    };
+    let path = place.path().display().to_string();
+    let says = |part: &str| {
+        let error = error();
+        assert!(error.contains(part) && error.matches(&path).count() == 1, "{error}");
+    };
+    copy(&|config| config["rope_scaling"] = serde_json::json!({"factor": 4.0}));
+    says("`rope_type`: expected default, found none, and a factor of 4");
+    copy(&|_| ());
+    says("expected tokenizer.json or tokenizer.bin");
+    std::fs::write(at("tokenizer.model"), b"\x0a").unwrap();
+    says("tokenizer.model: a SentencePiece model");
+    std::fs::write(at("tokenizer.json"), br#"{"model": {"type": "Unigram"}}"#).unwrap();
+    says("tokenizer.json: model type is Unigram");
+    std::fs::rename(at("model.safetensors"), at("model-00001-of-00002.safetensors")).unwrap();
+    std::fs::write(at("model.safetensors.index.json"), "{}").unwrap();
+    says("model.safetensors.index.json: the weights are in several files");
+    // What a path is, before it is opened.
+    std::fs::remove_file(at("model.safetensors.index.json")).unwrap();
+    copy(&|config| drop(config.as_object_mut().unwrap().remove("model_type")));
+    assert_eq!(recognise(place.path()).to_string(), "a model folder whose config.json has no model_type");
+    let header: Vec<u8> = [64i32, 172, 5, 8, 4, 512, 512].into_iter().flat_map(i32::to_le_bytes).collect();
+    std::fs::write(at("cut.bin"), [&header[..], &[0; 1000]].concat()).unwrap();
+    let cut = recognise(&at("cut.bin")).to_string();
+    assert!(cut.starts_with("a damaged llama2.c file (expected 1") && cut.ends_with("found 1028: it was cut short)"), "{cut}");
+    std::fs::write(at("other.bin"), (0..1028u32).map(|i| (i * 37 % 251) as u8).collect::<Vec<_>>()).unwrap();
+    assert_eq!(recognise(&at("other.bin")).to_string(), "a binary file");
+}
+
 #[test]
 fn stories260k_writes_its_known_text() {
     let Some(shared) = shared() else { return };
@@ -91,7 +152,7 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
     let Some(shared) = shared() else { return };
     let folder = tempfile::tempdir().unwrap();
     // The file's own vocabulary is not at hand; another one of its size has the same ids.
-    let tokenizer = Tokenizer::train_frequency(["a cat and a dog"].into_iter(), 61).unwrap();
+    let tokenizer = Tokenizer::train_frequency(["a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z 0 1 2 3 4 5 6 7 8 9"].into_iter(), 61).unwrap();
     std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_json()).unwrap();
     let open = |name: &str| {
         let path = folder.path().join(name);

@@ -100,6 +100,16 @@ pub fn is_llama2c(start: &[u8], length: u64) -> bool {
     start.starts_with(&MAGIC) || Header::read(start).is_some_and(|header| header.length() == u128::from(length))
 }
 
+/// The length that the header of a version 0 asks for, where the file is shorter: it was cut. Only sizes that a model has count, since any
+/// bytes may begin a file.
+pub fn cut_llama2c(start: &[u8], length: u64) -> Option<u64> {
+    let header = Header::read(start).filter(|header| header.version == 0)?;
+    let [dim, hidden, blocks, heads, _, _, seq] = header.sizes;
+    let likely = (8..=8192).contains(&dim) && (dim..=8 * dim).contains(&hidden) && blocks <= 128 && heads <= 128 && seq <= 32_768;
+    let wanted = u64::try_from(header.length()).ok()?;
+    (likely && length < wanted).then_some(wanted)
+}
+
 /// The config and the tensors, named and laid out as Hugging Face's are.
 pub(super) fn read(bytes: &[u8], path: &Path) -> Result<(Config, TensorFile), PeerError> {
     let label = path.display().to_string();
@@ -179,4 +189,77 @@ fn halves(w: &[f32], d: usize, columns: usize) -> Vec<f32> {
         order.flat_map(|row| head[row * columns..(row + 1) * columns].to_vec()).collect()
     };
     w.chunks(d * columns).flat_map(head).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [i32; 7] = [8, 12, 2, 2, 1, 10, 16];
+    const GROUP: usize = 4;
+
+    /// A number that is one byte times a power of two: exact in every version.
+    fn code(i: usize) -> i8 {
+        (i * 37 % 251) as u8 as i8
+    }
+
+    fn file(version: i32, tied: bool) -> Vec<u8> {
+        let mut sizes = SIZES;
+        let mut bytes = Vec::new();
+        if version == 0 {
+            sizes[5] *= if tied { 1 } else { -1 };
+        } else {
+            bytes.extend(MAGIC);
+            bytes.extend(version.to_le_bytes());
+        }
+        bytes.extend(sizes.into_iter().flat_map(i32::to_le_bytes));
+        if version > 0 {
+            bytes.push(u8::from(tied));
+            bytes.extend((GROUP as i32).to_le_bytes());
+            bytes.resize(HEADER, 0);
+        }
+        let header = Header::read(&bytes).unwrap();
+        for (t, (name, rows, columns, copies)) in header.tensors().into_iter().enumerate() {
+            // What a tensor holds depends on its name, not on its place in the file.
+            let seed = if name.is_empty() { t } else { name.bytes().map(usize::from).sum() };
+            let codes = (0..copies * rows * columns).map(|i| code(seed + i));
+            let norm = name.ends_with("norm");
+            if version == 2 && !norm {
+                for copy in codes.collect::<Vec<_>>().chunks(rows * columns) {
+                    bytes.extend(copy.iter().map(|&code| code as u8));
+                    bytes.extend(copy.chunks(GROUP).flat_map(|_| 0.25f32.to_le_bytes()));
+                }
+            } else {
+                bytes.extend(codes.flat_map(|code| (f32::from(code) * 0.25).to_le_bytes()));
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn all_versions_hold_the_same_numbers() {
+        for tied in [true, false] {
+            let of = |version| {
+                let (config, file) = read(&file(version, tied), Path::new("x.bin")).unwrap();
+                assert_eq!((config.tie_word_embeddings, config.num_key_value_heads), (tied, Some(1)));
+                file
+            };
+            let [first, second, third] = [0, 1, 2].map(of);
+            assert_eq!(first.names().len(), 2 * 9 + 2 + usize::from(!tied));
+            for name in first.names() {
+                let [a, b, c] = [&first, &second, &third].map(|file| file.f32(name).unwrap());
+                assert!(a == b && b == c, "version 1 or 2, {name}");
+                assert_eq!(first.shape(name).unwrap(), third.shape(name).unwrap());
+            }
+            // Rows of a head: even ones, then odd ones, whose pairs llama2.c turns; here halves are turned.
+            let q = first.f32("model.layers.1.self_attn.q_proj.weight").unwrap();
+            let seed: usize = "self_attn.q_proj".bytes().map(usize::from).sum();
+            let at = |row: usize, column: usize| f32::from(code(seed + 64 + row * 8 + column)) * 0.25;
+            for (to, from) in [0, 2, 1, 3, 4, 6, 5, 7].into_iter().enumerate() {
+                assert_eq!(q[to * 8..(to + 1) * 8], [0, 1, 2, 3, 4, 5, 6, 7].map(|column| at(from, column)));
+            }
+        }
+        let whole = file(2, true);
+        assert!(read(&whole[..whole.len() - 1], Path::new("x.bin")).is_err_and(|e| e.to_string().contains("cut short")));
+    }
 }
