@@ -53,7 +53,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     match recognise(&args.file) {
         What::Vectors => {}
-        What::Run { .. } | What::Checkpoint { .. } | What::Model | What::Packed | What::Builtin => return causal(&args),
+        What::Run { .. } | What::Checkpoint { .. } | What::Model | What::Packed | What::Builtin => {
+            return causal(&args);
+        }
         What::Peer(_) | What::Torch => return causal(&args),
         found => bail!(Unwanted::new(&args.file, "a model, or test vectors like those in tests/reference", found)),
     }
@@ -106,7 +108,9 @@ fn causal(args: &Args) -> anyhow::Result<ExitCode> {
                 out!("    outputs after a changed token that moved   none: the model does not look at its text  FAIL");
             }
             match &one.shift {
-                None => out!("    which token it predicts                    not asked: there is no tokenizer beside it"),
+                None => {
+                    out!("    which token it predicts                    not asked: there is no tokenizer beside it")
+                }
                 Some(shift) => {
                     let (next, after) = (shift.next, shift.after);
                     let nats = format!("{next:.3} nats of the next token, {after:.3} of the one after");

@@ -121,7 +121,9 @@ fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Adam
         let step = own.get("step");
         let steps = match step.and_then(Item::float) {
             Some(steps) => steps,
-            None => f64::from(step.map(Item::numbers).transpose()?.and_then(|all| all.first().copied()).unwrap_or(-1.0)),
+            None => {
+                f64::from(step.map(Item::numbers).transpose()?.and_then(|all| all.first().copied()).unwrap_or(-1.0))
+            }
         };
         if !(0.0..9e15).contains(&steps) || updates.is_some_and(|before| before != steps) {
             return Err(wrong(name, "the same number of updates of each parameter", &steps.to_string()));

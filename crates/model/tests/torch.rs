@@ -178,7 +178,12 @@ fn state_dict(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
     let mut data = Vec::new();
     for (i, (name, shape, values)) in tensors.iter().enumerate() {
         let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
-        let one = self::pickle(&storage("FloatStorage", &i.to_string(), values.len() as i64), 0, &numbers(shape), &numbers(&strides));
+        let one = self::pickle(
+            &storage("FloatStorage", &i.to_string(), values.len() as i64),
+            0,
+            &numbers(shape),
+            &numbers(&strides),
+        );
         pickle.extend(text(name));
         pickle.extend(&one[4 + text("w").len()..one.len() - 2]);
         data.push((format!("m/data/{i}"), values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()));
@@ -199,7 +204,9 @@ fn blockwise_and_gated_delta_files_give_the_logits_of_pytorch() {
     };
     let place = tempfile::tempdir().unwrap();
     let cx = Exec::new(Isa::detect().unwrap(), 1);
-    for (name, mixer) in [("v4_tiny", "conv"), ("blockwise_tiny", "conv"), ("gdn_tiny", "delta"), ("gdn_small_1block", "delta")] {
+    for (name, mixer) in
+        [("v4_tiny", "conv"), ("blockwise_tiny", "conv"), ("gdn_tiny", "delta"), ("gdn_small_1block", "delta")]
+    {
         let vectors = TensorFile::open(&shared.join(format!("fixtures/{name}.safetensors"))).unwrap();
         let params = vectors.names().iter().filter_map(|full| Some((full, full.strip_prefix("param.")?)));
         let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = params

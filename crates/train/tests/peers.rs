@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use flashlm_kernels::{Exec, Isa, Token};
-use flashlm_model::model_file::read_params;
-use flashlm_model::tok::Tokenizer;
-use flashlm_model::{Peer, Precision, Shape};
 use flashlm_model::io::safetensors::TensorFile;
+use flashlm_model::model_file::read_params;
 use flashlm_model::peer::PeerText;
 use flashlm_model::sample::Settings;
+use flashlm_model::tok::Tokenizer;
+use flashlm_model::{Peer, Precision, Shape};
+use flashlm_train::config::TrainSettings;
 use flashlm_train::data::source::Source;
 use flashlm_train::eval::bpb::{Float, Scorer};
 use flashlm_train::eval::source::full;
-use flashlm_train::config::TrainSettings;
 use flashlm_train::expect::compare;
 use flashlm_train::recognise::recognise;
 use flashlm_train::run::Resume;
@@ -112,7 +112,10 @@ fn what_cannot_be_run_is_refused_by_name() {
     let header: Vec<u8> = [64i32, 172, 5, 8, 4, 512, 512].into_iter().flat_map(i32::to_le_bytes).collect();
     std::fs::write(at("cut.bin"), [&header[..], &[0; 1000]].concat()).unwrap();
     let cut = recognise(&at("cut.bin")).to_string();
-    assert!(cut.starts_with("a damaged llama2.c file (expected 1") && cut.ends_with("found 1028: it was cut short)"), "{cut}");
+    assert!(
+        cut.starts_with("a damaged llama2.c file (expected 1") && cut.ends_with("found 1028: it was cut short)"),
+        "{cut}"
+    );
     std::fs::write(at("other.bin"), (0..1028u32).map(|i| (i * 37 % 251) as u8).collect::<Vec<_>>()).unwrap();
     assert_eq!(recognise(&at("other.bin")).to_string(), "a binary file");
 }
@@ -169,8 +172,7 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
         let train = TrainSettings { precision: Precision::F32, ..settings.train };
         let shape = Shape { batch: b, seq_len: t };
         let mut stepper = Stepper::new(&settings.model, Precision::F32, shape, &train).unwrap();
-        stepper.params =
-            read_params(&resume.from.tensors("model.safetensors").unwrap(), &settings.model, "").unwrap();
+        stepper.params = read_params(&resume.from.tensors("model.safetensors").unwrap(), &settings.model, "").unwrap();
         let moments = resume.from.tensors("optimizer.safetensors").unwrap();
         for tensor in stepper.optimizers.state() {
             tensor.data.copy_from_slice(&moments.f32(&tensor.name).unwrap());

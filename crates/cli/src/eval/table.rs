@@ -87,7 +87,8 @@ pub fn run(args: &Args, models: &[(String, PathBuf)], source: &Source) -> anyhow
 /// Columns as wide as what is in them, numbers to the right.
 fn print(rows: &[Row]) {
     let published = rows.iter().any(|row| row.understated_bits_per_character.is_some());
-    let mut heads = vec!["model", "runs", "parameters", "size", "bits/byte", "with EOS", "perplexity", "bytes/token", "tokens/s"];
+    let mut heads =
+        vec!["model", "runs", "parameters", "size", "bits/byte", "with EOS", "perplexity", "bytes/token", "tokens/s"];
     if published {
         heads.push("published bits/char");
     }

@@ -183,7 +183,9 @@ fn origin(args: &Args, status: &mut Status) -> anyhow::Result<Origin> {
             Origin::Resumed(resume)
         }
         (None, Some(path)) => {
-            Origin::Tuned(Box::new(Start::load(&exec(None)?, &located(path, args.offline)?, &mut |event| status.tell(&event))?))
+            Origin::Tuned(Box::new(Start::load(&exec(None)?, &located(path, args.offline)?, &mut |event| {
+                status.tell(&event)
+            })?))
         }
         (None, None) => Origin::Fresh,
     })

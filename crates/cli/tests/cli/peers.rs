@@ -32,7 +32,9 @@ fn gpt_neo(vocab: usize, dim: usize, blocks: usize, heads: usize) -> (Vec<u8>, V
             shapes.push((format!("h.{i}.attn.attention.{part}"), vec![dim, dim]));
         }
         shapes.push((format!("h.{i}.attn.attention.out_proj.bias"), vec![dim]));
-        for (part, shape) in [("c_fc.weight", vec![4 * dim, dim]), ("c_fc.bias", vec![4 * dim]), ("c_proj.weight", vec![dim, 4 * dim])] {
+        for (part, shape) in
+            [("c_fc.weight", vec![4 * dim, dim]), ("c_fc.bias", vec![4 * dim]), ("c_proj.weight", vec![dim, 4 * dim])]
+        {
             shapes.push((format!("h.{i}.mlp.{part}"), shape));
         }
         shapes.push((format!("h.{i}.mlp.c_proj.bias"), vec![dim]));
@@ -47,7 +49,8 @@ fn gpt_neo(vocab: usize, dim: usize, blocks: usize, heads: usize) -> (Vec<u8>, V
         .into_iter()
         .map(|(name, shape)| {
             let n = shape.iter().product();
-            let values = (0..n).map(|_| draw() + if name.contains("ln_") && name.ends_with("weight") { 1.0 } else { 0.0 });
+            let values =
+                (0..n).map(|_| draw() + if name.contains("ln_") && name.ends_with("weight") { 1.0 } else { 0.0 });
             (format!("transformer.{name}"), shape.clone(), values.collect())
         })
         .collect();
@@ -131,7 +134,8 @@ fn a_model_by_name_is_scored_and_writes() {
     let written = ok(run(&format!("generate {spec} -p Once --tokens 4 --greedy --json")));
     let written: Value = serde_json::from_str(&written).unwrap();
     assert_eq!((&written["prompt"], written["tokens"].as_array().unwrap().len()), (&json!("Once"), 4));
-    let tokens: f64 = written["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
+    let tokens: f64 =
+        written["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
     assert!((tokens - written["logprob"].as_f64().unwrap()).abs() < 1e-9 && tokens < -4.0, "{written}");
     // The table, with the model in the program; bars of both.
     let rows = ok(run(&format!("eval {spec} builtin --data synthetic:2 --svg bars.svg --json")));
@@ -142,7 +146,10 @@ fn a_model_by_name_is_scored_and_writes() {
     assert!(picture.contains("TinyStories-1M") && picture.contains(&format!("{:.3}", object["bpb"].as_f64().unwrap())));
     assert!(!run(&format!("eval {spec} builtin --data synthetic:2 --svg bars.svg")).status.success());
     let told = ok(run(&format!("eval {spec} builtin --data synthetic:2 --protocol published")));
-    assert!(told.contains("published bits/char") && told.contains("understated: the bits of the first 256 tokens"), "{told}");
+    assert!(
+        told.contains("published bits/char") && told.contains("understated: the bits of the first 256 tokens"),
+        "{told}"
+    );
 }
 
 #[test]

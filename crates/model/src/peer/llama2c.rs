@@ -105,7 +105,11 @@ pub fn is_llama2c(start: &[u8], length: u64) -> bool {
 pub fn cut_llama2c(start: &[u8], length: u64) -> Option<u64> {
     let header = Header::read(start).filter(|header| header.version == 0)?;
     let [dim, hidden, blocks, heads, _, _, seq] = header.sizes;
-    let likely = (8..=8192).contains(&dim) && (dim..=8 * dim).contains(&hidden) && blocks <= 128 && heads <= 128 && seq <= 32_768;
+    let likely = (8..=8192).contains(&dim)
+        && (dim..=8 * dim).contains(&hidden)
+        && blocks <= 128
+        && heads <= 128
+        && seq <= 32_768;
     let wanted = u64::try_from(header.length()).ok()?;
     (likely && length < wanted).then_some(wanted)
 }
@@ -260,6 +264,8 @@ mod tests {
             }
         }
         let whole = file(2, true);
-        assert!(read(&whole[..whole.len() - 1], Path::new("x.bin")).is_err_and(|e| e.to_string().contains("cut short")));
+        assert!(
+            read(&whole[..whole.len() - 1], Path::new("x.bin")).is_err_and(|e| e.to_string().contains("cut short"))
+        );
     }
 }

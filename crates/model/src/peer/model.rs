@@ -191,7 +191,9 @@ fn numbers(file: &TensorFile, tied: bool) -> Result<usize, PeerError> {
 
 /// Whether a tensor is the mask of an attention or the speeds of rotary positions, which older files hold beside the weights.
 fn is_buffer(name: &str) -> bool {
-    [".attn.attention.bias", ".attn.attention.masked_bias", ".rotary_emb.inv_freq"].iter().any(|end| name.ends_with(end))
+    [".attn.attention.bias", ".attn.attention.masked_bias", ".rotary_emb.inv_freq"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 /// The weights in a folder and the bytes of their file; the buffers of attention masks are left out.

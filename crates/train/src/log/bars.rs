@@ -36,11 +36,8 @@ const TOP: f64 = 132.0;
 /// The picture as an SVG document; `stories` and `bytes` are what was scored of `data`.
 pub fn draw(bars: &[Bar], data: &str, stories: u64, bytes: u64) -> String {
     let title = format!("Bits per byte on {data}");
-    let scored = format!(
-        "Lower is better. Every byte of {}, {} in all.",
-        counted(stories, "document"),
-        units::bytes(bytes)
-    );
+    let scored =
+        format!("Lower is better. Every byte of {}, {} in all.", counted(stories, "document"), units::bytes(bytes));
     let bottom = TOP + ROW * bars.len() as f64;
     let height = bottom + 40.0;
     let mut out = format!(

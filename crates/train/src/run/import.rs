@@ -46,7 +46,8 @@ pub(super) fn import(path: &Path) -> Result<(Checkpoint, String), TrainError> {
             (updates, [m, v], format!("{told}{}", said.unwrap_or_default()))
         }
         None => {
-            let told = "weights alone, without an optimizer or a step: the moments of AdamW start at zero, and steps at 0";
+            let told =
+                "weights alone, without an optimizer or a step: the moments of AdamW start at zero, and steps at 0";
             (0, [zeros(), zeros()], format!("{shown}: {told}"))
         }
     };

@@ -32,7 +32,8 @@ pub fn open_source(
 /// The path of the model that a name `hf:OWNER/NAME[@REVISION][:FILE]` stands for, fetched if it is not here yet; a path that leads
 /// somewhere, and any other, is itself.
 pub fn open_model(path: &Path, offline: bool, stop: &dyn Fn() -> bool, tell: Tell) -> Result<PathBuf, DataError> {
-    let Some((spec, name)) = path.to_str().filter(|_| !path.exists()).and_then(|spec| Some((spec, ModelName::parse(spec)?)))
+    let Some((spec, name)) =
+        path.to_str().filter(|_| !path.exists()).and_then(|spec| Some((spec, ModelName::parse(spec)?)))
     else {
         return Ok(path.to_owned());
     };

@@ -50,7 +50,13 @@ pub struct Resume {
 impl Resume {
     /// One checkpoint folder, the latest good one of a run, or a file of the original scripts.
     pub fn open(path: &Path) -> Result<Resume, TrainError> {
-        let wanted = |found| Unwanted::new(path, "a run with a checkpoint, one of its checkpoints, or a .pt of the original scripts", found);
+        let wanted = |found| {
+            Unwanted::new(
+                path,
+                "a run with a checkpoint, one of its checkpoints, or a .pt of the original scripts",
+                found,
+            )
+        };
         let run = match recognise(path) {
             What::Checkpoint { folder, .. } => {
                 return Ok(Resume { from: Checkpoint::open(&folder)?, run: None, skipped: Vec::new(), note: None });

@@ -48,8 +48,7 @@ impl Client {
     ) -> Result<Fetched, HubError> {
         let (kind, revision) = (Kind::Dataset, "main".to_string());
         let address = Address { kind, repo: dataset.repo().to_string(), revision };
-        let select =
-            |files: &[&str]| Ok(dataset.select(files)?.into_iter().map(String::from).collect::<Vec<String>>());
+        let select = |files: &[&str]| Ok(dataset.select(files)?.into_iter().map(String::from).collect::<Vec<String>>());
         let Here { root, wanted, all } = self.files(address, &select, progress)?;
         let paths: Vec<&str> = all.iter().map(String::as_str).collect();
         let files = wanted.iter().map(|path| root.join(path)).collect();

@@ -144,9 +144,13 @@ mod tests {
         let name = parse("hf:a/b@v1.0:x/model.pt");
         assert_eq!((name.revision(), name.file.as_deref()), ("v1.0", Some("x/model.pt")));
         assert_eq!(ModelName::parse("models/a"), None);
-        for (bad, says) in
-            [("hf:a", "name of a model"), ("hf:../b", "name of a model"), ("hf:a/b@", "revision"), ("hf:a/b@../x", "revision"), ("hf:a/b:", "colon")]
-        {
+        for (bad, says) in [
+            ("hf:a", "name of a model"),
+            ("hf:../b", "name of a model"),
+            ("hf:a/b@", "revision"),
+            ("hf:a/b@../x", "revision"),
+            ("hf:a/b:", "colon"),
+        ] {
             let error = ModelName::parse(bad).unwrap().unwrap_err();
             assert!(error.contains(says), "{bad}: {error}");
         }
@@ -158,10 +162,17 @@ mod tests {
         let folder = parse("hf:a/b").select(&neo).unwrap();
         assert_eq!((folder.files, folder.model), (vec!["config.json".into(), neo[3].into(), neo[4].into()], None));
         let both = ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.model"];
-        assert_eq!(parse("hf:a/b").select(&both).unwrap().files, ["config.json", "model.safetensors", "tokenizer.model"]);
-        let llama2c = ["stories15M.bin", "stories260K/stories260K.bin", "stories260K/tok512.bin", "stories260K/readme.md"];
+        assert_eq!(
+            parse("hf:a/b").select(&both).unwrap().files,
+            ["config.json", "model.safetensors", "tokenizer.model"]
+        );
+        let llama2c =
+            ["stories15M.bin", "stories260K/stories260K.bin", "stories260K/tok512.bin", "stories260K/readme.md"];
         let one = parse("hf:a/b:stories260K/stories260K.bin").select(&llama2c).unwrap();
-        assert_eq!((&one.files[..], one.model.as_deref()), (&[llama2c[1].into(), llama2c[2].into()][..], Some(llama2c[1])));
+        assert_eq!(
+            (&one.files[..], one.model.as_deref()),
+            (&[llama2c[1].into(), llama2c[2].into()][..], Some(llama2c[1]))
+        );
         let error = |spec: &str, files: &[&str]| parse(spec).select(files).unwrap_err();
         let several = error("hf:a/b", &llama2c);
         assert!(several.contains("hf:a/b:FILE with stories15M.bin, stories260K/stories260K.bin"), "{several}");
