@@ -38,8 +38,9 @@ const APART: f64 = 0.005;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts; builtin: the
-    /// model in the program. Several give one table [default: checkpoints]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts;
+    /// hf:OWNER/NAME[@REVISION][:FILE], a model of the hub; builtin: the model in the program. Several give one table [default:
+    /// checkpoints]
     #[arg(value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see

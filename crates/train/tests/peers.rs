@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::io::safetensors::TensorFile;
@@ -17,9 +18,10 @@ use flashlm_train::eval::bpb::{Float, Scorer};
 use flashlm_train::eval::source::full;
 use flashlm_train::expect::compare;
 use flashlm_train::recognise::recognise;
-use flashlm_train::run::Resume;
+use flashlm_train::run::{Hardware, Origin, Place, Request, Resume};
+use flashlm_train::run_folder::RunFolder;
 use flashlm_train::stepper::{Step, Stepper};
-use flashlm_train::trainer::continued;
+use flashlm_train::trainer::{Outcome, continued};
 
 fn cx() -> Exec {
     Exec::new(Isa::detect().unwrap(), 2)
@@ -55,6 +57,12 @@ fn logits_are_those_of_pytorch() {
         assert!(found.passed(), "{}: {found:?}", model.display());
         assert_eq!(found.nll_abs_diff_max.is_some(), model.is_dir());
     }
+}
+
+/// The vocabulary of the original's file is not at hand; another one of its size, 61 tokens, has the same ids.
+fn letters() -> Tokenizer {
+    let text: String = (' '..='~').flat_map(|c| [c, ' ']).collect();
+    Tokenizer::train_frequency([text.as_str()].into_iter(), 61).unwrap()
 }
 
 /// What `peers.py` printed: the numbers that transformers counts in each.
@@ -154,9 +162,7 @@ fn stories260k_has_its_known_bits_per_byte() {
 fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
     let Some(shared) = shared() else { return };
     let folder = tempfile::tempdir().unwrap();
-    // The file's own vocabulary is not at hand; another one of its size has the same ids.
-    let tokenizer = Tokenizer::train_frequency(["a b c d e f g h i j k l m n o p q r s t u v w x y z A B C D E F G H I J K L M N O P Q R S T U V W X Y Z 0 1 2 3 4 5 6 7 8 9"].into_iter(), 61).unwrap();
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_json()).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), letters().to_json()).unwrap();
     let open = |name: &str| {
         let path = folder.path().join(name);
         std::fs::copy(shared.join("fixtures").join(name), &path).unwrap();
@@ -197,4 +203,42 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
     assert_eq!(bare.from.step(), 0);
     let apart = run(&bare).iter().zip(&wanted).map(|(got, want)| (got - want).abs()).fold(0.0, f64::max);
     assert!(apart > 1e-3, "{apart}");
+}
+
+#[test]
+fn such_a_file_is_resumed_as_a_run() {
+    let Some(shared) = shared() else { return };
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    std::fs::write(at("tokenizer.json"), letters().to_json()).unwrap();
+    let hardware = Hardware::detect().unwrap();
+    let train = |origin: &Path, steps: u64, run: &Path| {
+        let resume = Resume::open(origin).unwrap();
+        let mut settings = continued(&resume.from).unwrap();
+        settings.data.source = "synthetic:60".into();
+        (settings.train.steps, settings.train.threads, settings.train.precision) = (steps, 1, Precision::F32);
+        let origin = Origin::Resumed(resume);
+        let request = Request { origin, offline: true, cache: at("cache"), ..Request::new(settings) };
+        let resolved = request.resolve(&hardware, &mut |_| ()).unwrap();
+        let place = Place::choose(&resolved, Some(run), None).unwrap();
+        let (cx, stop) = (resolved.exec(), AtomicBool::new(false));
+        let prepared = resolved.prepare(&stop, &mut |_| ()).unwrap();
+        let mut trainer = prepared.trainer(&cx, place.claim(None).unwrap()).unwrap();
+        assert_eq!(trainer.run(&stop, &mut |_| ()).unwrap().outcome, Outcome::Finished);
+    };
+    for (name, first) in [("v4_tiny_checkpoint.pt", 1), ("v4_tiny_weights_only.pt", 0)] {
+        std::fs::copy(shared.join("fixtures").join(name), at(name)).unwrap();
+        let run = at(&name.replace('.', "-"));
+        train(&at(name), 4, &run);
+        let steps = |run: &Path| RunFolder::at(run).list().unwrap().iter().map(|c| c.step).collect::<Vec<_>>();
+        let saved = steps(&run);
+        assert_eq!(
+            (saved.first(), saved.last()),
+            (Some(if first == 0 { &4 } else { &1 }), Some(&4)),
+            "{name}: {saved:?}"
+        );
+        // From now on it is a run like any other.
+        train(&run, 6, &run);
+        assert_eq!(steps(&run).last(), Some(&6));
+    }
 }
