@@ -210,7 +210,7 @@ fn blockwise_and_gated_delta_files_give_the_logits_of_pytorch() {
         let vectors = TensorFile::open(&shared.join(format!("fixtures/{name}.safetensors"))).unwrap();
         let params = vectors.names().iter().filter_map(|full| Some((full, full.strip_prefix("param.")?)));
         let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = params
-            .map(|(full, name)| (name.to_string(), vectors.shape(full).unwrap().clone(), vectors.f32(full).unwrap()))
+            .map(|(full, name)| (name.to_string(), vectors.shape(full).unwrap().to_vec(), vectors.f32(full).unwrap()))
             .collect();
         let path = place.path().join(format!("{name}.pt"));
         std::fs::write(&path, state_dict(&tensors)).unwrap();
