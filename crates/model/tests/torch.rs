@@ -208,7 +208,8 @@ fn blockwise_and_gated_delta_files_give_the_logits_of_pytorch() {
         [("v4_tiny", "conv"), ("blockwise_tiny", "conv"), ("gdn_tiny", "delta"), ("gdn_small_1block", "delta")]
     {
         let vectors = TensorFile::open(&shared.join(format!("fixtures/{name}.safetensors"))).unwrap();
-        let params = vectors.names().iter().filter_map(|full| Some((full, full.strip_prefix("param.")?)));
+        let names = vectors.names();
+        let params = names.iter().filter_map(|full| Some((full, full.strip_prefix("param.")?)));
         let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = params
             .map(|(full, name)| (name.to_string(), vectors.shape(full).unwrap().to_vec(), vectors.f32(full).unwrap()))
             .collect();

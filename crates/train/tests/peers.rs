@@ -169,7 +169,7 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
         Resume::open(&path).unwrap()
     };
     let file = TensorFile::open(&reference("resume.safetensors")).unwrap();
-    let shape = file.shape("batches").unwrap().clone();
+    let shape = file.shape("batches").unwrap();
     let (turns, b, t) = (shape[0], shape[1], shape[2] - 1);
     let tokens: Vec<Token> = file.ints("batches").unwrap().iter().map(|&id| id as Token).collect();
     let wanted = file.f64("losses").unwrap();
