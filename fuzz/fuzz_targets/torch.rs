@@ -5,6 +5,7 @@
 use flashlm_fuzz::{file, seed};
 use flashlm_model::tok::Tokenizer;
 use flashlm_train::load::load_model;
+use flashlm_train::run::Resume;
 use libfuzzer_sys::fuzz_target;
 
 /// A zip archive of uncompressed files.
@@ -43,6 +44,7 @@ fuzz_target!(
     |input: &[u8]| {
         let Some((&which, rest)) = input.split_first() else { return };
         let bytes = if which == 0 { archive(rest) } else { rest.to_vec() };
-        let _ = load_model(&file("model.pt", bytes));
+        let path = file("model.pt", bytes);
+        let _ = (load_model(&path), Resume::open(&path));
     }
 );

@@ -16,12 +16,14 @@ use flashlm_train::eval::bpb::{Float, Master, Published, Report, Scorer, UNDERST
 use flashlm_train::eval::consistency::{Consistency, write_stories};
 use flashlm_train::eval::source::{Progress, Scored, full, published};
 use flashlm_train::load::{Found, load_peer};
-use flashlm_train::units::{counted, duration, thousands};
+use flashlm_train::units::{counted, thousands};
 use serde_json::{Value, json};
 
 use crate::common::{Status, data_spec, exec, located, may_write, open_source, out, own, passed_over, precision, say};
 
 mod table;
+
+use table::{Wanted, show};
 
 /// Most rows of one micro-batch with master weights.
 const ROWS: usize = 2048;
@@ -38,8 +40,9 @@ const APART: f64 = 0.005;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts; builtin: the
-    /// model in the program. Several give one table [default: checkpoints]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts;
+    /// hf:OWNER/NAME[@REVISION][:FILE], a model of the hub; builtin: the model in the program. Several give one table [default:
+    /// checkpoints]
     #[arg(value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// Text to score: a file, folder or pattern (repeatable), `-`, a dataset (hf:OWNER/DATASET::validation) or synthetic:N; see
@@ -104,8 +107,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let named = if args.models.is_empty() { vec![own()?] } else { args.models.clone() };
         let models = |path: PathBuf| Ok((path.display().to_string(), located(&path, args.offline)?));
         let models: Vec<(String, PathBuf)> = named.into_iter().map(models).collect::<anyhow::Result<_>>()?;
+        ensure!(
+            args.per_document.is_none() && args.consistency.is_none(),
+            "--per-document and --consistency are for one model: name one, without --svg"
+        );
         let source = open_text(&args)?;
-        return table::run(&args, &models, &source);
+        let wanted = Wanted {
+            svg: args.svg.as_deref(),
+            force: args.force,
+            json: args.json,
+            published: args.protocol == Protocol::Published,
+            threads: args.threads,
+            data: args.data.join(", "),
+        };
+        return table::run(&wanted, &models, &source);
     }
     let path = args.models.first().map_or_else(own, |path| located(path, args.offline))?;
     let cx = exec(args.threads)?;
@@ -342,20 +357,6 @@ fn published_rows((r, whole): &(Published, Report)) -> Rows {
         ("bits per byte", format!("{:.4}, every byte of the same documents", whole.bpb)),
         ("  with end of document", format!("{:.4}", whole.bpb_with_eos)),
     ]
-}
-
-/// The status line: fraction done, speed, time to go.
-fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
-    let seconds = start.elapsed().as_secs_f64();
-    status.show(&format!(
-        "eval {:.0} %  eta {}  {} tok/s  {} tok  {}",
-        100.0 * p.share,
-        duration(seconds * (1.0 - p.share) / p.share),
-        thousands((p.tokens as f64 / seconds) as u64),
-        thousands(p.tokens as u64),
-        duration(seconds)
-    ));
-    ControlFlow::Continue(())
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{anyhow, bail};
 use flashlm_model::Engine;
-use flashlm_train::load::load_packed;
+use flashlm_train::load::{load_packed, load_peer};
 use flashlm_train::units::counted;
 use serde_json::{Value, json};
 
 use crate::common::{Hub, exec, model_or_own, out};
+use crate::scored::Judge;
 use crate::{input, scored};
 
 /// Rows of a text that are worked through at once, per thread.
@@ -25,7 +26,8 @@ const ROWS: usize = 64;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; builtin: the model in the program [default: checkpoints]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, or a .bin of llama2.c; hf:OWNER/NAME[@REVISION][:FILE]; builtin: the
+    /// model in the program [default: checkpoints]
     model: Option<PathBuf>,
     /// Text before the continuations [default: none, the start of a document]
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
@@ -76,11 +78,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("continuation {}: is empty; expected text to score", empty + 1);
     }
     let cx = exec(args.threads)?;
-    let model = load_packed(&cx, &path)?;
-    let mut engine = Engine::new(model.into(), cx, ROWS);
+    let mut judge = match load_peer(&cx, &path)? {
+        Some(peer) => Judge::Float(peer.into(), cx),
+        None => Judge::Packed(Box::new(Engine::new(load_packed(&cx, &path)?.into(), cx, ROWS))),
+    };
     for (index, Question { prompt, continuations }) in questions.iter().enumerate() {
         for (choice, continuation) in continuations.iter().enumerate() {
-            let mut object = score(&mut engine, prompt, continuation);
+            let mut object = score(&mut judge, prompt, continuation);
             (object["index"], object["choice"]) = (index.into(), choice.into());
             if json {
                 out!("{object}");
@@ -104,21 +108,20 @@ fn question(value: &Value) -> Option<Question> {
 }
 
 /// One continuation, scored.
-fn score(engine: &mut Engine, prompt: &str, continuation: &str) -> Value {
-    let model = engine.model().clone();
-    let tokenizer = model.tokenizer();
+fn score(judge: &mut Judge, prompt: &str, continuation: &str) -> Value {
+    let tokenizer = judge.tokenizer();
     let (mut given, mut tokens) = (vec![tokenizer.eos()], Vec::new());
     tokenizer.encode(prompt, &mut given);
     tokenizer.encode(continuation, &mut tokens);
-    let log_probs = scored::log_probs(engine, &given, &tokens);
     let unknown = tokens.iter().filter(|id| Some(**id) == tokenizer.unk()).count();
+    let log_probs = judge.log_probs(&given, &tokens);
     json!({
         "prompt": prompt,
         "continuation": continuation,
         "logprob": log_probs.iter().sum::<f64>(),
         "bytes": continuation.len(),
         "unknown": unknown,
-        "tokens": scored::tokens(&model, &tokens, &log_probs),
+        "tokens": scored::tokens(judge.tokenizer(), &tokens, &log_probs),
     })
 }
 

@@ -119,11 +119,11 @@ fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Adam
         // A parameter that never had a gradient has no state.
         let Some(own) = state.at(i as i64) else { continue };
         let step = own.get("step");
-        let steps = match step.and_then(Item::float) {
-            Some(steps) => steps,
-            None => {
-                f64::from(step.map(Item::numbers).transpose()?.and_then(|all| all.first().copied()).unwrap_or(-1.0))
-            }
+        let one = step.filter(|step| step.shape().is_some_and(|shape| shape.iter().all(|&n| n == 1)));
+        let steps = match (step.and_then(Item::float), one) {
+            (Some(steps), _) => steps,
+            (None, Some(tensor)) => tensor.numbers()?.first().copied().map_or(-1.0, f64::from),
+            (None, None) => -1.0,
         };
         if !(0.0..9e15).contains(&steps) || updates.is_some_and(|before| before != steps) {
             return Err(wrong(name, "the same number of updates of each parameter", &steps.to_string()));

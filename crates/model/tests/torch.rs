@@ -1,6 +1,9 @@
 //! Files of `torch.save` that were made by hand: what is whole is read, what is hostile is refused with one sentence.
 
+use flashlm_model::io::safetensors::TensorFile;
 use flashlm_model::io::torch::TorchFile;
+use flashlm_model::original::Original;
+use flashlm_model::{Exec, Isa, Precision, Prepared, Shape, Token};
 use std::collections::BTreeMap;
 
 /// A zip archive as `torch.save` writes it.
@@ -165,5 +168,64 @@ fn hostile_files_are_refused_with_one_sentence() {
         // A file without tensors is whole, but none that a model can be read from.
         let expected = if says == "no tensor" { "expected a tensor `w`" } else { says };
         assert!(error.starts_with("x.pt: ") && error.contains(expected) && !error.contains('\n'), "{name}: {error}");
+    }
+}
+
+/// A bare state dict of these tensors.
+fn state_dict(tensors: &[(String, Vec<usize>, Vec<f32>)]) -> Vec<u8> {
+    let numbers = |values: &[usize]| values.iter().map(|&n| n as i64).collect::<Vec<_>>();
+    let mut pickle = b"\x80\x02}(".to_vec();
+    let mut data = Vec::new();
+    for (i, (name, shape, values)) in tensors.iter().enumerate() {
+        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        let one = self::pickle(
+            &storage("FloatStorage", &i.to_string(), values.len() as i64),
+            0,
+            &numbers(shape),
+            &numbers(&strides),
+        );
+        pickle.extend(text(name));
+        pickle.extend(&one[4 + text("w").len()..one.len() - 2]);
+        data.push((format!("m/data/{i}"), values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()));
+    }
+    pickle.extend(b"u.");
+    let files = data.iter().map(|(name, bytes)| (name.as_str(), &bytes[..]));
+    zip(&[("m/data.pkl", &pickle[..])].into_iter().chain(files).collect::<Vec<_>>())
+}
+
+#[test]
+fn blockwise_and_gated_delta_files_give_the_logits_of_pytorch() {
+    let above = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("shared"));
+    let named = std::env::var_os("FLASHLM_SHARED").map(std::path::PathBuf::from);
+    let Some(shared) = named.into_iter().chain(above).find(|folder| folder.join("fixtures").is_dir()) else {
+        assert!(std::env::var_os("CI").is_none(), "../shared is missing in CI");
+        eprintln!("skipped: ../shared is not there");
+        return;
+    };
+    let place = tempfile::tempdir().unwrap();
+    let cx = Exec::new(Isa::detect().unwrap(), 1);
+    for (name, mixer) in
+        [("v4_tiny", "conv"), ("blockwise_tiny", "conv"), ("gdn_tiny", "delta"), ("gdn_small_1block", "delta")]
+    {
+        let vectors = TensorFile::open(&shared.join(format!("fixtures/{name}.safetensors"))).unwrap();
+        let names = vectors.names();
+        let params = names.iter().filter_map(|full| Some((full, full.strip_prefix("param.")?)));
+        let tensors: Vec<(String, Vec<usize>, Vec<f32>)> = params
+            .map(|(full, name)| (name.to_string(), vectors.shape(full).unwrap().to_vec(), vectors.f32(full).unwrap()))
+            .collect();
+        let path = place.path().join(format!("{name}.pt"));
+        std::fs::write(&path, state_dict(&tensors)).unwrap();
+        let original = Original::open(&path).unwrap();
+        assert_eq!((original.config.mixer_of(0), original.step), (mixer, None));
+        let &[b, t] = &vectors.shape("x").unwrap()[..] else { panic!("{name}: x") };
+        let x: Vec<Token> = vectors.ints("x").unwrap().iter().map(|&id| id as Token).collect();
+        let want = vectors.f32("logits").unwrap();
+        let mut lm = Precision::F32.build(&original.config, b * t, false).unwrap();
+        let mut got = vec![0.0; want.len()];
+        Prepared::new(&cx, &mut *lm, &original.params).logits(&mut got, &x, None, Shape { batch: b, seq_len: t });
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+        let apart = square(&mut got.iter().zip(&want).map(|(a, b)| f64::from(a - b)));
+        let ratio = (apart / square(&mut want.iter().map(|&x| f64::from(x)))).sqrt();
+        assert!(ratio < 1e-5, "{name}: {ratio:e}");
     }
 }

@@ -18,7 +18,7 @@ use flashlm_model::model_file::{Model, ModelError, TOKENIZER, TokenizerFile, rea
 use flashlm_model::original::Original;
 use flashlm_model::pack::{self, Options, PackError};
 use flashlm_model::peer::PeerError;
-use flashlm_model::tok::Tokenizer;
+use flashlm_model::tok::{TokError, Tokenizer};
 use flashlm_model::{PackedModel, Peer};
 use std::path::{Path, PathBuf};
 
@@ -162,10 +162,18 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
 fn from_torch(path: &Path) -> Result<Model, LoadError> {
     let beside = tokenizer_beside(path)?;
     let Original { config, params, step, .. } = Original::open(path)?;
-    let tokenizer =
-        Tokenizer::load(&beside).map_err(|source| ModelError::Tokenizer { path: beside.clone(), source })?;
+    let tokenizer = read_tokenizer(&beside)?;
     config.fits(&tokenizer).map_err(|source| ModelError::Vocabulary { path: beside, source })?;
     Ok(Model { config, params, tokenizer, path: path.to_owned(), step })
+}
+
+/// A tokenizer, its path told once where it is none.
+pub(crate) fn read_tokenizer(path: &Path) -> Result<Tokenizer, LoadError> {
+    Tokenizer::load(path).map_err(|e| match e {
+        TokError::Read(source) => (*source).into(),
+        TokError::File { reason, .. } => ModelError::Tokenizer { path: path.to_owned(), source: *reason }.into(),
+        source => ModelError::Tokenizer { path: path.to_owned(), source }.into(),
+    })
 }
 
 fn from_file(path: &Path) -> Result<Model, LoadError> {

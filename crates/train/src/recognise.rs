@@ -13,7 +13,7 @@ use crate::what::{What, quoted};
 use flashlm_model::io::safetensors::Header;
 use flashlm_model::io::torch;
 use flashlm_model::io::{self, IoError, LFS_POINTER, not_a_file, read_limited};
-use flashlm_model::peer::{self, is_llama2c};
+use flashlm_model::peer::{self, cut_llama2c, is_llama2c};
 use flashlm_model::tok::FileKind;
 use flashlm_model::{model_file, pack};
 use serde::de::IgnoredAny;
@@ -89,6 +89,10 @@ fn of_folder(path: &Path) -> std::io::Result<What> {
         return Ok(other(format!("a folder with a run in it, {}", inner(&run)), "name that"));
     }
     if let Some(file) = entries.iter().find(|entry| name_of(entry).ends_with(".safetensors")) {
+        if path.join(peer::CONFIG).is_file() && matches!(of_tensors(file), What::Tensors { .. }) {
+            let mend = format!("copy {} again from the model's source", peer::CONFIG);
+            return Ok(other("a model folder whose config.json has no model_type", mend));
+        }
         return Ok(other(format!("a folder with a model file in it, {}", inner(&file)), "name that"));
     }
     if holds_text(entries) {
@@ -165,6 +169,10 @@ fn of_file(path: &Path, about: &Metadata) -> Result<What, String> {
     }
     if name.ends_with(".bin") && is_llama2c(&start, about.len()) {
         return Ok(What::Peer("llama2.c"));
+    }
+    if let Some(wanted) = cut_llama2c(&start, about.len()).filter(|_| name.ends_with(".bin")) {
+        let found = format!("expected {wanted} bytes, found {}: it was cut short", about.len());
+        return Ok(What::Damaged("llama2.c", found));
     }
     if start.starts_with(torch::MAGIC) && [".pt", ".pth", ".bin"].iter().any(|end| name.ends_with(end)) {
         return Ok(What::Torch);

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use flashlm_kernels::{Exec, Isa, Token};
 use flashlm_model::io::safetensors::TensorFile;
@@ -16,9 +17,11 @@ use flashlm_train::data::source::Source;
 use flashlm_train::eval::bpb::{Float, Scorer};
 use flashlm_train::eval::source::full;
 use flashlm_train::expect::compare;
-use flashlm_train::run::Resume;
+use flashlm_train::recognise::recognise;
+use flashlm_train::run::{Hardware, Origin, Place, Request, Resume};
+use flashlm_train::run_folder::RunFolder;
 use flashlm_train::stepper::{Step, Stepper};
-use flashlm_train::trainer::continued;
+use flashlm_train::trainer::{Outcome, continued};
 
 fn cx() -> Exec {
     Exec::new(Isa::detect().unwrap(), 2)
@@ -56,6 +59,75 @@ fn logits_are_those_of_pytorch() {
     }
 }
 
+/// The vocabulary of the original's file is not at hand; another one of its size, 61 tokens, has the same ids.
+fn letters() -> Tokenizer {
+    let text: String = (' '..='~').flat_map(|c| [c, ' ']).collect();
+    Tokenizer::train_frequency([text.as_str()].into_iter(), 61).unwrap()
+}
+
+/// What `peers.py` printed: the numbers that transformers counts in each.
+const COUNTED: [(&str, usize); 4] =
+    [("gpt_neo_window", 23_160), ("gpt_neo_untied", 11_408), ("llama_one_key", 9_072), ("llama_biases", 8_268)];
+
+#[test]
+fn vectors_made_here_are_those_of_transformers() {
+    for (name, numbers) in COUNTED {
+        let folder = reference("peers").join(name);
+        let expected = TensorFile::open(&folder.join("expected.safetensors")).unwrap();
+        let found = compare(&cx(), &folder, &expected).unwrap();
+        assert!(found.passed() && found.nll_abs_diff_max.is_some(), "{name}: {found:?}");
+        assert_eq!(Peer::weights(&cx(), &folder).unwrap().parameters(), numbers, "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_by_name() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    let from = reference("peers/llama_biases");
+    let copy = |edit: &dyn Fn(&mut serde_json::Value)| {
+        for name in ["config.json", "model.safetensors"] {
+            std::fs::copy(from.join(name), at(name)).unwrap();
+        }
+        let mut config = serde_json::from_slice(&std::fs::read(at("config.json")).unwrap()).unwrap();
+        edit(&mut config);
+        std::fs::write(at("config.json"), config.to_string()).unwrap();
+    };
+    let error = || match Peer::open(&cx(), place.path()) {
+        Ok(_) => panic!("it was opened"),
+        Err(e) => e.to_string(),
+    };
+    let path = place.path().display().to_string();
+    let says = |part: &str| {
+        let error = error();
+        assert!(error.contains(part) && error.matches(&path).count() == 1, "{error}");
+    };
+    copy(&|config| config["rope_scaling"] = serde_json::json!({"factor": 4.0}));
+    says("`rope_type`: expected default, found none, and a factor of 4");
+    copy(&|_| ());
+    says("expected tokenizer.json or tokenizer.bin");
+    std::fs::write(at("tokenizer.model"), b"\x0a").unwrap();
+    says("tokenizer.model: a SentencePiece model");
+    std::fs::write(at("tokenizer.json"), br#"{"model": {"type": "Unigram"}}"#).unwrap();
+    says("tokenizer.json: model type is Unigram");
+    std::fs::rename(at("model.safetensors"), at("model-00001-of-00002.safetensors")).unwrap();
+    std::fs::write(at("model.safetensors.index.json"), "{}").unwrap();
+    says("model.safetensors.index.json: the weights are in several files");
+    // What a path is, before it is opened.
+    std::fs::remove_file(at("model.safetensors.index.json")).unwrap();
+    copy(&|config| drop(config.as_object_mut().unwrap().remove("model_type")));
+    assert_eq!(recognise(place.path()).to_string(), "a model folder whose config.json has no model_type");
+    let header: Vec<u8> = [64i32, 172, 5, 8, 4, 512, 512].into_iter().flat_map(i32::to_le_bytes).collect();
+    std::fs::write(at("cut.bin"), [&header[..], &[0; 1000]].concat()).unwrap();
+    let cut = recognise(&at("cut.bin")).to_string();
+    assert!(
+        cut.starts_with("a damaged llama2.c file (expected 1") && cut.ends_with("found 1028: it was cut short)"),
+        "{cut}"
+    );
+    std::fs::write(at("other.bin"), (0..1028u32).map(|i| (i * 37 % 251) as u8).collect::<Vec<_>>()).unwrap();
+    assert_eq!(recognise(&at("other.bin")).to_string(), "a binary file");
+}
+
 #[test]
 fn stories260k_writes_its_known_text() {
     let Some(shared) = shared() else { return };
@@ -90,16 +162,14 @@ fn stories260k_has_its_known_bits_per_byte() {
 fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
     let Some(shared) = shared() else { return };
     let folder = tempfile::tempdir().unwrap();
-    // The file's own vocabulary is not at hand; another one of its size has the same ids.
-    let tokenizer = Tokenizer::train_frequency(["a cat and a dog"].into_iter(), 61).unwrap();
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_json()).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), letters().to_json()).unwrap();
     let open = |name: &str| {
         let path = folder.path().join(name);
         std::fs::copy(shared.join("fixtures").join(name), &path).unwrap();
         Resume::open(&path).unwrap()
     };
     let file = TensorFile::open(&reference("resume.safetensors")).unwrap();
-    let shape = file.shape("batches").unwrap().clone();
+    let shape = file.shape("batches").unwrap();
     let (turns, b, t) = (shape[0], shape[1], shape[2] - 1);
     let tokens: Vec<Token> = file.ints("batches").unwrap().iter().map(|&id| id as Token).collect();
     let wanted = file.f64("losses").unwrap();
@@ -133,4 +203,42 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
     assert_eq!(bare.from.step(), 0);
     let apart = run(&bare).iter().zip(&wanted).map(|(got, want)| (got - want).abs()).fold(0.0, f64::max);
     assert!(apart > 1e-3, "{apart}");
+}
+
+#[test]
+fn such_a_file_is_resumed_as_a_run() {
+    let Some(shared) = shared() else { return };
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    std::fs::write(at("tokenizer.json"), letters().to_json()).unwrap();
+    let hardware = Hardware::detect().unwrap();
+    let train = |origin: &Path, steps: u64, run: &Path| {
+        let resume = Resume::open(origin).unwrap();
+        let mut settings = continued(&resume.from).unwrap();
+        settings.data.source = "synthetic:60".into();
+        (settings.train.steps, settings.train.threads, settings.train.precision) = (steps, 1, Precision::F32);
+        let origin = Origin::Resumed(resume);
+        let request = Request { origin, offline: true, cache: at("cache"), ..Request::new(settings) };
+        let resolved = request.resolve(&hardware, &mut |_| ()).unwrap();
+        let place = Place::choose(&resolved, Some(run), None).unwrap();
+        let (cx, stop) = (resolved.exec(), AtomicBool::new(false));
+        let prepared = resolved.prepare(&stop, &mut |_| ()).unwrap();
+        let mut trainer = prepared.trainer(&cx, place.claim(None).unwrap()).unwrap();
+        assert_eq!(trainer.run(&stop, &mut |_| ()).unwrap().outcome, Outcome::Finished);
+    };
+    for (name, first) in [("v4_tiny_checkpoint.pt", 1), ("v4_tiny_weights_only.pt", 0)] {
+        std::fs::copy(shared.join("fixtures").join(name), at(name)).unwrap();
+        let run = at(&name.replace('.', "-"));
+        train(&at(name), 4, &run);
+        let steps = |run: &Path| RunFolder::at(run).list().unwrap().iter().map(|c| c.step).collect::<Vec<_>>();
+        let saved = steps(&run);
+        assert_eq!(
+            (saved.first(), saved.last()),
+            (Some(if first == 0 { &4 } else { &1 }), Some(&4)),
+            "{name}: {saved:?}"
+        );
+        // From now on it is a run like any other.
+        train(&run, 6, &run);
+        assert_eq!(steps(&run).last(), Some(&6));
+    }
 }

@@ -1,19 +1,20 @@
 //! `flashlm eval A B ...`: several models on the same text, as a table and a picture.
 
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use flashlm_train::atomic::write_file;
 use flashlm_train::data::source::Source;
 use flashlm_train::eval::bpb::UNDERSTATED;
+use flashlm_train::eval::source::Progress;
 use flashlm_train::table::{Entry, Row, labels, picture};
-use flashlm_train::units::{bytes, counted, thousands};
+use flashlm_train::units::{bytes, counted, duration, thousands};
 use serde_json::json;
 
-use super::{Args, Protocol, show};
 use crate::common::{Status, exec, may_write, out, say};
 
 /// How figures come about, for all rows.
@@ -22,13 +23,25 @@ const RUNTIME: &str = "packed: ternary weights and int8 activations, size as `fl
 const CONTEXT: &str = "each story from EOS with a fresh state, whole story as context; float models beyond their context from the \
                        last half of it on";
 
+/// What is asked of the table.
+pub struct Wanted<'a> {
+    /// Where its picture goes.
+    pub svg: Option<&'a Path>,
+    /// Whether that may be there already.
+    pub force: bool,
+    /// Whether it is printed as JSON.
+    pub json: bool,
+    /// Whether the published protocol is scored, too.
+    pub published: bool,
+    /// Number of threads.
+    pub threads: Option<usize>,
+    /// What the text is called.
+    pub data: String,
+}
+
 /// Scores all of `models`, each under its name.
-pub fn run(args: &Args, models: &[(String, PathBuf)], source: &Source) -> anyhow::Result<ExitCode> {
-    ensure!(
-        args.per_document.is_none() && args.consistency.is_none(),
-        "--per-document and --consistency are for one model: name one, without --svg"
-    );
-    if let Some(path) = &args.svg {
+pub fn run(args: &Wanted, models: &[(String, PathBuf)], source: &Source) -> anyhow::Result<ExitCode> {
+    if let Some(path) = args.svg {
         may_write(path, "--svg", args.force)?;
     }
     let start = Instant::now();
@@ -43,8 +56,7 @@ pub fn run(args: &Args, models: &[(String, PathBuf)], source: &Source) -> anyhow
     for entry in &entries {
         say!("model {}", entry.name());
         let begun = Instant::now();
-        let published = args.protocol == Protocol::Published;
-        let row = entry.score(exec(args.threads)?, source, published, &mut |p| show(&mut status, begun, p));
+        let row = entry.score(exec(args.threads)?, source, args.published, &mut |p| show(&mut status, begun, p));
         status.clear();
         let row = row?;
         if !row.report.bpb.is_finite() {
@@ -53,14 +65,14 @@ pub fn run(args: &Args, models: &[(String, PathBuf)], source: &Source) -> anyhow
         }
         rows.push(row);
     }
-    let data = args.data.join(", ");
-    if let Some(path) = &args.svg {
-        let last = Path::new(&data).file_name().map_or(data.clone(), |name| name.to_string_lossy().into_owned());
+    let data = &args.data;
+    if let Some(path) = args.svg {
+        let last = Path::new(data).file_name().map_or(data.clone(), |name| name.to_string_lossy().into_owned());
         write_file(path, |w| w.write_all(picture(&rows, &last).as_bytes()))?;
     }
     let Some(first) = rows.first() else { return Ok(ExitCode::SUCCESS) };
     if args.json {
-        let protocol = if args.protocol == Protocol::Published { UNDERSTATED } else { first.report.protocol };
+        let protocol = if args.published { UNDERSTATED } else { first.report.protocol };
         let object = json!({
             "models": rows, "data": data, "stories": first.report.stories, "bytes": first.report.bytes, "protocol": protocol,
             "context": CONTEXT, "runtime": RUNTIME, "isa": isa, "threads": threads, "seconds": start.elapsed().as_secs_f64(),
@@ -75,10 +87,10 @@ pub fn run(args: &Args, models: &[(String, PathBuf)], source: &Source) -> anyhow
     out!("context   {CONTEXT}");
     out!("size      {RUNTIME}");
     out!("speed     tokens scored per second, {}, {isa}", counted(threads as u64, "thread"));
-    if args.protocol == Protocol::Published {
+    if args.published {
         out!("published {UNDERSTATED}");
     }
-    if let Some(path) = &args.svg {
+    if let Some(path) = args.svg {
         out!("picture   {}", path.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -119,4 +131,18 @@ fn print(rows: &[Row]) {
         let cells: Vec<String> = line.iter().zip(&widths).enumerate().map(cell).collect();
         out!("{}", cells.join("  ").trim_end());
     }
+}
+
+/// The status line: fraction done, speed, time to go.
+pub fn show(status: &mut Status, start: Instant, p: &Progress) -> ControlFlow<()> {
+    let seconds = start.elapsed().as_secs_f64();
+    status.show(&format!(
+        "eval {:.0} %  eta {}  {} tok/s  {} tok  {}",
+        100.0 * p.share,
+        duration(seconds * (1.0 - p.share) / p.share),
+        thousands((p.tokens as f64 / seconds) as u64),
+        thousands(p.tokens as u64),
+        duration(seconds)
+    ));
+    ControlFlow::Continue(())
 }

@@ -66,6 +66,16 @@ pub fn run(writer: &mut Writer, jobs: &Jobs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Why a text ended.
+pub fn name(finish: Option<Finish>) -> &'static str {
+    match finish {
+        Some(Finish::Eos) => "eos",
+        Some(Finish::Length) => "length",
+        Some(Finish::Stop) => "stop",
+        Some(Finish::Failed) | None => "failed",
+    }
+}
+
 /// One text with all that a program may want to know; the log-probabilities are the model's own, before temperature, penalties and
 /// biases.
 fn as_json(writer: &mut Writer, job: &Job, finish: Option<Finish>) -> Value {
@@ -74,21 +84,15 @@ fn as_json(writer: &mut Writer, job: &Job, finish: Option<Finish>) -> Value {
     tokenizer.encode(job.prompt, &mut given);
     let prompt_tokens = given.len() - 1;
     let log_probs = log_probs(&mut writer.engine, &given, &job.tokens);
-    let finish = match finish {
-        Some(Finish::Eos) => "eos",
-        Some(Finish::Length) => "length",
-        Some(Finish::Stop) => "stop",
-        Some(Finish::Failed) | None => "failed",
-    };
     json!({
         "prompt_index": job.index,
         "sample": job.sample,
         "seed": writer.settings.seed.wrapping_add(job.sample as u64),
         "prompt": job.prompt,
         "text": job.text,
-        "finish": finish,
+        "finish": name(finish),
         "prompt_tokens": prompt_tokens,
         "logprob": log_probs.iter().sum::<f64>(),
-        "tokens": tokens(&writer.model, &job.tokens, &log_probs),
+        "tokens": tokens(writer.model.tokenizer(), &job.tokens, &log_probs),
     })
 }

@@ -120,13 +120,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let samples = args.samples as usize;
     if let Some(model) = load_peer(&cx, &path)? {
-        if args.interactive || args.json || !args.logit_bias.is_empty() {
+        if args.interactive || !args.logit_bias.is_empty() {
             bail!(
-                "{}: models of other programs write plain text: leave out --interactive, --json and --logit-bias",
+                "{}: models of other programs write text by text: leave out --interactive and --logit-bias",
                 path.display()
             );
         }
-        peer::run(model, &cx, Texts { prompts: &prompts, samples, settings, limit: args.tokens, stop: &args.stop })?;
+        let (prompts, limit, stop, json) = (&prompts[..], args.tokens, &args.stop[..], args.json);
+        peer::run(model, &cx, Texts { prompts, samples, settings, limit, stop, json })?;
         return Ok(ExitCode::SUCCESS);
     }
     let model = load_packed(&cx, &path)?;

@@ -121,6 +121,22 @@ fn a_model_by_name_is_scored_and_writes() {
     assert!(object["perplexity"].as_f64().unwrap() > 20_000.0, "{object}");
     assert!(hub.log().iter().any(|seen| seen.range.is_some_and(|from| from >= 100_000)), "{:?}", hub.log());
     assert!(ok(run(&format!("generate {spec} -p Once --tokens 5 --offline"))).starts_with("Once"));
+    // What is scored is what `eval` counts.
+    place.write("one.txt", "Once upon a time there was a hen.");
+    ok(run(&format!("eval {spec} --data one.txt --per-document one.jsonl")));
+    let document: Value = serde_json::from_str(&fs::read_to_string(place.path("one.jsonl")).unwrap()).unwrap();
+    let mut score = command(&place, &hub.endpoint, &format!("score {spec} --json --continuation"));
+    let score = ok(score.arg("Once upon a time there was a hen.").output().unwrap());
+    let score: Value = serde_json::from_str(&score).unwrap();
+    let (nats, logprob) = (document["nats"].as_f64().unwrap(), score["logprob"].as_f64().unwrap());
+    assert!((nats + logprob).abs() < 1e-6, "{nats} {logprob}");
+    // And what is written has the probabilities that `score` gives it.
+    let written = ok(run(&format!("generate {spec} -p Once --tokens 4 --greedy --json")));
+    let written: Value = serde_json::from_str(&written).unwrap();
+    assert_eq!((&written["prompt"], written["tokens"].as_array().unwrap().len()), (&json!("Once"), 4));
+    let tokens: f64 =
+        written["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].as_f64().unwrap()).sum();
+    assert!((tokens - written["logprob"].as_f64().unwrap()).abs() < 1e-9 && tokens < -4.0, "{written}");
     // The table, with the model in the program; bars of both.
     let rows = ok(run(&format!("eval {spec} builtin --data synthetic:2 --svg bars.svg --json")));
     let table: Value = serde_json::from_str(&rows).unwrap();

@@ -49,6 +49,18 @@ pub enum PeerError {
         /// The folder.
         path: PathBuf,
     },
+    /// Weights in several files.
+    #[error("{}: the weights are in several files; expected one: join them with transformers, `save_pretrained(folder, max_shard_size=\"1TB\")`", path.display())]
+    Sharded {
+        /// The list of the files.
+        path: PathBuf,
+    },
+    /// A tokenizer that cannot be read.
+    #[error("{}: a SentencePiece model; expected tokenizer.json: make one with transformers, `AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`", path.display())]
+    SentencePiece {
+        /// The file.
+        path: PathBuf,
+    },
     /// A model alone has no text.
     #[error("{}: expected {expected} beside the model, found no such file; copy it from the model's source", path.display())]
     NoTokenizer {

@@ -36,6 +36,13 @@ pub(super) struct Config {
     tie_word_embeddings: Option<bool>,
 }
 
+impl Config {
+    /// Whether the head is the embedding.
+    pub(super) fn is_tied(&self) -> bool {
+        self.tie_word_embeddings != Some(false)
+    }
+}
+
 struct Norm {
     scale: Vec<f32>,
     shift: Vec<f32>,
@@ -142,9 +149,9 @@ impl GptNeo {
             })
         };
         let embedding = tensor(file, "transformer.wte.weight", &[vocab, dim])?;
-        let head = match c.tie_word_embeddings {
-            Some(false) => Linear::read(cx, file, "lm_head", (vocab, dim), false)?,
-            _ => Linear::new(cx, &embedding, None, (vocab, dim)),
+        let head = match c.is_tied() {
+            true => Linear::new(cx, &embedding, None, (vocab, dim)),
+            false => Linear::read(cx, file, "lm_head", (vocab, dim), false)?,
         };
         Ok(GptNeo {
             sizes,

@@ -48,6 +48,7 @@ pub(super) struct Rope {
     rope_type: Option<String>,
     r#type: Option<String>,
     rope_theta: Option<f32>,
+    factor: Option<f64>,
 }
 
 impl Config {
@@ -70,6 +71,10 @@ impl Config {
         for rope in [&self.rope_scaling, &self.rope_parameters].into_iter().flatten() {
             if let Some(kind) = rope.rope_type.as_ref().or(rope.r#type.as_ref()).filter(|kind| *kind != "default") {
                 return Err(other(path, "rope_type", "default", kind));
+            }
+            if let (None, None, Some(factor)) = (&rope.rope_type, &rope.r#type, rope.factor) {
+                let found = format!("none, and a factor of {factor}");
+                return Err(other(path, "rope_type", "default", &found));
             }
         }
         let base = self.rope_parameters.as_ref().and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(1e4);

@@ -100,6 +100,20 @@ pub fn is_llama2c(start: &[u8], length: u64) -> bool {
     start.starts_with(&MAGIC) || Header::read(start).is_some_and(|header| header.length() == u128::from(length))
 }
 
+/// The length that the header of a version 0 asks for, where the file is shorter: it was cut. Only sizes that a model has count, since any
+/// bytes may begin a file.
+pub fn cut_llama2c(start: &[u8], length: u64) -> Option<u64> {
+    let header = Header::read(start).filter(|header| header.version == 0)?;
+    let [dim, hidden, blocks, heads, _, _, seq] = header.sizes;
+    let likely = (8..=8192).contains(&dim)
+        && (dim..=8 * dim).contains(&hidden)
+        && blocks <= 128
+        && heads <= 128
+        && seq <= 32_768;
+    let wanted = u64::try_from(header.length()).ok()?;
+    (likely && length < wanted).then_some(wanted)
+}
+
 /// The config and the tensors, named and laid out as Hugging Face's are.
 pub(super) fn read(bytes: &[u8], path: &Path) -> Result<(Config, TensorFile), PeerError> {
     let label = path.display().to_string();

@@ -19,6 +19,6 @@ mod model;
 mod text;
 
 pub use error::PeerError;
-pub use llama2c::is_llama2c;
+pub use llama2c::{cut_llama2c, is_llama2c};
 pub use model::{CONFIG, Peer, Sequence, TYPES, model_type};
 pub use text::PeerText;

@@ -77,7 +77,7 @@ impl Peer {
         if !path.is_dir() {
             let bytes = map_limited(path, MAX_BIN)?;
             let (config, file) = llama2c::read(&bytes, path)?;
-            let (parameters, length) = (numbers(&file)?, bytes.len());
+            let (parameters, length) = (numbers(&file, config.tie_word_embeddings)?, bytes.len());
             return Ok(new(Box::new(Llama::read(cx, &config, path, &file)?), "Llama (llama2.c)", parameters, length));
         }
         let at = path.join(CONFIG);
@@ -85,14 +85,15 @@ impl Peer {
         let bad = |e: serde_json::Error| PeerError::Json { path: at.clone(), found: e.to_string() };
         let found: Probe = serde_json::from_slice(&json).map_err(bad)?;
         let (file, length) = tensors(path)?;
-        let parameters = numbers(&file)?;
         match found.model_type.as_str() {
             "llama" => {
                 let config: llama::Config = serde_json::from_slice(&json).map_err(bad)?;
+                let parameters = numbers(&file, config.tie_word_embeddings)?;
                 Ok(new(Box::new(Llama::read(cx, &config, &at, &file)?), "Llama", parameters, length))
             }
             "gpt_neo" => {
                 let config: gpt_neo::Config = serde_json::from_slice(&json).map_err(bad)?;
+                let parameters = numbers(&file, config.is_tied())?;
                 Ok(new(Box::new(GptNeo::read(cx, &config, &at, &file)?), "GPT-Neo", parameters, length))
             }
             kind => Err(super::config::other(&at, "model_type", &TYPES.join(" or "), kind)),
@@ -105,10 +106,8 @@ impl Peer {
         let folder = if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new("")) };
         let vocab = self.vocab_size();
         let read = |path: PathBuf, scored: bool| {
-            let tokenizer = match scored {
-                true => Tokenizer::scored(read_limited(&path, MAX_FILE as u64)?, vocab),
-                false => Tokenizer::load(&path),
-            };
+            let bytes = read_limited(&path, MAX_FILE as u64)?;
+            let tokenizer = if scored { Tokenizer::scored(bytes, vocab) } else { Tokenizer::from_json(&bytes) };
             let tokenizer = tokenizer.map_err(|source| PeerError::Tokenizer { path: path.clone(), source })?;
             match tokenizer.vocab_size() {
                 found if found > vocab => Err(PeerError::Vocabulary { path, expected: vocab, found }),
@@ -123,6 +122,10 @@ impl Peer {
             if folder.join(&name).exists() {
                 return read(folder.join(name), true);
             }
+        }
+        let pieces = folder.join("tokenizer.model");
+        if self.path.is_dir() && pieces.exists() {
+            return Err(PeerError::SentencePiece { path: pieces });
         }
         let gpt2 = Tokenizer::gpt2();
         if self.kind == "GPT-Neo" && vocab == gpt2.vocab_size() {
@@ -179,15 +182,22 @@ impl Peer {
     }
 }
 
-/// Numbers of all tensors.
-fn numbers(file: &TensorFile) -> Result<usize, PeerError> {
+/// Numbers of all tensors that were trained; a tied head is the embedding once more.
+fn numbers(file: &TensorFile, tied: bool) -> Result<usize, PeerError> {
+    let trained = |name: &&String| !is_buffer(name) && !(tied && *name == "lm_head.weight");
     let count = |name: &String| Ok(file.shape(name)?.iter().fold(1usize, |all, &n| all.saturating_mul(n)));
-    file.names().iter().map(count).sum()
+    file.names().iter().filter(trained).map(count).sum()
+}
+
+/// Whether a tensor is the mask of an attention or the speeds of rotary positions, which older files hold beside the weights.
+fn is_buffer(name: &str) -> bool {
+    [".attn.attention.bias", ".attn.attention.masked_bias", ".rotary_emb.inv_freq"]
+        .iter()
+        .any(|end| name.ends_with(end))
 }
 
 /// The weights in a folder and the bytes of their file; the buffers of attention masks are left out.
 fn tensors(folder: &Path) -> Result<(TensorFile, usize), PeerError> {
-    let mask = |name: &str| name.ends_with(".attn.attention.bias") || name.ends_with(".attn.attention.masked_bias");
     let (safe, torch) = (folder.join("model.safetensors"), folder.join("pytorch_model.bin"));
     if safe.exists() {
         let file = TensorFile::open(&safe)?;
@@ -195,15 +205,21 @@ fn tensors(folder: &Path) -> Result<(TensorFile, usize), PeerError> {
         return Ok((file, length));
     }
     if !torch.exists() {
+        for name in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
+            if folder.join(name).exists() {
+                return Err(PeerError::Sharded { path: folder.join(name) });
+            }
+        }
         return Err(PeerError::NoWeights { path: folder.to_owned() });
     }
     let file = TorchFile::open(&torch)?;
     // A tied head is the embedding once more.
-    let wanted = |name: &str| {
-        !mask(name)
-            && (name != "lm_head.weight"
-                || file.root().get(name).is_some_and(|head| !head.is_of(file.root().get("transformer.wte.weight"))))
+    let root = file.root();
+    let is_embedding = |name: &str| {
+        let tables = ["transformer.wte.weight", "model.embed_tokens.weight"];
+        root.get(name).is_some_and(|head| tables.iter().any(|table| head.is_of(root.get(table))))
     };
+    let wanted = |name: &str| !is_buffer(name) && (name != "lm_head.weight" || !is_embedding(name));
     let tensors = file.root().to_tensors(wanted, &BTreeMap::new())?;
     Ok((tensors, file.file_bytes()))
 }

@@ -51,6 +51,11 @@ impl PeerText {
         &self.written.text
     }
 
+    /// The token that the last call of [`advance`](Self::advance) chose.
+    pub fn chosen(&self) -> Option<Token> {
+        self.pending.last().copied()
+    }
+
     /// Tokens written so far, a final EOS included.
     pub fn tokens(&self) -> usize {
         self.written.tokens

@@ -11,11 +11,10 @@ use flashlm_model::io::safetensors::TensorRef;
 use flashlm_model::model_file::{ModelError, TOKENIZER, save_params};
 use flashlm_model::original::{AdamW, Original};
 use flashlm_model::params::Layout;
-use flashlm_model::tok::Tokenizer;
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::{Settings, preset, preset_names};
-use crate::load::{LoadError, tokenizer_beside};
+use crate::load::{LoadError, read_tokenizer, tokenizer_beside};
 use crate::optim::ADAMW;
 use crate::progress::State;
 use crate::trainer::TrainError;
@@ -26,8 +25,7 @@ pub(super) fn import(path: &Path) -> Result<(Checkpoint, String), TrainError> {
     let beside = tokenizer_beside(path)?;
     let (original, adamw) = Original::with_optimizer(path).map_err(LoadError::from)?;
     let Original { mut config, params, step, tokens, seq_len } = original;
-    let tokenizer = Tokenizer::load(&beside)
-        .map_err(|source| LoadError::from(ModelError::Tokenizer { path: beside.clone(), source }))?;
+    let tokenizer = read_tokenizer(&beside)?;
     let misfit = |source| LoadError::from(ModelError::Vocabulary { path: beside.clone(), source });
     config.fits(&tokenizer).map_err(misfit)?;
     config.eos = tokenizer.eos().into();

@@ -4,7 +4,7 @@ use flashlm_model::{ModelConfig, Shape};
 
 use super::TrainError;
 use crate::checkpoint::Checkpoint;
-use crate::config::Settings;
+use crate::config::{Settings, TrainSettings};
 use crate::stepper::pass_rows;
 use crate::tokenizer::TokenizerChoice;
 use crate::units;
@@ -24,6 +24,12 @@ pub fn continued(from: &Checkpoint) -> Result<Settings, TrainError> {
 /// That a run may be resumed from a checkpoint with these settings.
 pub(super) fn agree(from: &Checkpoint, settings: &Settings) -> Result<(), TrainError> {
     let mut saved = continued(from)?;
+    if from.is_made() {
+        // A run of another program: only what its file holds is fixed.
+        let TrainSettings { optimizer, average_share, frozen_taps, .. } = saved.train;
+        let train = TrainSettings { optimizer, average_share, frozen_taps, ..settings.train.clone() };
+        saved = Settings { model: saved.model, train, ..settings.clone() };
+    }
     // Both come from the tokenizer, which is the checkpoint's own.
     let ModelConfig { vocab_size, eos, .. } = settings.model;
     (saved.model.vocab_size, saved.model.eos) = (vocab_size, eos);

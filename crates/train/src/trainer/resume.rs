@@ -12,7 +12,9 @@ impl Trainer<'_> {
     /// The folder of a resumed run. Only the timeline of checkpoints must be right; what else fails is told, and the run continues.
     pub(super) fn resume(&mut self, from: &Checkpoint) -> Result<(), TrainError> {
         let (step, folder) = (self.state.step, self.inputs.claim.folder().clone());
-        self.notes.extend(continued(from)?.changes(&self.inputs.settings));
+        if !from.is_made() {
+            self.notes.extend(continued(from)?.changes(&self.inputs.settings));
+        }
         let full = from.path().canonicalize().map_err(|source| RunError::Read { path: from.path().into(), source })?;
         if from.is_made() || !full.ancestors().nth(2).is_some_and(|run| folder.is(run)) {
             // The best of the other folder is not here, but for the one resumed from.
