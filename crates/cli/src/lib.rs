@@ -88,7 +88,7 @@ enum Command {
 }
 
 /// The program with these arguments, its own name first.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn program(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = parsed(args).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         Command::Train(args) => train::run(*args),

@@ -4,5 +4,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    flashlm::run(std::env::args_os())
+    flashlm::program(std::env::args_os())
 }

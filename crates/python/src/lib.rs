@@ -24,7 +24,7 @@ use pyo3::prelude::*;
 /// Runs a command of the program with these arguments, the program's name first, and returns its exit code.
 #[pyfunction]
 fn run(py: Python, args: Vec<OsString>) -> u8 {
-    let code = py.detach(|| flashlm::run(args));
+    let code = py.detach(|| flashlm::program(args));
     // An exit code can be compared, not read.
     (0..=u8::MAX).find(|&number| ExitCode::from(number) == code).unwrap_or(1)
 }
