@@ -59,3 +59,23 @@ for case in "$folder"/*/; do
     echo "$(basename "$case"): 1, 2, 4 ranks, 4 resumed on 1 and on 2: the bits of 1, 2, 4 and 8 threads"
 done
 echo "== $((SECONDS - began)) s"
+
+echo "== tokens per second of v4-small, in turns: no MPI and 2 threads, mpirun -n 1 and 2 threads, mpirun -n 2 and 1 thread each"
+text=(--preset v4-small -d synthetic:500 --set tokenizer.vocab=1024 --set train.batch=16 --set train.pass_rows=2048 --set train.steps=4
+    --set train.log_every=4 --set train.eval_every=4 --set train.eval_tokens=2000 --set train.sample_every=0)
+speed() {
+    local name=$1
+    shift
+    rm -rf "$folder/run"
+    "$@" "${text[@]}" -o "$folder/run" > "$folder/out" 2>&1 || { cat "$folder/out"; exit 1; }
+    sed -nE 's/.*"kind":"train".*"tokens_per_second":([0-9.]+).*/\1/p' "$folder/run/metrics.jsonl" >> "$folder/$name.speeds"
+}
+for _ in 1 2 3 4 5; do
+    speed alone "$program" train --threads 2
+    speed one mpirun -n 1 "$program" train --threads 2
+    speed two mpirun -n 2 "$program" train --threads 1
+done
+median() { sort -g "$folder/$1.speeds" | sed -n 3p; }
+awk -v alone="$(median alone)" -v one="$(median one)" -v two="$(median two)" 'BEGIN {
+    printf "medians of 5: %.0f, %.0f, %.0f tokens/s; one rank against none %.3f, two ranks of a thread against one of two %.3f\n",
+        alone, one, two, one / alone, two / one }'

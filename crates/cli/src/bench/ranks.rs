@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 use flashlm_kernels::Exec;
 use flashlm_kernels::measure::fastest;
+use flashlm_model::params::Layout;
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::{Layers, TrainSettings, preset_names};
 use flashlm_train::ranks::{Link, Work};
 use flashlm_train::run::Steps;
+use flashlm_train::stepper::ROWS;
 use flashlm_train::units::{counted, thousands};
 use serde_json::json;
 
@@ -46,6 +48,9 @@ pub struct Args {
     /// Delay between two machines in milliseconds, one way
     #[arg(long, value_name = "MS", default_value = "0.05", value_parser = positive)]
     delay: f64,
+    /// Tokens per second of one rank alone, for machines that are not at hand [default: measured here]
+    #[arg(long, value_name = "N", value_parser = positive)]
+    speed: Option<f64>,
     /// Number of threads of a rank [default: FLASHLM_THREADS, else all processors]
     #[arg(long)]
     threads: Option<usize>,
@@ -76,21 +81,26 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let cx = common::exec(args.threads)?;
     let precision = args.precision.resolve(cx.isa());
     let model = ModelConfig { vocab_size: settings.tokenizer.vocab, ..settings.model };
-    let work = measure(&cx, &model, precision, settings.train, args.passes as usize)?;
+    let passes = args.passes as usize;
+    let work = match args.speed {
+        Some(speed) => described(&model, &settings.train, passes, speed),
+        None => measure(&cx, &model, precision, settings.train, passes)?,
+    };
     let fit = args.ranks.iter().copied().filter(|&ranks| ranks <= work.passes);
     let (threads, delay) = (cx.pool().threads(), args.delay);
     if !args.json {
         let (parameters, tokens) =
             (thousands(work.parameters as u64), thousands((work.passes * work.pass_tokens) as u64));
         out!(
-            "{}: {parameters} parameters, {tokens} tokens an update in {}, {} a rank, {}",
+            "{}: {parameters} parameters, {tokens} tokens an update in passes of {}",
             args.preset,
-            counted(work.passes as u64, "pass"),
-            counted(threads as u64, "thread"),
-            precision.name()
+            thousands(work.pass_tokens as u64)
         );
         let (pass, fixed, add) = (1e3 * work.pass, 1e3 * work.fixed, 1e9 * work.add);
-        out!("measured here: a pass {pass:.1} ms, the rest of a step {fixed:.1} ms, to add a value {add:.2} ns");
+        let (threads, kept) = (counted(threads as u64, "thread"), precision.name());
+        let how =
+            args.speed.map_or(format!("measured here, on {threads} in {kept}"), |n| format!("at {n} tokens/s a rank"));
+        out!("{how}: a pass {pass:.1} ms, the rest of a step {fixed:.1} ms, to add a value {add:.2} ns");
         let names: String =
             args.gigabits.iter().map(|gb| format!("{:>20}", format!("{gb} Gb/s, {delay} ms"))).collect();
         out!("{:>6} {names}  (tokens/s, efficiency; in brackets with train.rank_sums = bf16)", "ranks");
@@ -124,6 +134,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A value is read and written where it is added, and where it is copied.
+const ADD: f64 = 1e-9;
+
+/// Sequences of a pass.
+fn sequences(t: &TrainSettings) -> usize {
+    let rows = if t.pass_rows == 0 { ROWS } else { t.pass_rows };
+    (rows / t.seq_len).max(1)
+}
+
+/// A step of a machine with this speed.
+fn described(model: &ModelConfig, t: &TrainSettings, passes: usize, speed: f64) -> Work {
+    let pass_tokens = sequences(t) * t.seq_len;
+    let pass = pass_tokens as f64 / speed;
+    Work { parameters: Layout::of(model).len(), passes, pass_tokens, pass, fixed: 0.0, add: ADD }
+}
+
 /// Steps of one pass and of several: what a pass takes, and what comes to it in each step.
 fn measure(
     cx: &Exec,
@@ -132,9 +158,7 @@ fn measure(
     t: TrainSettings,
     passes: usize,
 ) -> anyhow::Result<Work> {
-    let seq_len = t.seq_len;
-    let rows = if t.pass_rows == 0 { flashlm_train::stepper::ROWS } else { t.pass_rows };
-    let batch = (rows / seq_len).max(1);
+    let (seq_len, batch) = (t.seq_len, sequences(&t));
     let mut seconds = [0.0; 2];
     let mut parameters = 0;
     for (n, seconds) in [1, SEVERAL].into_iter().zip(&mut seconds) {

@@ -92,6 +92,24 @@ fn writing_is_measured() {
 }
 
 #[test]
+fn ranks_are_forecast_for_networks_of_any_speed() {
+    let place = Place::new();
+    let result = json(&place.ok(
+        "bench ranks --preset v4-small --speed 8192 --passes 2 --ranks 1,2,4 --gigabits 0.1,1e6 --set train.pass_rows=2048 --json",
+    ));
+    let speed = |ranks: u64, gigabits: f64| {
+        let row = rows(&result).iter().find(|row| row["ranks"] == ranks && row["gigabits"] == gigabits);
+        row.map(|row| above_zero(row, "tokens_per_second"))
+    };
+    // Two passes: no more than two ranks. Each computes 0.25 s; 17.5 MB take 1.4 s at 12.5 MB/s.
+    assert_eq!(speed(4, 0.1), None);
+    assert_eq!(speed(1, 0.1).map(f64::round), Some(8192.0));
+    assert!((4096.0 / speed(2, 0.1).unwrap() - 0.25 - 17.46 / 12.5).abs() < 0.05);
+    assert!((4096.0 / speed(2, 1e6).unwrap() - 0.25).abs() < 0.01);
+    place.fails("bench ranks --ranks 3", &["power of two"]);
+}
+
+#[test]
 fn every_kernel_is_checked_and_timed() {
     let place = Place::new();
     // One instruction set: all of them, slow ones too, are compared in the tests of the command itself.
