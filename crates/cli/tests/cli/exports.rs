@@ -66,7 +66,8 @@ fn c_writes_what_generate_writes_of_trained_models() {
         for way in ["-t 0", "--seed 7 -t 1.3 --top-p 1"] {
             let flags = format!("-p Once -n 300 {way}");
             let mut story = Command::new(place.path("story"));
-            let output = story.args(flags.split(' ')).arg("-m").arg(place.path(&format!("{preset}-c/story.bin"))).output();
+            let output =
+                story.args(flags.split(' ')).arg("-m").arg(place.path(&format!("{preset}-c/story.bin"))).output();
             let output = output.unwrap();
             assert!(output.status.success(), "{preset}: {}", text(&output.stderr));
             assert_eq!(text(&output.stdout), place.ok(&format!("generate {preset} {flags}")), "{preset} {way}");

@@ -136,7 +136,14 @@ mod tests {
     /// What the program prints with the model in it, or that of a file.
     fn told(program: &Path, model: Option<&Path>, prompt: &str, s: &Settings) -> Result<String, String> {
         let mut command = Command::new(program);
-        command.args(model.iter().flat_map(|model| [Path::new("-m"), *model])).args(["-p", prompt, "-n", "200", "-t", &s.temperature.to_string()]);
+        command.args(model.iter().flat_map(|model| [Path::new("-m"), *model])).args([
+            "-p",
+            prompt,
+            "-n",
+            "200",
+            "-t",
+            &s.temperature.to_string(),
+        ]);
         command.args(["--top-k", &s.top_k.to_string(), "--top-p", &s.top_p.to_string()]);
         command.args(["--min-p", &s.min_p.to_string(), "--seed", &s.seed.to_string()]);
         let output = command.output().unwrap();
@@ -225,7 +232,12 @@ mod tests {
                 for prompt in prompts {
                     let way = Settings { temperature: 1.0, ..Settings::writing() };
                     let want = wanted(&noise.model, prompt, &way);
-                    assert_eq!(told(&program, Some(&model), prompt, &way), Ok(want), "{}: {prompt:?}", tokenizer.kind());
+                    assert_eq!(
+                        told(&program, Some(&model), prompt, &way),
+                        Ok(want),
+                        "{}: {prompt:?}",
+                        tokenizer.kind()
+                    );
                 }
             }
         }
@@ -265,7 +277,9 @@ mod tests {
             }
         }
         let other = [&b"FLSTORY2"[..], &bytes[8..]].concat();
-        for (file, word) in [("other", "damaged"), ("empty", "cannot be read"), ("none", "cannot be read"), ("", "cannot be read")] {
+        for (file, word) in
+            [("other", "damaged"), ("empty", "cannot be read"), ("none", "cannot be read"), ("", "cannot be read")]
+        {
             if !["none", ""].contains(&file) {
                 folder.write(file, if file == "other" { &other } else { b"" });
             }
@@ -295,11 +309,7 @@ mod tests {
                 let program = folder.compile(compiler, &flags);
                 for way in ways() {
                     let want = wanted(&model, "One day", &way);
-                    assert_eq!(
-                        told(&program, None, "One day", &way),
-                        Ok(want),
-                        "{name}: {compiler} {flags:?}"
-                    );
+                    assert_eq!(told(&program, None, "One day", &way), Ok(want), "{name}: {compiler} {flags:?}");
                 }
             }
             // The interface alone.
