@@ -118,8 +118,8 @@ def main():
     sys.exit(failed)
 
 
-def close(what, own, packed):
-    check(f"{what} against the packed runtime, median of the first 20", np.median(np.abs(own - packed)[:20]), 1e-5)
+def close(what, own, packed, bound=1e-5):
+    check(f"{what} against the packed runtime, median of the first 20", np.median(np.abs(own - packed)[:20]), bound)
     check("the same, nats per token of all, ratio less 1", abs(own.mean() / packed.mean() - 1), 1e-3)
 
 
@@ -177,7 +177,7 @@ def onnx(flashlm, model, folder, ids, reference, packed):
     z = Session(int8).logits(ids[:-1]).astype(np.float64)
     z -= z.max(-1, keepdims=True)
     z -= np.log(np.exp(z).sum(-1, keepdims=True))
-    close("onnx int8", z[np.arange(len(packed)), ids[1:]], packed)
+    close("onnx int8", z[np.arange(len(packed)), ids[1:]], packed, 1e-6)
     example = run(sys.executable, folder / "onnx/generate.py", "Once upon a time")
     check("onnx: the example writes on", not (example.startswith("Once upon a time") and len(example) > 40), 0)
     print(f"    files: f32 {f32.stat().st_size} bytes, int8 {int8.stat().st_size}")

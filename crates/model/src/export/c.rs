@@ -146,8 +146,9 @@ mod tests {
         ]);
         command.args(["--top-k", &s.top_k.to_string(), "--top-p", &s.top_p.to_string()]);
         command.args(["--min-p", &s.min_p.to_string(), "--seed", &s.seed.to_string()]);
-        let output = command.output().unwrap();
+        let output = command.env("ASAN_OPTIONS", "detect_leaks=0").output().unwrap();
         let (out, err) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
+        assert!(!err.contains("Sanitizer") && !err.contains("runtime error"), "{err}");
         if output.status.success() { Ok(out) } else { Err(err.into_owned()) }
     }
 

@@ -39,7 +39,7 @@ static int real_number(const char *text, float *out) {
 
 #ifdef STORY_SEPARATE
 /* All bytes of a file; NULL if there are none, which is told. */
-static unsigned char *read_model(const char *path, size_t *bytes) {
+static unsigned char *file_bytes(const char *path, size_t *bytes) {
     FILE *file = fopen(path, "rb");
     unsigned char *all = NULL;
     size_t room = 0;
@@ -111,7 +111,7 @@ int main(int argc, char **argv) {
               "build with -std=c11 -ffp-contract=off, on 32-bit x86 with -msse2 -mfpmath=sse too, on s390x with -fexcess-precision=fast\n", stderr);
     size_t bytes;
 #ifdef STORY_SEPARATE
-    unsigned char *model = read_model(path, &bytes);
+    unsigned char *model = file_bytes(path, &bytes);
     if (!model) return 1;
 #else
     const unsigned char *model = story_model(&bytes);

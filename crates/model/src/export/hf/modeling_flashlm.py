@@ -95,7 +95,8 @@ class Leaky(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with rotated, normed queries and keys; a row sees at most `window` rows, itself included. The state is the last keys and values."""
+    """Causal attention with rotated, normed queries and keys; a row sees at most `window` rows, itself included. The state is
+    the last keys and values."""
 
     def __init__(self, c):
         super().__init__()
@@ -176,10 +177,13 @@ MIXERS = {"conv": Conv, "shortconv": ShortConv, "leaky": Leaky, "attention": Att
 
 
 class GLU(nn.Module):
+    """W_down(act(W_gate x) * (W_up x))"""
+
     def __init__(self, c):
         super().__init__()
         self.W_gate, self.W_up = Linear(c, c.dim, c.ffn_hidden), Linear(c, c.dim, c.ffn_hidden)
-        self.W_down, self.act = Linear(c, c.ffn_hidden, c.dim, last=True), F.silu if c.activation == "silu" else lambda g: g.relu().square()
+        self.W_down = Linear(c, c.ffn_hidden, c.dim, last=True)
+        self.act = F.silu if c.activation == "silu" else lambda g: g.relu().square()
 
     def forward(self, x):
         return self.W_down(self.act(self.W_gate(x)) * self.W_up(x))

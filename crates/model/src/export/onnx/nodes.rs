@@ -136,21 +136,11 @@ impl Graph {
     }
 
     pub(super) fn input(&mut self, name: &str, kind: Type, shape: &[Axis]) {
-        self.inputs.push(value(name, kind, Some(shape)));
+        self.inputs.push(value(name, kind, shape));
     }
 
     pub(super) fn output(&mut self, name: &str, kind: Type, shape: &[Axis]) {
-        self.outputs.push(value(name, kind, Some(shape)));
-    }
-
-    /// A row of floats of any shape, which an inner graph is given.
-    pub(super) fn row_input(&mut self, name: &str) {
-        self.inputs.push(value(name, Type::F32, None));
-    }
-
-    /// One that it gives back.
-    pub(super) fn row_output(&mut self, name: &str) {
-        self.outputs.push(value(name, Type::F32, None));
+        self.outputs.push(value(name, kind, shape));
     }
 
     fn message(&self, name: &str) -> Message {
@@ -170,14 +160,12 @@ impl Graph {
 }
 
 /// `ValueInfoProto`.
-fn value(name: &str, kind: Type, shape: Option<&[Axis]>) -> Message {
+fn value(name: &str, kind: Type, shape: &[Axis]) -> Message {
     let axis = |axis: &Axis| match axis {
         Axis::Of(n) => Message::default().varint(1, *n as u64),
         Axis::Named(name) => Message::default().bytes(2, name),
     };
-    let mut tensor = Message::default().varint(1, kind as u64);
-    if let Some(shape) = shape {
-        tensor = tensor.bytes(2, shape.iter().fold(Message::default(), |all, one| all.bytes(1, axis(one))));
-    }
+    let shape = shape.iter().fold(Message::default(), |all, one| all.bytes(1, axis(one)));
+    let tensor = Message::default().varint(1, kind as u64).bytes(2, shape);
     Message::default().bytes(1, name).bytes(2, Message::default().bytes(1, tensor))
 }
