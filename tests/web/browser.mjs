@@ -1,5 +1,5 @@
 // A page in a headless Chromium ($CHROMIUM, else chromium), driven over its debugging protocol. Needs Node with `WebSocket`:
-// `node --experimental-websocket` before 22. Without Chromium the script ends with a word and code 0.
+// `node --experimental-websocket` before 22. Without Chromium the script ends with a word, and with code 1 where CI is set.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -13,7 +13,7 @@ export async function inBrowser(folder, work) {
         execFileSync(browser, ["--version"]);
     } catch {
         console.log(`skipped: no ${browser} here`);
-        process.exit(0);
+        process.exit(process.env.CI ? 1 : 0);
     }
     const profile = mkdtempSync(join(tmpdir(), "page-"));
     const flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", `--user-data-dir=${profile}`, "about:blank"];

@@ -64,7 +64,6 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let stop = raised_by(&[SIGTERM, SIGINT])?;
     let api_key = args.api_key.or_else(|| std::env::var(KEY).ok().filter(|key| !key.is_empty()));
     if api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| (b' '..=b'~').contains(&b))) {
         bail!("the key is empty or has characters that a header cannot hold; use ASCII letters, digits and signs");
@@ -118,7 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         cors: args.cors,
         runs: watched.map(|watched| Arc::new(watched) as Arc<dyn Watch>),
     };
-    serve(listener, served, execs, options, stop)?;
+    serve(listener, served, execs, options, raised_by(&[SIGTERM, SIGINT])?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -137,7 +136,7 @@ impl Watch for Watched {
             let Piece { rows, next, anew, more, damaged } = piece;
             json!({"rows": rows, "next": next.to_string(), "anew": anew, "more": more, "damaged": damaged})
         };
-        Some(piece.map(told).map_err(|error| error.to_string()))
+        Some(piece.map(told).map_err(|_| format!("the log of {name} cannot be read")))
     }
 }
 

@@ -93,7 +93,8 @@ pub fn unknown(function: &str, name: &str, known: &[&str]) -> Failure {
     PyTypeError::new_err(format!("{function}() has no argument {name:?}{tip}")).into()
 }
 
-fn wrong(name: &str, expected: impl Display, value: &Bound<PyAny>) -> Failure {
+/// The error of an argument of another type.
+pub fn wrong(name: &str, expected: impl Display, value: &Bound<PyAny>) -> Failure {
     let found = value.get_type().name().map_or("something else".into(), |name| name.to_string());
     PyTypeError::new_err(format!("{name}: expected {expected}, found {found}")).into()
 }

@@ -57,6 +57,14 @@ impl Failure {
         Failure::new(Kind::Training, text)
     }
 
+    /// The error of a command, without the help of the command line.
+    pub fn in_short(error: anyhow::Error) -> Failure {
+        match flashlm::told(&error).strip_prefix("error: ") {
+            Some(rest) => Failure::setting(rest.split("\n\n").next().unwrap_or(rest).trim()),
+            None => error.into(),
+        }
+    }
+
     fn new(kind: Kind, text: impl Display) -> Failure {
         let text = text.to_string();
         Failure(match kind {

@@ -18,7 +18,7 @@ use crate::wait::wait;
 
 /// Calls a command with these arguments, and returns what it reports.
 fn report<'py>(py: Python<'py>, args: Vec<OsString>) -> Result<Bound<'py, PyAny>> {
-    object(py, &wait(py, move |_| Ok(flashlm::report(args)?))?)
+    object(py, &wait(py, move |_| Ok(flashlm::report(args).map_err(Failure::in_short)?))?)
 }
 
 fn words(parts: &[&str]) -> Vec<OsString> {
@@ -54,7 +54,8 @@ pub fn pack(
     report(py, args)
 }
 
-/// Exports a model for other programs, as `flashlm export` does: `format` is c, gguf, hf, safetensors or web.
+/// Exports a model for other programs, as `flashlm export` does: `format` is one of those that
+/// `flashlm export --help` lists, such as `"onnx"`.
 #[pyfunction]
 #[pyo3(signature = (format, model, output, *, weights = None, force = false))]
 pub fn export<'py>(

@@ -12,6 +12,7 @@ use flashlm_train::builtin;
 use flashlm_train::eval::Stories;
 use flashlm_train::eval::bpb::evaluate;
 use flashlm_train::load::load_packed;
+use flashlm_train::run::open_model;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyString};
 
@@ -37,12 +38,15 @@ pub struct Model {
 }
 
 /// Loads a model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-/// tokenizer.json; `"builtin"` is the model that is part of the package.
+/// tokenizer.json, or a name `hf:OWNER/NAME[@REVISION][:FILE]` of the hub; `"builtin"` is the model that is part of the package.
 #[pyfunction]
 #[pyo3(signature = (model = PathBuf::from(builtin::NAME)), text_signature = "(model='builtin')")]
 pub fn load(py: Python, model: PathBuf) -> Result<Model> {
     let path = model.clone();
-    let packed = Arc::new(wait(py, move |_| Ok(load_packed(&exec(1)?, &path)?))?);
+    let packed = wait(py, move |stop| {
+        let path = open_model(&path, false, &|| stop.load(Relaxed), &mut |_| ())?;
+        Ok(Arc::new(load_packed(&exec(1)?, &path)?))
+    })?;
     Ok(Model { engines: Engines::new(packed.clone()), packed, path: model })
 }
 

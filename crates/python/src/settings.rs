@@ -137,8 +137,3 @@ fn toml(name: &str, value: &Bound<PyAny>) -> Result<String> {
     }
     Err(wrong(name, "a number, a text, a switch, a list or a dict", value))
 }
-
-fn wrong(name: &str, expected: &str, value: &Bound<PyAny>) -> Failure {
-    let found = value.get_type().name().map_or("something else".into(), |name| name.to_string());
-    PyTypeError::new_err(format!("{name}: expected {expected}, found {found}")).into()
-}

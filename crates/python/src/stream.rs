@@ -11,6 +11,7 @@ use flashlm_model::sample::Sampler;
 use flashlm_model::{Engine, PackedModel, SequenceState};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyMemoryView, PyString};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::engines::Engines;
 use crate::error::{Failure, Result};
@@ -80,7 +81,10 @@ impl Stream {
             let saved = (before.len() > rows).then(|| at.clone());
             for piece in before.chunks(rows) {
                 py.detach(|| engine.feed(&mut at.state, piece));
-                if let (Err(error), Some(saved)) = (py.check_signals(), &saved) {
+                // In a short text, Python itself asks after the call.
+                if let Some(saved) = &saved
+                    && let Err(error) = py.check_signals()
+                {
                     *at = saved.clone();
                     return Err(error.into());
                 }
@@ -122,7 +126,7 @@ impl Stream {
         self.own(|own| {
             let At { state, logits, recent } = &own.at;
             let mut all = MAGIC.to_vec();
-            all.extend(self.model.tokenizer().hash().to_le_bytes());
+            all.extend(xxh3_64(self.model.digest().as_bytes()).to_le_bytes());
             own.sampler.rng().state().iter().for_each(|word| all.extend(word.to_le_bytes()));
             [logits.len(), recent.len()].iter().for_each(|&n| all.extend((n as u32).to_le_bytes()));
             logits.iter().for_each(|x| all.extend(x.to_le_bytes()));
@@ -172,7 +176,7 @@ impl Stream {
 fn read(model: &PackedModel, bytes: &[u8]) -> Option<(Rng, At)> {
     let bytes = bytes.strip_prefix(MAGIC)?;
     let (hash, bytes) = bytes.split_first_chunk()?;
-    if u64::from_le_bytes(*hash) != model.tokenizer().hash() {
+    if u64::from_le_bytes(*hash) != xxh3_64(model.digest().as_bytes()) {
         return None;
     }
     let (words, bytes) = bytes.split_first_chunk::<32>()?;

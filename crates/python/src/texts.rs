@@ -1,6 +1,6 @@
 //! Texts that a program has in memory, as a file among the caches: a text is read more than once. The same texts are the same file.
 
-use std::fs::{create_dir_all, rename};
+use std::fs::{create_dir_all, remove_file, rename};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -47,6 +47,11 @@ pub fn spool<'py>(
     }
     written?;
     let path = folder.join(format!("texts-{:016x}.jsonl", hash.digest()));
-    rename(&new, &path).map_err(PyErr::from)?;
+    // A file that is there stays: by its time the caches know that they are of it.
+    if path.exists() {
+        remove_file(&new).map_err(PyErr::from)?;
+    } else {
+        rename(&new, &path).map_err(PyErr::from)?;
+    }
     Ok(path)
 }

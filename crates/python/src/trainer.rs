@@ -113,7 +113,7 @@ impl Trainer {
                     notes.push(line.to_string());
                 }
             });
-            Ok((asked.map_err(in_short)?, notes))
+            Ok((asked.map_err(Failure::in_short)?, notes))
         })?;
         let settings = asked.resolved.settings().clone();
         let about = About {
@@ -193,7 +193,8 @@ impl Trainer {
         self.own(|own| Ok(own.about.share))
     }
 
-    /// What the run came to, as docs/json.md describes it: bits per byte, steps, tokens, seconds; None until it has ended.
+    /// What the run came to: what its `result.json` holds, and `run`, its folder; of an interrupted run `outcome`, `steps` and `run`.
+    /// None until it has ended.
     #[getter]
     fn result<'py>(&self, py: Python<'py>) -> Result<Option<Bound<'py, PyAny>>> {
         self.own(|own| own.about.result.as_ref().map(|result| object(py, result)).transpose())
@@ -214,16 +215,25 @@ impl Trainer {
     #[pyo3(signature = (*_error))]
     fn __exit__(&self, py: Python, _error: &Bound<pyo3::types::PyTuple>) -> Result<()> {
         self.stop();
-        finish(py, |run| Arc::ptr_eq(&run.done, &self.run.done))
+        finish(py, |run| Arc::ptr_eq(&run.done, &self.run.done))?;
+        self.own(|own| {
+            while let Stage::Running(receive) = &mut own.stage
+                && let Ok(message) = receive.try_recv()
+            {
+                own.take(py, message)?;
+            }
+            Ok(())
+        })
     }
 
-    fn __repr__(&self) -> Result<String> {
-        self.own(|own| {
+    fn __repr__(&self) -> String {
+        let told = self.own(|own| {
             let run = own.about.run.as_ref().map_or("not begun".into(), |run| run.display().to_string());
             let progress =
                 if own.about.progress.is_empty() { String::new() } else { format!(": {}", own.about.progress) };
             Ok(format!("<flashlm.Trainer {run}{progress}>"))
-        })
+        });
+        told.unwrap_or_else(|_| "<flashlm.Trainer>".into())
     }
 
     /// A progress bar and the curve, for notebooks.
@@ -393,15 +403,6 @@ fn train(asked: Asked, stop: &AtomicBool, send: &Sender<Message>) -> Result<Valu
     };
     result["run"] = json!(run.display().to_string());
     Ok(result)
-}
-
-/// The error of arguments without the help of the command line.
-fn in_short(error: anyhow::Error) -> Failure {
-    let text = flashlm::told(&error);
-    match text.strip_prefix("error: ") {
-        Some(rest) => Failure::setting(rest.split("\n\n").next().unwrap_or(rest).trim()),
-        None => error.into(),
-    }
 }
 
 /// Waits until such runs of this process are saved and have ended; Ctrl-C ends the wait.

@@ -61,6 +61,7 @@ def interrupted(call: Callable[[], object]) -> float:
     times = []
     for _ in range(3):
         sent = []
+        ended = False
 
         def press() -> None:
             time.sleep(0.3)
@@ -71,7 +72,9 @@ def interrupted(call: Callable[[], object]) -> float:
         presser.start()
         with pytest.raises(KeyboardInterrupt):
             call()
+            ended = True
             time.sleep(5)
+        assert not ended, "the call ended before Ctrl-C"
         times.append(time.perf_counter() - sent[0])
         presser.join()
         if times[-1] < 0.1:

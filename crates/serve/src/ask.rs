@@ -109,15 +109,16 @@ impl Ask {
         // All of it is held until the last text has ended, or of a stream what the prompts say.
         let told = if stream { 0 } else { prompts.len() as u64 * limit };
         let echoed: u64 = if echo { prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum() } else { 0 };
-        if let Some(top) = logprobs
+        let ids = fields.flag("return_token_ids", false)?;
+        let (name, top) = if logprobs.is_some() { ("logprobs", logprobs) } else { ("return_token_ids", ids.then_some(0)) };
+        if let Some(top) = top
             && (told + echoed) * best_of * (1 + top as u64) > MAX_LISTED
         {
             let message = format!(
-                "logprobs: up to {} tokens with {top} alternatives each are too many for one answer; ask for fewer tokens at once, \
-                 or with `stream`",
+                "{name}: up to {} tokens with {top} alternatives each are too many for one answer; ask for fewer tokens at once",
                 (told + echoed) * best_of
             );
-            return Err(ApiError::bad("logprobs", message));
+            return Err(ApiError::bad(name, message));
         }
         if told * best_of > MAX_HELD {
             let message = format!(
@@ -126,7 +127,6 @@ impl Ask {
             );
             return Err(ApiError::bad("max_tokens", message));
         }
-        let ids = fields.flag("return_token_ids", false)?;
         let tell = fields.flag("add_special_tokens", true)?;
         let settings = settings(&mut fields)?;
         let stop = stops(&mut fields)?;

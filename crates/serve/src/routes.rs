@@ -299,7 +299,8 @@ async fn one_run(State(shared): State<Arc<Shared>>, name: Result<Path<String>, P
     };
     let runs = shared.runs.clone().ok_or_else(missing)?;
     let rows = read(move || runs.rows(&name, &after)).await?.ok_or_else(missing)?;
-    Ok(answer(&rows.map_err(|error| ApiError::bad("run", error))?))
+    let unread = |error| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, error);
+    Ok(answer(&rows.map_err(unread)?))
 }
 
 /// What comes from a disk, which may be slow: not on the thread of all connections.
