@@ -203,19 +203,19 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let patience = Duration::from_secs(2);
         for slow in [true, false] {
-            let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (socket, _) = listener.accept().unwrap();
             socket.set_nonblocking(true).unwrap();
             let started = Instant::now();
             // A piece now and then, for longer than the patience with one that takes nothing.
-            let reader = slow.then(|| {
-                thread::spawn(move || {
-                    let mut piece = vec![0; 4 << 20];
-                    while started.elapsed() < 4 * patience && client.read(&mut piece).is_ok() {
-                        thread::sleep(patience / 10);
+            let reader = thread::spawn(move || {
+                let (mut client, mut piece) = (client, vec![0; 4 << 20]);
+                while started.elapsed() < 4 * patience {
+                    if slow && client.read(&mut piece).is_err() {
+                        break;
                     }
-                    client
-                })
+                    thread::sleep(patience / 10);
+                }
             });
             let end = runtime.block_on(async {
                 let socket = TcpStream::from_std(socket).unwrap();
@@ -231,7 +231,7 @@ mod tests {
             });
             assert_eq!(end, (!slow).then_some(io::ErrorKind::TimedOut));
             assert!(started.elapsed() >= patience);
-            drop(reader.map(|reader| reader.join().unwrap()));
+            reader.join().unwrap();
         }
     }
 }
