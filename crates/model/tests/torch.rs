@@ -217,7 +217,7 @@ fn blockwise_and_gated_delta_files_give_the_logits_of_pytorch() {
         std::fs::write(&path, state_dict(&tensors)).unwrap();
         let original = Original::open(&path).unwrap();
         assert_eq!((original.config.mixer_of(0), original.step), (mixer, None));
-        let &[b, t] = &vectors.shape("x").unwrap()[..] else { panic!("{name}: x") };
+        let &[b, t] = vectors.shape("x").unwrap() else { panic!("{name}: x") };
         let x: Vec<Token> = vectors.ints("x").unwrap().iter().map(|&id| id as Token).collect();
         let want = vectors.f32("logits").unwrap();
         let mut lm = Precision::F32.build(&original.config, b * t, false).unwrap();

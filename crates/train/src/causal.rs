@@ -181,14 +181,14 @@ mod tests {
         (0..VOCAB as Token).map(text).collect()
     }
 
-    fn of(outputs: &mut dyn FnMut(&[Token], &[Token]) -> Vec<f64>) -> Causality {
+    fn of(mut outputs: impl FnMut(&[Token], &[Token]) -> Vec<f64>) -> Causality {
         let mut outputs = |inputs: &[Token], targets: &[Token]| Ok::<_, Infallible>(outputs(inputs, targets));
         check_of("stand-in", (VOCAB, LENGTH), &texts(), &mut outputs).unwrap()
     }
 
     #[test]
     fn a_model_of_the_next_token_passes() {
-        let found = of(&mut |inputs, targets| stand_in(inputs, targets, 1, rule));
+        let found = of(|inputs, targets| stand_in(inputs, targets, 1, rule));
         assert!(found.passed(), "{found:?}");
         assert_eq!((found.moved, found.compared), (0, PLACES.iter().sum()));
         let shift = found.shift.unwrap();
@@ -199,14 +199,14 @@ mod tests {
     #[test]
     fn one_that_sees_the_next_input_fails_wherever_it_looks() {
         // One input ahead, and the mean of the whole text.
-        let ahead = of(&mut |inputs, targets| {
+        let ahead = of(|inputs, targets| {
             let later: Vec<Token> = (0..inputs.len()).map(|i| inputs[(i + 1).min(inputs.len() - 1)]).collect();
             stand_in(&later, targets, 0, rule)
         });
         assert!(!ahead.passed() && ahead.moved > 0, "{ahead:?}");
         let (i, t) = ahead.first.unwrap();
         assert_eq!(i + 1, t);
-        let mean = of(&mut |inputs, targets| {
+        let mean = of(|inputs, targets| {
             let sum: f64 = inputs.iter().map(|&token| f64::from(token)).sum();
             stand_in(inputs, targets, 1, rule).iter().map(|x| x - 1e-9 * sum).collect()
         });
@@ -216,19 +216,19 @@ mod tests {
 
     #[test]
     fn one_of_the_token_after_the_next_fails() {
-        let found = of(&mut |inputs, targets| stand_in(inputs, targets, 2, rule));
+        let found = of(|inputs, targets| stand_in(inputs, targets, 2, rule));
         assert_eq!((found.moved, found.shift.unwrap().verdict), (0, Verdict::After));
         assert!(!found.passed());
     }
 
     #[test]
     fn one_that_knows_nothing_is_no_failure_and_one_that_looks_at_nothing_is() {
-        let mut odd = |inputs: &[Token], targets: &[Token]| {
+        let odd = |inputs: &[Token], targets: &[Token]| -> Vec<f64> {
             inputs.iter().zip(targets).map(|(&x, &y)| -2.4 - 0.01 * f64::from((x * 7 + y * 5) % 3)).collect()
         };
-        let found = of(&mut odd);
+        let found = of(odd);
         assert_eq!(found.shift.unwrap().verdict, Verdict::Undecided);
         assert!(found.passed());
-        assert!(!of(&mut |inputs, _| vec![-2.4; inputs.len()]).passed());
+        assert!(!of(|inputs, _| vec![-2.4; inputs.len()]).passed());
     }
 }

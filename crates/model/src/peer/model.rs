@@ -184,7 +184,7 @@ impl Peer {
 
 /// Numbers of all tensors that were trained; a tied head is the embedding once more.
 fn numbers(file: &TensorFile, tied: bool) -> Result<usize, PeerError> {
-    let trained = |name: &&String| !is_buffer(name) && !(tied && *name == "lm_head.weight");
+    let trained = |name: &&String| !(is_buffer(name) || tied && *name == "lm_head.weight");
     let count = |name: &String| Ok(file.shape(name)?.iter().fold(1usize, |all, &n| all.saturating_mul(n)));
     file.names().iter().filter(trained).map(count).sum()
 }
