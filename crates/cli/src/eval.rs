@@ -111,6 +111,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             args.per_document.is_none() && args.consistency.is_none(),
             "--per-document and --consistency are for one model: name one, without --svg"
         );
+        ensure!(
+            args.precision == Precision::F32,
+            "--precision is for the master weights of one model: name one, without --svg"
+        );
         let source = open_text(&args)?;
         let wanted = Wanted {
             svg: args.svg.as_deref(),

@@ -104,8 +104,13 @@ fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Adam
     let wrong = |name: &str, expected: &str, found: &str| wrong(name, expected.into(), found.into());
     let root = file.root();
     let model = root.get("model_state_dict").unwrap_or(root);
-    let group = optimizer.get("param_groups").and_then(|groups| groups.nth(0));
-    let group = group.ok_or_else(|| wrong("optimizer_state_dict", "one group of parameters", "none"))?;
+    let groups = optimizer.get("param_groups");
+    let group = |i| groups.and_then(|groups| groups.nth(i));
+    if group(1).is_some() {
+        // Their parameters are numbered group by group, in an order that the file does not tell.
+        return Err(wrong("optimizer_state_dict", "one group of parameters, as the original scripts have", "several"));
+    }
+    let group = group(0).ok_or_else(|| wrong("optimizer_state_dict", "one group of parameters", "none"))?;
     let state = optimizer.get("state").ok_or_else(|| wrong("optimizer_state_dict", "a state", "none"))?;
     let number = |item: Option<Item>, key: &str| {
         let value = item.and_then(Item::float).filter(|value| value.is_finite());

@@ -18,7 +18,7 @@ use crate::wait::wait;
 
 /// Calls a command with these arguments, and returns what it reports.
 fn report<'py>(py: Python<'py>, args: Vec<OsString>) -> Result<Bound<'py, PyAny>> {
-    object(py, &wait(py, move |_| Ok(flashlm::report(args).map_err(Failure::in_short)?))?)
+    object(py, &wait(py, move |_| flashlm::report(args).map_err(Failure::in_short))?)
 }
 
 fn words(parts: &[&str]) -> Vec<OsString> {

@@ -110,7 +110,8 @@ impl Ask {
         let told = if stream { 0 } else { prompts.len() as u64 * limit };
         let echoed: u64 = if echo { prompts.iter().map(|prompt| prompt.tokens.len() as u64).sum() } else { 0 };
         let ids = fields.flag("return_token_ids", false)?;
-        let (name, top) = if logprobs.is_some() { ("logprobs", logprobs) } else { ("return_token_ids", ids.then_some(0)) };
+        let (name, top) =
+            if logprobs.is_some() { ("logprobs", logprobs) } else { ("return_token_ids", ids.then_some(0)) };
         if let Some(top) = top
             && (told + echoed) * best_of * (1 + top as u64) > MAX_LISTED
         {

@@ -70,7 +70,9 @@ pub enum Verdict {
 impl Causality {
     /// Whether the model may be believed.
     pub fn passed(&self) -> bool {
-        self.moved == 0 && self.looks && self.shift.is_none_or(|shift| shift.verdict != Verdict::After)
+        self.moved == 0
+            && (self.looks || self.compared == 0)
+            && self.shift.is_none_or(|shift| shift.verdict != Verdict::After)
     }
 }
 

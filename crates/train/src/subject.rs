@@ -68,7 +68,10 @@ impl Subject {
     pub fn float(cx: &Exec, path: &Path) -> Result<Subject, SubjectError> {
         Ok(match recognise(path) {
             What::Peer(_) => Subject::Peer(Arc::new(match Peer::open(cx, path) {
-                Err(PeerError::NoTokenizer { .. }) => Peer::weights(cx, path)?,
+                // None, or one that is not ours to read.
+                Err(PeerError::NoTokenizer { .. } | PeerError::Tokenizer { .. } | PeerError::Vocabulary { .. }) => {
+                    Peer::weights(cx, path)?
+                }
                 peer => peer?,
             })),
             What::Torch => {

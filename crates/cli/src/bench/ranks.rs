@@ -86,6 +86,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(speed) => described(&model, &settings.train, passes, speed),
         None => measure(&cx, &model, precision, settings.train, passes)?,
     };
+    anyhow::ensure!(
+        args.ranks.iter().any(|&ranks| ranks <= work.passes),
+        "--ranks: a step of --passes {} is for at most as many ranks; raise --passes",
+        work.passes
+    );
     let fit = args.ranks.iter().copied().filter(|&ranks| ranks <= work.passes);
     let (threads, delay) = (cx.pool().threads(), args.delay);
     if !args.json {

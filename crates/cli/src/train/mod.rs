@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::SeqCst;
 
+use flashlm_kernels::Isa;
 use flashlm_train::data::DataError;
 use flashlm_train::eval::consistency::Consistency;
 use flashlm_train::log::{Row, jsonl};
@@ -28,8 +29,10 @@ use product::Product;
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // Before the ranks meet: one that fails alone later would be waited for.
+    let isa = Isa::detect().map_err(anyhow::Error::msg)?;
     let comm = ranks::join()?;
-    let alike = ranks::compare(&*comm);
+    let alike = ranks::compare(&*comm, isa);
     if comm.rank() > 0 {
         // Rank 0 tells what is not alike, and fails: a rank that fails before it would have it killed.
         return Ok(alike.map_or(ExitCode::SUCCESS, |()| ranks::work(&*comm, args.threads)));

@@ -30,9 +30,12 @@ pub fn join() -> anyhow::Result<Box<dyn Comm>> {
 }
 
 /// That all ranks are alike; where they are not, all have the same error.
-pub fn compare(comm: &dyn Comm) -> anyhow::Result<()> {
-    let isa = Isa::detect().map_err(anyhow::Error::msg)?.name().to_string();
-    let own = Hello { version: env!("CARGO_PKG_VERSION").into(), isa, flags: flags(std::env::args().skip(1)) };
+pub fn compare(comm: &dyn Comm, isa: Isa) -> anyhow::Result<()> {
+    let own = Hello {
+        version: env!("CARGO_PKG_VERSION").into(),
+        isa: isa.name().into(),
+        flags: flags(std::env::args().skip(1)),
+    };
     Ok(meet(comm, &own)?)
 }
 

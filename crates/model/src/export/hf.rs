@@ -63,6 +63,9 @@ fn with_code(source: &Source, refused: &Refused) -> Result<Exported, Refused> {
     if c.family != "flash" {
         return Err(Refused(vec![format!("model.family = {} (expected flash)", c.family)]));
     }
+    if let Some(reason) = source.unknown_mixer() {
+        return Err(Refused(vec![reason]));
+    }
     let Some((pairs, ids)) = source.tokenizer.to_pairs() else {
         let kind = source.tokenizer.kind();
         return Err(Refused(vec![format!("tokenizer.kind = {kind} (expected bpe, bytes or frequency)")]));

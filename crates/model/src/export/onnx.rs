@@ -23,6 +23,7 @@ pub fn write(source: &Source, weights: &str) -> Result<Exported, Refused> {
     if source.config.family != "flash" {
         reasons.push(format!("model.family = {} (expected flash)", source.config.family));
     }
+    reasons.extend(source.unknown_mixer());
     let each = if weights == "f32" { 4 } else { 1 };
     let size: usize = source.weights.iter().map(|weight| each * weight.shape.iter().product::<usize>()).sum();
     if size > LARGEST - (1 << 24) {
@@ -36,8 +37,12 @@ pub fn write(source: &Source, weights: &str) -> Result<Exported, Refused> {
         Some((tokenizer, ids)) if reasons.is_empty() => {
             let ids = serde_json::to_string(&ids).expect("numbers have a JSON form");
             let texts = [("eos", source.tokenizer.eos().to_string()), ("ids", ids)];
+            let graph = flash::file(source, weights == "int8", &texts);
+            if graph.len() > LARGEST {
+                return Err(Refused(vec![format!("a graph of {} bytes (expected less than 2 GB)", graph.len())]));
+            }
             Ok(Exported::Folder(vec![
-                ("model.onnx", flash::file(source, weights == "int8", &texts)),
+                ("model.onnx", graph),
                 ("tokenizer.json", tokenizer),
                 ("generate.py", include_bytes!("onnx/generate.py").to_vec()),
             ]))

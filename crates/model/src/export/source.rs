@@ -25,6 +25,13 @@ impl Source {
         reader.finish()?;
         Ok(Source { config, tokenizer, weights })
     }
+
+    /// Why a format that writes the code of each mixer cannot say this model, if it has another.
+    pub fn unknown_mixer(&self) -> Option<String> {
+        const KNOWN: [&str; 5] = ["conv", "shortconv", "attention", "delta", "leaky"];
+        let mixer = (0..self.config.blocks).map(|i| self.config.mixer_of(i)).find(|mixer| !KNOWN.contains(mixer))?;
+        Some(format!("model.mixer = {mixer} (expected {})", KNOWN.join(", ")))
+    }
 }
 
 /// What a format has made of a model.

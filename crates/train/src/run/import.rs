@@ -46,9 +46,9 @@ pub(super) fn import(path: &Path) -> Result<(Checkpoint, String), TrainError> {
             (updates, [m, v], format!("{told}{}", said.unwrap_or_default()))
         }
         None => {
-            let told =
-                "weights alone, without an optimizer or a step: the moments of AdamW start at zero, and steps at 0";
-            (0, [zeros(), zeros()], format!("{shown}: {told}"))
+            let told = "weights alone, without an optimizer: the moments of AdamW start at zero, and steps at 0";
+            let said = step.map(|step| format!("; the file counts {} steps", thousands(step)));
+            (0, [zeros(), zeros()], format!("{shown}: {told}{}", said.unwrap_or_default()))
         }
     };
     let state = State { step, tokens: tokens.unwrap_or(0), stage_start: step, windows: Some(0), ..State::default() };

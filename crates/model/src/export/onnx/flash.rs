@@ -87,7 +87,8 @@ impl<'a> Writer<'a> {
                 "shortconv" => self.shortconv(&x),
                 "attention" => self.attention(&x),
                 "delta" => self.delta(&x),
-                _ => self.leaky(&x),
+                "leaky" => self.leaky(&x),
+                other => unreachable!("{other} is refused before"),
             };
             h = self.g.op("Add", &[&h, &y]);
             let x = self.norm_if(&format!("blocks.{i}.norm2.scale"), &h);

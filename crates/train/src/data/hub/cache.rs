@@ -75,8 +75,12 @@ impl Repo {
         is_hex(&commit, 40).then_some(commit)
     }
 
-    /// The commit whose files are here, if there is just one: whoever asked for a commit by its number leaves no `refs`.
+    /// Of what is not asked for by a revision, the commit whose files are here, if there is just one: whoever asked for a commit by
+    /// its number leaves no `refs`.
     pub fn only_snapshot(&self) -> Option<String> {
+        if self.revision != "main" {
+            return None;
+        }
         let mut all = fs::read_dir(self.folder.join("snapshots")).ok()?.flatten();
         let name = all.next()?.file_name().into_string().ok()?;
         (all.next().is_none() && is_hex(&name, 40)).then_some(name)

@@ -165,6 +165,10 @@ impl Client {
         if !cache::is_hex(&revision.sha, 40) {
             return Err(bad(format!("{:?} is not a commit", short(&revision.sha))));
         }
+        let asked = &watch.address.revision;
+        if cache::is_hex(asked, 40) && *asked != revision.sha {
+            return Err(bad(format!("commit {} was asked for, and {} is told", asked, revision.sha)));
+        }
         if revision.siblings.len() > MAX_FILES {
             return Err(bad(format!("a list of {} files, more than {MAX_FILES}", revision.siblings.len())));
         }

@@ -45,8 +45,14 @@ impl ModelName {
             if !is_repo(repo) {
                 return Err(format!("`{repo}` is not the name of a model; expected hf:OWNER/NAME[@REVISION][:FILE]"));
             }
-            if revision.is_empty() || !revision.chars().all(plain) || revision.contains("..") {
-                return Err(format!("`{revision}` is not a revision; expected a branch, a tag or a commit"));
+            if revision.is_empty()
+                || revision.starts_with('.')
+                || !revision.chars().all(plain)
+                || revision.contains("..")
+            {
+                return Err(format!(
+                    "`{revision}` is not a revision; expected a branch, a tag or a commit, without a slash"
+                ));
             }
             if file.as_ref().is_some_and(String::is_empty) {
                 return Err("there is no file behind the colon; expected hf:OWNER/NAME[@REVISION][:FILE]".to_string());
