@@ -55,15 +55,15 @@ const COMMANDS: [(char, &str, &str); 7] = [
     ('d', "bench decode PATH --seconds 0.01 --prompt 2", "expected a model"),
     ('p', "pack PATH -o OUT", "expected a model with master weights"),
     ('c', "plot PATH -o OUT", "expected a run, or the metrics.jsonl of one"),
-    ('v', "verify PATH", "expected test vectors"),
+    ('v', "verify PATH", "expected a model, or test vectors"),
 ];
 
 /// The path, which commands take it, and of what the errors of the others speak.
 const KINDS: [(&str, &str, &[&str]); 30] = [
-    ("run", "igedpc", &["found a run", "flashlm info run"]),
-    (STEP, "igedp", &["found a checkpoint", "flashlm info"]),
-    ("model.safetensors", "igedp", &["found a model with master weights"]),
-    ("packed.safetensors", "iged", &["found a packed model"]),
+    ("run", "igedpcv", &["found a run", "flashlm info run"]),
+    (STEP, "igedpv", &["found a checkpoint", "flashlm info"]),
+    ("model.safetensors", "igedpv", &["found a model with master weights"]),
+    ("packed.safetensors", "igedv", &["found a packed model"]),
     ("new", "i", &["found a run that has no checkpoint yet", "Ctrl-C"]),
     ("run/checkpoints", "", &["found the folder of a run's checkpoints", "name the run"]),
     ("foreign.safetensors", "", &["another program (format \"pt\", 1 tensor)", "name the folder"]),
@@ -93,7 +93,8 @@ const KINDS: [(&str, &str, &[&str]); 30] = [
 ];
 
 /// Where a command knows better.
-const OWN_WORDS: [(&str, char, &str); 4] = [
+const OWN_WORDS: [(&str, char, &str); 5] = [
+    ("new", 'v', "new: expected a model with master weights: a run,"),
     ("packed.safetensors", 'p', "packed.safetensors is already packed; "),
     ("new", 'c', "new/metrics.jsonl: there is nothing to draw yet"),
     ("empty.txt", 'c', "empty.txt: there is nothing to draw yet"),
