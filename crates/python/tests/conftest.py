@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,12 @@ SMALL: dict[str, Any] = {
     "threads": 2,
     "set": {"model.dim": 32, "model.blocks": 1, "model.ffn_hidden": 48, "train.seq_len": 64, "train.log_every": 5},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> None:
+    """Scripts that run in the background of a shell ignore Ctrl-C, and so would Python."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
