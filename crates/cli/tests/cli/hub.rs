@@ -73,7 +73,7 @@ fn shards(bytes: usize) -> [Vec<u8>; 2] {
 }
 
 /// The command with this hub and a cache of its own.
-fn command(place: &Place, hub: &str, args: &str) -> Command {
+pub fn command(place: &Place, hub: &str, args: &str) -> Command {
     let mut command = place.command(args);
     for name in ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"] {
         command.env_remove(name);

@@ -1,12 +1,13 @@
 //! Models of other programs: by name from a hub of our own, in one table, and asked whether they see the future.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use flashlm_model::io::safetensors::{TensorRef, write_tensors};
 use serde_json::{Value, json};
 
 use crate::common::{Place, text};
+use crate::hub::command;
 use crate::hub_server::{Act, COMMIT, Hub};
 
 /// Width, blocks and heads of the models of TinyStories; the largest narrower than they are, with as many heads.
@@ -64,18 +65,6 @@ fn hub_of(vocab: usize, (dim, blocks, heads): (usize, usize, usize)) -> (Hub, us
     let (config, weights, numbers) = gpt_neo(vocab, dim, blocks, heads);
     let files = [("README.md", b"# a model".to_vec()), ("config.json", config), ("model.safetensors", weights)];
     (Hub::new(&files), numbers)
-}
-
-fn command(place: &Place, hub: &str, args: &str) -> Command {
-    let mut command = place.command(args);
-    for name in ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE"] {
-        command.env_remove(name);
-    }
-    for name in ["http_proxy", "https_proxy", "all_proxy"] {
-        command.env_remove(name).env_remove(name.to_uppercase());
-    }
-    command.env("HF_ENDPOINT", hub).env("HF_HOME", place.path("hf"));
-    command
 }
 
 fn ok(output: Output) -> String {
