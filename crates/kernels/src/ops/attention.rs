@@ -67,9 +67,9 @@ pub fn attention_forward<E: Elem, A: Store<E = E>>(
     }
     cx.op(Softmax { s, max, sum, visible: Visible { first: 0, own: l - n, window, n } });
     let mut at = 0;
-    for (i, (_, v)) in pieces.iter().enumerate() {
+    for v in pieces.iter().flat_map(|(_, v)| v.chunks(KEYS * d)) {
         let m = v.len() / d;
-        product(cx, (o, d), Strided::transposed(&s[at * n..], n), (v, d), (n, d, m), Triangle::None, i > 0);
+        product(cx, (o, d), Strided::transposed(&s[at * n..], n), (v, d), (n, d, m), Triangle::None, at > 0);
         at += m;
     }
     for (i, o) in o.chunks_exact_mut(d).enumerate() {
@@ -132,14 +132,12 @@ struct Visible {
 }
 
 impl Visible {
-    /// Sets the scores of `s: [_, n]` that no query sees.
+    /// Sets the scores of a key, `row: [n]`, with the queries that do not see it.
     #[inline(always)]
-    fn hide<E: Elem>(self, s: &mut [E], value: E) {
-        for (key, row) in (self.first..).zip(s.chunks_exact_mut(self.n)) {
-            let end = (key + self.window).saturating_sub(self.own).min(self.n);
-            row[..key.saturating_sub(self.own).min(self.n)].fill(value);
-            row[end..].fill(value);
-        }
+    fn hide<E: Elem>(self, key: usize, row: &mut [E], value: E) {
+        let end = (key + self.window).saturating_sub(self.own).min(self.n);
+        row[..key.saturating_sub(self.own).min(self.n)].fill(value);
+        row[end..].fill(value);
     }
 }
 
@@ -156,31 +154,30 @@ impl<E: Elem> Op<E> for Softmax<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) {
         let Softmax { s, max, sum, visible } = self;
-        let (n, cells) = (max.len(), s.len());
-        visible.hide(s, E::from_f64(f64::NEG_INFINITY));
-        let p = s.as_mut_ptr();
-        // SAFETY: offsets are inside the rows of `n`.
-        each!(S, n, |i, lanes| unsafe {
-            let mut top = S::get(p.add(i), lanes);
-            for row in (n..cells).step_by(n) {
-                top = S::max(top, S::get(p.add(row + i), lanes));
-            }
-            S::put(max.as_mut_ptr().add(i), top, lanes);
-            for row in (0..cells).step_by(n) {
-                let p = p.add(row + i);
-                S::put(p, S::exp(S::sub(S::get(p, lanes), top)), lanes);
-            }
-        });
-        visible.hide(s, E::ZERO);
-        let p = s.as_ptr();
-        // SAFETY: as above.
-        each!(S, n, |i, lanes| unsafe {
-            let mut total = S::splat(E::ZERO);
-            for row in (0..cells).step_by(n) {
-                total = S::add(total, S::get(p.add(row + i), lanes));
-            }
-            S::put(sum.as_mut_ptr().add(i), total, lanes);
-        });
+        let n = max.len();
+        max.fill(E::from_f64(f64::NEG_INFINITY));
+        sum.fill(E::ZERO);
+        for (key, row) in (visible.first..).zip(s.chunks_exact_mut(n)) {
+            visible.hide(key, row, E::from_f64(f64::NEG_INFINITY));
+            // SAFETY: `row` and `max` have `n` elements.
+            each!(S, n, |i, lanes| unsafe {
+                let max = max.as_mut_ptr().add(i);
+                S::put(max, S::max(S::get(max, lanes), S::get(row.as_ptr().add(i), lanes)), lanes);
+            });
+        }
+        for (key, row) in (visible.first..).zip(s.chunks_exact_mut(n)) {
+            // SAFETY: as above.
+            each!(S, n, |i, lanes| unsafe {
+                let p = row.as_mut_ptr().add(i);
+                S::put(p, S::exp(S::sub(S::get(p, lanes), S::get(max.as_ptr().add(i), lanes))), lanes);
+            });
+            visible.hide(key, row, E::ZERO);
+            // SAFETY: as above, and `sum` has as many.
+            each!(S, n, |i, lanes| unsafe {
+                let sum = sum.as_mut_ptr().add(i);
+                S::put(sum, S::add(S::get(sum, lanes), S::get(row.as_ptr().add(i), lanes)), lanes);
+            });
+        }
     }
 }
 
@@ -199,16 +196,13 @@ impl<E: Elem> Op<E> for Gradient<'_, E> {
     unsafe fn run<S: Simd<E = E>>(self) {
         let Gradient { p, ds, log_sum, dots, visible } = self;
         let n = log_sum.len();
-        for p in p.chunks_exact_mut(n) {
-            let p = p.as_mut_ptr();
+        for (key, (p, ds)) in (visible.first..).zip(p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n))) {
             // SAFETY: offsets are inside the rows of `n`.
             each!(S, n, |i, lanes| unsafe {
-                let at = S::get(log_sum.as_ptr().add(i), lanes);
-                S::put(p.add(i), S::exp(S::sub(S::get(p.add(i), lanes), at)), lanes);
+                let p = p.as_mut_ptr().add(i);
+                S::put(p, S::exp(S::sub(S::get(p, lanes), S::get(log_sum.as_ptr().add(i), lanes))), lanes);
             });
-        }
-        visible.hide(p, E::ZERO);
-        for (p, ds) in p.chunks_exact(n).zip(ds.chunks_exact_mut(n)) {
+            visible.hide(key, p, E::ZERO);
             // SAFETY: offsets are inside the rows of `n`, and `dots` has as many.
             each!(S, n, |i, lanes| unsafe {
                 let to = ds.as_mut_ptr().add(i);

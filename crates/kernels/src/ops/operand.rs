@@ -231,13 +231,20 @@ impl<A: Store> Op<A::E> for Product<A> {
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         // SAFETY: sizes were checked by the caller.
-        unsafe { if S::LANES >= 16 { self.all::<S, 8>() } else { self.all::<S, 4>() } }
+        unsafe {
+            match S::LANES {
+                16.. => self.all::<S, 8, 3>(),
+                // Each pair is taken apart there, which takes registers too.
+                8 => self.all::<S, 4, 2>(),
+                _ => self.all::<S, 4, 3>(),
+            }
+        }
     }
 }
 
 impl<A: Store> Product<A> {
     #[inline(always)]
-    unsafe fn all<S: Simd<E = A::E>, const MR: usize>(&self) {
+    unsafe fn all<S: Simd<E = A::E>, const MR: usize, const NV: usize>(&self) {
         for i in (0..self.m).step_by(MR) {
             let depths = match self.triangle {
                 Triangle::LowerA => 0..self.k.min(i + MR),
@@ -249,14 +256,18 @@ impl<A: Store> Product<A> {
             let mut j = 0;
             // SAFETY: the caller's promise.
             unsafe {
-                while j + 2 * S::LANES < columns {
-                    self.tile::<S, MR, 3>(i, j, groups.clone());
-                    j += 3 * S::LANES;
-                }
-                match (columns.saturating_sub(j)).div_ceil(S::LANES) {
-                    0 => {}
-                    1 => self.tile::<S, MR, 1>(i, j, groups),
-                    _ => self.tile::<S, MR, 2>(i, j, groups),
+                while j < columns {
+                    // Four vectors go in two and two: one alone would wait for its own sums.
+                    let vectors = match (columns - j).div_ceil(S::LANES) {
+                        4 => 2,
+                        left => left.min(NV),
+                    };
+                    match vectors {
+                        1 => self.tile::<S, MR, 1>(i, j, groups.clone()),
+                        2 => self.tile::<S, MR, 2>(i, j, groups.clone()),
+                        _ => self.tile::<S, MR, NV>(i, j, groups.clone()),
+                    }
+                    j += vectors * S::LANES;
                 }
             }
         }

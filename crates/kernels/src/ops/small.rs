@@ -92,9 +92,6 @@ struct Product<E> {
     accumulate: bool,
 }
 
-/// Vectors of columns of a tile.
-const NV: usize = 3;
-
 impl<E: Elem> Op<E> for Product<E> {
     type Out = ();
     #[inline(always)]
@@ -102,17 +99,25 @@ impl<E: Elem> Op<E> for Product<E> {
         let mut i = 0;
         // SAFETY: rows `i..i + MR` are below `m`; sizes were checked by the caller.
         unsafe {
-            // As many rows as registers allow: 24 sums, or 12.
+            // As many sums as registers hold: 24 of 32; of 16 twelve, six rows of two vectors (four of three leave one free, and spill).
             while S::LANES >= 16 && i + 8 <= self.m {
-                self.rows::<S, 8>(i);
+                self.rows::<S, 8, 3>(i);
                 i += 8;
             }
+            while S::LANES == 8 && i + 6 <= self.m {
+                self.rows::<S, 6, 2>(i);
+                i += 6;
+            }
             while i + 4 <= self.m {
-                self.rows::<S, 4>(i);
+                if S::LANES == 8 {
+                    self.rows::<S, 4, 2>(i)
+                } else {
+                    self.rows::<S, 4, 3>(i)
+                }
                 i += 4;
             }
             while i < self.m {
-                self.rows::<S, 1>(i);
+                self.rows::<S, 1, 3>(i);
                 i += 1;
             }
         }
@@ -121,7 +126,7 @@ impl<E: Elem> Op<E> for Product<E> {
 
 impl<E: Elem> Product<E> {
     #[inline(always)]
-    unsafe fn rows<S: Simd<E = E>, const MR: usize>(&self, i: usize) {
+    unsafe fn rows<S: Simd<E = E>, const MR: usize, const NV: usize>(&self, i: usize) {
         let depths = match self.triangle {
             Triangle::LowerA => 0..self.k.min(i + MR),
             Triangle::UpperA => i.min(self.k)..self.k,
@@ -131,27 +136,34 @@ impl<E: Elem> Product<E> {
         let mut j = 0;
         // SAFETY: the caller's promise.
         unsafe {
-            while j + 2 * S::LANES < columns {
-                self.tile::<S, MR, NV>(i, j, depths.clone());
-                j += NV * S::LANES;
-            }
-            match (columns.saturating_sub(j)).div_ceil(S::LANES) {
-                0 => {}
-                1 => self.tile::<S, MR, 1>(i, j, depths),
-                _ => self.tile::<S, MR, 2>(i, j, depths),
+            while j < columns {
+                // Four vectors go in two and two: one alone would wait for its own sums.
+                let vectors = match (columns - j).div_ceil(S::LANES) {
+                    4 => 2,
+                    left => left.min(NV),
+                };
+                match (vectors, j + vectors * S::LANES <= self.n) {
+                    (1, true) => self.tile::<S, MR, 1, true>(i, j, depths.clone()),
+                    (2, true) => self.tile::<S, MR, 2, true>(i, j, depths.clone()),
+                    (_, true) => self.tile::<S, MR, NV, true>(i, j, depths.clone()),
+                    (1, false) => self.tile::<S, MR, 1, false>(i, j, depths.clone()),
+                    (2, false) => self.tile::<S, MR, 2, false>(i, j, depths.clone()),
+                    (_, false) => self.tile::<S, MR, NV, false>(i, j, depths.clone()),
+                }
+                j += vectors * S::LANES;
             }
         }
     }
 
+    /// `FULL`: every lane of the last vector is a column.
     #[inline(always)]
-    unsafe fn tile<S: Simd<E = E>, const MR: usize, const N: usize>(
+    unsafe fn tile<S: Simd<E = E>, const MR: usize, const N: usize, const FULL: bool>(
         &self,
         i: usize,
         j: usize,
         depths: std::ops::Range<usize>,
     ) {
-        // Lanes of the last vector.
-        let last = (self.n - j).min(N * S::LANES) - (N - 1) * S::LANES;
+        let last = if FULL { S::LANES } else { self.n - j - (N - 1) * S::LANES };
         let lanes = |v: usize| if v + 1 == N { last } else { S::LANES };
         // SAFETY: the tile's rows, columns and depths are inside of the operands.
         unsafe {
@@ -216,6 +228,9 @@ struct Solve<E> {
     n: usize,
     d: usize,
 }
+
+/// Vectors of columns that are solved at once.
+const NV: usize = 3;
 
 impl<E: Elem> Op<E> for Solve<E> {
     type Out = ();
