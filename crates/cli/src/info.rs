@@ -273,6 +273,7 @@ fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {
             Group::Conv => "convolutions",
             Group::Gate => "gates",
             Group::Scalar => "scalars",
+            Group::Unused => "unused",
         };
         *groups.entry(name).or_insert(0) += spec.range.len() as u64;
     }

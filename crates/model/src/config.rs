@@ -22,7 +22,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// `D`: model width.
     pub dim: usize,
-    /// `N`: blocks, each a mixer and a GLU.
+    /// `N`: blocks, each a mixer and a GLU; of the family `v3` how often its block is applied.
     pub blocks: usize,
     /// `F`: hidden width of the GLU.
     pub ffn_hidden: usize,
@@ -42,6 +42,9 @@ pub struct ModelConfig {
     /// Settings of the mixers: `kernel_size`, `delta`, `attention`, `shortconv`.
     #[serde(flatten)]
     pub mixers: mixer::Settings,
+    /// Of the family `v3`: its dilated convolutions.
+    #[serde(default, skip_serializing_if = "DilatedConfig::is_default")]
+    pub dilated: DilatedConfig,
     /// RMSNorm before each mixer and GLU.
     pub block_norm: bool,
     /// Epsilon of every RMSNorm.
@@ -72,6 +75,28 @@ pub struct ModelConfig {
     pub activation_bits: u32,
 }
 
+/// The dilated convolutions of the family `v3`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DilatedConfig {
+    /// `G`: groups of channels, a divisor of `D`.
+    pub groups: usize,
+    /// Rows between two taps, of each layer of the mixer.
+    pub dilations: Vec<usize>,
+}
+
+impl Default for DilatedConfig {
+    fn default() -> Self {
+        DilatedConfig { groups: 16, dilations: vec![1, 4, 64] }
+    }
+}
+
+impl DilatedConfig {
+    fn is_default(&self) -> bool {
+        *self == DilatedConfig::default()
+    }
+}
+
 /// The quantiser of every BitLinear.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,6 +123,8 @@ pub enum ScaleKind {
     Block,
     /// One per `size` elements of a row.
     Group,
+    /// None: `1` and `-1` where `|w|` is above `alpha` of the whole matrix.
+    Unit,
 }
 
 /// How `alpha` summarises `|w|`.
@@ -147,6 +174,7 @@ impl QuantConfig {
             ScaleKind::Tensor => Scale::Tensor,
             ScaleKind::Block => Scale::Block(self.size),
             ScaleKind::Group => Scale::Group(self.size),
+            ScaleKind::Unit => Scale::Unit,
         };
         let stat = match self.stat {
             StatKind::Mean => Statistic::Mean,
@@ -169,6 +197,7 @@ impl ModelConfig {
             pattern: Vec::new(),
             reset: false,
             eos: 0,
+            dilated: DilatedConfig::default(),
             block_norm: true,
             norm_eps: 1e-6,
             activation: ActivationKind::Silu,

@@ -31,7 +31,7 @@ fn loss(
     let (v, shape) = (lm.config().vocab_size, Shape { batch: b, seq_len: t });
     let mut passes = Prepared::new(cx, lm, params);
     let scale = 1.0 / (b * t) as f64;
-    let nats = passes.loss_backward(&mut grads, &x, &y, shape, Objective { scale, z_loss });
+    let nats = passes.loss_backward(&mut grads, &x, &y, shape, Objective { scale, z_loss, smoothing: 0.0 });
     let mut logits = vec![0.0; b * t * v];
     passes.logits(&mut logits, &x, None, shape);
     let squares: f64 = logits.chunks(v).map(|z| log_sum(z).powi(2)).sum();
@@ -216,7 +216,7 @@ fn capped_logits_are_what_is_scored_and_trained() {
         let mut grads = vec![0.0; params.len()];
         // The loss that is told leaves z-loss out.
         for z_loss in [0.0, 0.5] {
-            let nats = lm.loss_backward(&mut grads, &x, &y, shape, Objective { scale: 1.0, z_loss });
+            let nats = lm.loss_backward(&mut grads, &x, &y, shape, Objective { scale: 1.0, z_loss, smoothing: 0.0 });
             assert!((nats + want.iter().sum::<f64>()).abs() < 1e-9);
         }
     }
@@ -401,7 +401,7 @@ fn gradients_do_not_depend_on_threads() {
                 let params = lm.layout().init::<f32>(1);
                 let data = tokens(3 * 110, 700, 2);
                 let mut grads = vec![0.0; params.len()];
-                let objective = Objective { scale: 0.1, z_loss: 0.01 };
+                let objective = Objective { scale: 0.1, z_loss: 0.01, smoothing: 0.0 };
                 lm.set_dropout((inner || config.sub_norm).then(|| Dropout::new(0.2, 1, 2, 3)));
                 let mut passes = Prepared::new(&cx, &mut *lm, &params);
                 let nats = passes.loss_backward(&mut grads, &data, &data, shape(3, 110), objective);
@@ -437,7 +437,7 @@ fn bf16_and_int8_stay_near_f32() {
                 let (mut logits, mut grads) = (vec![0.0; 128 * 500], vec![0.0; params.len()]);
                 let mut passes = Prepared::new(&cx, &mut *lm, &params);
                 passes.logits(&mut logits, &data, None, shape(2, 64));
-                let objective = Objective { scale: 1.0, z_loss: 0.01 };
+                let objective = Objective { scale: 1.0, z_loss: 0.01, smoothing: 0.0 };
                 passes.loss_backward(&mut grads, &data, &data, shape(2, 64), objective);
                 (logits, grads)
             };

@@ -14,7 +14,7 @@ use crate::infer::model::PackedModel;
 use crate::io::safetensors::{TensorFile, TensorRef};
 use crate::io::{IoError, read_limited};
 use crate::pack::{self, Options};
-use crate::params::Layout;
+use crate::params::{Group, Layout, Spec};
 use crate::tok::{MAX_FILE, TokError, Tokenizer};
 
 /// What stands under `format` in the metadata.
@@ -178,15 +178,29 @@ fn read_config(file: &TensorFile, activation_bits: Option<u32>) -> Result<ModelC
 }
 
 /// The parameters of a valid config from the tensors named `prefix` + name, all of which must be there with their shapes, and
-/// all of their elements finite. A `head.weight` is accepted where it equals the embedding, with which it is tied.
+/// all of their elements finite. A `head.weight` or `lm_head.weight` is accepted where it equals the embedding, with which it is tied.
 pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Buf<f32>, ModelError> {
+    read_named(file, config, prefix, |_| true)
+}
+
+/// The same of gradients: what is never read has none, and may be left out.
+pub fn read_gradients(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Buf<f32>, ModelError> {
+    read_named(file, config, prefix, |spec| spec.group != Group::Unused)
+}
+
+fn read_named(
+    file: &TensorFile,
+    config: &ModelConfig,
+    prefix: &str,
+    wanted: impl Fn(&Spec) -> bool,
+) -> Result<Buf<f32>, ModelError> {
     let layout = Layout::of(config);
     // Shapes first: a config that is larger than its tensors takes no memory.
-    for spec in layout.specs() {
+    for spec in layout.specs().iter().filter(|spec| wanted(spec)) {
         check_shape(file, &format!("{prefix}{}", spec.name), &spec.shape)?;
     }
     let mut params = Buf::zeros(layout.len());
-    for spec in layout.specs() {
+    for spec in layout.specs().iter().filter(|spec| wanted(spec)) {
         read_values(file, &format!("{prefix}{}", spec.name), &mut params[spec.range.clone()])?;
     }
     for name in &file.names() {
@@ -194,7 +208,7 @@ pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Res
         if layout.find(own).is_some() {
             continue;
         }
-        if own != "head.weight" {
+        if !["head.weight", "lm_head.weight"].contains(&own) {
             return Err(wrong(name, "no tensor of this name".into(), format!("one of shape {:?}", file.shape(name)?)));
         }
         let embedding = layout.find("embedding.weight").map(|spec| &params[spec.range.clone()]);
@@ -236,7 +250,7 @@ pub fn save_params<'a>(
     params: &'a [f32],
     config: &ModelConfig,
 ) -> (Vec<TensorRef<'a>>, BTreeMap<String, String>) {
-    let tensor = |spec: &'a crate::params::Spec| TensorRef {
+    let tensor = |spec: &'a Spec| TensorRef {
         name: &spec.name,
         shape: &spec.shape,
         data: &params[spec.range.clone()],

@@ -41,8 +41,10 @@ pub enum Group {
     Conv,
     /// A small float matrix that computes gates.
     Gate,
-    /// One number per head or block; not subject to weight decay.
+    /// One number per head or block, and scales of norms that are not subject to weight decay.
     Scalar,
+    /// Kept with the model and never read; no optimizer gets it.
+    Unused,
 }
 
 /// One parameter.

@@ -29,7 +29,7 @@ fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
     let mut grads = vec![0.0; params.len()];
     lm.set_activation_bits(8);
     let mut passes = Prepared::new(cx, &mut *lm, &params);
-    let nats = passes.loss_backward(&mut grads, &x, &y, shape, Objective { scale, z_loss });
+    let nats = passes.loss_backward(&mut grads, &x, &y, shape, Objective { scale, z_loss, smoothing: 0.0 });
 
     let mut logits = vec![0.0; b * t * v];
     let added = constants::keep(|| passes.logits(&mut logits, &x, None, shape));
@@ -89,7 +89,7 @@ fn gradients_do_not_depend_on_threads_nor_on_what_was_on_before() {
             let data = tokens(3 * 110, 700, 2);
             let mut grads = vec![0.0; params.len()];
             bits.iter().for_each(|&bits| lm.set_activation_bits(bits));
-            let objective = Objective { scale: 0.1, z_loss: 0.01 };
+            let objective = Objective { scale: 0.1, z_loss: 0.01, smoothing: 0.0 };
             let shape = Shape { batch: 3, seq_len: 110 };
             let nats = Prepared::new(&cx, &mut *lm, &params).loss_backward(&mut grads, &data, &data, shape, objective);
             (nats, grads)

@@ -1,5 +1,5 @@
 //! The mean of the master weights over the last steps of a run (`train.average_share`): after the `n`-th of these steps
-//! `mean = (1 - 1/n) mean + W / n`.
+//! `mean = (1 - 1/n) mean + W / n`; with `train.average_decay`, `d`, after the first `mean = d mean + (1 - d) W`.
 
 use flashlm_kernels::{Buf, Exec, ops};
 use flashlm_model::params::{Layout, Spec};
@@ -19,9 +19,10 @@ impl Average {
         Average { specs: layout.specs().to_vec(), mean: Buf::zeros(layout.len()) }
     }
 
-    /// The parameters after the `n`-th step of those that count, from 1. What the mean was before the first has no effect.
-    pub fn add(&mut self, cx: &Exec, params: &[f32], n: u64) {
-        let part = 1.0 / n as f64;
+    /// The parameters after the `n`-th step of those that count, from 1, with a `decay` or 0. What the mean was before the first has no
+    /// effect.
+    pub fn add(&mut self, cx: &Exec, params: &[f32], n: u64, decay: f64) {
+        let part = if decay > 0.0 && n > 1 { 1.0 - decay } else { 1.0 / n as f64 };
         ops::scale_add(cx, &mut self.mean, 1.0 - part, params, part);
     }
 
@@ -53,7 +54,7 @@ mod tests {
             let steps: Vec<Vec<f32>> =
                 (0..100).map(|_| (0..layout.len()).map(|_| rng.normal() as f32).collect()).collect();
             for (n, params) in (1..).zip(&steps) {
-                average.add(&cx, params, n);
+                average.add(&cx, params, n, 0.0);
             }
             for spec in layout.specs() {
                 let name = format!("mean.{}", spec.name);
@@ -66,6 +67,13 @@ mod tests {
                 }
             }
             assert_eq!(average.state().len(), layout.specs().len());
+            for (n, params) in (1..).zip(&steps) {
+                average.add(&cx, params, n, 0.9);
+            }
+            for i in layout.specs().iter().flat_map(|spec| spec.range.clone()).step_by(97) {
+                let want = steps[1..].iter().fold(f64::from(steps[0][i]), |mean, w| 0.9 * mean + 0.1 * f64::from(w[i]));
+                assert!((f64::from(average.mean[i]) - want).abs() < 1e-6, "{i}, round {round}");
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod gradient;
 pub mod load;
 pub mod log;
 pub mod optim;
+pub mod positions;
 pub mod progress;
 pub mod ranks;
 pub mod recognise;

@@ -19,6 +19,7 @@ use crate::config::TrainSettings;
 use crate::data::window::Window;
 use crate::gradient::Gradient;
 use crate::optim::{self, Optimizers};
+use crate::positions::Positions;
 
 /// Most rows of one pass where the settings leave it open.
 pub const ROWS: usize = 2048;
@@ -64,9 +65,9 @@ pub struct Stepper {
 /// The outcome of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepResult {
-    /// Mean nats per token: cross-entropy alone.
+    /// Mean nats per token that the loss is of: cross-entropy, label smoothing included.
     pub loss: f64,
-    /// Tokens that were predicted; sequences shorter than `T` have fewer.
+    /// Tokens that were predicted, whether drawn for the loss or not; sequences shorter than `T` have fewer.
     pub tokens: u64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -117,8 +118,17 @@ impl Stepper {
         let began = Instant::now();
         self.gradient.clear();
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
-        let scale = 1.0 / tokens as f64;
-        let objective = Objective { scale, z_loss: settings.z_loss };
+        let positions = Positions::new(settings.loss_share, settings.seed, number);
+        let row_of = |i: usize| (i * seq_len) as u64;
+        let scored = |i: usize| {
+            let own = window(i).into().targets() as u64;
+            (row_of(i)..row_of(i) + own).filter(|&row| positions.has(row)).count()
+        };
+        let drawn = if settings.loss_share < 1.0 { (0..batch).map(scored).sum() } else { tokens };
+        // Of a batch so small that none was drawn, all count.
+        let (some, count) = if drawn == 0 { (false, tokens) } else { (settings.loss_share < 1.0, drawn) };
+        let scale = 1.0 / count as f64;
+        let objective = Objective { scale, z_loss: settings.z_loss, smoothing: settings.label_smoothing };
         let micro_batch = (self.lm.rows() / seq_len).max(1);
         let own = share(batch.div_ceil(micro_batch), comm.rank(), comm.size());
         let mut prepared = Prepared::new(cx, &mut *self.lm, &self.params);
@@ -142,6 +152,10 @@ impl Stepper {
                 // Causal models do not look at what comes after.
                 self.inputs.resize(end, window.first);
                 self.targets.resize(end, NO_TARGET);
+                if some {
+                    let rows = (row_of(i)..).zip(&mut self.targets[start..]);
+                    rows.filter(|(row, _)| !positions.has(*row)).for_each(|(_, target)| *target = NO_TARGET);
+                }
             }
             let shape = Shape { batch: n, seq_len };
             let (inputs, targets) = (&self.inputs, &self.targets);
@@ -256,7 +270,7 @@ mod tests {
         let (inputs, targets) = (part(|w| &w[..w.len() - 1]), part(|w| &w[1..]));
         let mut grads = vec![0.0; stepper.params.len()];
         let scale = 1.0 / (batch * seq_len) as f64;
-        let objective = Objective { scale, z_loss: settings.train.z_loss };
+        let objective = Objective { scale, z_loss: settings.train.z_loss, smoothing: 0.0 };
         let mut prepared = Prepared::new(&cx, &mut *whole, &stepper.params);
         let nats = prepared.loss_backward(&mut grads, &inputs, &targets, shape, objective);
         let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
@@ -285,7 +299,7 @@ mod tests {
                 let params = stepper.params.clone();
                 let mut alone = Precision::F32.build(&settings.model, 2 * seq_len, true).unwrap();
                 let mut alone = Prepared::new(&cx, &mut *alone, &params);
-                let objective = Objective { scale: 1.0 / shape.rows() as f64, z_loss: settings.train.z_loss };
+                let objective = Objective { scale: 1.0 / shape.rows() as f64, z_loss: settings.train.z_loss, smoothing: 0.0 };
                 let pass = |windows: &[Vec<Token>]| {
                     let inputs: Vec<Token> = windows.iter().flat_map(|w| w[..seq_len].to_vec()).collect();
                     let targets: Vec<Token> = windows.iter().flat_map(|w| w[1..].to_vec()).collect();
@@ -320,7 +334,7 @@ mod tests {
                 let params = stepper.params.clone();
                 let mut alone = precision.build(&settings.model, seq_len, true).unwrap();
                 let mut alone = Prepared::new(&cx, &mut *alone, &params);
-                let objective = Objective { scale: 1.0 / total as f64, z_loss: settings.train.z_loss };
+                let objective = Objective { scale: 1.0 / total as f64, z_loss: settings.train.z_loss, smoothing: 0.0 };
                 let (mut grads, mut nats) = (vec![0.0; params.len()], 0.0);
                 for story in &stories {
                     let shape = Shape { batch: 1, seq_len: story.len() - 1 };

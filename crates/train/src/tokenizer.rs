@@ -19,6 +19,8 @@ pub enum TokenizerChoice {
     Trained(Kind),
     /// The 256 bytes, lossless.
     Bytes,
+    /// GPT-2's 50,257 tokens, lossless.
+    Gpt2,
     /// A tokenizer file.
     File(PathBuf),
 }
@@ -32,6 +34,7 @@ impl FromStr for TokenizerChoice {
             "frequency" => Ok(TokenizerChoice::Trained(Kind::Frequency)),
             "bpe" => Ok(TokenizerChoice::Trained(Kind::Bpe)),
             "bytes" => Ok(TokenizerChoice::Bytes),
+            "gpt2" => Ok(TokenizerChoice::Gpt2),
             path if path.contains(['.', std::path::MAIN_SEPARATOR]) || Path::new(path).exists() => {
                 Ok(TokenizerChoice::File(path.into()))
             }
@@ -44,7 +47,7 @@ impl TokenizerChoice {
     /// What can be known before any text is read: whether there is such a file, or may be such a vocabulary.
     pub fn check(&self, vocab_size: usize) -> Result<(), DataError> {
         match self {
-            TokenizerChoice::Bytes => {}
+            TokenizerChoice::Bytes | TokenizerChoice::Gpt2 => {}
             TokenizerChoice::File(path) => drop(of_file(path)?),
             TokenizerChoice::Trained(kind) => drop(kind.trainer(vocab_size)?),
         }
@@ -57,6 +60,7 @@ impl fmt::Display for TokenizerChoice {
         match self {
             TokenizerChoice::Trained(kind) => f.write_str(kind.name()),
             TokenizerChoice::Bytes => f.write_str("bytes"),
+            TokenizerChoice::Gpt2 => f.write_str("gpt2"),
             TokenizerChoice::File(path) => path.display().fmt(f),
         }
     }
@@ -74,6 +78,7 @@ pub fn tokenizer(
     match choice {
         TokenizerChoice::Trained(kind) => vocabulary(dir, *kind, vocab_size, stories, sources, progress),
         TokenizerChoice::Bytes => Ok(Tokenizer::bytes()),
+        TokenizerChoice::Gpt2 => Ok(Tokenizer::gpt2()),
         TokenizerChoice::File(path) => of_file(path),
     }
 }
@@ -101,6 +106,7 @@ mod tests {
             ("frequency", TokenizerChoice::Trained(Kind::Frequency)),
             ("bpe", TokenizerChoice::Trained(Kind::Bpe)),
             ("bytes", TokenizerChoice::Bytes),
+            ("gpt2", TokenizerChoice::Gpt2),
             ("tokenizer.json", file("tokenizer.json")),
             ("./bpe", file("./bpe")),
             (plain.to_str().unwrap(), file(plain.to_str().unwrap())),
@@ -108,7 +114,7 @@ mod tests {
             assert_eq!(text.parse::<TokenizerChoice>().unwrap(), choice, "{text}");
             assert_eq!(choice.to_string(), text);
         }
-        for text in ["", "BPE", "byte", "gpt2"] {
+        for text in ["", "BPE", "byte", "gpt"] {
             let error = text.parse::<TokenizerChoice>().unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("frequency, bpe, bytes"), "{error}");
         }

@@ -139,6 +139,7 @@ impl fmt::Display for What {
             What::Tokenizer(FileKind::Frequency) => write!(f, "a tokenizer (frequency)"),
             What::Tokenizer(FileKind::Bpe) => write!(f, "a tokenizer (BPE)"),
             What::Tokenizer(FileKind::Bytes) => write!(f, "a tokenizer (bytes)"),
+            What::Tokenizer(FileKind::Gpt2) => write!(f, "a tokenizer (GPT-2)"),
             What::Tokenizer(FileKind::Other(kind)) => write!(f, "a tokenizer of another program (model type {kind})"),
             What::TokenCache => write!(f, "a token cache"),
             What::Log => write!(f, "the metrics of a run"),

@@ -4,6 +4,8 @@
 //! `N` along each row. A short last flat block counts as padded with zeros in the mean's denominator, unless the matrix
 //! has at most `N` elements and so a single block of its own size; a short last group of a row uses its own size.
 //! The gradient passes straight through to `w`. Source: BitNet b1.58 (arXiv 2402.17764), absmean quantisation.
+//!
+//! Without a scale ([`Scale::Unit`]): `wq = 1` where `w > alpha`, `-1` where `w < -alpha`, else 0, `alpha` that of the whole matrix.
 
 use crate::exec::{Exec, Shared};
 use crate::ops::reduce::{BLOCK, sum_blocks};
@@ -20,6 +22,8 @@ pub enum Scale {
     Block(usize),
     /// `N` consecutive elements of one row.
     Group(usize),
+    /// The whole matrix, for which `alpha` is a threshold alone: codes are not scaled.
+    Unit,
 }
 
 /// How `alpha` summarises `|w|`.
@@ -52,7 +56,7 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
     let len = area([rows, cols]);
     assert!(w.len() == len && wq.len() == len && (quant.stat == Statistic::Mean || scratch.len() >= len));
     let (unit, row) = match quant.scale {
-        Scale::Tensor => (len, len),
+        Scale::Tensor | Scale::Unit => (len, len),
         Scale::Block(n) => (n.min(len), len),
         Scale::Group(n) => (n.min(cols), cols),
     };
@@ -67,9 +71,14 @@ pub fn quantise<E: Elem, A: Store<E = E>>(
             // SAFETY: no other thread runs.
             Statistic::Median => median(unsafe { scratch.range(0..len) }, w).to_f64(),
         };
+        let alpha = E::from_f64(alpha);
         cx.pool().split(len, BLOCK, |r| {
             // SAFETY: ranges of different threads are disjoint.
-            cx.op(Ternary { wq: unsafe { wq.range(r.clone()) }, w: &w[r], alpha: E::from_f64(alpha) });
+            let (wq, w) = (unsafe { wq.range(r.clone()) }, &w[r]);
+            match quant.scale {
+                Scale::Unit => cx.op(Signs { wq, w, alpha }),
+                _ => cx.op(Ternary { wq, w, alpha }),
+            }
         });
         return;
     }
@@ -138,6 +147,24 @@ impl<E: Elem, A: Store<E = E>> Op<E> for Ternary<'_, E, A> {
     }
 }
 
+/// [`Scale::Unit`].
+struct Signs<'a, E, A> {
+    wq: &'a mut [A],
+    w: &'a [E],
+    alpha: E,
+}
+
+impl<E: Elem, A: Store<E = E>> Op<E> for Signs<'_, E, A> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) {
+        for (wq, &w) in self.wq.iter_mut().zip(self.w) {
+            let above = if w > self.alpha { E::ONE } else { E::ZERO };
+            *wq = A::narrow(if w < -self.alpha { -E::ONE } else { above });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +186,10 @@ mod tests {
             unit.iter().map(|w| (w / (alpha + 1e-8)).round_ties_even().clamp(-1.0, 1.0) * alpha).collect()
         };
         match quant.scale {
+            Scale::Unit => {
+                let alpha = alpha_of(w, w.len());
+                w.iter().map(|w| if w.abs() > alpha { w.signum() } else { 0.0 }).collect()
+            }
             Scale::Tensor => ternary(w, alpha_of(w, w.len())),
             Scale::Block(n) => w.chunks(n).flat_map(|u| ternary(u, alpha_of(u, n.min(w.len())))).collect(),
             Scale::Group(n) => {
@@ -170,7 +201,8 @@ mod tests {
     #[test]
     fn equals_the_plain_loop_for_every_switch() {
         all_isas(|cx| {
-            let scales = [Scale::Tensor, Scale::Block(7), Scale::Block(256), Scale::Group(5), Scale::Group(64)];
+            let scales =
+                [Scale::Tensor, Scale::Unit, Scale::Block(7), Scale::Block(256), Scale::Group(5), Scale::Group(64)];
             for (scale, stat) in scales.into_iter().flat_map(|s| [(s, Statistic::Mean), (s, Statistic::Median)]) {
                 let odd = (1..=130).map(|cols| (1 + cols % 7, cols));
                 for (rows, cols) in odd.chain([(16, 16), (40, 56), (100, 90)]) {

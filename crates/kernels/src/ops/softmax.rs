@@ -3,6 +3,9 @@
 //! `dz = (p (1 + 2 w log_sum) - onehot(target)) * scale`, `p = softmax(z)`. The second term, z-loss, keeps logits from
 //! drifting away together (PaLM, arXiv 2204.02311).
 //!
+//! With label smoothing `s` (arXiv 1512.00567) a target is `(1 - s) onehot + s / V`, so that `loss = log_sum - (1 - s) z_target - s mean(z)`,
+//! and `dz` takes these numbers in the place of `onehot`.
+//!
 //! A row keeps the largest logit so far and the sum of exponentials relative to it, as online softmax does (Milakov and
 //! Gimelshein, arXiv 1805.02867). A chunk's exponentials are stored relative to the largest logit up to that chunk, which
 //! is kept as well; [`finish`](SoftmaxRows::finish) turns them into gradients once the whole sum is known.
@@ -28,6 +31,8 @@ pub struct Objective {
     pub scale: f64,
     /// Weight of the squared logarithm of a row's sum of exponentials.
     pub z_loss: f64,
+    /// Label smoothing: the part of a target that all columns share; 0 where there is a soft cap.
+    pub smoothing: f64,
 }
 
 impl Objective {
@@ -49,6 +54,8 @@ pub struct SoftmaxRows<'a, E> {
     pub targets: &'a [Token],
     /// The soft cap that the logits have been through.
     pub cap: Option<E>,
+    /// `[rows]`, for label smoothing: the sum of all logits.
+    pub total: Option<&'a mut [f64]>,
 }
 
 impl<E: Elem> SoftmaxRows<'_, E> {
@@ -57,6 +64,7 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         self.max.fill(E::from_f64(f64::NEG_INFINITY));
         self.sum.fill(E::ZERO);
         self.own.fill(E::NAN);
+        self.total.iter_mut().for_each(|total| total.fill(0.0));
     }
 
     /// Takes in `z: [rows, width]`, the logits from column `first` on. Where `kept` is given, `(e, ld, at)`, writes
@@ -93,6 +101,9 @@ impl<E: Elem> SoftmaxRows<'_, E> {
             if let Some(own) = usize::from(self.targets[row]).checked_sub(first).and_then(|i| z.get(i)) {
                 self.own[row] = *own;
             }
+            if let Some(total) = &mut self.total {
+                total[row] += cx.op(Sum { x: z }).to_f64();
+            }
             let before = self.max[row];
             // SAFETY: the row lies in `e`, where there is one.
             let e = if e.is_null() { e } else { unsafe { e.add(row * ld) } };
@@ -116,6 +127,18 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         self.own[row].to_f64() - self.max[row].to_f64() - self.sum[row].to_f64().ln()
     }
 
+    /// `ln p` of row `row` averaged over its smoothed target, after all `v` columns: [`SoftmaxRows::log_prob`] where `smoothing` is 0.
+    ///
+    /// # Panics
+    /// With smoothing where no `total` is kept.
+    pub fn smoothed(&self, row: usize, smoothing: f64, v: usize) -> f64 {
+        if smoothing == 0.0 || self.targets[row] == NO_TARGET {
+            return self.log_prob(row);
+        }
+        let mean = self.total.as_ref().expect("a sum of logits")[row] / v as f64;
+        (1.0 - smoothing) * self.own[row].to_f64() + smoothing * mean - self.log_sum(row)
+    }
+
     /// `ln sum_j exp(z_j)` of row `row`, after all chunks.
     pub fn log_sum(&self, row: usize) -> f64 {
         self.max[row].to_f64() + self.sum[row].to_f64().ln()
@@ -135,6 +158,8 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         let scale = E::from_f64(objective.scale);
         let rows = self.targets.len();
         let known = |&t: &Token| usize::from(t) < v || t == NO_TARGET;
+        assert!(objective.smoothing == 0.0 || self.cap.is_none(), "label smoothing under a soft cap");
+        let share = E::from_f64(objective.scale * objective.smoothing / v as f64);
         assert!(self.targets.iter().all(known), "target beyond the vocabulary");
         assert!(ld >= v && at.len() >= area([rows, v.div_ceil(width)]));
         let _time = time(cx, "softmax_finish", (v, 0), Work::Bytes((2 * rows * v * size_of::<A>()) as f64));
@@ -144,14 +169,14 @@ impl<E: Elem> SoftmaxRows<'_, E> {
                 continue;
             }
             let whole = scale.to_f64() * objective.factor(self.log_sum(row)) / self.sum[row].to_f64();
-            let one = scale * slope_at(self.own[row], self.cap);
+            let one = E::from_f64(objective.scale * (1.0 - objective.smoothing)) * slope_at(self.own[row], self.cap) + share;
             for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
                 let shrink = (at[chunk * rows + row].to_f64() - self.max[row].to_f64()).exp();
                 let target = usize::from(self.targets[row]).checked_sub(chunk * width).filter(|&i| i < e.len());
                 let by = E::from_f64(whole * shrink);
                 // The difference to 1 is taken before rounding.
                 let own = target.map(|i| (i, A::narrow(e[i].widen() * by - one)));
-                cx.op(Scale { e, by });
+                cx.op(Scale { e, by, less: share });
                 if let Some((i, own)) = own {
                     e[i] = own;
                 }
@@ -161,18 +186,20 @@ impl<E: Elem> SoftmaxRows<'_, E> {
 }
 
 /// Writes the gradient of `objective`, from logits `z` as they left the `cap`, of `rows x width` logits from column `first`
-/// on: `z` dense, `dz` with rows `ld` apart; `log_sum, targets: [rows]`.
+/// on, of `v` in all: `z` dense, `dz` with rows `ld` apart; `log_sum, targets: [rows]`.
 pub fn softmax_backward<A: Store>(
     cx: &Exec,
     (dz, ld): (&mut [A], usize),
     z: &[A::E],
     log_sum: &[A::E],
     targets: &[Token],
-    (width, first): (usize, usize),
+    (width, first, v): (usize, usize, usize),
     cap: Option<A::E>,
     objective: Objective,
 ) {
-    let scale = A::E::from_f64(objective.scale);
+    assert!(objective.smoothing == 0.0 || cap.is_none(), "label smoothing under a soft cap");
+    let one = A::E::from_f64(objective.scale * (1.0 - objective.smoothing));
+    let less = A::E::from_f64(objective.scale * objective.smoothing / v as f64);
     let rows = targets.len();
     assert!(log_sum.len() == rows && z.len() >= area([rows, width]) && ld >= width);
     assert!(dz.len() >= strided(rows, ld, width));
@@ -185,15 +212,15 @@ pub fn softmax_backward<A: Store>(
             continue;
         }
         let log_sum = log_sum[row];
-        let by = A::E::from_f64(scale.to_f64() * objective.factor(log_sum.to_f64()));
+        let by = A::E::from_f64(objective.scale * objective.factor(log_sum.to_f64()));
         match cap {
-            None => cx.op(Gradient::<A, false> { dz: &mut *dz, z, log_sum, by, inverse: A::E::ONE }),
-            Some(cap) => cx.op(Gradient::<A, true> { dz: &mut *dz, z, log_sum, by, inverse: A::E::ONE / cap }),
+            None => cx.op(Gradient::<A, false> { dz: &mut *dz, z, log_sum, by, less, inverse: A::E::ONE }),
+            Some(cap) => cx.op(Gradient::<A, true> { dz: &mut *dz, z, log_sum, by, less, inverse: A::E::ONE / cap }),
         }
         if let Some(i) = usize::from(target).checked_sub(first).filter(|&i| i < width) {
             // The difference to 1 is taken before rounding.
             let p = A::E::from_f64((z[i].to_f64() - log_sum.to_f64()).exp());
-            dz[i] = A::narrow((p * by - scale) * slope_at(z[i], cap));
+            dz[i] = A::narrow((p * by - one - less) * slope_at(z[i], cap));
         }
     }
 }
@@ -203,6 +230,7 @@ struct Gradient<'a, A: Store, const CAP: bool> {
     z: &'a [A::E],
     log_sum: A::E,
     by: A::E,
+    less: A::E,
     /// One over the cap, where there is one.
     inverse: A::E,
 }
@@ -216,12 +244,29 @@ impl<A: Store, const CAP: bool> Op<A::E> for Gradient<'_, A, CAP> {
         each!(S, self.z.len(), |i, n| unsafe {
             let z = S::get(z.add(i), n);
             let p = S::exp(S::sub(z, S::splat(self.log_sum)));
-            let mut g = S::mul(p, S::splat(self.by));
+            let mut g = S::sub(S::mul(p, S::splat(self.by)), S::splat(self.less));
             if CAP {
                 g = S::mul(g, slope::<S>(z, S::splat(self.inverse)));
             }
             A::put::<S>(dz.add(i), g, n);
         });
+    }
+}
+
+struct Sum<'a, E> {
+    x: &'a [E],
+}
+
+impl<E: Elem> Op<E> for Sum<'_, E> {
+    type Out = E;
+    #[inline(always)]
+    unsafe fn run<S: Simd<E = E>>(self) -> E {
+        // SAFETY: offsets are below the length; missing lanes load as zero.
+        unsafe {
+            let mut sum = S::splat(E::ZERO);
+            each!(S, self.x.len(), |i, n| sum = S::add(sum, S::get(self.x.as_ptr().add(i), n)));
+            S::sum(sum)
+        }
     }
 }
 
@@ -286,6 +331,7 @@ fn largest<E: Elem>(z: &[E], from: usize, start: E) -> E {
 struct Scale<'a, A: Store> {
     e: &'a mut [A],
     by: A::E,
+    less: A::E,
 }
 
 impl<A: Store> Op<A::E> for Scale<'_, A> {
@@ -295,7 +341,8 @@ impl<A: Store> Op<A::E> for Scale<'_, A> {
         let e = self.e.as_mut_ptr();
         // SAFETY: offsets are inside the row.
         each!(S, self.e.len(), |i, n| unsafe {
-            A::put::<S>(e.add(i), S::mul(A::get::<S>(e.add(i), n), S::splat(self.by)), n)
+            let scaled = S::mul(A::get::<S>(e.add(i), n), S::splat(self.by));
+            A::put::<S>(e.add(i), S::sub(scaled, S::splat(self.less)), n)
         });
     }
 }
@@ -307,7 +354,14 @@ mod tests {
     use crate::testing::{all_isas, random};
 
     /// With and without each switch; both together.
-    const SWITCHES: [(Option<f32>, f64); 4] = [(None, 0.0), (Some(9.0), 0.0), (None, 0.03), (Some(30.0), 0.1)];
+    const SWITCHES: [(Option<f32>, f64, f64); 6] = [
+        (None, 0.0, 0.0),
+        (Some(9.0), 0.0, 0.0),
+        (None, 0.03, 0.0),
+        (Some(30.0), 0.1, 0.0),
+        (None, 0.0, 0.1),
+        (None, 0.03, 0.4),
+    ];
 
     /// Loss and gradient of `z: [rows, v]`, which have been through the cap, in chunks of `width`.
     fn run<A: Store<E = f32>>(
@@ -315,12 +369,14 @@ mod tests {
         z: &[f32],
         targets: &[Token],
         (v, width): (usize, usize),
-        (cap, z_loss): (Option<f32>, f64),
+        (cap, z_loss, smoothing): (Option<f32>, f64, f64),
     ) -> (Vec<f64>, Vec<f32>) {
-        let objective = Objective { scale: 0.25, z_loss };
+        let objective = Objective { scale: 0.25, z_loss, smoothing };
         let rows = targets.len();
         let (mut max, mut sum, mut own) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]);
-        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap };
+        let mut total = vec![f64::NAN; rows];
+        let total = (smoothing > 0.0).then_some(&mut total[..]);
+        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap, total };
         softmax.start();
         let (mut dz, mut at) = (vec![A::NAN; rows * v], vec![0.0; rows * v.div_ceil(width)]);
         for (chunk, at) in at.chunks_mut(rows).enumerate() {
@@ -335,7 +391,7 @@ mod tests {
         for first in (0..v).step_by(width) {
             let n = width.min(v - first);
             let part: Vec<f32> = z.chunks(v).flat_map(|row| row[first..first + n].to_vec()).collect();
-            softmax_backward(cx, (&mut again[first..], v), &part, &log_sum, targets, (n, first), cap, objective);
+            softmax_backward(cx, (&mut again[first..], v), &part, &log_sum, targets, (n, first, v), cap, objective);
         }
         let largest = log_sum.iter().fold(0.0f32, |most, l| most.max(l.abs()));
         let bound = (1.0 + 2.0 * z_loss as f32 * largest) * if A::DEPTH == 2 { 0.25 / 128.0 } else { 2e-6 };
@@ -343,7 +399,7 @@ mod tests {
             let close = (a.widen() - b.widen()).abs() <= bound;
             assert!(close || a.widen().is_nan() && b.widen().is_nan(), "{a:?} for {b:?}");
         }
-        let loss = (0..rows).map(|row| -softmax.log_prob(row)).collect();
+        let loss = (0..rows).map(|row| -softmax.smoothed(row, smoothing, v)).collect();
         (loss, dz.into_iter().map(A::widen).collect())
     }
 
@@ -351,7 +407,7 @@ mod tests {
     fn equals_plain_loops_in_chunks_of_any_width() {
         all_isas(|cx| {
             for (v, switches) in (1..=130).chain([1001]).flat_map(|v| SWITCHES.map(|switches| (v, switches))) {
-                let (rows, (cap, w)) = (3, switches);
+                let (rows, (cap, w, smoothing)) = (3, switches);
                 let spread = cap.unwrap_or(30.0);
                 let z: Vec<f32> = random(rows * v, v as u64).iter().map(|z: &f32| z * spread).collect();
                 let targets: Vec<Token> = (0..rows).map(|i| (i * 7 % v) as Token).collect();
@@ -359,13 +415,15 @@ mod tests {
                 let mut most = 1.0f64;
                 for (row, &t) in z.chunks(v).zip(&targets) {
                     let lse = row.iter().map(|&z| f64::from(z).exp()).sum::<f64>().ln();
-                    want_loss.push(lse - f64::from(row[usize::from(t)]));
+                    let mean = row.iter().map(|&z| f64::from(z)).sum::<f64>() / v as f64;
+                    want_loss.push(lse - (1.0 - smoothing) * f64::from(row[usize::from(t)]) - smoothing * mean);
                     let factor = 1.0 + 2.0 * w * lse;
                     most = most.max(factor.abs());
                     want_dz.extend(row.iter().enumerate().map(|(j, &z)| {
                         let (z, onehot) = (f64::from(z), f64::from(u8::from(j == usize::from(t))));
                         let slope = cap.map_or(1.0, |cap| 1.0 - (z / f64::from(cap)).powi(2));
-                        0.25 * ((z - lse).exp() * factor - onehot) * slope
+                        let target = (1.0 - smoothing) * onehot + smoothing / v as f64;
+                        0.25 * ((z - lse).exp() * factor - target) * slope
                     }));
                 }
                 for width in [v, 16, 7, 64, 1] {
@@ -390,7 +448,7 @@ mod tests {
         all_isas(|cx| {
             let (v, cap) = (300, 10.0f32);
             let z: Vec<f32> = (0..v).map(|j| cap - 1e-3 * (j + 1) as f32).collect();
-            let switches = (Some(cap), 0.0);
+            let switches = (Some(cap), 0.0, 0.0);
             let (exact, kept) =
                 (run::<f32>(cx, &z, &[7], (v, 64), switches), run::<Bf16>(cx, &z, &[7], (v, 64), switches));
             for (j, (a, b)) in kept.1.iter().zip(&exact.1).enumerate() {
@@ -406,7 +464,7 @@ mod tests {
                 let mut z: Vec<f32> = random(40, 1);
                 z[at] = f32::NAN;
                 for width in [40, 16] {
-                    assert!(run::<f32>(cx, &z, &[5], (40, width), (None, 0.0)).0[0].is_nan(), "NaN at {at}");
+                    assert!(run::<f32>(cx, &z, &[5], (40, width), (None, 0.0, 0.0)).0[0].is_nan(), "NaN at {at}");
                 }
             }
         });

@@ -37,7 +37,7 @@ pub(crate) enum Unit {
 pub(crate) fn unit(quant: Quant, (outputs, inputs): (usize, usize)) -> Unit {
     match quant.scale {
         Scale::Block(n) if n < outputs * inputs => Unit::Flat(n),
-        Scale::Tensor | Scale::Block(_) => Unit::Tensor,
+        Scale::Tensor | Scale::Unit | Scale::Block(_) => Unit::Tensor,
         Scale::Group(n) => Unit::Row(n.min(inputs)),
     }
 }

@@ -74,7 +74,7 @@ pub trait LanguageModel<E: Elem>: Send {
     /// has looked up. No other row of a table has a gradient from it.
     fn touched(&self, tokens: &[Token], touch: &mut dyn FnMut(&Range<usize>, u32));
 
-    /// See [`Prepared::log_probs`].
+    /// See [`Prepared::log_probs`] and [`Prepared::smoothed`].
     fn log_probs(
         &mut self,
         cx: &Exec,
@@ -82,6 +82,7 @@ pub trait LanguageModel<E: Elem>: Send {
         params: Current<'_, E>,
         tokens: &[Token],
         targets: &[Token],
+        smoothing: f64,
         state: Option<&mut BatchState<E>>,
         shape: Shape,
     );
@@ -137,7 +138,7 @@ impl<'a, E: Elem> Prepared<'a, E> {
         self.lm.set_dropout(dropout);
     }
 
-    /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, without z-loss, and adds
+    /// Forward and backward of `tokens` and `targets: [B T]`: returns the summed cross-entropy in nats, label smoothing included and z-loss not, and adds
     /// the gradient of the objective to `grads`. Rows whose target is [`NO_TARGET`](flashlm_kernels::ops::NO_TARGET) count for
     /// neither.
     pub fn loss_backward(
@@ -160,7 +161,20 @@ impl<'a, E: Elem> Prepared<'a, E> {
         state: Option<&mut BatchState<E>>,
         shape: Shape,
     ) {
-        self.lm.log_probs(self.cx, out, self.params, tokens, targets, state, shape);
+        self.smoothed(out, tokens, targets, 0.0, state, shape);
+    }
+
+    /// The same over a smoothed target: the part `smoothing` of it is shared by all tokens. Not with a soft cap of logits.
+    pub fn smoothed(
+        &mut self,
+        out: &mut Vec<f64>,
+        tokens: &[Token],
+        targets: &[Token],
+        smoothing: f64,
+        state: Option<&mut BatchState<E>>,
+        shape: Shape,
+    ) {
+        self.lm.log_probs(self.cx, out, self.params, tokens, targets, smoothing, state, shape);
     }
 
     /// Writes the logits of every row: `[B T, V]`.
@@ -173,12 +187,32 @@ impl<'a, E: Elem> Prepared<'a, E> {
 /// far and the last token.
 #[derive(Clone)]
 pub struct BatchState<E: Elem> {
-    /// Of each block.
+    /// Of each block, or of its layers.
     pub(crate) layers: Vec<Buf<E>>,
     /// Of each sequence.
     pub(crate) past: Vec<u32>,
     /// The last token of each sequence.
     pub(crate) last: Vec<Token>,
+}
+
+/// How many rows of its document stand before each row, where documents begin at `start`; the counts of a state move on.
+pub(super) fn count_past(past: &mut Vec<u32>, tokens: &[Token], counts: Option<&mut [u32]>, start: Option<Token>, t: usize) {
+    past.clear();
+    let mut counts = counts.into_iter().flatten();
+    for sequence in tokens.chunks(t.max(1)) {
+        let count = counts.next();
+        let mut before = count.as_deref().copied().unwrap_or(0);
+        for &token in sequence {
+            if Some(token) == start {
+                before = 0;
+            }
+            past.push(before);
+            before = before.saturating_add(1);
+        }
+        if let Some(count) = count {
+            *count = before;
+        }
+    }
 }
 
 /// A model in the packed runtime: the logits of a row are `norm(h) E^T`, where `h` starts as the token's row of `E`, with bigrams

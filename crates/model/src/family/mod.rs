@@ -9,6 +9,7 @@ pub mod flash;
 pub mod forms;
 #[cfg(test)]
 mod tests;
+pub mod v3;
 mod validate;
 
 use flashlm_kernels::Store;
@@ -76,6 +77,7 @@ macro_rules! families {
 
 families! {
     flash;
+    v3;
 }
 
 impl Layout {

@@ -58,6 +58,16 @@ impl<'a> Branch<'a> {
         self.ternary(name, dim, inputs, matrix_norm || sub_norm, init)
     }
 
+    /// A ternary matrix with a start of its own, and no norm.
+    pub fn matrix(&mut self, name: &str, outputs: usize, inputs: usize, init: Init) -> Linear {
+        self.ternary(name, outputs, inputs, false, init)
+    }
+
+    /// Weights of a convolution that sees more than one channel.
+    pub fn convolution(&mut self, name: &str, shape: &[usize], init: Init) -> Range<usize> {
+        self.add(name, shape, init, Group::Conv)
+    }
+
     /// A small matrix that stays float: `name.weight: [outputs, inputs]`.
     pub fn float(&mut self, name: &str, outputs: usize, inputs: usize) -> Linear {
         let init = Init::Normal((1.0 / (3 * inputs) as f64).sqrt());

@@ -33,7 +33,12 @@ impl FfnParams {
         let d = b.config().dim;
         let (gate, up) = (b.linear("W_gate", hidden, d), b.linear("W_up", hidden, d));
         let down = b.output("W_down", hidden);
-        FfnParams { norm: b.branch_norm(), gate, up, down, act, part: b.need().part }
+        FfnParams::of(b, b.branch_norm(), [gate, up, down], act)
+    }
+
+    /// Of matrices that the branch has already, with the norm before it.
+    pub fn of(b: &Branch, norm: BranchNorm, [gate, up, down]: [Linear; 3], act: Act) -> Self {
+        FfnParams { norm, gate, up, down, act, part: b.need().part }
     }
 }
 

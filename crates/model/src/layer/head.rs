@@ -230,11 +230,13 @@ impl<A: Store> Head<A> {
                     round(cx, x, d);
                 }
                 let at = local.take(n * v.div_ceil(CHUNK));
-                let softmax = &logits(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
+                let kept = objective.smoothing > 0.0;
+                let softmax = &logits(cx, forward, (d, v), (cap, kept), x, &targets[r], local, |softmax, z, columns| {
                     let at = &mut at[columns.start / CHUNK * n..][..n];
                     softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
                 });
-                losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = -softmax.log_prob(row));
+                let smoothed = |row| -softmax.smoothed(row, objective.smoothing, v);
+                losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = smoothed(row));
                 softmax.finish(cx, dz, v, at, (v, CHUNK), objective);
                 let dx = local.take(n * d);
                 matmul(cx, dx, dz, v, weight, n, false);
@@ -273,11 +275,13 @@ impl<A: Store> Head<A> {
             if pass.int8 {
                 round(cx, x, d);
             }
+            let cap = (cap, objective.smoothing > 0.0);
             let softmax = logits::<A>(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             for (row, (loss, log_sum)) in losses.iter_mut().zip(log_sums).enumerate() {
-                (*loss, *log_sum) = (-softmax.log_prob(row), A::E::from_f64(softmax.log_sum(row)));
+                *loss = -softmax.smoothed(row, objective.smoothing, v);
+                *log_sum = A::E::from_f64(softmax.log_sum(row));
             }
         });
 
@@ -302,7 +306,7 @@ impl<A: Store> Head<A> {
                         softcap(cx, z, cap);
                     }
                     let (log_sums, targets) = (&log_sums[r.clone()], &targets[r.clone()]);
-                    softmax_backward(cx, (dz, width), z, log_sums, targets, (width, first), cap, objective);
+                    softmax_backward(cx, (dz, width), z, log_sums, targets, (width, first, v), cap, objective);
                     matmul(cx, dx, dz, width, weight.depths(columns.clone()), r.len(), first > group.start);
                     matmul_transposed(cx, dtable, dz, width, packed.depths(r), width, true);
                 }
@@ -346,27 +350,37 @@ impl<A: Store> Head<A> {
         });
     }
 
-    /// Appends `ln p(target)` of each row of `x: [rows, D]`.
-    pub fn log_probs(&self, cx: &Exec, out: &mut Vec<f64>, work: &mut Work<A>, x: &[A], targets: &[Token]) {
+    /// Appends `ln p(target)` of each row of `x: [rows, D]`, the part `smoothing` of the target shared by all tokens.
+    pub fn log_probs(
+        &self,
+        cx: &Exec,
+        out: &mut Vec<f64>,
+        work: &mut Work<A>,
+        x: &[A],
+        targets: &[Token],
+        smoothing: f64,
+    ) {
         let Head { d, vocab: v, cap, forward, .. } = self;
         let (d, v, cap, losses) = (*d, *v, *cap, &mut work.losses);
         cx.tiles(targets.len(), (Rows(losses, 1),), |cx, r, (losses,), local| {
             let x = &x[r.start * d..r.end * d];
+            let cap = (cap, smoothing > 0.0);
             let softmax = logits::<A>(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
-            losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
+            losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.smoothed(row, smoothing, v));
         });
         out.extend(&losses[..targets.len()]);
     }
 }
 
-/// Makes the logits of one tile, `x: [rows, d]`, [`CHUNK`] of `v` columns at a time, and hands each to `f(softmax, z, columns)`.
+/// Makes the logits of one tile, `x: [rows, d]`, [`CHUNK`] of `v` columns at a time, and hands each to `f(softmax, z, columns)`; their sum
+/// is `kept` for label smoothing.
 fn logits<'a, A: Store>(
     cx: &Exec,
     table: &Forward<A>,
     (d, v): (usize, usize),
-    cap: Option<A::E>,
+    (cap, kept): (Option<A::E>, bool),
     x: &[A],
     targets: &'a [Token],
     local: &'a Local,
@@ -374,7 +388,8 @@ fn logits<'a, A: Store>(
 ) -> SoftmaxRows<'a, A::E> {
     let rows = targets.len();
     let (max, sum, own) = (local.take(rows), local.take(rows), local.take(rows));
-    let mut softmax = SoftmaxRows { max, sum, own, targets, cap };
+    let total = kept.then(|| local.take::<f64>(rows));
+    let mut softmax = SoftmaxRows { max, sum, own, targets, cap, total };
     softmax.start();
     let codes = table.round(cx, x, d, local);
     let z = local.take(rows * CHUNK);
@@ -401,15 +416,20 @@ mod tests {
     use crate::layer::scratch::WIDE;
     use crate::testing::{noisy, tiny, tokens};
 
-    /// Soft cap, weight of the z-loss, rounded inputs, logits in int8.
-    type Switches = (f64, f64, bool, bool);
-    const SWITCHES: [Switches; 3] = [(0.0, 0.0, false, false), (1.5, 0.02, true, false), (1.5, 0.02, false, true)];
+    /// Soft cap, weight of the z-loss, label smoothing, rounded inputs, logits in int8.
+    type Switches = (f64, f64, f64, bool, bool);
+    const SWITCHES: [Switches; 4] = [
+        (0.0, 0.0, 0.0, false, false),
+        (1.5, 0.02, 0.0, true, false),
+        (1.5, 0.02, 0.0, false, true),
+        (0.0, 0.02, 0.2, false, false),
+    ];
 
     /// Loss, gradients and `dh` by one of the two ways.
     fn run<A: Store>(
         recomputed: bool,
         threads: usize,
-        (cap, z_loss, int8, matmul8): Switches,
+        (cap, z_loss, smoothing, int8, matmul8): Switches,
     ) -> (f64, Vec<f64>, Vec<f64>) {
         let cx = Exec::new(Isa::detect().unwrap(), threads);
         let (rows, vocab, d) = (600, 1500, 40);
@@ -427,7 +447,7 @@ mod tests {
         targets[7] = NO_TARGET;
         targets[rows - 3..].fill(NO_TARGET);
         head.prepare(&cx, &params, &mut s);
-        let objective = Objective { scale: 0.01, z_loss };
+        let objective = Objective { scale: 0.01, z_loss, smoothing };
         let past = whole(1, rows);
         let span = &Span { batch: 1, len: rows, past: &past };
         let pass = Pass { cx: &cx, params: &params, int8, span };
@@ -449,7 +469,7 @@ mod tests {
         };
         for switches in SWITCHES {
             // int8 is not for f64.
-            let double = |way| if switches.3 { (1.0, vec![1.0], vec![1.0]) } else { run::<f64>(way, 2, switches) };
+            let double = |way| if switches.4 { (1.0, vec![1.0], vec![1.0]) } else { run::<f64>(way, 2, switches) };
             for (one, two, bound) in [
                 (double(true), double(false), 1e-12),
                 (run::<f32>(true, 2, switches), run::<f32>(false, 2, switches), 1e-6),

@@ -86,7 +86,7 @@ impl<A: Store> BitLinear<A> {
         let int8 = int8 && inputs.max(outputs) <= CodeRows::WIDEST;
         // Forward, a group is a segment of depths. Backward the groups of a column have scales of their own at each depth.
         let (forward, backward) = match quant.map(|quant| quant.scale) {
-            Some(Scale::Tensor) if int8 => (Some(inputs), Some(outputs)),
+            Some(Scale::Tensor | Scale::Unit) if int8 => (Some(inputs), Some(outputs)),
             Some(Scale::Group(n)) if int8 && (n >= inputs || n.is_multiple_of(4)) => (Some(n), None),
             _ => (None, None),
         };

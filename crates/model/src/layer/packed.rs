@@ -1,12 +1,13 @@
 //! What every layer of the packed runtime is made of: `y (+)= x W^T` with `x` quantised to int8, optionally after an RMSNorm of
-//! its own; RMSNorm.
+//! its own; RMSNorm; the GLU.
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Columns, Int8Rows, PackedMatrix, exact_rmsnorm, packed_matmul};
+use flashlm_kernels::ops::{Act, Columns, Int8Rows, PackedMatrix, exact_gate, exact_rmsnorm, packed_matmul};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Buf, Exec};
 
+use super::ffn::FfnParams;
 use super::linear::Linear;
 use super::norm::{BranchNorm, Norm};
 use super::taps::{self, Taps};
@@ -155,5 +156,46 @@ impl PackedLinear {
             input.held = Some(columns);
         }
         packed_matmul(cx, y, &mut work.q, &self.matrix, add);
+    }
+}
+
+/// GLU branch: `h += W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`.
+pub(crate) struct PackedFfn {
+    norm: PackedBranchNorm,
+    gate: PackedLinear,
+    up: PackedLinear,
+    down: PackedLinear,
+    act: Act,
+    hidden: usize,
+}
+
+impl PackedFfn {
+    pub(crate) fn read(from: &Reader, of: &FfnParams) -> Result<Self, PackError> {
+        Ok(PackedFfn {
+            norm: PackedBranchNorm::read(from, &of.norm)?,
+            gate: PackedLinear::read(from, &of.gate)?,
+            up: PackedLinear::read(from, &of.up)?,
+            down: PackedLinear::read(from, &of.down)?,
+            act: of.act,
+            hidden: of.down.inputs,
+        })
+    }
+
+    /// All its matrices.
+    pub(crate) fn linears(&self) -> [&PackedLinear; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// `h: [rows, D]` of one tile.
+    pub(crate) fn forward(&self, cx: &Exec, h: &mut [f32], work: &mut PackedScratch, local: &Local) {
+        let (d, f) = (self.gate.columns().inputs, self.hidden);
+        let rows = h.len() / d;
+        let (g, u) = (local.take::<f32>(rows * f), local.take::<f32>(rows * f));
+        let mut input = Input::new(self.norm.forward(cx, h, local));
+        self.gate.forward(cx, (&mut *g, f, 0), &mut input, work, false);
+        self.up.forward(cx, (&mut *u, f, 0), &mut input, work, false);
+        let a = local.take::<f32>(rows * f);
+        exact_gate(cx, a, g, u, self.act);
+        self.down.forward(cx, (h, d, 0), &mut Input::new(a), work, true);
     }
 }

@@ -16,6 +16,8 @@ pub enum FileKind {
     Bpe,
     /// The 256 bytes.
     Bytes,
+    /// GPT-2's, which the program has.
+    Gpt2,
     /// A `tokenizer.json` of another type, such as `Unigram`.
     Other(String),
 }
@@ -54,8 +56,10 @@ impl FileKind {
             return Err(TokError::LfsPointer);
         }
         let probe: Probe = parse("tokenizer", json)?;
-        if probe.kind.is_some_and(|kind| kind == "bytes") {
-            return Ok(Self::Bytes);
+        match probe.kind.as_deref() {
+            Some("bytes") => return Ok(Self::Bytes),
+            Some("gpt2") => return Ok(Self::Gpt2),
+            _ => {}
         }
         if probe.id_to_base.is_some() || probe.base_to_id.is_some() {
             return Ok(Self::Frequency);

@@ -55,6 +55,7 @@ impl Tokenizer {
     pub fn from_json(json: &[u8]) -> Result<Self, TokError> {
         match FileKind::of(json)? {
             FileKind::Bytes => Ok(Self::bytes()),
+            FileKind::Gpt2 => Ok(Self::gpt2()),
             FileKind::Frequency => Frequency::from_json(json).map(|t| Self(Kind::Frequency(t))),
             FileKind::Bpe => Bpe::from_json(json).map(|t| Self(Kind::Bpe(t))),
             FileKind::Other(found) => Err(TokError::Type { found }),
@@ -226,6 +227,7 @@ mod tests {
         let text = "Once upon a time there was a girl. The girl had a red ball and the ball was big. ";
         vec![
             Tokenizer::bytes(),
+            Tokenizer::gpt2(),
             Tokenizer::train_frequency([text].into_iter(), 30).unwrap(),
             Tokenizer::train_bpe([text].into_iter(), 300).unwrap(),
         ]
@@ -245,7 +247,7 @@ mod tests {
             assert_eq!(a, b);
         }
         let kinds: Vec<_> = one_of_each().iter().map(Tokenizer::kind).collect();
-        assert_eq!(kinds, ["bytes", "frequency", "bpe"]);
+        assert_eq!(kinds, ["bytes", "gpt2", "frequency", "bpe"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ const PRESETS: &[(&str, &str)] = &[
     ("flash-small", include_str!("../../../../configs/flash-small.toml")),
     ("flash-medium", include_str!("../../../../configs/flash-medium.toml")),
     ("flash-large", include_str!("../../../../configs/flash-large.toml")),
+    ("v3", include_str!("../../../../configs/v3.toml")),
     ("v4-small", include_str!("../../../../configs/v4-small.toml")),
     ("v4-large", include_str!("../../../../configs/v4-large.toml")),
     ("v4-blockwise-small", include_str!("../../../../configs/v4-blockwise-small.toml")),

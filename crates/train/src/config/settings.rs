@@ -26,7 +26,7 @@ pub struct Settings {
 /// `[tokenizer]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenizerSettings {
-    /// `frequency`, `bpe`, `bytes`, or a file.
+    /// `frequency`, `bpe`, `bytes`, `gpt2`, or a file.
     pub kind: String,
     /// Vocabulary size to aim for, in tokens.
     pub vocab: usize,
@@ -108,10 +108,19 @@ pub struct TrainSettings {
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
     pub matrix_weight_decay: f64,
+    /// First steps in which the embedding stays as it started.
+    pub frozen_embedding: u64,
+    /// A model of the hub, `hf:OWNER/NAME[@REVISION][:FILE]`, whose token embedding starts that of a fresh run, by its singular value
+    /// decomposition; empty: a random start.
+    pub embedding_from: String,
     /// Whether the taps of all convolutions stay as they started.
     pub frozen_taps: bool,
     /// Weight of the squared logarithm of a row's sum of exponentials, added to what is minimised (PaLM, arXiv 2204.02311).
     pub z_loss: f64,
+    /// Label smoothing: the part of a target that all tokens share (arXiv 1512.00567). Not with a soft cap of logits.
+    pub label_smoothing: f64,
+    /// Part of the positions of a batch, drawn at random in each step, that the loss is of.
+    pub loss_share: f64,
     /// Probability with which a number that a branch adds to the residual stream is dropped in training; 0: none is.
     pub dropout: f64,
     /// Last fraction of the run whose steps use the model's `activation_bits`, the others 0; validations always use them.
@@ -119,6 +128,8 @@ pub struct TrainSettings {
     /// Last fraction of the run over whose steps the weights are averaged; the better of the last weights and their mean is
     /// the result. 0: no mean.
     pub average_share: f64,
+    /// Decay of that mean per step, which makes it an exponential moving average; 0: all steps count alike.
+    pub average_decay: f64,
     /// As what ranks send each other their gradients: `f32`, or `bf16`, half the bytes, with bits that depend on the number of ranks.
     #[serde(default)]
     pub rank_sums: Sent,
@@ -172,7 +183,7 @@ impl TrainSettings {
     pub fn optim(&self) -> optim::Settings {
         let &TrainSettings { lr, beta1, beta2, eps, weight_decay, clip, .. } = self;
         let &TrainSettings { matrix_lr, momentum, row_normalise, newton_schulz_steps, .. } = self;
-        let &TrainSettings { matrix_beta2, matrix_weight_decay, .. } = self;
+        let &TrainSettings { matrix_beta2, matrix_weight_decay, frozen_embedding, .. } = self;
         optim::Settings {
             lr,
             beta1,
@@ -186,6 +197,7 @@ impl TrainSettings {
             newton_schulz_steps,
             matrix_beta2,
             matrix_weight_decay,
+            frozen_embedding,
         }
     }
 }

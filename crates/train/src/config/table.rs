@@ -9,6 +9,8 @@ pub(super) fn table_of(settings: &Settings) -> Table {
     let mut table = Table::try_from(settings).unwrap_or_default();
     if let Some(model) = table.get_mut("model").and_then(Value::as_table_mut) {
         model.entry("family").or_insert_with(|| settings.model.family.clone().into());
+        let dilated = Value::try_from(&settings.model.dilated);
+        model.entry("dilated").or_insert_with(|| dilated.unwrap_or(Value::Table(Table::new())));
     }
     table
 }

@@ -52,11 +52,19 @@ impl Settings {
         check(within(t.weight_decay, 0.0, 10.0), "train.weight_decay", t.weight_decay.to_string(), "between 0 and 10")?;
         check(within(t.clip, 1e-6, 1e6), "train.clip", t.clip.to_string(), "above 0")?;
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
+        let smoothing = t.label_smoothing;
+        check(within(smoothing, 0.0, 0.9), "train.label_smoothing", smoothing.to_string(), "between 0 and 0.9")?;
+        let capped = smoothing > 0.0 && self.model.logit_softcap > 0.0;
+        let expected = "0 where model.logit_softcap is not";
+        check(!capped, "train.label_smoothing", smoothing.to_string(), expected)?;
+        check(within(t.loss_share, 0.001, 1.0), "train.loss_share", t.loss_share.to_string(), "between 0.001 and 1")?;
         check(within(t.dropout, 0.0, 0.9), "train.dropout", t.dropout.to_string(), "between 0 and 0.9")?;
         let share = t.activation_share;
         check(within(share, 1e-6, 1.0), "train.activation_share", share.to_string(), "above 0 and at most 1")?;
         let share = t.average_share;
         check(within(share, 0.0, 1.0), "train.average_share", share.to_string(), "between 0 and 1")?;
+        let decay = t.average_decay;
+        check((0.0..1.0).contains(&decay), "train.average_decay", decay.to_string(), "at least 0 and below 1")?;
         check(
             within(t.checkpoint_seconds, 0.0, 1e9),
             "train.checkpoint_seconds",

@@ -195,7 +195,7 @@ pub enum DataError {
         name: String,
     },
     /// A name that is none of a tokenizer.
-    #[error("tokenizer `{found}`: expected frequency, bpe, bytes, or the path of a tokenizer file")]
+    #[error("tokenizer `{found}`: expected frequency, bpe, bytes, gpt2, or the path of a tokenizer file")]
     TokenizerChoice {
         /// The name as given.
         found: String,

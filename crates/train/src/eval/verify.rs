@@ -4,9 +4,11 @@
 //! backward pass (with z-loss in the gradients alone), and a trajectory from the same parameters: `traj.batches: [n, B, T+1]`
 //! used in turn, `traj.losses:
 //! [steps]`. The metadata key `config` says in JSON which model and optimizer they are of (`tests/reference/README.md`).
-//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the master matrices.
+//! The trajectory is that of `optim` with a constant learning rate: AdamW, or another on the master matrices. Losses of `v3` are smoothed, and
+//! have their z-loss in them.
 
 mod outcome;
+mod v3;
 
 use crate::config;
 use crate::optim::{self, Optimizers};
@@ -14,14 +16,14 @@ use flashlm_kernels::{Buf, Exec, Token};
 use flashlm_model::config::{ActivationKind, DeltaConfig, DeltaForm, DeltaRule, QuantConfig, ScaleKind, StatKind};
 use flashlm_model::io::IoError;
 use flashlm_model::io::safetensors::TensorFile;
-use flashlm_model::model_file::{ModelError, read_params};
+use flashlm_model::model_file::{ModelError, read_gradients, read_params};
 use flashlm_model::params::{Group, Layout};
 use flashlm_model::{LanguageModel, ModelConfig, Objective, Precision, Prepared, Shape, mixer};
 pub use outcome::{Check, Outcome};
 use serde::Deserialize;
 
 /// The architectures whose vectors can be run.
-const ARCHS: [&str; 3] = ["v4", "v4-blockwise", "gdn"];
+const ARCHS: [&str; 4] = ["v4", "v4-blockwise", "gdn", "v3"];
 /// Epsilon of RMSNorm in all.
 const NORM_EPS: f64 = 1e-6;
 /// Most activations a file may ask for, 1 GiB.
@@ -63,6 +65,60 @@ pub enum VerifyError {
         /// What is there.
         found: String,
     },
+}
+
+/// What a file is of.
+struct Task {
+    arch: String,
+    model: ModelConfig,
+    optim: optim::Settings,
+    /// Of the master matrices.
+    optimizer: String,
+    z_loss: f64,
+    smoothing: f64,
+    /// Whether the losses have the z-loss in them.
+    whole: bool,
+    steps: usize,
+}
+
+impl Task {
+    fn read(file: &TensorFile) -> Result<Task, VerifyError> {
+        let bad = |reason: String| VerifyError::Config { reason };
+        let json = file.metadata("config").ok_or_else(|| bad("there is none".into()))?;
+        let value: serde_json::Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
+        // First: other architectures have other keys.
+        let task = match value.get("arch").and_then(|arch| arch.as_str()) {
+            Some("v3") => v3::task(value)?,
+            Some(arch) if ARCHS.contains(&arch) => Settings::task(value)?,
+            Some(arch) => return Err(VerifyError::Arch { found: format!("{arch:?}") }),
+            None => return Err(bad("`arch` is missing or not a string".into())),
+        };
+        task.model.validate().map_err(|e| bad(e.to_string()))?;
+        Ok(task)
+    }
+
+    fn objective(&self, scale: f64) -> Objective {
+        Objective { scale, z_loss: self.z_loss, smoothing: self.smoothing }
+    }
+
+    /// The mean loss of a batch as the file has it; adds to `grads`.
+    fn loss(&self, passes: &mut Prepared<f32>, grads: &mut [f32], x: &[Token], y: &[Token], shape: Shape) -> f64 {
+        let mean = 1.0 / shape.rows() as f64;
+        let mut nats = passes.loss_backward(grads, x, y, shape, self.objective(mean));
+        if self.whole && self.z_loss > 0.0 {
+            let v = self.model.vocab_size;
+            let mut logits = vec![0.0; shape.rows() * v];
+            passes.logits(&mut logits, x, None, shape);
+            nats += self.z_loss * logits.chunks(v).map(|z| log_sum(z).powi(2)).sum::<f64>();
+        }
+        mean * nats
+    }
+}
+
+/// `ln sum exp(z)`.
+fn log_sum(z: &[f32]) -> f64 {
+    let max = z.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    f64::from(max) + z.iter().map(|&z| f64::from(z - max).exp()).sum::<f64>().ln()
 }
 
 /// The metadata; `None` where a file leaves it to the architecture.
@@ -122,16 +178,8 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(file: &TensorFile) -> Result<Self, VerifyError> {
+    fn task(value: serde_json::Value) -> Result<Task, VerifyError> {
         let bad = |reason: String| VerifyError::Config { reason };
-        let json = file.metadata("config").ok_or_else(|| bad("there is none".into()))?;
-        let value: serde_json::Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
-        // First: other architectures have other keys.
-        match value.get("arch").and_then(|arch| arch.as_str()) {
-            Some(arch) if ARCHS.contains(&arch) => {}
-            Some(arch) => return Err(VerifyError::Arch { found: format!("{arch:?}") }),
-            None => return Err(bad("`arch` is missing or not a string".into())),
-        }
         let settings: Settings = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
         if settings.schedule != "constant" {
             return Err(bad(format!("schedule {:?}, expected \"constant\"", settings.schedule)));
@@ -139,7 +187,10 @@ impl Settings {
         if let Some(other) = settings.optimizer.as_ref().filter(|name| !optim::NAMES.contains(&name.as_str())) {
             return Err(bad(format!("optimizer {other:?}, expected one of {}", optim::NAMES.join(", "))));
         }
-        Ok(settings)
+        let (model, optim) = (settings.model()?, settings.optim());
+        let Settings { arch, optimizer, z_loss, steps, .. } = settings;
+        let optimizer = optimizer.unwrap_or(optim::ADAMW.into());
+        Ok(Task { arch, model, optim, optimizer, z_loss, smoothing: 0.0, whole: false, steps })
     }
 
     fn optim(&self) -> optim::Settings {
@@ -202,18 +253,17 @@ impl Settings {
             },
             ..ModelConfig::v4_small()
         };
-        config.validate().map_err(|e| VerifyError::Config { reason: e.to_string() })?;
         Ok(config)
     }
 }
 
 /// Runs the vectors of a file, which are f32, in a precision.
 pub fn verify(cx: &Exec, file: &TensorFile, precision: Precision) -> Result<Outcome, VerifyError> {
-    let settings = Settings::read(file)?;
-    let config = settings.model()?;
+    let task = Task::read(file)?;
+    let config = task.model.clone();
     let layout = Layout::of(&config);
     let params = read_params(file, &config, "param.")?;
-    let want_grads = read_params(file, &config, "grad.")?;
+    let want_grads = read_gradients(file, &config, "grad.")?;
 
     let (b, t) = match *file.shape("x")? {
         [b, t] => (b, t),
@@ -231,10 +281,10 @@ pub fn verify(cx: &Exec, file: &TensorFile, precision: Precision) -> Result<Outc
     };
     let batches = tokens(file, "traj.batches", &[n, tb, tt + 1], &config)?;
     let want_losses = file.f64("traj.losses")?;
-    if want_losses.is_empty() || want_losses.len() != settings.steps {
+    if want_losses.is_empty() || want_losses.len() != task.steps {
         return Err(misfit(
             "traj.losses",
-            format!("{} losses (`steps`)", settings.steps),
+            format!("{} losses (`steps`)", task.steps),
             want_losses.len().to_string(),
         ));
     }
@@ -255,28 +305,26 @@ pub fn verify(cx: &Exec, file: &TensorFile, precision: Precision) -> Result<Outc
     let mut logits = vec![0.0; want_logits.len()];
     passes.logits(&mut logits, &x, None, shape);
     let mut grads = Buf::zeros(layout.len());
-    let mean = 1.0 / (b * t) as f64;
-    let objective = Objective { scale: mean, z_loss: settings.z_loss };
-    let loss = mean * passes.loss_backward(&mut grads, &x, &y, shape, objective);
+    let loss = task.loss(&mut passes, &mut grads, &x, &y, shape);
     let ratios = layout.specs().iter().map(|spec| {
         let range = spec.range.clone();
         (rms_ratio(&grads[range.clone()], &want_grads[range]), &spec.name)
     });
     let (grad_rms_ratio_max, grad_worst) =
-        ratios.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NAN, &settings.arch));
+        ratios.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((f64::NAN, &task.arch));
 
-    let losses = trajectory(cx, &mut *lm, params, &layout, &settings, &batches, (n, tb, tt));
+    let losses = trajectory(cx, &mut *lm, params, &layout, &task, &batches, (n, tb, tt));
     let off: Vec<f64> = losses.iter().zip(&want_losses).map(|(got, want)| (got - want).abs() / want.abs()).collect();
     Ok(Outcome {
         precision,
-        steps: settings.steps,
+        steps: task.steps,
         logits_rms_ratio: rms_ratio(&logits, &want_logits),
         loss_abs_diff: (loss - want_loss).abs(),
         grad_rms_ratio_max,
         grad_worst: grad_worst.clone(),
         traj_loss_rel_diff_first: largest(&off[..FIRST.min(off.len())]),
         traj_loss_rel_diff_max: largest(&off),
-        arch: settings.arch,
+        arch: task.arch,
     })
 }
 
@@ -286,26 +334,24 @@ fn trajectory(
     lm: &mut dyn LanguageModel<f32>,
     mut params: Buf<f32>,
     layout: &Layout,
-    s: &Settings,
+    task: &Task,
     batches: &[Token],
     (n, b, t): (usize, usize, usize),
 ) -> Vec<f64> {
-    let settings = s.optim();
-    let mut optimizers = Optimizers::new(layout, s.optimizer.as_deref().unwrap_or(optim::ADAMW), false);
+    let settings = task.optim;
+    let mut optimizers = Optimizers::new(layout, &task.optimizer, false);
     let mut grads = Buf::<f32>::zeros(layout.len());
-    let mean = 1.0 / (b * t) as f64;
-    let objective = Objective { scale: mean, z_loss: s.z_loss };
     let step = |i: usize| {
         let windows = batches[i % n * b * (t + 1)..][..b * (t + 1)].chunks_exact(t + 1);
         let x: Vec<Token> = windows.clone().flat_map(|window| &window[..t]).copied().collect();
         let y: Vec<Token> = windows.flat_map(|window| &window[1..]).copied().collect();
         grads.fill(0.0);
         let shape = Shape { batch: b, seq_len: t };
-        let loss = mean * Prepared::new(cx, lm, &params).loss_backward(&mut grads, &x, &y, shape, objective);
-        optimizers.step(cx, &mut params, &grads, &settings, s.lr, i as u64 + 1);
+        let loss = task.loss(&mut Prepared::new(cx, lm, &params), &mut grads, &x, &y, shape);
+        optimizers.step(cx, &mut params, &grads, &settings, settings.lr, i as u64 + 1);
         loss
     };
-    (0..s.steps).map(step).collect()
+    (0..task.steps).map(step).collect()
 }
 
 fn misfit(name: &'static str, expected: impl Into<String>, found: String) -> VerifyError {
@@ -413,7 +459,7 @@ mod tests {
     #[test]
     fn given_vectors_of_the_original_equal_pytorch() {
         let Some(shared) = shared() else { return };
-        for name in ["v4_tiny", "v4_small_2blocks", "blockwise_tiny", "gdn_tiny", "gdn_small_1block"] {
+        for name in ["v4_tiny", "v4_small_2blocks", "blockwise_tiny", "gdn_tiny", "gdn_small_1block", "v3_tiny"] {
             run(&shared.join(format!("fixtures/{name}.safetensors")), 1e-2);
         }
     }
@@ -541,7 +587,7 @@ mod tests {
         };
         let settings = |key: &str, value: Value| error(&with_settings(|s| s[key] = value));
         let has = |text: String, part: &str| assert!(text.contains(part), "{text}");
-        has(settings("arch", "v9".into()), "\"v9\"; this version knows v4, v4-blockwise, gdn");
+        has(settings("arch", "v9".into()), "\"v9\"; this version knows v4, v4-blockwise, gdn, v3");
         has(settings("arch", json!(4)), "`arch` is missing or not a string");
         has(settings("depth", json!(4)), "unknown field `depth`");
         has(settings("schedule", "cosine".into()), "expected \"constant\"");

@@ -11,7 +11,7 @@ use super::optimizer::{Optimizer, Owns, Step, Tensor, tensors};
 fn decays(group: Group) -> bool {
     match group {
         Group::Matrix | Group::Embedding | Group::Table | Group::Norm | Group::Conv | Group::Gate => true,
-        Group::Scalar => false,
+        Group::Scalar | Group::Unused => false,
     }
 }
 
@@ -25,6 +25,8 @@ struct Run {
     specs: Vec<Spec>,
     range: Range<usize>,
     decays: bool,
+    /// Whether it is the embedding, which may be frozen for a while.
+    embedding: bool,
     /// Running mean of gradients.
     m: Buf<f32>,
     /// Running mean of squared gradients.
@@ -34,12 +36,13 @@ struct Run {
 impl AdamW {
     /// Zero moments.
     pub fn new(layout: &Layout, owns: Owns) -> Self {
-        let treated = |spec: &Spec| owns(spec.group).then(|| decays(spec.group));
+        let treated =
+            |spec: &Spec| owns(spec.group).then(|| (decays(spec.group), spec.group == Group::Embedding));
         let run = |specs: &[Spec]| {
-            let decays = treated(&specs[0])?;
+            let (decays, embedding) = treated(&specs[0])?;
             let range = specs[0].range.start..specs[specs.len() - 1].range.end;
             let [m, v] = [(); 2].map(|()| Buf::zeros(range.len()));
-            Some(Run { specs: specs.to_vec(), range, decays, m, v })
+            Some(Run { specs: specs.to_vec(), range, decays, embedding, m, v })
         };
         AdamW { runs: layout.specs().chunk_by(|a, b| treated(a) == treated(b)).filter_map(run).collect() }
     }
@@ -49,13 +52,17 @@ impl Optimizer for AdamW {
     fn step(&mut self, cx: &Exec, params: &mut [f32], grads: &[f32], step: &Step) {
         let t = step.settings;
         for run in &mut self.runs {
+            let frozen = if run.embedding { t.frozen_embedding } else { 0 };
+            if step.number <= frozen {
+                continue;
+            }
             let settings = ops::AdamW {
                 lr: step.lr,
                 beta1: t.beta1,
                 beta2: t.beta2,
                 eps: t.eps,
                 weight_decay: if run.decays { t.weight_decay } else { 0.0 },
-                step: step.number,
+                step: step.number - frozen,
                 grad_scale: step.grad_scale,
             };
             let (params, grads) = (&mut params[run.range.clone()], &grads[run.range.clone()]);

@@ -50,6 +50,8 @@ pub struct Optimizers {
     parts: Vec<Box<dyn Optimizer>>,
     /// Places of the parameters that are trained, gaps included.
     trained: Vec<Range<usize>>,
+    /// Of these the embedding, if it is one.
+    embedding: Option<Range<usize>>,
 }
 
 impl Optimizers {
@@ -58,7 +60,7 @@ impl Optimizers {
     /// # Panics
     /// If there is none of that name, which [`crate::config::Settings::validate`] rules out.
     pub fn new(layout: &Layout, name: &str, frozen_taps: bool) -> Self {
-        let trained = |group| !frozen_taps || group != Group::Conv;
+        let trained = |group| group != Group::Unused && (!frozen_taps || group != Group::Conv);
         let parts = match name {
             ADAMW => vec![build(ADAMW, layout, &trained)],
             name => vec![
@@ -69,7 +71,8 @@ impl Optimizers {
         let runs = layout.specs().chunk_by(|a, b| trained(a.group) == trained(b.group));
         let trained = runs.filter(|specs| trained(specs[0].group));
         let trained = trained.map(|specs| specs[0].range.start..specs[specs.len() - 1].range.end).collect();
-        Optimizers { parts, trained }
+        let embedding = layout.specs().iter().find(|spec| spec.group == Group::Embedding).map(|spec| spec.range.clone());
+        Optimizers { parts, trained, embedding }
     }
 
     /// Update `number` (from 1) of `params` with AdamW's learning rate `lr`; returns the gradient's global norm before
@@ -83,8 +86,17 @@ impl Optimizers {
         lr: f64,
         number: u64,
     ) -> f64 {
-        let squares = |range: &Range<usize>| ops::sum_squares(cx, &grads[range.clone()]);
-        let norm = self.trained.iter().map(squares).sum::<f64>().sqrt();
+        let squares = |range: Range<usize>| ops::sum_squares(cx, &grads[range]);
+        let frozen = self.embedding.as_ref().filter(|_| number <= settings.frozen_embedding);
+        let norm = match frozen {
+            None => self.trained.iter().map(|range| squares(range.clone())).sum::<f64>(),
+            Some(out) => {
+                let (before, after) = (|range: &Range<usize>| range.start..range.end.min(out.start).max(range.start), out.end);
+                let behind = |range: &Range<usize>| range.start.max(after).min(range.end)..range.end;
+                self.trained.iter().map(|range| squares(before(range)) + squares(behind(range))).sum::<f64>()
+            }
+        };
+        let norm = norm.sqrt();
         if !norm.is_finite() {
             return norm;
         }
@@ -172,6 +184,7 @@ mod tests {
                 newton_schulz_steps: s.newton_schulz_steps.unwrap_or(5),
                 matrix_beta2: s.matrix_beta2,
                 matrix_weight_decay: s.matrix_weight_decay,
+                frozen_embedding: 0,
             };
             let mut layout = Layout::default();
             for name in file.names().iter().filter_map(|name| name.strip_prefix("param.")) {

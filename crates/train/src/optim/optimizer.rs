@@ -27,6 +27,8 @@ pub struct Settings {
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
     pub matrix_weight_decay: f64,
+    /// First steps in which the embedding stays as it started.
+    pub frozen_embedding: u64,
 }
 
 /// What one update is told besides parameters and gradients.

@@ -179,7 +179,7 @@ impl Trainer<'_> {
             let counts = progress >= 1.0 - t.average_share;
             self.state.averaged = if counts { self.state.averaged + 1 } else { 0 };
             if counts {
-                average.add(self.cx, &self.stepper.params, self.state.averaged);
+                average.add(self.cx, &self.stepper.params, self.state.averaged, t.average_decay);
             }
         }
         self.state.windows = Some(self.windows() + shape.batch as u64);

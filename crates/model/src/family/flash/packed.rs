@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use flashlm_kernels::Exec;
-use flashlm_kernels::ops::{Act, exact_gate};
 use flashlm_kernels::tile::Local;
 
 use super::Params;
@@ -12,8 +11,7 @@ use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
 use crate::config::ModelConfig;
 use crate::family::forms::{Entering, PackedBlock, PackedBody};
-use crate::layer::ffn::FfnParams;
-use crate::layer::packed::{Input, PackedBranchNorm, PackedLinear, PackedNorm, PackedScratch, PackedTable};
+use crate::layer::packed::{Input, PackedBranchNorm, PackedFfn, PackedLinear, PackedNorm, PackedScratch, PackedTable};
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
@@ -27,7 +25,7 @@ pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, Pa
             entry: Entry::read(from, entry, i)?,
             norm,
             mixer: of.mixer.read(from)?,
-            ffn: Ffn::read(from, &of.ffn)?,
+            ffn: PackedFfn::read(from, &of.ffn)?,
         };
         Ok(Arc::new(block) as Arc<dyn PackedBlock>)
     });
@@ -42,13 +40,12 @@ struct Block {
     entry: Entry,
     norm: PackedBranchNorm,
     mixer: Box<dyn PackedMixer>,
-    ffn: Ffn,
+    ffn: PackedFfn,
 }
 
 impl PackedBlock for Block {
     fn linears(&self) -> Vec<&PackedLinear> {
-        let Ffn { gate, up, down, .. } = &self.ffn;
-        [self.mixer.inputs(), vec![self.mixer.output(), gate, up, down]].concat()
+        [self.mixer.inputs(), vec![self.mixer.output()], self.ffn.linears().to_vec()].concat()
     }
 
     fn table(&self) -> Option<&PackedTable> {
@@ -119,41 +116,5 @@ impl Entry {
             let d = h.len() / from.tokens.len();
             h.chunks_exact_mut(d).zip(from.tokens).for_each(|(h, &token)| table.add_row(h, token.into()));
         }
-    }
-}
-
-/// GLU branch: `h += W_down (act(W_gate x) * (W_up x))`, `x = norm(h)`.
-struct Ffn {
-    norm: PackedBranchNorm,
-    gate: PackedLinear,
-    up: PackedLinear,
-    down: PackedLinear,
-    act: Act,
-    hidden: usize,
-}
-
-impl Ffn {
-    fn read(from: &Reader, of: &FfnParams) -> Result<Self, PackError> {
-        Ok(Ffn {
-            norm: PackedBranchNorm::read(from, &of.norm)?,
-            gate: PackedLinear::read(from, &of.gate)?,
-            up: PackedLinear::read(from, &of.up)?,
-            down: PackedLinear::read(from, &of.down)?,
-            act: of.act,
-            hidden: of.down.inputs,
-        })
-    }
-
-    /// `h: [rows, D]` of one tile.
-    fn forward(&self, cx: &Exec, h: &mut [f32], work: &mut PackedScratch, local: &Local) {
-        let (d, f) = (self.gate.columns().inputs, self.hidden);
-        let rows = h.len() / d;
-        let (g, u) = (local.take::<f32>(rows * f), local.take::<f32>(rows * f));
-        let mut input = Input::new(self.norm.forward(cx, h, local));
-        self.gate.forward(cx, (&mut *g, f, 0), &mut input, work, false);
-        self.up.forward(cx, (&mut *u, f, 0), &mut input, work, false);
-        let a = local.take::<f32>(rows * f);
-        exact_gate(cx, a, g, u, self.act);
-        self.down.forward(cx, (h, d, 0), &mut Input::new(a), work, true);
     }
 }

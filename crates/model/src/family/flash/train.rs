@@ -8,7 +8,7 @@ use flashlm_kernels::{Buf, Exec, Span, Store, Token};
 use super::Params;
 use super::entry::{EntryParams, Streams};
 use crate::config::ModelConfig;
-use crate::family::forms::{BatchState, Current, LanguageModel, Shape};
+use crate::family::forms::{BatchState, Current, LanguageModel, Shape, count_past};
 use crate::layer::bigram::bigram_row;
 use crate::layer::dropout::Dropout;
 use crate::layer::ffn::{self, Ffn};
@@ -218,26 +218,6 @@ impl<A: Store> Weights<A> {
     }
 }
 
-/// How many rows of its document stand before each row, where documents begin at `start`; the counts of a state move on.
-fn count_past(past: &mut Vec<u32>, tokens: &[Token], counts: Option<&mut [u32]>, start: Option<Token>, t: usize) {
-    past.clear();
-    let mut counts = counts.into_iter().flatten();
-    for sequence in tokens.chunks(t.max(1)) {
-        let count = counts.next();
-        let mut before = count.as_deref().copied().unwrap_or(0);
-        for &token in sequence {
-            if Some(token) == start {
-                before = 0;
-            }
-            past.push(before);
-            before = before.saturating_add(1);
-        }
-        if let Some(count) = count {
-            *count = before;
-        }
-    }
-}
-
 /// The row of bigrams of each row, by the token before it: of the sequence, else of `last` of a state; a document begins after `eos`.
 fn find_bigrams(rows: &mut Vec<u32>, tokens: &[Token], past: &[u32], last: &[Token], config: &ModelConfig, t: usize) {
     let start = config.eos as Token;
@@ -350,12 +330,13 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         params: Current<'_, A::E>,
         tokens: &[Token],
         targets: &[Token],
+        smoothing: f64,
         state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
         assert_eq!(tokens.len(), targets.len());
         self.with_head_input(cx, params, tokens, state, shape, |head, work, x| {
-            head.log_probs(cx, out, work, x, targets)
+            head.log_probs(cx, out, work, x, targets, smoothing)
         });
     }
 

@@ -1,0 +1,105 @@
+//! The settings of vectors of FlashLM v3, whose optimizers have a part each.
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::{Task, VerifyError};
+use crate::config;
+use crate::optim;
+use flashlm_model::ModelConfig;
+use flashlm_model::config::{ActivationKind, DilatedConfig, QuantConfig, ScaleKind, StatKind};
+use flashlm_model::mixer;
+
+/// Epsilon of RMSNorm.
+const NORM_EPS: f64 = 1e-8;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    arch: String,
+    dim: usize,
+    vocab: usize,
+    inner: usize,
+    dilations: Vec<usize>,
+    kernel: usize,
+    groups: usize,
+    recursions: usize,
+    label_smoothing: f64,
+    z_loss: f64,
+    /// `all`: the loss is of every row.
+    positions: String,
+    normuon: NorMuon,
+    adamw: AdamW,
+    clip: f64,
+    steps: usize,
+    #[serde(rename = "seed")]
+    _seed: Option<u64>,
+    #[serde(rename = "made_with")]
+    _made_with: Option<String>,
+}
+
+/// Which parameters each gets follows from the model.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NorMuon {
+    lr: f64,
+    momentum: f64,
+    beta2: f64,
+    #[serde(rename = "params")]
+    _params: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AdamW {
+    lr: f64,
+    betas: [f64; 2],
+    eps: f64,
+    decay: f64,
+    #[serde(rename = "decay_params")]
+    _decay: Option<IgnoredAny>,
+    #[serde(rename = "no_decay_params")]
+    _no_decay: Option<IgnoredAny>,
+}
+
+/// What these settings ask for.
+pub(super) fn task(value: serde_json::Value) -> Result<Task, VerifyError> {
+    let bad = |reason: String| VerifyError::Config { reason };
+    let s: Settings = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
+    if s.positions != "all" {
+        return Err(bad(format!("positions {:?}, expected \"all\"", s.positions)));
+    }
+    let smooth = (0.0..1.0).contains(&s.label_smoothing) && (0.0..=1.0).contains(&s.z_loss);
+    if !smooth {
+        return Err(bad("label_smoothing or z_loss is not between 0 and 1".into()));
+    }
+    let base = ModelConfig::v4_small();
+    let model = ModelConfig {
+        family: "v3".into(),
+        vocab_size: s.vocab,
+        dim: s.dim,
+        blocks: s.recursions,
+        ffn_hidden: s.inner,
+        norm_eps: NORM_EPS,
+        activation: ActivationKind::Relu2,
+        dilated: DilatedConfig { groups: s.groups, dilations: s.dilations },
+        quant: QuantConfig { scale: ScaleKind::Unit, size: 256, stat: StatKind::Mean, norm: false },
+        mixers: mixer::Settings { kernel_size: s.kernel, ..base.mixers.clone() },
+        ..base
+    };
+    let optim = optim::Settings {
+        lr: s.adamw.lr,
+        beta1: s.adamw.betas[0],
+        beta2: s.adamw.betas[1],
+        eps: s.adamw.eps,
+        weight_decay: s.adamw.decay,
+        clip: s.clip,
+        matrix_lr: s.normuon.lr,
+        momentum: s.normuon.momentum,
+        matrix_beta2: s.normuon.beta2,
+        matrix_weight_decay: 0.0,
+        ..config::Settings::default().train.optim()
+    };
+    let (z_loss, smoothing) = (s.z_loss, s.label_smoothing);
+    Ok(Task { arch: s.arch, model, optim, optimizer: "normuon".into(), z_loss, smoothing, whole: true, steps: s.steps })
+}
