@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use flashlm_serve::{Options, Served, Watch, serve};
-use flashlm_train::load::load_packed;
+use flashlm_serve::{Options, Served, Watch, Weights, serve};
+use flashlm_train::load::{load_packed, load_peer};
 use flashlm_train::log::tail::{Mark, Piece};
 use flashlm_train::runs::Runs;
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ const KEY: &str = "FLASHLM_API_KEY";
     after_help = "Examples:\n  flashlm serve\n  flashlm serve stories=model.safetensors runs/book --port 9000\n  flashlm serve --run runs\n  flashlm serve --host 0.0.0.0 --api-key \"a long secret\"\n\ndocs/serving.md has the API, docs/security.md what protects it."
 )]
 pub struct Args {
-    /// Models of FlashLM, as `generate` takes them, or NAME=MODEL; clients call them by this name, else by that of the folder or file
+    /// Models, as `generate` takes them, or NAME=MODEL; clients call them by this name, else by that of the folder or file
     /// [default: checkpoints, else builtin; none with --run]
     models: Vec<PathBuf>,
     /// Address to listen at; one that other machines reach wants a key
@@ -93,7 +93,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             bail!("two models are called {name}; name one of them as OTHER={}", path.display());
         }
         let cx = exec(args.threads)?;
-        served.push(Served::new(name.clone(), load_packed(&cx, &path)?));
+        let weights = match load_peer(&cx, &path)? {
+            Some(peer) => Weights::Float(peer.into()),
+            None => Weights::Packed(load_packed(&cx, &path)?.into()),
+        };
+        served.push(Served::new(name.clone(), weights));
         execs.push(cx);
         names.push(name);
     }

@@ -38,6 +38,8 @@ struct Text {
     log_prob: f64,
     decoder: StreamDecoder,
     characters: usize,
+    /// The token before the next that is listed.
+    last: Option<Token>,
     begun: bool,
 }
 
@@ -57,7 +59,8 @@ pub struct Answer {
 impl Answer {
     pub fn new(ask: Ask, served: Arc<Vec<Served>>, id: u64) -> Answer {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let text = || Text {
+        let listed = ask.echo && ask.logprobs.is_some();
+        let text = |i: usize| Text {
             text: String::new(),
             listed: Listed::default(),
             finish: None,
@@ -65,11 +68,12 @@ impl Answer {
             log_prob: 0.0,
             decoder: StreamDecoder::new(),
             characters: 0,
+            last: ask.prompts[i / ask.best_of].tokens.last().copied().filter(|_| !listed),
             begun: false,
         };
-        let texts = (0..ask.texts()).map(|_| text()).collect();
+        let texts = (0..ask.texts()).map(text).collect();
         let id = format!("{}-{id:016x}", if ask.chat { "chatcmpl" } else { "cmpl" });
-        let fingerprint = format!("flashlm-{}-{}", env!("CARGO_PKG_VERSION"), served[ask.model].model.digest());
+        let fingerprint = format!("flashlm-{}-{}", env!("CARGO_PKG_VERSION"), served[ask.model].digest());
         let (start, scratch) = (String::new(), String::new());
         let mut answer = Answer { ask, served, id, created, fingerprint, start, texts, scratch };
         let mut start = answer.object(answer.kind(true)).to_string();
@@ -117,7 +121,7 @@ impl Answer {
 
     fn list(&mut self, index: usize, token: Token, scored: Option<&Scored>) {
         let own = &mut self.texts[index];
-        let bytes = self.served[self.ask.model].model.tokenizer().token_bytes(token);
+        let bytes = self.served[self.ask.model].bytes_after(own.last.replace(token), token);
         own.listed.ids.push(token);
         own.listed.log_probs.push(scored.map(|scored| told(scored.log_prob)));
         own.listed.tops.push(scored.map(|scored| scored.top.clone()).unwrap_or_default());
@@ -229,7 +233,7 @@ fn log_probs(served: &Served, listed: &Listed) -> Value {
 
 fn chat_log_probs(served: &Served, listed: &Listed) -> Value {
     let one = |id: Token, log_prob: f64| {
-        let bytes = served.model.tokenizer().token_bytes(id);
+        let bytes = served.tokenizer().token_bytes(id);
         json!({"token": served.names[usize::from(id)], "bytes": bytes, "logprob": log_prob})
     };
     let all = listed.ids.iter().zip(&listed.log_probs).zip(&listed.tops).map(|((&id, log_prob), top)| {

@@ -4,13 +4,14 @@ use std::hash::{BuildHasher, RandomState};
 
 use axum::http::StatusCode;
 use flashlm_kernels::Token;
-use flashlm_model::sample::{SampleError, Sampler, Settings, StopStrings};
+use flashlm_model::sample::{SampleError, Settings, StopStrings};
 use serde_json::Value;
 
 use crate::desk::Job;
 use crate::error::ApiError;
 use crate::fields::{Fields, whole, wrong};
 use crate::model::Served;
+use crate::runtime::Manner;
 
 /// Most texts of one request, tried ones included.
 const MAX_TEXTS: u64 = 1024;
@@ -132,12 +133,13 @@ impl Ask {
         let settings = settings(&mut fields)?;
         let stop = stops(&mut fields)?;
         StopStrings::new(stop.clone()).map_err(|error| of_field(error, "stop"))?;
-        let vocab = own.model.config().vocab_size;
-        Sampler::new(settings.clone(), vocab, &[]).map_err(|error| of_field(error, "logit_bias"))?;
+        own.check(settings.clone()).map_err(|error| of_field(error, "logit_bias"))?;
         for known in ["user", "store", "metadata"] {
             fields.get(known);
         }
-        let eos = own.model.tokenizer().eos();
+        let eos = own.tokenizer().eos();
+        let top = logprobs.or((best_of > n).then_some(0));
+        let manner = Manner { settings, limit: limit as usize, stop, top };
         let job = |(i, prompt): (usize, &Prompt)| {
             // A document begins with one EOS, whoever says it.
             let told = prompt.tokens.is_empty() || (tell && prompt.tokens[0] != eos);
@@ -145,12 +147,10 @@ impl Ask {
             Job {
                 model,
                 tokens: [start, &prompt.tokens].concat(),
+                begins: told || prompt.tokens[0] == eos,
                 told,
                 score: logprobs.filter(|_| echo),
-                top: logprobs.or((best_of > n).then_some(0)),
-                settings: settings.clone(),
-                limit: limit as usize,
-                stop: stop.clone(),
+                manner: manner.clone(),
                 texts: best_of as usize,
                 first: i * best_of as usize,
             }
@@ -205,7 +205,7 @@ pub fn ids(key: &'static str, values: &[Value], vocab: usize) -> Result<Vec<Toke
 
 fn prompts(fields: &mut Fields, served: &Served) -> Result<Vec<Prompt>, ApiError> {
     const SHAPE: &str = "a string, a list of strings, a list of token ids, or a list of such lists";
-    let (tokenizer, vocab) = (served.model.tokenizer(), served.model.config().vocab_size);
+    let (tokenizer, vocab) = (served.tokenizer(), served.vocab_size());
     let of_text = |text: &str| {
         let mut tokens = Vec::new();
         tokenizer.encode(text, &mut tokens);
@@ -213,7 +213,7 @@ fn prompts(fields: &mut Fields, served: &Served) -> Result<Vec<Prompt>, ApiError
     };
     let of_ids = |values: &[Value]| {
         let tokens = ids("prompt", values, vocab)?;
-        let text = String::from_utf8_lossy(&tokenizer.decode(&tokens)).into_owned();
+        let text = served.text(&tokens);
         Ok(Prompt { tokens, text })
     };
     match fields.get("prompt") {
@@ -257,7 +257,7 @@ fn messages(fields: &mut Fields, served: &Served) -> Result<Prompt, ApiError> {
         }
     }
     let mut tokens = Vec::new();
-    served.model.tokenizer().encode(&text, &mut tokens);
+    served.tokenizer().encode(&text, &mut tokens);
     Ok(Prompt { tokens, text })
 }
 

@@ -8,17 +8,16 @@ use std::time::{Duration, Instant};
 
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::sample::Settings;
-use flashlm_model::{Engine, Finish, Generation, Scored, SequenceState};
+use flashlm_model::{Finish, Scored};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Scores};
 use crate::mailbox::{Bell, Sender};
 use crate::metrics::Metrics;
 use crate::model::Served;
+use crate::runtime::{Manner, Runtime, State, Told};
 
-/// Rows that an engine works on at once, per thread.
-const ROWS: usize = 64;
 /// Tokens of one prompt before it is the next one's turn.
 const TURN: usize = 64;
 /// How long a client may not read.
@@ -31,15 +30,12 @@ pub struct Job {
     pub model: usize,
     /// All of the prompt, the EOS that begins a document included where there is one.
     pub tokens: Vec<Token>,
-    /// Whether the first of them was added by us.
+    /// Whether the first of them is the EOS that begins a document, and whether it was added by us.
+    pub begins: bool,
     pub told: bool,
     /// Score the prompt: how many likeliest at each position.
     pub score: Option<usize>,
-    /// Tell log-probabilities of what is chosen, and how many likeliest.
-    pub top: Option<usize>,
-    pub settings: Settings,
-    pub limit: usize,
-    pub stop: Vec<String>,
+    pub manner: Manner,
     /// Texts, numbered from `first` on, with seeds that follow each other.
     pub texts: usize,
     pub first: usize,
@@ -79,8 +75,11 @@ struct Waiting {
 struct Reading {
     job: Job,
     client: Arc<Client>,
-    state: SequenceState,
+    /// None before its first turn.
+    state: Option<State>,
     at: usize,
+    /// Tokens that it shares with a prompt that was read before.
+    shared: usize,
     scores: Vec<Scored>,
 }
 
@@ -92,14 +91,13 @@ struct Seat {
 }
 
 struct Bench {
-    engine: Engine,
+    runtime: Runtime,
     cache: Cache,
-    generations: Vec<Generation>,
+    /// As the texts of the runtime are numbered.
     seats: Vec<Seat>,
 }
 
 pub struct Desk {
-    served: Arc<Vec<Served>>,
     benches: Vec<Bench>,
     orders: UnboundedReceiver<Order>,
     waiting: VecDeque<Waiting>,
@@ -113,7 +111,7 @@ pub struct Desk {
 impl Desk {
     /// One executor for each model.
     pub fn new(
-        served: Arc<Vec<Served>>,
+        served: &[Served],
         execs: Vec<Exec>,
         orders: UnboundedReceiver<Order>,
         metrics: Arc<Metrics>,
@@ -121,14 +119,13 @@ impl Desk {
         (parallel, per_tick): (usize, usize),
     ) -> Desk {
         let bench = |(served, cx): (&Served, Exec)| Bench {
-            engine: Engine::new(served.model.clone(), cx, ROWS),
+            runtime: Runtime::new(&served.weights, cx),
             cache: Cache::new(),
-            generations: Vec::new(),
             seats: Vec::new(),
         };
         let benches = served.iter().zip(execs).map(bench).collect();
         let (waiting, reading) = (VecDeque::new(), VecDeque::new());
-        Desk { served, benches, orders, waiting, reading, metrics, bell, parallel, per_tick }
+        Desk { benches, orders, waiting, reading, metrics, bell, parallel, per_tick }
     }
 
     /// Works until nobody can ask any more.
@@ -159,9 +156,9 @@ impl Desk {
 
     fn tick(&mut self) {
         let gone = |client: &Client, texts: usize| {
-            let gone = client.events.is_closed();
-            self.metrics.cancelled_total.fetch_add(if gone { texts as u64 } else { 0 }, Relaxed);
-            gone
+            let left = client.events.left();
+            left.into_iter().for_each(|turns| self.metrics.cancelled(texts, turns));
+            left.is_some()
         };
         self.waiting.retain(|waiting| !gone(&waiting.client, waiting.job.texts));
         self.reading.retain(|reading| !gone(&reading.client, reading.job.texts));
@@ -173,7 +170,7 @@ impl Desk {
                 break;
             }
             let Some(Waiting { job, client, .. }) = self.waiting.pop_front() else { break };
-            self.begin(job, client);
+            self.reading.push_back(Reading { job, client, state: None, at: 0, shared: 0, scores: Vec::new() });
         }
         self.read();
         for bench in &mut self.benches {
@@ -192,50 +189,52 @@ impl Desk {
         }
     }
 
-    fn begin(&mut self, job: Job, client: Arc<Client>) {
-        let bench = &mut self.benches[job.model];
-        let fed = &job.tokens[..job.tokens.len() - 1];
-        // A prompt that is scored is read whole.
-        let found = if job.score.is_none() { bench.cache.find(fed) } else { None };
-        let count = if found.is_some() { &self.metrics.prefix_hits_total } else { &self.metrics.prefix_misses_total };
-        count.fetch_add(1, Relaxed);
-        let (state, at) = found.unwrap_or_else(|| (self.served[job.model].model.new_state(), 0));
-        self.metrics.prefix_tokens_total.fetch_add(at as u64, Relaxed);
-        self.reading.push_back(Reading { job, client, state, at, scores: Vec::new() });
-    }
-
     /// Reads prompts in turns.
     fn read(&mut self) {
         let mut left = self.per_tick;
         while let Some(mut reading) = self.reading.pop_front() {
-            let Reading { job, state, at, scores, .. } = &mut reading;
-            let bench = &mut self.benches[job.model];
-            let fed = job.tokens.len() - 1;
-            let end = fed.min(*at + TURN.min(left));
+            let bench = &mut self.benches[reading.job.model];
+            let Reading { job, state, at, scores, shared, .. } = &mut reading;
+            let state = state.get_or_insert_with(|| {
+                let (known, same) = bench.cache.find(&job.tokens, job.score);
+                *shared = same;
+                let all = &self.metrics;
+                let count = if known.is_some() { &all.prefix_hits_total } else { &all.prefix_misses_total };
+                count.fetch_add(1, Relaxed);
+                let Some(known) = known else { return bench.runtime.state() };
+                all.prefix_tokens_total.fetch_add(known.fed as u64, Relaxed);
+                (*at, *scores) = (known.fed, known.scores);
+                known.state
+            });
+            let (fed, place) = (job.tokens.len() - 1, Cache::place(*at, *shared));
+            let end = fed.min(place).min(*at + TURN.min(left));
             let piece = &job.tokens[*at..end];
             match job.score {
-                Some(top) => bench.engine.score(state, piece, &job.tokens[*at + 1..end + 1], top, scores),
-                None => bench.engine.feed(state, piece),
+                Some(top) => bench.runtime.score(state, piece, &job.tokens[*at + 1..end + 1], top, scores),
+                None => bench.runtime.feed(state, piece),
             }
             left -= piece.len();
             self.metrics.prompt_tokens_total.fetch_add(piece.len() as u64, Relaxed);
             *at = end;
-            if end < fed {
-                self.reading.push_back(reading);
-                if left == 0 {
-                    return;
-                }
+            if end == fed || end == place {
+                let scores = job.score.map(|top| Scores { top, each: scores.clone() });
+                bench.cache.keep(&job.tokens[..=end], state, scores);
+            }
+            if end == fed {
+                bench.seat(reading);
                 continue;
             }
-            bench.cache.keep(&job.tokens[..fed], state);
-            bench.seat(&self.served[job.model], reading);
+            self.reading.push_back(reading);
+            if left == 0 {
+                return;
+            }
         }
     }
 }
 
 impl Bench {
     /// The prompt was read: its texts begin.
-    fn seat(&mut self, served: &Served, reading: Reading) {
+    fn seat(&mut self, reading: Reading) {
         let Reading { job, client, state, mut scores, .. } = reading;
         if job.score.is_some() {
             if job.told && !scores.is_empty() {
@@ -243,26 +242,19 @@ impl Bench {
             }
             client.events.put(Event::Read { first: job.first, scores });
         }
+        let (state, start) = (state.unwrap_or_else(|| self.runtime.state()), usize::from(job.begins));
         for i in 0..job.texts {
-            let seed = job.settings.seed.wrapping_add(i as u64);
-            let settings = Settings { seed, ..job.settings.clone() };
-            let mut generation = match Generation::new(&served.model, settings, job.limit, &job.stop) {
-                Ok(generation) => generation,
+            let (seed, index) = (job.manner.settings.seed.wrapping_add(i as u64), job.first + i);
+            let settings = Settings { seed, ..job.manner.settings.clone() };
+            let manner = Manner { settings, ..job.manner.clone() };
+            match self.runtime.begin(state.clone(), &job.tokens[start..], manner) {
+                Ok(()) => self.seats.push(Seat { index, client: client.clone(), begun: false, stalled: None }),
                 // Checked before it was sent here; a model of another kind would be refused all the same.
                 Err(error) => {
-                    let (index, text) = (job.first + i, error.to_string());
-                    let finish = Some(Finish::Failed);
+                    let (text, finish) = (error.to_string(), Some(Finish::Failed));
                     client.events.put(Event::Token { index, token: None, scored: None, text, finish });
-                    continue;
                 }
-            };
-            generation.resume(state.clone(), &job.tokens[usize::from(job.told)..]);
-            if let Some(top) = job.top {
-                generation.tell_log_probs(top);
             }
-            self.generations.push(generation);
-            let index = job.first + i;
-            self.seats.push(Seat { index, client: client.clone(), begun: false, stalled: None });
         }
     }
 
@@ -273,30 +265,28 @@ impl Bench {
         while at < self.seats.len() {
             let seat = &mut self.seats[at];
             let room = seat.client.events.room() >= seat.client.least;
-            if room {
-                seat.stalled = None;
-            }
-            let since = *seat.stalled.get_or_insert_with(Instant::now);
-            if seat.client.events.is_closed() || since.elapsed() > PATIENCE {
-                metrics.cancelled_total.fetch_add(1, Relaxed);
+            let since = if room { None } else { Some(*seat.stalled.get_or_insert_with(Instant::now)) };
+            seat.stalled = since;
+            let left = seat.client.events.left();
+            if left.is_some() || since.is_some_and(|since| since.elapsed() > PATIENCE) {
+                metrics.cancelled(1, left.unwrap_or(0));
                 self.seats.swap_remove(at);
-                self.generations.swap_remove(at);
+                self.runtime.swap_remove(at);
                 continue;
             }
             if room {
-                seat.stalled = None;
                 self.seats.swap(ready, at);
-                self.generations.swap(ready, at);
+                self.runtime.swap(ready, at);
                 ready += 1;
             }
             at += 1;
         }
-        let failed = self.engine.advance(&mut self.generations[..ready]).err().map(|error| error.to_string());
+        let failed = self.runtime.advance(ready).err().map(|error| error.to_string());
         let mut at = ready;
         while at > 0 {
             at -= 1;
-            let (seat, generation) = (&mut self.seats[at], &self.generations[at]);
-            let (token, finish) = (generation.chosen(), generation.finish());
+            let (seat, told) = (&mut self.seats[at], self.runtime.told(at));
+            let Told { token, finish, .. } = told;
             if token.is_some() {
                 metrics.generated_tokens_total.fetch_add(1, Relaxed);
                 if !std::mem::replace(&mut seat.begun, true) {
@@ -305,13 +295,13 @@ impl Bench {
             }
             let text = match (finish, &failed) {
                 (Some(Finish::Failed), Some(error)) => error.clone(),
-                _ => generation.text().to_string(),
+                _ => told.text.to_string(),
             };
-            let scored = generation.scored().cloned();
+            let scored = told.scored.cloned();
             seat.client.events.put(Event::Token { index: seat.index, token, scored, text, finish });
             if finish.is_some() {
                 self.seats.swap_remove(at);
-                self.generations.swap_remove(at);
+                self.runtime.swap_remove(at);
             }
         }
     }

@@ -18,9 +18,10 @@ mod mailbox;
 mod metrics;
 mod model;
 mod routes;
+mod runtime;
 pub mod server;
 mod watch;
 
-pub use model::Served;
+pub use model::{Served, Weights};
 pub use server::{Options, ServeError, serve};
 pub use watch::Watch;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 
@@ -14,7 +15,8 @@ struct Inner<T> {
     /// Whether the bell knows of it.
     listed: bool,
     sender_gone: bool,
-    receiver_gone: bool,
+    /// Turns that had ended when the receiver went.
+    receiver_gone: Option<u64>,
 }
 
 type Shared<T> = Arc<Mutex<Inner<T>>>;
@@ -27,15 +29,17 @@ fn open<T>(shared: &Shared<T>) -> MutexGuard<'_, Inner<T>> {
 pub struct Bell<T> {
     listed: Mutex<Vec<Shared<T>>>,
     rung: Notify,
+    turns: AtomicU64,
 }
 
 impl<T> Bell<T> {
     pub fn new() -> Bell<T> {
-        Bell { listed: Mutex::new(Vec::new()), rung: Notify::new() }
+        Bell { listed: Mutex::new(Vec::new()), rung: Notify::new(), turns: AtomicU64::new(0) }
     }
 
-    /// Wakes those who have letters, if any have.
+    /// At the end of a turn: wakes those who have letters, if any have.
     pub fn ring(&self) {
+        self.turns.fetch_add(1, Relaxed);
         if !self.listed.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             self.rung.notify_one();
         }
@@ -65,14 +69,17 @@ pub struct Sender<T> {
 }
 
 /// The end of a task.
-pub struct Receiver<T>(Shared<T>);
+pub struct Receiver<T> {
+    shared: Shared<T>,
+    bell: Arc<Bell<T>>,
+}
 
 /// A box for so many letters.
 pub fn mailbox<T>(bell: &Arc<Bell<T>>, most: usize) -> (Sender<T>, Receiver<T>) {
     let inner =
-        Inner { letters: VecDeque::new(), waker: None, listed: false, sender_gone: false, receiver_gone: false };
+        Inner { letters: VecDeque::new(), waker: None, listed: false, sender_gone: false, receiver_gone: None };
     let shared = Arc::new(Mutex::new(inner));
-    (Sender { shared: shared.clone(), bell: bell.clone(), most }, Receiver(shared))
+    (Sender { shared: shared.clone(), bell: bell.clone(), most }, Receiver { shared, bell: bell.clone() })
 }
 
 impl<T> Sender<T> {
@@ -91,9 +98,10 @@ impl<T> Sender<T> {
         self.most.saturating_sub(open(&self.shared).letters.len())
     }
 
-    /// Whether nobody will read any more.
-    pub fn is_closed(&self) -> bool {
-        open(&self.shared).receiver_gone
+    /// Turns that have ended since nobody will read any more; none while somebody may.
+    pub fn left(&self) -> Option<u64> {
+        let gone = open(&self.shared).receiver_gone;
+        gone.map(|then| self.bell.turns.load(Relaxed).saturating_sub(then))
     }
 }
 
@@ -111,7 +119,7 @@ impl<T> Receiver<T> {
     /// The next letter; none once there are no more and nobody can send any.
     pub async fn next(&mut self) -> Option<T> {
         poll_fn(|cx| {
-            let mut inner = open(&self.0);
+            let mut inner = open(&self.shared);
             match inner.letters.pop_front() {
                 Some(letter) => Poll::Ready(Some(letter)),
                 None if inner.sender_gone => Poll::Ready(None),
@@ -126,14 +134,14 @@ impl<T> Receiver<T> {
 
     /// The next letter, if it is there.
     pub fn there(&mut self) -> Option<T> {
-        open(&self.0).letters.pop_front()
+        open(&self.shared).letters.pop_front()
     }
 }
 
 impl<T> Drop for Receiver<T> {
     fn drop(&mut self) {
-        let mut inner = open(&self.0);
-        inner.receiver_gone = true;
+        let mut inner = open(&self.shared);
+        inner.receiver_gone = Some(self.bell.turns.load(Relaxed));
         inner.letters.clear();
     }
 }
@@ -176,8 +184,11 @@ mod tests {
         let (sender, mut receiver) = mailbox::<u32>(&bell, 2);
         assert_eq!((sender.room(), receiver.there()), (2, None));
         sender.put(7);
-        assert_eq!((sender.room(), sender.is_closed(), receiver.there()), (1, false, Some(7)));
+        assert_eq!((sender.room(), sender.left(), receiver.there()), (1, None, Some(7)));
+        bell.ring();
         drop(receiver);
-        assert!(sender.is_closed());
+        assert_eq!(sender.left(), Some(0));
+        bell.ring();
+        assert_eq!(sender.left(), Some(1));
     }
 }

@@ -2,23 +2,59 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Upper bounds of the histogram, in seconds.
-const BOUNDS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0];
+/// How many values there were up to each of some bounds.
+struct Histogram {
+    bounds: &'static [f64],
+    counts: Vec<u64>,
+    all: u64,
+    sum: f64,
+}
+
+impl Histogram {
+    fn new(bounds: &'static [f64]) -> Histogram {
+        Histogram { bounds, counts: vec![0; bounds.len()], all: 0, sum: 0.0 }
+    }
+
+    fn add(&mut self, value: f64, times: u64) {
+        let first = self.bounds.iter().position(|&bound| value <= bound).unwrap_or(self.bounds.len());
+        self.counts[first..].iter_mut().for_each(|count| *count += times);
+        self.all += times;
+        self.sum += value * times as f64;
+    }
+
+    fn text(&self, text: &mut String, name: &str, help: &str) {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (bound, n) in self.bounds.iter().zip(&self.counts) {
+            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {n}");
+        }
+        let (n, sum) = (self.all, self.sum);
+        let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {n}\n{name}_sum {sum}\n{name}_count {n}");
+    }
+}
 
 macro_rules! counts {
     ($($name:ident $kind:literal $help:literal;)*) => {
         /// Everything that is counted.
-        #[derive(Default)]
         pub struct Metrics {
             $(pub $name: AtomicU64,)*
             requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
-            first_token: Mutex<([u64; BOUNDS.len()], u64, f64)>,
+            first_token: Mutex<Histogram>,
+            cancelled: Mutex<Histogram>,
         }
 
         impl Metrics {
+            pub fn new() -> Metrics {
+                Metrics {
+                    $($name: AtomicU64::new(0),)*
+                    requests: Mutex::default(),
+                    first_token: Histogram::new(&[0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0, 30.0]).into(),
+                    cancelled: Histogram::new(&[0.0, 1.0, 2.0, 5.0, 10.0]).into(),
+                }
+            }
+
             fn counts(&self, text: &mut String) {
                 $(
                     let (name, value) = (stringify!($name), self.$name.load(Relaxed));
@@ -45,16 +81,18 @@ counts! {
 
 impl Metrics {
     pub fn request(&self, route: &'static str, code: u16) {
-        *self.requests.lock().unwrap_or_else(|e| e.into_inner()).entry((route, code)).or_default() += 1;
+        *open(&self.requests).entry((route, code)).or_default() += 1;
     }
 
+    /// Seconds from a request to its first token.
     pub fn first_token(&self, seconds: f64) {
-        let mut all = self.first_token.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(at) = BOUNDS.iter().position(|&bound| seconds <= bound) {
-            all.0[at] += 1;
-        }
-        all.1 += 1;
-        all.2 += seconds;
+        open(&self.first_token).add(seconds, 1);
+    }
+
+    /// Texts that were given up, and turns since their client was seen to be gone.
+    pub fn cancelled(&self, texts: usize, turns: u64) {
+        self.cancelled_total.fetch_add(texts as u64, Relaxed);
+        open(&self.cancelled).add(turns as f64, texts as u64);
     }
 
     pub fn text(&self) -> String {
@@ -62,18 +100,17 @@ impl Metrics {
         self.counts(&mut text);
         let name = "flashlm_requests_total";
         let _ = writeln!(text, "# HELP {name} Requests by route and status.\n# TYPE {name} counter");
-        for ((route, code), n) in &*self.requests.lock().unwrap_or_else(|e| e.into_inner()) {
+        for ((route, code), n) in &*open(&self.requests) {
             let _ = writeln!(text, "{name}{{route=\"{route}\",code=\"{code}\"}} {n}");
         }
-        let name = "flashlm_first_token_seconds";
-        let _ = writeln!(text, "# HELP {name} From a request to its first token.\n# TYPE {name} histogram");
-        let all = self.first_token.lock().unwrap_or_else(|e| e.into_inner());
-        let mut sum = 0;
-        for (bound, n) in BOUNDS.iter().zip(all.0) {
-            sum += n;
-            let _ = writeln!(text, "{name}_bucket{{le=\"{bound}\"}} {sum}");
-        }
-        let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {n}\n{name}_sum {}\n{name}_count {n}", all.2, n = all.1);
+        let (name, help) = ("flashlm_first_token_seconds", "From a request to its first token.");
+        open(&self.first_token).text(&mut text, name, help);
+        let help = "Turns of the engine from where a client was seen to be gone to the end of its text.";
+        open(&self.cancelled).text(&mut text, "flashlm_cancelled_turns", help);
         text
     }
+}
+
+fn open<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
+    counts.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -256,7 +256,7 @@ async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answer
     let text = text.ok_or_else(|| ApiError::bad("prompt", "prompt: expected a string, found nothing".into()))?;
     let mut tokens = served.encode(&text);
     if fields.flag("add_special_tokens", false)? {
-        tokens.insert(0, served.model.tokenizer().eos());
+        tokens.insert(0, served.tokenizer().eos());
     }
     Ok(answer(&json!({"tokens": tokens, "count": tokens.len()})))
 }
@@ -266,16 +266,15 @@ async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answ
     let served = &shared.served[model(&mut fields, &shared.served)?];
     let value = fields.get("tokens").unwrap_or(&Value::Null);
     let list = value.as_array().ok_or_else(|| wrong("tokens", "a list of token ids", value))?;
-    let tokens = ids("tokens", list, served.model.config().vocab_size)?;
-    let text = String::from_utf8_lossy(&served.model.tokenizer().decode(&tokens)).into_owned();
+    let text = served.text(&ids("tokens", list, served.vocab_size())?);
     Ok(answer(&json!({"prompt": text, "content": text})))
 }
 
 async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Answered {
-    let model = &shared.served[first(&shared.served)?].model;
+    let model = &shared.served[first(&shared.served)?];
     Ok(answer(&json!({
         "eos_token": EOS, "bos_token": null, "pad_token": null, "chat_template": null,
-        "kind": model.tokenizer().kind(), "vocab_size": model.config().vocab_size, "eos_token_id": model.tokenizer().eos(),
+        "kind": model.tokenizer().kind(), "vocab_size": model.vocab_size(), "eos_token_id": model.tokenizer().eos(),
     })))
 }
 

@@ -80,10 +80,10 @@ pub fn serve(
         HeaderValue::from_str(&origin).ok().filter(|_| good).ok_or(ServeError::Origin(origin))
     });
     let (orders, receiver) = mpsc::unbounded_channel();
-    let (served, metrics) = (Arc::new(served), Arc::new(Metrics::default()));
+    let (served, metrics) = (Arc::new(served), Arc::new(Metrics::new()));
     let bell = Arc::new(Bell::new());
     let limits = (options.parallel, options.prompt_tokens_per_tick);
-    let desk = Desk::new(served.clone(), execs, receiver, metrics.clone(), bell.clone(), limits);
+    let desk = Desk::new(&served, execs, receiver, metrics.clone(), bell.clone(), limits);
     let engine = thread::spawn(move || desk.run());
     let shared = Arc::new(Shared {
         served,

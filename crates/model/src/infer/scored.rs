@@ -18,7 +18,7 @@ pub struct Scored {
 
 impl Scored {
     /// `token` after the logits `z`, whose `ln sum exp` is `sum`, and the `top` likeliest.
-    pub(super) fn set(&mut self, z: &[f32], sum: f64, token: Token, top: usize) {
+    pub(crate) fn set(&mut self, z: &[f32], sum: f64, token: Token, top: usize) {
         let log_prob = |token: Token| f64::from(z[usize::from(token)]) - sum;
         self.log_prob = log_prob(token);
         self.top.clear();

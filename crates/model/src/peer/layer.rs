@@ -80,6 +80,7 @@ pub(super) struct Heads {
 }
 
 /// Keys and values of the tokens of one sequence.
+#[derive(Clone)]
 pub struct Cache {
     /// The tokens, as many as the model's context holds.
     pub(super) tokens: Vec<Token>,
@@ -90,6 +91,12 @@ pub struct Cache {
 impl Cache {
     pub(super) fn new(blocks: usize, kv: usize) -> Cache {
         Cache { tokens: Vec::new(), blocks: (0..blocks).map(|_| vec![(Vec::new(), Vec::new()); kv]).collect() }
+    }
+
+    /// Its size in memory, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let blocks = self.blocks.iter().flatten().map(|(k, v)| size_of_val(&k[..]) + size_of_val(&v[..]));
+        blocks.sum::<usize>() + size_of_val(&self.tokens[..])
     }
 
     pub(super) fn clear(&mut self) {

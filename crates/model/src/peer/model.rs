@@ -17,6 +17,8 @@ use super::gpt_neo::{self, GptNeo};
 use super::layer::Cache;
 use super::llama::{self, Llama};
 use super::llama2c;
+use crate::codes::format::digest;
+use crate::infer::Scored;
 use crate::io::safetensors::TensorFile;
 use crate::io::torch::TorchFile;
 use crate::io::{map_limited, read_limited};
@@ -39,6 +41,7 @@ pub struct Peer {
     tokenizer: Option<Tokenizer>,
     parameters: usize,
     file_bytes: u64,
+    digest: String,
 }
 
 /// Which architecture a folder's config names.
@@ -66,35 +69,38 @@ impl Peer {
 
     /// The same without a tokenizer.
     pub fn weights(cx: &Exec, path: &Path) -> Result<Peer, PeerError> {
-        let new = |family: Box<dyn Family>, kind, parameters, file_bytes: usize| Peer {
+        let new = |family: Box<dyn Family>, kind, parameters, (digest, file_bytes): (String, usize)| Peer {
             family,
             kind,
             path: path.to_owned(),
             tokenizer: None,
             parameters,
             file_bytes: file_bytes as u64,
+            digest,
         };
         if !path.is_dir() {
             let bytes = map_limited(path, MAX_BIN)?;
             let (config, file) = llama2c::read(&bytes, path)?;
-            let (parameters, length) = (numbers(&file, config.tie_word_embeddings)?, bytes.len());
-            return Ok(new(Box::new(Llama::read(cx, &config, path, &file)?), "Llama (llama2.c)", parameters, length));
+            let parameters = numbers(&file, config.tie_word_embeddings)?;
+            let about = (digest("llama2.c", file.data()), bytes.len());
+            return Ok(new(Box::new(Llama::read(cx, &config, path, &file)?), "Llama (llama2.c)", parameters, about));
         }
         let at = path.join(CONFIG);
         let json = read_limited(&at, MAX_CONFIG)?;
         let bad = |e: serde_json::Error| PeerError::Json { path: at.clone(), found: e.to_string() };
         let found: Probe = serde_json::from_slice(&json).map_err(bad)?;
         let (file, length) = tensors(path)?;
+        let about = (digest(&String::from_utf8_lossy(&json), file.data()), length);
         match found.model_type.as_str() {
             "llama" => {
                 let config: llama::Config = serde_json::from_slice(&json).map_err(bad)?;
                 let parameters = numbers(&file, config.tie_word_embeddings)?;
-                Ok(new(Box::new(Llama::read(cx, &config, &at, &file)?), "Llama", parameters, length))
+                Ok(new(Box::new(Llama::read(cx, &config, &at, &file)?), "Llama", parameters, about))
             }
             "gpt_neo" => {
                 let config: gpt_neo::Config = serde_json::from_slice(&json).map_err(bad)?;
                 let parameters = numbers(&file, config.is_tied())?;
-                Ok(new(Box::new(GptNeo::read(cx, &config, &at, &file)?), "GPT-Neo", parameters, length))
+                Ok(new(Box::new(GptNeo::read(cx, &config, &at, &file)?), "GPT-Neo", parameters, about))
             }
             kind => Err(super::config::other(&at, "model_type", &TYPES.join(" or "), kind)),
         }
@@ -175,6 +181,11 @@ impl Peer {
         self.file_bytes
     }
 
+    /// XXH3-64 of its settings and numbers, as 16 hexadecimal digits: what tells one model from another.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
     /// A sequence of no tokens yet.
     pub fn sequence(self: &Arc<Self>) -> Sequence {
         let Sizes { blocks, kv, .. } = self.family.sizes();
@@ -224,7 +235,8 @@ fn tensors(folder: &Path) -> Result<(TensorFile, usize), PeerError> {
     Ok((tensors, file.file_bytes()))
 }
 
-/// The tokens of one text, and what the blocks keep of them.
+/// The tokens of one text, and what the blocks keep of them. Numbers are the same bits however the tokens come, at once or in pieces.
+#[derive(Clone)]
 pub struct Sequence {
     peer: Arc<Peer>,
     cache: Cache,
@@ -236,8 +248,23 @@ impl Sequence {
         &self.peer
     }
 
+    /// What it keeps, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Appends tokens, which must be of the vocabulary.
+    pub fn read(&mut self, cx: &Exec, tokens: &[Token]) {
+        self.parts(cx, tokens, |_, _| {});
+    }
+
     /// Appends tokens, which must be of the vocabulary; `see` gets the logits `[n, V]` of each part of them, in order.
     pub fn feed(&mut self, cx: &Exec, tokens: &[Token], mut see: impl FnMut(&[f32])) {
+        self.parts(cx, tokens, |peer, rows| see(&peer.family.head().of(cx, rows)));
+    }
+
+    /// The same with the normed rows.
+    fn parts(&mut self, cx: &Exec, tokens: &[Token], mut see: impl FnMut(&Peer, &[f32])) {
         let context = self.peer.context();
         let mut rest = tokens;
         while !rest.is_empty() {
@@ -248,7 +275,7 @@ impl Sequence {
             }
             let (part, after) = rest.split_at(rest.len().min(ROWS).min(context - self.cache.tokens.len()));
             let rows = self.rows(cx, part);
-            see(&self.peer.family.head().of(cx, &rows));
+            see(&self.peer, &rows);
             rest = after;
         }
     }
@@ -261,10 +288,30 @@ impl Sequence {
 
     /// Appends to `out` `ln p` of each target after the token beside it.
     pub fn log_probs(&mut self, cx: &Exec, tokens: &[Token], targets: &[Token], out: &mut Vec<f64>) {
+        self.after_each(cx, tokens, targets, |z, sum, target| out.push(f64::from(z[usize::from(target)]) - sum));
+    }
+
+    /// The same with the `top` likeliest tokens at each place.
+    pub fn score(&mut self, cx: &Exec, tokens: &[Token], targets: &[Token], top: usize, out: &mut Vec<Scored>) {
+        self.after_each(cx, tokens, targets, |z, sum, target| {
+            let mut scored = Scored::default();
+            scored.set(z, sum, target, top);
+            out.push(scored);
+        });
+    }
+
+    /// Appends the tokens and tells, after each, the logits, their `ln sum exp` and the target.
+    fn after_each(
+        &mut self,
+        cx: &Exec,
+        tokens: &[Token],
+        targets: &[Token],
+        mut told: impl FnMut(&[f32], f64, Token),
+    ) {
         let (v, mut targets) = (self.peer.vocab_size(), targets.iter());
         self.feed(cx, tokens, |logits| {
             for (z, &target) in logits.chunks_exact(v).zip(&mut targets) {
-                out.push(f64::from(z[usize::from(target)]) - exact_log_sum_exp(cx, z));
+                told(z, exact_log_sum_exp(cx, z), target);
             }
         });
     }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use flashlm_kernels::ops::exact_log_sum_exp;
 use flashlm_kernels::{Exec, Token};
 
 use super::model::{Peer, Sequence};
-use crate::infer::Finish;
 use crate::infer::written::{Written, mute};
+use crate::infer::{Finish, Scored};
 use crate::sample::{SampleError, Sampler, Settings};
 use crate::tok::Tokenizer;
 
@@ -19,6 +20,10 @@ pub struct PeerText {
     written: Written,
     recent: Vec<Token>,
     window: usize,
+    chosen: Option<Token>,
+    /// How many likeliest tokens are told beside the one that is chosen; none where no probabilities are asked for.
+    top: Option<usize>,
+    scored: Scored,
 }
 
 impl PeerText {
@@ -33,17 +38,59 @@ impl PeerText {
         limit: usize,
         stop: &[String],
     ) -> Result<PeerText, SampleError> {
-        let (tokenizer, vocab) = (tokenizer(peer), peer.vocab_size());
-        let mut pending = vec![tokenizer.eos()];
-        tokenizer.encode(prompt, &mut pending);
+        let tokenizer = tokenizer(peer);
+        let (mut pending, mut tokens) = (vec![tokenizer.eos()], Vec::new());
+        tokenizer.encode(prompt, &mut tokens);
+        pending.extend_from_slice(&tokens);
+        PeerText::begin(peer.sequence(), pending, tokens, settings, limit, stop)
+    }
+
+    /// The same from where `sequence` is, to which EOS and all of the prompt but its last token were fed; `prompt` without that EOS.
+    ///
+    /// # Errors
+    /// As [`PeerText::new`].
+    pub fn resume(
+        sequence: Sequence,
+        prompt: &[Token],
+        settings: Settings,
+        limit: usize,
+        stop: &[String],
+    ) -> Result<PeerText, SampleError> {
+        let last = prompt.last().copied().unwrap_or(tokenizer(sequence.peer()).eos());
+        PeerText::begin(sequence, vec![last], prompt.to_vec(), settings, limit, stop)
+    }
+
+    fn begin(
+        sequence: Sequence,
+        pending: Vec<Token>,
+        recent: Vec<Token>,
+        settings: Settings,
+        limit: usize,
+        stop: &[String],
+    ) -> Result<PeerText, SampleError> {
+        let vocab = sequence.peer().vocab_size();
+        let mute = mute(tokenizer(sequence.peer()), vocab);
         Ok(PeerText {
-            sequence: peer.sequence(),
-            recent: pending[1..].to_vec(),
+            sequence,
             pending,
+            recent,
             window: settings.repeat_window,
-            sampler: Sampler::new(settings, vocab, &mute(tokenizer, vocab))?,
+            sampler: Sampler::new(settings, vocab, &mute)?,
             written: Written::new(limit, stop)?,
+            chosen: None,
+            top: None,
+            scored: Scored::default(),
         })
+    }
+
+    /// Asks for the log-probability of each token that is chosen, and of the `top` likeliest there: [`PeerText::scored`].
+    pub fn tell_log_probs(&mut self, top: usize) {
+        self.top = Some(top);
+    }
+
+    /// Of the token that the last call of [`advance`](Self::advance) chose, where [`PeerText::tell_log_probs`] asked for it.
+    pub fn scored(&self) -> Option<&Scored> {
+        self.top.and(self.chosen).map(|_| &self.scored)
     }
 
     /// The text that the last call of [`advance`](Self::advance) added.
@@ -53,7 +100,7 @@ impl PeerText {
 
     /// The token that the last call of [`advance`](Self::advance) chose.
     pub fn chosen(&self) -> Option<Token> {
-        self.pending.last().copied()
+        self.chosen
     }
 
     /// Tokens written so far, a final EOS included.
@@ -71,15 +118,27 @@ impl PeerText {
     /// # Errors
     /// Logits that are not numbers, or settings that leave no token to choose.
     pub fn advance(&mut self, cx: &Exec) -> Result<(), SampleError> {
+        self.chosen = None;
         if !self.written.goes_on() {
             return Ok(());
         }
-        let (vocab, mut last) = (self.sequence.peer().vocab_size(), Vec::new());
-        let pending = std::mem::take(&mut self.pending);
-        self.sequence.feed(cx, &pending, |logits| last = logits[logits.len() - vocab..].to_vec());
+        let (mut last, fed) = (Vec::new(), self.pending.last().copied());
+        if let Some((token, before)) = self.pending.split_last() {
+            self.sequence.read(cx, before);
+            self.sequence.feed(cx, &[*token], |logits| last = logits.to_vec());
+        }
+        let (kept, sum) = match self.top {
+            Some(_) => (last.clone(), exact_log_sum_exp(cx, &last)),
+            None => (Vec::new(), 0.0),
+        };
         let from = self.recent.len().saturating_sub(self.window);
         let chosen = self.sampler.sample(cx, &mut last, &self.recent[from..]);
         let token = chosen.inspect_err(|_| self.written.finish = Some(Finish::Failed))?;
+        if let Some(top) = self.top {
+            self.scored.set(&kept, sum, token, top);
+        }
+        self.chosen = Some(token);
+        self.pending.clear();
         self.pending.push(token);
         let peer = self.sequence.peer().clone();
         let tokenizer = tokenizer(&peer);
@@ -88,7 +147,7 @@ impl PeerText {
             return Ok(());
         }
         let mut bytes = tokenizer.token_bytes(token);
-        if self.recent.is_empty() && tokenizer.adds_space() {
+        if fed == Some(tokenizer.eos()) && tokenizer.adds_space() {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
         self.written.take(Some(bytes));
