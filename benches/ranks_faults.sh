@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Faults of ranks under a real MPI, each provoked once: seconds from the fault to the end of the job, the step that is resumed from, and that the
-# resumed run ends with the bits of one that nothing disturbed. Usage: benches/ranks_faults.sh [PROGRAM], a flashlm built with
-# --features mpi. The full disk needs root, for a small tmpfs.
+# resumed run ends with the bits of one that nothing disturbed; then what is refused at the start, and ranks without a shared disk.
+# Usage: benches/ranks_faults.sh [PROGRAM], a flashlm built with --features mpi. The full disk needs root, for a small tmpfs; to hold a
+# single thread needs the right to trace a process.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 program=$(readlink -f "${1:-${CARGO_TARGET_DIR:-target}/release/flashlm}")
@@ -71,6 +72,37 @@ for n in 1 0; do
     start "$folder/stopped-$n"; fault=$(now); kill -STOP "$(rank $n)"
     ended "SIGSTOP of rank $n" "$folder/stopped-$n" "rank $n has not been heard of" "1" 10
 done
+# The thread that trains stands still, as under a debugger; the process lives, and its signs of life go on.
+for n in 1 0; do
+    start "$folder/held-$n"
+    pid=$(rank $n)
+    python3 - "$pid" > "$folder/held" 2>&1 <<'PYTHON' &
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes, libc.ptrace.restype = [ctypes.c_long] * 4, ctypes.c_long
+pid, SEIZE, INTERRUPT, WALL = int(sys.argv[1]), 0x4206, 0x4207, 0x40000000
+if libc.ptrace(SEIZE, pid, 0, 0) or libc.ptrace(INTERRUPT, pid, 0, 0):
+    sys.exit("ptrace: " + os.strerror(ctypes.get_errno()))
+os.waitpid(pid, WALL)
+print("held", flush=True)
+while os.path.exists(f"/proc/{pid}/task"):
+    time.sleep(0.1)
+    if os.waitpid(pid, os.WNOHANG | WALL)[0] == pid:
+        break
+PYTHON
+    holder=$!
+    for _ in $(seq 50); do [[ -s $folder/held ]] && break; sleep 0.1; done
+    if grep -q held "$folder/held"; then
+        fault=$(now)
+        ended "a thread of rank $n held" "$folder/held-$n" "rank $n stands still in step" "1" 10
+    else
+        kill $job
+        wait $job || true
+        job=
+        echo "a thread of rank $n held     skipped: $(cat "$folder/held")"
+    fi
+    kill $holder 2> /dev/null || true
+done
 start "$folder/limit" -x FLASHLM_RANK_SECONDS=2; fault=$(now); kill -STOP "$(rank 1)"
 ended "the same, limit 2 s" "$folder/limit" "rank 1 has not been heard of for 2 s" "1" 6
 for n in 1 0; do
@@ -90,20 +122,14 @@ grep -q "rank 1 is slow" "$folder/out" || fail "a slow rank is not told of"
 printf '%-26s goes on, the same bits   %s; the last row of the log: %s\n' "rank 1 slow" "$(grep -o 'rank 1 is slow.*' "$folder/out")" \
     "$(grep -o '"waited":[^]]*]' "$folder/slow/metrics.jsonl" | tail -1)"
 
-# A disk with room for some checkpoints; later there is more.
+# A disk with room for some checkpoints; for the resumed run there is more.
 mkdir "$folder/disk"
 if mount -t tmpfs -o size=40m tmpfs "$folder/disk" 2> /dev/null; then
     start "$folder/disk/run"
     head -c 100m /dev/zero > "$folder/disk/filler" 2> /dev/null || true
-    for _ in $(seq 300); do grep -q "waits until there is room" "$folder/out" && break; sleep 0.1; done
-    grep -q "waits until there is room" "$folder/out" || fail "a full disk is not told of"
-    sleep 8
-    kill -0 $job || fail "a full disk ended the job"
+    for _ in $(seq 300); do grep -q "rank 0 cannot save" "$folder/out" && break; sleep 0.1; done
     fault=$(now); rm "$folder/disk/filler"; mount -o remount,size=400m "$folder/disk"
-    wait $job || fail "a full disk"
-    job=
-    same "$folder/disk/run"
-    echo "a full disk                waits, 8 s and more, and goes on once there is room: the same bits"
+    ended "a full disk" "$folder/disk/run" "rank 0 cannot save step" "1" 10
 else
     echo "a full disk                skipped: a tmpfs needs root"
 fi
@@ -124,4 +150,47 @@ refused "another text" "rank 1 has another list of flags than rank 0" -n 1 "${on
 refused "another instruction set" "rank 1 has another instruction set than rank 0" -n 1 "${one[@]}" : -n 1 -x FLASHLM_ISA=scalar "${one[@]}"
 refused "3 ranks" "3 ranks: must be a power of two" -n 3 "${one[@]}"
 refused "8 ranks, 4 passes" "8 ranks, but an update has 4 passes" -n 8 "${one[@]}"
+# Of another version, as far as it says itself: its number, where it stands in the program, becomes one of the same length.
+version=$("$program" --version | cut -d ' ' -f 2)
+sed "s/${version//./\\.}/${version%?}x/g" "$program" > "$folder/other"
+chmod +x "$folder/other"
+refused "another version" "rank 1 has another version of flashlm than rank 0: ${version%?}x, not $version" \
+    -n 1 "${one[@]}" : -n 1 "$folder/other" "${one[@]:1}"
+# Each rank in a folder of its own, with a text, a vocabulary and settings of the same names.
+mkdir "$folder"/{a,b}
+for at in a b; do
+    "$program" data sample synthetic:300 -n 300 > "$folder/$at/book.txt" 2> /dev/null
+    cp "$folder/alone/checkpoints/step-00000$steps/tokenizer.json" "$folder/$at/words.json"
+    echo 'train.lr = 0.001' > "$folder/$at/own.toml"
+done
+own=(train --threads 1 "${new[@]}" -d book.txt --tokenizer words.json --config own.toml)
+for file in book.txt:text words.json:tokenizer "own.toml:settings file"; do
+    what=${file#*:} file=${file%:*}
+    cp "$folder/b/$file" "$folder/kept"
+    echo >> "$folder/b/$file"
+    refused "another $what" "rank 1 has another $what $file than rank 0: [0-9,]* bytes with checksum [0-9a-f]*, not [0-9,]* bytes with checksum" \
+        -n 1 -wdir "$folder/a" "$program" "${own[@]}" -o "$folder/refused" : \
+        -n 1 -wdir "$folder/b" "$program" "${own[@]}" -o "$folder/refused"
+    mv "$folder/kept" "$folder/b/$file"
+done
 [[ ! -e $folder/refused ]] || fail "what was refused left a run"
+
+# Without a shared disk: rank 1 has another home, another cache and no text, or another one.
+(cd "$folder/a" && "$program" "${own[@]}" -o "$folder/book") > "$folder/out" 2>&1 || fail "a run on the book"
+apart() {
+    local name=$1 run=$2 line=() at
+    shift 2
+    for at in a b; do
+        line+=(: -n 1 -wdir "$folder/$at" -x HOME="$folder/$at" -x FLASHLM_CACHE="$folder/$at/cache" "$program" "${own[@]}" -o "$run" "$@")
+    done
+    mpirun "${line[@]:1}" > "$folder/out" 2>&1 || fail "$name"
+    for file in model.safetensors optimizer.safetensors; do
+        cmp {"$folder/book","$run"}"/checkpoints/step-00000$steps/$file" || fail "$name: other bits"
+    done
+    [[ ! -e $folder/b/cache ]] || fail "$name: rank 1 has written a cache"
+    echo "$name: the bits of one process"
+}
+rm "$folder"/b/{book.txt,words.json,own.toml}
+apart "a rank without text, vocabulary and settings" "$folder/apart-1"
+echo "another text" > "$folder/b/book.txt"
+apart "a rank with another text, --data-copy" "$folder/apart-2" --data-copy

@@ -1,7 +1,6 @@
 //! `flashlm export`: a model as a file for other programs. The formats are those of `flashlm_model::export`.
 
-use std::fs;
-use std::io::Write;
+use std::fs::File;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +11,7 @@ use flashlm_train::atomic::{write_dir, write_file};
 use flashlm_train::load::export_source;
 use flashlm_train::units::bytes;
 
-use crate::common::{Hub, exec, may_write, model_or_own};
+use crate::common::{Hub, exec, may_write, model_or_own, write_unless};
 use crate::report::Report;
 
 /// Export a model as a file for other programs
@@ -51,12 +50,12 @@ fn formats() -> PossibleValuesParser {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
-    export(args)?.print(json);
+    export(args, &|| false)?.print(json);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the file, and says what it is.
-pub fn export(args: Args) -> anyhow::Result<Report> {
+/// Writes the file, unless it is to stop, and says what it is.
+pub fn export(args: Args, stop: &dyn Fn() -> bool) -> anyhow::Result<Report> {
     may_write(&args.output, "-o", args.force)?;
     let (_, _, known) = FORMATS.iter().find(|format| format.0 == args.format).context("a format of the list")?;
     let weights = args.weights.as_deref().unwrap_or(known[0]);
@@ -68,11 +67,12 @@ pub fn export(args: Args) -> anyhow::Result<Report> {
     let exported = write(&args.format, &source, weights).context("a format of the list")?;
     let size = match exported.with_context(|| model.display().to_string())? {
         Exported::File(file) => {
-            write_file(&args.output, |w| w.write_all(&file))?;
+            write_file(&args.output, |w| write_unless(stop, w, &file))?;
             file.len()
         }
         Exported::Folder(files) => {
-            write_dir(&args.output, |at| files.iter().try_for_each(|(name, file)| fs::write(at.join(name), file)))?;
+            let write = |at: PathBuf, file| write_unless(stop, &mut File::create(at)?, file);
+            write_dir(&args.output, |at| files.iter().try_for_each(|(name, file)| write(at.join(name), file)))?;
             files.iter().map(|(_, file)| file.len()).sum()
         }
     };

@@ -89,9 +89,10 @@ enum Command {
 
 /// The program with these arguments, its own name first.
 pub fn program(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = parsed(args).unwrap_or_else(|error| error.exit());
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = parsed(&args).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
-        Command::Train(args) => train::run(*args),
+        Command::Train(asked) => train::run(*asked, &args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
@@ -117,17 +118,20 @@ pub fn program(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// What a run with these arguments of `flashlm train` is to do, for a program that trains by itself.
 pub fn asked(args: impl IntoIterator<Item = OsString>, tell: Tell) -> anyhow::Result<Asked> {
-    match parsed(args)?.command {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match parsed(&args)?.command {
         Command::Train(args) => Asked::of(&args, tell),
         _ => bail!("expected the arguments of `flashlm train`"),
     }
 }
 
-/// Packs or exports with these arguments, and returns what the command would print as JSON.
-pub fn report(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Value> {
-    Ok(match parsed(args)?.command {
-        Command::Pack(args) => pack::pack(args)?.json(),
-        Command::Export(args) => export::export(args)?.json(),
+/// Packs or exports with these arguments, and returns what the command would print as JSON. Once `stop` says so, nothing is written any
+/// more, and what is half written is removed.
+pub fn report(args: impl IntoIterator<Item = OsString>, stop: &dyn Fn() -> bool) -> anyhow::Result<Value> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    Ok(match parsed(&args)?.command {
+        Command::Pack(args) => pack::pack(args, stop)?.json(),
+        Command::Export(args) => export::export(args, stop)?.json(),
         _ => bail!("expected the arguments of `flashlm pack` or `flashlm export`"),
     })
 }
@@ -143,8 +147,7 @@ pub fn told(error: &anyhow::Error) -> String {
     text
 }
 
-fn parsed(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let args: Vec<OsString> = args.into_iter().collect();
+fn parsed(args: &[OsString]) -> Result<Cli, clap::Error> {
     let command = args.get(1).map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Cli::try_parse_from(args).map_err(|error| tips::sensible(error, &command))
 }

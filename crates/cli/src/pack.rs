@@ -1,6 +1,5 @@
 //! `flashlm pack`: a run as one small file that holds all a runtime needs.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -14,7 +13,7 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
-use crate::common::{Hub, exec, may_write, model_or_own};
+use crate::common::{Hub, exec, may_write, model_or_own, write_unless};
 use crate::report::Report;
 
 /// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
@@ -68,12 +67,12 @@ enum Table {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
-    pack(args)?.print(json);
+    pack(args, &|| false)?.print(json);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the file, and says what it is.
-pub fn pack(args: Args) -> anyhow::Result<Report> {
+/// Writes the file, unless it is to stop, and says what it is.
+pub fn pack(args: Args, stop: &dyn Fn() -> bool) -> anyhow::Result<Report> {
     let run = model_or_own(args.run, args.hub)?;
     let found = recognise(&run);
     if found == What::Packed {
@@ -96,7 +95,7 @@ pub fn pack(args: Args) -> anyhow::Result<Report> {
     };
     // Nothing is written that could not be read.
     let read = PackedModel::from_bytes(packed.clone(), &from.display().to_string())?;
-    write_file(&args.output, |w| w.write_all(&packed))?;
+    write_file(&args.output, |w| write_unless(stop, w, &packed))?;
     let parameters = read.config().parameters();
     let bits = 8.0 * packed.len() as f64 / parameters as f64;
     let mut report = Report::default();

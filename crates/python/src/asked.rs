@@ -130,10 +130,13 @@ fn texts(name: &str, value: &Bound<PyAny>) -> Result<Vec<String>> {
         return Ok(vec![value.extract()?]);
     }
     let text = |text: PyResult<Bound<PyAny>>| {
+        value.py().check_signals()?;
         let text = text?;
         if text.is_instance_of::<PyString>() { Ok(text.extract()?) } else { Err(wrong(name, "texts", &text)) }
     };
-    value.try_iter().map_err(|_| wrong(name, "a text, or several", value))?.map(text).collect()
+    let all = value.try_iter().map_err(|_| wrong(name, "a text, or several", value))?;
+    // Some are enough to be refused, also of an iterable without end.
+    all.take(1000).map(text).collect()
 }
 
 /// What is added to the logits of tokens, which are given by id or by text.
@@ -162,5 +165,6 @@ fn biases(model: &PackedModel, value: &Bound<PyAny>) -> Result<Vec<(Token, f32)>
             }
         }
     };
-    given.iter().map(bias).collect()
+    // As they are now: a number may run code that changes them.
+    given.iter().collect::<Vec<_>>().into_iter().map(bias).collect()
 }

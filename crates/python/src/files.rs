@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 
 use flashlm_kernels::{Exec, Isa};
 use flashlm_model::Precision;
@@ -16,9 +17,9 @@ use crate::error::{Failure, Result};
 use crate::json::object;
 use crate::wait::wait;
 
-/// Calls a command with these arguments, and returns what it reports.
+/// Calls a command with these arguments, and returns what it reports. After Ctrl-C nothing is written.
 fn report<'py>(py: Python<'py>, args: Vec<OsString>) -> Result<Bound<'py, PyAny>> {
-    object(py, &wait(py, move |_| flashlm::report(args).map_err(Failure::in_short))?)
+    object(py, &wait(py, move |stop| flashlm::report(args, &|| stop.load(Relaxed)).map_err(Failure::in_short))?)
 }
 
 fn words(parts: &[&str]) -> Vec<OsString> {

@@ -133,7 +133,11 @@ impl Model {
         let cx = exec(self::threads(threads)?)?;
         let texts: Vec<String> = match texts.cast::<PyString>() {
             Ok(text) => vec![text.to_str()?.to_string()],
-            Err(_) => texts.try_iter()?.map(|text| text?.extract::<String>()).collect::<PyResult<_>>()?,
+            Err(_) => {
+                let text =
+                    |text: PyResult<Bound<'py, PyAny>>| py.check_signals().and_then(|()| text?.extract::<String>());
+                texts.try_iter()?.map(text).collect::<PyResult<_>>()?
+            }
         };
         let model = self.packed.clone();
         wait(py, move |stop| {

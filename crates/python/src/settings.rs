@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple};
 
@@ -10,6 +11,8 @@ use crate::asked::{unknown, wrong};
 use crate::error::{Failure, Result};
 use crate::texts::spool;
 
+/// Most lists and dicts in each other in a setting.
+const DEEP: usize = 16;
 /// Arguments, and the options that they are.
 const KNOWN: [(&str, &str); 20] = [
     ("minutes", "--minutes"),
@@ -63,10 +66,11 @@ pub fn arguments(
     if let Some(data) = data.filter(|data| !data.is_none()) {
         texts("data", data)?.into_iter().for_each(|text| push("--data", text));
     }
-    for (key, value) in set.into_iter().flatten() {
+    // As they are now: a value may run code that changes them.
+    for (key, value) in set.into_iter().flatten().collect::<Vec<_>>() {
         let mut pair = key.extract::<OsString>()?;
         pair.push("=");
-        pair.push(toml(&key.extract::<String>()?, &value)?);
+        pair.push(toml(&key.extract::<String>()?, &value, DEEP)?);
         push("--set", pair);
     }
     let offline = given.map(|given| given.get_item("offline")).transpose()?.flatten();
@@ -84,8 +88,11 @@ fn plain(name: &str, value: &Bound<PyAny>) -> Result<OsString> {
     if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() {
         return Ok(value.str()?.to_str()?.into());
     }
-    let path = value.extract::<PathBuf>();
-    path.map(PathBuf::into).map_err(|_| wrong(name, "a number, a text or a path", value))
+    value.extract::<PathBuf>().map(PathBuf::into).map_err(|error| {
+        // A text with lone surrogates is told as such.
+        let wrong_type = error.is_instance_of::<PyTypeError>(value.py());
+        if wrong_type { wrong(name, "a number, a text or a path", value) } else { error.into() }
+    })
 }
 
 /// What is trained or validated on: a path or a name, or documents that the program has itself.
@@ -107,14 +114,19 @@ fn texts(name: &str, value: &Bound<PyAny>) -> Result<Vec<OsString>> {
         return Err(Failure::setting(format!("{name}: there is no text; expected {expected}")));
     };
     if is_path(&first)? {
-        let paths = std::iter::once(Ok(first)).chain(all).map(|path| plain(name, &path?));
-        return paths.collect();
+        let paths = std::iter::once(Ok(first)).chain(all);
+        return paths
+            .map(|path| value.py().check_signals().map_err(Failure::from).and_then(|()| plain(name, &path?)))
+            .collect();
     }
-    Ok(vec![spool(first, all)?.into()])
+    Ok(vec![spool(value.py(), first, all)?.into()])
 }
 
-/// A value as TOML.
-fn toml(name: &str, value: &Bound<PyAny>) -> Result<String> {
+/// A value as TOML, of lists and dicts in each other at most `deep`.
+fn toml(name: &str, value: &Bound<PyAny>, deep: usize) -> Result<String> {
+    let Some(deep) = deep.checked_sub(1) else {
+        return Err(Failure::setting(format!("{name}: lists and dicts in each other, more than {DEEP} deep")));
+    };
     let quoted = |text: &Bound<PyAny>| Ok::<_, Failure>(serde_json::json!(text.extract::<String>()?).to_string());
     if value.is_instance_of::<PyBool>() {
         return Ok(value.is_truthy()?.to_string());
@@ -126,12 +138,13 @@ fn toml(name: &str, value: &Bound<PyAny>) -> Result<String> {
         return Ok(value.str()?.to_string());
     }
     if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
-        let parts = value.try_iter()?.map(|part| toml(name, &part?)).collect::<Result<Vec<_>>>()?;
+        let parts = value.try_iter()?.map(|part| toml(name, &part?, deep)).collect::<Result<Vec<_>>>()?;
         return Ok(format!("[{}]", parts.join(", ")));
     }
     if let Ok(table) = value.cast::<PyDict>() {
-        let pair =
-            |(key, value): (Bound<PyAny>, Bound<PyAny>)| Ok(format!("{} = {}", quoted(&key)?, toml(name, &value)?));
+        let pair = |(key, value): (Bound<PyAny>, Bound<PyAny>)| {
+            Ok(format!("{} = {}", quoted(&key)?, toml(name, &value, deep)?))
+        };
         return Ok(format!("{{{}}}", table.iter().map(pair).collect::<Result<Vec<_>>>()?.join(", ")));
     }
     Err(wrong(name, "a number, a text, a switch, a list or a dict", value))

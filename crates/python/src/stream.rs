@@ -77,7 +77,7 @@ impl Stream {
         let Some((last, before)) = ids.split_last() else { return Ok(0) };
         self.own(|own| {
             let Own { engine, at, .. } = own;
-            let rows = 4 * engine.rows();
+            let rows = engine.rows();
             let saved = (before.len() > rows).then(|| at.clone());
             for piece in before.chunks(rows) {
                 py.detach(|| engine.feed(&mut at.state, piece));

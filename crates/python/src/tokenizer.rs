@@ -13,6 +13,8 @@ use crate::wait::wait;
 
 /// Longest text that is encoded without asking for Ctrl-C on the way, in bytes.
 const SHORT: usize = 1 << 16;
+/// Ids between two questions whether Ctrl-C was pressed.
+const OFTEN: usize = 1 << 10;
 
 /// The vocabulary of a model: text to token ids and back. Threads may share it.
 #[pyclass(frozen, module = "flashlm")]
@@ -97,8 +99,11 @@ pub fn encode(py: Python, model: &Arc<PackedModel>, text: &str) -> Result<Vec<To
 /// Ids of the vocabulary, from any iterable of whole numbers.
 pub fn tokens(model: &PackedModel, ids: &Bound<PyAny>) -> Result<Vec<Token>> {
     let size = model.config().vocab_size;
-    let token = |id: PyResult<Bound<PyAny>>| {
+    let token = |(n, id): (usize, PyResult<Bound<PyAny>>)| {
         let id = id?;
+        if n.is_multiple_of(OFTEN) {
+            ids.py().check_signals()?;
+        }
         let known = id.extract::<Token>().ok().filter(|&id| usize::from(id) < size);
         // `operator.index` refuses what is no whole number, in its own words.
         match known {
@@ -114,7 +119,7 @@ pub fn tokens(model: &PackedModel, ids: &Bound<PyAny>) -> Result<Vec<Token>> {
             }
         }
     };
-    ids.try_iter()?.map(token).collect()
+    ids.try_iter()?.enumerate().map(token).collect()
 }
 
 /// Why an object is not pickled.

@@ -13,8 +13,9 @@ use flashlm_train::log::svg::{self, Axis, Series};
 use flashlm_train::log::{Row, SampleRow, jsonl};
 use flashlm_train::run_folder::{METRICS, RunFolder};
 use flashlm_train::trainer::{Ended, Event};
+use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 use serde_json::{Value, json};
 
 use crate::error::{Failure, Result};
@@ -212,9 +213,13 @@ impl Trainer {
         this
     }
 
-    #[pyo3(signature = (*_error))]
-    fn __exit__(&self, py: Python, _error: &Bound<pyo3::types::PyTuple>) -> Result<()> {
+    /// Ctrl-C in the block is passed on at once; the run is saved on its own thread.
+    #[pyo3(signature = (*error))]
+    fn __exit__(&self, py: Python, error: &Bound<PyTuple>) -> Result<()> {
         self.stop();
+        if error.iter().next().is_some_and(|kind| kind.is(py.get_type::<PyKeyboardInterrupt>())) {
+            return Ok(());
+        }
         finish(py, |run| Arc::ptr_eq(&run.done, &self.run.done))?;
         self.own(|own| {
             while let Stage::Running(receive) = &mut own.stage
@@ -246,12 +251,12 @@ impl Trainer {
         let bar =
             format!("<progress value=\"{share:.4}\" max=\"1\" style=\"width:100%\"></progress><pre>{escaped}</pre>");
         let Some(run) = run else { return Ok(bar) };
-        let picture = py.detach(|| {
+        let picture = wait(py, move |_| {
             // What is not readable now is drawn the next time.
             let rows = jsonl::read(&RunFolder::at(&run).file(METRICS)).unwrap_or_default();
             let options = svg::Options { title: name.clone(), axis: Axis::Tokens, entropy_bound: bound };
-            svg::draw(&[Series::new(name, rows)], &options)
-        });
+            Ok(svg::draw(&[Series::new(name, rows)], &options))
+        })?;
         Ok(format!("{bar}<div style=\"max-width:960px\">{picture}</div>"))
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import flashlm
-from conftest import program
+from conftest import SMALL, interrupted, program
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,6 +47,53 @@ def test_pack_and_export_write_what_the_program_writes(tmp_path: Path) -> None:
             call()
         assert words in str(caught.value)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+FORMATS = {"c": "packed", "web": "packed", "safetensors": "f32", "gguf": "q2_0", "hf": "f32", "onnx": "f32"}
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """What an export has written, by name."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in [path, *path.rglob("*")] if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def own(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a small model of each kind of mixer that every format takes."""
+    path = tmp_path_factory.mktemp("own") / "run"
+    settings = {**SMALL, "set": {**SMALL["set"], "model.dim": 64, "model.ffn_hidden": 96, "model.blocks": 2}, "steps": 3}
+    flashlm.train(stories, save_dir=path, quiet=True, **settings)
+    return path
+
+
+def test_every_format_is_what_the_program_writes(own: Path, tmp_path: Path) -> None:
+    help = program("export", "--help")
+    formats = re.findall(r"^ +- (\w+):", help, re.M)
+    assert set(formats) == set(FORMATS), help
+    for name in formats:
+        told = flashlm.export(name, own, tmp_path / f"ours-{name}")
+        program("export", name, own, "-o", tmp_path / f"theirs-{name}")
+        ours, theirs = files(tmp_path / f"ours-{name}"), files(tmp_path / f"theirs-{name}")
+        assert ours and ours == theirs, name
+        assert told["file_size"] == sum(map(len, ours.values())) and told["weights"] == FORMATS[name], name
+    with pytest.raises(flashlm.Error, match="already exists"):
+        flashlm.export("hf", own, tmp_path / "ours-hf", force=True)
+
+
+def test_ctrl_c_ends_reading_and_writing_and_leaves_no_file(large: Path, tmp_path: Path) -> None:
+    number = itertools.count()
+    calls = {
+        "load": lambda: flashlm.load(large),
+        "pack": lambda: flashlm.pack(large, tmp_path / f"{next(number)}.safetensors"),
+        "export": lambda: flashlm.export("safetensors", large, tmp_path / f"{next(number)}.safetensors"),
+        "folder": lambda: flashlm.export("hf", large, tmp_path / f"hf-{next(number)}"),
+        "verify": lambda: flashlm.verify(ROOT / "tests/reference/v4.safetensors"),
+    }
+    late = {name: seconds for name, call in calls.items() if (seconds := interrupted(call, 0.03)) >= 0.1}
+    assert not late
+    # What was interrupted goes on to the place where it looks, and writes nothing there.
+    time.sleep(2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_vectors(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -102,6 +103,7 @@ def test_eight_threads_write_the_same_texts(model: flashlm.Model) -> None:
 def test_ctrl_c_ends_every_call(model: flashlm.Model) -> None:
     endless = {"tokens": 10**6, "logit_bias": {model.tokenizer.eos: -100.0}}
     long = "The cat sat on the mat. " * 1_000_000
+    ids = model.tokenizer.encode("The cat sat on the mat. ") * 10
     calls = {
         "complete": lambda: model.complete(PROMPT, **endless),
         "generate": lambda: list(model.generate(PROMPT, **endless)),
@@ -110,6 +112,9 @@ def test_ctrl_c_ends_every_call(model: flashlm.Model) -> None:
         "bpb": lambda: model.bpb(long),
         "encode": lambda: [model.tokenizer.encode(long) for _ in range(50)],
         "feed": lambda: model.stream().feed(long),
+        "texts without end": lambda: model.bpb(itertools.repeat("a text")),
+        "ids without end": lambda: model.tokenizer.decode(itertools.cycle(ids)),
+        "ids fed without end": lambda: model.stream().feed(itertools.cycle(ids)),
     }
     late = {name: seconds for name, call in calls.items() if (seconds := interrupted(call)) >= 0.1}
     assert not late

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -98,6 +99,16 @@ def test_ctrl_c_saves_and_an_ended_loop_stops(stories: Path, tmp_path: Path) -> 
             pass
 
     assert interrupted(endless) < 0.1
+    # In one call, too, and while it begins; what has been trained is saved meanwhile.
+    assert interrupted(lambda: flashlm.train(stories, save_dir=tmp_path / f"run{next(runs)}", quiet=True, **ENDLESS), 0.6) < 0.1
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "run5/checkpoints").glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert newest(tmp_path / "run5").is_dir()
+    # A text that does not end, of the program's own and of C.
+    assert interrupted(lambda: flashlm.Trainer(itertools.repeat("a text "), **ENDLESS)) < 0.1
+    assert interrupted(lambda: flashlm.Trainer((f"text {n}" for n in itertools.count()), **ENDLESS)) < 0.1
+    assert not list(Path(os.environ["FLASHLM_CACHE"]).glob("*.new"))
     with flashlm.Trainer(stories, save_dir=tmp_path / "with", **ENDLESS) as trainer:
         for event in trainer:
             if isinstance(event, flashlm.TrainRow):

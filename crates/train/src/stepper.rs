@@ -114,7 +114,7 @@ impl Stepper {
         window: impl Fn(usize) -> W,
     ) -> Result<Option<StepResult>, CommError> {
         let Step { shape: Shape { batch, seq_len }, settings, lr, momentum, number } = step;
-        comm.at(number);
+        comm.at(Some(number));
         let began = Instant::now();
         self.gradient.clear();
         let tokens: usize = (0..batch).map(|i| window(i).into().targets()).sum();
@@ -140,6 +140,7 @@ impl Stepper {
                 }
                 break;
             }
+            comm.at(Some(number));
             let n = micro_batch.min(batch - first);
             self.inputs.clear();
             self.targets.clear();

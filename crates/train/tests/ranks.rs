@@ -10,7 +10,7 @@ use flashlm_kernels::{Exec, Isa};
 use flashlm_train::checkpoint::Checkpoint;
 use flashlm_train::comm::{Comm, CommError, PATIENCE, Sent, Solo, Threads};
 use flashlm_train::config::{Layers, Settings};
-use flashlm_train::ranks::{Fit, Hello, Leader, follow, meet};
+use flashlm_train::ranks::{Fit, Hello, Leader, checksum, follow, meet};
 use flashlm_train::run::{Hardware, Origin, Request, Resume};
 use flashlm_train::run_folder::{Claim, RunFolder};
 use flashlm_train::trainer::{Ended, Event, Outcome, TrainError};
@@ -252,19 +252,21 @@ fn any_rank_may_ask_to_stop() {
 
 #[test]
 fn ranks_that_differ_or_have_nothing_to_do_are_refused() {
-    let hello = |rank: usize| Hello {
-        version: "1".into(),
-        isa: if rank == 2 { "avx2".into() } else { "avx512".into() },
-        flags: String::new(),
+    let alike = Hello { version: "1".into(), isa: "avx512".into(), ..Hello::default() };
+    let all = Threads::run(4, PATIENCE, |comm| meet(&comm, &alike));
+    assert_eq!(all, vec![Ok(()); 4]);
+    let hello = |rank: usize| match rank {
+        1 => Hello { version: "2".into(), flags: "--lr 1".into(), ..alike.clone() },
+        2 => Hello { isa: "avx2".into(), ..alike.clone() },
+        _ => alike.clone(),
     };
     let errors = Threads::run(4, PATIENCE, |comm| meet(&comm, &hello(comm.rank())).unwrap_err().to_string());
-    assert!(
-        errors
-            .iter()
-            .all(|error| error.starts_with("rank 2 has another instruction set than rank 0: avx2, not avx512;"))
-    );
-    let alike = Threads::run(4, PATIENCE, |comm| meet(&comm, &hello(0)));
-    assert_eq!(alike, vec![Ok(()); 4]);
+    let want = [
+        "rank 1 has another version of flashlm than rank 0: 2, not 1; install one version everywhere",
+        "rank 1 has another list of flags than rank 0: --lr 1, not ; start all with the same",
+        "rank 2 has another instruction set than rank 0: avx2, not avx512; set FLASHLM_ISA to one that all have",
+    ];
+    assert_eq!(errors, vec![want.join("\n"); 4]);
     // Nine passes of one sequence.
     let fit = Fit::of(&settings(&[]));
     assert_eq!(fit.check(8), Ok(()));
@@ -274,4 +276,43 @@ fn ranks_that_differ_or_have_nothing_to_do_are_refused() {
     assert!(error.contains("has 1 pass: at most 1 can"), "{error}");
     let error = CommError::NoPower { ranks: 6 }.to_string();
     assert!(error.contains("start 4 or 8"), "{error}");
+}
+
+/// Each on a machine of its own, with or without the text under the same name.
+#[test]
+fn texts_that_differ_are_named_with_their_checksums() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |rank: usize, bytes: &str| {
+        let path = folder.path().join(format!("rank-{rank}.txt"));
+        fs::write(&path, bytes).unwrap();
+        checksum(path.to_str().unwrap()).expect("a checksum")
+    };
+    let big = "a".repeat(3 << 20);
+    let other = format!("{}b{}", &big[..2 << 20], &big[(2 << 20) + 1..]);
+    let sums = [text(0, &big), text(1, &big), text(2, &other)];
+    assert!(sums[0] == sums[1] && sums[0] != sums[2], "one byte in the middle of 3 MB: {sums:?}");
+    // Of one shot, from elsewhere: the reference implementation's own value for this text.
+    assert_eq!(sums[0], format!("3,145,728 bytes with checksum {:016x}", xxhash_rust::xxh3::xxh3_64(big.as_bytes())));
+    for absent in ["synthetic:300", "hf:a/b", "/none/here.txt", "-"] {
+        assert_eq!(checksum(absent), None, "{absent}");
+    }
+    let meet = |sums: &[Option<&String>; 4]| {
+        Threads::run(4, PATIENCE, |comm| {
+            let file = sums[comm.rank()].map(|sum| ("text book.txt".to_string(), sum.clone()));
+            meet(&comm, &Hello { files: file.into_iter().collect(), ..Hello::default() })
+        })
+    };
+    assert_eq!(
+        meet(&[Some(&sums[0]), Some(&sums[1]), None, None]),
+        vec![Ok(()); 4],
+        "one that has none is sent what it needs"
+    );
+    for answer in meet(&[Some(&sums[0]), Some(&sums[1]), Some(&sums[2]), Some(&sums[2])]) {
+        let error = answer.unwrap_err().to_string();
+        for rank in [2, 3] {
+            let want = format!("rank {rank} has another text book.txt than rank 0: {}, not {}; copy", sums[2], sums[0]);
+            assert!(error.contains(&want), "{error}");
+        }
+        assert_eq!(error.lines().count(), 2, "{error}");
+    }
 }

@@ -63,6 +63,9 @@ pub struct Args {
     /// Validation text, given like --data [default: the dataset's own, else 1 % of the text is held out, more of a small text]
     #[arg(long, value_name = "SOURCE", help_heading = TEXT)]
     pub valid: Option<String>,
+    /// With several ranks: do not compare text, tokenizer and settings files of other machines with those of rank 0, whose are used
+    #[arg(long, help_heading = TEXT)]
+    pub data_copy: bool,
     /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long, help_heading = TEXT)]
     pub offline: bool,
@@ -173,12 +176,7 @@ pub fn settings(args: &Args, origin: &Origin, tell: Tell) -> anyhow::Result<Sett
     if let Some(start) = start {
         layers.set_value("model", Value::try_from(&start.config)?)?;
     }
-    if let Some(path) = &args.config {
-        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
-        let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
-        layers.merge_text(&text, &path.display().to_string())?;
-    }
-    set_all(&mut layers, &args.set)?;
+    written(&mut layers, args)?;
     lay(&mut layers, &flags)?;
     if resume.is_none()
         && args.data.is_empty()
@@ -201,6 +199,33 @@ pub fn settings(args: &Args, origin: &Origin, tell: Tell) -> anyhow::Result<Sett
         bail!("--data is not used: every stage of train.stages names its own sources");
     }
     Ok(settings)
+}
+
+/// Lays the file of settings over what is there, and single settings.
+fn written(layers: &mut Layers, args: &Args) -> anyhow::Result<()> {
+    if let Some(path) = &args.config {
+        let text = String::from_utf8(read_limited(path, MAX_CONFIG)?);
+        let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
+        layers.merge_text(&text, &path.display().to_string())?;
+    }
+    set_all(layers, &args.set)
+}
+
+/// Files that a new run is to read, as they are named: what each is, and its name. What they hold is not looked at, but for the settings.
+pub fn named(args: &Args) -> Vec<(&'static str, String)> {
+    let mut layers = Layers::defaults();
+    // Rank 0 tells what is wrong with them.
+    let settings = written(&mut layers, args).ok().and_then(|()| layers.settings().ok()).unwrap_or_default();
+    let texts: Vec<String> = match &args.data[..] {
+        [] => settings.texts().into_iter().map(|text| text.source).collect(),
+        given => given.iter().map(|spec| weighted(spec).map_or(spec.as_str(), |(source, _)| source).into()).collect(),
+    };
+    let config = args.config.iter().map(|path| ("settings file", path.display().to_string()));
+    let valid = args.valid.clone().or(Some(settings.data.valid).filter(|spec| !spec.is_empty()));
+    let tokenizer = args.tokenizer.clone().unwrap_or(settings.tokenizer.kind);
+    let texts = texts.into_iter().map(|spec| ("text", spec));
+    let all = config.chain(texts).chain(valid.map(|spec| ("validation text", spec)));
+    all.chain(matches!(tokenizer.parse(), Ok(TokenizerChoice::File(_))).then_some(("tokenizer", tokenizer))).collect()
 }
 
 /// What flags are laid over: the settings of the resumed run, a preset, the recipe of a model, or the defaults.

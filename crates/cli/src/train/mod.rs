@@ -6,6 +6,7 @@ mod plan;
 mod product;
 mod ranks;
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering::SeqCst;
@@ -27,12 +28,12 @@ pub use asked::Asked;
 pub use flags::Args;
 use product::Product;
 
-/// Runs the command.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+/// Runs the command; `given` are its arguments as they were typed.
+pub fn run(args: Args, given: &[OsString]) -> anyhow::Result<ExitCode> {
     // Before the ranks meet: one that fails alone later would be waited for.
     let isa = Isa::detect().map_err(anyhow::Error::msg)?;
     let comm = ranks::join()?;
-    let alike = ranks::compare(&*comm, isa);
+    let alike = ranks::compare(&*comm, isa, &args, given);
     if comm.rank() > 0 {
         // Rank 0 tells what is not alike, and fails: a rank that fails before it would have it killed.
         return Ok(alike.map_or(ExitCode::SUCCESS, |()| ranks::work(&*comm, args.threads)));

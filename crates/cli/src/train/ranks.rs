@@ -1,5 +1,6 @@
 //! The ranks of a run: processes that `mpirun` or `srun` has started together.
 
+use std::ffi::OsString;
 use std::process::{ExitCode, exit};
 #[cfg(feature = "mpi")]
 use std::time::Duration;
@@ -12,8 +13,9 @@ use flashlm_kernels::Isa;
 use flashlm_train::comm::{Comm, Solo};
 #[cfg(feature = "mpi")]
 use flashlm_train::comm::{CommError, Mpi};
-use flashlm_train::ranks::{Hello, follow, meet};
+use flashlm_train::ranks::{Hello, checksum, follow, meet};
 
+use super::flags::{Args, named};
 use crate::common::{exec, say};
 use crate::signals::quiet;
 
@@ -29,12 +31,15 @@ pub fn join() -> anyhow::Result<Box<dyn Comm>> {
     }
 }
 
-/// That all ranks are alike; where they are not, all have the same error.
-pub fn compare(comm: &dyn Comm, isa: Isa) -> anyhow::Result<()> {
+/// That all ranks are alike, with `given` as arguments and `args` as their meaning; where they are not, all have the same error.
+pub fn compare(comm: &dyn Comm, isa: Isa, args: &Args, given: &[OsString]) -> anyhow::Result<()> {
+    let files = if comm.size() == 1 || args.data_copy { Vec::new() } else { named(args) };
+    let file = |(what, path): (&str, String)| Some((format!("{what} {path}"), checksum(&path)?));
     let own = Hello {
         version: env!("CARGO_PKG_VERSION").into(),
         isa: isa.name().into(),
-        flags: flags(std::env::args().skip(1)),
+        flags: flags(given.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned())),
+        files: files.into_iter().filter_map(file).collect(),
     };
     Ok(meet(comm, &own)?)
 }

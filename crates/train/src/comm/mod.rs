@@ -6,6 +6,8 @@
 mod error;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(any(feature = "mpi", test))]
+mod pulse;
 mod solo;
 mod threads;
 mod tree;
@@ -14,7 +16,7 @@ mod watch;
 
 use std::time::Duration;
 
-pub use error::CommError;
+pub use error::{CommError, Difference};
 #[cfg(feature = "mpi")]
 pub use mpi::{Mpi, library};
 pub use solo::Solo;
@@ -52,8 +54,9 @@ pub trait Comm {
         self.sum(&mut [0.0])
     }
 
-    /// That this rank is in a step now, which is named where it is lost.
-    fn at(&self, _step: u64) {}
+    /// That this rank computes for a step now, which is named where it is lost; said again at each pass. Without a step it does what
+    /// may take any time, such as writing to a disk.
+    fn at(&self, _step: Option<u64>) {}
 }
 
 /// What each rank has, of one length, in their order.

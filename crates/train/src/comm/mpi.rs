@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, Destination, Source};
 use mpi::{Tag, Threading};
 
+use super::pulse::Pulse;
 use super::tree::{Exchange, Sent, children, sum};
 use super::watch::{Silent, Watch};
 use super::{Comm, CommError};
@@ -50,7 +50,7 @@ pub fn library() -> String {
 /// One rank of the processes that were started together. Where it ends by a panic, or another falls silent, all end.
 pub struct Mpi {
     world: SimpleCommunicator,
-    step: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     watching: Option<JoinHandle<()>>,
     _universe: Universe,
 }
@@ -64,10 +64,10 @@ impl Mpi {
             let what = "it does not allow calls from two threads (MPI_THREAD_MULTIPLE); install another build of it";
             return Err(CommError::Library(what.into()));
         }
-        let (world, step) = (universe.world(), Arc::<AtomicU64>::default());
-        let own = step.clone();
+        let (world, pulse) = (universe.world(), Arc::new(Pulse::new()));
+        let own = pulse.clone();
         let watching = thread::spawn(move || watch(&own, limit.unwrap_or(SILENCE), lost));
-        Ok(Mpi { world, step, watching: Some(watching), _universe: universe })
+        Ok(Mpi { world, pulse, watching: Some(watching), _universe: universe })
     }
 
     fn exchange(&self, other: usize, own: &[f32], theirs: &mut [f32]) {
@@ -80,7 +80,7 @@ impl Mpi {
             let mut sends: VecDeque<_> =
                 own.chunks(MESSAGE).map(|values| other.immediate_send_with_tag(scope, values, VALUES)).collect();
             // Messages come in order.
-            wait(|| {
+            self.wait(|| {
                 while let Some(first) = receives.pop_front() {
                     if let Err(first) = first.test() {
                         receives.push_front(first);
@@ -101,31 +101,38 @@ impl Mpi {
     /// The next part of a message from a rank.
     fn next(&self, from: usize) -> Message {
         let from = self.world.process_at_rank(from as i32);
-        wait(|| from.immediate_matched_probe_with_tag(TO_ALL)).0
+        self.wait(|| from.immediate_matched_probe_with_tag(TO_ALL)).0
     }
-}
 
-/// What comes, some time.
-fn wait<T>(mut come: impl FnMut() -> Option<T>) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(come) = come() {
-            return come;
+    /// What comes, some time.
+    fn wait<T>(&self, mut come: impl FnMut() -> Option<T>) -> T {
+        let began = Instant::now();
+        loop {
+            self.pulse.beat();
+            if let Some(come) = come() {
+                return come;
+            }
+            if began.elapsed() > EAGER { thread::sleep(NAP) } else { thread::yield_now() }
         }
-        if began.elapsed() > EAGER { thread::sleep(NAP) } else { thread::yield_now() }
     }
 }
 
 /// Sends signs of life with the step that this rank is in, and listens to those of others until all leave.
-fn watch(step: &AtomicU64, limit: Duration, lost: impl Fn(&CommError)) {
+fn watch(pulse: &Pulse, limit: Duration, lost: impl Fn(&CommError)) {
     let world = SimpleCommunicator::world();
-    let others = if world.rank() == 0 { 1..world.size() } else { 0..1 };
-    let mut watch = Watch::new(others.start as usize..others.end as usize, limit, Instant::now());
+    let this = world.rank() as usize;
+    let others = if this == 0 { 1..world.size() } else { 0..1 };
+    let mut watch = Watch::new(others.clone().map(|rank| rank as usize).chain([this]), limit, Instant::now());
     let mut sent: Option<(Instant, u64)> = None;
+    let mut seen = None;
     loop {
         let now = Instant::now();
-        let own = step.load(Relaxed);
-        let leaving = own == LEAVING;
+        let leaving = pulse.is_leaving();
+        let own = if leaving { LEAVING } else { pulse.step() };
+        let before = std::mem::replace(&mut seen, pulse.seen());
+        if leaving || seen.is_none() || seen != before {
+            watch.heard(this, (!leaving).then_some(own));
+        }
         let due = sent.is_none_or(|(at, said)| {
             said != LEAVING && (leaving || now.saturating_duration_since(at) > BEAT.min(limit / 4))
         });
@@ -142,7 +149,12 @@ fn watch(step: &AtomicU64, limit: Duration, lost: impl Fn(&CommError)) {
             return;
         }
         if let Some(Silent { rank, step }) = watch.look(now) {
-            lost(&CommError::Silent { rank, step, seconds: limit.as_secs_f64() });
+            let seconds = limit.as_secs_f64();
+            lost(&if rank == this {
+                CommError::Stuck { rank, step, seconds }
+            } else {
+                CommError::Silent { rank, step, seconds }
+            });
             world.abort(1);
         }
         thread::sleep(LOOK);
@@ -155,7 +167,7 @@ impl Drop for Mpi {
         if thread::panicking() {
             self.world.abort(101);
         }
-        self.step.store(LEAVING, Relaxed);
+        self.pulse.leave();
         self.watching.take().map(JoinHandle::join);
     }
 }
@@ -195,7 +207,7 @@ impl Comm for Mpi {
         Ok(())
     }
 
-    fn at(&self, step: u64) {
-        self.step.store(step, Relaxed);
+    fn at(&self, step: Option<u64>) {
+        self.pulse.at(step);
     }
 }

@@ -1,7 +1,6 @@
 //! Who has been heard of: every rank sends a sign of life from a thread of its own, however long it computes. Rank 0 listens to all, the
-//! others to rank 0.
+//! others to rank 0. Each watches over itself, too: over the thread that trains (`pulse`).
 
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// More than any busy machine keeps a thread waiting: what lies between two looks this far apart is a machine that slept, or a job
@@ -31,9 +30,9 @@ pub(super) struct Silent {
 }
 
 impl Watch {
-    pub fn new(ranks: Range<usize>, limit: Duration, now: Instant) -> Watch {
+    pub fn new(ranks: impl IntoIterator<Item = usize>, limit: Duration, now: Instant) -> Watch {
         let other = |rank| Other { rank, step: 0, silent: Duration::ZERO, left: false };
-        Watch { others: ranks.map(other).collect(), limit, last: now }
+        Watch { others: ranks.into_iter().map(other).collect(), limit, last: now }
     }
 
     /// A sign of life; without a step it is the last.

@@ -302,6 +302,15 @@ impl Source {
         Ok(hash.digest())
     }
 
+    /// The files that it is read from; none of the synthetic grammar, and of what is not fetched yet.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let files = match &self.kind {
+            Kind::Files(files) => &files.entries[..],
+            Kind::Synthetic { .. } | Kind::Hub(_) => &[],
+        };
+        files.iter().map(|file| file.path.as_path())
+    }
+
     /// Bytes of its files, as they lie there; none for stories without end and for what is not fetched yet.
     pub fn bytes(&self) -> Option<u64> {
         match &self.kind {

@@ -57,7 +57,9 @@ impl<'a> Leader<'a> {
         }
         let (batch, seq_len) = (shape.batch, shape.seq_len);
         send(self.comm, &Order::Step { batch, seq_len, lr, momentum, number, activation_bits, windows }, &tokens)?;
-        stepper.step_unless(stop, self.comm, cx, step, window)
+        let done = stepper.step_unless(stop, self.comm, cx, step, window);
+        self.comm.at(None);
+        done
     }
 
     /// What scores documents together with the other ranks, until its end; `stale` where these have other parameters.

@@ -1,14 +1,22 @@
 //! Before anything is trained: that all ranks are alike, and that there is work for each.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+
 use flashlm_model::Shape;
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
 
-use crate::comm::{Comm, CommError, gather};
+use crate::comm::{Comm, CommError, Difference, gather};
 use crate::config::Settings;
+use crate::data::source::Source;
 use crate::stepper::pass_rows;
+use crate::units::thousands;
 
 /// What must be the same on all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Hello {
     /// Of the program.
     pub version: String,
@@ -16,10 +24,34 @@ pub struct Hello {
     pub isa: String,
     /// The flags that it was started with.
     pub flags: String,
+    /// Size and checksum of texts and other files that a rank has ([`checksum`]), by what they are for and their names. A rank may be
+    /// without them: it is sent what it needs.
+    pub files: BTreeMap<String, String>,
 }
 
-/// Compares what all ranks are; an error names the first that differs from rank 0. A number of ranks that cannot share out a step is
-/// refused.
+/// Size and checksum of the files that a text, or another file, is read from; nothing where they are not here.
+pub fn checksum(spec: &str) -> Option<String> {
+    let source = Source::parse(spec).ok()?;
+    let (mut hash, mut bytes, mut buffer) = (Xxh3::new(), 0, vec![0; 1 << 20]);
+    for path in source.paths() {
+        let mut file = File::open(path).ok()?;
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => {
+                    bytes += n as u64;
+                    hash.update(&buffer[..n]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+    }
+    (bytes > 0).then(|| format!("{} bytes with checksum {:016x}", thousands(bytes), hash.digest()))
+}
+
+/// Compares what all ranks are; an error names each that differs from rank 0, and in what. A number of ranks that cannot share out a
+/// step is refused.
 pub fn meet(comm: &dyn Comm, own: &Hello) -> Result<(), CommError> {
     let ranks = comm.size();
     if !ranks.is_power_of_two() {
@@ -35,19 +67,28 @@ pub fn meet(comm: &dyn Comm, own: &Hello) -> Result<(), CommError> {
     for hello in gather(comm, &padded)? {
         all.push(serde_json::from_slice::<Hello>(&hello).map_err(|e| CommError::Message(e.to_string()))?);
     }
+    let first = &all[0];
+    let mut differ = Vec::new();
     for (rank, other) in all.iter().enumerate() {
-        for (what, theirs, own, mend) in [
-            ("version of flashlm", &other.version, &all[0].version, "install one version everywhere"),
-            ("instruction set", &other.isa, &all[0].isa, "set FLASHLM_ISA to one that all have"),
-            ("list of flags", &other.flags, &all[0].flags, "start all with the same"),
-        ] {
-            if theirs != own {
-                let (theirs, own) = (theirs.clone(), own.clone());
-                return Err(CommError::Differs { rank, what, theirs, own, mend });
-            }
-        }
+        let files = other.files.iter().filter_map(|(what, theirs)| {
+            let mend = "copy that of rank 0, or add --data-copy: all take what rank 0 has";
+            Some((&what[..], theirs, first.files.get(what)?, mend))
+        });
+        let compared = [
+            ("version of flashlm", &other.version, &first.version, "install one version everywhere"),
+            ("instruction set", &other.isa, &first.isa, "set FLASHLM_ISA to one that all have"),
+            ("list of flags", &other.flags, &first.flags, "start all with the same"),
+        ];
+        let unlike = compared.into_iter().chain(files).filter(|(_, theirs, own, _)| theirs != own);
+        differ.extend(unlike.map(|(what, theirs, own, mend)| Difference {
+            rank,
+            what: what.into(),
+            theirs: theirs.clone(),
+            own: own.clone(),
+            mend,
+        }));
     }
-    Ok(())
+    if differ.is_empty() { Ok(()) } else { Err(CommError::Differ(differ)) }
 }
 
 /// How many ranks have something to do in a step.

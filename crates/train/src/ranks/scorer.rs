@@ -15,6 +15,7 @@ use crate::eval::bpb::{Master, Scorer};
 pub struct Shared<'a> {
     comm: &'a dyn Comm,
     own: Master<'a>,
+    step: u64,
     stop: &'a AtomicBool,
     failed: Option<CommError>,
 }
@@ -33,12 +34,13 @@ impl<'a> Shared<'a> {
         let all = gather(comm, &hash.digest().to_le_bytes())?;
         match all.iter().position(|other| *other != all[0]) {
             Some(rank) => Err(CommError::Drifted { rank, step }),
-            None => Ok(Shared { comm, own, stop, failed: None }),
+            None => Ok(Shared { comm, own, step, stop, failed: None }),
         }
     }
 
     /// That all documents of rank 0 are scored.
     pub(crate) fn end(self) -> Result<(), CommError> {
+        self.comm.at(None);
         self.failed.map_or_else(|| send(self.comm, &Order::Scored, &[]), Err)
     }
 
@@ -51,6 +53,7 @@ impl<'a> Shared<'a> {
         let longest = stories.iter().map(|story| story.len()).max().unwrap_or_default().max(1);
         let mut bytes = vec![self.stop.load(Relaxed).into()];
         for some in stories[part(self.comm.rank())].chunks((self.own.rows() / longest).max(1)) {
+            self.comm.at(Some(self.step));
             bytes.extend(self.own.log_probs(some, eos).concat().into_iter().flat_map(f64::to_le_bytes));
         }
         bytes.resize(1 + 8 * most, 0);

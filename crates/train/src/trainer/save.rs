@@ -1,5 +1,5 @@
 //! What a run writes while it trains. The checkpoint alone may end a run, and not even that for want of room: it waits until there
-//! is some. What fails besides is told once, and the run continues.
+//! is some, unless other ranks would wait with it. What fails besides is told once, and the run continues.
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind};
@@ -37,7 +37,7 @@ impl Trainer<'_> {
         self.saved.key.map(|(step, _)| step)
     }
 
-    /// Saves a checkpoint of this step, unless there is one, and removes old ones. A full disk is waited for.
+    /// Saves a checkpoint of this step, unless there is one, and removes old ones. A full disk is waited for, but not by several ranks.
     pub(super) fn save(&mut self, tell: Tell) -> Result<(), TrainError> {
         let step = self.state.step;
         let key = Some((step, self.state.validated.map(|v| v.step)));
@@ -48,6 +48,13 @@ impl Trainer<'_> {
                 let full = matches!(&error, CheckpointError::Save { source: AtomicError::DiskFull { .. }, .. });
                 tries += 1;
                 if !full && tries == TRIES {
+                    return Err(error.into());
+                }
+                if full && self.leader.is_some() {
+                    let last = self.saved_step().map_or("there is no checkpoint yet".into(), |step| {
+                        format!("the checkpoint of step {step} is whole, and --resume goes on from there")
+                    });
+                    tell(Event::Note(&format!("rank 0 cannot save step {step}, and all ranks end: {last}")));
                     return Err(error.into());
                 }
                 if !full {
