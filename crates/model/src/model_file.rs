@@ -250,11 +250,7 @@ pub fn save_params<'a>(
     params: &'a [f32],
     config: &ModelConfig,
 ) -> (Vec<TensorRef<'a>>, BTreeMap<String, String>) {
-    let tensor = |spec: &'a Spec| TensorRef {
-        name: &spec.name,
-        shape: &spec.shape,
-        data: &params[spec.range.clone()],
-    };
+    let tensor = |spec: &'a Spec| TensorRef { name: &spec.name, shape: &spec.shape, data: &params[spec.range.clone()] };
     let json = serde_json::to_string(config).expect("numbers, texts and switches have a JSON form");
     let metadata = [("format".to_owned(), FORMAT.to_owned()), ("config".to_owned(), json)];
     (layout.specs().iter().map(tensor).collect(), metadata.into())

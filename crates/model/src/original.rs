@@ -1,4 +1,4 @@
-//! Models that the original PyTorch scripts saved with `torch.save`: v4, blockwise and Gated DeltaNet, as a checkpoint dict
+//! Models that the original PyTorch scripts saved with `torch.save`: v4, blockwise, Gated DeltaNet and v3, as a checkpoint dict
 //! (`model_state_dict`, `step`, ...) or a bare state dict.
 //!
 //! What the dict does not say is read from the shapes:
@@ -12,13 +12,23 @@
 //! | heads, expansions, `conv` of `delta` | `gk_proj` `[H, D]`, `q_proj` `[dk H, D]`, `v_proj` `[dv H, D]`, `q_conv` `[C, 1, K]` |
 //! | scales of 256 elements, norm of each matrix | whether there is a `blocks.0.ffn.W_gate.norm.scale` |
 //! | `block_norm` | whether there is a `blocks.0.norm1.scale` |
+//!
+//! and of v3, which is told by its `block.glu.gate_proj.weight` `[F, D]`:
+//!
+//! | setting | from |
+//! |---|---|
+//! | `blocks` | `n_recursions` of the dict's `config`, else 2 |
+//! | kernel, `dilated.groups` | `block.token_mixer.layers.0.conv_gate.conv.weight` `[D, D/G, K]` |
+//! | `dilated.dilations` | 1, 4 and 64 for the layers that there are: no file says more |
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use flashlm_kernels::Buf;
 
-use crate::config::{DeltaConfig, DeltaForm, DeltaRule, ModelConfig, QuantConfig, ScaleKind};
+use crate::config::{
+    ActivationKind, DeltaConfig, DeltaForm, DeltaRule, DilatedConfig, ModelConfig, QuantConfig, ScaleKind,
+};
 use crate::io::IoError;
 use crate::io::torch::{Item, TorchFile};
 use crate::mixer;
@@ -84,7 +94,8 @@ impl Original {
             let found = format!("a file without {what}");
             IoError::Malformed { file: path.display().to_string(), format: "FlashLM v4 .pt", found }
         };
-        let config = config(state).ok_or_else(|| none("the tensors of a v4, blockwise or Gated DeltaNet model"))?;
+        let config = config(state).or_else(|| v3(state, root));
+        let config = config.ok_or_else(|| none("the tensors of a v4, blockwise, Gated DeltaNet or v3 model"))?;
         let bad = |found| ModelError::Metadata { key: "shapes", expected: "sizes of a model", found };
         config.validate().map_err(|e| ModelError::File { path: path.into(), source: Box::new(bad(e.to_string())) })?;
         let tensors = state.to_tensors(|_| true, &BTreeMap::new())?;
@@ -153,6 +164,32 @@ fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Adam
         betas: [beta(0)?, beta(1)?],
         eps: number(group.get("eps"), "eps")?,
         weight_decay: number(group.get("weight_decay"), "weight_decay")?,
+    })
+}
+
+/// The config of v3 that the shapes of a state dict are of; none where it is of another model.
+fn v3(state: Item, root: Item) -> Option<ModelConfig> {
+    const DILATIONS: [usize; 3] = [1, 4, 64];
+    let shape = |name: &str| state.get(name)?.shape();
+    let [vocab_size, dim] = shape("embedding.weight")?[..] else { return None };
+    let ffn_hidden = *shape("block.glu.gate_proj.weight")?.first()?;
+    let conv = |i: usize| format!("block.token_mixer.layers.{i}.conv_gate.conv.weight");
+    let [_, group, kernel_size] = shape(&conv(0))?[..] else { return None };
+    let layers = (0..=DILATIONS.len()).take_while(|&i| state.get(&conv(i)).is_some()).count();
+    let passes = root.get("config").and_then(|config| config.get("n_recursions")).and_then(Item::int);
+    let base = ModelConfig::v4_small();
+    Some(ModelConfig {
+        family: "v3".into(),
+        vocab_size,
+        dim,
+        blocks: passes.map_or(Some(2), |n| usize::try_from(n).ok())?,
+        ffn_hidden,
+        norm_eps: 1e-8,
+        activation: ActivationKind::Relu2,
+        dilated: DilatedConfig { groups: dim / group.max(1), dilations: DILATIONS.get(..layers)?.to_vec() },
+        quant: QuantConfig { scale: ScaleKind::Unit, size: 256, norm: false, ..base.quant },
+        mixers: mixer::Settings { kernel_size, ..base.mixers },
+        ..base
     })
 }
 

@@ -30,6 +30,7 @@ pub mod similar;
 pub mod stage;
 pub mod stepper;
 pub mod subject;
+mod svd;
 pub mod sweep;
 pub mod table;
 pub mod tokenizer;

@@ -19,7 +19,7 @@ use flashlm_model::original::Original;
 use flashlm_model::pack::{self, Options, PackError};
 use flashlm_model::peer::PeerError;
 use flashlm_model::tok::{TokError, Tokenizer};
-use flashlm_model::{PackedModel, Peer};
+use flashlm_model::{ModelConfig, PackedModel, Peer};
 use std::path::{Path, PathBuf};
 
 const MODEL: &str = "model.safetensors";
@@ -158,13 +158,30 @@ fn from_checkpoint(checkpoint: Checkpoint) -> Result<Model, LoadError> {
     Ok(Model { path: folder.to_owned(), step: Some(checkpoint.step()), ..model })
 }
 
-/// A file of the original scripts with `tokenizer.json` beside it.
+/// A file of the original scripts with its tokenizer.
 fn from_torch(path: &Path) -> Result<Model, LoadError> {
-    let beside = tokenizer_beside(path)?;
+    let beside = tokenizer_beside(path);
     let Original { config, params, step, .. } = Original::open(path)?;
+    let tokenizer = original_tokenizer(beside, &config)?;
+    Ok(Model { config, params, tokenizer, path: path.to_owned(), step })
+}
+
+/// The tokenizer beside a file of the original scripts, which fits its model. Where there is none, a model of GPT-2's vocabulary, as v3 is,
+/// has that.
+pub(crate) fn original_tokenizer(
+    beside: Result<PathBuf, LoadError>,
+    config: &ModelConfig,
+) -> Result<Tokenizer, LoadError> {
+    let beside = match beside {
+        Ok(beside) => beside,
+        Err(error) => {
+            let (gpt2, none) = (Tokenizer::gpt2(), matches!(error, LoadError::NotAModel { .. }));
+            return if none && config.vocab_size == gpt2.vocab_size() { Ok(gpt2) } else { Err(error) };
+        }
+    };
     let tokenizer = read_tokenizer(&beside)?;
     config.fits(&tokenizer).map_err(|source| ModelError::Vocabulary { path: beside, source })?;
-    Ok(Model { config, params, tokenizer, path: path.to_owned(), step })
+    Ok(tokenizer)
 }
 
 /// A tokenizer, its path told once where it is none.
@@ -214,7 +231,6 @@ mod tests {
     use super::*;
     use crate::checkpoint::{Part, save};
     use crate::run_folder::Claim;
-    use flashlm_model::ModelConfig;
     use flashlm_model::config::ScaleKind;
     use flashlm_model::io::safetensors::{TensorRef, write_tensors};
     use flashlm_model::model_file::save_params;

@@ -284,6 +284,40 @@ mod tests {
         }
     }
 
+    /// A share of the positions, with smoothed labels: those drawn, as targets of one pass, whatever the passes.
+    #[test]
+    fn the_loss_is_of_the_positions_that_were_drawn() {
+        let (cx, mut settings) = (Exec::new(Isa::detect().unwrap(), 2), preset("v3").unwrap());
+        settings.model = ModelConfig { vocab_size: 50, dim: 32, ffn_hidden: 24, ..settings.model };
+        let (batch, seq_len) = (12, 30);
+        let shape = Shape { batch, seq_len };
+        let data: Vec<Vec<Token>> = (0..batch).map(|i| window(i, seq_len + 1)).collect();
+        let inputs: Vec<Token> = data.iter().flat_map(|w| w[..seq_len].to_vec()).collect();
+        let positions = Positions::new(0.25, settings.train.seed, 1);
+        let mut targets: Vec<Token> = data.iter().flat_map(|w| w[1..].to_vec()).collect();
+        (0..).zip(&mut targets).filter(|(row, _)| !positions.has(*row)).for_each(|(_, target)| *target = NO_TARGET);
+        let drawn = targets.iter().filter(|&&target| target != NO_TARGET).count();
+        assert!((40..140).contains(&drawn), "{drawn} of 360");
+        for model in [settings.model.clone(), ModelConfig { vocab_size: 50, dim: 16, ..ModelConfig::v4_small() }] {
+            settings.train.pass_rows = 100;
+            let mut stepper = Stepper::new(&model, Precision::F32, shape, &settings.train).unwrap();
+            let mut whole = Precision::F32.build(&model, batch * seq_len, true).unwrap();
+            let mut grads = vec![0.0; stepper.params.len()];
+            let scale = 1.0 / drawn as f64;
+            let objective = Objective { scale, z_loss: 1e-4, smoothing: 0.1 };
+            let params = stepper.params.clone();
+            let mut prepared = Prepared::new(&cx, &mut *whole, &params);
+            let nats = prepared.loss_backward(&mut grads, &inputs, &targets, shape, objective);
+            let result = stepper.step(&cx, first(shape, &settings), |i| &data[i]);
+            assert_eq!(result.tokens, 360);
+            assert!((result.loss - nats * scale).abs() < 1e-6 * result.loss, "{} for {}", result.loss, nats * scale);
+            let norm = grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+            for (own, want) in stepper.gradient.values().iter().zip(&grads) {
+                assert!((own - want).abs() <= 1e-5 * norm as f32, "{own} for {want}");
+            }
+        }
+    }
+
     /// Of full passes and a short one, each computed by itself.
     #[test]
     fn passes_are_added_in_a_tree() {
@@ -300,7 +334,8 @@ mod tests {
                 let params = stepper.params.clone();
                 let mut alone = Precision::F32.build(&settings.model, 2 * seq_len, true).unwrap();
                 let mut alone = Prepared::new(&cx, &mut *alone, &params);
-                let objective = Objective { scale: 1.0 / shape.rows() as f64, z_loss: settings.train.z_loss, smoothing: 0.0 };
+                let objective =
+                    Objective { scale: 1.0 / shape.rows() as f64, z_loss: settings.train.z_loss, smoothing: 0.0 };
                 let pass = |windows: &[Vec<Token>]| {
                     let inputs: Vec<Token> = windows.iter().flat_map(|w| w[..seq_len].to_vec()).collect();
                     let targets: Vec<Token> = windows.iter().flat_map(|w| w[1..].to_vec()).collect();

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::config::ConfigError;
 use flashlm_model::io::IoError;
-use flashlm_model::model_file::{ModelError, TOKENIZER};
+use flashlm_model::model_file::ModelError;
 use flashlm_model::original::Original;
 use flashlm_model::pack::{self, Options, PackError};
 use flashlm_model::peer::{Peer, PeerError};
 use flashlm_model::tok::Tokenizer;
 use flashlm_model::{Engine, ModelConfig, PackedModel, Precision, Prepared, Shape};
 
-use crate::load::{LoadError, load_model, load_packed};
+use crate::load::{LoadError, load_model, load_packed, original_tokenizer, tokenizer_beside};
 use crate::recognise::recognise;
 use crate::what::{Unwanted, What};
 
@@ -76,8 +76,7 @@ impl Subject {
             })),
             What::Torch => {
                 let Original { config, params, .. } = Original::open(path)?;
-                let tokenizer = Tokenizer::load(&path.with_file_name(TOKENIZER)).ok();
-                let tokenizer = tokenizer.filter(|tokenizer| config.fits(tokenizer).is_ok());
+                let tokenizer = original_tokenizer(tokenizer_beside(path), &config).ok();
                 Subject::Master { config: config.into(), params, tokenizer }
             }
             What::Model | What::Run { .. } | What::Checkpoint { .. } => {

@@ -40,7 +40,7 @@ impl Select {
 
     pub fn open(&self, spec: &str, seed: u64) -> anyhow::Result<Source> {
         let Select { min_score, min_chars, max_chars, min_simple, .. } = *self;
-        let filter = Filter { min_score, min_chars, max_chars, min_simple };
+        let filter = Filter { min_score, min_chars, max_chars, min_simple, ..Filter::default() };
         let source = open_source(spec, seed, self.offline)?.with_filter(filter)?;
         Ok(match &self.column {
             Some(column) => source.with_column(column),

@@ -19,6 +19,8 @@ pub struct Seen {
     pub kind: &'static str,
     pub path: String,
     pub range: Option<u64>,
+    /// Where a range ends that does not go to the end of the file.
+    pub end: Option<u64>,
     pub token: Option<String>,
 }
 
@@ -150,7 +152,9 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, is_hub: bool) -> std::io::
     let header = |name: &str| {
         headers.iter().find_map(|line| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name))).map(|h| h.1)
     };
-    let range = header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let range = header("range").and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    let end = range.and_then(|(_, last)| Some(last.parse::<u64>().ok()? + 1));
+    let range = range.and_then(|(first, _)| first.parse().ok());
     let token = header("authorization").map(str::to_string);
     let kind = if !is_hub {
         "content"
@@ -159,7 +163,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, is_hub: bool) -> std::io::
     } else {
         "file"
     };
-    let seen = Seen { kind, path: path.clone(), range, token };
+    let seen = Seen { kind, path: path.clone(), range, end, token };
     let mut state = state.lock().unwrap();
     state.log.push(seen.clone());
     let act = (state.rule)(&seen);
@@ -211,9 +215,11 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>, is_hub: bool) -> std::io::
     if from >= bytes.len() {
         return stream.write_all(format!("{}Content-Length: 0\r\n\r\n", answer(416, "")).as_bytes());
     }
-    let (last, size) = (bytes.len() - 1, bytes.len());
+    let size = bytes.len();
+    let to = end.filter(|_| status == 206).map_or(size, |end| size.min(end as usize).max(from + 1));
+    let last = to - 1;
     let part = if status == 206 { format!("Content-Range: bytes {from}-{last}/{size}\r\n") } else { String::new() };
-    send(stream, &answer(status, &format!("ETag: \"{sum}\"\r\n{part}")), bytes[from..].to_vec(), act, &method)
+    send(stream, &answer(status, &format!("ETag: \"{sum}\"\r\n{part}")), bytes[from..to].to_vec(), act, &method)
 }
 
 fn list(state: &State) -> String {

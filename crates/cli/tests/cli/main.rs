@@ -24,6 +24,7 @@ mod story;
 mod sweep;
 mod texts;
 mod timeline;
+mod v3;
 
 #[cfg(not(target_os = "linux"))]
 #[test]

@@ -310,17 +310,27 @@ mod tests {
         let mut random = Random::new(7);
         let sequence = |_| {
             let mut past = if fresh { 0 } else { random.next() % 9 };
-            (0..len).map(|_| {
-                let own = if random.next().is_multiple_of(11) { 0 } else { past };
-                past = own + 1;
-                own
-            }).collect::<Vec<u32>>()
+            (0..len)
+                .map(|_| {
+                    let own = if random.next().is_multiple_of(11) { 0 } else { past };
+                    past = own + 1;
+                    own
+                })
+                .collect::<Vec<u32>>()
         };
         (0..batch).flat_map(sequence).collect()
     }
 
     /// The row `back` rows before `row`, or nothing.
-    fn before<'a>(x: &'a [f32], history: &'a [f32], row: usize, back: usize, span: &Span, reach: usize, width: usize) -> Option<&'a [f32]> {
+    fn before<'a>(
+        x: &'a [f32],
+        history: &'a [f32],
+        row: usize,
+        back: usize,
+        span: &Span,
+        reach: usize,
+        width: usize,
+    ) -> Option<&'a [f32]> {
         if (span.past[row] as usize) < back {
             return None;
         }
@@ -333,7 +343,14 @@ mod tests {
 
     fn sizes() -> Vec<Grouped> {
         let of = |groups, inputs, outputs, taps, dilation| Grouped { groups, inputs, outputs, taps, dilation };
-        vec![of(1, 1, 1, 1, 1), of(2, 3, 5, 4, 1), of(3, 16, 16, 4, 5), of(5, 7, 9, 2, 30), of(16, 2, 2, 4, 4), of(1, 33, 17, 3, 2)]
+        vec![
+            of(1, 1, 1, 1, 1),
+            of(2, 3, 5, 4, 1),
+            of(3, 16, 16, 4, 5),
+            of(5, 7, 9, 2, 30),
+            of(16, 2, 2, 4, 4),
+            of(1, 33, 17, 3, 2),
+        ]
     }
 
     #[test]
@@ -346,7 +363,8 @@ mod tests {
                 let w: Vec<f32> = random(of.groups * of.weights(), 3);
                 let history: Vec<f32> = random(batch * of.reach() * from, 4);
                 let at = |g: usize, j: usize, a: usize, b: usize| ((g * of.taps + j) * of.inputs + a) * of.outputs + b;
-                let turned_at = |g: usize, j: usize, a: usize, b: usize| ((g * of.taps + j) * of.outputs + b) * of.inputs + a;
+                let turned_at =
+                    |g: usize, j: usize, a: usize, b: usize| ((g * of.taps + j) * of.outputs + b) * of.inputs + a;
                 let mut turned = vec![0.0; w.len()];
                 for fresh in [true, false] {
                     let past = documents(batch, len, fresh);
@@ -366,7 +384,8 @@ mod tests {
                                 for (a, b) in (0..of.inputs).flat_map(|a| (0..of.outputs).map(move |b| (a, b))) {
                                     let (at, out) = (at(g, j, a, b), row * to + g * of.outputs + b);
                                     turned[turned_at(g, j, a, b)] = w[at];
-                                    let (x, w, dy) = (f64::from(place[g * of.inputs + a]), f64::from(w[at]), f64::from(dy[out]));
+                                    let (x, w, dy) =
+                                        (f64::from(place[g * of.inputs + a]), f64::from(w[at]), f64::from(dy[out]));
                                     y[out] += x * w;
                                     if row % len >= back {
                                         dx[(row - back) * from + g * of.inputs + a] += w * dy;

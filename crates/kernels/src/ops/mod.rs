@@ -43,7 +43,9 @@ pub use exact::delta::{DeltaRows, exact_delta, exact_delta_width, exact_exp, exa
 pub use exact::rows::{exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap};
 pub use gate::{gate_backward, gate_forward};
 pub use glu::{glu_backward, glu_forward};
-pub use grouped::{GROUPED_TAPS, Grouped, exact_grouped, grouped_backward_input, grouped_backward_weights, grouped_forward};
+pub use grouped::{
+    GROUPED_TAPS, Grouped, exact_grouped, grouped_backward_input, grouped_backward_weights, grouped_forward,
+};
 pub use int8::{CodeColumns, CodeRows, Codes, matmul_int8, round_int8};
 pub use matmul::{Packed, Panels, matmul, matmul_tn, matmul_transposed};
 pub use muon::{Momentum, momentum_step, rows_normalise, scale, scale_add};

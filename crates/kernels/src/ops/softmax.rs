@@ -169,7 +169,8 @@ impl<E: Elem> SoftmaxRows<'_, E> {
                 continue;
             }
             let whole = scale.to_f64() * objective.factor(self.log_sum(row)) / self.sum[row].to_f64();
-            let one = E::from_f64(objective.scale * (1.0 - objective.smoothing)) * slope_at(self.own[row], self.cap) + share;
+            let one =
+                E::from_f64(objective.scale * (1.0 - objective.smoothing)) * slope_at(self.own[row], self.cap) + share;
             for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
                 let shrink = (at[chunk * rows + row].to_f64() - self.max[row].to_f64()).exp();
                 let target = usize::from(self.targets[row]).checked_sub(chunk * width).filter(|&i| i < e.len());

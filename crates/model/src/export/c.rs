@@ -19,7 +19,7 @@ pub const WEIGHTS: &[&str] = &["packed", "separate"];
 
 /// The bytes of the file, or of the engine and `story.bin`.
 pub fn write(source: &Source, weights: &str) -> Result<Exported, Refused> {
-    let model = story::bytes(source);
+    let model = story::bytes(source)?;
     if weights == "separate" {
         return Ok(Exported::Folder(vec![("story.c", engine(None).into_bytes()), ("story.bin", model)]));
     }
@@ -187,7 +187,7 @@ mod tests {
         for (compiler, flags) in builds() {
             let program = folder.compile(compiler, &flags);
             for ((name, noise), texts) in models.iter().zip(&texts) {
-                let model = folder.write("model", &story::bytes(&source(&noise.bytes)));
+                let model = folder.write("model", &story::bytes(&source(&noise.bytes)).unwrap());
                 for (way, text) in ways().iter().zip(texts) {
                     assert_eq!(
                         told(&program, Some(&model), "One day", way).as_ref(),
@@ -229,7 +229,7 @@ mod tests {
             let program = folder.compile(compiler, &flags);
             for tokenizer in &tokenizers {
                 let noise = Noise::with(tiny("conv"), tokenizer, |_, _| {});
-                let model = folder.write("model", &story::bytes(&source(&noise.bytes)));
+                let model = folder.write("model", &story::bytes(&source(&noise.bytes)).unwrap());
                 for prompt in prompts {
                     let way = Settings { temperature: 1.0, ..Settings::writing() };
                     let want = wanted(&noise.model, prompt, &way);
@@ -250,7 +250,7 @@ mod tests {
         folder.write("story.c", engine(None).as_bytes());
         let program = folder.compile("cc", &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]);
         let noise = Noise::new(tiny("attention"));
-        let bytes = story::bytes(&source(&noise.bytes));
+        let bytes = story::bytes(&source(&noise.bytes)).unwrap();
         let way = &Settings::writing();
         for len in (1..bytes.len()).step_by(bytes.len() / 60) {
             let model = folder.write("model", &bytes[..len]);

@@ -60,10 +60,7 @@ fn known(source: &Source, graph: &Graph) -> Vec<(&'static str, Vec<u8>)> {
 /// A model with its own code.
 fn with_code(source: &Source, refused: &Refused) -> Result<Exported, Refused> {
     let c = &source.config;
-    if c.family != "flash" {
-        return Err(Refused(vec![format!("model.family = {} (expected flash)", c.family)]));
-    }
-    if let Some(reason) = source.unknown_mixer() {
+    if let Some(reason) = source.unknown_family().or_else(|| source.unknown_mixer()) {
         return Err(Refused(vec![reason]));
     }
     let Some((pairs, ids)) = source.tokenizer.to_pairs() else {

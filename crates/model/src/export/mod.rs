@@ -45,3 +45,36 @@ exports! {
     hf: "a folder for transformers";
     onnx: "a folder for ONNX Runtime: graph, tokenizer and an example";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelConfig;
+    use crate::config::{ActivationKind, QuantConfig, ScaleKind, StatKind};
+    use crate::infer::testing::Noise;
+    use crate::io::safetensors::TensorFile;
+
+    /// A family that a format does not know is refused by it, and never written as another.
+    #[test]
+    fn models_of_another_family_are_refused_by_all_but_the_plain_tensors() {
+        let quant = QuantConfig { scale: ScaleKind::Unit, size: 16, stat: StatKind::Mean, norm: false };
+        let config = ModelConfig {
+            family: "v3".into(),
+            dim: 32,
+            ffn_hidden: 20,
+            activation: ActivationKind::Relu2,
+            quant,
+            ..crate::testing::tiny("conv")
+        };
+        let source = Source::read(TensorFile::from_bytes(Noise::new(config).bytes.clone(), "v3").unwrap()).unwrap();
+        for (format, _, weights) in FORMATS {
+            for weights in *weights {
+                match write(format, &source, weights).unwrap() {
+                    Ok(Exported::File(_)) => assert_eq!(*format, "safetensors"),
+                    Ok(_) => panic!("{format}"),
+                    Err(error) => assert!(error.to_string().contains("model.family = v3 (expected flash)"), "{error}"),
+                }
+            }
+        }
+    }
+}

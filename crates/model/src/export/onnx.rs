@@ -20,10 +20,7 @@ const LARGEST: usize = i32::MAX as usize;
 /// The files of the folder.
 pub fn write(source: &Source, weights: &str) -> Result<Exported, Refused> {
     let mut reasons = Vec::new();
-    if source.config.family != "flash" {
-        reasons.push(format!("model.family = {} (expected flash)", source.config.family));
-    }
-    reasons.extend(source.unknown_mixer());
+    reasons.extend(source.unknown_family().or_else(|| source.unknown_mixer()));
     let each = if weights == "f32" { 4 } else { 1 };
     let size: usize = source.weights.iter().map(|weight| each * weight.shape.iter().product::<usize>()).sum();
     if size > LARGEST - (1 << 24) {

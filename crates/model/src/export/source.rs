@@ -26,6 +26,12 @@ impl Source {
         Ok(Source { config, tokenizer, weights })
     }
 
+    /// Why a format that knows one family alone cannot say this model, if it is of another.
+    pub fn unknown_family(&self) -> Option<String> {
+        let family = &self.config.family;
+        (family != "flash").then(|| format!("model.family = {family} (expected flash)"))
+    }
+
     /// Why a format that writes the code of each mixer cannot say this model, if it has another.
     pub fn unknown_mixer(&self) -> Option<String> {
         const KNOWN: [&str; 5] = ["conv", "shortconv", "attention", "delta", "leaky"];

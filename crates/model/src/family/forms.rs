@@ -196,7 +196,13 @@ pub struct BatchState<E: Elem> {
 }
 
 /// How many rows of its document stand before each row, where documents begin at `start`; the counts of a state move on.
-pub(super) fn count_past(past: &mut Vec<u32>, tokens: &[Token], counts: Option<&mut [u32]>, start: Option<Token>, t: usize) {
+pub(super) fn count_past(
+    past: &mut Vec<u32>,
+    tokens: &[Token],
+    counts: Option<&mut [u32]>,
+    start: Option<Token>,
+    t: usize,
+) {
     past.clear();
     let mut counts = counts.into_iter().flatten();
     for sequence in tokens.chunks(t.max(1)) {

@@ -231,10 +231,11 @@ impl<A: Store> Head<A> {
                 }
                 let at = local.take(n * v.div_ceil(CHUNK));
                 let kept = objective.smoothing > 0.0;
-                let softmax = &logits(cx, forward, (d, v), (cap, kept), x, &targets[r], local, |softmax, z, columns| {
-                    let at = &mut at[columns.start / CHUNK * n..][..n];
-                    softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
-                });
+                let softmax =
+                    &logits(cx, forward, (d, v), (cap, kept), x, &targets[r], local, |softmax, z, columns| {
+                        let at = &mut at[columns.start / CHUNK * n..][..n];
+                        softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
+                    });
                 let smoothed = |row| -softmax.smoothed(row, objective.smoothing, v);
                 losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = smoothed(row));
                 softmax.finish(cx, dz, v, at, (v, CHUNK), objective);

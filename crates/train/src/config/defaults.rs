@@ -23,6 +23,7 @@ impl Default for Settings {
                 valid: String::new(),
                 valid_column: String::new(),
                 holdout: 0.01,
+                documents: 0,
                 keep_doubles: false,
                 boundaries: Boundaries::Packed,
                 shuffle: Shuffle::Windows,

@@ -47,6 +47,8 @@ pub struct DataSettings {
     pub valid_column: String,
     /// Fraction of the text held out, more of a small text; 0: none, validation scores the training text.
     pub holdout: f64,
+    /// Most documents of `source`, from the first on, held-out ones counted; 0: all. Not of stages that name their texts.
+    pub documents: u64,
     /// Whether to train on documents that are also in the validation text.
     pub keep_doubles: bool,
     /// What happens at the ends of documents. It and `model.reset` follow from each other: the later setting wins.

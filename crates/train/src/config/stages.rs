@@ -3,6 +3,7 @@
 use flashlm_model::Shape;
 
 use super::settings::Settings;
+use crate::data::filter::Filter;
 use crate::stage::{Stage, StageSource};
 
 impl Settings {
@@ -17,7 +18,8 @@ impl Settings {
         }
         for stage in stages.iter_mut().filter(|stage| stage.sources.is_empty()) {
             let column = self.data.column.clone();
-            stage.sources.push(StageSource { column, ..StageSource::new(&self.data.source) });
+            let filter = Filter { documents: self.data.documents, ..Filter::default() };
+            stage.sources.push(StageSource { column, filter, ..StageSource::new(&self.data.source) });
         }
         stages
     }

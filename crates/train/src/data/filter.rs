@@ -4,6 +4,7 @@
 //! min_score  <= score of the document (fineweb-edu: 0 to 5, by a classifier of educational value)
 //! min_chars  <= characters <= max_chars
 //! min_simple <= words of at most six letters / words
+//! documents  >= number of the document among those that are kept
 //! ```
 //! A word is a run of letters, apostrophes not counted. A key that is 0 asks for nothing. Fractions of simple words measured:
 //! TinyStories 0.91, folk tales 0.88, classic novels 0.83.
@@ -26,6 +27,8 @@ pub struct Filter {
     pub max_chars: usize,
     /// Least fraction of words of at most six letters, 0..=1.
     pub min_simple: f64,
+    /// Most documents, from the first on; 0: all.
+    pub documents: u64,
 }
 
 /// Documents that a filter dropped, each for the first reason that held.

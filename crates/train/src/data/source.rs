@@ -331,6 +331,9 @@ impl Source {
             if !self.filter.keeps(story, score, &mut report.dropped) {
                 return ControlFlow::Continue(());
             }
+            if self.filter.documents > 0 && report.read >= self.filter.documents {
+                return ControlFlow::Break(());
+            }
             let part = self.split.take(story, report.read_bytes);
             report.read += 1;
             report.read_bytes += story.len() as u64;
@@ -435,6 +438,40 @@ mod tests {
             .unwrap();
         assert_eq!(done, 1.0);
         (stories, report)
+    }
+
+    #[test]
+    fn the_first_documents_are_those_that_the_filter_keeps() {
+        let source = Source::parse("synthetic:40").unwrap();
+        let read = |filter: Filter| {
+            let mut all = Vec::new();
+            let source = source.clone().with_filter(filter).unwrap();
+            let report = source.stories(&mut |story| {
+                all.push(story.to_string());
+                ControlFlow::Continue(())
+            });
+            (all, report.unwrap().read)
+        };
+        let min_chars = 300;
+        let (all, _) = read(Filter { min_chars, ..Filter::default() });
+        assert!(all.len() > 8, "{}", all.len());
+        let (first, count) = read(Filter { min_chars, documents: 7, ..Filter::default() });
+        assert_eq!((&first[..], count), (&all[..7], 7));
+        assert_eq!(read(Filter { documents: 100, ..Filter::default() }).0.len(), 40);
+        // Of both sides of the split together.
+        let of = |split| {
+            let mut count = 0;
+            let limited = source.clone().with_filter(Filter { documents: 20, ..Filter::default() }).unwrap();
+            limited
+                .with_split(split)
+                .stories(&mut |_| {
+                    count += 1;
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            count
+        };
+        assert_eq!(of(Split::Train(0.3)) + of(Split::Valid(0.3)), 20);
     }
 
     #[test]

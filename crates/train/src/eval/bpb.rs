@@ -197,22 +197,31 @@ pub trait Scorer {
 }
 
 /// Master weights and float activations, as in training.
-pub struct Master<'a>(Prepared<'a, f32>);
+pub struct Master<'a> {
+    lm: Prepared<'a, f32>,
+    /// The part of a target that all tokens share.
+    smoothing: f64,
+}
 
 impl<'a> Master<'a> {
     /// Prepares `lm`, which may come from a training step.
     pub fn new(cx: &'a Exec, lm: &'a mut dyn LanguageModel<f32>, params: &'a [f32]) -> Self {
-        Master(Prepared::new(cx, lm, params))
+        Master { lm: Prepared::new(cx, lm, params), smoothing: 0.0 }
+    }
+
+    /// The same with smoothed labels: of its figures the loss per token alone says something.
+    pub fn smoothed(self, smoothing: f64) -> Self {
+        Master { smoothing, ..self }
     }
 }
 
 impl Scorer for Master<'_> {
     fn vocab_size(&self) -> usize {
-        self.0.model().config().vocab_size
+        self.lm.model().config().vocab_size
     }
 
     fn rows(&self) -> usize {
-        self.0.model().rows()
+        self.lm.model().rows()
     }
 
     fn log_probs(&mut self, stories: &[&[Token]], eos: Token) -> Vec<Vec<f64>> {
@@ -226,15 +235,16 @@ impl Scorer for Master<'_> {
             inputs[i * t + 1..i * t + story.len()].copy_from_slice(&story[..story.len() - 1]);
             targets[i * t..i * t + story.len()].copy_from_slice(story);
         }
-        let Master(lm) = self;
+        let Master { lm, smoothing } = self;
         let (rows, mut log_probs) = (lm.model().rows(), Vec::with_capacity(b * t));
         if b * t <= rows {
-            lm.log_probs(&mut log_probs, &inputs, &targets, None, Shape { batch: b, seq_len: t });
+            let shape = Shape { batch: b, seq_len: t };
+            lm.smoothed(&mut log_probs, &inputs, &targets, *smoothing, None, shape);
         } else {
             let mut state = lm.model().state(1);
             for (inputs, targets) in inputs.chunks(rows).zip(targets.chunks(rows)) {
                 let shape = Shape { batch: 1, seq_len: inputs.len() };
-                lm.log_probs(&mut log_probs, inputs, targets, Some(&mut state), shape);
+                lm.smoothed(&mut log_probs, inputs, targets, *smoothing, Some(&mut state), shape);
             }
         }
         stories.iter().zip(log_probs.chunks(t)).map(|(story, own)| own[..story.len()].to_vec()).collect()

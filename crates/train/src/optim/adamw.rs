@@ -36,8 +36,7 @@ struct Run {
 impl AdamW {
     /// Zero moments.
     pub fn new(layout: &Layout, owns: Owns) -> Self {
-        let treated =
-            |spec: &Spec| owns(spec.group).then(|| (decays(spec.group), spec.group == Group::Embedding));
+        let treated = |spec: &Spec| owns(spec.group).then(|| (decays(spec.group), spec.group == Group::Embedding));
         let run = |specs: &[Spec]| {
             let (decays, embedding) = treated(&specs[0])?;
             let range = specs[0].range.start..specs[specs.len() - 1].range.end;

@@ -71,7 +71,8 @@ impl Optimizers {
         let runs = layout.specs().chunk_by(|a, b| trained(a.group) == trained(b.group));
         let trained = runs.filter(|specs| trained(specs[0].group));
         let trained = trained.map(|specs| specs[0].range.start..specs[specs.len() - 1].range.end).collect();
-        let embedding = layout.specs().iter().find(|spec| spec.group == Group::Embedding).map(|spec| spec.range.clone());
+        let embedding =
+            layout.specs().iter().find(|spec| spec.group == Group::Embedding).map(|spec| spec.range.clone());
         Optimizers { parts, trained, embedding }
     }
 
@@ -91,7 +92,8 @@ impl Optimizers {
         let norm = match frozen {
             None => self.trained.iter().map(|range| squares(range.clone())).sum::<f64>(),
             Some(out) => {
-                let (before, after) = (|range: &Range<usize>| range.start..range.end.min(out.start).max(range.start), out.end);
+                let (before, after) =
+                    (|range: &Range<usize>| range.start..range.end.min(out.start).max(range.start), out.end);
                 let behind = |range: &Range<usize>| range.start.max(after).min(range.end)..range.end;
                 self.trained.iter().map(|range| squares(before(range)) + squares(behind(range))).sum::<f64>()
             }
@@ -326,6 +328,37 @@ mod tests {
                 let [got, want] = [&params, &want].map(|params| &params[spec.range.clone()]);
                 assert!(got == want && *got != start[spec.range.clone()], "{name}: {}", spec.name);
             }
+        }
+    }
+
+    /// For so many steps the embedding stays and counts for nothing; then it starts as in a first step. The router is never touched.
+    #[test]
+    fn a_frozen_embedding_stays_and_then_starts_afresh() {
+        let (cx, v3) = (Exec::new(Isa::detect().unwrap(), 2), preset("v3").unwrap());
+        let layout = Layout::of(&ModelConfig { vocab_size: 40, dim: 32, ffn_hidden: 24, ..v3.model });
+        let place = |name: &str| layout.find(name).unwrap().range.clone();
+        let (table, router) = (place("embedding.weight"), place("block.router.linear.weight"));
+        let mut grads: Buf<f32> = layout.init(7);
+        grads.iter_mut().for_each(|g| *g *= 1e-3);
+        for name in NAMES {
+            let (start, mut optimizers) = (layout.init::<f32>(3), Optimizers::new(&layout, name, false));
+            let mut params = start.clone();
+            let settings = Settings { frozen_embedding: 2, ..v3.train.optim() };
+            let sum = |out: &Range<usize>| {
+                let of = layout.specs().iter().filter(|spec| spec.range != *out && spec.group != Group::Unused);
+                let squares = of.flat_map(|spec| &grads[spec.range.clone()]).map(|&g| f64::from(g).powi(2));
+                squares.sum::<f64>().sqrt()
+            };
+            for step in 1..=3 {
+                let norm = optimizers.step(&cx, &mut params, &grads, &settings, settings.lr, step);
+                let want = if step <= 2 { sum(&table) } else { sum(&(0..0)) };
+                assert!((norm - want).abs() < 1e-6 * want, "{name}, step {step}: {norm} for {want}");
+                assert_eq!(params[table.clone()] == start[table.clone()], step <= 2, "{name}, step {step}");
+            }
+            assert!(params[router.clone()] == start[router.clone()]);
+            let (mut first, mut fresh) = (start.clone(), Optimizers::new(&layout, name, false));
+            fresh.step(&cx, &mut first, &grads, &Settings { frozen_embedding: 0, ..settings }, settings.lr, 1);
+            assert!(first[table.clone()] == params[table.clone()], "{name}");
         }
     }
 

@@ -31,6 +31,7 @@
 
 mod beginnings;
 mod dial;
+mod embedding;
 mod forecast;
 mod import;
 mod open;

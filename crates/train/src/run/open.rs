@@ -48,7 +48,7 @@ pub fn open_model(path: &Path, offline: bool, stop: &dyn Fn() -> bool, tell: Tel
 const KEPT: &str = "stopped; what has arrived is kept, and the same command continues from there";
 
 /// Tells how far a fetch is.
-fn told(spec: &str, p: &Progress, stop: &dyn Fn() -> bool, tell: Tell) -> ControlFlow<()> {
+pub(super) fn told(spec: &str, p: &Progress, stop: &dyn Fn() -> bool, tell: Tell) -> ControlFlow<()> {
     if let Some(note) = p.note {
         tell(Event::Note(&format!("{spec}: {note}")));
     }

@@ -4,14 +4,15 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use flashlm_kernels::Exec;
+use flashlm_kernels::{Buf, Exec};
 use flashlm_model::tok::Tokenizer;
 
 use super::beginnings::Beginnings;
+use super::embedding;
 use super::open::{open_text, select};
 use super::validation::{Validation, heaviest_of_last_stage};
 use super::{Origin, Resolved};
-use crate::config::Settings;
+use crate::config::{Settings, SettingsError};
 use crate::curriculum::{Curriculum, Text};
 use crate::data::build::{Opened, Progress, open_or_build};
 use crate::data::cache::{TokenCache, cache_path};
@@ -38,6 +39,8 @@ pub struct Prepared {
     pub texts: Curriculum,
     /// Validation documents.
     pub valid: Stories,
+    /// What a fresh run starts from, where that is not its seed alone.
+    start: Option<Buf<f32>>,
     /// Bits per byte no model can go below on `valid`, where known.
     pub entropy_bound: Option<f64>,
     /// Bits per byte that `zstd -19` needs for `valid`, a figure to compare with; none for a text so short that it would be no measure.
@@ -62,10 +65,10 @@ impl Prepared {
 
     /// The trainer, in the folder of `claim`.
     pub fn trainer<'a>(self, cx: &'a Exec, claim: Claim) -> Result<Trainer<'a>, TrainError> {
-        let Prepared { resolved, tokenizer, texts, valid, entropy_bound, .. } = self;
+        let Prepared { resolved, tokenizer, texts, valid, start: own, entropy_bound, .. } = self;
         let Resolved { settings, origin, .. } = resolved;
         let (resume, start) = match origin {
-            Origin::Fresh => (None, None),
+            Origin::Fresh => (None, own),
             Origin::Resumed(resume) => (Some(resume.from), None),
             Origin::Tuned(start) => (None, Some(start.params)),
         };
@@ -128,9 +131,10 @@ impl Resolved {
             beginnings.instead_of(&mut self.settings.train.prompts);
         }
         let texts = Curriculum::new(&self.settings, texts)?;
+        let start = self.start(stop, tell)?;
         self.settings.validate()?;
         let zstd_bpb = bits_per_byte(&text);
-        let prepared = Prepared { resolved: self, tokenizer, texts, valid, entropy_bound, zstd_bpb };
+        let prepared = Prepared { resolved: self, tokenizer, texts, valid, start, entropy_bound, zstd_bpb };
         if prepared.duplicates() > 0 {
             tell(Event::Note(&format!(
                 "left out of training because the validation text has them: {}; --set data.keep_doubles=true keeps them",
@@ -163,6 +167,23 @@ impl Resolved {
                 Ok(tokenizer(&self.cache, &choice, wanted.vocab, wanted.stories, sources, told)?)
             }
         }
+    }
+
+    /// The parameters of a fresh run whose embedding starts from that of another model; without a network, a random start that nothing
+    /// freezes.
+    fn start(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
+        let Settings { model, train, .. } = &mut self.settings;
+        if train.embedding_from.is_empty() || !matches!(self.origin, Origin::Fresh) {
+            return Ok(None);
+        }
+        model.validate().map_err(SettingsError::from)?;
+        let given = (&*self.cache, train.seed, self.offline);
+        let cx = Exec::new(self.isa, self.threads.get());
+        let found = embedding::start(&cx, model, &train.embedding_from, given, &|| stop.load(SeqCst), tell)?;
+        if found.is_none() {
+            train.frozen_embedding = 0;
+        }
+        Ok(found)
     }
 
     /// Every text as tokens.

@@ -104,8 +104,8 @@ pub struct Resolved {
     pub(super) origin: Origin,
     pub(super) offline: bool,
     pub(super) cache: PathBuf,
-    threads: NonZeroUsize,
-    isa: Isa,
+    pub(super) threads: NonZeroUsize,
+    pub(super) isa: Isa,
 }
 
 impl Resolved {

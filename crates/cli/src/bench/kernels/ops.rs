@@ -238,7 +238,14 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
                     let mut softmax = SoftmaxRows { max, sum, own, targets: &targets[r], cap: None, total: None };
                     softmax.start();
                     softmax.chunk(cx, Some((&mut *dz, CHUNK, &mut *at)), z, CHUNK, 0);
-                    softmax.finish(cx, dz, CHUNK, at, (CHUNK, CHUNK), Objective { scale: 1.0, z_loss: 0.0, smoothing: 0.0 });
+                    softmax.finish(
+                        cx,
+                        dz,
+                        CHUNK,
+                        at,
+                        (CHUNK, CHUNK),
+                        Objective { scale: 1.0, z_loss: 0.0, smoothing: 0.0 },
+                    );
                     losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.log_prob(row));
                 });
             };

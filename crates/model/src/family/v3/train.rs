@@ -185,7 +185,17 @@ impl<A: Store> Weights<A> {
         let Work { head, scratch, h, dh, scored: [x, dx], .. } = work;
         let last = &h[2 * self.passes];
         if rows.len() * d == n {
-            return self.head.loss_backward(pass, &mut dh[..n], grads, head, &last[..n], targets, &self.norm, scratch, objective);
+            return self.head.loss_backward(
+                pass,
+                &mut dh[..n],
+                grads,
+                head,
+                &last[..n],
+                targets,
+                &self.norm,
+                scratch,
+                objective,
+            );
         }
         let cells = |row: &usize| row * d..(row + 1) * d;
         x.chunks_exact_mut(d).zip(rows).for_each(|(x, row)| x.copy_from_slice(&last[cells(row)]));

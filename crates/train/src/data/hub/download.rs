@@ -162,7 +162,8 @@ impl Client {
     fn pull(&self, url: &str, partial: &mut Partial, watch: &mut Watch) -> Result<Result<(), Fault>, HubError> {
         let blob = partial.blob;
         let broken = |text: String| Ok(Err(Fault::Broken(text)));
-        let request = Request { url: url.to_string(), from: partial.len, head_only: false, token: self.token.clone() };
+        let request =
+            Request { url: url.to_string(), from: partial.len, end: None, head_only: false, token: self.token.clone() };
         let mut answer = self.send(request);
         loop {
             match answer.next(&mut || watch.tell(None)) {

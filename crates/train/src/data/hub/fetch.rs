@@ -95,7 +95,7 @@ impl Client {
             } else {
                 " is".to_string()
             };
-            return Err(self.offline(&watch.address, format!("{first}{more}")));
+            return Err(self.missing(&watch.address, format!("{first}{more}")));
         }
         self.download(&repo, &commit, &missing, &files, &mut watch)?;
         Ok(Here { root: repo.snapshot(&commit), wanted, all: files.keys().cloned().collect() })
@@ -138,7 +138,7 @@ impl Client {
     }
 
     /// The list of files as the hub has it now, which is kept.
-    fn list(&self, repo: &Repo, watch: &mut Watch) -> Result<(String, Files), HubError> {
+    pub(super) fn list(&self, repo: &Repo, watch: &mut Watch) -> Result<(String, Files), HubError> {
         #[derive(Deserialize)]
         struct Revision {
             sha: String,
@@ -190,12 +190,12 @@ impl Client {
     /// Without network or list: the files that are here, none of a numbered series missing.
     fn found(&self, repo: &Repo, address: &Address, select: Select) -> Result<(String, Files), HubError> {
         let commit =
-            repo.commit().or_else(|| repo.only_snapshot()).ok_or_else(|| self.offline(address, "it is".to_string()))?;
+            repo.commit().or_else(|| repo.only_snapshot()).ok_or_else(|| self.missing(address, "it is".to_string()))?;
         let found = repo.found(&commit);
         let paths: Vec<&str> = found.iter().map(String::as_str).collect();
         let wanted = match select(&paths) {
             Ok(wanted) => wanted,
-            Err(_) if found.is_empty() => return Err(self.offline(address, "its files are".to_string())),
+            Err(_) if found.is_empty() => return Err(self.missing(address, "its files are".to_string())),
             Err(reason) => {
                 let missing = format!("in {} {reason}", self.cache.display());
                 return Err(HubError::Offline { repo: address.repo.clone(), missing, instead: address.instead() });
@@ -210,12 +210,12 @@ impl Client {
         let mut counts = BTreeMap::new();
         wanted.iter().filter_map(series).for_each(|series| *counts.entry(series).or_insert(0) += 1);
         match counts.into_iter().find(|((_, n), here)| here < n) {
-            Some(((_, n), here)) => Err(self.offline(address, format!("{} of its {n} files are", n - here))),
+            Some(((_, n), here)) => Err(self.missing(address, format!("{} of its {n} files are", n - here))),
             None => Ok((commit, found.into_iter().map(|path| (path, Entry::default())).collect())),
         }
     }
 
-    fn offline(&self, address: &Address, missing: String) -> HubError {
+    pub(super) fn missing(&self, address: &Address, missing: String) -> HubError {
         let missing = format!("{missing} not in {}", self.cache.display());
         HubError::Offline { repo: address.repo.clone(), missing, instead: address.instead() }
     }
@@ -223,7 +223,7 @@ impl Client {
     /// Size and entity tag of a file that the list says too little of.
     fn ask(&self, url: &str, watch: &mut Watch) -> Result<Blob, HubError> {
         let mut retry = Retry::new(self);
-        let request = Request { url: url.to_string(), from: 0, head_only: true, token: self.token.clone() };
+        let request = Request { url: url.to_string(), from: 0, end: None, head_only: true, token: self.token.clone() };
         let head = loop {
             match self.send(request.clone()).next(&mut || watch.tell(None)) {
                 Ok(Part::Head(head)) if head.status == 200 => break head,
@@ -247,7 +247,8 @@ impl Client {
     fn text(&self, url: &str, watch: &mut Watch) -> Result<Vec<u8>, HubError> {
         let mut retry = Retry::new(self);
         'again: loop {
-            let request = Request { url: url.to_string(), from: 0, head_only: false, token: self.token.clone() };
+            let request =
+                Request { url: url.to_string(), from: 0, end: None, head_only: false, token: self.token.clone() };
             let mut answer = self.send(request);
             let (mut text, mut length) = (Vec::new(), None);
             loop {

@@ -69,6 +69,8 @@ pub(super) struct Request {
     pub url: String,
     /// First byte wanted.
     pub from: u64,
+    /// Where what is wanted ends; none: with the file.
+    pub end: Option<u64>,
     /// Only the headers, up to those of the hub.
     pub head_only: bool,
     /// Sent only to the origin of `url`, and never again once a redirect has led away from there.
@@ -136,8 +138,9 @@ fn work(agent: &Agent, request: &Request, parts: &SyncSender<Result<Part, Fault>
         if let Some(token) = request.token.as_ref().filter(|_| at_home) {
             call = call.header("authorization", format!("Bearer {token}"));
         }
-        if request.from > 0 {
-            call = call.header("range", format!("bytes={}-", request.from));
+        if request.from > 0 || request.end.is_some() {
+            let last = request.end.map_or(String::new(), |end| end.saturating_sub(1).to_string());
+            call = call.header("range", format!("bytes={}-{last}", request.from));
         }
         let response = call.call().map_err(|e| fault(&e))?;
         head.gather(response.status().as_u16(), response.headers());

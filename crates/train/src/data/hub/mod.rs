@@ -20,6 +20,7 @@ mod http;
 mod models;
 mod names;
 mod retry;
+mod tensor;
 mod watch;
 
 pub use client::Client;

@@ -71,6 +71,11 @@ impl ModelName {
         &self.revision
     }
 
+    /// The file that is named.
+    pub(super) fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
     /// The files that it consists of; else what the repository has instead.
     pub(super) fn select(&self, files: &[&str]) -> Result<Parts, String> {
         let has = |name: &str| files.contains(&name);
