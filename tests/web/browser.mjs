@@ -1,5 +1,5 @@
-// A page in a headless Chromium ($CHROMIUM, else chromium), driven over its debugging protocol. Needs Node with `WebSocket`:
-// `node --experimental-websocket` before 22. Without Chromium the script ends with a word, and with code 1 where CI is set.
+// A page in a headless Chromium ($CHROMIUM, else chromium), driven over its debugging protocol by a pair of pipes. Needs Node 18 or newer.
+// Without Chromium the script ends with a word, and with code 1 where CI is set.
 import { execFileSync, spawn } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -16,8 +16,9 @@ export async function inBrowser(folder, work) {
         process.exit(process.env.CI ? 1 : 0);
     }
     const profile = mkdtempSync(join(tmpdir(), "page-"));
-    const flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", `--user-data-dir=${profile}`, "about:blank"];
-    const chromium = spawn(browser, flags, { stdio: ["ignore", "ignore", "pipe"] });
+    const flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", `--user-data-dir=${profile}`, "about:blank"];
+    // It reads commands from 3 and writes answers to 4, each ended by a zero.
+    const chromium = spawn(browser, flags, { stdio: ["ignore", "ignore", "pipe", "pipe", "pipe"] });
     let failed = false;
     try {
         const page = await open(chromium, folder);
@@ -35,29 +36,31 @@ export async function inBrowser(folder, work) {
 }
 
 async function open(chromium, folder) {
-    const address = await new Promise((found, lost) => {
-        let log = "";
-        chromium.stderr.on("data", data => {
-            log += data;
-            const at = log.match(/ws:\/\/\S+/);
-            if (at) found(at[0]);
-        });
-        chromium.on("exit", () => lost(new Error(`${browser} ended: ${log}`)));
-    });
-    const targets = await (await fetch(`http://${new URL(address).host}/json/list`)).json();
-    const socket = new WebSocket(targets.find(target => target.type === "page").webSocketDebuggerUrl);
-    await new Promise(opened => (socket.onopen = opened));
+    let log = "";
+    chromium.stderr.on("data", data => (log += data));
+    const [commands, answers] = [chromium.stdio[3], chromium.stdio[4]];
     const waiting = new Map(), problems = [];
-    let last = 0;
-    socket.onmessage = ({ data }) => {
-        const message = JSON.parse(data);
-        if (message.method === "Runtime.exceptionThrown") problems.push(JSON.stringify(message.params));
-        waiting.get(message.id)?.(message);
-    };
+    let last = 0, session, rest = Buffer.alloc(0);
+    // What was asked before it ended is never answered.
+    const ended = () => waiting.forEach(done => done({ error: { message: `${browser} ended: ${log}` } }));
+    chromium.on("exit", ended);
+    commands.on("error", ended);
+    answers.on("data", data => {
+        rest = Buffer.concat([rest, data]);
+        for (let end; (end = rest.indexOf(0)) >= 0; rest = rest.subarray(end + 1)) {
+            const message = JSON.parse(rest.subarray(0, end).toString());
+            if (message.method === "Runtime.exceptionThrown") problems.push(JSON.stringify(message.params));
+            waiting.get(message.id)?.(message);
+            waiting.delete(message.id);
+        }
+    });
     const call = (method, params = {}) => new Promise((done, fail) => {
         waiting.set(++last, message => (message.error ? fail(new Error(message.error.message)) : done(message.result)));
-        socket.send(JSON.stringify({ id: last, method, params }));
+        commands.write(JSON.stringify({ id: last, method, params, sessionId: session }) + "\0");
     });
+    const { targetInfos } = await call("Target.getTargets");
+    const { targetId } = targetInfos.find(target => target.type === "page");
+    session = (await call("Target.attachToTarget", { targetId, flatten: true })).sessionId;
     /// The value of an expression.
     const run = async expression => {
         const { result, exceptionDetails } = await call("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });

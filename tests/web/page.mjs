@@ -1,4 +1,4 @@
-// node --experimental-websocket page.mjs PAGE.html FLASHLM MODEL [FOLDER]
+// node page.mjs PAGE.html FLASHLM MODEL [FOLDER]
 // Opens a page of `flashlm export web` in a headless Chromium ($CHROMIUM, else chromium) from file:// with the network off, and compares what
 // it writes with `flashlm generate`, seed by seed. Screenshots of a wide and a narrow window go to FOLDER. Skips with a word without Chromium.
 import { execFileSync } from "node:child_process";

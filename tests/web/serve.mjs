@@ -1,4 +1,4 @@
-// node --experimental-websocket serve.mjs FLASHLM FOLDER [SECONDS [PICTURES]]
+// node serve.mjs FLASHLM FOLDER [SECONDS [PICTURES]]
 // The page of `flashlm serve` in a headless Chromium: it writes what `flashlm generate` writes, goes on from an alternative, compares two
 // models, and watches a run that trains for SECONDS (10) in FOLDER. Pictures of all views, wide and narrow, light and dark, go to PICTURES.
 import { execFileSync, spawn } from "node:child_process";

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+#[path = "cli/neo.rs"]
+mod neo;
+
 struct Server {
     child: Child,
     address: String,
@@ -286,6 +289,11 @@ fn a_client_that_leaves_takes_its_text_along() {
         until(&|| server.metric("cancelled_total") == before + count);
         until(&|| there() == 0);
     }
+    // Within a turn of the engine from where the client was seen to be gone, all of them.
+    let text = String::from_utf8(server.ask("GET", "/metrics", "", b"").2).unwrap();
+    let count =
+        |name: &str| text.lines().find_map(|line| line.strip_prefix(&format!("flashlm_cancelled_turns_{name} ")));
+    assert_eq!((count("bucket{le=\"1\"}"), count("count")), (Some("6"), Some("6")));
 }
 
 #[cfg(unix)]
@@ -315,7 +323,7 @@ fn the_page_writes_compares_and_watches_a_run_that_trains() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("node");
-    command.args(["--experimental-websocket", "tests/web/serve.mjs", env!("CARGO_BIN_EXE_flashlm")]).arg(folder.path());
+    command.args(["tests/web/serve.mjs", env!("CARGO_BIN_EXE_flashlm")]).arg(folder.path());
     let output = match command.arg("6").current_dir(root).output() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && std::env::var_os("CI").is_none() => {
             eprintln!("skipped: no node here");
@@ -371,4 +379,187 @@ fn runs_are_watched_without_a_model_and_their_names_are_no_paths() {
         let body: Value = serde_json::from_slice(&body).unwrap();
         assert!(status == 404 && body["error"]["message"].as_str().unwrap().contains("no model"), "{path}: {body}");
     }
+}
+
+/// A file of `../shared`, or what `FLASHLM_SHARED` names.
+fn shared(name: &str) -> Option<std::path::PathBuf> {
+    let named = std::env::var_os("FLASHLM_SHARED").map(std::path::PathBuf::from);
+    let above = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().map(|folder| folder.join("shared"));
+    let found = named.into_iter().chain(above).map(|folder| folder.join(name)).find(|path| path.exists());
+    if found.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "../shared is missing in CI");
+        eprintln!("skipped: ../shared is not there");
+    }
+    found
+}
+
+#[test]
+fn models_of_other_programs_write_and_score_as_the_commands_do() {
+    let Some(llama) = shared("data/weights/stories260K.bin") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let (config, weights, _) = neo::gpt_neo((50_257, 16, 2, 2), 64);
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+    let paths = [folder.path().to_str().unwrap(), llama.to_str().unwrap()];
+    let server = Server::of(&[&format!("neo={}", paths[0]), &format!("llama={}", paths[1]), "builtin"]);
+    // As long as the context of the first, and longer.
+    let long = "One day a little dog ran to the park. ".repeat(9);
+    let asks: Vec<(usize, &str, usize)> = [0, 1]
+        .into_iter()
+        .flat_map(|model| [("", 7), ("Once upon a time", 1), (&long, 5)].map(|(prompt, seed)| (model, prompt, seed)))
+        .collect();
+    let seen: Vec<Value> = thread::scope(|scope| {
+        let one = |&(model, prompt, seed): &(usize, &str, usize)| {
+            let name = ["neo", "llama"][model];
+            let ask = json!({"model": name, "prompt": prompt, "seed": seed, "max_tokens": 24, "logprobs": 2});
+            server.post("/v1/completions", &ask)["choices"][0].clone()
+        };
+        let all: Vec<_> = asks.iter().map(|ask| scope.spawn(move || one(ask))).collect();
+        all.into_iter().map(|one| one.join().unwrap()).collect()
+    });
+    for ((model, prompt, seed), seen) in asks.iter().zip(seen) {
+        let (path, seed) = (paths[*model], seed.to_string());
+        let flags = ["-p", prompt, "--seed", &seed, "-n", "24", "-t", "1", "--top-p", "1", "--json"];
+        let wanted = lines(&[&["generate", path], &flags[..]].concat()).remove(0);
+        assert_eq!(seen["text"], wanted["text"], "{path} {prompt:?}");
+        let own = wanted["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].clone());
+        let told = seen["logprobs"]["token_logprobs"].as_array().unwrap();
+        assert!(
+            told.iter().cloned().eq(own),
+            "{path} {prompt:?}: log-probabilities are those of `generate`, to the bit"
+        );
+        // What comes after it, scored twice: read, and known.
+        let (name, more) = (["neo", "llama"][*model], " and then");
+        let scored = &lines(&["score", path, "-p", prompt, "-c", more, "--json"])[0];
+        let ids = |text: &str| {
+            let told = server.post("/tokenize", &json!({"model": name, "prompt": text}));
+            told["tokens"].as_array().unwrap().clone()
+        };
+        let all = [ids(prompt), ids(more)].concat();
+        let ask =
+            json!({"model": name, "prompt": [all], "max_tokens": 1, "logprobs": 1, "echo": true, "temperature": 0});
+        let hits = server.metric("prefix_hits_total");
+        let echoed = [0, 1].map(|_| server.post("/v1/completions", &ask)["choices"][0].clone());
+        assert!(server.metric("prefix_hits_total") > hits && echoed[0] == echoed[1], "{echoed:?}");
+        let told = echoed[0]["logprobs"]["token_logprobs"].as_array().unwrap();
+        let wanted = scored["tokens"].as_array().unwrap().iter().map(|token| &token["logprob"]);
+        assert!(told[..told.len() - 1].iter().rev().zip(wanted.rev()).all(|(a, b)| a == b), "{told:?}");
+        // Offsets count the characters of the text as it stands there.
+        let text: Vec<char> = echoed[0]["text"].as_str().unwrap().chars().collect();
+        let log_probs = &echoed[0]["logprobs"];
+        let named = log_probs["tokens"].as_array().unwrap().iter().zip(log_probs["text_offset"].as_array().unwrap());
+        for (i, (token, at)) in named.enumerate().filter(|(i, _)| *i + 1 < told.len()) {
+            let (token, at) = (token.as_str().unwrap(), at.as_u64().unwrap() as usize);
+            let token = if i == 0 { token.trim_start() } else { token };
+            let there: String = text[at..].iter().take(token.chars().count()).collect();
+            assert!(token == there || token.starts_with("bytes:"), "token {i}: {token:?} at {at}, found {there:?}");
+        }
+        assert_eq!(server.post("/detokenize", &json!({"model": name, "tokens": ids(prompt)}))["prompt"], *prompt);
+        let mut ask = json!({"model": name, "prompt": [prompt], "n": 2, "max_tokens": 9, "seed": 1});
+        let whole = server.post("/v1/completions", &ask);
+        ask["stream"] = true.into();
+        let chunks = server.stream("/v1/completions", &ask);
+        for choice in whole["choices"].as_array().unwrap() {
+            let own = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == choice["index"]);
+            assert_eq!(choice["text"], own.map(|c| c["text"].as_str().unwrap()).collect::<String>());
+        }
+    }
+    let prints = ["neo", "llama", "builtin"].map(|name| {
+        server.post("/v1/completions", &json!({"model": name, "max_tokens": 1}))["system_fingerprint"].clone()
+    });
+    assert!(prints[0] != prints[1] && prints[1] != prints[2], "{prints:?}");
+    // They have no master weights, which these commands take.
+    let made = folder.path().join("made");
+    for command in [&["pack"][..], &["export", "gguf"]] {
+        for path in paths {
+            let mut refused = Command::new(env!("CARGO_BIN_EXE_flashlm"));
+            let refused = refused.args(command).args([path, "-o", made.to_str().unwrap()]).output().unwrap();
+            let told = String::from_utf8(refused.stderr).unwrap();
+            assert!(refused.status.code() == Some(1) && told.contains("it can be run, not trained"), "{told}");
+            assert!(!made.exists());
+        }
+    }
+}
+
+#[test]
+fn choices_after_one_context_read_it_once_and_score_the_same_bits() {
+    let context =
+        "Once upon a time there was a little girl who liked to play with her big red ball in the park. ".repeat(3);
+    let choices = ["She was happy.", "The ball was lost.", "She ran home.", "It was late, so"];
+    let ask = |choice: &str, top: usize| json!({"prompt": format!("{context}{choice}"), "max_tokens": 1, "logprobs": top, "echo": true, "temperature": 0});
+    let fresh: Vec<Value> = choices
+        .iter()
+        .map(|choice| Server::start(&[]).post("/v1/completions", &ask(choice, 3))["choices"].clone())
+        .collect();
+    let server = Server::start(&[]);
+    let mut read = Vec::new();
+    for (choice, fresh) in choices.iter().zip(&fresh) {
+        let before = server.metric("prompt_tokens_total");
+        assert_eq!(server.post("/v1/completions", &ask(choice, 3))["choices"], *fresh);
+        read.push(server.metric("prompt_tokens_total") - before);
+    }
+    assert_eq!(server.metric("prefix_hits_total"), 3);
+    // The second finds a part of it, those after it all.
+    assert!(read[1] < read[0] && read[2] < 16 && read[3] < 16, "{read:?}");
+    // Fewer alternatives than were told are known, more are not.
+    let hits = || server.metric("prefix_hits_total");
+    server.post("/v1/completions", &ask(choices[0], 1));
+    assert_eq!(hits(), 4);
+    server.post("/v1/completions", &ask(choices[0], 5));
+    assert_eq!(hits(), 4);
+    // Together, and as a stream.
+    let all: Vec<String> = choices.iter().map(|choice| format!("{context}{choice}")).collect();
+    let mut together = ask("", 3);
+    together["prompt"] = json!(all);
+    let whole = Server::start(&[]).post("/v1/completions", &together);
+    for (found, fresh) in whole["choices"].as_array().unwrap().iter().zip(&fresh) {
+        assert_eq!((&found["text"], &found["logprobs"]), (&fresh[0]["text"], &fresh[0]["logprobs"]));
+    }
+}
+
+#[test]
+fn what_other_clients_send_is_read_or_refused_with_a_word() {
+    let server = Server::start(&["--api-key", "key"]);
+    let talk = |text: &[u8]| {
+        let mut socket = TcpStream::connect(&server.address).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        socket.write_all(text).unwrap();
+        let mut all = Vec::new();
+        socket.read_to_end(&mut all).unwrap();
+        String::from_utf8_lossy(&all).into_owned()
+    };
+    let body = r#"{"prompt": "Once", "max_tokens": 2, "temperature": 0}"#;
+    let post = |path: &str, headers: &str, body: &str| {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: bearer key\r\n{JSON}"
+        );
+        talk(format!("{head}{headers}\r\n{body}").as_bytes())
+    };
+    let length = |body: &str| format!("Content-Length: {}\r\n", body.len());
+    let (ok, chunked) = ("HTTP/1.1 200 ", "Transfer-Encoding: chunked\r\n");
+    for path in ["/v1/completions", "/v1/completions/", "//v1//completions"] {
+        assert!(post(path, &length(body), body).starts_with(ok), "{path}");
+    }
+    assert!(post("/v1/completions", chunked, &format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())).starts_with(ok));
+    let marked = format!("\u{feff}{body}");
+    assert!(post("/v1/completions", &length(&marked), &marked).starts_with(ok));
+    let expecting = post("/v1/completions", &format!("{}Expect: 100-continue\r\n", length(body)), body);
+    assert!(expecting.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 "), "{expecting}");
+    let early = post("/v1/completions", "Content-Length: 99999999\r\nExpect: 100-continue\r\n", "");
+    assert!(early.starts_with("HTTP/1.1 413 ") && early.contains("16777216"), "{early}");
+    let packed = post("/v1/completions", &format!("{}Content-Encoding: gzip\r\n", length(body)), body);
+    assert!(packed.starts_with("HTTP/1.1 415 ") && packed.contains("encoded as gzip"), "{packed}");
+    assert!(talk(b"GET /health HTTP/1.0\r\n\r\n").starts_with("HTTP/1.0 200 "));
+    assert!(talk(b"GET /health HTTP/1.0\r\nHost: evil.example\r\n\r\n").starts_with("HTTP/1.0 403 "));
+    let head = talk(b"HEAD /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    assert!(head.starts_with(ok) && head.ends_with("\r\n\r\n"), "{head}");
+    let key = "Host: localhost\r\nAuthorization: Bearer key\r\n";
+    let options = talk(format!("OPTIONS /v1/completions HTTP/1.1\r\n{key}Connection: close\r\n\r\n").as_bytes());
+    assert!(options.starts_with("HTTP/1.1 405 ") && options.contains("--cors"), "{options}");
+    let base = talk(format!("GET /v1 HTTP/1.1\r\n{key}Connection: close\r\n\r\n").as_bytes());
+    assert!(base.starts_with("HTTP/1.1 404 ") && base.contains("/openapi.json"), "{base}");
+    // One after another without waiting.
+    let one = format!("POST /v1/completions HTTP/1.1\r\n{key}{JSON}{}", length(body));
+    let both = talk(format!("{one}\r\n{body}{one}Connection: close\r\n\r\n{body}").as_bytes());
+    assert_eq!(both.matches(ok).count(), 2, "{both}");
 }

@@ -2,6 +2,7 @@
 //!
 //! A chunk is one token; what the chunks say, joined, is what the whole says.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,8 @@ use crate::desk::Event;
 use crate::error::ApiError;
 use crate::model::Served;
 
+/// From about this many bytes on an answer is long.
+const LONG: usize = 256 << 10;
 /// JSON has no infinity.
 const LEAST: f64 = -9999.0;
 
@@ -171,10 +174,23 @@ impl Answer {
         }
     }
 
-    /// A chunk of one text, as JSON.
-    pub fn chunk(&mut self, index: usize) -> String {
-        let choice = self.choice(index, index, true);
-        format!("{}{choice}]}}", self.start)
+    /// Writes a chunk of one text as an event. Most are a word and nothing more, written without a tree of values.
+    pub fn chunk(&mut self, index: usize, out: &mut String) {
+        let own = &mut self.texts[index];
+        let plain = self.ask.logprobs.is_none() && !self.ask.ids && own.finish.is_none();
+        let _ = if plain && (own.begun || !self.ask.chat) {
+            own.begun = true;
+            let text = Value::String(std::mem::take(&mut own.text));
+            let (key, end) = if self.ask.chat { ("\"delta\":{\"content\":", "}") } else { ("\"text\":", "") };
+            write!(
+                out,
+                "data: {}{{\"finish_reason\":null,\"index\":{index},\"logprobs\":null,{key}{text}{end}}}]}}\n\n",
+                self.start
+            )
+        } else {
+            let choice = self.choice(index, index, true);
+            write!(out, "data: {}{choice}]}}\n\n", self.start)
+        };
     }
 
     /// The last chunk, where it is asked for.
@@ -202,6 +218,12 @@ impl Answer {
         object["choices"] = choices.into();
         object["usage"] = self.usage();
         object
+    }
+
+    /// Whether it takes a while to put into words.
+    pub fn is_long(&self) -> bool {
+        let each = |text: &Text| text.text.len() + 64 * text.listed.ids.len() * (2 + self.ask.logprobs.unwrap_or(0));
+        self.texts.iter().map(each).sum::<usize>() > LONG
     }
 
     /// Whether all texts have ended.

@@ -161,7 +161,8 @@ mod tests {
         let (state, mut cache) = (state(), Cache::new());
         let prompt: Vec<Token> = (0..40).collect();
         let scores = |top: usize| {
-            let each = (1..20).map(|i| Scored { log_prob: f64::from(-i), top: (0..top as Token).map(|t| (t, -0.5)).collect() });
+            let each = (1..20)
+                .map(|i| Scored { log_prob: f64::from(-i), top: (0..top as Token).map(|t| (t, -0.5)).collect() });
             Some(Scores { top, each: each.collect() })
         };
         let found = |cache: &mut Cache, top| cache.find(&prompt, top).0.map(|known| known.scores);

@@ -14,6 +14,8 @@ pub struct Fields {
 impl Fields {
     pub fn parse(body: &[u8]) -> Result<Fields, ApiError> {
         let wrong = |found: String| ApiError::bad("body", format!("the body must be a JSON object: {found}"));
+        // Some programs begin every text with a byte order mark.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         match serde_json::from_slice(body).map_err(|error| wrong(error.to_string()))? {
             Value::Object(map) => Ok(Fields { map, read: BTreeSet::new() }),
             other => Err(wrong(format!("found {}", kind(&other)))),

@@ -10,6 +10,7 @@
 
 mod answer;
 mod ask;
+mod body;
 mod cache;
 mod desk;
 mod error;
@@ -17,6 +18,7 @@ mod fields;
 mod mailbox;
 mod metrics;
 mod model;
+mod openapi;
 mod routes;
 mod runtime;
 pub mod server;

@@ -76,8 +76,7 @@ pub struct Receiver<T> {
 
 /// A box for so many letters.
 pub fn mailbox<T>(bell: &Arc<Bell<T>>, most: usize) -> (Sender<T>, Receiver<T>) {
-    let inner =
-        Inner { letters: VecDeque::new(), waker: None, listed: false, sender_gone: false, receiver_gone: None };
+    let inner = Inner { letters: VecDeque::new(), waker: None, listed: false, sender_gone: false, receiver_gone: None };
     let shared = Arc::new(Mutex::new(inner));
     (Sender { shared: shared.clone(), bell: bell.clone(), most }, Receiver { shared, bell: bell.clone() })
 }

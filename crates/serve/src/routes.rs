@@ -1,28 +1,28 @@
 //! What is asked for at which path.
 
-use std::fmt::{Display, Write};
+use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, Version, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use futures_util::{StreamExt, stream};
+use futures_util::stream;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
 use crate::answer::Answer;
 use crate::ask::{Ask, find, first, ids, model};
+use crate::body;
 use crate::desk::{Event, Order};
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
@@ -31,14 +31,6 @@ use crate::metrics::Metrics;
 use crate::model::{EOS, Served};
 use crate::watch::Watch;
 
-/// Largest body of a request, in bytes.
-const MAX_BODY: usize = 16 << 20;
-/// As much of a larger one is read before it is refused, so that its client hears the answer.
-const MAX_DRAINED: usize = 256 << 20;
-/// From this many bytes on a body is read on another thread.
-const LONG: usize = 64 << 10;
-/// How long a body may take.
-const BODY_TIME: Duration = Duration::from_secs(30);
 /// Paths that are counted by their name, and whether they are open to all.
 const PATHS: [(&str, bool); 11] = [
     ("/", true),
@@ -61,9 +53,13 @@ pub struct Shared {
     pub orders: UnboundedSender<Order>,
     pub bell: Arc<Bell<Event>>,
     pub queue: Arc<Semaphore>,
+    /// Room for long bodies.
+    pub room: Arc<Semaphore>,
     pub key: Option<String>,
     pub runs: Option<Arc<dyn Watch>>,
     pub cors: Option<HeaderValue>,
+    /// What `/openapi.json` answers.
+    pub openapi: String,
     /// Only names of this machine may be asked for: it listens to no other.
     pub loopback: bool,
     pub draining: AtomicBool,
@@ -141,7 +137,9 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
 
 fn admitted(shared: &Shared, request: &Request, open: bool) -> Result<(), ApiError> {
     let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    if shared.loopback && !text(header::HOST).is_some_and(is_own) {
+    // Clients of HTTP/1.0 need not say it; a browser always does.
+    let unsaid = request.version() == Version::HTTP_10 && !request.headers().contains_key(header::HOST);
+    if shared.loopback && !unsaid && !text(header::HOST).is_some_and(is_own) {
         let message = "this server listens to its own machine alone: ask for localhost, 127.0.0.1 or [::1]";
         return Err(ApiError::new(StatusCode::FORBIDDEN, Some("wrong_host"), message));
     }
@@ -150,7 +148,8 @@ fn admitted(shared: &Shared, request: &Request, open: bool) -> Result<(), ApiErr
     }
     let preflight = shared.cors.is_some() && request.method() == Method::OPTIONS;
     if let Some(key) = shared.key.as_ref().filter(|_| !open && !preflight) {
-        let given = text(header::AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        let (scheme, given) = text(header::AUTHORIZATION).and_then(|value| value.split_once(' ')).unwrap_or_default();
+        let given = if scheme.eq_ignore_ascii_case("bearer") { given } else { "" };
         if !bool::from(given.as_bytes().ct_eq(key.as_bytes())) {
             let message = "the key is missing or wrong; send the header `Authorization: Bearer KEY`";
             return Err(ApiError::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message));
@@ -176,35 +175,6 @@ fn is_own(host: &str) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The body, at most [`MAX_BODY`] bytes in [`BODY_TIME`].
-async fn body(request: Request) -> Result<Vec<u8>, ApiError> {
-    // Pages of other sites can send forms and plain text without asking first, but not this.
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
-        let message = "the body must be JSON, with the header `Content-Type: application/json`";
-        return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message));
-    }
-    let read = async {
-        let (mut bytes, mut len) = (Vec::new(), 0);
-        let mut pieces = request.into_body().into_data_stream();
-        while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|error| ApiError::bad("body", format!("the body ended early: {error}")))?;
-            len += piece.len();
-            if len > MAX_DRAINED {
-                break;
-            } else if len > MAX_BODY {
-                bytes = Vec::new();
-            } else {
-                bytes.extend_from_slice(&piece);
-            }
-        }
-        let message = format!("the body is larger than {MAX_BODY} bytes; send less at once");
-        if len > MAX_BODY { Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, None, message)) } else { Ok(bytes) }
-    };
-    let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, None, "the body took longer than 30 seconds to arrive");
-    timeout(BODY_TIME, read).await.map_err(|_| late())?
-}
-
 fn answer(value: &Value) -> Response {
     json_text(value.to_string())
 }
@@ -220,8 +190,8 @@ async fn page() -> Response {
     (headers, include_str!("page.html")).into_response()
 }
 
-async fn openapi() -> Response {
-    json_text(include_str!("openapi.json"))
+async fn openapi(State(shared): State<Arc<Shared>>) -> Response {
+    json_text(shared.openapi.clone())
 }
 
 async fn health() -> Response {
@@ -247,7 +217,7 @@ async fn one_model(State(shared): State<Arc<Shared>>, id: Result<Path<String>, P
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let mut fields = Fields::parse(&body(request).await?)?;
+    let mut fields = Fields::parse(&body::read(request, &shared.room).await?.bytes)?;
     let served = &shared.served[model(&mut fields, &shared.served)?];
     let text = match fields.text("prompt")? {
         Some(text) => Some(text),
@@ -262,7 +232,7 @@ async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answer
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let mut fields = Fields::parse(&body(request).await?)?;
+    let mut fields = Fields::parse(&body::read(request, &shared.room).await?.bytes)?;
     let served = &shared.served[model(&mut fields, &shared.served)?];
     let value = fields.get("tokens").unwrap_or(&Value::Null);
     let list = value.as_array().ok_or_else(|| wrong("tokens", "a list of token ids", value))?;
@@ -321,9 +291,11 @@ async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
 async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let came = Instant::now();
     let lost = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the engine has stopped");
-    let (bytes, served) = (body(request).await?, shared.served.clone());
+    let (body, served) = (body::read(request, &shared.room).await?, shared.served.clone());
+    let long = body.is_long();
+    let body::Whole { bytes, place } = body;
     // A long prompt takes a while to split into tokens: not on the thread of all connections.
-    let ask = if bytes.len() > LONG {
+    let mut ask = if long {
         spawn_blocking(move || Ask::read(&bytes, &served, chat)).await.map_err(|_| lost())??
     } else {
         Ask::read(&bytes, &served, chat)?
@@ -335,39 +307,36 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let texts = ask.texts();
     let least = 3 * texts;
     let (events, mut told) = mailbox(&shared.bell, 2 * least + 64);
-    let order = Order { jobs: ask.jobs.clone(), events, least, permit, came };
+    let order = Order { jobs: std::mem::take(&mut ask.jobs), events, least, permit, came };
     shared.orders.send(order).map_err(|_| lost())?;
     let ignored = ask.ignored.as_ref().and_then(|names| HeaderValue::from_str(names).ok());
     let (streamed, usage) = (ask.stream, ask.usage);
     let mut answer = Answer::new(ask, shared.served.clone(), shared.next.fetch_add(1, Relaxed));
     let mut response = if streamed {
-        let events = stream::unfold(Some((answer, told)), move |state| async move {
-            let (mut answer, mut told) = state?;
+        let events = stream::unfold(Some((answer, told, place)), move |state| async move {
+            let (mut answer, mut told, place) = state?;
             let mut text = String::new();
-            let mut say = |value: &dyn Display| {
-                let _ = write!(text, "data: {value}\n\n");
-            };
             // What is there already goes out as one piece.
             let mut event = told.next().await;
             loop {
                 match event.ok_or_else(lost).and_then(|event| answer.take(event)) {
-                    Ok(Some(index)) => say(&answer.chunk(index)),
+                    Ok(Some(index)) => answer.chunk(index, &mut text),
                     Ok(None) => {}
                     Err(error) => {
-                        say(&error.json());
+                        let _ = write!(text, "data: {}\n\n", error.json());
                         return Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), None));
                     }
                 }
                 if answer.is_done() {
                     if usage {
-                        say(&answer.usage_chunk());
+                        let _ = write!(text, "data: {}\n\n", answer.usage_chunk());
                     }
                     text += "data: [DONE]\n\n";
                     return Some((Ok(Bytes::from(text)), None));
                 }
                 match told.there() {
                     Some(next) => event = Some(next),
-                    None => return Some((Ok(Bytes::from(text)), Some((answer, told)))),
+                    None => return Some((Ok(Bytes::from(text)), Some((answer, told, place)))),
                 }
             }
         });
@@ -381,7 +350,13 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
         while !answer.is_done() {
             answer.take(told.next().await.ok_or_else(lost)?)?;
         }
-        json_text(spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?)
+        let whole = if answer.is_long() {
+            spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?
+        } else {
+            answer.whole().to_string()
+        };
+        drop(place);
+        json_text(whole)
     };
     if let Some(ignored) = ignored {
         response.headers_mut().insert("x-flashlm-ignored", ignored);

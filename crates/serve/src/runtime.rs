@@ -81,14 +81,7 @@ impl Runtime {
     }
 
     /// Feeds the tokens and appends, after each, `ln p(target)` and the `top` likeliest.
-    pub fn score(
-        &mut self,
-        state: &mut State,
-        tokens: &[Token],
-        targets: &[Token],
-        top: usize,
-        out: &mut Vec<Scored>,
-    ) {
+    pub fn score(&mut self, state: &mut State, tokens: &[Token], targets: &[Token], top: usize, out: &mut Vec<Scored>) {
         match (self, state) {
             (Runtime::Packed { engine, .. }, State::Packed(state)) => engine.score(state, tokens, targets, top, out),
             (Runtime::Float { cx, .. }, State::Float(sequence)) => sequence.score(cx, tokens, targets, top, out),

@@ -10,8 +10,10 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, Request, Uri};
 use flashlm_kernels::Exec;
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -20,10 +22,12 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Sleep, interval, sleep};
 
+use crate::body;
 use crate::desk::Desk;
 use crate::mailbox::Bell;
 use crate::metrics::Metrics;
 use crate::model::Served;
+use crate::openapi;
 use crate::routes::{Shared, router};
 use crate::watch::Watch;
 
@@ -32,6 +36,8 @@ const CONNECTIONS: usize = 8192;
 /// Largest head of a request, in bytes, and how long it may take; also how long a connection may be idle.
 const MAX_HEAD: usize = 64 << 10;
 const HEAD_TIME: Duration = Duration::from_secs(60);
+/// Threads for long bodies, long answers and disks: each keeps memory of its own.
+const HELPERS: usize = 4;
 /// How long a client may take nothing of what is written to it.
 const WRITE_TIME: Duration = Duration::from_secs(60);
 
@@ -86,11 +92,13 @@ pub fn serve(
     let desk = Desk::new(&served, execs, receiver, metrics.clone(), bell.clone(), limits);
     let engine = thread::spawn(move || desk.run());
     let shared = Arc::new(Shared {
+        openapi: openapi::describe(&served),
         served,
         metrics,
         orders,
         bell,
         queue: Arc::new(Semaphore::new(options.queue)),
+        room: body::room(),
         key: options.api_key,
         runs: options.runs,
         cors: cors.transpose()?,
@@ -100,7 +108,8 @@ pub fn serve(
         started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     });
     listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(HELPERS).build()?;
     runtime.block_on(accept(listener, shared, stop, || engine.is_finished()))
 }
 
@@ -113,7 +122,7 @@ async fn accept(
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let bell = shared.bell.clone();
     tokio::spawn(async move { bell.answer().await });
-    let service = router(shared.clone());
+    let router = TowerToHyperService::new(router(shared.clone()));
     let mut http = hyper::server::conn::http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(MAX_HEAD);
     let (graceful, room) = (GracefulShutdown::new(), Arc::new(Semaphore::new(CONNECTIONS)));
@@ -123,7 +132,11 @@ async fn accept(
         match listener.accept().await {
             Ok((socket, _)) => {
                 let _ = socket.set_nodelay(true);
-                let service = TowerToHyperService::new(service.clone());
+                let router = router.clone();
+                let service = service_fn(move |mut request: Request<Incoming>| {
+                    tidy(request.uri_mut());
+                    router.call(request)
+                });
                 let connection =
                     http.serve_connection(TokioIo::new(Patient { socket, late: None, patience: WRITE_TIME }), service);
                 match watch {
@@ -154,6 +167,19 @@ async fn accept(
             () = &mut ended => return Ok(()),
             () = begin(None) => {}
         }
+    }
+}
+
+/// Clients put together what they were given: `/v1/` and `/completions`. Slashes that are doubled or at the end mean nothing.
+fn tidy(uri: &mut Uri) {
+    let path = uri.path();
+    if path.len() < 2 || !(path.contains("//") || path.ends_with('/')) {
+        return;
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
+    if let Ok(tidied) = format!("/{}{query}", parts.join("/")).parse() {
+        *uri = tidied;
     }
 }
 
@@ -196,6 +222,23 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::time::Instant;
+
+    #[test]
+    fn slashes_too_many_are_left_out() {
+        for (given, meant) in [
+            ("/", "/"),
+            ("//", "/"),
+            ("/v1/models/", "/v1/models"),
+            ("//v1//completions//?a=//b/", "/v1/completions?a=//b/"),
+            ("http://localhost:80/health/", "/health"),
+            ("/runs/a%2F?after=1", "/runs/a%2F?after=1"),
+            ("*", "*"),
+        ] {
+            let mut uri: Uri = given.parse().unwrap();
+            tidy(&mut uri);
+            assert_eq!(uri.to_string(), meant);
+        }
+    }
 
     #[test]
     fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {

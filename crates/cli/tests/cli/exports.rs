@@ -80,7 +80,7 @@ fn the_page_writes_what_generate_writes() {
     let place = Place::new();
     place.ok("export web builtin -o page.html");
     let page = place.path("page.html").display().to_string();
-    let args = ["--experimental-websocket", "tests/web/page.mjs", &page, env!("CARGO_BIN_EXE_flashlm"), "builtin"];
+    let args = ["tests/web/page.mjs", &page, env!("CARGO_BIN_EXE_flashlm"), "builtin"];
     script("node", &args).into_iter().for_each(|told| eprint!("{told}"));
 }
 

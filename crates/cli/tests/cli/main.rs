@@ -13,6 +13,7 @@ mod hub;
 mod hub_server;
 #[cfg(target_os = "linux")]
 mod kills;
+mod neo;
 mod paths;
 mod peers;
 mod resume;

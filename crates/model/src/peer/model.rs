@@ -301,13 +301,7 @@ impl Sequence {
     }
 
     /// Appends the tokens and tells, after each, the logits, their `ln sum exp` and the target.
-    fn after_each(
-        &mut self,
-        cx: &Exec,
-        tokens: &[Token],
-        targets: &[Token],
-        mut told: impl FnMut(&[f32], f64, Token),
-    ) {
+    fn after_each(&mut self, cx: &Exec, tokens: &[Token], targets: &[Token], mut told: impl FnMut(&[f32], f64, Token)) {
         let (v, mut targets) = (self.peer.vocab_size(), targets.iter());
         self.feed(cx, tokens, |logits| {
             for (z, &target) in logits.chunks_exact(v).zip(&mut targets) {
