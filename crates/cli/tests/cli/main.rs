@@ -22,6 +22,8 @@ mod scripts;
 mod shim;
 mod story;
 mod sweep;
+#[cfg(target_os = "linux")]
+mod terminal;
 mod texts;
 mod timeline;
 
