@@ -20,7 +20,7 @@ use flashlm_train::trainer::Event;
 use flashlm_train::what::What;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::terminal::{fitted, stderr_width};
+use crate::terminal::{fitted, stderr_width, wrapped};
 
 /// Prints a line to stdout, the product. A reader that has gone away ends the command quietly.
 macro_rules! out {
@@ -249,6 +249,9 @@ pub fn write_unless(stop: &dyn Fn() -> bool, file: &mut impl Write, bytes: &[u8]
 /// itself drew in the folder of its run.
 pub fn may_write(output: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
     let at = output.display();
+    if output == Path::new("-") {
+        bail!("{flag} -: results go to files, not to standard output; name one (`./-`, if that is its name)");
+    }
     // A link that leads nowhere is something, too.
     if output.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
         return Ok(());
@@ -280,6 +283,16 @@ pub fn busy(share: f64) -> Option<String> {
     let percent = 100.0 * share;
     (share < BUSY)
         .then(|| format!("Other programs are at work: the threads had {percent:.0} % of the time that they asked for"))
+}
+
+/// Reads a whole number of a flag.
+pub fn whole<T: TryFrom<u64>>(text: &str) -> Result<T, String> {
+    let large = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| match large {
+        true => format!("expected a whole number of at most {}", u64::MAX),
+        false => "expected a whole number, 0 or more".into(),
+    })
 }
 
 /// Reads `--precision`.
@@ -334,10 +347,14 @@ impl Status {
         }
     }
 
-    /// Writes a line that stays.
-    fn note(&mut self, line: &str) {
+    /// Writes a line that stays: of figures, as much as fits; a sentence goes on below.
+    pub fn note(&mut self, line: &str) {
         self.clear();
-        self.write(&format!("{line}\n"));
+        let lines = match stderr_width().filter(|_| self.terminal) {
+            Some(width) if line.contains("  ") => vec![fitted(line, width + 1)],
+            width => wrapped(line, width, 2),
+        };
+        self.write(&format!("{}\n", lines.join("\n")));
     }
 
     /// Removes the line. Where lines cannot be removed, the newest one follows, so that the last word is no stale one.

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use serde_json::{Map, Value};
 
 use crate::common::out;
+use crate::terminal::{columns, stdout_width};
 
 /// Rows in the order in which they are shown.
 #[derive(Default)]
@@ -31,11 +32,7 @@ impl Report {
             out!("{:#}", self.json());
             return;
         }
-        let width = self.rows.iter().map(|row| row.0.chars().count()).max().unwrap_or(0);
-        for (key, text, _) in self.rows {
-            for (i, line) in text.lines().enumerate() {
-                out!("{:width$}  {line}", if i == 0 { key.as_str() } else { "" });
-            }
-        }
+        let rows = self.rows.iter().map(|(key, text, _)| (key.as_str(), text.as_str()));
+        columns(rows, stdout_width()).iter().for_each(|line| out!("{line}"));
     }
 }

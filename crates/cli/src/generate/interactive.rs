@@ -16,20 +16,22 @@ use signal_hook::flag;
 use super::writer::{Writer, why};
 use crate::common::{out, say, write_out};
 use crate::signals::INTERRUPTED;
+use crate::terminal::{columns, stdout_width, wrapped};
 
 const SIGN: &str = "> ";
-const HELP: &str = "\
-  TEXT                 goes into the text, after a space; the model continues
-                       spaces at its start are kept; \\n is a new line, \\t a tab
-  (empty line)         the model just continues
-  /retry               writes the last turn again, otherwise
-  /undo                takes the last turn back, yours and the model's
-  /set                 shows the settings
-  /set NAME VALUE      temperature, top_k, top_p, min_p, repeat_penalty,
-                       presence_penalty, frequency_penalty, tokens, seed
-  /set lines on        each TEXT becomes a line of its own, exactly as typed:
-                       for verse, chat and code
-  /help, /quit         (also Ctrl-D; Ctrl-C stops the model's turn)";
+const HELP: [(&str, &str); 8] = [
+    ("TEXT", "goes into the text, after a space; the model continues"),
+    ("", "spaces at its start are kept; \\n is a new line, \\t a tab"),
+    ("(empty line)", "the model just continues"),
+    ("/retry", "writes the last turn again, otherwise"),
+    ("/undo", "takes the last turn back, yours and the model's"),
+    (
+        "/set NAME VALUE",
+        "temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty, frequency_penalty, tokens, seed; /set alone shows them",
+    ),
+    ("/set lines on", "each TEXT becomes a line of its own, exactly as typed: for verse, chat and code"),
+    ("/help, /quit", "(also Ctrl-D; Ctrl-C stops the model's turn)"),
+];
 
 /// What was given and what the model wrote after it.
 struct Turn {
@@ -102,7 +104,7 @@ pub fn run(writer: &mut Writer, prompt: &str, name: &Path) -> anyhow::Result<()>
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED.into(), interrupted.clone())
             .and_then(|_| flag::register(SIGINT, interrupted.clone()))
             .context("cannot listen for Ctrl-C")?;
-        say!("Type text and the model continues it; /help lists commands.");
+        say!("Type text; the model continues it.\n/help lists commands.");
     }
     let generation = writer.begin(0)?;
     let turns = Vec::new();
@@ -212,8 +214,10 @@ impl Session<'_> {
     fn command(&mut self, words: &[String]) -> anyhow::Result<()> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
-            ["/help"] => out!("{HELP}"),
-            ["/set"] => out!("{}", self.settings()),
+            ["/help"] => columns(HELP, stdout_width().map(|width| width.saturating_sub(2)))
+                .iter()
+                .for_each(|line| out!("  {line}")),
+            ["/set"] => wrapped(&self.settings(), stdout_width(), 2).iter().for_each(|line| out!("{line}")),
             ["/set", name, value] => {
                 self.set(name, value)?;
                 self.again(false)?;

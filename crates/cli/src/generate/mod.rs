@@ -16,7 +16,7 @@ use flashlm_model::sample::{SampleError, Settings, StopStrings};
 use flashlm_train::load::{load_packed, load_peer};
 use serde_json::Value;
 
-use crate::common::{Hub, exec, model_or_builtin, out, say, write_out};
+use crate::common::{Hub, exec, model_or_builtin, out, say, whole, write_out};
 use crate::input;
 use batch::Jobs;
 use peer::Texts;
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "interactive")]
     json: bool,
     /// Maximum number of tokens to generate, per turn with --interactive; the model may end its text earlier
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 200)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 200, value_parser = whole::<usize>, allow_negative_numbers = true)]
     tokens: usize,
     /// Sampling temperature: 0 always takes the most likely token, 1 samples the model's distribution, higher is more random
     #[arg(short, long, value_name = "T", default_value_t = Settings::writing().temperature, allow_negative_numbers = true, help_heading = SAMPLING)]
@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "temperature", help_heading = SAMPLING)]
     greedy: bool,
     /// Top-k sampling: only the K most likely tokens (0 = disabled)
-    #[arg(long, value_name = "K", default_value_t = 0, help_heading = SAMPLING)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = whole::<usize>, allow_negative_numbers = true, help_heading = SAMPLING)]
     top_k: usize,
     /// Top-p sampling: only the most likely tokens up to a total probability of P (1.0 = disabled)
     #[arg(long, value_name = "P", default_value_t = Settings::writing().top_p, allow_negative_numbers = true, help_heading = SAMPLING)]
@@ -78,7 +78,7 @@ pub struct Args {
     #[arg(long, value_name = "TOKEN=BIAS", allow_hyphen_values = true, help_heading = SAMPLING)]
     logit_bias: Vec<String>,
     /// Seed of the random numbers; the same seed gives the same text on any machine
-    #[arg(long, value_name = "N", default_value_t = 42, help_heading = SAMPLING)]
+    #[arg(long, value_name = "N", default_value_t = 42, value_parser = whole::<u64>, allow_negative_numbers = true, help_heading = SAMPLING)]
     seed: u64,
     /// Stop before this text; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]

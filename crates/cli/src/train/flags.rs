@@ -15,7 +15,7 @@ use flashlm_train::tokenizer::TokenizerChoice;
 use flashlm_train::trainer::{self, Event, Tell, TrainError};
 use toml::Value;
 
-use crate::common::{data_spec, exec, precision, set_all};
+use crate::common::{data_spec, exec, precision, set_all, whole};
 
 const TEXT: &str = "Text";
 const LENGTH: &str = "Length of the run";
@@ -73,7 +73,7 @@ pub struct Args {
     #[arg(long, value_name = "KIND|FILE", help_heading = TEXT)]
     pub tokenizer: Option<String>,
     /// Vocabulary size in tokens [default: the preset's]
-    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = TEXT)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>, value_name = "N", help_heading = TEXT)]
     pub vocab: Option<u64>,
     /// Length of the run in minutes; the learning rate schedule follows the clock [default: 10 where neither a preset nor another
     /// length is given, else no limit]
@@ -83,25 +83,25 @@ pub struct Args {
     #[arg(long, allow_negative_numbers = true, value_name = "H", conflicts_with = "minutes", help_heading = LENGTH)]
     pub hours: Option<f64>,
     /// Length of the run in optimizer steps [default: no limit]
-    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = LENGTH)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>, value_name = "N", help_heading = LENGTH)]
     pub steps: Option<u64>,
     /// Length of the run in epochs, if neither time nor steps limit it [default: 10]
     #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = LENGTH)]
     pub epochs: Option<f64>,
     /// Sequences per step [default: the preset's, else chosen for this machine]
-    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = SETTINGS)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>, value_name = "N", help_heading = SETTINGS)]
     pub batch: Option<u64>,
     /// Peak learning rate [default: the preset's]
     #[arg(long, allow_negative_numbers = true, value_name = "F", help_heading = SETTINGS)]
     pub lr: Option<f64>,
     /// Seed of the initial weights and of the order of the text [default: 42]
-    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N", help_heading = SETTINGS)]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>, value_name = "N", help_heading = SETTINGS)]
     pub seed: Option<u64>,
     /// Precision of matmuls: f32, bf16, int8 (ternary matrices and logits in int8, the rest in bf16, or in f32 as int8-f32 does), or auto (bf16 where this machine is clearly faster with it) [default: auto]
     #[arg(long, value_name = "P", value_parser = precision, help_heading = SETTINGS)]
     pub precision: Option<Precision>,
     /// Number of threads; results do not depend on it [default: FLASHLM_THREADS, else all processors]
-    #[arg(long, allow_negative_numbers = true, value_parser = whole, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<u64>, value_name = "N")]
     pub threads: Option<u64>,
     /// Run folder [default: that of --resume, else checkpoints, or checkpoints-2 and so on if there is a run already]
     #[arg(short = 'o', long, value_name = "PATH", help_heading = RUN)]
@@ -292,11 +292,6 @@ fn lay(layers: &mut Layers, flags: &[(&str, Value)]) -> anyhow::Result<()> {
         layers.set_value(key, value.clone())?;
     }
     Ok(())
-}
-
-/// Reads a whole number.
-fn whole(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| "expected a whole number, 0 or more".into())
 }
 
 /// Reads a number, which may end in k or M.

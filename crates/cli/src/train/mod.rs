@@ -24,6 +24,7 @@ use serde_json::json;
 
 use crate::common::{Status, say};
 use crate::signals::{INTERRUPTED, Stop};
+use crate::terminal::{columns, stdout_width};
 pub use asked::Asked;
 pub use flags::Args;
 use product::Product;
@@ -106,7 +107,7 @@ fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
         "threads": threads,
         "ranks": ranks,
     }));
-    say!(
+    status.note(&format!(
         "{}: {} parameters, {} to train on{left_out}, {} ({}) to validate, {} in {} on {}",
         settings.name,
         thousands(trainer.layout().parameters() as u64),
@@ -116,19 +117,21 @@ fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
         cx.isa().name(),
         settings.train.precision.name(),
         if ranks > 1 { format!("{ranks} ranks") } else { counted(threads as u64, "thread") }
-    );
+    ));
     if let Some((step, from)) = resumed {
-        say!("resumed from step {step} of {}", from.display());
+        status.note(&format!("resumed from step {step} of {}", from.display()));
     }
     if let Some(forecast) = &forecast {
-        say!("{}", plan::expected(forecast));
-        plan::repeated(forecast).into_iter().for_each(|line| say!("{line}"));
+        status.note(&plan::expected(forecast));
+        plan::repeated(forecast).into_iter().for_each(|line| status.note(&line));
     }
     if let Some(bound) = entropy_bound {
-        say!("entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text");
+        status.note(&format!(
+            "entropy bound: {bound:.4} bits per byte: no model can go below it on this validation text"
+        ));
     }
     if let Some(zstd_bpb) = zstd_bpb {
-        say!("to compare: `zstd -19` needs {zstd_bpb:.3} bits per byte for the validation text");
+        status.note(&format!("to compare: `zstd -19` needs {zstd_bpb:.3} bits per byte for the validation text"));
     }
     stop.training.store(true, SeqCst);
     let Ended { outcome, ending } = trainer.run(&stop.flag, &mut |event| {
@@ -199,7 +202,7 @@ fn summary(ending: &Ending, folder: &RunFolder, zstd_bpb: Option<f64>, prompts: 
         ("next", format!("flashlm generate {} -p {prompt}", quoted(run))),
     ];
     let rows = rows.iter().filter(|(_, value)| !value.is_empty());
-    rows.map(|(name, value)| format!("{name:<15}  {value}")).collect::<Vec<_>>().join("\n")
+    columns(rows.map(|(name, value)| (*name, value.as_str())), stdout_width()).join("\n")
 }
 
 /// What the model needed before it was trained, if the log has it.

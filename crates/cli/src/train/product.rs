@@ -10,6 +10,7 @@ use flashlm_train::trainer::Event;
 use serde_json::{Value, json};
 
 use crate::common::{say, try_out};
+use crate::terminal::{stdout_width, wrapped};
 
 /// Standard output of a run.
 pub struct Product {
@@ -46,7 +47,8 @@ impl Product {
                 };
                 let differences = settings.differences(&base).join(", ");
                 let file = file.display();
-                self.print(format_args!("settings: {name}, but {differences}. All are in {file}"));
+                let line = format!("settings: {name}, but {differences}. All are in {file}");
+                self.print(format_args!("{}", wrapped(&line, stdout_width(), 2).join("\n")));
             }
         }
     }

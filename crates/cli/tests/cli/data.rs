@@ -91,6 +91,11 @@ fn a_failed_prepare_changes_nothing() {
     };
     let prepare = "data prepare --tokenizer bpe --vocab 300 --data";
     place.ok(&format!("{prepare} a/text.txt"));
+    // Its tokens are no text.
+    place.fails(
+        "train -d prepared/text",
+        &["the text that they were made of", "--tokenizer prepared/text/tokenizer.json"],
+    );
     let before = files();
     assert_eq!(before.len(), 3);
     place.fails(&format!("{prepare} b/text.txt"), &["prepared/text", "another text", "--out prepared/text"]);

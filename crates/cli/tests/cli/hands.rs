@@ -190,13 +190,21 @@ fn words_are_of_the_command_line() {
             &["blank.txt", "holds no document"],
         ),
         ("generate x -t -3", &["--temperature: expected"]),
+        ("generate x -n -1", &["'-1' for '--tokens", "a whole number, 0 or more"]),
+        ("generate x -n 1e3", &["'1e3' for '--tokens", "a whole number, 0 or more"]),
+        ("generate x --seed 99999999999999999999", &["--seed", "a whole number of at most 18446744073709551615"]),
+        ("train --steps 99999999999999999999", &["--steps", "a whole number of at most 18446744073709551615"]),
+        ("pack builtin -o -", &["-o -", "not to standard output"]),
         ("generate x --top-p 7", &["--top-p: expected"]),
     ] {
         place.fails(command, words);
     }
-    for (command, word) in
-        [("train --gpu 1", "tip"), ("eval --finetune x", "tip"), ("train --set train.xyzzy=1", "did you mean")]
-    {
+    for (command, word) in [
+        ("train --gpu 1", "tip"),
+        ("eval --finetune x", "tip"),
+        ("train --set train.xyzzy=1", "did you mean"),
+        ("generate -", "did you mean"),
+    ] {
         let told =
             place.fails(command, &["xyzzy", "--gpu", "--finetune"].map(|w| if command.contains(w) { w } else { "" }));
         assert!(!told.contains(word), "{told}");

@@ -23,6 +23,8 @@ mod scripts;
 mod shim;
 mod story;
 mod sweep;
+#[cfg(target_os = "linux")]
+mod terminal;
 mod texts;
 mod timeline;
 mod v3;

@@ -15,6 +15,7 @@ mod passed;
 mod pattern;
 
 use super::{DataError, hub};
+use crate::what::quoted;
 pub(super) use entry::FileEntry;
 use entry::{Identity, identities};
 use kind::{Kind, is_ending};
@@ -130,7 +131,15 @@ impl Files {
         }
         let passed = self.passed_over();
         if self.entries.is_empty() {
-            let passed = if passed.is_empty() { passed } else { format!("; skipped: {passed}") };
+            let passed = match passed.is_empty() {
+                _ if path.join("train.tok").is_file() => format!(
+                    "; it holds tokens that `flashlm data prepare` wrote: name the text that they were made of, and --tokenizer \
+                     {} for the same vocabulary",
+                    quoted(&path.join("tokenizer.json"))
+                ),
+                true => passed,
+                false => format!("; skipped: {passed}"),
+            };
             return Err(DataError::EmptyFolder { path: path.to_path_buf(), passed });
         }
         Ok(())

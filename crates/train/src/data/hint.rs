@@ -19,7 +19,7 @@ pub(crate) fn missing_hint(path: &Path) -> String {
             let alike = names
                 .map(|entry| entry.file_name().to_string_lossy().into_owned())
                 .map(|other| (edit_distance(&name, &other.to_lowercase()), other))
-                .filter(|(distance, _)| *distance <= (name.len() / 3).max(2))
+                .filter(|(distance, _)| *distance <= (name.len() / 3).max(2).min(name.len() / 2))
                 .min();
             return match alike {
                 Some((_, other)) => format!("; did you mean {}?", folder.join(other).display()),
@@ -44,6 +44,10 @@ mod tests {
         assert!(typo.contains("did you mean") && typo.contains("train.txt"), "{typo}");
         let folder_typo = missing_hint(&folder.path().join("storeis/train.txt"));
         assert!(folder_typo.ends_with("stories?"), "{folder_typo}");
+        // Every name is near to one of a letter.
+        folder.file("ab", "x");
+        let short = missing_hint(&folder.path().join("-"));
+        assert!(!short.contains("did you mean"), "{short}");
         let far = missing_hint(&folder.path().join("quite/another/place.txt"));
         assert!(far.contains("nearest folder") && far.ends_with(&folder.path().display().to_string()), "{far}");
     }
