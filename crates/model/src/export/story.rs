@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::source::Source;
+use super::source::{Refused, Source};
 use crate::codes::weight::{Codes, Values, Weight};
 use crate::config::{ActivationKind, DeltaForm, DeltaRule};
 use crate::mixer::attention::turns;
@@ -19,8 +19,13 @@ struct Writer<'a> {
     weights: BTreeMap<&'a str, &'a Weight>,
 }
 
-/// The bytes.
-pub(super) fn bytes(source: &Source) -> Vec<u8> {
+/// The bytes, or why the engine has not what the model wants.
+pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
+    let mut reasons = source.unknown();
+    reasons.extend(source.unknown_vocabulary(&["bpe", "bytes", "frequency"]));
+    if !reasons.is_empty() {
+        return Err(Refused(reasons));
+    }
     let weights = source.weights.iter().map(|weight| (weight.name.as_str(), weight)).collect();
     let mut w = Writer { bytes: b"FLSTORY1".to_vec(), weights };
     let config = &source.config;
@@ -59,7 +64,7 @@ pub(super) fn bytes(source: &Source) -> Vec<u8> {
         w.block(i, config.mixer_of(i), published);
     }
     w.bytes.extend(source.tokenizer.to_tables());
-    w.bytes
+    Ok(w.bytes)
 }
 
 impl Writer<'_> {

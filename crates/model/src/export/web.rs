@@ -15,7 +15,7 @@ pub use super::c::WEIGHTS;
 pub fn write(source: &Source, _: &str) -> Result<Exported, Refused> {
     let parts = [
         ("PROMPT", "Once upon a time".to_owned()),
-        ("MODEL", base64(&story::bytes(source))),
+        ("MODEL", base64(&story::bytes(source)?)),
         ("RELAXED", base64(RELAXED)),
         ("SIMD", base64(SIMD)),
         ("WORKER", WORKER.to_owned()),
