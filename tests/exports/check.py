@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def have(*names):
 def exported(flashlm, format, model, path, *more):
     """Whether the format can say the model."""
     told = subprocess.run([str(a) for a in (flashlm, "export", format, model, "-o", path, *more)], capture_output=True, text=True)
-    refused = told.returncode == 1 and format == "gguf"
+    refused = told.returncode == 1 and (format == "gguf" or "int2" in more)
     if refused:
         print(f"skipped: {told.stderr.strip()}")
     elif told.returncode:
@@ -144,7 +145,9 @@ class Session:
     def __init__(self, path):
         import onnxruntime
 
-        self.model = onnxruntime.InferenceSession(str(path))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.model = onnxruntime.InferenceSession(str(path), options)
         types = {"tensor(int64)": np.int64, "tensor(float)": np.float32}
         self.states = {i.name: np.zeros(i.shape, types[i.type]) for i in self.model.get_inputs() if i.name != "ids"}
 
@@ -177,13 +180,31 @@ def onnx(flashlm, model, folder, ids, reference, packed):
         print("skipped: no node, or no npm package onnxruntime-node below NODE_PATH")
     run(flashlm, "export", "onnx", model, "-o", folder / "int8", "--weights", "int8")
     package.checker.check_model(str(int8), full_check=True)
-    z = Session(int8).logits(ids[:-1]).astype(np.float64)
-    z -= z.max(-1, keepdims=True)
-    z -= np.log(np.exp(z).sum(-1, keepdims=True))
-    close("onnx int8", z[np.arange(len(packed)), ids[1:]], packed, 1e-6)
+    for what, pieces in (("at once", [ids[:-1]]), ("token by token", [[token] for token in ids[:-1]])):
+        session = Session(int8)
+        z = np.concatenate([session.logits(piece) for piece in pieces]).astype(np.float64)
+        z -= z.max(-1, keepdims=True)
+        z -= np.log(np.exp(z).sum(-1, keepdims=True))
+        off = np.abs(z[np.arange(len(packed)), ids[1:]] - packed)
+        check(f"onnx int8 {what}: log-probabilities of {len(off)} tokens against the packed runtime, the largest difference", off.max(), 1e-6)
+    if exported(flashlm, "onnx", model, folder / "int2", "--weights", "int2"):
+        int2 = folder / "int2/model.onnx"
+        package.checker.check_model(str(int2), full_check=True)
+        once, turns = Session(int2), Session(int2)
+        check(f"onnx int2: logits of {len(mixed)} tokens at once, RMS ratio", ratio(once.logits(mixed), want), 1e-4)
+        check("onnx int2: the same token by token", ratio(np.concatenate([turns.logits([token]) for token in mixed]), want), 1e-4)
+    long = (ids * 20)[:4096]
+    once, turns = Session(f32), Session(f32)
+    pieces = np.concatenate([turns.logits(long[i : i + 256]) for i in range(0, len(long), 256)])
+    check(f"onnx: {len(long)} tokens at once against pieces of 256, RMS ratio", ratio(once.logits(long), pieces), 1e-5)
+    for path in (path for path in (f32, int8, folder / "int2/model.onnx") if path.exists()):
+        session, n, started = Session(path), 0, time.perf_counter()
+        while time.perf_counter() - started < 1:
+            session.logits([ids[n % len(ids)]])
+            n += 1
+        print(f"    {path.parent.name}: {path.stat().st_size} bytes, {n} tokens/s")
     example = run(sys.executable, folder / "onnx/generate.py", "Once upon a time")
     check("onnx: the example writes on", not (example.startswith("Once upon a time") and len(example) > 40), 0)
-    print(f"    files: f32 {f32.stat().st_size} bytes, int8 {int8.stat().st_size}")
 
 
 def gguf(flashlm, model, folder, ids, want, packed, text):

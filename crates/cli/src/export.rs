@@ -29,8 +29,8 @@ pub struct Args {
     /// File to write; with hf, onnx and separate weights a folder, which must not exist
     #[arg(short, long, value_name = "PATH")]
     output: PathBuf,
-    /// What weights are written as: c: packed, or separate, in a file of their own; web: packed; gguf: q2_0, q4_0, f16, f32; onnx: f32, or
-    /// int8, the arithmetic of flashlm generate; safetensors and hf: f32 [default: the first of these]
+    /// What weights are written as: c: packed, or separate, in a file of their own; web: packed; gguf: q2_0, q4_0, f16, f32; onnx: f32,
+    /// int8, the arithmetic of flashlm generate, or int2, ternary codes in two bits; safetensors and hf: f32 [default: the first of these]
     #[arg(long, value_name = "TYPE")]
     weights: Option<String>,
     /// Overwrite an existing file; never a folder

@@ -178,7 +178,9 @@ impl What {
                 "of other programs, FlashLM runs folders of Llama and GPT-Neo with a config.json: name the folder"
                     .into()
             }
-            What::Peer(_) => format!("it can be run, not trained: flashlm eval {at}, flashlm generate {at}"),
+            What::Peer(_) => {
+                format!("it can be run, not trained or exported: flashlm eval {at}, flashlm generate {at}")
+            }
             What::Torch => format!("if it is a model of FlashLM v4: flashlm info {at}"),
             What::Tokenizer(FileKind::Other(_)) => {
                 "FlashLM takes byte-level BPE (model type BPE), and trains its own: flashlm data prepare".into()

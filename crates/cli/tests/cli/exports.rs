@@ -101,3 +101,17 @@ fn exports_keep_what_is_there() {
     place.fails("export web not.safetensors -o page.html", &["not.safetensors"]);
     assert!(!place.path("page.html").exists());
 }
+
+/// A model of another program is run, not exported, by every format with a word.
+#[test]
+fn models_of_other_programs_are_refused() {
+    let place = Place::new();
+    let peer = root().join("tests/reference/peers/llama_biases").display().to_string();
+    for format in ["c", "web", "safetensors", "gguf", "hf", "onnx"] {
+        place.fails(
+            &format!("export {format} {peer} -o out"),
+            &["a Llama model", "not trained or exported", "generate"],
+        );
+        assert!(!place.path("out").exists(), "{format}");
+    }
+}

@@ -4,6 +4,7 @@
 //! A loader of either wants a block of each kind: where the model has one kind alone, a block whose outputs are zero is added. Qwen3.5's
 //! attention multiplies its output by `sigmoid(gate)`: rows of zeros make that 1/2, and the output matrix is doubled.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use super::source::{Refused, Source};
@@ -80,8 +81,9 @@ pub(super) fn expressible(c: &ModelConfig, tokenizer: &str) -> Result<Arch, Refu
     let mut all = Vec::new();
     let r = &mut all;
     refuse(r, c.family != "flash", "model.family", &c.family, "flash");
-    for name in ["conv", "leaky"] {
-        refuse(r, used(name), "mixer", name, "shortconv or delta, each alone or beside attention");
+    let others: BTreeSet<&str> = (0..c.blocks).map(|i| c.mixer_of(i)).collect();
+    for name in others.into_iter().filter(|name| !["shortconv", "delta", "attention"].contains(name)) {
+        refuse(r, true, "mixer", name, "shortconv or delta, each alone or beside attention");
     }
     refuse(r, shortconv && delta, "mixer", "shortconv beside delta", "one of them");
     refuse(r, c.activation != ActivationKind::Silu, "model.activation", "relu2", "silu");
@@ -92,7 +94,7 @@ pub(super) fn expressible(c: &ModelConfig, tokenizer: &str) -> Result<Arch, Refu
     refuse(r, c.layer_embeddings, "model.layer_embeddings", "true", "false");
     refuse(r, c.logit_softcap > 0.0, "model.logit_softcap", c.logit_softcap, "0");
     refuse(r, c.quant.norm, "model.quant.norm", "true", "false");
-    refuse(r, tokenizer == "frequency", "tokenizer.kind", tokenizer, "bpe or bytes");
+    refuse(r, !["bpe", "bytes"].contains(&tokenizer), "tokenizer.kind", tokenizer, "bpe or bytes");
     refuse(r, !c.dim.is_multiple_of(2), "model.dim", c.dim, "an even number");
     let units = (attention || delta) && c.norm_eps != UNIT_EPS;
     refuse(r, units, "model.norm_eps", c.norm_eps, "1e-6, that of queries and keys");

@@ -60,12 +60,10 @@ fn known(source: &Source, graph: &Graph) -> Vec<(&'static str, Vec<u8>)> {
 /// A model with its own code.
 fn with_code(source: &Source, refused: &Refused) -> Result<Exported, Refused> {
     let c = &source.config;
-    if let Some(reason) = source.unknown_family().or_else(|| source.unknown_mixer()) {
-        return Err(Refused(vec![reason]));
-    }
-    let Some((pairs, ids)) = source.tokenizer.to_pairs() else {
-        let kind = source.tokenizer.kind();
-        return Err(Refused(vec![format!("tokenizer.kind = {kind} (expected bpe, bytes or frequency)")]));
+    let mut reasons = source.unknown();
+    reasons.extend(source.unknown_vocabulary(&["bpe", "bytes", "frequency"]));
+    let Some((pairs, ids)) = source.tokenizer.to_pairs().filter(|_| reasons.is_empty()) else {
+        return Err(Refused(reasons));
     };
     let mut config = serde_json::to_value(c).expect("numbers, texts and switches have a JSON form");
     let mixers: Vec<&str> = (0..c.blocks).map(|i| c.mixer_of(i)).collect();

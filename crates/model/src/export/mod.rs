@@ -9,6 +9,8 @@ pub mod gguf;
 mod graph;
 pub mod hf;
 pub mod onnx;
+#[cfg(test)]
+mod refusals;
 pub mod safetensors;
 mod source;
 mod story;

@@ -26,17 +26,26 @@ impl Source {
         Ok(Source { config, tokenizer, weights })
     }
 
-    /// Why a format that knows one family alone cannot say this model, if it is of another.
-    pub fn unknown_family(&self) -> Option<String> {
-        let family = &self.config.family;
-        (family != "flash").then(|| format!("model.family = {family} (expected flash)"))
+    /// Why a format that has code of its own for what a model computes cannot say this one: another family, other mixers.
+    pub fn unknown(&self) -> Vec<String> {
+        const KNOWN: [&str; 5] = ["conv", "shortconv", "attention", "delta", "leaky"];
+        let mut reasons = Vec::new();
+        if self.config.family != "flash" {
+            reasons.push(format!("model.family = {} (expected flash)", self.config.family));
+        }
+        for mixer in (0..self.config.blocks).map(|i| self.config.mixer_of(i)).filter(|mixer| !KNOWN.contains(mixer)) {
+            let reason = format!("model.mixer = {mixer} (expected {})", KNOWN.join(", "));
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+        }
+        reasons
     }
 
-    /// Why a format that writes the code of each mixer cannot say this model, if it has another.
-    pub fn unknown_mixer(&self) -> Option<String> {
-        const KNOWN: [&str; 5] = ["conv", "shortconv", "attention", "delta", "leaky"];
-        let mixer = (0..self.config.blocks).map(|i| self.config.mixer_of(i)).find(|mixer| !KNOWN.contains(mixer))?;
-        Some(format!("model.mixer = {mixer} (expected {})", KNOWN.join(", ")))
+    /// Why one that reads texts of these kinds of vocabulary alone cannot, if it is another.
+    pub fn unknown_vocabulary(&self, known: &[&str]) -> Option<String> {
+        let kind = self.tokenizer.kind();
+        (!known.contains(&kind)).then(|| format!("tokenizer.kind = {kind} (expected {})", known.join(" or ")))
     }
 }
 

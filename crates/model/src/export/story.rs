@@ -19,10 +19,12 @@ struct Writer<'a> {
     weights: BTreeMap<&'a str, &'a Weight>,
 }
 
-/// The bytes; of models of the family `flash` alone.
+/// The bytes, or why the engine has not what the model wants.
 pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
-    if let Some(reason) = source.unknown_family() {
-        return Err(Refused(vec![reason]));
+    let mut reasons = source.unknown();
+    reasons.extend(source.unknown_vocabulary(&["bpe", "bytes", "frequency"]));
+    if !reasons.is_empty() {
+        return Err(Refused(reasons));
     }
     let weights = source.weights.iter().map(|weight| (weight.name.as_str(), weight)).collect();
     let mut w = Writer { bytes: b"FLSTORY1".to_vec(), weights };

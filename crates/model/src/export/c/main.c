@@ -4,6 +4,11 @@
 #include <stdlib.h>
 #include <time.h>
 
+/* Most bytes of memory that a model may want. */
+#ifndef STORY_MEMORY
+#define STORY_MEMORY 1073741824
+#endif
+
 static const char usage[] =
     "Continues a text.\n\n"
     "  -p, --prompt TEXT       text to continue [default: none]\n"
@@ -117,10 +122,12 @@ int main(int argc, char **argv) {
     const unsigned char *model = story_model(&bytes);
 #endif
     size_t size = story_size(model, bytes);
-    void *memory = size ? malloc(size) : NULL;
+    void *memory = size && size <= STORY_MEMORY ? malloc(size) : NULL;
     Story *story = memory ? story_init(memory, model, bytes) : NULL;
     if (!story) {
-        fprintf(stderr, size ? "error: no memory for %lu bytes\n" : "error: the model is damaged, or none of this version (%lu)\n", (unsigned long)size);
+        if (size > STORY_MEMORY) fprintf(stderr, "error: the model wants %lu bytes of memory: it is damaged, or build with a larger -DSTORY_MEMORY\n", (unsigned long)size);
+        else if (size && !memory) fprintf(stderr, "error: no memory for %lu bytes\n", (unsigned long)size);
+        else fputs("error: the model is damaged, or none of this version\n", stderr);
         return 1;
     }
     story_reset(story, seed);

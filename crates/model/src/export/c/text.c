@@ -217,6 +217,7 @@ static void read_text(Story *s, Reader *r) {
     if (s->kind > KIND_FREQUENCY || s->eos >= s->vocab) r->bad = 1;
     if (r->bad) return;
     if (s->kind == KIND_BYTES) {
+        if (s->vocab < 257) r->bad = 1;
         s->tokens = take(r, 256);
         return;
     }
@@ -240,6 +241,10 @@ static void read_text(Story *s, Reader *r) {
         s->bytes = take(r, 512);
         s->merges = number(r);
         s->merge = take(r, 8 * (uint64_t)s->merges);
+        for (uint32_t i = 0; i < 256 && !r->bad; i++)
+            if (get16(s->bytes + 2 * i) >= s->vocab) r->bad = 1;
+        for (uint32_t i = 0; i < s->merges && !r->bad; i++)
+            if (get16(s->merge + 8 * (size_t)i + 4) >= s->vocab) r->bad = 1;
         return;
     }
     /* GPT-2's tokens in the order of their bytes, each as what it shares with the one before, and the rest. */
@@ -256,7 +261,7 @@ static void read_text(Story *s, Reader *r) {
         const unsigned char *two = take(r, 2);
         uint32_t shared = two[0], rest = two[1];
         const unsigned char *bytes = take(r, rest);
-        if (shared > at - previous || shared + rest > length - at) r->bad = 1;
+        if (shared > at - previous || shared + rest > length - at || get16(own + 2 * (size_t)i) >= s->vocab) r->bad = 1;
         if (r->bad || !r->memory) {
             previous = at;
             at += shared + rest;
@@ -269,6 +274,11 @@ static void read_text(Story *s, Reader *r) {
         previous = at;
         at += shared + rest;
         s->starts[i + 1] = at;
+    }
+    /* Every byte is a token. */
+    for (int i = 0; i < 256 && !r->bad && r->memory; i++) {
+        unsigned char byte = (unsigned char)i;
+        if (find_base(s, &byte, 1) == NO_RANK) r->bad = 1;
     }
 }
 

@@ -11,6 +11,9 @@
 //!
 //! All states begin as zeros, and the first token is EOS. What a row may see follows from `past` of each row.
 
+mod attention;
+mod delta;
+mod exact;
 mod layers;
 mod mixers;
 
@@ -21,11 +24,21 @@ use crate::codes::weight::Weight;
 use crate::config::{ActivationKind, ModelConfig};
 use crate::export::source::Source;
 
+pub(super) use layers::block_of;
+
+/// What the weights are, and how is computed with them: in floats, as the packed runtime does, or in floats with codes of two bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    F32,
+    Int8,
+    Int2,
+}
+
 pub(super) struct Writer<'a> {
     g: Graph,
     c: &'a ModelConfig,
     weights: BTreeMap<&'a str, &'a Weight>,
-    int8: bool,
+    form: Form,
     /// Number of the block that is written.
     block: usize,
     /// `[T]`: number of each row here, and the rows of its text before it.
@@ -38,12 +51,12 @@ pub(super) struct Writer<'a> {
 }
 
 /// The graph's file.
-pub(super) fn file(source: &Source, int8: bool, texts: &[(&str, String)]) -> Vec<u8> {
+pub(super) fn file(source: &Source, form: Form, texts: &[(&str, String)]) -> Vec<u8> {
     let mut w = Writer {
         g: Graph::default(),
         c: &source.config,
         weights: source.weights.iter().map(|weight| (weight.name.as_str(), weight)).collect(),
-        int8,
+        form,
         block: 0,
         rows: String::new(),
         past: String::new(),
@@ -110,7 +123,7 @@ impl<'a> Writer<'a> {
         if c.logit_softcap > 0.0 {
             let cap = self.g.float(c.logit_softcap as f32);
             z = self.g.op("Div", &[&z, &cap]);
-            z = self.g.op("Tanh", &[&z]);
+            z = self.tanh(&z);
             z = self.g.op("Mul", &[&z, &cap]);
         }
         let first = self.g.ints(&[0]);
@@ -127,15 +140,15 @@ impl<'a> Writer<'a> {
         let (zero, one, length) = (g.int(0), g.int(1), g.op("Squeeze", &[&length]));
         self.rows = g.op("Range", &[&zero, &length, &one]);
         self.past = if self.c.reset {
-            // The last row up to each that starts a document; rows before these have negative numbers.
+            // Where the document of each row starts: -past for the first, which began before.
             let eos = g.int(self.c.eos as i64);
             let (starts, first) = (g.op("Equal", &[tokens, &eos]), g.ints(&[0]));
-            let (across, down) = (g.op("Unsqueeze", &[&self.rows, &first]), g.ints(&[1]));
-            let column = g.op("Unsqueeze", &[&self.rows, &down]);
-            let earlier = g.op("LessOrEqual", &[&across, &column]);
-            let (earlier, before) = (g.op("And", &[&earlier, &starts]), g.op("Neg", &["past"]));
-            let start = g.op("Where", &[&earlier, &across, &before]);
-            let start = g.op_with("ReduceMax", &[&start, &down], &[("keepdims", Attribute::Int(0))]);
+            let counted = g.op_with("Cast", &[&starts], &[("to", Attribute::Int(Type::I64 as i64))]);
+            let document = g.op("CumSum", &[&counted, &zero]);
+            let (at, before) = (g.op("NonZero", &[&starts]), g.op("Neg", &["past"]));
+            let at = g.op("Squeeze", &[&at, &first]);
+            let begun = g.op_with("Concat", &[&before, &at], &[("axis", Attribute::Int(0))]);
+            let start = g.op("Gather", &[&begun, &document]);
             g.op("Sub", &[&self.rows, &start])
         } else {
             g.op("Add", &[&self.rows, "past"])

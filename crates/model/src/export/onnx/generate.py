@@ -19,8 +19,9 @@ outputs = [o.name for o in model.get_outputs()]
 ids = tokenizer.encode(sys.argv[1] if len(sys.argv) > 1 else "", add_special_tokens=False).ids
 text, rng, next_ids = list(ids), np.random.default_rng(), [eos] + [known[i] if known else i for i in ids]
 for _ in range(200):
-    logits, *new = model.run(outputs, {"ids": np.array([next_ids], np.int64), **states})
-    states = {name.removeprefix("next."): state for name, state in zip(outputs[1:], new)}
+    for i in range(0, len(next_ids), 256):  # memory grows with the tokens of one run
+        logits, *new = model.run(outputs, {"ids": np.array([next_ids[i : i + 256]], np.int64), **states})
+        states = {name.removeprefix("next."): state for name, state in zip(outputs[1:], new)}
     z = logits[0, -1] / 0.8  # temperature
     p = np.exp(z - z.max())
     next_ids = [int(rng.choice(len(p), p=p / p.sum()))]

@@ -10,12 +10,17 @@ const OPSET: u64 = 21;
 /// Version of the file's form.
 const IR: u64 = 10;
 
+/// Operators of ONNX Runtime's own, and where they are.
+const CONTRIBUTED: [&str; 2] = ["MatMulNBits", "LinearAttention"];
+const DOMAIN: &str = "com.microsoft";
+
 /// Type of an element, as `TensorProto.DataType` numbers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {
     F32 = 1,
     U8 = 2,
     I64 = 7,
+    Bool = 9,
     F64 = 11,
 }
 
@@ -29,6 +34,8 @@ pub(super) enum Axis {
 /// An attribute of a node.
 pub(super) enum Attribute<'a> {
     Int(i64),
+    Float(f32),
+    Text(&'a str),
     Ints(&'a [i64]),
     Graph(Graph),
 }
@@ -44,12 +51,20 @@ pub(super) struct Graph {
     outputs: Vec<Message>,
     /// Values so far.
     count: usize,
+    /// Whether an operator of [`CONTRIBUTED`] is in it.
+    contributed: bool,
 }
 
 impl Graph {
-    /// A graph inside this one, whose values have names of their own.
+    /// A graph inside this one, whose values have names of their own, and which sees the constants of this one.
     pub(super) fn inner(&self) -> Graph {
-        Graph { scope: format!("{}body.", self.scope), ..Graph::default() }
+        Graph { scope: format!("{}body.", self.scope), known: self.known.clone(), ..Graph::default() }
+    }
+
+    /// Takes the constants that were first named in a graph inside this one.
+    pub(super) fn take_constants(&mut self, inner: &mut Graph) {
+        self.constants.append(&mut inner.constants);
+        self.known.append(&mut inner.known);
     }
 
     fn name(&mut self, op: &str) -> String {
@@ -79,6 +94,19 @@ impl Graph {
         outputs
     }
 
+    /// The same, so many of them.
+    pub(super) fn many(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        attributes: &[(&str, Attribute)],
+        n: usize,
+    ) -> Vec<String> {
+        let outputs: Vec<String> = (0..n).map(|_| self.name(op)).collect();
+        self.node(op, inputs, &outputs, attributes);
+        outputs
+    }
+
     /// A value under a name of its own.
     pub(super) fn named(&mut self, name: &str, value: &str) {
         self.node("Identity", &[value], &[name.to_owned()], &[]);
@@ -88,10 +116,16 @@ impl Graph {
         let mut node = inputs.iter().fold(Message::default(), |node, input| node.bytes(1, input));
         node = outputs.iter().fold(node, |node, output| node.bytes(2, output));
         node = node.bytes(3, &outputs[0]).bytes(4, op);
+        if CONTRIBUTED.contains(&op) {
+            self.contributed = true;
+            node = node.bytes(7, DOMAIN);
+        }
         for (name, value) in attributes {
             let of = Message::default().bytes(1, name);
             let (of, kind) = match value {
                 Attribute::Int(i) => (of.varint(3, *i as u64), 2),
+                Attribute::Float(x) => (of.float(2, *x), 1),
+                Attribute::Text(text) => (of.bytes(4, text), 3),
                 Attribute::Graph(graph) => (of.bytes(6, graph.message("body")), 5),
                 Attribute::Ints(all) => (all.iter().fold(of, |of, &i| of.varint(8, i as u64)), 7),
             };
@@ -153,7 +187,11 @@ impl Graph {
     /// The file, with texts that go with it.
     pub(super) fn file(&self, texts: &[(&str, String)]) -> Vec<u8> {
         let file = Message::default().varint(1, IR).bytes(2, "flashlm").bytes(3, env!("CARGO_PKG_VERSION"));
-        let file = file.bytes(7, self.message("flashlm")).bytes(8, Message::default().bytes(1, "").varint(2, OPSET));
+        let mut file =
+            file.bytes(7, self.message("flashlm")).bytes(8, Message::default().bytes(1, "").varint(2, OPSET));
+        if self.contributed {
+            file = file.bytes(8, Message::default().bytes(1, DOMAIN).varint(2, 1));
+        }
         let entry = |(key, value): &(&str, String)| Message::default().bytes(1, key).bytes(2, value);
         texts.iter().fold(file, |file, text| file.bytes(14, entry(text))).as_bytes().to_vec()
     }

@@ -2,7 +2,7 @@
 //! whole numbers, scales ([`flashlm_kernels::ops::packed_matmul`]). Rows and weights are unsigned with a zero point, which no integer unit
 //! saturates at.
 
-use super::Writer;
+use super::{Form, Writer};
 use crate::codes::weight::{Codes, Values};
 use crate::export::onnx::nodes::{Attribute, Type};
 
@@ -12,6 +12,19 @@ const ZERO: u8 = 128;
 impl<'a> Writer<'a> {
     pub(super) fn cast(&mut self, x: &str, to: Type) -> String {
         self.g.op_with("Cast", &[x], &[("to", Attribute::Int(to as i64))])
+    }
+
+    pub(super) fn split<const N: usize>(&mut self, x: &str, axis: i64) -> [String; N] {
+        self.g.ops("Split", &[x], &[("axis", Attribute::Int(axis)), ("num_outputs", Attribute::Int(N as i64))])
+    }
+
+    pub(super) fn shaped(&mut self, x: &str, shape: &[i64]) -> String {
+        let shape = self.g.ints(shape);
+        self.g.op("Reshape", &[x, &shape])
+    }
+
+    pub(super) fn turned(&mut self, x: &str, perm: &[i64]) -> String {
+        self.g.op_with("Transpose", &[x], &[("perm", Attribute::Ints(perm))])
     }
 
     /// A parameter as floats, in another shape where one is given.
@@ -32,7 +45,7 @@ impl<'a> Writer<'a> {
 
     /// Rows of a table.
     pub(super) fn looked_up(&mut self, name: &str, rows: &str) -> String {
-        if !self.int8 {
+        if self.form == Form::F32 {
             let table = self.floats(name, None);
             return self.g.op("Gather", &[&table, rows]);
         }
@@ -53,9 +66,28 @@ impl<'a> Writer<'a> {
         (table, self.g.floats(&format!("{name}.scales"), &[codes.scales.len(), 1], &codes.scales))
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * scale` over the last axis.
-    pub(super) fn norm(&mut self, name: &str, x: &str, eps: f64) -> String {
+    /// The sum of squares over the last axis, of width `n`; the axes before are `outer`.
+    pub(super) fn squares(&mut self, x: &str, outer: &[i64], n: usize) -> String {
+        let square = self.g.op("Mul", &[x, x]);
+        if self.exact() {
+            return self.summed(&square, outer, n);
+        }
+        let last = self.g.ints(&[-1]);
+        self.g.op("ReduceSum", &[&square, &last])
+    }
+
+    /// `x / sqrt(mean(x^2) + eps) * scale` over the last axis; the axes before are `outer`.
+    pub(super) fn norm(&mut self, name: &str, x: &str, outer: &[i64], eps: f64) -> String {
         let scale = self.floats(name, None);
+        if self.exact() {
+            let width = self.weights[name].shape[0];
+            let (sum, n, eps) = (self.squares(x, outer, width), self.g.float(width as f32), self.g.float(eps as f32));
+            let mean = self.g.op("Div", &[&sum, &n]);
+            let mean = self.g.op("Add", &[&mean, &eps]);
+            let by = self.over_root(&mean, 1.0);
+            let x = self.g.op("Mul", &[x, &by]);
+            return self.g.op("Mul", &[&x, &scale]);
+        }
         let (two, eps, last) = (self.g.float(2.0), self.g.float(eps as f32), self.g.ints(&[-1]));
         let square = self.g.op("Pow", &[x, &two]);
         let mean = self.g.op("ReduceMean", &[&square, &last]);
@@ -66,17 +98,18 @@ impl<'a> Writer<'a> {
     }
 
     pub(super) fn norm_if(&mut self, name: &str, x: &str) -> String {
-        if self.weights.contains_key(name) { self.norm(name, x, self.c.norm_eps) } else { x.to_owned() }
+        if self.weights.contains_key(name) { self.norm(name, x, &[-1], self.c.norm_eps) } else { x.to_owned() }
     }
 
     /// `x W^T` with the norm that the matrix may have; `[T, inputs]` to `[T, outputs]`.
     pub(super) fn linear(&mut self, name: &str, x: &str) -> String {
         let x = self.norm_if(&format!("{name}.norm.scale"), x);
         let name = format!("{name}.weight");
-        if self.int8 {
-            return self.integers(&name, &x);
+        match self.form {
+            Form::F32 => self.float_linear(&name, &x),
+            Form::Int8 => self.integers(&name, &x),
+            Form::Int2 => self.two_bits(&name, &x),
         }
-        self.float_linear(&name, &x)
     }
 
     pub(super) fn float_linear(&mut self, name: &str, x: &str) -> String {
@@ -159,14 +192,53 @@ impl<'a> Writer<'a> {
         let y = self.cast(&y, Type::F32);
         let mut y = self.g.op("Mul", &[&y, &scales]);
         if segments > 1 {
-            let first = self.g.ints(&[0]);
-            y = self.g.op_with("ReduceSum", &[&y, &first], &[("keepdims", Attribute::Int(0))]);
+            let (sum, first) = (self.added(&y, 0, segments), self.g.ints(&[0]));
+            y = self.g.op("Squeeze", &[&sum, &first]);
         }
         self.g.op("Mul", &[&y, &step])
     }
 
+    /// Codes of two bits with a scale for each block, or a table of bytes.
+    fn two_bits(&mut self, name: &str, x: &str) -> String {
+        let (codes, zero) = self.codes(name);
+        if zero == ZERO {
+            let (table, _) = self.table(name);
+            let scales = self.g.floats(&format!("{name}.row"), &[codes.scales.len()], &codes.scales);
+            let zeros = self
+                .g
+                .constant(&format!("{name}.zeros"), Type::U8, &[codes.scales.len()], || vec![ZERO; codes.scales.len()]);
+            let w = self.g.op_with("DequantizeLinear", &[&table, &scales, &zeros], &[("axis", Attribute::Int(0))]);
+            return self.g.op_with("Gemm", &[x, &w], &[("transB", Attribute::Int(1))]);
+        }
+        let Codes { codes, scales, inputs, segment } = codes;
+        let block = block_of(*inputs, *segment).expect("a model that is not refused");
+        let (outputs, blocks) = (codes.len() / inputs, inputs.div_ceil(block));
+        let each = if inputs <= segment { blocks } else { segment / block };
+        let bytes = || {
+            // Without zero points, 2 stands for 0.
+            let mut bytes = vec![0b1010_1010_u8; outputs * blocks * block / 4];
+            for (at, &code) in codes.iter().enumerate() {
+                let i = at / inputs * blocks * block + at % inputs;
+                bytes[i / 4] = bytes[i / 4].wrapping_add((code as u8) << (2 * (i % 4)));
+            }
+            bytes
+        };
+        let b = self.g.constant(&format!("{name}.codes"), Type::U8, &[outputs, blocks, block / 4], bytes);
+        let segments = inputs.div_ceil(*segment);
+        let own: Vec<f32> = (0..outputs * blocks).map(|i| scales[i / blocks * segments + i % blocks / each]).collect();
+        let own = self.g.floats(&format!("{name}.scales"), &[outputs, blocks], &own);
+        let sizes = [("K", *inputs), ("N", outputs), ("bits", 2), ("block_size", block)];
+        self.g.op_with("MatMulNBits", &[x, &b, &own], &sizes.map(|(name, n)| (name, Attribute::Int(n as i64))))
+    }
+
     pub(super) fn silu(&mut self, x: &str) -> String {
-        let gate = self.g.op("Sigmoid", &[x]);
+        let gate = self.sigmoid(x);
         self.g.op("Mul", &[x, &gate])
     }
+}
+
+/// Columns of a block of `MatMulNBits`, a power of two of at least 16, in which all columns have one scale; `None` where there is none.
+pub(in crate::export::onnx) fn block_of(inputs: usize, segment: usize) -> Option<usize> {
+    let block = if inputs <= segment { 64 } else { (1 << segment.trailing_zeros()).min(256) };
+    (block >= 16).then_some(block)
 }

@@ -1,6 +1,7 @@
 //! A reader of ONNX files, and the operators as ONNX defines them, in f64 and i64.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use flashlm_kernels::Token;
 
@@ -65,18 +66,25 @@ impl<'a> Fields<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum N {
     F(f64),
+    /// Of an f64, which is never rounded.
+    D(f64),
     I(i64),
 }
 
-use N::{F, I};
+use N::{D, F, I};
 
 impl N {
     fn f(self) -> f64 {
-        if let F(x) = self { x } else { panic!("a whole number {self:?}") }
+        if let F(x) | D(x) = self { x } else { panic!("a whole number {self:?}") }
     }
 
     fn i(self) -> i64 {
         if let I(i) = self { i } else { panic!("a float {self:?}") }
+    }
+
+    /// Another float of the same type.
+    fn like(self, x: f64) -> N {
+        if let D(_) = self { D(x) } else { F(x) }
     }
 }
 
@@ -166,6 +174,7 @@ fn both(a: &Tensor, b: &Tensor, f: impl Fn(N, N) -> N) -> Tensor {
 fn sum(all: impl IntoIterator<Item = N>) -> N {
     let plus = |a: N, b: N| match (a, b) {
         (F(a), F(b)) => F(a + b),
+        (D(a), D(b)) => D(a + b),
         (I(a), I(b)) => I(a + b),
         _ => panic!("of two types"),
     };
@@ -202,7 +211,7 @@ fn transposed(x: &Tensor, perm: &[i64]) -> Tensor {
     tensor(&shape, v.collect())
 }
 
-type Values = BTreeMap<String, Tensor>;
+type Values = BTreeMap<String, Rc<Tensor>>;
 
 /// `TensorProto`.
 fn constant(of: &Fields) -> (String, Tensor) {
@@ -212,7 +221,7 @@ fn constant(of: &Fields) -> (String, Tensor) {
         1 => raw.chunks(4).map(|x| F(f32::from_le_bytes(x.try_into().unwrap()).into())).collect(),
         2 => raw.iter().map(|&x| I(x.into())).collect(),
         7 => raw.chunks(8).map(|x| I(i64::from_le_bytes(x.try_into().unwrap()))).collect(),
-        11 => raw.chunks(8).map(|x| F(f64::from_le_bytes(x.try_into().unwrap()))).collect(),
+        11 => raw.chunks(8).map(|x| D(f64::from_le_bytes(x.try_into().unwrap()))).collect(),
         kind => panic!("type {kind}"),
     };
     (of.text(8), tensor(&shape, v))
@@ -225,11 +234,11 @@ fn described(of: &Fields) -> (String, Vec<i64>) {
     (of.text(1), axes.collect())
 }
 
-/// Computes the nodes; `known` are constants, inputs and what is around.
-fn run(graph: &Fields, known: &mut Values) {
+/// Computes the nodes; `known` are constants, inputs and what is around. With `rounds` each operator's floats are rounded to f32.
+fn run(graph: &Fields, known: &mut Values, rounds: bool) {
     for node in graph.all(1).map(Fields::of) {
         let (op, outputs) = (node.text(4), node.texts(2));
-        let inputs: Vec<Tensor> = node.texts(1).iter().map(|name| known[name].clone()).collect();
+        let inputs: Vec<Rc<Tensor>> = node.texts(1).iter().map(|name| known[name].clone()).collect();
         let attributes: BTreeMap<String, Fields> =
             node.all(5).map(|a| (Fields::of(a).text(1), Fields::of(a))).collect();
         let int = |name: &str, default| attributes.get(name).map_or(default, |a| a.numbers(3)[0]);
@@ -240,42 +249,90 @@ fn run(graph: &Fields, known: &mut Values) {
                 let part = |i: usize| inputs[0].picked(axis, &(i * each..(i + 1) * each).collect::<Vec<_>>());
                 (0..outputs.len()).map(part).collect()
             }
-            "Scan" => scan(&attributes["body"].one(6), &inputs, int("num_scan_inputs", 0) as usize, known),
+            "Scan" => scan(&attributes["body"].one(6), &inputs, int("num_scan_inputs", 0) as usize, known, rounds),
+            "LinearAttention" => linear_attention(&inputs, int("q_num_heads", 0) as usize),
+            "Sum" => {
+                let plus = |a: Tensor, b: &Rc<Tensor>| rounded(both(&a, b, |a, b| a.like(a.f() + b.f())), rounds);
+                vec![inputs[1..].iter().fold((*inputs[0]).clone(), plus)]
+            }
             _ => vec![one(&op, &inputs, &int, attributes.get("perm").map(|a| a.numbers(8)))],
         };
         assert_eq!(made.len(), outputs.len(), "{op}");
         for (name, value) in outputs.into_iter().zip(made) {
-            assert!(known.insert(name.clone(), value).is_none(), "{name} is made twice");
+            let value = rounded(value, rounds);
+            assert!(known.insert(name.clone(), Rc::new(value)).is_none(), "{name} is made twice");
         }
     }
 }
 
-fn scan(body: &Fields, inputs: &[Tensor], scanned: usize, around: &Values) -> Vec<Tensor> {
-    let (mut state, rows) = (inputs[0].clone(), &inputs[inputs.len() - scanned..]);
+fn rounded(x: Tensor, rounds: bool) -> Tensor {
+    if rounds { x.map(|n| if let F(x) = n { F(f64::from(x as f32)) } else { n }) } else { x }
+}
+
+/// A state at most, then rows of each input.
+fn scan(body: &Fields, inputs: &[Rc<Tensor>], scanned: usize, around: &Values, rounds: bool) -> Vec<Tensor> {
+    let (states, rows) = inputs.split_at(inputs.len() - scanned);
+    let mut states = states.to_vec();
     let names: Vec<String> = body.all(11).map(|input| Fields::of(input).text(1)).collect();
-    let [next, output] = [0, 1].map(|i| Fields::of(body.all(12).nth(i).unwrap()).text(1));
+    let ends: Vec<String> = body.all(12).map(|output| Fields::of(output).text(1)).collect();
+    let (next, output) = (&ends[..states.len()], &ends[states.len()]);
     let (mut all, mut shape) = (Vec::new(), Vec::new());
     for t in 0..rows[0].shape[0] {
         let mut known = around.clone();
-        known.insert(names[0].clone(), state);
-        for (name, row) in names[1..].iter().zip(rows) {
+        known.extend(names.iter().cloned().zip(states));
+        for (name, row) in names[next.len()..].iter().zip(rows) {
             let own = row.picked(0, &[t]);
-            known.insert(name.clone(), tensor(&own.shape[1..], own.v));
+            known.insert(name.clone(), Rc::new(tensor(&own.shape[1..], own.v)));
         }
-        run(body, &mut known);
-        state = known[&next].clone();
-        all.extend(&known[&output].v);
-        shape.clone_from(&known[&output].shape);
+        run(body, &mut known, rounds);
+        states = next.iter().map(|name| known[name].clone()).collect();
+        all.extend(&known[output].v);
+        shape.clone_from(&known[output].shape);
     }
     shape.insert(0, rows[0].shape[0]);
-    vec![state, tensor(&shape, all)]
+    let states = states.iter().map(|state| (**state).clone());
+    states.chain([tensor(&shape, all)]).collect()
 }
 
-fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<i64>>) -> Tensor {
-    let float = |f: fn(f64) -> f64| x[0].map(|n| F(f(n.f())));
+/// The rule `gated_delta` as the operator's documentation has it, of one sequence: `S = e^g S + beta k (v - e^g S^T k)`, `o = S^T q`.
+fn linear_attention(x: &[Rc<Tensor>], heads: usize) -> Vec<Tensor> {
+    let (t, dk, dv) = (x[0].shape[1], x[0].shape[2] / heads, x[2].shape[2] / heads);
+    let at = |of: &Tensor, row: usize, h: usize, i: usize, n: usize| of.v[(row * heads + h) * n + i].f();
+    let (mut s, mut out) = (x[3].v.iter().map(|n| n.f()).collect::<Vec<_>>(), Vec::new());
+    for row in 0..t {
+        for h in 0..heads {
+            let s = &mut s[h * dk * dv..(h + 1) * dk * dv];
+            s.iter_mut().for_each(|s| *s *= at(&x[4], row, h, 0, 1).exp());
+            for j in 0..dv {
+                let held: f64 = (0..dk).map(|i| s[i * dv + j] * at(&x[1], row, h, i, dk)).sum();
+                let u = at(&x[5], row, h, 0, 1) * (at(&x[2], row, h, j, dv) - held);
+                (0..dk).for_each(|i| s[i * dv + j] += at(&x[1], row, h, i, dk) * u);
+                out.push(F((0..dk).map(|i| s[i * dv + j] * at(&x[0], row, h, i, dk)).sum()));
+            }
+        }
+    }
+    vec![tensor(&[1, t, heads * dv], out), tensor(&x[3].shape, s.into_iter().map(F).collect())]
+}
+
+/// `x W^T`, two bits to a weight, those of each block with one scale; 2 stands for 0.
+fn two_bits(x: &[Rc<Tensor>], int: &dyn Fn(&str, i64) -> i64) -> Tensor {
+    let [k, n, block] = ["K", "N", "block_size"].map(|name| int(name, 0) as usize);
+    assert_eq!((int("bits", 0), &x[1].shape[..]), (2, &[n, k.div_ceil(block), block / 4][..]));
+    let blocks = k.div_ceil(block);
+    let w = |o: usize, i: usize| {
+        let code = x[1].v[(o * blocks * block + i) / 4].i() >> (2 * (i % 4)) & 3;
+        (code - 2) as f64 * x[2].v[o * blocks + i / block].f()
+    };
+    let w = (0..n).flat_map(|o| (0..k).map(move |i| (o, i))).map(|(o, i)| F(w(o, i))).collect();
+    product(&x[0], &transposed(&tensor(&[n, k], w), &[1, 0]), |a, b| F(a.f() * b.f()))
+}
+
+fn one(op: &str, x: &[Rc<Tensor>], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<i64>>) -> Tensor {
+    let float = |f: fn(f64) -> f64| x[0].map(|n| n.like(f(n.f())));
     let floats = |f: fn(f64, f64) -> f64, i: fn(i64, i64) -> i64| {
         both(&x[0], &x[1], |a, b| match (a, b) {
             (F(a), F(b)) => F(f(a, b)),
+            (D(a), D(b)) => D(f(a, b)),
             (I(a), I(b)) => I(i(a, b)),
             _ => panic!("{op} of two types"),
         })
@@ -300,7 +357,7 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
         }
     };
     match op {
-        "Identity" => x[0].clone(),
+        "Identity" => (*x[0]).clone(),
         "Add" => floats(|a, b| a + b, |a, b| a.checked_add(b).unwrap()),
         "Sub" => floats(|a, b| a - b, |a, b| a.checked_sub(b).unwrap()),
         "Mul" => floats(|a, b| a * b, |a, b| a.checked_mul(b).unwrap()),
@@ -309,6 +366,8 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
         "Mod" => floats(|_, _| panic!("of floats"), i64::rem_euclid),
         "Pow" => floats(f64::powf, |_, _| panic!("of whole numbers")),
         "Min" => floats(f64::min, i64::min),
+        "Max" => floats(f64::max, i64::max),
+        "Clip" => x[0].map(|n| F(n.f().clamp(x[1].v[0].f(), x[2].v[0].f()))),
         "BitwiseXor" => both(&x[0], &x[1], |a, b| I(a.i() ^ b.i())),
         "And" => both(&x[0], &x[1], |a, b| I(a.i() & b.i())),
         "Equal" => compared(|c| c == 0),
@@ -327,7 +386,11 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
         "Sigmoid" => float(|x| 1.0 / (1.0 + (-x).exp())),
         "Softplus" => float(|x| (1.0 + x.exp()).ln()),
         "Cast" => x[0].map(|n| match (int("to", 0), n) {
-            (1 | 11, I(i)) => F(i as f64),
+            (1, I(i)) => F(i as f64),
+            (11, I(i)) => D(i as f64),
+            (1, F(x) | D(x)) => F(x),
+            (11, F(x) | D(x)) => D(x),
+            (7, F(x)) => I(x as i64),
             (2, F(x)) => I(i64::from(x as u8)),
             _ => n,
         }),
@@ -337,7 +400,30 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
             tensor(&shape, (0..all[0].len()).map(|i| if all[0][i] == I(1) { all[1][i] } else { all[2][i] }).collect())
         }
         "Shape" => tensor(&[x[0].shape.len()], x[0].shape.iter().map(|&n| I(n as i64)).collect()),
-        "Squeeze" => tensor(&x[0].shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>(), x[0].v.clone()),
+        "Squeeze" => {
+            let gone = x.get(1).map(|axes| axes.ints());
+            let stays = |&(i, n): &(usize, usize)| gone.as_ref().map_or(n != 1, |gone| !gone.contains(&(i as i64)));
+            let shape = x[0].shape.iter().copied().enumerate().filter(stays).map(|(_, n)| n);
+            tensor(&shape.collect::<Vec<_>>(), x[0].v.clone())
+        }
+        "CumSum" => {
+            let mut sum = 0;
+            let sums = x[0].v.iter().map(|n| {
+                sum += n.i();
+                I(sum)
+            });
+            tensor(&x[0].shape, sums.collect())
+        }
+        "NonZero" => {
+            let at: Vec<N> = (0..x[0].v.len()).filter(|&i| x[0].v[i] != I(0)).map(|i| I(i as i64)).collect();
+            tensor(&[1, at.len()], at)
+        }
+        "MatMulNBits" => two_bits(x, int),
+        "DequantizeLinear" => {
+            let of = |i: usize| i / x[0].shape[1];
+            let all = x[0].v.iter().enumerate().map(|(i, n)| F((n.i() - x[2].v[of(i)].i()) as f64 * x[1].v[of(i)].f()));
+            tensor(&x[0].shape, all.collect())
+        }
         "Unsqueeze" => {
             let (mut shape, rank) = (x[0].shape.clone(), (x[0].shape.len() + x[1].v.len()) as i64);
             let mut axes: Vec<i64> = x[1].ints().iter().map(|&axis| axis.rem_euclid(rank)).collect();
@@ -351,7 +437,7 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
             tensor(&shape.collect::<Vec<_>>(), x[0].v.clone())
         }
         "Range" => {
-            let v: Vec<N> = (x[0].v[0].i()..x[1].v[0].i()).map(I).collect();
+            let v: Vec<N> = (x[0].v[0].i()..x[1].v[0].i()).step_by(x[2].v[0].i() as usize).map(I).collect();
             tensor(&[v.len()], v)
         }
         "ReduceMax" => reduced(&|all| all.into_iter().reduce(more).unwrap()),
@@ -382,10 +468,17 @@ fn one(op: &str, x: &[Tensor], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<
             tensor(&shape, v)
         }
         "Pad" => {
-            let (pads, width) = (x[1].ints(), x[0].shape[1]);
-            assert_eq!(pads[..3], [0, 0, 0]);
-            let row = |row: &[N]| row.iter().copied().chain((0..pads[3]).map(|_| x[2].v[0])).collect::<Vec<_>>();
-            tensor(&[x[0].shape[0], width + pads[3] as usize], x[0].v.chunks(width).flat_map(row).collect())
+            let (pads, rank) = (x[1].ints(), x[0].shape.len());
+            assert!(pads.len() == 2 * rank && pads[..rank].iter().all(|&n| n == 0));
+            let fill = x.get(2).map_or(if let I(_) = x[0].v[0] { I(0) } else { F(0.0) }, |fill| fill.v[0]);
+            (0..rank).fold((*x[0]).clone(), |x, axis| {
+                let ([before, along, after], more) = (x.around(axis), pads[rank + axis] as usize);
+                let mut shape = x.shape.clone();
+                shape[axis] += more;
+                let part = |b: usize| x.v[b * along * after..(b + 1) * along * after].iter().copied();
+                let v = (0..before).flat_map(|b| part(b).chain(std::iter::repeat_n(fill, more * after)));
+                tensor(&shape, v.collect())
+            })
         }
         "Transpose" => transposed(&x[0], &perm.unwrap()),
         "Gemm" => {
@@ -411,6 +504,7 @@ pub(super) struct Session<'a> {
     graph: Fields<'a>,
     constants: Values,
     states: Values,
+    rounds: bool,
 }
 
 impl<'a> Session<'a> {
@@ -418,21 +512,28 @@ impl<'a> Session<'a> {
         let model = Fields::of(file);
         assert_eq!((model.numbers(1), model.one(8).numbers(2)), (vec![10], vec![21]));
         let graph = model.one(7);
-        let constants = graph.all(5).map(|of| constant(&Fields::of(of))).collect();
+        let constants =
+            graph.all(5).map(|of| constant(&Fields::of(of))).map(|(name, of)| (name, Rc::new(of))).collect();
         let mut states: Values = BTreeMap::new();
         for (name, axes) in graph.all(11).map(|of| described(&Fields::of(of))).filter(|(name, _)| name != "ids") {
             let shape: Vec<usize> = axes.iter().map(|&n| n as usize).collect();
             let zero = if matches!(&*name, "past" | "before") { I(0) } else { F(0.0) };
-            states.insert(name, tensor(&shape, vec![zero; shape.iter().product()]));
+            states.insert(name, Rc::new(tensor(&shape, vec![zero; shape.iter().product()])));
         }
-        Session { graph, constants, states }
+        Session { graph, constants, states, rounds: false }
+    }
+
+    /// With every operator's floats rounded to f32.
+    pub(super) fn rounding(self) -> Self {
+        Session { rounds: true, ..self }
     }
 
     pub(super) fn logits(&mut self, tokens: &[Token]) -> Vec<Vec<f64>> {
         let mut known = self.constants.clone();
         known.extend(self.states.clone());
-        known.insert("ids".into(), tensor(&[1, tokens.len()], tokens.iter().map(|&t| I(t.into())).collect()));
-        run(&self.graph, &mut known);
+        let ids = tensor(&[1, tokens.len()], tokens.iter().map(|&t| I(t.into())).collect());
+        known.insert("ids".into(), Rc::new(ids));
+        run(&self.graph, &mut known, self.rounds);
         for (name, axes) in self.graph.all(12).map(|of| described(&Fields::of(of))) {
             let shape = &known[&name].shape;
             assert!(
