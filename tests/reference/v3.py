@@ -251,18 +251,18 @@ def checkpoint(path: Path):
     """As the original saves one, with the states of both optimizers, the moving average and its settings."""
     c = Config(97, 32, 43, [1, 4, 64], 4, 16, 2, 0.1, 1e-4)
     model, tokens = draw(c, 2, 90, 1)
+    ids = tokens[0, :, :-1]
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    objective(model, ids, tokens[0, :, 1:])[1].backward()
+    adamw.step()
     state = model.state_dict() | {"lm_head.weight": model.embedding.weight.detach()}
     with torch.no_grad():
-        logits = model(tokens[0, :, :-1])
-    ids = tokens[0, :, :-1]
+        logits = model(ids)
     nll = -torch.log_softmax(logits.double(), -1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
     settings = {
         "d_model": 32, "n_recursions": 2, "phase_schedule": {"1a": {"start": 0, "freeze_embed": True}}, "adamw_betas": (0.9, 0.95),
         "ewa_checkpoints": [8000, 9000], "dataset_name": "none", "lr": 3e-4, "nothing": None,
     }  # fmt: skip
-    adamw = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    objective(model, ids, tokens[0, :, 1:])[1].backward()
-    adamw.step()
     whole = {"step": 7, "model_state_dict": state, "adamw_state_dict": adamw.state_dict(), "ema_state": state,
              "train_loss": 6.9, "val_loss": 6.8, "config": settings}  # fmt: skip
     torch.save(whole, path)

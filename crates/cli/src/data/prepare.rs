@@ -40,7 +40,7 @@ pub struct Args {
     data: Vec<String>,
     #[command(flatten)]
     select: Select,
-    /// Tokenizer: bpe, bytes, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file
+    /// Tokenizer: bpe, bytes, gpt2, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file
     #[arg(long, value_name = "KIND", default_value_t = Settings::default().tokenizer.kind)]
     tokenizer: String,
     /// Vocabulary size to aim for when a bpe or frequency tokenizer is trained

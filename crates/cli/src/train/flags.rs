@@ -69,7 +69,7 @@ pub struct Args {
     /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)
     #[arg(long, help_heading = TEXT)]
     pub offline: bool,
-    /// Tokenizer: bpe, bytes, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file [default: the preset's]
+    /// Tokenizer: bpe, bytes, gpt2, frequency (lossy: the most frequent GPT-2 tokens), or a tokenizer file [default: the preset's]
     #[arg(long, value_name = "KIND|FILE", help_heading = TEXT)]
     pub tokenizer: Option<String>,
     /// Vocabulary size in tokens [default: the preset's]

@@ -88,7 +88,11 @@ impl Task {
         let value: serde_json::Value = serde_json::from_str(json).map_err(|e| bad(e.to_string()))?;
         // First: other architectures have other keys.
         let task = match value.get("arch").and_then(|arch| arch.as_str()) {
-            Some("v3") => v3::task(value)?,
+            Some(arch @ "v3") => {
+                let arch = arch.to_string();
+                let v3::Trained { model, optim, z_loss, smoothing, steps } = v3::read(value).map_err(bad)?;
+                Task { arch, model, optim, optimizer: "normuon".into(), z_loss, smoothing, whole: true, steps }
+            }
             Some(arch) if ARCHS.contains(&arch) => Settings::task(value)?,
             Some(arch) => return Err(VerifyError::Arch { found: format!("{arch:?}") }),
             None => return Err(bad("`arch` is missing or not a string".into())),

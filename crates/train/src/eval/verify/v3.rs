@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Task, VerifyError};
 use crate::config;
 use crate::optim;
 use flashlm_model::ModelConfig;
@@ -16,7 +15,8 @@ const NORM_EPS: f64 = 1e-8;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Settings {
-    arch: String,
+    #[serde(rename = "arch")]
+    _arch: String,
     dim: usize,
     vocab: usize,
     inner: usize,
@@ -62,16 +62,24 @@ struct AdamW {
     _no_decay: Option<IgnoredAny>,
 }
 
-/// What these settings ask for.
-pub(super) fn task(value: serde_json::Value) -> Result<Task, VerifyError> {
-    let bad = |reason: String| VerifyError::Config { reason };
-    let s: Settings = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
+/// A model, and how it is trained.
+pub(super) struct Trained {
+    pub model: ModelConfig,
+    pub optim: optim::Settings,
+    pub z_loss: f64,
+    pub smoothing: f64,
+    pub steps: usize,
+}
+
+/// What these settings ask for, or what is wrong with them.
+pub(super) fn read(value: serde_json::Value) -> Result<Trained, String> {
+    let s: Settings = serde_json::from_value(value).map_err(|e| e.to_string())?;
     if s.positions != "all" {
-        return Err(bad(format!("positions {:?}, expected \"all\"", s.positions)));
+        return Err(format!("positions {:?}, expected \"all\"", s.positions));
     }
     let smooth = (0.0..1.0).contains(&s.label_smoothing) && (0.0..=1.0).contains(&s.z_loss);
     if !smooth {
-        return Err(bad("label_smoothing or z_loss is not between 0 and 1".into()));
+        return Err("label_smoothing or z_loss is not between 0 and 1".into());
     }
     let base = ModelConfig::v4_small();
     let model = ModelConfig {
@@ -100,6 +108,5 @@ pub(super) fn task(value: serde_json::Value) -> Result<Task, VerifyError> {
         matrix_weight_decay: 0.0,
         ..config::Settings::default().train.optim()
     };
-    let (z_loss, smoothing) = (s.z_loss, s.label_smoothing);
-    Ok(Task { arch: s.arch, model, optim, optimizer: "normuon".into(), z_loss, smoothing, whole: true, steps: s.steps })
+    Ok(Trained { model, optim, z_loss: s.z_loss, smoothing: s.label_smoothing, steps: s.steps })
 }
