@@ -453,7 +453,10 @@ fn models_of_other_programs_write_and_score_as_the_commands_do() {
             // llama2.c's tokenizer puts a space in front of a text, which is no part of it.
             let token = token.strip_prefix(' ').filter(|_| i == 0 && *model == 1).unwrap_or(token);
             let there: String = text[at..].iter().take(token.chars().count()).collect();
-            assert!(token == there || token.starts_with("bytes:"), "token {i}: {token:?} at {at}, found {there:?}");
+            assert!(
+                token == there || token.starts_with("bytes:") || token.contains('#'),
+                "token {i}: {token:?} at {at}, found {there:?}"
+            );
         }
         assert_eq!(server.post("/detokenize", &json!({"model": name, "tokens": ids(prompt)}))["prompt"], *prompt);
         let mut ask = json!({"model": name, "prompt": [prompt], "n": 2, "max_tokens": 9, "seed": 1});
