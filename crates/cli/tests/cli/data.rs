@@ -94,7 +94,7 @@ fn a_failed_prepare_changes_nothing() {
     // Its tokens are no text.
     place.fails(
         "train -d prepared/text",
-        &["the text that they were made of", "--tokenizer prepared/text/tokenizer.json"],
+        &["the text that they were made of", "prepared/text/tokenizer.json for the same vocabulary"],
     );
     let before = files();
     assert_eq!(before.len(), 3);
