@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# `flashlm export c` on other machines: 32-bit x86, big-endian s390x and NEON under QEMU, valgrind, clang. Texts must be equal. What is missing here is skipped with a word. Debian: gcc-multilib or gcc-12-s390x-linux-gnu
-# libc6-dev-s390x-cross gcc-12-aarch64-linux-gnu libc6-dev-arm64-cross, qemu-user-static, valgrind, clang.
+# `flashlm export c` on other machines: 32-bit x86, big-endian s390x and NEON under QEMU, valgrind, clang. Texts must be equal. What is
+# missing here is skipped with a word. Debian: gcc-multilib or gcc-12-s390x-linux-gnu libc6-dev-s390x-cross gcc-12-aarch64-linux-gnu
+# libc6-dev-arm64-cross, qemu-user-static, valgrind, clang. benches/exports_speed.py measures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 flashlm=${FLASHLM:-target/release/flashlm}

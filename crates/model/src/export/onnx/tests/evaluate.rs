@@ -257,7 +257,7 @@ fn run(graph: &Fields, known: &mut Values, rounds: bool) {
             }
             "Scan" => scan(&attributes["body"].one(6), &inputs, int("num_scan_inputs", 0) as usize, known, rounds),
             "LinearAttention" => {
-                assert_eq!(attributes["scale"].numbers(2), [f32::to_bits(1.0).into()]);
+                assert_eq!(attributes["scale"].numbers(2), vec![i64::from(1.0_f32.to_bits())]);
                 linear_attention(&inputs, int("q_num_heads", 0) as usize)
             }
             "Sum" => {
