@@ -81,7 +81,7 @@ def llama2c(folder, source):
         file.write(struct.pack("<7i", dim, hidden, layers, heads, heads, vocab, context))
         file.write(b"".join(struct.pack("<f", 0.02 * ((i * 7919) % 101 - 50) / 50) for i in range(9973)) * (sum(sizes) // 9973 + 1))
     with open(folder / "tokenizer.bin", "wb") as file:
-        file.write(struct.pack("<i", 1) + b"".join(struct.pack("<fi", 0, 1) + b"a" for _ in range(vocab)))
+        file.write(struct.pack("<i", 1) + b"".join(struct.pack("<fi", 0, 1) + (b" " if i == 5 else b"a") for i in range(vocab)))
     run(["gcc", "-Ofast", "-march=native", source, "-lm", "-o", folder / "run"])
     command = [folder / "run", folder / "model.bin", "-z", folder / "tokenizer.bin", "-t", "0", "-i", "a"]
     (short, few, _), (long, many, _) = run([*command, "-n", "2"]), run([*command, "-n", "256"])

@@ -5,6 +5,7 @@ MODEL is a run, checkpoint or packed model. The reference is NumPy in float64 (r
 Needs NumPy; `onnx` needs the packages onnx and onnxruntime, and for Node onnxruntime-node below NODE_PATH; `gguf` xllamacpp and tokenizers, `hf`
 torch and transformers: without them, and where a format refuses the model, that part is skipped.
 """
+import ctypes
 import importlib.util
 import json
 import math
@@ -180,13 +181,13 @@ def onnx(flashlm, model, folder, ids, reference, packed):
         print("skipped: no node, or no npm package onnxruntime-node below NODE_PATH")
     run(flashlm, "export", "onnx", model, "-o", folder / "int8", "--weights", "int8")
     package.checker.check_model(str(int8), full_check=True)
-    for what, pieces in (("at once", [ids[:-1]]), ("token by token", [[token] for token in ids[:-1]])):
-        session = Session(int8)
-        z = np.concatenate([session.logits(piece) for piece in pieces]).astype(np.float64)
-        z -= z.max(-1, keepdims=True)
-        z -= np.log(np.exp(z).sum(-1, keepdims=True))
-        off = np.abs(z[np.arange(len(packed)), ids[1:]] - packed)
-        check(f"onnx int8 {what}: log-probabilities of {len(off)} tokens against the packed runtime, the largest difference", off.max(), 1e-6)
+    z = Session(int8).logits(ids[:-1]).astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    z -= np.log(np.exp(z).sum(-1, keepdims=True))
+    # The runtime's own logarithms are of f32.
+    off = np.abs(z[np.arange(len(packed)), ids[1:]] - packed)
+    check(f"onnx int8: log-probabilities of {len(off)} tokens against the packed runtime, the largest difference", off.max(), 3e-6)
+    bits(flashlm, model, folder, int8)
     if exported(flashlm, "onnx", model, folder / "int2", "--weights", "int2"):
         int2 = folder / "int2/model.onnx"
         package.checker.check_model(str(int2), full_check=True)
@@ -205,6 +206,35 @@ def onnx(flashlm, model, folder, ids, reference, packed):
         print(f"    {path.parent.name}: {path.stat().st_size} bytes, {n} tokens/s")
     example = run(sys.executable, folder / "onnx/generate.py", "Once upon a time")
     check("onnx: the example writes on", not (example.startswith("Once upon a time") and len(example) > 40), 0)
+
+
+def bits(flashlm, model, folder, path):
+    """Logits of the packed runtime, as its C export has them, along a text that it draws: token by token, and in pieces of 100."""
+    run(flashlm, "export", "c", model, "-o", folder / "story.c")
+    try:
+        run("cc", "-std=c11", "-O2", "-shared", "-fPIC", "-DSTORY_NO_MAIN", "-DSTORY_API=", "-ffp-contract=off", folder / "story.c", "-o", folder / "story.so")
+    except OSError:
+        print("skipped: no C compiler (cc)")
+        return
+    class Settings(ctypes.Structure):
+        _fields_ = [("temperature", ctypes.c_float), ("top_k", ctypes.c_uint32), ("top_p", ctypes.c_float), ("min_p", ctypes.c_float)]
+
+    c, size = ctypes.CDLL(str(folder / "story.so")), ctypes.c_size_t()
+    c.story_model.restype = c.story_init.restype = ctypes.c_void_p
+    c.story_size.restype, c.story_logits.restype = ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)
+    at = ctypes.c_void_p(c.story_model(ctypes.byref(size)))
+    memory = ctypes.create_string_buffer(c.story_size(at, size) + 64)
+    story = ctypes.c_void_p(c.story_init(ctypes.c_void_p((ctypes.addressof(memory) + 63) // 64 * 64), at, size))
+    c.story_reset(story, ctypes.c_uint64(1))
+    tokens, want = [c.story_eos(story)], []
+    for _ in range(512):
+        want.append(np.ctypeslib.as_array(c.story_logits(story), (c.story_vocab(story),)).copy())
+        tokens.append(c.story_sample(story, ctypes.byref(Settings(1.0, 0, 1.0, 0.0))))
+    turns, pieces = Session(path), Session(path)
+    got = np.concatenate([turns.logits([token]) for token in tokens[:-1]])
+    check(f"onnx int8: logits of {len(want)} tokens that are not the runtime's to the bit", (got != np.array(want)).any(-1).sum(), 0)
+    got = np.concatenate([pieces.logits(tokens[i : min(i + 100, len(want))]) for i in range(0, len(want), 100)])
+    check("onnx int8: the same in pieces of 100", (got != np.array(want)).any(-1).sum(), 0)
 
 
 def gguf(flashlm, model, folder, ids, want, packed, text):

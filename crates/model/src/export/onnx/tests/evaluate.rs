@@ -25,6 +25,12 @@ impl<'a> Fields<'a> {
         let mut all = Vec::new();
         while !from.is_empty() {
             let key = varint(&mut from);
+            if key & 7 == 5 {
+                let (bits, rest) = from.split_first_chunk().unwrap();
+                all.push((key >> 3, Field::Number(u32::from_le_bytes(*bits).into())));
+                from = rest;
+                continue;
+            }
             let number = varint(&mut from);
             all.push((
                 key >> 3,
@@ -250,7 +256,10 @@ fn run(graph: &Fields, known: &mut Values, rounds: bool) {
                 (0..outputs.len()).map(part).collect()
             }
             "Scan" => scan(&attributes["body"].one(6), &inputs, int("num_scan_inputs", 0) as usize, known, rounds),
-            "LinearAttention" => linear_attention(&inputs, int("q_num_heads", 0) as usize),
+            "LinearAttention" => {
+                assert_eq!(attributes["scale"].numbers(2), vec![i64::from(1.0_f32.to_bits())]);
+                linear_attention(&inputs, int("q_num_heads", 0) as usize)
+            }
             "Sum" => {
                 let plus = |a: Tensor, b: &Rc<Tensor>| rounded(both(&a, b, |a, b| a.like(a.f() + b.f())), rounds);
                 vec![inputs[1..].iter().fold((*inputs[0]).clone(), plus)]
