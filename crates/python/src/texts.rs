@@ -60,7 +60,7 @@ pub fn spool<'py>(
     let mut lines = Vec::new();
     for text in std::iter::once(Ok(first)).chain(rest) {
         py.check_signals()?;
-        let text = text?.cast_into::<PyString>()?;
+        let text = text?.cast_into::<PyString>().map_err(PyErr::from)?;
         lines.extend((serde_json::json!({"text": text.to_str()?}).to_string() + "\n").into_bytes());
         if lines.len() >= PIECE && !give(py, &send, Some(std::mem::take(&mut lines)))? {
             break;
