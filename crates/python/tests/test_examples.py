@@ -35,7 +35,7 @@ def test_compare_mixers(stories: Path, tmp_path: Path) -> None:
     told = {}
     options = ["--preset", "flash-tiny", "--steps", 3, *as_options(SETTINGS)]
     for mixer in ("conv", "delta", "attention"):
-        program("train", "--data", stories, "--save-dir", tmp_path / f"own-{mixer}", "--set", f"model.mixer={mixer}", *options)
+        program("train", "--data", stories, "--save-dir", tmp_path / f"own-{mixer}", "--set", f'model.pattern=["{mixer}"]', *options)
         told[mixer] = json.loads((tmp_path / f"own-{mixer}/result.json").read_text())["best"]["full"]["bpb"]
     assert list(found.items()) == sorted(told.items(), key=lambda pair: pair[1])
     assert len(set(found.values())) == 3 and flashlm.load(tmp_path / "delta").config["pattern"] == ["delta"]

@@ -77,7 +77,7 @@ def test_every_format_is_what_the_program_writes(own: Path, tmp_path: Path) -> N
         ours, theirs = files(tmp_path / f"ours-{name}"), files(tmp_path / f"theirs-{name}")
         assert ours and ours == theirs, name
         assert told["file_size"] == sum(map(len, ours.values())) and told["weights"] == FORMATS[name], name
-    with pytest.raises(flashlm.Error, match="already exists"):
+    with pytest.raises(flashlm.Error, match="is a folder, not a file"):
         flashlm.export("hf", own, tmp_path / "ours-hf", force=True)
 
 
