@@ -1,12 +1,15 @@
 """The Python package: memory over many models and texts, eight threads, and a loop over events against the program.
 
-    python benches/python.py [--texts 100000] [--loads 1000] [--program target/release/flashlm]
+    python benches/python.py [--texts 100000] [--loads 1000]
+    python benches/python.py --texts 0 --loads 0 --program target/release/flashlm [--turns 5] [--steps 200]    # a loop of callbacks
 
 Memory is resident MB before and after, the first tenth left out as warming up; a leak of one kB a text would be 100 MB.
 """
 
 import argparse
+import json
 import os
+import statistics
 import subprocess
 import tempfile
 import threading
@@ -21,6 +24,8 @@ def resident() -> float:
 
 
 def flat(name: str, n: int, work) -> None:
+    if n == 0:
+        return
     for i in range(n // 10):
         work(i)
     before, start = resident(), time.perf_counter()
@@ -42,21 +47,25 @@ def threads(model: flashlm.Model, n: int) -> float:
     return n * 20 * 200 / (time.perf_counter() - start)
 
 
-def training(program: str, steps: int) -> None:
-    """Seconds of the same run by the program and by a loop over its events, in turns."""
+def training(program: str, steps: int, turns: int) -> None:
+    """Seconds of the same run by the program and by a callback for each of its rows, in turns."""
     options = ["--data", "synthetic:2000", "--preset", "flash-tiny", "--steps", str(steps), "--set", "train.log_every=1"]
-    for turn in range(3):
+    seconds = {"program": [], "callbacks": []}
+    for turn in range(turns):
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([program, "train", *options, "-o", f"{folder}/a"], check=True, capture_output=True)
-            trainer = flashlm.Trainer(
-                "synthetic:2000", preset="flash-tiny", steps=steps, save_dir=f"{folder}/b", set={"train.log_every": 1}
+            rows = []
+            trainer = flashlm.train(
+                "synthetic:2000", preset="flash-tiny", steps=steps, save_dir=f"{folder}/b", set={"train.log_every": 1}, quiet=True,
+                on_event=lambda event: rows.append(event.loss) if isinstance(event, flashlm.TrainRow) else None,
             )
-            rows = sum(isinstance(event, flashlm.TrainRow) for event in trainer)
-            import json
-
-            theirs = json.load(open(f"{folder}/a/result.json"))["seconds"]
-            ours = trainer.result["seconds"]
-            print(f"training, turn {turn}: program {theirs:.2f} s, {rows} rows in Python {ours:.2f} s: {ours / theirs:.3f}", flush=True)
+            with open(f"{folder}/a/result.json") as file:
+                theirs, ours = json.load(file)["seconds"], trainer.result["seconds"]
+            seconds["program"].append(theirs)
+            seconds["callbacks"].append(ours)
+            print(f"training, turn {turn + 1}: program {theirs:.2f} s, {len(rows)} callbacks {ours:.2f} s: {ours / theirs:.3f}", flush=True)
+    a, b = (statistics.median(seconds[name]) for name in ("program", "callbacks"))
+    print(f"training, medians of {turns}: program {a:.2f} s, callbacks {b:.2f} s: {b / a:.3f}")
 
 
 def main() -> None:
@@ -65,16 +74,21 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=1_000)
     parser.add_argument("--program")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
     model = flashlm.load("builtin")
     flat("models", args.loads, lambda i: flashlm.load("builtin").complete("One", tokens=1))
     flat("texts", args.texts, lambda i: model.complete("One", tokens=8, seed=i))
     flat("streams", args.texts // 10, lambda i: model.stream(seed=i).feed("One day"))
-    one = threads(model, 1)
-    for n in (2, 8):
-        print(f"{n} threads: {threads(model, n) / one:.2f} times one ({one:,.0f} tokens/s, {len(os.sched_getaffinity(0))} processors)")
     if args.program:
-        training(args.program, args.steps)
+        training(args.program, args.steps, args.turns)
+        return
+    speeds = {n: [] for n in (1, 2, 8)}
+    for _ in range(args.turns):
+        for n, found in speeds.items():
+            found.append(threads(model, n))
+    one, two, eight = (statistics.median(found) for found in speeds.values())
+    print(f"threads, medians of {args.turns}, {len(os.sched_getaffinity(0))} processors: one {one:,.0f} tokens/s, two {two / one:.2f} times, eight {eight / one:.2f} times")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The same bits under a real MPI as on one process and on ranks as threads: 200 updates of every case of crates/train/tests/ranks.rs on 1, 2
 # and 4 ranks, and 4 resumed on 1 and on 2; parameters and optimizer are compared byte by byte. Then what ranks cost, in turns.
-# Usage: benches/ranks.sh [PROGRAM], a flashlm built with --features mpi. `--small`: one case on 2 ranks, without figures.
+# Usage: benches/ranks.sh [PROGRAM], a flashlm built with --features mpi. `--small`: one case on 2 ranks, without figures; `--cost`: the
+# figures alone.
 set -euo pipefail
-small=
+small= cost=
 [[ ${1:-} == --small ]] && { small=1; shift; }
+[[ ${1:-} == --cost ]] && { cost=1; shift; }
 cd "$(dirname "$0")/.."
 program=$(readlink -f "${1:-${CARGO_TARGET_DIR:-target}/release/flashlm}")
 command -v mpirun > /dev/null || { echo "skipped: there is no mpirun here (Debian: openmpi-bin)"; [[ -z ${CI:-} ]]; exit; }
@@ -40,32 +42,33 @@ if [[ $small ]]; then
     exit 0
 fi
 
-began=$SECONDS
-echo "== ranks as threads: 1, 2, 4 and 8, 200 updates"
-FLASHLM_RANKS=$folder cargo test --release -p flashlm-train --test ranks -- --ignored two_hundred > "$folder/out" 2>&1 ||
-    { cat "$folder/out"; exit 1; }
-last=step-00000200
-cases=0
-for case in "$folder"/*/; do
-    [[ -e $case/1/settings.toml ]] || continue
-    for ranks in 1 2 4; do
-        train $ranks --config "$case/1/settings.toml" -o "$case/mpi-$ranks"
-        same "$case/1" "$case/mpi-$ranks" "$last"
+bits() {
+    local began=$SECONDS last=step-00000200 cases=0 case ranks
+    echo "== ranks as threads: 1, 2, 4 and 8, 200 updates"
+    FLASHLM_RANKS=$folder cargo test --release -p flashlm-train --test ranks -- --ignored two_hundred > "$folder/out" 2>&1 ||
+        { cat "$folder/out"; exit 1; }
+    for case in "$folder"/*/; do
+        [[ -e $case/1/settings.toml ]] || continue
+        for ranks in 1 2 4; do
+            train $ranks --config "$case/1/settings.toml" -o "$case/mpi-$ranks"
+            same "$case/1" "$case/mpi-$ranks" "$last"
+        done
+        # In the folder of the 4 ranks.
+        for ranks in 1 2; do
+            train $ranks --resume "$case/mpi-4/checkpoints/step-00000100"
+            same "$case/1" "$case/mpi-4" "$last"
+        done
+        cases=$((cases + 1))
+        echo "$(basename "$case"): 1, 2, 4 ranks, 4 resumed on 1 and on 2: the bits of 1, 2, 4 and 8 threads"
     done
-    # In the folder of the 4 ranks.
-    for ranks in 1 2; do
-        train $ranks --resume "$case/mpi-4/checkpoints/step-00000100"
-        same "$case/1" "$case/mpi-4" "$last"
-    done
-    cases=$((cases + 1))
-    echo "$(basename "$case"): 1, 2, 4 ranks, 4 resumed on 1 and on 2: the bits of 1, 2, 4 and 8 threads"
-done
-[[ $cases -ge 5 ]] || { echo "only $cases cases were compared"; exit 1; }
-echo "== $((SECONDS - began)) s"
+    [[ $cases -ge 5 ]] || { echo "only $cases cases were compared"; exit 1; }
+    echo "== $((SECONDS - began)) s"
+}
+[[ $cost ]] || bits
 
 echo "== tokens per second of v4-small, in turns: no MPI and 2 threads, mpirun -n 1 and 2 threads, mpirun -n 2 and 1 thread each"
-text=(--preset v4-small -d synthetic:500 --set tokenizer.vocab=1024 --set train.batch=16 --set train.pass_rows=2048 --set train.steps=4
-    --set train.log_every=4 --set train.eval_every=4 --set train.eval_tokens=2000 --set train.sample_every=0)
+text=(--preset v4-small -d synthetic:500 --set tokenizer.vocab=1024 --set train.batch=16 --set train.pass_rows=2048 --set train.steps=20
+    --set train.log_every=20 --set train.eval_every=20 --set train.eval_tokens=2000 --set train.sample_every=0)
 speed() {
     local name=$1
     shift

@@ -150,12 +150,6 @@ refused "another text" "rank 1 has another list of flags than rank 0" -n 1 "${on
 refused "another instruction set" "rank 1 has another instruction set than rank 0" -n 1 "${one[@]}" : -n 1 -x FLASHLM_ISA=scalar "${one[@]}"
 refused "3 ranks" "3 ranks: must be a power of two" -n 3 "${one[@]}"
 refused "8 ranks, 4 passes" "8 ranks, but an update has 4 passes" -n 8 "${one[@]}"
-# Of another version, as far as it says itself: its number, where it stands in the program, becomes one of the same length.
-version=$("$program" --version | cut -d ' ' -f 2)
-sed "s/${version//./\\.}/${version%?}x/g" "$program" > "$folder/other"
-chmod +x "$folder/other"
-refused "another version" "rank 1 has another version of flashlm than rank 0: ${version%?}x, not $version" \
-    -n 1 "${one[@]}" : -n 1 "$folder/other" "${one[@]:1}"
 # Each rank in a folder of its own, with a text, a vocabulary and settings of the same names.
 mkdir "$folder"/{a,b}
 for at in a b; do
@@ -163,7 +157,7 @@ for at in a b; do
     cp "$folder/alone/checkpoints/step-00000$steps/tokenizer.json" "$folder/$at/words.json"
     echo 'train.lr = 0.001' > "$folder/$at/own.toml"
 done
-own=(train --threads 1 "${new[@]}" -d book.txt --tokenizer words.json --config own.toml)
+own=(train --threads 1 "${new[@]/synthetic:300/book.txt}" --tokenizer words.json --config own.toml)
 for file in book.txt:text words.json:tokenizer "own.toml:settings file"; do
     what=${file#*:} file=${file%:*}
     cp "$folder/b/$file" "$folder/kept"

@@ -15,7 +15,7 @@ def main(text: str, steps: int = 300, folder: str = "mixers", **settings: object
     found = {}
     for mixer in MIXERS:
         run = {"preset": "flash-tiny", "steps": steps, "save_dir": Path(folder) / mixer, **settings}
-        trainer = flashlm.train(text, set={"model.mixer": mixer}, quiet=True, **run)  # type: ignore[arg-type]
+        trainer = flashlm.train(text, set={"model.pattern": [mixer]}, quiet=True, **run)  # type: ignore[arg-type]
         assert trainer.result is not None
         found[mixer] = trainer.result["best"]["full"]["bpb"]
         print(f"{mixer:<10} {trainer.parameters:>10,} parameters  {found[mixer]:.4f} bits per byte")

@@ -114,7 +114,8 @@ where
     })
 }
 
-fn number(name: &str, value: &Bound<PyAny>) -> Result<f32> {
+/// A number.
+pub fn number(name: &str, value: &Bound<PyAny>) -> Result<f32> {
     value.extract::<f64>().map(|x| x as f32).map_err(|error| {
         if error.is_instance_of::<PyOverflowError>(value.py()) {
             Failure::setting(format!("{name}: expected a number, found one too large for any"))

@@ -13,6 +13,7 @@ use flashlm_train::what::{Unwanted, What};
 use pyo3::prelude::*;
 use serde_json::json;
 
+use crate::asked::{number, whole};
 use crate::error::{Failure, Result};
 use crate::json::object;
 use crate::wait::wait;
@@ -36,20 +37,24 @@ fn option(name: &str, value: impl Into<OsString>) -> OsString {
 
 /// Packs a model into one small file, as `flashlm pack` does, and returns what it is: file, sizes in bytes, parameters.
 #[pyfunction]
-#[pyo3(signature = (model, output = PathBuf::from("model.safetensors"), *, ternary_bits = 2.0, table_bits = 8, force = false))]
+#[pyo3(signature = (model, output = PathBuf::from("model.safetensors"), *, ternary_bits = None, table_bits = None, force = false))]
 #[pyo3(text_signature = "(model, output='model.safetensors', *, ternary_bits=2, table_bits=8, force=False)")]
-pub fn pack(
-    py: Python<'_>,
+pub fn pack<'py>(
+    py: Python<'py>,
     model: PathBuf,
     output: PathBuf,
-    ternary_bits: f64,
-    table_bits: u32,
+    ternary_bits: Option<&Bound<'py, PyAny>>,
+    table_bits: Option<&Bound<'py, PyAny>>,
     force: bool,
-) -> Result<Bound<'_, PyAny>> {
+) -> Result<Bound<'py, PyAny>> {
     let mut args = words(&["flashlm", "pack"]);
     args.push(option("--output", output));
-    args.push(option("--ternary-bits", ternary_bits.to_string()));
-    args.push(option("--table-bits", table_bits.to_string()));
+    if let Some(bits) = ternary_bits {
+        args.push(option("--ternary-bits", number("ternary_bits", bits)?.to_string()));
+    }
+    if let Some(bits) = table_bits {
+        args.push(option("--table-bits", whole::<u64>("table_bits", bits)?.to_string()));
+    }
     args.extend(force.then(|| "--force".into()));
     args.extend(["--".into(), model.into()]);
     report(py, args)

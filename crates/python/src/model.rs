@@ -22,7 +22,7 @@ use crate::error::{Failure, Result};
 use crate::generation::{Generation, complete};
 use crate::stream::Stream;
 use crate::tokenizer::{Tokenizer, no_pickle};
-use crate::wait::wait;
+use crate::wait::{between, wait};
 
 /// Rows of a text that are worked through at once, per thread.
 const ROWS: usize = 64;
@@ -134,9 +134,11 @@ impl Model {
         let texts: Vec<String> = match texts.cast::<PyString>() {
             Ok(text) => vec![text.to_str()?.to_string()],
             Err(_) => {
-                let text =
-                    |text: PyResult<Bound<'py, PyAny>>| py.check_signals().and_then(|()| text?.extract::<String>());
-                texts.try_iter()?.map(text).collect::<PyResult<_>>()?
+                let text = |(n, text): (usize, PyResult<Bound<'py, PyAny>>)| {
+                    between(py, n)?;
+                    text?.extract::<String>()
+                };
+                texts.try_iter()?.enumerate().map(text).collect::<PyResult<_>>()?
             }
         };
         let model = self.packed.clone();

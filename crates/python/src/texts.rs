@@ -17,7 +17,7 @@ use pyo3::types::PyString;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Failure, Result};
-use crate::wait::{TICK, wait};
+use crate::wait::{TICK, between, wait};
 
 /// Of the files that this process writes.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
@@ -58,9 +58,9 @@ pub fn spool<'py>(
     };
     let writer = thread::Builder::new().name("flashlm-texts".into()).spawn(work).map_err(PyErr::from)?;
     let mut lines = Vec::new();
-    for text in std::iter::once(Ok(first)).chain(rest) {
-        py.check_signals()?;
-        let text = text?.cast_into::<PyString>()?;
+    for (n, text) in std::iter::once(Ok(first)).chain(rest).enumerate() {
+        between(py, n)?;
+        let text = text?.cast_into::<PyString>().map_err(PyErr::from)?;
         lines.extend((serde_json::json!({"text": text.to_str()?}).to_string() + "\n").into_bytes());
         if lines.len() >= PIECE && !give(py, &send, Some(std::mem::take(&mut lines)))? {
             break;

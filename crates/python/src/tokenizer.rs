@@ -9,12 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
 use crate::error::{Failure, Result};
-use crate::wait::wait;
+use crate::wait::{between, wait};
 
 /// Longest text that is encoded without asking for Ctrl-C on the way, in bytes.
 const SHORT: usize = 1 << 16;
-/// Ids between two questions whether Ctrl-C was pressed.
-const OFTEN: usize = 1 << 10;
 
 /// The vocabulary of a model: text to token ids and back. Threads may share it.
 #[pyclass(frozen, module = "flashlm")]
@@ -101,9 +99,7 @@ pub fn tokens(model: &PackedModel, ids: &Bound<PyAny>) -> Result<Vec<Token>> {
     let size = model.config().vocab_size;
     let token = |(n, id): (usize, PyResult<Bound<PyAny>>)| {
         let id = id?;
-        if n.is_multiple_of(OFTEN) {
-            ids.py().check_signals()?;
-        }
+        between(ids.py(), n)?;
         let known = id.extract::<Token>().ok().filter(|&id| usize::from(id) < size);
         // `operator.index` refuses what is no whole number, in its own words.
         match known {

@@ -59,7 +59,7 @@ enum Stage {
 ///
 /// `data` is a path, a folder, the name of a dataset (`"tinystories"`, `"hf:OWNER/DATASET"`, `"synthetic"`), or an iterable of texts,
 /// one for each document. The other arguments are the options of `flashlm train`, `set` is a dict of settings by dotted keys, such
-/// as `{"model.mixer": "delta"}`.
+/// as `{"model.pattern": ["delta"]}`.
 #[pyclass(frozen, module = "flashlm")]
 pub struct Trainer {
     run: Run,

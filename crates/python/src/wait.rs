@@ -7,12 +7,24 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use pyo3::Python;
+use pyo3::{PyResult, Python};
 
 use crate::error::{Failure, Result};
 
 /// How often it is asked whether Ctrl-C was pressed.
 pub const TICK: Duration = Duration::from_millis(20);
+
+/// Items of an iterable between two chances of other threads of Python.
+const OFTEN: usize = 256;
+
+/// Before item `n` of an iterable, which may run no code of Python: other threads have their chance, and Ctrl-C is asked for.
+pub fn between(py: Python, n: usize) -> PyResult<()> {
+    if n.is_multiple_of(OFTEN) {
+        py.detach(thread::yield_now);
+        py.check_signals()?;
+    }
+    Ok(())
+}
 
 /// Does `work` on a thread of its own while this one waits for it and for signals. Where a signal raises an exception, it is
 /// returned at once; `work` is told to stop, and what it returns is dropped.

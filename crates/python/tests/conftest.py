@@ -26,6 +26,11 @@ SMALL: dict[str, Any] = {
     "set": {"model.dim": 32, "model.blocks": 1, "model.ffn_hidden": 48, "train.seq_len": 64, "train.log_every": 5},
 }
 
+# What every format of exports can express.
+PLAIN: dict[str, Any] = {
+    "model.pattern": ["shortconv", "attention"], "model.sub_norm": False, "model.x0": False, "model.bigram": 0, "model.layer_embeddings": False,
+}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def interrupts() -> None:
@@ -89,11 +94,11 @@ def interrupted(call: Callable[[], object], after: float = 0.2) -> float:
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step whose model of 13 million parameters takes a while to be read, packed and exported."""
+    """A run of one step whose model of 5 million parameters takes a while to be read, packed and exported."""
     path = tmp_path_factory.mktemp("large")
     (path / "text.txt").write_text("The cat sat on the mat and looked at the dog.\n" * 100)
-    size = {"model.dim": 768, "model.blocks": 3, "model.ffn_hidden": 1536, "train.seq_len": 8, "train.eval_tokens": 100}
-    settings = {**SMALL, "set": size, "batch": 1, "steps": 1}
+    size = {"model.dim": 512, "model.blocks": 2, "model.ffn_hidden": 1024, "train.seq_len": 8, "train.eval_tokens": 100}
+    settings = {**SMALL, "set": {**size, **PLAIN, "train.optimizer": "adamw"}, "batch": 1, "steps": 1}
     flashlm.train(path / "text.txt", save_dir=path / "run", quiet=True, **settings)
     return path / "run"
 

@@ -21,6 +21,7 @@ import pytest
 
 import flashlm
 from conftest import SMALL
+from flashlm.settings import Settings
 
 ENDLESS = {**SMALL, "steps": 10_000_000}
 
@@ -56,7 +57,7 @@ def calls(model: flashlm.Model, stories: Path, folder: Path) -> dict[str, Callab
         return lambda x: flashlm.Trainer(stories, **{**tiny, "save_dir": folder / "run", name: x})
 
     writing = ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed"]
-    settings = [*flashlm.settings.Settings.__annotations__]
+    settings = [*Settings.__annotations__]
     return {
         "load": flashlm.load,
         "prompt": lambda x: model.complete(x, tokens=1),
@@ -214,8 +215,10 @@ def test_what_an_iterable_raises_comes_out(stories: Path, tmp_path: Path) -> Non
         flashlm.Trainer(mixed(), **ENDLESS)
     gc.collect()
     assert closed == [1]
-    leftovers = [path.name for path in Path(os.environ["FLASHLM_CACHE"]).iterdir() if path.name.startswith((".tmp", "texts-")) and path.suffix != ".jsonl"]
-    assert leftovers == []
+    cache, deadline = Path(os.environ["FLASHLM_CACHE"]), time.monotonic() + 10
+    while (left := [*cache.glob(".tmp*"), *cache.glob("*.new")]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
     with pytest.raises(ZeroDivisionError):
         flashlm.train(stories, save_dir=tmp_path / "run", quiet=True, on_event=lambda event: 1 / 0, **ENDLESS)
     # Saved, since it has ended with the block.
@@ -321,7 +324,7 @@ time.sleep(1.5)
     assert list((tmp_path / "run/checkpoints").glob("step-*")), "saved before the end"
 
 
-def test_other_interpreters_of_one_process_are_told_to_do_without() -> None:
+def test_other_interpreters_of_one_process_write_the_same_or_are_refused() -> None:
     told = script(
         """
 import flashlm
@@ -331,11 +334,18 @@ except ImportError:
     import _xxsubinterpreters as interpreters
 before = flashlm.load().complete("One", tokens=5)
 other = interpreters.create()
-code = "try:\\n    import flashlm\\nexcept ImportError as e:\\n    print('refused:', e, flush=True)"
-told = interpreters.run_string(other, code)
-assert told is None, told
+code = [
+    "import os",
+    "try:",
+    "    import flashlm",
+    "    told = flashlm.load().complete('One', tokens=5)",
+    "except ImportError as error:",
+    "    told = f'ImportError: {error}'",
+    "os.write(1, told.encode())",
+]
+assert interpreters.run_string(other, chr(10).join(code)) is None
 interpreters.destroy(other)
 assert flashlm.load().complete("One", tokens=5) == before
 """
     )
-    assert told.startswith("refused: ") and "interpreter" in told, told
+    assert told == flashlm.load().complete("One", tokens=5) or ("ImportError" in told and "interpreter" in told), told

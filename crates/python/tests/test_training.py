@@ -108,7 +108,6 @@ def test_ctrl_c_saves_and_an_ended_loop_stops(stories: Path, tmp_path: Path) -> 
     # A text that does not end, of the program's own and of C.
     assert interrupted(lambda: flashlm.Trainer(itertools.repeat("a text "), **ENDLESS)) < 0.1
     assert interrupted(lambda: flashlm.Trainer((f"text {n}" for n in itertools.count()), **ENDLESS)) < 0.1
-    assert not list(Path(os.environ["FLASHLM_CACHE"]).glob("*.new"))
     with flashlm.Trainer(stories, save_dir=tmp_path / "with", **ENDLESS) as trainer:
         for event in trainer:
             if isinstance(event, flashlm.TrainRow):
