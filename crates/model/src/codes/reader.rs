@@ -10,7 +10,7 @@ use super::error::PackError;
 use super::format::{RARE, TOKENIZER};
 use super::options::{Density, TableBits};
 use super::weight::{Codes, Values, Weight};
-use super::weights::{COMMON, NIBBLES, Unit, byte_rows, from_byte, unit};
+use super::weights::{COMMON, NIBBLES, Unit, byte_rows, digits, unit};
 use crate::io::safetensors::TensorFile;
 use crate::params::{Group, Layout, Spec};
 
@@ -129,9 +129,10 @@ impl Reader {
         if let Some(bad) = bad {
             return Err(self.wrong(name, "ternary codes", format!("the byte {bad}")));
         }
+        let digits = digits(self.density);
         let codes = (0..outputs).flat_map(move |output| {
             let row = &bytes[output * width..(output + 1) * width];
-            (0..inputs).map(move |i| from_byte(row[i / each], i % each, self.density))
+            row.iter().flat_map(move |&byte| &digits[usize::from(byte)][..each]).take(inputs).copied()
         });
         Ok((codes, columns, scales))
     }

@@ -42,13 +42,19 @@ pub(crate) fn unit(quant: Quant, (outputs, inputs): (usize, usize)) -> Unit {
     }
 }
 
+/// The nearest integer to `x`, halves to even, for `|x| < 2^22`: what lies behind the point does not fit beside 1.5 x 2^23. The
+/// standard library's is a call where the compiler may not assume SSE4.1.
+fn nearest(x: f32) -> f32 {
+    (x + 12_582_912.0) - 12_582_912.0
+}
+
 /// Rows as bytes of -127 to 127, and the scale of each.
 pub(crate) fn byte_rows(w: &[f32], inputs: usize) -> (Vec<u8>, Vec<f32>) {
     let (mut codes, mut scales) = (Vec::with_capacity(w.len()), Vec::new());
     for row in w.chunks(inputs) {
         let m = row.iter().fold(0f32, |m, w| m.max(w.abs()));
         let by = if m > 1e-30 { 127.0 / m } else { 0.0 };
-        codes.extend(row.iter().map(|w| (w * by).round_ties_even() as i8 as u8));
+        codes.extend(row.iter().map(|w| nearest(w * by) as i8 as u8));
         scales.push(m / 127.0);
     }
     (codes, scales)
@@ -90,10 +96,49 @@ pub(crate) fn to_byte(codes: &[i8], density: Density) -> u8 {
     codes.iter().rev().fold(0, |byte, code| byte * base + (code + 1) as u8)
 }
 
-pub(crate) fn from_byte(byte: u8, j: usize, density: Density) -> i8 {
-    let digit = match density {
-        Density::Four => byte >> (2 * j) & 3,
-        Density::Five => byte / [1, 3, 9, 27, 81][j] % 3,
-    };
-    digit as i8 - 1
+/// The codes that each byte stands for; of bytes that stand for none, anything.
+pub(crate) fn digits(density: Density) -> &'static [[i8; 5]; 256] {
+    static FOUR: [[i8; 5]; 256] = table(4);
+    static FIVE: [[i8; 5]; 256] = table(3);
+    match density {
+        Density::Four => &FOUR,
+        Density::Five => &FIVE,
+    }
+}
+
+const fn table(base: usize) -> [[i8; 5]; 256] {
+    let mut table = [[0; 5]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut left, mut j) = (byte, 0);
+        while j < 5 {
+            table[byte][j] = (left % base) as i8 - 1;
+            left /= base;
+            j += 1;
+        }
+        byte += 1;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_give_their_codes_back() {
+        for density in [Density::Four, Density::Five] {
+            for n in 0..3usize.pow(density.per_byte() as u32) {
+                let codes: Vec<i8> = (0..density.per_byte() as u32).map(|j| (n / 3usize.pow(j) % 3) as i8 - 1).collect();
+                assert_eq!(digits(density)[usize::from(to_byte(&codes, density))][..codes.len()], codes);
+            }
+        }
+    }
+
+    #[test]
+    fn nearest_is_that_of_the_standard_library() {
+        for x in (-1024..=1024).map(|i| i as f32 / 8.0).chain([127.0, -127.0, 0.499_999_97, -0.0, 4e6, f32::NAN]) {
+            assert!(nearest(x) == x.round_ties_even() || x.is_nan(), "{x}");
+        }
+    }
 }
