@@ -186,7 +186,7 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
         let cx = cx();
         let one = |i: usize| {
             let number = resume.from.step() + 1 + i as u64;
-            let step = Step { shape, settings: &train, lr: 4e-3, momentum: 0.95, number };
+            let step = Step { shape, settings: &train, lr: 4e-3, momentum: 0.95, number, frozen: 0 };
             let window = |row: usize| &tokens[(i % turns * b + row) * (t + 1)..][..t + 1];
             stepper.step(&cx, step, window).loss
         };

@@ -72,6 +72,15 @@ impl Filter {
         *self == Filter::default()
     }
 
+    /// In words that caches are found by: what a key adds that came later stands there only where it asks for something.
+    pub fn told(&self) -> String {
+        let Filter { min_score, min_chars, max_chars, min_simple, documents } = self;
+        let later = if *documents > 0 { format!(", documents: {documents}") } else { String::new() };
+        format!(
+            "Filter {{ min_score: {min_score:?}, min_chars: {min_chars}, max_chars: {max_chars}, min_simple: {min_simple:?}{later} }}"
+        )
+    }
+
     /// Whether scores are needed.
     pub fn scores(&self) -> bool {
         self.min_score != 0.0
@@ -137,7 +146,7 @@ mod tests {
 
     #[test]
     fn each_bound_is_exact_and_counted_once() {
-        let filter = Filter { min_score: 2.5, min_chars: 3, max_chars: 5, min_simple: 0.5 };
+        let filter = Filter { min_score: 2.5, min_chars: 3, max_chars: 5, min_simple: 0.5, ..Filter::default() };
         let mut dropped = Dropped::default();
         for (story, score, kept) in [
             ("abc", Some(2.5), true),
