@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +11,7 @@ use anyhow::{bail, ensure};
 use flashlm_kernels::Exec;
 use flashlm_model::{Engine, Peer, Precision};
 use flashlm_train::atomic::write_file;
+use flashlm_train::config::Settings;
 use flashlm_train::data::source::Source;
 use flashlm_train::eval::bpb::{Float, Master, Published, Report, Scorer, UNDERSTATED};
 use flashlm_train::eval::consistency::{Consistency, write_stories};
@@ -157,19 +158,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     // The figure that v3 was published with.
-    let mut smooth = match &latent {
-        Some(model) if model.config.family == "v3" => Some(precision.build(&model.config, ROWS, false)?),
-        _ => None,
-    };
-    let mut smooth = match (&latent, &mut smooth) {
-        (Some(model), Some(lm)) => Some(Master::new(&cx, &mut **lm, &model.params).smoothed(SMOOTHING)),
-        _ => None,
-    };
+    let smoothing = latent.as_ref().filter(|model| model.config.family == "v3").map(|model| smoothing(&model.path));
     let mut scorers: Vec<&mut dyn Scorer> = vec![&mut engine];
     scorers.extend(float.as_mut().map(|float| float as &mut dyn Scorer));
-    if args.protocol == Protocol::Full {
-        scorers.extend(smooth.as_mut().map(|smooth| smooth as &mut dyn Scorer));
-    }
     let tokenizer = packed.tokenizer();
     let start = Instant::now();
     // Of the packed model first.
@@ -184,8 +175,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                     documents.iter().try_for_each(|document| writeln!(file, "{}", json!(document)))
                 })?;
             }
-            smoothed = reports.get(2).map(|report| report.loss_per_token);
-            let bits: Vec<f64> = reports.iter().take(2).map(|report| report.bpb).collect();
+            if let (Some(float), Some(smoothing)) = (float.take(), smoothing) {
+                let mut float = float.smoothed(smoothing);
+                let again = full(vec![&mut float], tokenizer, &source, tell)?;
+                smoothed = Some((smoothing, again.reports[0].loss_per_token));
+            }
+            let bits: Vec<f64> = reports.iter().map(|report| report.bpb).collect();
             (reports.iter().map(|report| json!(report)).collect::<Vec<_>>(), bits, read, full_rows(&reports[0]))
         }
         Protocol::Published => {
@@ -210,9 +205,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ),
         );
     }
-    if let Some(loss) = smoothed {
+    if let Some((smoothing, loss)) = smoothed {
         let why = format!(
-            "{loss:.4} nats a token of master weights: with {SMOOTHING} label smoothing, as v3 was published; no other figure compares"
+            "{loss:.4} nats a token of master weights: with {smoothing} label smoothing, as v3 was published; no other figure compares"
         );
         rows.push(("label-smoothed loss", why));
     }
@@ -237,7 +232,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let object = &mut objects[0];
         let own = [
             ("latent", json!(latent)),
-            ("label_smoothed_loss", json!(smoothed)),
             ("latent_activation_bits", json!(activation_bits)),
             ("packed_over_latent", json!(apart.map(|apart| 1.0 + apart))),
             ("model", json!(from.to_string())),
@@ -250,6 +244,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ("seconds", json!(start.elapsed().as_secs_f64())),
         ];
         own.into_iter().for_each(|(key, value)| object[key] = value);
+        if let Some((_, loss)) = smoothed {
+            object["label_smoothed_loss"] = json!(loss);
+        }
         if let Some(Consistency { consistent, stories, contradictions }) = sense {
             object["consistent"] = json!(consistent);
             object["stories_written"] = json!(stories);
@@ -264,6 +261,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     out!("{:<22}  {runtime}", "runtime");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The label smoothing that a run was trained with, else that of the original.
+fn smoothing(checkpoint: &Path) -> f64 {
+    let text = std::fs::read_to_string(checkpoint.join("config.toml")).ok();
+    let settings = text.and_then(|text| Settings::from_toml(&text, "config.toml").ok());
+    settings.map(|settings| settings.train.label_smoothing).filter(|&s| s > 0.0).unwrap_or(SMOOTHING)
 }
 
 /// What `--data` names, what is skipped of it told.

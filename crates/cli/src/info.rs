@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use flashlm_model::config::ScaleKind;
 use flashlm_model::io::safetensors::Header;
 use flashlm_model::original::Original;
 use flashlm_model::params::{Group, Layout};
@@ -238,6 +239,7 @@ fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
     let quant = serde_json::to_value(&c.quant)?;
     let ternary = match c.quant.quant() {
         None => "float weights".to_string(),
+        Some(_) if c.quant.scale == ScaleKind::Unit => "ternary weights without a scale".to_string(),
         Some(_) => format!("ternary weights, one scale per {}", quant["scale"].as_str().unwrap_or_default()),
     };
     let of = match c.quant.size {
@@ -245,12 +247,17 @@ fn about_config(c: &ModelConfig, report: &mut Report) -> anyhow::Result<usize> {
         _ => String::new(),
     };
     let mixers: Vec<&str> = (0..c.blocks.min(c.pattern.len().max(1))).map(|i| c.mixer_of(i)).collect();
-    let mixers = mixers.join(", ");
+    let blocks = match c.family.as_str() {
+        "v3" => {
+            let times = if c.blocks == 1 { "once".to_string() } else { counted(c.blocks as u64, "time") };
+            format!("one block, applied {times}: dilated convolutions and GLU")
+        }
+        _ => format!("{} of mixer ({}) and GLU", counted(c.blocks as u64, "block"), mixers.join(", ")),
+    };
     report.add(
         "architecture",
         format!(
-            "{} of mixer ({mixers}) and GLU, width {}, hidden {}, vocabulary {}\n{ternary}{of}",
-            counted(c.blocks as u64, "block"),
+            "{blocks}, width {}, hidden {}, vocabulary {}\n{ternary}{of}",
             c.dim,
             c.ffn_hidden,
             thousands(c.vocab_size as u64)

@@ -162,7 +162,8 @@ fn gradients_of_every_switch_equal_finite_differences() {
 #[test]
 fn gradients_with_dropout_equal_finite_differences() {
     let cx = &Exec::new(Isa::SCALAR, 1);
-    for (&name, config) in mixer::NAMES.iter().flat_map(|name| [(name, tiny(name)), (name, recipe(name))]) {
+    for config in crate::family::small() {
+        let name = format!("{} {}", config.family, config.mixer);
         let mut lm = build::<f64>(&config, 14, true, false).unwrap();
         let (layout, mut params) = (Layout::of(&config), noisy(Layout::of(&config).len(), 7));
         let data = tokens(2 * 8, config.vocab_size, 8);

@@ -33,7 +33,7 @@ use crate::io::IoError;
 use crate::io::torch::{Item, TorchFile};
 use crate::mixer;
 use crate::model_file::{ModelError, read_params, wrong};
-use crate::params::Layout;
+use crate::params::{Group, Layout};
 
 /// A file of more is read no further.
 const MOST_BLOCKS: usize = 4096;
@@ -52,6 +52,8 @@ pub struct AdamW {
     pub eps: f64,
     /// Decay of the parameters.
     pub weight_decay: f64,
+    /// First updates in which the embedding stayed as it was.
+    pub frozen: u64,
 }
 
 /// What such a file holds of a model; its tokenizer is another file.
@@ -74,28 +76,31 @@ impl Original {
         Self::read(&TorchFile::open(path)?, path)
     }
 
-    /// The same with the state of its optimizer; none of a bare state dict.
+    /// The same with the state of AdamW; none of a bare state dict, nor where it cannot be told which parameter is which.
     pub fn with_optimizer(path: &Path) -> Result<(Original, Option<AdamW>), ModelError> {
         let file = TorchFile::open(path)?;
         let original = Self::read(&file, path)?;
-        let optimizer = file.root().get("optimizer_state_dict");
+        let key = if original.config.family == "v3" { "adamw_state_dict" } else { "optimizer_state_dict" };
+        let optimizer = file.root().get(key);
         let within = |source| match source {
             ModelError::Io(_) => source,
             source => ModelError::File { path: path.into(), source: Box::new(source) },
         };
         let adamw = optimizer.map(|optimizer| adamw(&file, optimizer, &original.config)).transpose().map_err(within)?;
-        Ok((original, adamw))
+        Ok((original, adamw.flatten()))
     }
 
     fn read(file: &TorchFile, path: &Path) -> Result<Original, ModelError> {
         let root = file.root();
         let state = root.get("model_state_dict").unwrap_or(root);
-        let none = |what: &str| {
-            let found = format!("a file without {what}");
-            IoError::Malformed { file: path.display().to_string(), format: "FlashLM v4 .pt", found }
+        let none =
+            |found: String| IoError::Malformed { file: path.display().to_string(), format: "FlashLM .pt", found };
+        let found = match config(state) {
+            None => v3(state, root).map_err(none)?,
+            found => found,
         };
-        let config = config(state).or_else(|| v3(state, root));
-        let config = config.ok_or_else(|| none("the tensors of a v4, blockwise, Gated DeltaNet or v3 model"))?;
+        let without = "a file without the tensors of a v4, blockwise, Gated DeltaNet or v3 model";
+        let config = found.ok_or_else(|| none(without.into()))?;
         let bad = |found| ModelError::Metadata { key: "shapes", expected: "sizes of a model", found };
         config.validate().map_err(|e| ModelError::File { path: path.into(), source: Box::new(bad(e.to_string())) })?;
         let tensors = state.to_tensors(|_| true, &BTreeMap::new())?;
@@ -110,27 +115,38 @@ impl Original {
 }
 
 /// The moments, by the numbers of the parameters: `state` is `{number: {step, exp_avg, exp_avg_sq}}`, numbers count the tensors of the
-/// state dict in its order, a tied head left out.
-fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<AdamW, ModelError> {
+/// state dict in its order, a tied head left out; of v3 group by group ([`of_v3`]), and none where they are grouped in another way.
+fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Option<AdamW>, ModelError> {
     let wrong = |name: &str, expected: &str, found: &str| wrong(name, expected.into(), found.into());
     let root = file.root();
     let model = root.get("model_state_dict").unwrap_or(root);
+    let layout = Layout::of(config);
+    let names: Vec<&str> =
+        model.tensors().into_iter().filter(|name| !["head.weight", "lm_head.weight"].contains(name)).collect();
     let groups = optimizer.get("param_groups");
     let group = |i| groups.and_then(|groups| groups.nth(i));
-    if group(1).is_some() {
+    let v3 = config.family == "v3";
+    let (names, decaying) = match groups {
+        Some(groups) if v3 => match of_v3(groups, &layout, &names) {
+            Some(found) => found,
+            None => return Ok(None),
+        },
+        _ => (names, 0),
+    };
+    if !v3 && group(1).is_some() {
         // Their parameters are numbered group by group, in an order that the file does not tell.
         return Err(wrong("optimizer_state_dict", "one group of parameters, as the original scripts have", "several"));
     }
-    let group = group(0).ok_or_else(|| wrong("optimizer_state_dict", "one group of parameters", "none"))?;
+    let group = group(decaying).ok_or_else(|| wrong("optimizer_state_dict", "one group of parameters", "none"))?;
     let state = optimizer.get("state").ok_or_else(|| wrong("optimizer_state_dict", "a state", "none"))?;
     let number = |item: Option<Item>, key: &str| {
         let value = item.and_then(Item::float).filter(|value| value.is_finite());
         value.ok_or_else(|| wrong(key, "a number, as AdamW has it", "none"))
     };
-    let layout = Layout::of(config);
-    let (mut m, mut v, mut updates) = (Buf::zeros(layout.len()), Buf::zeros(layout.len()), None);
-    let names = model.tensors().into_iter().filter(|name| *name != "head.weight");
-    for (i, name) in names.enumerate() {
+    let (mut m, mut v) = (Buf::zeros(layout.len()), Buf::zeros(layout.len()));
+    // Of the embedding of v3, which is frozen at first, and of all else.
+    let [mut late, mut updates] = [None; 2];
+    for (i, name) in names.into_iter().enumerate() {
         let Some(spec) = layout.find(name) else { continue };
         // A parameter that never had a gradient has no state.
         let Some(own) = state.at(i as i64) else { continue };
@@ -141,10 +157,11 @@ fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Adam
             (None, Some(tensor)) => tensor.numbers()?.first().copied().map_or(-1.0, f64::from),
             (None, None) => -1.0,
         };
-        if !(0.0..9e15).contains(&steps) || updates.is_some_and(|before| before != steps) {
+        let count = if v3 && spec.group == Group::Embedding { &mut late } else { &mut updates };
+        if !(0.0..9e15).contains(&steps) || count.is_some_and(|before| before != steps) {
             return Err(wrong(name, "the same number of updates of each parameter", &steps.to_string()));
         }
-        updates = Some(steps);
+        *count = Some(steps);
         for (key, moments) in [("exp_avg", &mut m), ("exp_avg_sq", &mut v)] {
             let tensor = own.get(key).filter(|tensor| tensor.shape().as_ref() == Some(&spec.shape));
             let tensor = tensor.ok_or_else(|| wrong(name, &format!("`{key}` of shape {:?}", spec.shape), "another"))?;
@@ -157,40 +174,77 @@ fn adamw(file: &TorchFile, optimizer: Item, config: &ModelConfig) -> Result<Adam
     }
     let betas = group.get("betas");
     let beta = |i| number(betas.and_then(|betas| betas.nth(i)), "betas");
-    Ok(AdamW {
+    let all = updates.or(late).unwrap_or(0.0);
+    let frozen = if v3 { all - late.unwrap_or(0.0) } else { 0.0 };
+    if frozen < 0.0 {
+        return Err(wrong("embedding.weight", "no more updates than other parameters have", "more"));
+    }
+    Ok(Some(AdamW {
         m,
         v,
-        updates: updates.unwrap_or(0.0) as u64,
+        updates: all as u64,
+        frozen: frozen as u64,
         betas: [beta(0)?, beta(1)?],
         eps: number(group.get("eps"), "eps")?,
         weight_decay: number(group.get("weight_decay"), "weight_decay")?,
-    })
+    }))
 }
 
-/// The config of v3 that the shapes of a state dict are of; none where it is of another model.
-fn v3(state: Item, root: Item) -> Option<ModelConfig> {
+/// The parameters of v3 in the order of their numbers, and which group decays. One group has all of the model, or all that is no matrix of a
+/// linear layer; of two one has those that decay, the embedding and the convolutions, and one the others. None of other groups.
+fn of_v3<'a>(groups: Item, layout: &Layout, names: &[&'a str]) -> Option<(Vec<&'a str>, usize)> {
+    let kind = |name: &str| layout.find(name).map(|spec| (spec.group, spec.shape.len()));
+    let decays = |name: &&&str| matches!(kind(name), Some((Group::Embedding | Group::Conv, _)));
+    let scalars = |name: &&&str| matches!(kind(name), Some((_, 1)));
+    let all = (0..groups.len()).map(|i| groups.nth(i)).collect::<Option<Vec<Item>>>()?;
+    let decaying =
+        all.iter().position(|group| group.get("weight_decay").and_then(Item::float).is_some_and(|d| d > 0.0));
+    let decaying = decaying.unwrap_or(0);
+    let those = |of: &dyn Fn(&&&str) -> bool| names.iter().filter(of).copied().collect::<Vec<&str>>();
+    let own = match all[..] {
+        [one] if one.get("params")?.len() == names.len() => vec![names.to_vec()],
+        [_] => vec![those(&|name| decays(name) || scalars(name))],
+        [_, _] if decaying == 0 => vec![those(&decays), those(&scalars)],
+        [_, _] => vec![those(&scalars), those(&decays)],
+        _ => return None,
+    };
+    let whole = own.iter().zip(&all).all(|(own, group)| group.get("params").is_some_and(|all| all.len() == own.len()));
+    whole.then(|| (own.concat(), decaying))
+}
+
+/// The config of v3 that the shapes of a state dict are of; none where it is of another model, an error where it says what no v3 has.
+fn v3(state: Item, root: Item) -> Result<Option<ModelConfig>, String> {
     const DILATIONS: [usize; 3] = [1, 4, 64];
-    let shape = |name: &str| state.get(name)?.shape();
-    let [vocab_size, dim] = shape("embedding.weight")?[..] else { return None };
-    let ffn_hidden = *shape("block.glu.gate_proj.weight")?.first()?;
     let conv = |i: usize| format!("block.token_mixer.layers.{i}.conv_gate.conv.weight");
-    let [_, group, kernel_size] = shape(&conv(0))?[..] else { return None };
+    let sizes = || {
+        let shape = |name: &str| state.get(name)?.shape();
+        let [vocab_size, dim] = shape("embedding.weight")?[..] else { return None };
+        let ffn_hidden = *shape("block.glu.gate_proj.weight")?.first()?;
+        let [_, group, kernel_size] = shape(&conv(0))?[..] else { return None };
+        Some((vocab_size, dim, ffn_hidden, group, kernel_size))
+    };
+    let Some((vocab_size, dim, ffn_hidden, group, kernel_size)) = sizes() else { return Ok(None) };
     let layers = (0..=DILATIONS.len()).take_while(|&i| state.get(&conv(i)).is_some()).count();
-    let passes = root.get("config").and_then(|config| config.get("n_recursions")).and_then(Item::int);
+    let dilations = DILATIONS.get(..layers);
+    let dilations = dilations.ok_or_else(|| format!("`{}`, and no file says its dilation", conv(DILATIONS.len())))?;
+    let passes = root.get("config").and_then(|config| config.get("n_recursions"));
+    let passes =
+        passes.map_or(Some(2), |n| n.int().and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=128).contains(n)));
+    let blocks = passes.ok_or("`n_recursions` in its `config` that is no number from 1 to 128")?;
     let base = ModelConfig::v4_small();
-    Some(ModelConfig {
+    Ok(Some(ModelConfig {
         family: "v3".into(),
         vocab_size,
         dim,
-        blocks: passes.map_or(Some(2), |n| usize::try_from(n).ok())?,
+        blocks,
         ffn_hidden,
         norm_eps: 1e-8,
         activation: ActivationKind::Relu2,
-        dilated: DilatedConfig { groups: dim / group.max(1), dilations: DILATIONS.get(..layers)?.to_vec() },
+        dilated: DilatedConfig { groups: dim / group.max(1), dilations: dilations.to_vec() },
         quant: QuantConfig { scale: ScaleKind::Unit, size: 256, norm: false, ..base.quant },
         mixers: mixer::Settings { kernel_size, ..base.mixers },
         ..base
-    })
+    }))
 }
 
 /// The config that the shapes of a state dict are of; none where it is of another model.

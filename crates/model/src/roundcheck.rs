@@ -19,7 +19,7 @@ use crate::testing::{log_sum, noisy, ratio, recipe, tiny, tokens};
 use crate::tok::Tokenizer;
 
 /// Straight through: the gradients are those of a model that adds constants where this one rounds.
-fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
+pub(crate) fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
     let cx = &Exec::new(Isa::SCALAR, 1);
     let mut lm = build::<f64>(config, b * t, true, false).unwrap();
     let (layout, v, shape) = (Layout::of(config), config.vocab_size, Shape { batch: b, seq_len: t });

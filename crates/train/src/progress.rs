@@ -40,6 +40,9 @@ pub struct State {
     /// The last validation; missing in older states.
     #[serde(default)]
     pub validated: Option<Best>,
+    /// First steps so far in which the embedding stayed as it started (`train.frozen_embedding`); missing in older states.
+    #[serde(default)]
+    pub frozen: u64,
     /// Steps that are in the mean of the weights (`train.average_share`); missing in older states.
     #[serde(default)]
     pub averaged: u64,

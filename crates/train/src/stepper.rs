@@ -43,6 +43,8 @@ pub struct Step<'a> {
     pub momentum: f64,
     /// From 1.
     pub number: u64,
+    /// First steps in which the embedding stays as it started.
+    pub frozen: u64,
 }
 
 /// A model with everything that training changes.
@@ -113,7 +115,7 @@ impl Stepper {
         step: Step,
         window: impl Fn(usize) -> W,
     ) -> Result<Option<StepResult>, CommError> {
-        let Step { shape: Shape { batch, seq_len }, settings, lr, momentum, number } = step;
+        let Step { shape: Shape { batch, seq_len }, settings, lr, momentum, number, frozen } = step;
         comm.at(Some(number));
         let began = Instant::now();
         self.gradient.clear();
@@ -181,7 +183,7 @@ impl Stepper {
         if !loss.is_finite() {
             return Ok(Some(StepResult { loss, tokens: tokens as u64, grad_norm: f64::NAN }));
         }
-        let settings = optim::Settings { momentum, ..settings.optim() };
+        let settings = optim::Settings { momentum, frozen_embedding: frozen, ..settings.optim() };
         let grads = if comm.size() > 1 { &self.total } else { self.gradient.values() };
         let grad_norm = self.optimizers.step(cx, &mut self.params, grads, &settings, lr, number);
         Ok(Some(StepResult { loss, tokens: tokens as u64, grad_norm }))
@@ -250,7 +252,7 @@ mod tests {
     }
 
     fn first<'a>(shape: Shape, settings: &'a Settings) -> Step<'a> {
-        Step { shape, settings: &settings.train, lr: 1e-3, momentum: settings.train.momentum, number: 1 }
+        Step { shape, settings: &settings.train, lr: 1e-3, momentum: settings.train.momentum, number: 1, frozen: 0 }
     }
 
     fn window(i: usize, len: usize) -> Vec<Token> {

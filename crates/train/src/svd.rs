@@ -21,8 +21,8 @@ pub struct Truncated {
     pub kept: f64,
 }
 
-/// `w: [n, d]` in `k <= d` dimensions; none where it is not of finite numbers.
-pub fn truncated(cx: &Exec, w: &[f32], d: usize, k: usize) -> Option<Truncated> {
+/// `w: [n, d]` in `k <= d` dimensions; none where it is not of finite numbers, or `stop` says so on the way.
+pub fn truncated(cx: &Exec, w: &[f32], (d, k): (usize, usize), stop: &dyn Fn() -> bool) -> Option<Truncated> {
     assert!(d > 0 && k <= d && w.len().is_multiple_of(d));
     if w.iter().any(|x| !x.is_finite()) {
         return None;
@@ -43,7 +43,7 @@ pub fn truncated(cx: &Exec, w: &[f32], d: usize, k: usize) -> Option<Truncated> 
     for i in 0..d {
         (0..i).for_each(|j| gram[i * d + j] = gram[j * d + i]);
     }
-    let eigenvalues = eigen(&mut gram, d)?;
+    let eigenvalues = eigen(&mut gram, d, stop)?;
     let mut order: Vec<usize> = (0..d).collect();
     order.sort_by(|&a, &b| eigenvalues[b].total_cmp(&eigenvalues[a]).then(a.cmp(&b)));
     // `V_k`, `[d, k]`.
@@ -72,9 +72,11 @@ pub fn truncated(cx: &Exec, w: &[f32], d: usize, k: usize) -> Option<Truncated> 
 
 /// Turns a symmetric `a: [n, n]` into its eigenvectors, a column each, and returns the eigenvalues in the same order; none where the
 /// iteration does not end.
-fn eigen(a: &mut [f64], n: usize) -> Option<Vec<f64>> {
+fn eigen(a: &mut [f64], n: usize, stop: &dyn Fn() -> bool) -> Option<Vec<f64>> {
     let (mut d, mut e) = (vec![0.0; n], vec![0.0; n]);
-    tridiagonal(a, n, &mut d, &mut e);
+    if !tridiagonal(a, n, &mut d, &mut e, stop) {
+        return None;
+    }
     e.copy_within(1.., 0);
     e[n - 1] = 0.0;
     let (mut shift, mut size) = (0.0f64, 0.0f64);
@@ -82,6 +84,9 @@ fn eigen(a: &mut [f64], n: usize) -> Option<Vec<f64>> {
     let mut turned = vec![0.0; n * n];
     (0..n * n).for_each(|at| turned[at % n * n + at / n] = a[at]);
     for l in 0..n {
+        if stop() {
+            return None;
+        }
         size = size.max(d[l].abs() + e[l].abs());
         let small = (l..n).find(|&m| e[m].abs() <= f64::EPSILON * size).unwrap_or(n - 1);
         let mut steps = 0;
@@ -129,11 +134,14 @@ fn eigen(a: &mut [f64], n: usize) -> Option<Vec<f64>> {
 }
 
 /// Householder's reduction of a symmetric `a` to a tridiagonal matrix: `d` on the diagonal, `e[1..]` below it; `a` becomes the orthogonal
-/// matrix that leads there.
-fn tridiagonal(a: &mut [f64], n: usize, d: &mut [f64], e: &mut [f64]) {
+/// matrix that leads there; whether `stop` let it.
+fn tridiagonal(a: &mut [f64], n: usize, d: &mut [f64], e: &mut [f64], stop: &dyn Fn() -> bool) -> bool {
     let at = |i: usize, j: usize| i * n + j;
     d.copy_from_slice(&a[at(n - 1, 0)..]);
     for i in (1..n).rev() {
+        if stop() {
+            return false;
+        }
         let scale: f64 = d[..i].iter().map(|d| d.abs()).sum();
         let mut h = 0.0;
         if scale == 0.0 {
@@ -184,6 +192,9 @@ fn tridiagonal(a: &mut [f64], n: usize, d: &mut [f64], e: &mut [f64]) {
         d[i] = h;
     }
     for i in 0..n - 1 {
+        if stop() {
+            return false;
+        }
         a[at(n - 1, i)] = a[at(i, i)];
         a[at(i, i)] = 1.0;
         let h = d[i + 1];
@@ -204,6 +215,7 @@ fn tridiagonal(a: &mut [f64], n: usize, d: &mut [f64], e: &mut [f64]) {
     }
     a[at(n - 1, n - 1)] = 1.0;
     e[0] = 0.0;
+    true
 }
 
 #[cfg(test)]
@@ -235,8 +247,8 @@ mod tests {
         let entry = |i: usize, j: usize| (0..4).map(|s| singular[s] * u[s][i] * v[s][j]).sum::<f64>();
         let w: Vec<f32> = (0..n * d).map(|at| entry(at / d, at % d) as f32).collect();
         for k in 0..=4 {
-            let one = truncated(&Exec::new(Isa::SCALAR, 1), &w, d, k).unwrap();
-            let more = truncated(&Exec::new(Isa::detect().unwrap(), 3), &w, d, k).unwrap();
+            let one = truncated(&Exec::new(Isa::SCALAR, 1), &w, (d, k), &|| false).unwrap();
+            let more = truncated(&Exec::new(Isa::detect().unwrap(), 3), &w, (d, k), &|| false).unwrap();
             assert!(one.values == more.values, "threads");
             let squares = |part: &[f64]| part.iter().map(|s| s * s).sum::<f64>();
             let want = squares(&singular[..k]) / squares(&singular);
@@ -251,8 +263,8 @@ mod tests {
                 }
             }
         }
-        assert!(truncated(&Exec::new(Isa::SCALAR, 1), &[1.0, f32::NAN], 2, 1).is_none());
-        let zeros = truncated(&Exec::new(Isa::SCALAR, 1), &[0.0; 12], 3, 2).unwrap();
+        assert!(truncated(&Exec::new(Isa::SCALAR, 1), &[1.0, f32::NAN], (2, 1), &|| false).is_none());
+        let zeros = truncated(&Exec::new(Isa::SCALAR, 1), &[0.0; 12], (3, 2), &|| false).unwrap();
         assert_eq!((zeros.values, zeros.kept), (vec![0.0; 8], 1.0));
     }
 
@@ -262,7 +274,7 @@ mod tests {
         let (n, d) = (90, 64);
         let mut rng = Rng::new(5);
         let w: Vec<f32> = (0..n * d).map(|_| rng.normal() as f32).collect();
-        let all = truncated(&Exec::new(Isa::SCALAR, 2), &w, d, d).unwrap();
+        let all = truncated(&Exec::new(Isa::SCALAR, 2), &w, (d, d), &|| false).unwrap();
         let dot = |m: &[f32], i: usize, j: usize| -> f64 {
             (0..d).map(|c| f64::from(m[i * d + c]) * f64::from(m[j * d + c])).sum()
         };
@@ -270,5 +282,6 @@ mod tests {
             assert!((dot(&w, i, j) - dot(&all.values, i, j)).abs() < 1e-4, "{i}, {j}");
         }
         assert!((all.kept - 1.0).abs() < 1e-12);
+        assert!(truncated(&Exec::new(Isa::SCALAR, 2), &w, (d, d), &|| true).is_none());
     }
 }

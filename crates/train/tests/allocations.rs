@@ -52,7 +52,8 @@ fn an_update_allocates_nothing() {
         for precision in [Precision::F32, Precision::Bf16] {
             let mut stepper = Stepper::new(&settings.model, precision, shape, &settings.train).unwrap();
             let (settings, lr, momentum) = (&settings.train, 1e-3, 0.9);
-            let mut step = |number| stepper.step(&cx, Step { shape, settings, lr, momentum, number }, |_| &data);
+            let mut step =
+                |number| stepper.step(&cx, Step { shape, settings, lr, momentum, number, frozen: 0 }, |_| &data);
             // A thread gets its memory with its first piece of work, which may be in any step: threads take what others leave.
             let still = (1..=STEPS).any(|number| {
                 let before = COUNT.load(SeqCst);

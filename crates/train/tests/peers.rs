@@ -59,10 +59,10 @@ fn logits_are_those_of_pytorch() {
     }
 }
 
-/// The vocabulary of the original's file is not at hand; another one of its size, 61 tokens, has the same ids.
-fn letters() -> Tokenizer {
-    let text: String = (' '..='~').flat_map(|c| [c, ' ']).collect();
-    Tokenizer::train_frequency([text.as_str()].into_iter(), 61).unwrap()
+/// The vocabulary of an original's file is not at hand; another one of its size has the same ids.
+fn letters(size: usize) -> Tokenizer {
+    let text: String = (' '..='~').chain('à'..='ÿ').flat_map(|c| [c, ' ']).collect();
+    Tokenizer::train_frequency([text.as_str()].into_iter(), size).unwrap()
 }
 
 /// What `peers.py` printed: the numbers that transformers counts in each.
@@ -162,7 +162,7 @@ fn stories260k_has_its_known_bits_per_byte() {
 fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
     let Some(shared) = shared() else { return };
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("tokenizer.json"), letters().to_json()).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), letters(61).to_json()).unwrap();
     let open = |name: &str| {
         let path = folder.path().join(name);
         std::fs::copy(shared.join("fixtures").join(name), &path).unwrap();
@@ -186,7 +186,7 @@ fn a_file_of_the_original_scripts_goes_on_as_pytorch_does() {
         let cx = cx();
         let one = |i: usize| {
             let number = resume.from.step() + 1 + i as u64;
-            let step = Step { shape, settings: &train, lr: 4e-3, momentum: 0.95, number };
+            let step = Step { shape, settings: &train, lr: 4e-3, momentum: 0.95, number, frozen: 0 };
             let window = |row: usize| &tokens[(i % turns * b + row) * (t + 1)..][..t + 1];
             stepper.step(&cx, step, window).loss
         };
@@ -210,7 +210,7 @@ fn such_a_file_is_resumed_as_a_run() {
     let Some(shared) = shared() else { return };
     let place = tempfile::tempdir().unwrap();
     let at = |name: &str| place.path().join(name);
-    std::fs::write(at("tokenizer.json"), letters().to_json()).unwrap();
+    std::fs::write(at("tokenizer.json"), letters(61).to_json()).unwrap();
     let hardware = Hardware::detect().unwrap();
     let train = |origin: &Path, steps: u64, run: &Path| {
         let resume = Resume::open(origin).unwrap();
@@ -241,4 +241,43 @@ fn such_a_file_is_resumed_as_a_run() {
         train(&run, 6, &run);
         assert_eq!(steps(&run).last(), Some(&6));
     }
+}
+
+/// A v3 that PyTorch saved after one step of AdamW, whole and as a bare state dict.
+#[test]
+fn a_v3_of_the_original_has_its_logits_and_its_moments() {
+    let expected = TensorFile::open(&reference("v3_checkpoint.safetensors")).unwrap();
+    for name in ["v3_checkpoint.pt", "v3_checkpoint_bare.pt"] {
+        let found = compare(&cx(), &reference(name), &expected).unwrap();
+        assert!(found.passed(), "{name}: {found:?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), letters(97).to_json()).unwrap();
+    let open = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::copy(reference(name), &path).unwrap();
+        Resume::open(&path).unwrap()
+    };
+    let resume = open("v3_checkpoint.pt");
+    assert_eq!((resume.from.step(), continued(&resume.from).unwrap().train.optimizer.as_str()), (1, "normuon"));
+    let moments = resume.from.tensors("optimizer.safetensors").unwrap();
+    for name in ["embedding.weight", "block.token_mixer.layers.2.conv_gate.conv.weight", "final_norm.scale"] {
+        let [m, v] = ["m", "v"].map(|kind| moments.f32(&format!("{kind}.{name}")).unwrap());
+        assert!(m.iter().any(|&m| m != 0.0), "{name}");
+        // After one step m = 0.1 g and v = 0.001 g^2.
+        assert!(m.iter().zip(&v).all(|(m, v)| (v - 0.1 * m * m).abs() <= 1e-5 * v), "{name}");
+    }
+    // The matrices are NorMuon's, whose momentum is of another kind.
+    assert!(moments.f32("m.block.glu.up_proj.weight").unwrap().iter().all(|&m| m == 0.0));
+    assert_eq!(open("v3_checkpoint_bare.pt").from.step(), 0);
+    // What no v3 has is told by its key.
+    let mut bytes = std::fs::read(reference("v3_checkpoint.pt")).unwrap();
+    let key = b"n_recursions";
+    let at = bytes.windows(key.len()).position(|part| part == key).unwrap() + key.len();
+    let at = at + bytes[at..at + 8].windows(2).position(|part| part == b"K\x02").unwrap() + 1;
+    bytes[at] = 0;
+    let path = folder.path().join("none.pt");
+    std::fs::write(&path, bytes).unwrap();
+    let error = flashlm_model::original::Original::open(&path).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("`n_recursions` in its `config` that is no number from 1 to 128"), "{error}");
 }

@@ -208,6 +208,10 @@ fn written(layers: &mut Layers, args: &Args) -> anyhow::Result<()> {
         let text = text.with_context(|| format!("{}: settings must be UTF-8 text", path.display()))?;
         layers.merge_text(&text, &path.display().to_string())?;
     }
+    if !args.data.is_empty() && args.resume.is_none() {
+        // A preset's number of documents is of its own text.
+        layers.set_value("data.documents", Value::Integer(0))?;
+    }
     set_all(layers, &args.set)
 }
 

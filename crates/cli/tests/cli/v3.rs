@@ -55,7 +55,7 @@ fn the_embedding_is_fetched_alone_decomposed_and_kept() {
     let run = |args: &str| command(&place, &hub.endpoint, args).output().unwrap();
     // A connection that breaks is gone on with.
     hub.at_first("content", 3, Act::Cut(10_000));
-    let said = ok(run(&format!("train {TRAIN} --steps 2 --save-dir one")));
+    let said = ok(run(&format!("train {TRAIN} --steps 1 --save-dir one")));
     assert!(
         said.contains("the embedding starts from that of hf:openai-community/gpt2: 100 % of its variance"),
         "{said}"
@@ -66,7 +66,7 @@ fn the_embedding_is_fetched_alone_decomposed_and_kept() {
     let bytes: u64 = ranges.iter().map(|(from, end)| end.unwrap() - from.unwrap()).sum();
     assert!(bytes < 3 * (VOCAB * WIDTH * 4) as u64 && ranges.len() >= 4, "{ranges:?}");
     assert!(!asked.iter().any(|seen| seen.path.ends_with("config.json")));
-    // It is frozen in the first steps, so the checkpoint has it as it began: all products of rows are those of the table.
+    // It is frozen in the first tenth, so the checkpoint has it as it began: all products of rows are those of the table.
     let (got, want) = (embedding(&place.path("one")), table());
     let dot = |m: &[f32], width: usize, i: usize, j: usize| -> f64 {
         (0..width).map(|c| f64::from(m[i * width + c]) * f64::from(m[j * width + c])).sum()
@@ -81,6 +81,56 @@ fn the_embedding_is_fetched_alone_decomposed_and_kept() {
     assert!(hub.log().is_empty() && embedding(&place.path("two")) == got);
 }
 
+/// Twenty steps: the embedding stays in two of them, and a run that is resumed among these or later ends with the same bits.
+#[test]
+fn the_embedding_is_frozen_for_a_tenth_of_a_run() {
+    let (place, hub) = (Place::new(), hub());
+    let run = |args: &str| ok(command(&place, &hub.endpoint, args).output().unwrap());
+    run(&format!("train {TRAIN} --steps 20 --set train.checkpoint_every=1 --set train.keep=30 --save-dir one"));
+    let at = |run: &str, step: u64| {
+        let path = place.path(run).join(format!("checkpoints/step-{step:08}/model.safetensors"));
+        TensorFile::open(&path).unwrap().f32("embedding.weight").unwrap()
+    };
+    assert!(at("one", 1) == at("one", 2) && at("one", 2) != at("one", 3) && at("one", 3) != at("one", 20));
+    for step in [1, 5] {
+        run(&format!("train --resume one/checkpoints/step-{step:08} --save-dir from{step}"));
+        assert!(at(&format!("from{step}"), 20) == at("one", 20), "from {step}");
+    }
+}
+
+/// Headers that lie about what comes: nothing more is asked for.
+#[test]
+fn a_hostile_header_is_refused_before_its_data_is_fetched() {
+    let tensor = |name: &str, shape: &str, offsets: &str| {
+        format!("\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":{offsets}}}")
+    };
+    let good = tensor("wte.weight", "[257,24]", "[0,24672]");
+    for (header, says) in [
+        ("no JSON".to_string(), "its header is no JSON"),
+        (format!("{{{good},{}}}", tensor("embed_tokens.weight", "[257,24]", "[0,24672]")), "it has 2 tensors named"),
+        ("{}".to_string(), "it has 0 tensors named wte.weight or embed_tokens.weight"),
+        (format!("{{{}}}", tensor("wte.weight", "[257,9000000]", "[0,2000000000]")), "needs [257, 16 to 16384]"),
+        (format!("{{{}}}", tensor("wte.weight", "7", "[0,8]")), "has no shape"),
+        (
+            format!("{{{}}}", tensor("wte.weight", "[257,24]", "[18446744073709551600,18446744073709551612]")),
+            "the range of",
+        ),
+        (format!("{{{}}}", tensor("wte.weight", "[257,24]", "[100000,124672]")), "shorter than its header says"),
+        (format!("{{{}}}", tensor("wte.weight", "[257,24]", "[0,12]")), "wte.weight"),
+    ] {
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 500]].concat();
+        let (place, hub) = (Place::new(), Hub::new(&[("model.safetensors", bytes)]));
+        let output =
+            command(&place, &hub.endpoint, &format!("train {TRAIN} --steps 1 --save-dir run")).output().unwrap();
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && said.contains(says), "{says}: {said}");
+        assert!(!place.path("run/checkpoints").exists());
+    }
+    let (place, hub) = (Place::new(), Hub::new(&[("model.safetensors", vec![255; 600])]));
+    let output = command(&place, &hub.endpoint, &format!("train {TRAIN} --steps 1 --save-dir run")).output().unwrap();
+    assert!(text(&output.stderr).contains("this is no safetensors file"), "{}", text(&output.stderr));
+}
+
 #[test]
 fn without_a_network_the_start_is_random_and_says_so() {
     let (place, hub) = (Place::new(), hub());
@@ -93,7 +143,7 @@ fn without_a_network_the_start_is_random_and_says_so() {
     // What is no embedding for this model is no reason to go on without.
     let wrong = run(&format!("train {TRAIN} --set model.dim=32 --steps 1 --save-dir wrong"));
     assert_eq!(wrong.status.code(), Some(1));
-    assert!(text(&wrong.stderr).contains("needs [257, 32 or more]"), "{}", text(&wrong.stderr));
+    assert!(text(&wrong.stderr).contains("needs [257, 32 to 16384]"), "{}", text(&wrong.stderr));
     let wrong = run(&format!("train {TRAIN} --set train.embedding_from=gpt2 --steps 1 --save-dir wrong"));
     assert!(text(&wrong.stderr).contains("hf:OWNER/NAME"), "{}", text(&wrong.stderr));
 }
@@ -101,9 +151,9 @@ fn without_a_network_the_start_is_random_and_says_so() {
 #[test]
 fn a_run_of_v3_is_scored_as_published_packed_resumed_and_writes() {
     let place = Place::new();
-    place.ok(&format!(
-        "train {TRAIN} --set train.embedding_from= --set train.frozen_embedding=0 --steps 6 --save-dir run"
-    ));
+    place.ok(&format!("train {TRAIN} --set train.embedding_from= --steps 6 --save-dir run"));
+    let settings = fs::read_to_string(place.path("run/config.toml")).unwrap();
+    assert!(settings.contains("frozen_embedding = 0") && settings.contains("documents = 0"), "{settings}");
     let object: Value = serde_json::from_str(&place.ok("eval run --data synthetic:20 --json")).unwrap();
     let number = |key: &str| object[key].as_f64().unwrap();
     let plain = object["latent"]["loss_per_token"].as_f64().unwrap();

@@ -23,7 +23,7 @@ use crate::profile::{Work, time};
 use crate::simd::{Elem, Op, Simd, Store, each};
 use crate::size::area;
 
-/// Keys that the backward pass takes at once.
+/// Keys that are taken at once: backward, and of the values forward.
 const KEYS: usize = 64;
 
 /// Elements of working memory for `n` queries of width `d` and `l` keys, in either direction.

@@ -235,7 +235,7 @@ impl<A: Store> Op<A::E> for Product<A> {
             match S::LANES {
                 16.. => self.all::<S, 8, 3>(),
                 // Each pair is taken apart there, which takes registers too.
-                8 => self.all::<S, 4, 2>(),
+                8 if A::DEPTH == 2 => self.all::<S, 4, 2>(),
                 _ => self.all::<S, 4, 3>(),
             }
         }

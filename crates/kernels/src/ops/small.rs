@@ -104,7 +104,8 @@ impl<E: Elem> Op<E> for Product<E> {
                 self.rows::<S, 8, 3>(i);
                 i += 8;
             }
-            while S::LANES == 8 && i + 6 <= self.m {
+            // Of eight that are left four and four, not six and two single ones.
+            while S::LANES == 8 && i + 6 <= self.m && self.m - i != 8 {
                 self.rows::<S, 6, 2>(i);
                 i += 6;
             }

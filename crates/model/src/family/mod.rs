@@ -17,7 +17,7 @@ use flashlm_kernels::Store;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
 use crate::config::{ConfigError, ModelConfig};
-use crate::params::Layout;
+use crate::params::{Group, Layout};
 use forms::{LanguageModel, PackedBody};
 
 macro_rules! families {
@@ -33,14 +33,18 @@ macro_rules! families {
             }
         }
 
-        /// The layout of a valid config, and the numbers in the state of one sequence in the packed runtime.
-        fn sizes(config: &ModelConfig) -> (Layout, usize) {
+        /// The layout of a valid config, the numbers in the state of one sequence in the packed runtime, and about how many numbers
+        /// training keeps of a row besides its logits.
+        fn sizes(config: &ModelConfig) -> (Layout, usize, usize) {
             let mut layout = Layout::default();
-            let state = match config.family.as_str() {
-                $(stringify!($module) => $module::Params::new(&mut layout, config, false).state_len(),)*
+            let (state, row) = match config.family.as_str() {
+                $(stringify!($module) => {
+                    let params = $module::Params::new(&mut layout, config, false);
+                    (params.state_len(), params.row_len(ends(&layout)))
+                })*
                 other => panic!("unknown family {other:?} in a validated config"),
             };
-            (layout, state)
+            (layout, state, row)
         }
 
         /// A model for passes of at most `rows = B T` rows; `training` adds what backward passes need. `A` is what matmuls and
@@ -61,7 +65,7 @@ macro_rules! families {
 
         /// Small models of every family, in all their kinds.
         #[cfg(test)]
-        fn small() -> Vec<ModelConfig> {
+        pub(crate) fn small() -> Vec<ModelConfig> {
             [$($module::small()),*].concat()
         }
 
@@ -78,6 +82,12 @@ macro_rules! families {
 families! {
     flash;
     v3;
+}
+
+/// What goes into each matrix of a row, and comes out of it.
+fn ends(layout: &Layout) -> usize {
+    let matrices = layout.specs().iter().filter(|spec| spec.group == Group::Matrix);
+    matrices.map(|spec| spec.shape.iter().sum::<usize>()).sum()
 }
 
 impl Layout {

@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
+use flashlm_kernels::ops::{NO_TARGET, Objective};
 use flashlm_kernels::{Exec, Isa, Token};
 
-use super::forms::Shape;
-use super::small;
-use crate::config::ModelConfig;
+use super::forms::{Prepared, Shape};
+use super::{build, small};
+use crate::config::{ModelConfig, QuantConfig, ScaleKind};
 use crate::gradcheck::{check, with_models};
 use crate::infer::testing::Noise;
 use crate::infer::{Engine, PackedModel};
 use crate::io::safetensors::{TensorFile, write_tensors};
+use crate::layer::dropout::Dropout;
 use crate::model_file::{FORMAT, read_params, save_params};
 use crate::params::Layout;
-use crate::testing::{noisy, tokens};
+use crate::precision::Precision;
+use crate::roundcheck;
+use crate::testing::{log_sum, noisy, ratio, tokens};
 
 #[test]
 fn gradients_equal_finite_differences() {
@@ -87,5 +91,116 @@ fn a_packed_model_gives_the_same_however_it_is_asked() {
             4 * state + 4,
             "four bytes for each number, and those of the count"
         );
+    }
+}
+
+/// Rows without a target, in the middle too, smoothed labels and the z-loss: against differences of the loss written down from logits.
+#[test]
+fn rows_without_a_target_count_for_nothing() {
+    let cx = &Exec::new(Isa::SCALAR, 1);
+    for config in small() {
+        let (b, t, v) = (2, 7, config.vocab_size);
+        let (shape, layout) = (Shape { batch: b, seq_len: t }, Layout::of(&config));
+        let mut lm = build::<f64>(&config, b * t, true, false).unwrap();
+        let mut params = noisy(layout.len(), 7);
+        let (x, mut y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
+        [0, 3, 4, 6, 11].into_iter().for_each(|row| y[row] = NO_TARGET);
+        // Labels are not smoothed under a soft cap.
+        let smoothing = if config.logit_softcap > 0.0 { 0.0 } else { 0.1 };
+        let (scale, z_loss) = (1.0 / 9.0, 0.05);
+        let objective = Objective { scale, z_loss, smoothing };
+        let mut grads = vec![0.0; params.len()];
+        let nats = Prepared::new(cx, &mut *lm, &params).loss_backward(&mut grads, &x, &y, shape, objective);
+        let mut logits = vec![0.0; b * t * v];
+        let mut loss = |params: &[f64], z_loss: f64| {
+            Prepared::new(cx, &mut *lm, params).logits(&mut logits, &x, None, shape);
+            let row = |(z, &target): (&[f64], &Token)| {
+                let (all, own) = (log_sum(z), z[usize::from(target)]);
+                let smooth = (1.0 - smoothing) * own + smoothing * z.iter().sum::<f64>() / v as f64;
+                all - smooth + z_loss * all * all
+            };
+            logits.chunks(v).zip(&y).filter(|(_, target)| **target != NO_TARGET).map(row).sum::<f64>() * scale
+        };
+        assert!((loss(&params, 0.0) - nats * scale).abs() < 1e-9, "{config:?}");
+        for spec in layout.specs() {
+            for i in [spec.range.start, spec.range.start + spec.range.len() / 2, spec.range.end - 1] {
+                let (own, h) = (params[i], 2e-5);
+                let mut at = |steps: f64| {
+                    params[i] = own + steps * h;
+                    let loss = loss(&params, z_loss);
+                    params[i] = own;
+                    loss
+                };
+                let want = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
+                let off = (grads[i] - want).abs();
+                assert!(off <= 1e-8 + 1e-6 * want.abs(), "{} at {i}: {} for {want}, {config:?}", spec.name, grads[i]);
+            }
+        }
+        // None at all.
+        (grads.fill(0.0), y.fill(NO_TARGET));
+        let nats = Prepared::new(cx, &mut *lm, &params).loss_backward(&mut grads, &x, &y, shape, objective);
+        assert!(nats == 0.0 && grads.iter().all(|&g| g == 0.0), "{nats}, {config:?}");
+    }
+}
+
+#[test]
+fn gradients_pass_straight_through_rounded_activations() {
+    for config in small() {
+        roundcheck::check(&config, (2, 7), 0.05);
+    }
+}
+
+/// Larger, of ternary weights: of v3 without a scale.
+fn ternary() -> Vec<ModelConfig> {
+    let larger = |config: ModelConfig| {
+        let scale = if config.family == "v3" { ScaleKind::Unit } else { ScaleKind::Tensor };
+        let quant = QuantConfig { scale, ..config.quant };
+        ModelConfig { vocab_size: 700, dim: 48, ffn_hidden: 72, quant, ..config }
+    };
+    small().into_iter().map(larger).collect()
+}
+
+#[test]
+fn gradients_with_dropout_do_not_depend_on_threads() {
+    for config in ternary() {
+        for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
+            let run = |threads, dropout: f64| {
+                let cx = Exec::new(Isa::detect().unwrap(), threads);
+                let mut lm = precision.build(&config, 3 * 110, true).unwrap();
+                let params = lm.layout().init::<f32>(1);
+                let mut data = tokens(3 * 110, 700, 2);
+                let inputs = data.clone();
+                data.iter_mut().step_by(3).for_each(|target| *target = NO_TARGET);
+                let mut grads = vec![0.0; params.len()];
+                lm.set_dropout((dropout > 0.0).then(|| Dropout::new(dropout, 1, 2, 3)));
+                let objective = Objective { scale: 0.1, z_loss: 0.01, smoothing: 0.0 };
+                let shape = Shape { batch: 3, seq_len: 110 };
+                let mut passes = Prepared::new(&cx, &mut *lm, &params);
+                (passes.loss_backward(&mut grads, &inputs, &data, shape, objective), grads)
+            };
+            let one = run(1, 0.2);
+            let name = precision.name();
+            assert!(one == run(2, 0.2) && one == run(3, 0.2) && one != run(1, 0.0), "{name}, {config:?}");
+        }
+    }
+}
+
+#[test]
+fn other_precisions_are_near_f32() {
+    let (cx, t) = (Exec::new(Isa::detect().unwrap(), 2), 90);
+    for config in ternary() {
+        let run = |precision: Precision| {
+            let mut lm = precision.build(&config, t, false).unwrap();
+            let params = lm.layout().init::<f32>(1);
+            let mut logits = vec![0.0; t * 700];
+            let shape = Shape { batch: 1, seq_len: t };
+            Prepared::new(&cx, &mut *lm, &params).logits(&mut logits, &tokens(t, 700, 2), None, shape);
+            logits
+        };
+        let want = run(Precision::F32);
+        for (precision, bound) in [(Precision::Bf16, 2e-2), (Precision::Int8, 4e-2), (Precision::Int8F32, 4e-2)] {
+            let off = ratio(&run(precision), &want);
+            assert!(off > 0.0 && off < bound, "{} is {off:.1e} off, {config:?}", precision.name());
+        }
     }
 }

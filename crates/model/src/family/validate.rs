@@ -42,8 +42,13 @@ impl ModelConfig {
         super::sizes(self).1
     }
 
+    /// About how many numbers training keeps of a row of a batch besides its logits, of a valid config.
+    pub fn row_len(&self) -> usize {
+        super::sizes(self).2
+    }
+
     fn validate_size(&self) -> Result<(), ConfigError> {
-        let (layout, state) = super::sizes(self);
+        let (layout, state, _) = super::sizes(self);
         let refuse = |of: fn(&ModelConfig) -> usize, why: String| {
             let fits =
                 (1..self.blocks).rev().find(|&blocks| of(&ModelConfig { blocks, ..self.clone() }) <= MAX_NUMBERS);
@@ -72,7 +77,7 @@ mod tests {
     use flashlm_kernels::{Exec, Isa};
 
     use super::*;
-    use crate::config::{AttentionConfig, DeltaConfig};
+    use crate::config::{AttentionConfig, DeltaConfig, ScaleKind};
     use crate::infer::testing::{Noise, shapes};
     use crate::mixer::Settings;
 
@@ -96,6 +101,10 @@ mod tests {
     fn what_no_model_has_is_refused_by_its_key() {
         let said = error(|c| c.activation_bits = 4);
         assert_eq!(said, "model.activation_bits = 4: must be 0 (float activations) or 8 (int8)");
+        assert!(
+            error(|c| c.quant.scale = ScaleKind::Unit).starts_with("model.quant.scale = unit: must be none, tensor")
+        );
+        assert!(error(|c| c.dilated.dilations.push(2)).starts_with("model.dilated.groups = 16: must be left out"));
         assert!(error(|c| c.eos = 10_000).contains("model.eos = 10000: must be between 0 and 9999"));
         assert!(error(|c| c.norm_eps = 1e-13).contains("norm_eps = 0.0000000000001: must be at least 1e-12"));
         let said = error(|c| c.pattern = vec!["conv".into(); 129]);

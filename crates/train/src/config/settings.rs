@@ -110,7 +110,7 @@ pub struct TrainSettings {
     pub matrix_beta2: f64,
     /// Weight decay of the matrices under Muon and NorMuon.
     pub matrix_weight_decay: f64,
-    /// First steps in which the embedding stays as it started.
+    /// First steps in which the embedding stays as it started, a tenth of the run at most.
     pub frozen_embedding: u64,
     /// A model of the hub, `hf:OWNER/NAME[@REVISION][:FILE]`, whose token embedding starts that of a fresh run, by its singular value
     /// decomposition; empty: a random start.

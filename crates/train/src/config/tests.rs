@@ -233,3 +233,10 @@ fn a_digest_follows_what_is_not_the_default() {
     let saved = preset("hybrid-small").unwrap();
     assert_eq!(Settings::from_toml(&saved.to_toml(), "saved").unwrap().digest(), saved.digest());
 }
+
+#[test]
+fn v3_has_the_parameters_of_the_original() {
+    let v3 = preset("v3").unwrap();
+    let model = flashlm_model::ModelConfig { vocab_size: v3.tokenizer.vocab, ..v3.model };
+    assert_eq!(model.parameters(), 13_555_969);
+}

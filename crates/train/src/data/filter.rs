@@ -72,6 +72,15 @@ impl Filter {
         *self == Filter::default()
     }
 
+    /// In words that caches are found by: what a key adds that came later stands there only where it asks for something.
+    pub fn told(&self) -> String {
+        let Filter { min_score, min_chars, max_chars, min_simple, documents } = self;
+        let later = if *documents > 0 { format!(", documents: {documents}") } else { String::new() };
+        format!(
+            "Filter {{ min_score: {min_score:?}, min_chars: {min_chars}, max_chars: {max_chars}, min_simple: {min_simple:?}{later} }}"
+        )
+    }
+
     /// Whether scores are needed.
     pub fn scores(&self) -> bool {
         self.min_score != 0.0

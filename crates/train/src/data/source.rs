@@ -266,7 +266,7 @@ impl Source {
     /// Column, filter and what is left out, in words; empty for the usual ones.
     fn selection(&self) -> String {
         let column = if self.column == COLUMN { String::new() } else { format!(" column {}", self.column) };
-        let filter = if self.filter.keeps_all() { String::new() } else { format!(" {:?}", self.filter) };
+        let filter = if self.filter.keeps_all() { String::new() } else { format!(" {}", self.filter.told()) };
         let without = self.without.as_ref().map_or(String::new(), |held| format!(" without {:016x}", held.digest()));
         column + &filter + &without
     }
@@ -438,6 +438,17 @@ mod tests {
             .unwrap();
         assert_eq!(done, 1.0);
         (stories, report)
+    }
+
+    /// Caches are found by these words.
+    #[test]
+    fn a_filter_is_told_as_it_always_was() {
+        let told = |filter| Source::parse("synthetic:9").unwrap().with_filter(filter).unwrap().place();
+        let filter = Filter { min_chars: 3, min_simple: 0.5, ..Filter::default() };
+        let words = "synthetic:9:0 Filter { min_score: 0.0, min_chars: 3, max_chars: 0, min_simple: 0.5";
+        assert_eq!(told(filter.clone()), format!("{words} }}"));
+        assert_eq!(told(Filter { documents: 7, ..filter }), format!("{words}, documents: 7 }}"));
+        assert_eq!(told(Filter::default()), "synthetic:9:0");
     }
 
     #[test]

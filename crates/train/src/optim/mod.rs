@@ -2,7 +2,9 @@
 //! PyTorch's vectors, threads, and stopping and resuming then run by themselves.
 //!
 //! `train.optimizer` names the one that gets the master matrices ([`Group::Matrix`]); all other parameters are AdamW's.
-//! With `train.frozen_taps` nobody gets the taps of convolutions ([`Group::Conv`]): they stay as they started.
+//! With `train.frozen_taps` nobody gets the taps of convolutions ([`Group::Conv`]), and ever nobody what a model does not use
+//! ([`Group::Unused`]): they stay as they started. In the first steps of a run with `train.frozen_embedding` so does the embedding, whose
+//! AdamW then starts afresh. What is not trained in a step is left out of the norm, too.
 //! Gradients are clipped by the global norm of all that are trained, whoever gets them: `g *= min(1, clip / (norm + 1e-6))`, as
 //! PyTorch does it. Muon's update does not depend on the length of its gradient, but through the clip one wild
 //! gradient does not take over its momentum.
@@ -244,7 +246,7 @@ mod tests {
             let token = |i: usize, j: usize| ((i * 31 + j * j * 7 + step as usize * 11) % 50) as Token;
             let data: Vec<Vec<Token>> = (0..3).map(|i| (0..21).map(|j| token(i, j)).collect()).collect();
             let (settings, lr, momentum) = (&*train, train.lr, train.momentum);
-            let told = stepper::Step { shape: SHAPE, settings, lr, momentum, number: step };
+            let told = stepper::Step { shape: SHAPE, settings, lr, momentum, number: step, frozen: 0 };
             assert!(trained.step(cx, told, |i| &data[i]).is_finite());
         }
     }

@@ -46,7 +46,7 @@ impl<'a> Leader<'a> {
         activation_bits: u32,
         window: impl Fn(usize) -> W,
     ) -> Result<Option<StepResult>, CommError> {
-        let Step { shape, lr, momentum, number, .. } = step;
+        let Step { shape, lr, momentum, number, frozen, .. } = step;
         let (mut windows, mut tokens) =
             (Vec::with_capacity(shape.batch), Vec::with_capacity(shape.batch + shape.rows()));
         for i in 0..shape.batch {
@@ -56,7 +56,8 @@ impl<'a> Leader<'a> {
             windows.push(tokens.len() - before);
         }
         let (batch, seq_len) = (shape.batch, shape.seq_len);
-        send(self.comm, &Order::Step { batch, seq_len, lr, momentum, number, activation_bits, windows }, &tokens)?;
+        let order = Order::Step { batch, seq_len, lr, momentum, number, frozen, activation_bits, windows };
+        send(self.comm, &order, &tokens)?;
         let done = stepper.step_unless(stop, self.comm, cx, step, window);
         self.comm.at(None);
         done

@@ -19,6 +19,7 @@ pub(super) enum Order {
         lr: f64,
         momentum: f64,
         number: u64,
+        frozen: u64,
         activation_bits: u32,
         windows: Vec<usize>,
     },

@@ -26,11 +26,12 @@ pub fn follow(comm: &dyn Comm, cx: &Exec, stop: &AtomicBool) -> Result<(), CommE
                 *model = Some((*settings, stepper));
             }
             (
-                Order::Step { batch, seq_len, lr, momentum, number, activation_bits, windows },
+                Order::Step { batch, seq_len, lr, momentum, number, frozen, activation_bits, windows },
                 Some((settings, stepper)),
             ) => {
                 let windows = cut(&tokens, &windows)?;
-                let step = Step { shape: Shape { batch, seq_len }, settings: &settings.train, lr, momentum, number };
+                let (shape, settings) = (Shape { batch, seq_len }, &settings.train);
+                let step = Step { shape, settings, lr, momentum, number, frozen };
                 stepper.lm.set_activation_bits(activation_bits);
                 stepper.step_unless(stop, comm, cx, step, |i| windows[i])?;
             }

@@ -17,12 +17,14 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::open::told;
 use crate::atomic::write_file;
 use crate::data::DataError;
-use crate::data::hub::{Client, HubError, ModelName};
+use crate::data::hub::{Client, HubError, ModelName, Progress};
 use crate::svd::{Truncated, truncated};
 use crate::trainer::{Event, Tell, TrainError};
 
 /// How a token embedding is called.
 const NAMES: [&str; 2] = ["wte.weight", "embed_tokens.weight"];
+/// Most columns of a table that is decomposed: the square of them is kept in f64.
+const WIDEST: usize = 16_384;
 
 /// What a fresh run of `model` starts from: its own start from `seed`, with the embedding from the model `name`; none, told with what it
 /// costs, where the network is not there.
@@ -78,21 +80,19 @@ fn fetched(
     let expected = "train.embedding_from names a model of the hub, hf:OWNER/NAME[@REVISION][:FILE]";
     let model = ModelName::parse(name).ok_or_else(|| bad(expected.into()))?.map_err(bad)?;
     let client = Client::from_env(offline).map_err(DataError::from)?;
-    let mut fetch =
-        |tensor| client.fetch_tensor(&model, tensor, &mut |p| -> ControlFlow<()> { told(name, p, stop, tell) });
-    let found = match fetch(NAMES[0]) {
-        Err(HubError::Answer { .. }) => fetch(NAMES[1]),
-        found => found,
+    let fits = |shape: &[usize]| match *shape {
+        [rows, columns] if rows == v && (d..=WIDEST).contains(&columns) => Ok(()),
+        _ => Err(format!(
+            "is {shape:?}, and this model needs [{v}, {d} to {WIDEST}]: name another model, or none with --set train.embedding_from="
+        )),
     };
-    let (shape, values) = found.map_err(DataError::from)?;
-    match shape[..] {
-        [rows, columns] if rows == v && columns >= d && d > 0 => {
-            tell(Event::Progress(&format!("decomposing {rows} x {columns} numbers")));
-            truncated(cx, &values, columns, d).ok_or_else(|| bad("its token embedding is not of finite numbers".into()))
-        }
-        _ => Err(bad(format!(
-            "its token embedding is {shape:?}, and this model needs [{v}, {d} or more]: name another model, or none with --set train.embedding_from="
-        ))),
+    let mut watched = |p: &Progress| -> ControlFlow<()> { told(name, p, stop, tell) };
+    let (shape, values) = client.fetch_tensor(&model, &NAMES, &fits, &mut watched).map_err(DataError::from)?;
+    let columns = shape[1];
+    tell(Event::Progress(&format!("decomposing {v} x {columns} numbers")));
+    match truncated(cx, &values, (columns, d), stop) {
+        _ if stop() => Err(TrainError::Data(DataError::Stopped)),
+        found => found.ok_or_else(|| bad("its token embedding is not of finite numbers".into())),
     }
 }
 

@@ -165,7 +165,7 @@ impl Prepared {
             let start = Instant::now();
             let number = n as u64 + 1;
             let (lr, momentum) = (t.min_lr.min(t.lr), t.momentum);
-            let result = stepper.step(cx, Step { shape, settings: t, lr, momentum, number }, window);
+            let result = stepper.step(cx, Step { shape, settings: t, lr, momentum, number, frozen: 0 }, window);
             if result.is_finite() {
                 Ok(start.elapsed().as_secs_f64())
             } else {

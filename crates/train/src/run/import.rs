@@ -9,7 +9,7 @@ use flashlm_model::ModelConfig;
 use flashlm_model::io::safetensors::TensorRef;
 use flashlm_model::model_file::{TOKENIZER, save_params};
 use flashlm_model::original::{AdamW, Original};
-use flashlm_model::params::Layout;
+use flashlm_model::params::{Group, Layout, Spec};
 
 use crate::checkpoint::{Checkpoint, Part};
 use crate::config::{Settings, preset, preset_names};
@@ -34,28 +34,38 @@ pub(super) fn import(path: &Path) -> Result<(Checkpoint, String), TrainError> {
     // As a run with these settings starts; AdamW's moments are those of the file, where it has them.
     let mut optimizers = Optimizers::new(&layout, &settings.train.optimizer, settings.train.frozen_taps);
     let shown = path.display();
-    let (step, told) = match adamw {
-        Some(AdamW { m, v, updates, betas, eps, weight_decay }) => {
+    let (step, frozen, told) = match adamw {
+        Some(AdamW { m, v, updates, betas, eps, weight_decay, frozen }) => {
             let t = &mut settings.train;
             ([t.beta1, t.beta2], t.eps, t.weight_decay) = (betas, eps, weight_decay);
+            // Matrices that are another optimizer's have moments of another kind.
+            let of_adamw = |spec: &&Spec| t.optimizer == ADAMW || spec.group != Group::Matrix;
             for tensor in optimizers.state() {
                 let from = tensor.name.split_once('.').and_then(|(kind, name)| {
-                    Some((if kind == "m" { &m } else { &v }, layout.find(name)?.range.clone()))
+                    Some((if kind == "m" { &m } else { &v }, layout.find(name).filter(of_adamw)?.range.clone()))
                 });
                 from.into_iter().for_each(|(from, range)| tensor.data.copy_from_slice(&from[range]));
             }
             let told = format!("{shown}: weights and AdamW after {} steps", thousands(updates));
             let step = step.filter(|&step| step != updates);
             let said = step.map(|step| format!(", which it counts as step {}", thousands(step)));
-            (updates, format!("{told}{}", said.unwrap_or_default()))
+            (updates, frozen, format!("{told}{}", said.unwrap_or_default()))
         }
         None => {
-            let told = "weights alone, without an optimizer of one AdamW: its moments start at zero, and steps at 0";
-            let said = step.map(|step| format!("; the file counts {} steps", thousands(step)));
-            (0, format!("{shown}: {told}{}", said.unwrap_or_default()))
+            let why = "weights alone: the file has no optimizer state that can be taken over, so moments start at zero";
+            match step {
+                Some(step) if config.family == "v3" => {
+                    (step, 0, format!("{shown}: {why}; steps go on from {}", thousands(step)))
+                }
+                step => {
+                    let said = step.map(|step| format!("; the file counts {} steps", thousands(step)));
+                    (0, 0, format!("{shown}: {why} and steps at 0{}", said.unwrap_or_default()))
+                }
+            }
         }
     };
-    let state = State { step, tokens: tokens.unwrap_or(0), stage_start: step, windows: Some(0), ..State::default() };
+    let (tokens, stage_start, windows) = (tokens.unwrap_or(0), step, Some(0));
+    let state = State { step, frozen, tokens, stage_start, windows, ..State::default() };
     let (tensors, metadata) = save_params(&layout, &params, &config);
     let moments = optimizers.state();
     let kept = moments.iter().map(|t| TensorRef { name: &t.name, shape: &t.shape, data: t.data }).collect();
@@ -77,19 +87,17 @@ fn settings_of(config: &ModelConfig) -> Result<Settings, TrainError> {
     let ModelConfig { vocab_size, eos, .. } = *config;
     let presets = preset_names().into_iter().map(preset).collect::<Result<Vec<Settings>, _>>()?;
     let same = |settings: &&Settings| ModelConfig { vocab_size, eos, ..settings.model.clone() } == *config;
-    let mut settings = match presets.iter().find(same) {
-        Some(settings) => settings.clone(),
-        None if config.family == "v3" => preset("v3")?,
-        None => Settings { name: "v4".into(), ..preset("v4-small")? },
+    let (other, optimizer) = match config.family.as_str() {
+        "v3" => (preset("v3")?, preset("v3")?.train.optimizer),
+        _ => (Settings { name: "v4".into(), ..preset("v4-small")? }, ADAMW.into()),
     };
+    let mut settings = presets.iter().find(same).cloned().unwrap_or(other);
     settings.model = config.clone();
     settings.tokenizer.vocab = vocab_size;
     let t = &mut settings.train;
     (t.average_share, t.average_decay, t.frozen_embedding) = (0.0, 0.0, 0);
     t.embedding_from.clear();
     t.stages.clear();
-    if config.family == "flash" {
-        t.optimizer = ADAMW.into();
-    }
+    t.optimizer = optimizer;
     Ok(settings)
 }

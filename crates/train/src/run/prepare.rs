@@ -23,7 +23,7 @@ use crate::run_folder::Claim;
 use crate::stage::StageSource;
 use crate::tokenizer::{TokenizerChoice, tokenizer};
 use crate::trainer::{Event, Inputs, Tell, TrainError, Trainer};
-use crate::units::{counted, duration};
+use crate::units::{counted, duration, thousands};
 
 /// Shortest text, in bytes, that is compressed to compare with.
 const COMPARABLE: usize = 1024;
@@ -169,11 +169,17 @@ impl Resolved {
         }
     }
 
-    /// The parameters of a fresh run whose embedding starts from that of another model; without a network, a random start that nothing
-    /// freezes.
+    /// The parameters of a fresh run whose embedding starts from that of another model; without one, or without a network, a random start
+    /// that nothing freezes.
     fn start(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
         let Settings { model, train, .. } = &mut self.settings;
-        if train.embedding_from.is_empty() || !matches!(self.origin, Origin::Fresh) {
+        if !matches!(self.origin, Origin::Fresh) {
+            return Ok(None);
+        }
+        if train.embedding_from.is_empty() {
+            if std::mem::take(&mut train.frozen_embedding) > 0 {
+                tell(Event::Note("the embedding starts at random (train.embedding_from is empty), and is not frozen"));
+            }
             return Ok(None);
         }
         model.validate().map_err(SettingsError::from)?;
@@ -208,6 +214,12 @@ impl Resolved {
             let name = if taken { one_line(&spec.source) } else { short.to_string() };
             let label = if many { format!("text {name}") } else { "text".into() };
             tell(Event::Note(&format!("{label}: {cache} ({about})")));
+            if spec.filter.documents > 0 {
+                let most = thousands(spec.filter.documents);
+                tell(Event::Note(&format!(
+                    "{label}: of its documents the first {most}; --set data.documents=0 takes all"
+                )));
+            }
             note_oddities(&label, &built.map(|built| built.read.oddities).unwrap_or_default(), tell);
             too_short(&label, &cache, longest, tell);
             Ok(Text { name, cache })

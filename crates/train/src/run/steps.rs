@@ -49,7 +49,7 @@ impl Steps {
         let window = |i: usize| &self.tokens[(first + i) * (seq_len + 1)..][..seq_len + 1];
         self.step += 1;
         let (settings, lr, momentum) = (&self.settings, self.settings.lr, self.settings.momentum);
-        let step = Step { shape: self.shape, settings, lr, momentum, number: self.step };
+        let step = Step { shape: self.shape, settings, lr, momentum, number: self.step, frozen: 0 };
         let result = self.stepper.step(cx, step, window);
         if result.is_finite() { Ok(result) } else { Err(TrainError::NotMeasured { n: self.step, result }) }
     }

@@ -164,7 +164,10 @@ impl Trainer<'_> {
         let number = self.state.step + 1;
         let bits = activation_bits(settings.model.activation_bits, t.activation_share, progress);
         self.stepper.lm.set_activation_bits(bits);
-        let step = Step { shape, settings: t, lr, momentum, number };
+        // For a tenth of the run at most: a short one trains it, too.
+        let more = self.state.frozen == self.state.step && self.state.step < t.frozen_embedding && progress < 0.1;
+        let frozen = self.state.frozen + u64::from(more);
+        let step = Step { shape, settings: t, lr, momentum, number, frozen };
         let result = match self.leader {
             Some(leader) => leader.step(&mut self.stepper, stop, self.cx, step, bits, window)?,
             None => self.stepper.step_unless(stop, &Solo, self.cx, step, window)?,
@@ -183,7 +186,7 @@ impl Trainer<'_> {
             }
         }
         self.state.windows = Some(self.windows() + shape.batch as u64);
-        self.state.step = number;
+        (self.state.step, self.state.frozen) = (number, frozen);
         self.state.tokens += result.tokens;
         self.state.loss_sum.0 += result.loss;
         self.state.loss_sum.1 += 1;

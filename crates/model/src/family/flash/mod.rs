@@ -64,6 +64,11 @@ impl Params {
         // The token before is a number of the state.
         self.blocks.iter().map(|block| block.mixer.state_len()).sum::<usize>() + self.entry.bigram.iter().len()
     }
+
+    /// Numbers that training keeps of a row, about: the `ends` of matrices twice, for gradients; states, at most one for 64 rows.
+    pub(super) fn row_len(&self, ends: usize) -> usize {
+        2 * ends + 8 * self.norm.part.len() + self.state_len().div_ceil(64)
+    }
 }
 
 /// A model of each mixer, without and with every switch.

@@ -1,12 +1,18 @@
 //! The rules about a config of this family.
 
-use crate::config::ModelConfig;
+use crate::config::{DilatedConfig, ModelConfig, ScaleKind};
 use crate::error::{ConfigError, check, epsilon, within};
 use crate::mixer;
 
 /// Checks what the family's own settings may be.
 pub(in crate::family) fn validate(config: &ModelConfig) -> Result<(), ConfigError> {
     within("quant.size", config.quant.size, 1, 1 << 20)?;
+    let other = "none, tensor, block or group: model.family = \"v3\" alone has unit";
+    check(config.quant.scale != ScaleKind::Unit, || ConfigError::new("quant.scale", "unit", other))?;
+    let other = "left out: model.family = \"v3\" alone has dilated convolutions";
+    check(config.dilated == DilatedConfig::default(), || {
+        ConfigError::new("dilated.groups", config.dilated.groups, other)
+    })?;
     // A row of zeros is multiplied by the root of its inverse, and gradients by more than that.
     epsilon("norm_eps", config.norm_eps)?;
     let (cap, expected) = (config.logit_softcap, "0 (no cap), or between 1 and 1000");

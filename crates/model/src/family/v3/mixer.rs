@@ -75,7 +75,8 @@ impl<A: Store> Mixer<A> {
     pub(super) fn work(&self, rows: usize) -> Work<A::E> {
         let n = rows * self.width();
         let weights = self.of.layers.iter().map(|layer| layer.gate.len()).max().unwrap_or(0);
-        Work { dx: Buf::scratch(n), dy: [(); 2].map(|()| Buf::scratch(n)), dw: Buf::scratch(weights.min(n * weights)) }
+        let weights = if rows == 0 { 0 } else { weights };
+        Work { dx: Buf::scratch(n), dy: [(); 2].map(|()| Buf::scratch(n)), dw: Buf::scratch(weights) }
     }
 
     /// The start of `batch` sequences: of each layer, `[B, (K-1) s, D]`.

@@ -86,6 +86,7 @@ impl Params {
             let (scale, part) = b.scalars(name, d, Init::Ones);
             Norm { scale, part, eps }
         };
+        // Convolutions start as wide as matrices do, by their inputs; PyTorch's own would start at a third of the variance.
         let fan_in = |n: usize| Init::Normal((1.0 / n as f64).sqrt());
 
         let mut b = Branch::new(layout, String::new(), "block".into(), &layers);
@@ -115,9 +116,16 @@ impl Params {
         let need = need.max(b.need());
 
         layout.add("block.router.linear.weight".into(), &[1, d], Init::Zeros, Group::Unused);
-        layout.add("block.router.linear.bias".into(), &[1], Init::Ones, Group::Unused);
+        layout.add("block.router.linear.bias".into(), &[1], Init::Zeros, Group::Unused);
         let scale = layout.add("final_norm.scale".into(), &[d], Init::Ones, Group::Scalar);
         Params { head, mixer, ffn, norm: Norm { scale, part: 0..d, eps }, need, passes: config.blocks }
+    }
+
+    /// Numbers that training keeps of a row, about: of each application the `ends` of matrices twice, for gradients, and of each layer
+    /// what enters it, its norm, gate and value; states, at most one for 64 rows.
+    pub(super) fn row_len(&self, ends: usize) -> usize {
+        let (d, layers) = (self.norm.part.len(), self.mixer.layers.len());
+        self.passes * (2 * ends + 8 * d + (4 * layers + 2) * d) + self.state_len().div_ceil(64)
     }
 
     /// Numbers in the state of one sequence in the packed runtime.

@@ -28,7 +28,7 @@ const MAX_HEADER: u64 = 16 << 20;
 const MAX_TENSOR: u64 = 2 << 30;
 
 /// Where the bytes of a file come from.
-enum From<'a> {
+enum Place<'a> {
     /// The cache.
     File(PathBuf),
     /// The hub: the address, and the size that its list says.
@@ -36,11 +36,13 @@ enum From<'a> {
 }
 
 impl Client {
-    /// The one tensor of a model whose name is `name`, or ends in it after a dot: its shape and values.
+    /// The one tensor of a model whose name is one of `names`, or ends in it after a dot: its shape and values. What `fits` says against a
+    /// shape is the error, before anything else is asked for.
     pub fn fetch_tensor(
         &self,
         model: &ModelName,
-        name: &str,
+        names: &[&str],
+        fits: &dyn Fn(&[usize]) -> Result<(), String>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<(Vec<usize>, Vec<f32>), HubError> {
         let (repo, revision) = (model.repo().to_string(), model.revision().to_string());
@@ -57,97 +59,112 @@ impl Client {
         let entry = files.get(path).ok_or_else(|| no_file(format!("it has no file {path}")))?;
         let url = watch.address.file(&self.endpoint, &commit, path);
         let from = match repo.has(&commit, path, entry.size) {
-            true => From::File(repo.snapshot(&commit).join(path)),
+            true => Place::File(repo.snapshot(&commit).join(path)),
             false if self.offline => return Err(self.missing(&watch.address, format!("{path} is"))),
-            false => From::Url(&url, entry.size),
+            false => Place::Url(&url, entry.size),
         };
         watch.file = path.to_string();
-        self.tensor(&from, name, &mut watch)
+        self.tensor(&from, names, fits, &mut watch)
     }
 
-    fn tensor(&self, from: &From, name: &str, watch: &mut Watch) -> Result<(Vec<usize>, Vec<f32>), HubError> {
+    fn tensor(
+        &self,
+        from: &Place,
+        names: &[&str],
+        fits: &dyn Fn(&[usize]) -> Result<(), String>,
+        watch: &mut Watch,
+    ) -> Result<(Vec<usize>, Vec<f32>), HubError> {
         let shown = match from {
-            From::File(path) => path.display().to_string(),
-            From::Url(url, _) => url.to_string(),
+            Place::File(path) => path.display().to_string(),
+            Place::Url(url, _) => url.to_string(),
         };
         let bad = |reason: String| HubError::Answer { url: shown.clone(), reason };
-        let start = self.bytes(from, 0, 8, watch)?;
+        let start = self.bytes(from, (0, 8), Vec::new(), watch)?;
         let length = u64::from_le_bytes(start.try_into().map_err(|_| bad("it ends in its first bytes".into()))?);
         if !(2..=MAX_HEADER).contains(&length) {
             return Err(bad(format!("a header of {length} bytes: this is no safetensors file")));
         }
-        let header = self.bytes(from, 8, length, watch)?;
+        let header = self.bytes(from, (8, length), Vec::new(), watch)?;
         type Header = BTreeMap<String, serde_json::Value>;
         let header: Header =
             serde_json::from_slice(&header).map_err(|e| bad(format!("its header is no JSON ({e})")))?;
-        let found: Vec<&String> = header
-            .keys()
-            .filter(|key| *key == name || key.strip_suffix(name).is_some_and(|rest| rest.ends_with('.')))
-            .collect();
+        let is = |key: &str, name: &str| {
+            key.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        };
+        let found: Vec<&String> = header.keys().filter(|key| names.iter().any(|name| is(key, name))).collect();
         let [key] = found[..] else {
-            return Err(bad(format!("it has {} tensors named {name}, expected one", found.len())));
+            return Err(bad(format!("it has {} tensors named {}, expected one", found.len(), names.join(" or "))));
         };
         let own = &header[key];
         let offset = |i: usize| own["data_offsets"][i].as_u64();
+        let shape: Option<Vec<usize>> =
+            own["shape"].as_array().and_then(|all| all.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect());
+        let shape = shape.ok_or_else(|| bad(format!("{key} has no shape")))?;
+        fits(&shape).map_err(|reason| bad(format!("{key} {reason}")))?;
         let range = offset(0).zip(offset(1)).filter(|(start, end)| start <= end && end - start <= MAX_TENSOR);
-        let (first, end) = range.ok_or_else(|| bad(format!("the range of {key} is none, or more than 2 GiB")))?;
-        watch.total = end - first;
-        let data = self.bytes(from, first.saturating_add(8 + length), end - first, watch)?;
-        // The library that reads files checks type and shape.
-        let alone =
-            serde_json::json!({key: {"dtype": own["dtype"], "shape": own["shape"], "data_offsets": [0, data.len()]}});
+        let place = range.and_then(|(start, end)| Some((start.checked_add(8 + length)?, end - start)));
+        let place = place.filter(|(start, length)| start.checked_add(*length).is_some());
+        let (start, length) = place.ok_or_else(|| bad(format!("the range of {key} is none, or more than 2 GiB")))?;
+        watch.total = length;
+        // A file of this tensor alone: the library that reads files checks type and shape.
+        let alone = serde_json::json!({key: {"dtype": own["dtype"], "shape": shape, "data_offsets": [0, length]}});
         let mut alone = alone.to_string();
         alone.extend(std::iter::repeat_n(' ', alone.len().next_multiple_of(8) - alone.len()));
-        let file = [&(alone.len() as u64).to_le_bytes(), alone.as_bytes(), &data].concat();
+        let begun = [&(alone.len() as u64).to_le_bytes(), alone.as_bytes()].concat();
+        let file = self.bytes(from, (start, length), begun, watch)?;
         let read =
             TensorFile::from_bytes(file, &shown).and_then(|file| Ok((file.shape(key)?.to_vec(), file.floats(key)?)));
         read.map_err(|e| bad(e.to_string()))
     }
 
-    /// `length` bytes from `from` on.
-    fn bytes(&self, of: &From, from: u64, length: u64, watch: &mut Watch) -> Result<Vec<u8>, HubError> {
+    /// `to` with `length` bytes from `from` on behind it.
+    fn bytes(
+        &self,
+        of: &Place,
+        (from, length): (u64, u64),
+        mut to: Vec<u8>,
+        watch: &mut Watch,
+    ) -> Result<Vec<u8>, HubError> {
+        let begun = to.len();
         let (url, size) = match of {
-            From::Url(url, size) => (*url, *size),
-            From::File(path) => {
-                let read = || -> io::Result<Vec<u8>> {
+            Place::Url(url, size) => (*url, *size),
+            Place::File(path) => {
+                let mut read = || -> io::Result<usize> {
                     let mut file = File::open(path)?;
                     file.seek(SeekFrom::Start(from))?;
-                    let mut bytes = Vec::new();
-                    file.take(length).read_to_end(&mut bytes)?;
-                    Ok(bytes)
+                    file.take(length).read_to_end(&mut to)
                 };
-                let bytes = read().map_err(|e| AtomicError::new(path, "reading", from, e))?;
-                return if bytes.len() as u64 == length { Ok(bytes) } else { Err(short(&path.display().to_string())) };
+                let read = read().map_err(|e| AtomicError::new(path, "reading", from, e))?;
+                return if read as u64 == length { Ok(to) } else { Err(short(&path.display().to_string())) };
             }
         };
         if size.is_some_and(|size| from.saturating_add(length) > size) {
             return Err(short(url));
         }
-        let mut bytes: Vec<u8> = Vec::new();
         let mut retry = Retry::new(self);
-        while (bytes.len() as u64) < length {
-            let before = bytes.len();
-            if let Err(fault) = self.pull_range(url, (from, length), &mut bytes, watch) {
-                retry.wait(fault, url, bytes.len() > before, watch)?;
+        while ((to.len() - begun) as u64) < length {
+            let before = to.len();
+            let done = (before - begun) as u64;
+            if let Err(fault) = self.pull_range(url, (from + done, length - done), (&mut to, begun), watch) {
+                retry.wait(fault, url, to.len() > before, watch)?;
             }
         }
-        Ok(bytes)
+        Ok(to)
     }
 
-    /// One request for what is missing of a range.
+    /// One request for what is missing of a range, which goes behind what is there; of that `begun` bytes are of another.
     fn pull_range(
         &self,
         url: &str,
-        (from, length): (u64, u64),
-        bytes: &mut Vec<u8>,
+        (first, length): (u64, u64),
+        (bytes, begun): (&mut Vec<u8>, usize),
         watch: &mut Watch,
     ) -> Result<(), Fault> {
-        let first = from + bytes.len() as u64;
         let token = self.token.clone();
-        let end = Some(from + length);
+        let (end, mut missing) = (Some(first + length), length);
         let mut answer = self.send(Request { url: url.to_string(), from: first, end, head_only: false, token });
         let mut skip = 0;
-        while (bytes.len() as u64) < length {
+        while missing > 0 {
             match answer.next(&mut || watch.tell(None))? {
                 Part::Head(head) => {
                     self.reached.store(true, Relaxed);
@@ -162,15 +179,16 @@ impl Client {
                 Part::Bytes(piece) => {
                     let passed = skip.min(piece.len() as u64);
                     skip -= passed;
-                    let wanted = (length - bytes.len() as u64).min(piece.len() as u64 - passed);
+                    let wanted = missing.min(piece.len() as u64 - passed);
+                    missing -= wanted;
                     bytes.extend(&piece[passed as usize..(passed + wanted) as usize]);
                     watch.arrived += piece.len() as u64;
-                    watch.now = bytes.len() as u64;
+                    watch.now = (bytes.len() - begun) as u64;
                     if watch.tell(None).is_break() {
                         return Err(Fault::Stopped);
                     }
                 }
-                Part::End => return Err(Fault::Broken(format!("it ended after {} of {length} bytes", bytes.len()))),
+                Part::End => return Err(Fault::Broken(format!("it ended {missing} bytes too early"))),
             }
         }
         Ok(())
