@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use flashlm_kernels::heap;
 use flashlm_serve::{Options, Served, Watch, Weights, serve};
 use flashlm_train::load::{load_packed, load_peer};
 use flashlm_train::log::tail::{Mark, Piece};
@@ -64,6 +65,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // The states of texts come and go.
+    heap::give_back();
     let api_key = args.api_key.or_else(|| std::env::var(KEY).ok().filter(|key| !key.is_empty()));
     if api_key.as_ref().is_some_and(|key| key.is_empty() || !key.bytes().all(|b| (b' '..=b'~').contains(&b))) {
         bail!("the key is empty or has characters that a header cannot hold; use ASCII letters, digits and signs");

@@ -14,6 +14,7 @@ pub mod cpu;
 mod dispatch;
 mod dot;
 mod exec;
+pub mod heap;
 mod isa;
 pub mod map;
 pub mod measure;

@@ -29,6 +29,8 @@ struct Listed {
     log_probs: Vec<Option<f64>>,
     tops: Vec<Vec<(Token, f64)>>,
     offsets: Vec<usize>,
+    /// The token before each.
+    before: Vec<Option<Token>>,
 }
 
 /// One text on its way.
@@ -124,7 +126,9 @@ impl Answer {
 
     fn list(&mut self, index: usize, token: Token, scored: Option<&Scored>) {
         let own = &mut self.texts[index];
-        let bytes = self.served[self.ask.model].bytes_after(own.last.replace(token), token);
+        let before = own.last.replace(token);
+        let bytes = self.served[self.ask.model].bytes_after(before, token);
+        own.listed.before.push(before);
         own.listed.ids.push(token);
         own.listed.log_probs.push(scored.map(|scored| told(scored.log_prob)));
         own.listed.tops.push(scored.map(|scored| scored.top.clone()).unwrap_or_default());
@@ -254,13 +258,14 @@ fn log_probs(served: &Served, listed: &Listed) -> Value {
 }
 
 fn chat_log_probs(served: &Served, listed: &Listed) -> Value {
-    let one = |id: Token, log_prob: f64| {
-        let bytes = served.tokenizer().token_bytes(id);
+    let one = |before: Option<Token>, id: Token, log_prob: f64| {
+        let bytes = served.bytes_after(before, id);
         json!({"token": served.names[usize::from(id)], "bytes": bytes, "logprob": log_prob})
     };
-    let all = listed.ids.iter().zip(&listed.log_probs).zip(&listed.tops).map(|((&id, log_prob), top)| {
-        let mut token = one(id, log_prob.unwrap_or(LEAST));
-        token["top_logprobs"] = top.iter().map(|&(id, p)| one(id, told(p))).collect();
+    let tokens = listed.before.iter().zip(&listed.ids);
+    let all = tokens.zip(&listed.log_probs).zip(&listed.tops).map(|(((&before, &id), log_prob), top)| {
+        let mut token = one(before, id, log_prob.unwrap_or(LEAST));
+        token["top_logprobs"] = top.iter().map(|&(id, p)| one(before, id, told(p))).collect();
         token
     });
     json!({"content": all.collect::<Vec<_>>(), "refusal": null})

@@ -28,6 +28,11 @@ pub fn room() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(ROOM >> 10))
 }
 
+/// What so many bytes take of it.
+fn places(bytes: usize) -> usize {
+    (bytes >> 10) + 1
+}
+
 /// A body that has arrived.
 pub struct Whole {
     pub bytes: Vec<u8>,
@@ -65,7 +70,7 @@ pub async fn read(request: Request, room: &Arc<Semaphore>) -> Result<Whole, ApiE
         return Err(large());
     }
     let take = |bytes: usize| {
-        let place = room.clone().try_acquire_many_owned((bytes >> 10) as u32 + 1);
+        let place = room.clone().try_acquire_many_owned(places(bytes) as u32);
         let full = "other large requests take all the room there is; ask again in a second";
         place.map(Some).map_err(|_| ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("no_room"), full))
     };
@@ -91,6 +96,10 @@ pub async fn read(request: Request, room: &Arc<Semaphore>) -> Result<Whole, ApiE
             }
             bytes.extend_from_slice(&piece);
         }
+        // One that did not say its length has taken the most.
+        if let Some(place) = &mut place {
+            drop(place.split(place.num_permits().saturating_sub(places(bytes.len()))));
+        }
         if too_long || len > MAX_BODY { Err(large()) } else { Ok(Whole { bytes, place }) }
     };
     let late = || ApiError::new(StatusCode::REQUEST_TIMEOUT, None, "the body took longer than 30 seconds to arrive");
@@ -99,4 +108,30 @@ pub async fn read(request: Request, room: &Arc<Semaphore>) -> Result<Whole, ApiE
 
 fn text(headers: &HeaderMap, name: HeaderName) -> &str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    #[test]
+    fn a_body_holds_as_much_room_as_it_has_bytes() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let room = room();
+        let whole = room.available_permits();
+        for (bytes, said, taken) in
+            [(1000, false, 0), (100 << 10, false, 101), (100 << 10, true, 101), (16 << 20, false, (16 << 10) + 1)]
+        {
+            let mut request = Request::new(Body::from(vec![b' '; bytes]));
+            request.headers_mut().insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+            if said {
+                request.headers_mut().insert(header::CONTENT_LENGTH, bytes.into());
+            }
+            let read = runtime.block_on(read(request, &room)).map_err(|error| error.json()).unwrap();
+            assert_eq!((read.bytes.len(), whole - room.available_permits()), (bytes, taken));
+            drop(read);
+            assert_eq!(room.available_permits(), whole);
+        }
+    }
 }

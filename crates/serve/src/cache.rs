@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! an entry: tokens[..m + 1], the state after tokens[..m], and where they were scored ln p of tokens[1..m + 1] and the likeliest there
-//! kept at:  m = 16, 32, 64, ..; where the prompt parts from a known one; before its last token
+//! kept at:  m = 16, 32, 64, .. (not of a float model: its states grow with m); where the prompt parts from a known one; before its last token
 //! ```
 //!
 //! A prompt that was read shows what the next may share with it; so the second that begins the same finds at least half of that, and the
@@ -84,9 +84,10 @@ impl Cache {
         (known, shared)
     }
 
-    /// The next place after `fed` tokens at which a state is to be kept, of a prompt that shares `shared` tokens with a known one.
-    pub fn place(fed: usize, shared: usize) -> usize {
-        let power = LEAST.max((fed + 1).next_power_of_two());
+    /// The next place after `fed` tokens at which a state is to be kept, of a prompt that shares `shared` tokens with a known one; of a
+    /// state that grows with its tokens only where they part.
+    pub fn place(fed: usize, shared: usize, grows: bool) -> usize {
+        let power = if grows { usize::MAX } else { LEAST.max((fed + 1).next_power_of_two()) };
         let parting = shared.saturating_sub(1);
         if parting >= fed + LEAST / 2 { power.min(parting) } else { power }
     }
@@ -181,9 +182,9 @@ mod tests {
     #[test]
     fn states_are_kept_at_powers_of_two_and_where_prompts_part() {
         let places = |fed: usize, shared| {
-            let mut all = vec![Cache::place(0, shared)];
+            let mut all = vec![Cache::place(0, shared, false)];
             while all[all.len() - 1] < fed {
-                all.push(Cache::place(all[all.len() - 1], shared));
+                all.push(Cache::place(all[all.len() - 1], shared, false));
             }
             all
         };
@@ -192,5 +193,7 @@ mod tests {
         // Not where the next is near.
         assert_eq!(places(100, 38), [16, 32, 64, 128]);
         assert_eq!(places(10, 11), [10]);
+        let grows = [0, 32, 33, 40].map(|fed| Cache::place(fed, 41, true));
+        assert_eq!(grows, [40, 40, usize::MAX, usize::MAX]);
     }
 }

@@ -18,8 +18,8 @@ use crate::metrics::Metrics;
 use crate::model::Served;
 use crate::runtime::{Manner, Runtime, State, Told};
 
-/// Tokens of one prompt before it is the next one's turn.
-const TURN: usize = 64;
+/// How long a float model may hold up the others of a turn, at its texts and at its prompts.
+const SLICE: Duration = Duration::from_millis(20);
 /// How long a client may not read.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,6 +39,21 @@ pub struct Job {
     /// Texts, numbered from `first` on, with seeds that follow each other.
     pub texts: usize,
     pub first: usize,
+}
+
+impl Job {
+    /// The first `most` of its texts, where there are more: the others are then left. They find the prompt known, and its scores were told.
+    fn split(&mut self, most: usize) -> Option<Job> {
+        if self.texts <= most {
+            return None;
+        }
+        let first = Job { texts: most, ..self.clone() };
+        self.texts -= most;
+        self.first += most;
+        self.score = None;
+        self.manner.settings.seed = self.manner.settings.seed.wrapping_add(most as u64);
+        Some(first)
+    }
 }
 
 /// All prompts of a request.
@@ -157,24 +172,32 @@ impl Desk {
     fn tick(&mut self) {
         let gone = |client: &Client, texts: usize| {
             let left = client.events.left();
-            left.into_iter().for_each(|turns| self.metrics.cancelled(texts, turns));
+            if left.is_some() {
+                self.metrics.cancelled(texts, left);
+            }
             left.is_some()
         };
         self.waiting.retain(|waiting| !gone(&waiting.client, waiting.job.texts));
         self.reading.retain(|reading| !gone(&reading.client, reading.job.texts));
         loop {
             let texts = self.running() + self.reading.iter().map(|reading| reading.job.texts).sum::<usize>();
-            // A prompt of more texts than there is room for is written alone.
-            let fits = |next: &Waiting| texts == 0 || texts + next.job.texts <= self.parallel;
-            if !self.waiting.front().is_some_and(fits) {
+            let Some(next) = self.waiting.front_mut() else { break };
+            if texts + next.job.texts.min(self.parallel) > self.parallel {
                 break;
             }
-            let Some(Waiting { job, client, .. }) = self.waiting.pop_front() else { break };
+            let (part, client) = (next.job.split(self.parallel), next.client.clone());
+            let job = match part {
+                Some(part) => part,
+                None => match self.waiting.pop_front() {
+                    Some(last) => last.job,
+                    None => break,
+                },
+            };
             self.reading.push_back(Reading { job, client, state: None, at: 0, shared: 0, scores: Vec::new() });
         }
         self.read();
         for bench in &mut self.benches {
-            bench.advance(&self.metrics);
+            bench.advance(&self.metrics, SLICE);
         }
         self.bell.ring();
         let all = &self.metrics;
@@ -191,7 +214,7 @@ impl Desk {
 
     /// Reads prompts in turns.
     fn read(&mut self) {
-        let mut left = self.per_tick;
+        let (mut left, start) = (self.per_tick, Instant::now());
         while let Some(mut reading) = self.reading.pop_front() {
             let bench = &mut self.benches[reading.job.model];
             let Reading { job, state, at, scores, shared, .. } = &mut reading;
@@ -206,8 +229,8 @@ impl Desk {
                 (*at, *scores) = (known.fed, known.scores);
                 known.state
             });
-            let (fed, place) = (job.tokens.len() - 1, Cache::place(*at, *shared));
-            let end = fed.min(place).min(*at + TURN.min(left));
+            let (fed, place) = (job.tokens.len() - 1, Cache::place(*at, *shared, bench.runtime.is_float()));
+            let end = fed.min(place).min(*at + bench.runtime.turn().min(left));
             let piece = &job.tokens[*at..end];
             match job.score {
                 Some(top) => bench.runtime.score(state, piece, &job.tokens[*at + 1..end + 1], top, scores),
@@ -220,12 +243,13 @@ impl Desk {
                 let scores = job.score.map(|top| Scores { top, each: scores.clone() });
                 bench.cache.keep(&job.tokens[..=end], state, scores);
             }
+            let late = bench.runtime.is_float() && start.elapsed() > SLICE;
             if end == fed {
                 bench.seat(reading);
-                continue;
+            } else {
+                self.reading.push_back(reading);
             }
-            self.reading.push_back(reading);
-            if left == 0 {
+            if left == 0 || late {
                 return;
             }
         }
@@ -243,11 +267,12 @@ impl Bench {
             client.events.put(Event::Read { first: job.first, scores });
         }
         let (state, start) = (state.unwrap_or_else(|| self.runtime.state()), usize::from(job.begins));
-        for i in 0..job.texts {
+        // The last takes the state itself.
+        for (i, state) in std::iter::repeat_n(state, job.texts).enumerate() {
             let (seed, index) = (job.manner.settings.seed.wrapping_add(i as u64), job.first + i);
             let settings = Settings { seed, ..job.manner.settings.clone() };
             let manner = Manner { settings, ..job.manner.clone() };
-            match self.runtime.begin(state.clone(), &job.tokens[start..], manner) {
+            match self.runtime.begin(state, &job.tokens[start..], manner) {
                 Ok(()) => self.seats.push(Seat { index, client: client.clone(), begun: false, stalled: None }),
                 // Checked before it was sent here; a model of another kind would be refused all the same.
                 Err(error) => {
@@ -258,8 +283,8 @@ impl Bench {
         }
     }
 
-    /// One token of every text whose client has room for it.
-    fn advance(&mut self, metrics: &Metrics) {
+    /// One token of every text whose client has room for it; of a float model as many texts as go into `time`, the others next.
+    fn advance(&mut self, metrics: &Metrics, time: Duration) {
         let mut ready = 0;
         let mut at = 0;
         while at < self.seats.len() {
@@ -269,7 +294,7 @@ impl Bench {
             seat.stalled = since;
             let left = seat.client.events.left();
             if left.is_some() || since.is_some_and(|since| since.elapsed() > PATIENCE) {
-                metrics.cancelled(1, left.unwrap_or(0));
+                metrics.cancelled(1, left);
                 self.seats.swap_remove(at);
                 self.runtime.swap_remove(at);
                 continue;
@@ -281,10 +306,12 @@ impl Bench {
             }
             at += 1;
         }
-        let failed = self.runtime.advance(ready).err().map(|error| error.to_string());
-        let mut at = ready;
-        while at > 0 {
-            at -= 1;
+        let (done, failed) = self.runtime.advance(ready, time);
+        let failed = failed.err().map(|error| error.to_string());
+        // Those whose turn did not come go first the next time.
+        self.seats[..ready].rotate_left(done);
+        self.runtime.rotate(ready, done);
+        for at in (ready - done..ready).rev() {
             let (seat, told) = (&mut self.seats[at], self.runtime.told(at));
             let Told { token, finish, .. } = told;
             if token.is_some() {
@@ -303,6 +330,121 @@ impl Bench {
                 self.seats.swap_remove(at);
                 self.runtime.swap_remove(at);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../cli/tests/cli/neo.rs"]
+mod neo;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::{Receiver, mailbox};
+    use crate::model::Weights;
+    use flashlm_kernels::Isa;
+    use flashlm_model::{PackedModel, Peer};
+    use std::path::Path;
+    use tokio::sync::Semaphore;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    fn packed() -> Weights {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/conv.safetensors");
+        Weights::Packed(PackedModel::open(&path).unwrap().into())
+    }
+
+    fn float() -> Weights {
+        let folder = tempfile::tempdir().unwrap();
+        let (config, weights, _) = neo::gpt_neo((50_257, 16, 2, 2), 64);
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+        Weights::Float(Peer::open(&Exec::new(Isa::detect().unwrap(), 1), folder.path()).unwrap().into())
+    }
+
+    /// A desk that was asked for `texts` texts of 20 tokens of one scored prompt.
+    fn asked(weights: Weights, parallel: usize, texts: usize) -> (Desk, Receiver<Event>) {
+        let served = [Served::new("model".into(), weights)];
+        let (metrics, bell) = (Arc::new(Metrics::new()), Arc::new(Bell::new()));
+        let (_, orders) = unbounded_channel();
+        let execs = vec![Exec::new(Isa::detect().unwrap(), 1)];
+        let mut desk = Desk::new(&served, execs, orders, metrics, bell.clone(), (parallel, 256));
+        let (events, told) = mailbox(&bell, 1 << 20);
+        let eos = served[0].tokenizer().eos();
+        let settings = Settings { seed: 7, logit_bias: vec![(eos, -100.0)], ..Settings::default() };
+        let job = Job {
+            model: 0,
+            tokens: [vec![eos], served[0].encode("Once upon a time")].concat(),
+            begins: true,
+            told: true,
+            score: Some(1),
+            manner: Manner { settings, limit: 20, stop: Vec::new(), top: Some(0) },
+            texts,
+            first: 0,
+        };
+        let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        desk.take(Order { jobs: vec![job], events, least: 3 * texts, permit, came: Instant::now() });
+        (desk, told)
+    }
+
+    /// The tokens and log-probabilities of each text; the prompt's scores must come once, before them.
+    fn written(weights: Weights, parallel: usize) -> Vec<Vec<(Token, f64)>> {
+        let (mut desk, mut told) = asked(weights, parallel, 5);
+        let (mut texts, mut read, mut most, mut ended) = (vec![Vec::new(); 5], 0, 0, 0);
+        while ended < 5 {
+            desk.tick();
+            most = most.max(desk.metrics.streams.load(Relaxed)).max(desk.running() as u64);
+            while let Some(event) = told.there() {
+                match event {
+                    Event::Read { first, scores } => {
+                        assert_eq!((first, texts.concat().len()), (0, 0));
+                        assert!(!scores.is_empty());
+                        read += 1;
+                    }
+                    Event::Token { index, token, scored, finish, .. } => {
+                        texts[index].extend(token.zip(scored.map(|scored| scored.log_prob)));
+                        ended += usize::from(finish.is_some());
+                    }
+                }
+            }
+        }
+        assert_eq!(read, 1);
+        assert!(most <= parallel as u64, "{most} of {parallel} together");
+        desk.tick();
+        assert_eq!((desk.running(), desk.waiting.len(), desk.reading.len()), (0, 0, 0));
+        texts
+    }
+
+    #[test]
+    fn more_texts_than_are_written_together_are_the_same_ones() {
+        for model in [packed, float] {
+            let together = written(model(), 64);
+            assert!(together.iter().all(|text| text.len() == 20));
+            assert_ne!(together[0], together[1]);
+            for parallel in [1, 2, 4, 5] {
+                assert_eq!(written(model(), parallel), together, "{parallel}");
+            }
+        }
+    }
+
+    #[test]
+    fn texts_of_a_slow_model_take_turns() {
+        let (mut desk, mut told) = asked(float(), 5, 5);
+        while desk.running() < 5 {
+            desk.read();
+            desk.tick();
+        }
+        let mut counts = [0; 5];
+        for turn in 0..40 {
+            desk.benches[0].advance(&desk.metrics, Duration::ZERO);
+            let mut now = 0;
+            while let Some(event) = told.there() {
+                let Event::Token { index, token, .. } = event else { continue };
+                (counts[index], now) = (counts[index] + usize::from(token.is_some()), now + 1);
+            }
+            assert!(now == 1 || turn == 0, "{now} texts at once");
+            let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+            assert!(most - least <= 1, "{counts:?}");
         }
     }
 }

@@ -68,7 +68,7 @@ macro_rules! counts {
 counts! {
     prompt_tokens_total "counter" "Tokens of prompts that were read.";
     generated_tokens_total "counter" "Tokens that were generated.";
-    cancelled_total "counter" "Texts given up because their client went away.";
+    cancelled_total "counter" "Texts given up because their client went away or did not read.";
     ticks_total "counter" "Turns of the engine.";
     prefix_hits_total "counter" "Prompts of which a beginning was known.";
     prefix_misses_total "counter" "Prompts that were read from the start.";
@@ -89,10 +89,12 @@ impl Metrics {
         open(&self.first_token).add(seconds, 1);
     }
 
-    /// Texts that were given up, and turns since their client was seen to be gone.
-    pub fn cancelled(&self, texts: usize, turns: u64) {
+    /// Texts that were given up, and turns since their client was seen to be gone; none where it is there and does not read.
+    pub fn cancelled(&self, texts: usize, turns: Option<u64>) {
         self.cancelled_total.fetch_add(texts as u64, Relaxed);
-        open(&self.cancelled).add(turns as f64, texts as u64);
+        if let Some(turns) = turns {
+            open(&self.cancelled).add(turns as f64, texts as u64);
+        }
     }
 
     pub fn text(&self) -> String {
@@ -113,4 +115,26 @@ impl Metrics {
 
 fn open<T>(counts: &Mutex<T>) -> MutexGuard<'_, T> {
     counts.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turns_are_counted_of_clients_that_are_gone_alone() {
+        let metrics = Metrics::new();
+        metrics.cancelled(3, Some(1));
+        metrics.cancelled(1, None);
+        let text = metrics.text();
+        for line in [
+            "flashlm_cancelled_total 4",
+            "flashlm_cancelled_turns_bucket{le=\"0\"} 0",
+            "flashlm_cancelled_turns_bucket{le=\"1\"} 3",
+            "flashlm_cancelled_turns_sum 3",
+            "flashlm_cancelled_turns_count 3",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+    }
 }

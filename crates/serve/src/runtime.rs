@@ -2,6 +2,7 @@
 //! model of another program, which takes one after another. The bits of a text are the same either way, whoever else is asking.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use flashlm_kernels::{Exec, Token};
 use flashlm_model::peer::{PeerText, Sequence};
@@ -72,6 +73,16 @@ impl Runtime {
         }
     }
 
+    /// Whether it is a float model: slow, and its states grow with their tokens.
+    pub fn is_float(&self) -> bool {
+        matches!(self, Runtime::Float { .. })
+    }
+
+    /// Tokens of one prompt before it is the next one's turn.
+    pub fn turn(&self) -> usize {
+        if self.is_float() { 16 } else { 64 }
+    }
+
     pub fn feed(&mut self, state: &mut State, tokens: &[Token]) {
         match (self, state) {
             (Runtime::Packed { engine, .. }, State::Packed(state)) => engine.feed(state, tokens),
@@ -125,12 +136,26 @@ impl Runtime {
         }
     }
 
-    /// Takes the first `n` texts a token further; where some fail, the others have advanced.
-    pub fn advance(&mut self, n: usize) -> Result<(), SampleError> {
+    /// Puts the first `by` of the first `n` texts behind the others of them.
+    pub fn rotate(&mut self, n: usize, by: usize) {
         match self {
-            Runtime::Packed { engine, texts } => engine.advance(&mut texts[..n]),
+            Runtime::Packed { texts, .. } => texts[..n].rotate_left(by),
+            Runtime::Float { texts, .. } => texts[..n].rotate_left(by),
+        }
+    }
+
+    /// Takes the first `n` texts a token further, or as many of them, one at least, as a float model can in `time`; says how many. Where
+    /// some fail, the others have advanced.
+    pub fn advance(&mut self, n: usize, time: Duration) -> (usize, Result<(), SampleError>) {
+        match self {
+            Runtime::Packed { engine, texts } => (n, engine.advance(&mut texts[..n])),
             Runtime::Float { cx, texts, .. } => {
-                texts[..n].iter_mut().fold(Ok(()), |all, text| all.and(text.advance(cx)))
+                let (start, mut done, mut all) = (Instant::now(), 0, Ok(()));
+                while done < n && (done == 0 || start.elapsed() < time) {
+                    all = all.and(texts[done].advance(cx));
+                    done += 1;
+                }
+                (done, all)
             }
         }
     }

@@ -95,9 +95,7 @@ pub fn compare(cx: &Exec, path: &Path, file: &TensorFile) -> Result<Compared, Ex
         return Err(misfit("ids", format!("at most {context} tokens, the model's context"), t.to_string()));
     }
     match &subject {
-        Subject::Peer(peer) => {
-            ids.chunks(t).for_each(|row| peer.sequence().feed(cx, row, |z| got.extend_from_slice(z)))
-        }
+        Subject::Peer(peer) => ids.chunks(t).for_each(|row| peer.sequence().feed(cx, row, |z| got.extend(z))),
         Subject::Master { config, params, .. } => {
             got = logits(cx, config, params, &ids, Shape { batch: b, seq_len: t })?;
         }

@@ -19,6 +19,7 @@ use super::llama::{self, Llama};
 use super::llama2c;
 use crate::codes::format::digest;
 use crate::infer::Scored;
+use crate::infer::written::mute;
 use crate::io::safetensors::TensorFile;
 use crate::io::torch::TorchFile;
 use crate::io::{map_limited, read_limited};
@@ -39,6 +40,8 @@ pub struct Peer {
     kind: &'static str,
     path: PathBuf,
     tokenizer: Option<Tokenizer>,
+    /// Tokens of no text; none without a tokenizer.
+    pub(super) mute: Vec<Token>,
     parameters: usize,
     file_bytes: u64,
     digest: String,
@@ -63,7 +66,10 @@ impl Peer {
     /// A folder with `config.json` and weights, or a file of llama2.c; with its tokenizer.
     pub fn open(cx: &Exec, path: &Path) -> Result<Peer, PeerError> {
         let mut peer = Self::weights(cx, path)?;
-        peer.tokenizer = Some(peer.find_tokenizer()?);
+        let tokenizer = peer.find_tokenizer()?;
+        peer.digest = digest(&peer.digest, &tokenizer.hash().to_le_bytes());
+        peer.mute = mute(&tokenizer, peer.vocab_size());
+        peer.tokenizer = Some(tokenizer);
         Ok(peer)
     }
 
@@ -74,6 +80,7 @@ impl Peer {
             kind,
             path: path.to_owned(),
             tokenizer: None,
+            mute: Vec::new(),
             parameters,
             file_bytes: file_bytes as u64,
             digest,
@@ -82,7 +89,7 @@ impl Peer {
             let bytes = map_limited(path, MAX_BIN)?;
             let (config, file) = llama2c::read(&bytes, path)?;
             let parameters = numbers(&file, config.tie_word_embeddings)?;
-            let about = (digest("llama2.c", file.data()), bytes.len());
+            let about = (digest("llama2.c", &bytes), bytes.len());
             return Ok(new(Box::new(Llama::read(cx, &config, path, &file)?), "Llama (llama2.c)", parameters, about));
         }
         let at = path.join(CONFIG);
@@ -181,7 +188,7 @@ impl Peer {
         self.file_bytes
     }
 
-    /// XXH3-64 of its settings and numbers, as 16 hexadecimal digits: what tells one model from another.
+    /// XXH3-64 of its settings, numbers and tokenizer, as 16 hexadecimal digits: what tells one model from another.
     pub fn digest(&self) -> &str {
         &self.digest
     }
@@ -259,8 +266,8 @@ impl Sequence {
     }
 
     /// Appends tokens, which must be of the vocabulary; `see` gets the logits `[n, V]` of each part of them, in order.
-    pub fn feed(&mut self, cx: &Exec, tokens: &[Token], mut see: impl FnMut(&[f32])) {
-        self.parts(cx, tokens, |peer, rows| see(&peer.family.head().of(cx, rows)));
+    pub fn feed(&mut self, cx: &Exec, tokens: &[Token], mut see: impl FnMut(Vec<f32>)) {
+        self.parts(cx, tokens, |peer, rows| see(peer.family.head().of(cx, rows)));
     }
 
     /// The same with the normed rows.

@@ -6,7 +6,7 @@ use flashlm_kernels::ops::exact_log_sum_exp;
 use flashlm_kernels::{Exec, Token};
 
 use super::model::{Peer, Sequence};
-use crate::infer::written::{Written, mute};
+use crate::infer::written::Written;
 use crate::infer::{Finish, Scored};
 use crate::sample::{SampleError, Sampler, Settings};
 use crate::tok::Tokenizer;
@@ -68,14 +68,15 @@ impl PeerText {
         limit: usize,
         stop: &[String],
     ) -> Result<PeerText, SampleError> {
-        let vocab = sequence.peer().vocab_size();
-        let mute = mute(tokenizer(sequence.peer()), vocab);
+        let peer = sequence.peer();
+        let window = settings.repeat_window;
+        let sampler = Sampler::new(settings, peer.vocab_size(), &peer.mute)?;
         Ok(PeerText {
             sequence,
             pending,
             recent,
-            window: settings.repeat_window,
-            sampler: Sampler::new(settings, vocab, &mute)?,
+            window,
+            sampler,
             written: Written::new(limit, stop)?,
             chosen: None,
             top: None,
@@ -125,7 +126,7 @@ impl PeerText {
         let (mut last, fed) = (Vec::new(), self.pending.last().copied());
         if let Some((token, before)) = self.pending.split_last() {
             self.sequence.read(cx, before);
-            self.sequence.feed(cx, &[*token], |logits| last = logits.to_vec());
+            self.sequence.feed(cx, &[*token], |logits| last = logits);
         }
         let (kept, sum) = match self.top {
             Some(_) => (last.clone(), exact_log_sum_exp(cx, &last)),
