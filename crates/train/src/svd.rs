@@ -89,12 +89,9 @@ fn eigen(a: &mut [f64], n: usize, stop: &dyn Fn() -> bool) -> Option<Vec<f64>> {
         }
         size = size.max(d[l].abs() + e[l].abs());
         let small = (l..n).find(|&m| e[m].abs() <= f64::EPSILON * size).unwrap_or(n - 1);
-        let mut steps = 0;
-        while small > l {
-            steps += 1;
-            if steps > STEPS {
-                return None;
-            }
+        let mut steps = if small > l { STEPS } else { 0 };
+        while steps > 0 {
+            steps -= 1;
             let (g, p) = (d[l], (d[l + 1] - d[l]) / (2.0 * e[l]));
             let r = p.hypot(1.0).copysign(p);
             d[l] = e[l] / (p + r);
@@ -124,6 +121,9 @@ fn eigen(a: &mut [f64], n: usize, stop: &dyn Fn() -> bool) -> Option<Vec<f64>> {
             d[l] = c * p;
             if e[l].abs() <= f64::EPSILON * size {
                 break;
+            }
+            if steps == 0 {
+                return None;
             }
         }
         d[l] += shift;

@@ -129,7 +129,8 @@ mod tests {
     fn bytes_give_their_codes_back() {
         for density in [Density::Four, Density::Five] {
             for n in 0..3usize.pow(density.per_byte() as u32) {
-                let codes: Vec<i8> = (0..density.per_byte() as u32).map(|j| (n / 3usize.pow(j) % 3) as i8 - 1).collect();
+                let codes: Vec<i8> =
+                    (0..density.per_byte() as u32).map(|j| (n / 3usize.pow(j) % 3) as i8 - 1).collect();
                 assert_eq!(digits(density)[usize::from(to_byte(&codes, density))][..codes.len()], codes);
             }
         }

@@ -137,7 +137,8 @@ fn rows_without_a_target_count_for_nothing() {
             }
         }
         // None at all.
-        (grads.fill(0.0), y.fill(NO_TARGET));
+        grads.fill(0.0);
+        y.fill(NO_TARGET);
         let nats = Prepared::new(cx, &mut *lm, &params).loss_backward(&mut grads, &x, &y, shape, objective);
         assert!(nats == 0.0 && grads.iter().all(|&g| g == 0.0), "{nats}, {config:?}");
     }

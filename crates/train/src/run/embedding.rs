@@ -6,7 +6,7 @@
 //! ```
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flashlm_kernels::{Buf, Exec};
 use flashlm_model::ModelConfig;
@@ -106,7 +106,7 @@ fn read(path: &Path, (v, d): (usize, usize)) -> Option<(Vec<f32>, f64)> {
 }
 
 /// Keeps it for the next run; a full disk costs this run nothing.
-fn keep(path: &PathBuf, name: &str, values: &[f32], (v, d): (usize, usize), kept: f64, tell: Tell) {
+fn keep(path: &Path, name: &str, values: &[f32], (v, d): (usize, usize), kept: f64, tell: Tell) {
     let tensors = [TensorRef { name: "embedding.weight", shape: &[v, d], data: values }];
     let metadata = [("from".to_string(), name.to_string()), ("kept".to_string(), kept.to_string())].into();
     let folder = path.parent().map_or(Ok(()), std::fs::create_dir_all);
