@@ -51,7 +51,7 @@ pub struct Told<'a> {
 
 /// The working memory of a model and its texts, which are numbered as they came.
 pub enum Runtime {
-    Packed { engine: Engine, texts: Vec<Generation> },
+    Packed { engine: Box<Engine>, texts: Vec<Generation> },
     Float { peer: Arc<Peer>, cx: Exec, texts: Vec<PeerText> },
 }
 
@@ -59,7 +59,7 @@ impl Runtime {
     pub fn new(weights: &Weights, cx: Exec) -> Runtime {
         match weights {
             Weights::Packed(model) => {
-                Runtime::Packed { engine: Engine::new(model.clone(), cx, ROWS), texts: Vec::new() }
+                Runtime::Packed { engine: Engine::new(model.clone(), cx, ROWS).into(), texts: Vec::new() }
             }
             Weights::Float(peer) => Runtime::Float { peer: peer.clone(), cx, texts: Vec::new() },
         }
