@@ -442,8 +442,15 @@ fn models_of_other_programs_write_and_score_as_the_commands_do() {
         let echoed = [0, 1].map(|_| server.post("/v1/completions", &ask)["choices"][0].clone());
         assert!(server.metric("prefix_hits_total") > hits && echoed[0] == echoed[1], "{echoed:?}");
         let told = echoed[0]["logprobs"]["token_logprobs"].as_array().unwrap();
-        let wanted = scored["tokens"].as_array().unwrap().iter().map(|token| &token["logprob"]);
-        assert!(told[..told.len() - 1].iter().rev().zip(wanted.rev()).all(|(a, b)| a == b || a.is_null()), "{told:?}");
+        let wanted: Vec<Value> =
+            scored["tokens"].as_array().unwrap().iter().map(|token| token["logprob"].clone()).collect();
+        assert!(!wanted.is_empty() && wanted.len() < told.len(), "{scored}");
+        // The last is the token that was written; the first of all has none before it that was asked for.
+        let from = told.len() - 1 - wanted.len();
+        for (i, wanted) in wanted.iter().enumerate() {
+            let wanted = if from + i == 0 { &Value::Null } else { wanted };
+            assert_eq!(told[from + i], *wanted, "{path} {prompt:?}: token {i}");
+        }
         // Offsets count the characters of the text as it stands there.
         let text: Vec<char> = echoed[0]["text"].as_str().unwrap().chars().collect();
         let log_probs = &echoed[0]["logprobs"];
@@ -459,6 +466,16 @@ fn models_of_other_programs_write_and_score_as_the_commands_do() {
             );
         }
         assert_eq!(server.post("/detokenize", &json!({"model": name, "tokens": ids(prompt)}))["prompt"], *prompt);
+        // Bytes of tokens, joined, are the text.
+        let said = [json!({"content": prompt})];
+        let ask =
+            json!({"model": name, "messages": said, "max_tokens": 9, "seed": 2, "logprobs": true, "top_logprobs": 1});
+        let chat = server.post("/v1/chat/completions", &ask)["choices"][0].clone();
+        let tokens = chat["logprobs"]["content"].as_array().unwrap();
+        let bytes = tokens.iter().filter(|token| token["token"] != "<|endoftext|>");
+        let bytes = bytes.flat_map(|token| token["bytes"].as_array().unwrap());
+        let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().unwrap() as u8).collect();
+        assert_eq!(chat["message"]["content"], *String::from_utf8_lossy(&bytes), "{path} {prompt:?}");
         let mut ask = json!({"model": name, "prompt": [prompt], "n": 2, "max_tokens": 9, "seed": 1});
         let whole = server.post("/v1/completions", &ask);
         ask["stream"] = true.into();

@@ -1,6 +1,6 @@
-//! How the allocator of the C library keeps memory. That of glibc takes large blocks from its heaps once some were freed (its threshold for
-//! a mapping of their own rises up to 32 MiB), and has heaps for each thread: blocks of a MB that come and go leave holes which are never given
-//! back.
+//! How the allocator of the C library keeps memory. That of glibc takes large blocks from its heaps once some were freed (its threshold
+//! for a mapping of their own rises up to 32 MiB), and has heaps for each thread: blocks of a MB that come and go leave holes which are
+//! never given back.
 
 /// For a program that runs long: from 128 KiB on every block is a mapping of its own and leaves with it, and there are two heaps. Other C
 /// libraries are left as they are.

@@ -24,7 +24,11 @@ fn floats(codes: &[i8]) -> Vec<u8> {
 
 /// As `export.py` of llama2.c writes it.
 fn file(version: i32, tied: bool) -> Vec<u8> {
-    let [dim, hidden, blocks, heads, kv, vocab, seq] = SIZES.map(|n| n as usize);
+    file_of(SIZES, version, tied)
+}
+
+fn file_of(mut sizes: [i32; 7], version: i32, tied: bool) -> Vec<u8> {
+    let [dim, hidden, blocks, heads, kv, vocab, seq] = sizes.map(|n| n as usize);
     let keys = dim / heads * kv;
     let of = |name: &str, block: usize, n: usize| codes(name, block, n);
     let all = |name: &str, n: usize| (0..blocks).map(|block| of(name, block, n)).collect::<Vec<_>>();
@@ -42,7 +46,6 @@ fn file(version: i32, tied: bool) -> Vec<u8> {
     let attention: Vec<u8> = attention.into_iter().flat_map(|(name, n)| matrices(name, n)).collect();
     let glu: Vec<u8> = ["w1", "w2", "w3"].into_iter().flat_map(|name| matrices(name, hidden * dim)).collect();
     let head = if tied { Vec::new() } else { matrix(&of("head", 0, vocab * dim)) };
-    let mut sizes = SIZES;
     if version == 0 {
         sizes[5] *= if tied { 1 } else { -1 };
         let header = sizes.into_iter().flat_map(i32::to_le_bytes).collect();
@@ -87,4 +90,40 @@ fn all_versions_give_the_same_logits() {
         let error = Peer::weights(&cx, &path).map(|_| panic!("version {version} was read")).unwrap_err().to_string();
         assert!(error.contains(&format!("expected {}", whole.len())), "{error}");
     }
+}
+
+#[test]
+fn files_that_differ_anywhere_and_other_tokenizers_have_other_digests() {
+    let place = tempfile::tempdir().unwrap();
+    let cx = Exec::new(Isa::detect().unwrap(), 1);
+    let write = |name: &str, bytes: &[u8]| {
+        let path = place.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    // A context of 8 in the head, and nothing else.
+    let mut sizes = SIZES;
+    sizes[5] = 260;
+    let plain = file_of(sizes, 1, true);
+    let mut shorter = plain.clone();
+    shorter[32..36].copy_from_slice(&8i32.to_le_bytes());
+    let mut last = plain.clone();
+    *last.last_mut().unwrap() ^= 1;
+    let peers = [("a.bin", &plain), ("b.bin", &shorter), ("c.bin", &last), ("d.bin", &plain)]
+        .map(|(name, bytes)| Peer::weights(&cx, &write(name, bytes)).unwrap());
+    assert_eq!((peers[0].context(), peers[1].context()), (16, 8));
+    let [plain, shorter, last, same] = peers.each_ref().map(|peer| peer.digest());
+    assert!(plain != shorter && plain != last && shorter != last, "{plain} {shorter} {last}");
+    assert_eq!(plain, same);
+    // The longest piece, then a score, a length and the bytes of each.
+    let tokenizer = |word: &str| {
+        let pieces = (0..260).map(|i| if i == 259 { word.to_string() } else { format!("{i}") });
+        let each = pieces.flat_map(|piece| {
+            [&0f32.to_le_bytes()[..], &(piece.len() as i32).to_le_bytes(), piece.as_bytes()].concat()
+        });
+        write("tokenizer.bin", &[&3i32.to_le_bytes()[..], &each.collect::<Vec<u8>>()].concat());
+        Peer::open(&cx, &place.path().join("a.bin")).unwrap().digest().to_string()
+    };
+    let (cat, dog, again) = (tokenizer("cat"), tokenizer("dog"), tokenizer("cat"));
+    assert!(cat != dog && cat == again && cat != plain && cat.len() == 16, "{cat} {dog} {plain}");
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! an entry: tokens[..m + 1], the state after tokens[..m], and where they were scored ln p of tokens[1..m + 1] and the likeliest there
-//! kept at:  m = 16, 32, 64, .. (not of a float model: its states grow with m); where the prompt parts from a known one; before its last token
+//! kept at:  m = 16, 32, 64, .. (but of a float model, whose states grow with m); where it parts from a known one; before its last token
 //! ```
 //!
 //! A prompt that was read shows what the next may share with it; so the second that begins the same finds at least half of that, and the
