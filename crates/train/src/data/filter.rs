@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn each_bound_is_exact_and_counted_once() {
-        let filter = Filter { min_score: 2.5, min_chars: 3, max_chars: 5, min_simple: 0.5 };
+        let filter = Filter { min_score: 2.5, min_chars: 3, max_chars: 5, min_simple: 0.5, documents: 0 };
         let mut dropped = Dropped::default();
         for (story, score, kept) in [
             ("abc", Some(2.5), true),
