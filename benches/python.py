@@ -1,7 +1,7 @@
-"""The Python package: memory over many models and texts, eight threads, and a loop over events against the program.
+"""The Python package: memory over many models and texts, Ctrl-C, eight threads, and a loop over events against the program.
 
-    python benches/python.py [--texts 100000] [--loads 1000]
-    python benches/python.py --texts 0 --loads 0 --program target/release/flashlm [--turns 5] [--steps 200]    # a loop of callbacks
+    python benches/python.py [--texts 100000] [--loads 1000] [--interrupts 9]
+    python benches/python.py --texts 0 --loads 0 --interrupts 0 --program target/release/flashlm [--turns 5] [--steps 200]    # a loop of callbacks
 
 Memory is resident MB before and after, the first tenth left out as warming up; a leak of one kB a text would be 100 MB.
 """
@@ -9,6 +9,7 @@ Memory is resident MB before and after, the first tenth left out as warming up; 
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import tempfile
@@ -68,10 +69,31 @@ def training(program: str, steps: int, turns: int) -> None:
     print(f"training, medians of {turns}: program {a:.2f} s, callbacks {b:.2f} s: {b / a:.3f}")
 
 
+def interrupts(call, n: int) -> None:
+    """Milliseconds from Ctrl-C to KeyboardInterrupt in an endless call."""
+    found = []
+    for _ in range(n):
+        def press() -> None:
+            time.sleep(0.2)
+            sent.append(time.perf_counter())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        sent = []
+        presser = threading.Thread(target=press)
+        presser.start()
+        try:
+            call()
+        except KeyboardInterrupt:
+            found.append(1e3 * (time.perf_counter() - sent[0]))
+        presser.join()
+    print(f"Ctrl-C, {n} times: {statistics.median(found):.0f} ms in the median, at most {max(found):.0f} ms", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--texts", type=int, default=100_000)
     parser.add_argument("--loads", type=int, default=1_000)
+    parser.add_argument("--interrupts", type=int, default=9)
     parser.add_argument("--program")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--turns", type=int, default=5)
@@ -80,6 +102,8 @@ def main() -> None:
     flat("models", args.loads, lambda i: flashlm.load("builtin").complete("One", tokens=1))
     flat("texts", args.texts, lambda i: model.complete("One", tokens=8, seed=i))
     flat("streams", args.texts // 10, lambda i: model.stream(seed=i).feed("One day"))
+    if args.interrupts:
+        interrupts(lambda: model.complete("One", tokens=10**9, logit_bias={model.tokenizer.eos: -100.0}), args.interrupts)
     if args.program:
         training(args.program, args.steps, args.turns)
         return

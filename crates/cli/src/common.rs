@@ -240,9 +240,13 @@ pub fn open_source(spec: &str, seed: u64, offline: bool) -> anyhow::Result<Sourc
 
 /// Writes a file in pieces; an error once `stop` says so.
 pub fn write_unless(stop: &dyn Fn() -> bool, file: &mut impl Write, bytes: &[u8]) -> std::io::Result<()> {
-    let stopped = || if stop() { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) };
-    bytes.chunks(1 << 20).try_for_each(|piece| stopped().and_then(|()| file.write_all(piece)))?;
-    stopped()
+    bytes.chunks(1 << 20).try_for_each(|piece| ask(stop).and_then(|()| file.write_all(piece)))?;
+    ask(stop)
+}
+
+/// An error once it is to stop; asked for the first time before anything is written.
+pub fn ask(stop: &dyn Fn() -> bool) -> std::io::Result<()> {
+    if stop() { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
 }
 
 /// That an output of `flag` may be written: nothing is there, or a file that `--force` replaces, or the curve that training

@@ -11,8 +11,9 @@ use flashlm_train::atomic::{write_dir, write_file};
 use flashlm_train::load::export_source;
 use flashlm_train::units::bytes;
 
-use crate::common::{Hub, exec, may_write, model_or_own, write_unless};
+use crate::common::{Hub, ask, exec, may_write, model_or_own, write_unless};
 use crate::report::Report;
+use crate::signals::writing;
 
 /// Export a model as a file for other programs
 #[derive(clap::Args)]
@@ -50,8 +51,7 @@ fn formats() -> PossibleValuesParser {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
-    export(args, &|| false)?.print(json);
-    Ok(ExitCode::SUCCESS)
+    writing(json, |stop| export(args, stop))
 }
 
 /// Writes the file, unless it is to stop, and says what it is.
@@ -65,7 +65,9 @@ pub fn export(args: Args, stop: &dyn Fn() -> bool) -> anyhow::Result<Report> {
     let model = model_or_own(args.model, args.hub)?;
     let source = export_source(&exec(Some(1))?, &model)?;
     let exported = write(&args.format, &source, weights).context("a format of the list")?;
-    let size = match exported.with_context(|| model.display().to_string())? {
+    let exported = exported.with_context(|| model.display().to_string())?;
+    ask(stop)?;
+    let size = match exported {
         Exported::File(file) => {
             write_file(&args.output, |w| write_unless(stop, w, &file))?;
             file.len()

@@ -13,8 +13,9 @@ use flashlm_train::recognise::recognise;
 use flashlm_train::units::{bytes, thousands};
 use flashlm_train::what::What;
 
-use crate::common::{Hub, exec, may_write, model_or_own, write_unless};
+use crate::common::{Hub, ask, exec, may_write, model_or_own, write_unless};
 use crate::report::Report;
+use crate::signals::writing;
 
 /// Pack a model into one small file: ternary weights, int8 embedding, tokenizer and settings
 #[derive(clap::Args)]
@@ -67,8 +68,7 @@ enum Table {
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let json = args.json;
-    pack(args, &|| false)?.print(json);
-    Ok(ExitCode::SUCCESS)
+    writing(json, |stop| pack(args, stop))
 }
 
 /// Writes the file, unless it is to stop, and says what it is.
@@ -95,6 +95,7 @@ pub fn pack(args: Args, stop: &dyn Fn() -> bool) -> anyhow::Result<Report> {
     };
     // Nothing is written that could not be read.
     let read = PackedModel::from_bytes(packed.clone(), &from.display().to_string())?;
+    ask(stop)?;
     write_file(&args.output, |w| write_unless(stop, w, &packed))?;
     let parameters = read.config().parameters();
     let bits = 8.0 * packed.len() as f64 / parameters as f64;

@@ -1,5 +1,7 @@
 //! Ctrl-C, SIGTERM and a closed terminal: the first asks to stop, the second ends the process at once.
 
+use std::cell::OnceCell;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -10,6 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::common::say;
+use crate::report::Report;
 
 /// The exit code of a command that was interrupted.
 pub const INTERRUPTED: u8 = 130;
@@ -48,6 +51,26 @@ pub fn quiet() -> anyhow::Result<Arc<AtomicBool>> {
         signals.push(signal_hook::consts::SIGHUP);
     }
     raised_by(&signals)
+}
+
+/// Runs a command that writes a file and then reports. A signal that comes before it asks whether to stop ends the process at once; one
+/// that comes later, and is the first, has it remove what is half written.
+pub fn writing(
+    json: bool,
+    write: impl FnOnce(&dyn Fn() -> bool) -> anyhow::Result<Report>,
+) -> anyhow::Result<ExitCode> {
+    let raised = OnceCell::new();
+    let stop = || raised.get_or_init(|| quiet().unwrap_or_default()).load(Relaxed);
+    match write(&stop) {
+        Err(_) if raised.get().is_some_and(|raised| raised.load(Relaxed)) => {
+            say!("interrupted; nothing was written");
+            Ok(ExitCode::from(INTERRUPTED))
+        }
+        done => {
+            done?.print(json);
+            Ok(ExitCode::SUCCESS)
+        }
+    }
 }
 
 /// The same for these signals.

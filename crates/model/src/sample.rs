@@ -320,7 +320,7 @@ fn first(logits: &[f32], max: f32) -> Option<u16> {
 }
 
 /// Most stop strings of one request.
-const MAX_STOPS: usize = 16;
+pub const MAX_STOPS: usize = 16;
 /// Longest stop string in bytes.
 const MAX_STOP: usize = 256;
 /// Longest text of one token, for which there is room without an allocation: any byte may become U+FFFD, of three bytes.

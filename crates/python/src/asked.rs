@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use flashlm_kernels::Token;
 use flashlm_model::PackedModel;
-use flashlm_model::sample::{Settings, StopStrings};
+use flashlm_model::sample::{MAX_STOPS, Settings, StopStrings};
 use flashlm_train::similar::edit_distance;
 use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
@@ -136,8 +136,8 @@ fn texts(name: &str, value: &Bound<PyAny>) -> Result<Vec<String>> {
         if text.is_instance_of::<PyString>() { Ok(text.extract()?) } else { Err(wrong(name, "texts", &text)) }
     };
     let all = value.try_iter().map_err(|_| wrong(name, "a text, or several", value))?;
-    // Some are enough to be refused, also of an iterable without end.
-    all.take(1000).map(text).collect()
+    // One too many is enough to be refused, also of an iterable without end.
+    all.take(MAX_STOPS + 1).map(text).collect()
 }
 
 /// What is added to the logits of tokens, which are given by id or by text.

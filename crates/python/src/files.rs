@@ -16,11 +16,16 @@ use serde_json::json;
 use crate::asked::{number, whole};
 use crate::error::{Failure, Result};
 use crate::json::object;
-use crate::wait::wait;
+use crate::wait::{Writing, wait};
 
 /// Calls a command with these arguments, and returns what it reports. After Ctrl-C nothing is written.
 fn report<'py>(py: Python<'py>, args: Vec<OsString>) -> Result<Bound<'py, PyAny>> {
-    object(py, &wait(py, move |stop| flashlm::report(args, &|| stop.load(Relaxed)).map_err(Failure::in_short))?)
+    let writing = Writing::begin();
+    let report = wait(py, move |stop| {
+        let _writing = writing;
+        flashlm::report(args, &|| stop.load(Relaxed)).map_err(Failure::in_short)
+    })?;
+    object(py, &report)
 }
 
 fn words(parts: &[&str]) -> Vec<OsString> {

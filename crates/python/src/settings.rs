@@ -10,6 +10,7 @@ use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyT
 use crate::asked::{unknown, wrong};
 use crate::error::{Failure, Result};
 use crate::texts::spool;
+use crate::wait::between;
 
 /// Most lists and dicts in each other in a setting.
 const DEEP: usize = 16;
@@ -138,14 +139,20 @@ fn toml(name: &str, value: &Bound<PyAny>, deep: usize) -> Result<String> {
         return Ok(value.str()?.to_string());
     }
     if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
-        let parts = value.try_iter()?.map(|part| toml(name, &part?, deep)).collect::<Result<Vec<_>>>()?;
+        let mut parts = Vec::new();
+        for (n, part) in value.try_iter()?.enumerate() {
+            between(value.py(), n)?;
+            parts.push(toml(name, &part?, deep)?);
+        }
         return Ok(format!("[{}]", parts.join(", ")));
     }
     if let Ok(table) = value.cast::<PyDict>() {
         let pair = |(key, value): (Bound<PyAny>, Bound<PyAny>)| {
             Ok(format!("{} = {}", quoted(&key)?, toml(name, &value, deep)?))
         };
-        return Ok(format!("{{{}}}", table.iter().map(pair).collect::<Result<Vec<_>>>()?.join(", ")));
+        // As they are now: a value may run code that changes them.
+        let pairs = table.iter().collect::<Vec<_>>().into_iter().map(pair).collect::<Result<Vec<_>>>()?;
+        return Ok(format!("{{{}}}", pairs.join(", ")));
     }
     Err(wrong(name, "a number, a text, a switch, a list or a dict", value))
 }

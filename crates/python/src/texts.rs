@@ -17,7 +17,7 @@ use pyo3::types::PyString;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::error::{Failure, Result};
-use crate::wait::{TICK, between, wait};
+use crate::wait::{TICK, Writing, between, wait};
 
 /// Of the files that this process writes.
 static WRITTEN: AtomicU64 = AtomicU64::new(0);
@@ -37,7 +37,9 @@ pub fn spool<'py>(
     let new = folder.join(format!("texts-{}-{number}.new", process::id()));
     let (send, receive) = sync_channel::<Option<Vec<u8>>>(2);
     let path = new.clone();
+    let writing = Writing::begin();
     let work = move || {
+        let _writing = writing;
         let mut hash = Xxh3::new();
         write_file(&path, |file| {
             loop {

@@ -23,7 +23,7 @@ use crate::json::object;
 use crate::model::{Model, load};
 use crate::settings::arguments;
 use crate::tokenizer::no_pickle;
-use crate::wait::{TICK, wait};
+use crate::wait::{TICK, Writing, wait};
 
 /// What the run's thread sends.
 enum Message {
@@ -267,7 +267,12 @@ impl Trainer {
 
 impl Drop for Trainer {
     fn drop(&mut self) {
-        self.run.stop.store(true, SeqCst);
+        if self.run.process == process::id() {
+            self.run.stop.store(true, SeqCst);
+        } else if let Ok(own) = self.own.get_mut() {
+            // The other process was perhaps sending when this one was forked from it: to close that channel would wait for the rest.
+            std::mem::forget(std::mem::replace(&mut own.stage, Stage::Ended));
+        }
     }
 }
 
@@ -425,8 +430,9 @@ pub fn finish(py: Python, wanted: impl Fn(&Run) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Saves and ends all runs, before the interpreter ends.
+/// Saves and ends all runs, and waits for files, before the interpreter ends.
 #[pyfunction]
 pub fn finish_all(py: Python) -> Result<()> {
-    finish(py, |_| true)
+    finish(py, |_| true)?;
+    Ok(Writing::finish(py)?)
 }

@@ -38,11 +38,20 @@ class Hostile:
     __index__ = __float__ = __iter__ = __len__ = __str__ = __fspath__ = __bool__ = __repr__ = fails
 
 
+class Growing(float):
+    """Changes the dict that it is in while it is written."""
+
+    def __str__(self) -> str:
+        TABLE[f"more{len(TABLE)}"] = 1
+        return "1.0"
+
+
 NESTED: list[Any] = []
 NESTED.append(NESTED)
+TABLE: dict[str, Any] = {"a": Growing(1), "b": 2}
 BAD = [
     None, -1, 0, 1 << 70, -(1 << 70), 10**400, 1.5, -1e300, float("nan"), float("inf"), True, b"", b"\xff", "", "\ud800", "a\0b", "-", "--help",
-    "=", "\n", [], {}, (), [None], [[]], ["\ud800"], {"a": "b"}, {1: 1}, {"\ud800": 1}, NESTED, object(), Hostile(), lambda: None, int, range(3),
+    "=", "\n", [], {}, (), [None], [[]], ["\ud800"], {"a": "b"}, {1: 1}, {"\ud800": 1}, NESTED, TABLE, object(), Hostile(), lambda: None, int, range(3),
     memoryview(b"abc"), Path("none/none"),
 ]
 
@@ -136,6 +145,14 @@ def test_lone_surrogates_are_told_as_such(model: flashlm.Model, stories: Path, t
     ]:
         with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
             call()
+
+
+def test_an_iterable_of_stops_is_left_at_one_too_many(model: flashlm.Model) -> None:
+    taken = itertools.count()
+    with pytest.raises(flashlm.SettingsError, match="stop: expected at most 16 strings, found 17"):
+        model.complete("One", stop=(f"stop {next(taken)}" for _ in itertools.count()))
+    assert next(taken) == 17
+    assert model.complete("One", tokens=3, stop=["\0"] * 16) == model.complete("One", tokens=3)
 
 
 def test_nothing_can_be_pickled_or_copied(model: flashlm.Model, stories: Path) -> None:

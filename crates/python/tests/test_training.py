@@ -8,7 +8,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +94,37 @@ def test_texts_of_the_program_are_documents(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_an_ended_loop_stops(stories: Path, tmp_path: Path) -> None:
-    runs = iter(range(10))
+    runs, begun = itertools.count(), threading.Event()
 
     def endless() -> None:
         for _ in flashlm.Trainer(stories, save_dir=tmp_path / f"run{next(runs)}", **ENDLESS):
             pass
 
     assert interrupted(endless) < 0.1
-    # In one call, too, and while it begins; what has been trained is saved meanwhile.
-    assert interrupted(lambda: flashlm.train(stories, save_dir=tmp_path / f"run{next(runs)}", quiet=True, **ENDLESS), 0.6) < 0.1
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "run5/checkpoints").glob("step-*")) and time.monotonic() < deadline:
+
+    # In one call, too; what has been trained is saved meanwhile.
+    def one_call() -> None:
+        def on_event(event: flashlm.Event) -> None:
+            if isinstance(event, flashlm.TrainRow):
+                begun.set()
+
+        flashlm.train(stories, save_dir=tmp_path / f"run{next(runs)}", quiet=True, on_event=on_event, **ENDLESS)
+
+    assert interrupted(one_call, begun=begun) < 0.1
+    last, deadline = tmp_path / f"run{next(runs) - 1}", time.monotonic() + 60
+    while not list((last / "checkpoints").glob("step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert newest(tmp_path / "run5").is_dir()
+    assert newest(last).is_dir()
     # A text that does not end, of the program's own and of C.
     assert interrupted(lambda: flashlm.Trainer(itertools.repeat("a text "), **ENDLESS)) < 0.1
     assert interrupted(lambda: flashlm.Trainer((f"text {n}" for n in itertools.count()), **ENDLESS)) < 0.1
+
+    class Endless(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            return itertools.repeat("One")
+
+    prompts = {**ENDLESS["set"], "train.prompts": Endless()}
+    assert interrupted(lambda: flashlm.Trainer(stories, **{**ENDLESS, "set": prompts})) < 0.1
     with flashlm.Trainer(stories, save_dir=tmp_path / "with", **ENDLESS) as trainer:
         for event in trainer:
             if isinstance(event, flashlm.TrainRow):
@@ -180,7 +197,8 @@ def test_runs_that_are_refused(stories: Path, tmp_path: Path) -> None:
         ({"preset": "flash-huge"}, flashlm.SettingsError, "flash-huge"),
         ({"set": {"model.dims": 3}}, flashlm.SettingsError, "unknown key"),
         ({"set": {"train.lr": object()}}, TypeError, "train.lr: expected a number"),
-        ({"set": {"model.mixer": "lstm"}}, flashlm.SettingsError, "lstm"),
+        ({"set": {"model.pattern": ["lstm"]}}, flashlm.SettingsError, "lstm"),
+        ({"set": {"model.mixer": "delta"}}, flashlm.SettingsError, "set model.pattern = [\"delta\"] instead"),
         ({"resume": tmp_path / "none"}, flashlm.ModelError, "none"),
         ({"from_model": stories}, flashlm.ModelError, "found text"),
         ({"save_dir": taken}, flashlm.TrainingError, str(taken)),

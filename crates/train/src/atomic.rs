@@ -12,7 +12,6 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::units::bytes;
@@ -214,10 +213,10 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
 /// `.tmp-<pid>-<start>-<n>`: never the same twice.
 fn temporary_name() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    static START: OnceLock<Option<u64>> = OnceLock::new();
     let pid = std::process::id();
     // Without `/proc` a random number stands in: it only has to differ from other processes' names.
-    let start = START.get_or_init(|| start_time(pid)).unwrap_or_else(|| {
+    // Asked each time: a process that was forked has another.
+    let start = start_time(pid).unwrap_or_else(|| {
         use std::hash::{BuildHasher, RandomState};
         RandomState::new().hash_one(pid)
     });

@@ -256,8 +256,8 @@ mod tests {
             for s in 0..k {
                 // Up to the sign, which is that of the largest entry of `v`.
                 let largest = v[s].iter().fold(0.0f64, |most, &x| if x.abs() > most.abs() { x } else { most });
-                for i in 0..n {
-                    let want = singular[s] * u[s][i] * largest.signum();
+                for (i, u) in u[s].iter().enumerate() {
+                    let want = singular[s] * u * largest.signum();
                     let got = f64::from(one.values[i * k + s]);
                     assert!((got - want).abs() < 1e-5, "{got} for {want} at {i}, {s} of {k}");
                 }

@@ -1,7 +1,9 @@
 //! Runs on several ranks, as threads of this process: the bits of one rank, whatever their number, and an end where one is lost.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -296,6 +298,22 @@ fn texts_that_differ_are_named_with_their_checksums() {
     for absent in ["synthetic:300", "hf:a/b", "/none/here.txt", "-"] {
         assert_eq!(checksum(absent), None, "{absent}");
     }
+    // Of a large one, parts; this has holes, and takes no room on the disk.
+    let (path, size) = (folder.path().join("large.txt"), (300 << 20) + 1);
+    let mut large = fs::File::create_new(&path).unwrap();
+    large.set_len(size).unwrap();
+    let mut written = |at: u64| {
+        large.seek(SeekFrom::Start(at)).unwrap();
+        large.write_all(b"x").unwrap();
+        checksum(path.to_str().unwrap()).unwrap()
+    };
+    let mut parts = vec![0; 48 << 20];
+    for (at, in_parts) in [(0, 0), ((142 << 20) + 5, (16 << 20) + 5), (size - 1, (48 << 20) - 1)] {
+        parts[in_parts] = b'x';
+        let want = xxhash_rust::xxh3::xxh3_64(&parts);
+        let want = format!("314,572,801 bytes with checksum {want:016x} of the first, middle and last 16 MiB");
+        assert_eq!(written(at), want, "a byte at {at}");
+    }
     let meet = |sums: &[Option<&String>; 4]| {
         Threads::run(4, PATIENCE, |comm| {
             let file = sums[comm.rank()].map(|sum| ("text book.txt".to_string(), sum.clone()));
@@ -315,4 +333,69 @@ fn texts_that_differ_are_named_with_their_checksums() {
         }
         assert_eq!(error.lines().count(), 2, "{error}");
     }
+}
+
+/// A pipe would keep all ranks waiting, and the text is for rank 0 alone.
+#[cfg(unix)]
+#[test]
+fn only_files_are_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let (give, take) = std::sync::mpsc::channel();
+    for path in [pipe.to_str().unwrap(), "/dev/zero", "/dev/null"].map(String::from) {
+        let give = give.clone();
+        std::thread::spawn(move || give.send(checksum(&path)));
+        assert_eq!(take.recv_timeout(Duration::from_secs(20)), Ok(None));
+    }
+}
+
+/// Counts what is sent to all by a rank of which others think that it computes.
+struct Told {
+    comm: Threads,
+    wanted: Cell<Option<u64>>,
+    /// At rest, and while others waited for it.
+    sent: Cell<[usize; 2]>,
+}
+
+impl Comm for Told {
+    fn rank(&self) -> usize {
+        self.comm.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.comm.size()
+    }
+
+    fn sum_as(&self, values: &mut [f32], sent: Sent) -> Result<(), CommError> {
+        self.comm.sum_as(values, sent)
+    }
+
+    fn broadcast(&self, bytes: &mut Vec<u8>) -> Result<(), CommError> {
+        let mut sent = self.sent.get();
+        sent[usize::from(self.wanted.get().is_some())] += 1;
+        self.sent.set(sent);
+        self.comm.broadcast(bytes)
+    }
+
+    fn at(&self, step: Option<u64>) {
+        self.wanted.set(step);
+    }
+}
+
+/// Between two orders rank 0 writes to a disk and a terminal, which may take longer than a rank may stand still.
+#[test]
+fn rank_0_rests_between_orders() {
+    let (folder, settings, stop) = (tempfile::tempdir().unwrap(), settings(&[]), AtomicBool::new(false));
+    let sent = Threads::run(2, PATIENCE, |comm| match comm.rank() {
+        0 => {
+            let told = Told { comm, wanted: Cell::default(), sent: Cell::default() };
+            lead(&told, &settings, &folder.path().join("run"), None, &stop, &mut |_| ()).unwrap();
+            told.sent.get()
+        }
+        _ => follow(&comm, &Exec::new(Isa::detect().unwrap(), 1), &stop).map(|()| [0; 2]).unwrap(),
+    });
+    let [at_rest, wanted] = sent[0];
+    // Besides a step, an evaluation asks for documents several times.
+    assert!(at_rest > 2 * 12 && wanted == 0, "{at_rest} at rest, {wanted} not");
 }

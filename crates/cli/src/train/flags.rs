@@ -63,7 +63,8 @@ pub struct Args {
     /// Validation text, given like --data [default: the dataset's own, else 1 % of the text is held out, more of a small text]
     #[arg(long, value_name = "SOURCE", help_heading = TEXT)]
     pub valid: Option<String>,
-    /// With several ranks: do not compare text, tokenizer and settings files of other machines with those of rank 0, whose are used
+    /// With several ranks: use rank 0's text, tokenizer and settings, and do not check whether the other machines have the same
+    /// [default: compare, and refuse what differs]
     #[arg(long, help_heading = TEXT)]
     pub data_copy: bool,
     /// Never use the network: datasets must be in the cache (same as HF_HUB_OFFLINE=1)

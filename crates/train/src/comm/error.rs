@@ -16,8 +16,8 @@ pub enum CommError {
     )]
     Silent { rank: usize, step: u64, seconds: f64 },
     #[error(
-        "rank {rank} stands still in step {step}: its process lives, but has neither computed nor sent anything for {seconds} s; a \
-         debugger that holds it, or a disk or memory that does not answer; the last checkpoint is whole, and --resume goes on from there. \
+        "rank {rank} stands still in step {step}: its process lives, but has neither computed nor sent anything for {seconds} s. A \
+         debugger may hold it, or a disk or memory does not answer. The last checkpoint is whole: --resume goes on from there. \
          FLASHLM_RANK_SECONDS sets how long to wait"
     )]
     Stuck { rank: usize, step: u64, seconds: f64 },

@@ -124,15 +124,11 @@ fn watch(pulse: &Pulse, limit: Duration, lost: impl Fn(&CommError)) {
     let others = if this == 0 { 1..world.size() } else { 0..1 };
     let mut watch = Watch::new(others.clone().map(|rank| rank as usize).chain([this]), limit, Instant::now());
     let mut sent: Option<(Instant, u64)> = None;
-    let mut seen = None;
     loop {
         let now = Instant::now();
         let leaving = pulse.is_leaving();
         let own = if leaving { LEAVING } else { pulse.step() };
-        let before = std::mem::replace(&mut seen, pulse.seen());
-        if leaving || seen.is_none() || seen != before {
-            watch.heard(this, (!leaving).then_some(own));
-        }
+        watch.own(this, pulse.seen(), (!leaving).then_some(own));
         let due = sent.is_none_or(|(at, said)| {
             said != LEAVING && (leaving || now.saturating_duration_since(at) > BEAT.min(limit / 4))
         });

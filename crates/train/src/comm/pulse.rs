@@ -102,24 +102,29 @@ mod tests {
         let pulse = take.recv().unwrap();
         let sleep = || thread::sleep(Duration::from_millis(300));
         assert_eq!(pulse.seen(), None, "nothing is wanted of it yet");
+        // Other programs may have the processor.
+        let until = |what: &dyn Fn() -> bool| {
+            let began = Instant::now();
+            while !what() && began.elapsed() < Duration::from_secs(10) {
+                sleep();
+            }
+            what()
+        };
         go.send("stand still").unwrap();
+        assert!(until(&|| pulse.seen().is_some()));
+        // It goes to sleep.
         sleep();
         let still = pulse.seen();
         sleep();
         assert!(still.is_some() && pulse.seen() == still && pulse.step() == 7);
         go.send("compute").unwrap();
-        sleep();
-        let (busy, began) = (pulse.seen(), Instant::now());
-        // Other programs may have the processor.
-        while pulse.seen() == busy && began.elapsed() < Duration::from_secs(10) {
-            sleep();
-        }
-        assert!(pulse.seen() > busy && busy > still);
+        assert!(until(&|| pulse.seen() > still));
+        let busy = pulse.seen();
+        assert!(until(&|| pulse.seen() > busy));
         go.send("rest").unwrap();
-        let began = Instant::now();
-        while pulse.seen().is_some() && began.elapsed() < Duration::from_secs(10) {
-            sleep();
-        }
-        assert_eq!((pulse.seen(), pulse.step()), (None, 7));
+        assert!(until(&|| pulse.seen().is_none()) && pulse.step() == 7);
+        assert!(!pulse.is_leaving());
+        pulse.leave();
+        assert!(pulse.is_leaving());
     }
 }

@@ -12,6 +12,7 @@ pub(super) struct Watch {
     others: Vec<Other>,
     limit: Duration,
     last: Instant,
+    seen: Option<(u64, u64)>,
 }
 
 struct Other {
@@ -32,7 +33,7 @@ pub(super) struct Silent {
 impl Watch {
     pub fn new(ranks: impl IntoIterator<Item = usize>, limit: Duration, now: Instant) -> Watch {
         let other = |rank| Other { rank, step: 0, silent: Duration::ZERO, left: false };
-        Watch { others: ranks.into_iter().map(other).collect(), limit, last: now }
+        Watch { others: ranks.into_iter().map(other).collect(), limit, last: now, seen: None }
     }
 
     /// A sign of life; without a step it is the last.
@@ -44,6 +45,16 @@ impl Watch {
         }
     }
 
+    /// What is seen of the thread that trains on this rank: that is a sign of life where it changes, where the thread may rest, and where
+    /// it leaves.
+    pub fn own(&mut self, rank: usize, seen: Option<(u64, u64)>, step: Option<u64>) {
+        let before = std::mem::replace(&mut self.seen, seen);
+        if step.is_none() || seen.is_none() || seen != before {
+            self.heard(rank, step);
+        }
+    }
+
+    /// To be called often.
     pub fn look(&mut self, now: Instant) -> Option<Silent> {
         let passed = now.saturating_duration_since(std::mem::replace(&mut self.last, now));
         let passed = if passed > GAP { Duration::ZERO } else { passed };
@@ -82,5 +93,26 @@ mod tests {
         assert!(!watch.all_left());
         [1, 3].into_iter().for_each(|rank| watch.heard(rank, None));
         assert!(watch.all_left() && watch.look(at(30_007.0)).is_none());
+    }
+
+    #[test]
+    fn a_thread_that_stands_still_is_named_and_one_that_rests_or_works_is_not() {
+        let start = Instant::now();
+        // What is seen each half second, for a limit of five seconds.
+        let found = |seen: &dyn Fn(u64) -> Option<(u64, u64)>, step: Option<u64>| {
+            let mut watch = Watch::new([0], Duration::from_secs(5), start);
+            (1..=30).find_map(|half| {
+                watch.own(0, seen(half), step);
+                watch.look(start + Duration::from_millis(500 * half)).map(|silent| (half, silent))
+            })
+        };
+        assert_eq!(found(&|half| Some((half, 3)), Some(7)), None, "it counts");
+        assert_eq!(found(&|half| Some((3, half)), Some(7)), None, "it computes");
+        assert_eq!(found(&|_| None, Some(7)), None, "it rests, or nothing is known");
+        assert_eq!(found(&|_| Some((3, 3)), None), None, "it has left");
+        assert_eq!(found(&|_| Some((3, 3)), Some(7)), Some((11, Silent { rank: 0, step: 7 })));
+        assert_eq!(found(&|half| Some((half.min(10), 3)), Some(7)), Some((20, Silent { rank: 0, step: 7 })));
+        // It went on just in time.
+        assert_eq!(found(&|half| Some((half / 9, 3)), Some(7)), None);
     }
 }

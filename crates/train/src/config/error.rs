@@ -20,6 +20,11 @@ pub enum SettingsError {
         "data.boundaries = \"{boundaries}\" contradicts model.reset = {reset}: set only one of them, the other follows from it"
     )]
     Boundaries { boundaries: &'static str, reset: bool },
+    #[error(
+        "model.mixer = {mixer:?} would do nothing: model.pattern = {pattern:?} has the mixer of each block; set model.pattern = [{mixer:?}] \
+         instead"
+    )]
+    Mixer { mixer: String, pattern: Vec<String> },
     #[error("train.stages.sources, {text}: {why}")]
     Filter { text: String, why: String },
     #[error("train.optimizer = {0:?}: must be one of {names}", names = optim::NAMES.join(", "))]

@@ -18,6 +18,8 @@ pub fn preset(name: &str) -> Result<Settings, SettingsError> {
 /// Settings under construction: a table that is checked against the known keys as each layer is laid over it.
 pub struct Layers {
     table: Table,
+    /// Whether the last that was said of mixers is `model.mixer`.
+    mixer: bool,
 }
 
 impl Settings {
@@ -45,7 +47,7 @@ impl Layers {
 
     /// Finished settings, to be changed further.
     pub fn of(settings: &Settings) -> Self {
-        Layers { table: table_of(settings) }
+        Layers { table: table_of(settings), mixer: false }
     }
 
     /// A preset over the defaults.
@@ -76,6 +78,8 @@ impl Layers {
             }
             _ => {}
         }
+        let [mixer, pattern] = ["mixer", "pattern"].map(|key| given("model", key).is_some());
+        self.mixer = (self.mixer || mixer) && !pattern;
         Ok(())
     }
 
@@ -106,6 +110,11 @@ impl Layers {
             origin: "settings".into(),
             message: e.to_string().trim().to_string(),
         })?;
+        // A pattern of the preset would win, without a word.
+        let model = &settings.model;
+        if self.mixer && !model.pattern.is_empty() {
+            return Err(SettingsError::Mixer { mixer: model.mixer.clone(), pattern: model.pattern.clone() });
+        }
         settings.validate()?;
         Ok(settings)
     }

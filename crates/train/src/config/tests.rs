@@ -77,6 +77,30 @@ fn activation_bits_of_older_runs_are_the_models() {
 }
 
 #[test]
+fn a_mixer_that_a_pattern_hides_is_refused() {
+    let of = |preset: &str, set: &[(&str, &str)]| {
+        let mut layers = Layers::preset(preset).unwrap();
+        set.iter().for_each(|(key, value)| layers.set(key, value).unwrap());
+        layers.settings().map(|settings| (0..3).map(|i| settings.model.mixer_of(i).to_string()).collect::<Vec<_>>())
+    };
+    let (mixer, none, own) = (("model.mixer", "delta"), ("model.pattern", "[]"), ("model.pattern", "[\"delta\"]"));
+    let error = of("flash-tiny", &[mixer]).unwrap_err().to_string();
+    let want =
+        r#"model.mixer = "delta" would do nothing: model.pattern = ["conv", "attention"] has the mixer of each block"#;
+    assert!(error.starts_with(want) && error.contains(r#"set model.pattern = ["delta"]"#), "{error}");
+    assert!(of("flash-tiny", &[own, mixer, ("train.lr", "0.1")]).is_err());
+    for set in [&[mixer, none][..], &[none, mixer], &[mixer, own], &[own]] {
+        assert_eq!(of("flash-tiny", set).unwrap(), ["delta"; 3], "{set:?}");
+    }
+    assert_eq!(of("v4-small", &[mixer]).unwrap(), ["delta"; 3]);
+    let mut layers = Layers::preset("flash-tiny").unwrap();
+    layers.merge_text("model.mixer = 'delta'", "own.toml").unwrap();
+    assert!(layers.settings().unwrap_err().to_string().contains("model.pattern"));
+    layers.merge_text("model.pattern = []", "own.toml").unwrap();
+    assert_eq!(layers.settings().unwrap().model.mixer_of(1), "delta");
+}
+
+#[test]
 fn an_unknown_key_names_the_nearest() {
     let mut layers = Layers::defaults();
     for (key, nearest) in

@@ -1,8 +1,8 @@
 //! Before anything is trained: that all ranks are alike, and that there is work for each.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use flashlm_model::Shape;
 use serde::{Deserialize, Serialize};
@@ -29,25 +29,53 @@ pub struct Hello {
     pub files: BTreeMap<String, String>,
 }
 
-/// Size and checksum of the files that a text, or another file, is read from; nothing where they are not here.
+/// A text up to this size is read as a whole, of a larger one a part at its beginning, in its middle and at its end.
+const WHOLE: u64 = 256 << 20;
+const PART: u64 = 16 << 20;
+
+/// Size and checksum of the files that a text, or another file, is read from, as if they were one; nothing where they are not here. Only
+/// files are opened: a pipe would be waited for, and what it gives is given once.
 pub fn checksum(spec: &str) -> Option<String> {
     let source = Source::parse(spec).ok()?;
-    let (mut hash, mut bytes, mut buffer) = (Xxh3::new(), 0, vec![0; 1 << 20]);
-    for path in source.paths() {
+    let file = |path| {
+        let about = fs::metadata(path).ok()?;
+        about.is_file().then(|| (path, about.len()))
+    };
+    let files = source.paths().map(file).collect::<Option<Vec<_>>>()?;
+    let bytes: u64 = files.iter().map(|file| file.1).sum();
+    let (parts, of) = match bytes {
+        0 => return None,
+        ..=WHOLE => (vec![0..bytes], ""),
+        _ => {
+            let parts = [0, (bytes - PART) / 2, bytes - PART].map(|at| at..at + PART);
+            (parts.to_vec(), " of the first, middle and last 16 MiB")
+        }
+    };
+    let (mut hash, mut start) = (Xxh3::new(), 0);
+    for (path, len) in files {
         let mut file = File::open(path).ok()?;
-        loop {
-            match file.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => {
-                    bytes += n as u64;
-                    hash.update(&buffer[..n]);
+        for part in &parts {
+            let (from, to) = (part.start.max(start), part.end.min(start + len));
+            if from < to {
+                file.seek(SeekFrom::Start(from - start)).ok()?;
+                let mut part = BufReader::with_capacity(1 << 20, file.by_ref().take(to - from));
+                loop {
+                    let read = match part.fill_buf() {
+                        Ok([]) => break,
+                        Ok(bytes) => {
+                            hash.update(bytes);
+                            bytes.len()
+                        }
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
+                        Err(_) => return None,
+                    };
+                    part.consume(read);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return None,
             }
         }
+        start += len;
     }
-    (bytes > 0).then(|| format!("{} bytes with checksum {:016x}", thousands(bytes), hash.digest()))
+    Some(format!("{} bytes with checksum {:016x}{of}", thousands(bytes), hash.digest()))
 }
 
 /// Compares what all ranks are; an error names each that differs from rank 0, and in what. A number of ranks that cannot share out a

@@ -58,6 +58,8 @@ impl<'a> Shared<'a> {
         }
         bytes.resize(1 + 8 * most, 0);
         let all = gather(self.comm, &bytes)?;
+        // What rank 0 does until the next documents may take any time.
+        self.comm.at(None);
         if all.iter().any(|rank| rank[0] == 1) {
             self.stop.store(true, Relaxed);
         }
