@@ -39,23 +39,23 @@ pub fn checksum(spec: &str) -> Option<String> {
     let source = Source::parse(spec).ok()?;
     let file = |path| {
         let about = fs::metadata(path).ok()?;
-        about.is_file().then(|| (path, about.len()))
+        about.is_file().then_some((path, about.len()))
     };
     let files = source.paths().map(file).collect::<Option<Vec<_>>>()?;
     let bytes: u64 = files.iter().map(|file| file.1).sum();
-    let (parts, of) = match bytes {
-        0 => return None,
-        ..=WHOLE => (vec![0..bytes], ""),
-        _ => {
-            let parts = [0, (bytes - PART) / 2, bytes - PART].map(|at| at..at + PART);
-            (parts.to_vec(), " of the first, middle and last 16 MiB")
-        }
+    if bytes == 0 {
+        return None;
+    }
+    let (starts, piece, of) = if bytes <= WHOLE {
+        (vec![0], bytes, "")
+    } else {
+        (vec![0, (bytes - PART) / 2, bytes - PART], PART, " of the first, middle and last 16 MiB")
     };
     let (mut hash, mut start) = (Xxh3::new(), 0);
     for (path, len) in files {
         let mut file = File::open(path).ok()?;
-        for part in &parts {
-            let (from, to) = (part.start.max(start), part.end.min(start + len));
+        for &at in &starts {
+            let (from, to) = (start.max(at), (at + piece).min(start + len));
             if from < to {
                 file.seek(SeekFrom::Start(from - start)).ok()?;
                 let mut part = BufReader::with_capacity(1 << 20, file.by_ref().take(to - from));
