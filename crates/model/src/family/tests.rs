@@ -186,10 +186,11 @@ fn gradients_with_dropout_do_not_depend_on_threads() {
     }
 }
 
+/// Each mixer of `flash` has a bound of its own, in `gradcheck`.
 #[test]
 fn other_precisions_are_near_f32() {
     let (cx, t) = (Exec::new(Isa::detect().unwrap(), 2), 90);
-    for config in ternary() {
+    for config in ternary().into_iter().filter(|config| config.family != "flash") {
         let run = |precision: Precision| {
             let mut lm = precision.build(&config, t, false).unwrap();
             let params = lm.layout().init::<f32>(1);
