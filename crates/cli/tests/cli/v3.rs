@@ -116,7 +116,7 @@ fn a_hostile_header_is_refused_before_its_data_is_fetched() {
             "the range of",
         ),
         (format!("{{{}}}", tensor("wte.weight", "[257,24]", "[100000,124672]")), "shorter than its header says"),
-        (format!("{{{}}}", tensor("wte.weight", "[257,24]", "[0,12]")), "wte.weight"),
+        (format!("{{{}}}", tensor("wte.weight", "[257,24]", "[0,12]")), "a bad header"),
     ] {
         let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 500]].concat();
         let (place, hub) = (Place::new(), Hub::new(&[("model.safetensors", bytes)]));
@@ -138,7 +138,7 @@ fn without_a_network_the_start_is_random_and_says_so() {
     let said = ok(run(&format!("train {TRAIN} --steps 3 --save-dir off --offline")));
     assert!(said.contains("the embedding starts at random, and is not frozen"), "{said}");
     assert!(hub.log().is_empty());
-    let settings = fs::read_to_string(place.path("off/config.toml")).unwrap();
+    let settings = fs::read_to_string(place.path("off/settings.toml")).unwrap();
     assert!(settings.contains("frozen_embedding = 0"), "{settings}");
     // What is no embedding for this model is no reason to go on without.
     let wrong = run(&format!("train {TRAIN} --set model.dim=32 --steps 1 --save-dir wrong"));
@@ -152,7 +152,7 @@ fn without_a_network_the_start_is_random_and_says_so() {
 fn a_run_of_v3_is_scored_as_published_packed_resumed_and_writes() {
     let place = Place::new();
     place.ok(&format!("train {TRAIN} --set train.embedding_from= --steps 6 --save-dir run"));
-    let settings = fs::read_to_string(place.path("run/config.toml")).unwrap();
+    let settings = fs::read_to_string(place.path("run/settings.toml")).unwrap();
     assert!(settings.contains("frozen_embedding = 0") && settings.contains("documents = 0"), "{settings}");
     let object: Value = serde_json::from_str(&place.ok("eval run --data synthetic:20 --json")).unwrap();
     let number = |key: &str| object[key].as_f64().unwrap();

@@ -24,14 +24,18 @@ use crate::codes::weight::Weight;
 use crate::config::{ActivationKind, ModelConfig};
 use crate::export::source::Source;
 
-pub(super) use layers::block_of;
-
-/// What the weights are, and how is computed with them: in floats, as the packed runtime does, or in floats with codes of two bits.
+/// What the weights are, and how it is computed with them: in floats, as the packed runtime does, or in floats with codes of two bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     F32,
     Int8,
     Int2,
+}
+
+/// Columns of a block of `MatMulNBits`, a power of two of at least 16, in which all columns have one scale; `None` where there is none.
+pub(super) fn block_of(inputs: usize, segment: usize) -> Option<usize> {
+    let block = if inputs <= segment { 64 } else { (1 << segment.trailing_zeros()).min(256) };
+    (block >= 16).then_some(block)
 }
 
 pub(super) struct Writer<'a> {

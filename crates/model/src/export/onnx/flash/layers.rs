@@ -2,7 +2,7 @@
 //! whole numbers, scales ([`flashlm_kernels::ops::packed_matmul`]). Rows and weights are unsigned with a zero point, which no integer unit
 //! saturates at.
 
-use super::{Form, Writer};
+use super::{Form, Writer, block_of};
 use crate::codes::weight::{Codes, Values};
 use crate::export::onnx::nodes::{Attribute, Type};
 
@@ -235,10 +235,4 @@ impl<'a> Writer<'a> {
         let gate = self.sigmoid(x);
         self.g.op("Mul", &[x, &gate])
     }
-}
-
-/// Columns of a block of `MatMulNBits`, a power of two of at least 16, in which all columns have one scale; `None` where there is none.
-pub(in crate::export::onnx) fn block_of(inputs: usize, segment: usize) -> Option<usize> {
-    let block = if inputs <= segment { 64 } else { (1 << segment.trailing_zeros()).min(256) };
-    (block >= 16).then_some(block)
 }

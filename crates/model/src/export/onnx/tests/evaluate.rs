@@ -467,7 +467,7 @@ fn one(op: &str, x: &[Rc<Tensor>], int: &dyn Fn(&str, i64) -> i64, perm: Option<
         "Concat" => {
             let axis = x[0].axis(int("axis", 0));
             let (mut shape, mut v) = (x[0].shape.clone(), Vec::new());
-            shape[axis] = x[0].shape[axis] + x[1].shape[axis];
+            shape[axis] = x.iter().map(|part| part.shape[axis]).sum();
             for b in 0..x[0].around(axis)[0] {
                 for part in x {
                     let [_, along, after] = part.around(axis);
