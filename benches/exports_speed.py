@@ -2,7 +2,7 @@
 """Speeds of a model where it is exported to, on one thread: benches/exports_speed.py FLASHLM MODEL [TURNS]
 
 `flashlm generate` beside the C program of each compiler and instruction set, the page's engine in Node and in Chromium, ONNX Runtime, llama.cpp, and
-llama2.c's run.c on weights of no meaning, by multiplies. Tokens a second are of processor time, without that of the start, the best of all turns: what
+llama2.c's run.c on weights of no meaning, by multiplies. Tokens per second are of processor time, without that of the start, the best of all turns: what
 else the machine does changes them little. Skipped with a word: compilers, programs and packages that are missing (clang, node, chromium;
 onnxruntime, numpy; xllamacpp), and run.c without LLAMA2C, the path of that file.
 """
@@ -36,7 +36,7 @@ def run(command, **more):
 
 
 def rate(command, env=None, enough=1500):
-    """Tokens a second of a program that takes the flags of `generate`, over as many texts as make `enough` tokens."""
+    """Tokens per second of a program that takes the flags of `generate`, over as many texts as make `enough` tokens."""
     command = [*command, "-p", "Once upon a time", "-t", "1.5", "--top-p", "1"]
     env = {**os.environ, **(env or {})}
     start = min(run([*command, "-n", "1", "--seed", "1"], env=env)[0] for _ in range(3))
@@ -74,7 +74,7 @@ def multiplies(path):
 
 
 def llama2c(folder, source):
-    """Multiplies a second of run.c, with a model of about the size of v4-small."""
+    """Multiplies per second of run.c, with a model of about the size of v4-small."""
     dim, hidden, layers, heads, vocab, context = 192, 512, 6, 6, 4096, 512
     sizes = [vocab * dim, layers * dim, *[layers * dim * dim] * 4, layers * dim, *[layers * dim * hidden] * 3, dim, context * dim // heads]
     with open(folder / "model.bin", "wb") as file:
@@ -128,7 +128,7 @@ def main():
         export = lambda format, to, *more: run([flashlm, "export", format, model, "-o", folder / to, *more])
         export("safetensors", "model.st"), export("c", "story.c"), export("web", "story.html")
         each = multiplies(folder / "model.st")
-        print(f"tokens a second of {model} on one thread, {each / 1e6:.2f} M multiplies a token:")
+        print(f"tokens per second of {model} on one thread, {each / 1e6:.2f} M multiplies per token:")
         generate = [flashlm, "generate", model, "--threads", "1"]
         ways = [("generate", generate, {}), ("generate, AVX2", generate, {"FLASHLM_ISA": "avx2"}), ("generate, scalar", generate, {"FLASHLM_ISA": "scalar"})]
         clang = shutil.which("clang") or shutil.which("clang-19") or "clang"

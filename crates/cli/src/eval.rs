@@ -207,7 +207,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if let Some((smoothing, loss)) = smoothed {
         let why = format!(
-            "{loss:.4} nats a token of master weights: with {smoothing} label smoothing, as v3 was published; no other figure compares"
+            "{loss:.4} nats per token of the master weights: with {smoothing} label smoothing, as v3 was published; no other figure compares"
         );
         rows.push(("label-smoothed loss", why));
     }

@@ -15,7 +15,7 @@ use crate::pack::{self, pack};
 use crate::params::Layout;
 use crate::precision::Precision;
 use crate::rng::Rng;
-use crate::testing::{log_sum, noisy, ratio, recipe, tiny, tokens};
+use crate::testing::{log_sum, noisy, ratio, recipe, slope, tiny, tokens};
 use crate::tok::Tokenizer;
 
 /// Straight through: the gradients are those of a model that adds constants where this one rounds.
@@ -46,14 +46,7 @@ pub(crate) fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
         let mut picks = vec![spec.range.start, spec.range.end - 1];
         picks.extend((0..3).map(|_| spec.range.start + rng.below(spec.range.len() as u64) as usize));
         for i in picks {
-            let (own, h) = (params[i], 2e-5);
-            let mut at = |steps: f64| {
-                params[i] = own + steps * h;
-                let loss = loss(&params, z_loss);
-                params[i] = own;
-                loss
-            };
-            let want = (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h);
+            let want = slope(&mut params, i, |params| loss(params, z_loss));
             let error = (grads[i] - want).abs();
             assert!(error <= 1e-8 + 1e-6 * want.abs(), "{} at {i}: {} for {want}, {config:?}", spec.name, grads[i]);
         }

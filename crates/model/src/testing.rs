@@ -63,3 +63,15 @@ pub(crate) fn ratio(got: &[f32], want: &[f32]) -> f64 {
     let off: f64 = got.iter().zip(want).map(|(g, w)| f64::from(g - w).powi(2)).sum();
     (off / want.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>()).sqrt()
 }
+
+/// The slope of `f` along `params[i]`, from four values of it: the error is of the fourth order in the distance.
+pub(crate) fn slope(params: &mut [f64], i: usize, mut f: impl FnMut(&[f64]) -> f64) -> f64 {
+    let (own, h) = (params[i], 2e-5);
+    let mut at = |steps: f64| {
+        params[i] = own + steps * h;
+        let y = f(params);
+        params[i] = own;
+        y
+    };
+    (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * h)
+}
