@@ -206,6 +206,8 @@ unsafe impl<A: Store> Plain for A {}
 // SAFETY: an integer.
 unsafe impl Plain for i8 {}
 // SAFETY: an integer.
+unsafe impl Plain for u16 {}
+// SAFETY: an integer.
 unsafe impl Plain for i32 {}
 
 /// Most buffers that one tile may take.

@@ -67,6 +67,9 @@ pub struct ModelConfig {
     /// A table of its own for each block, looked up by the token: its row is added to the stream before the block.
     #[serde(default)]
     pub layer_embeddings: bool,
+    /// Rows before a row whose next tokens the head may point at; 0: none.
+    #[serde(default)]
+    pub pointer: usize,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
@@ -206,6 +209,7 @@ impl ModelConfig {
             x0: false,
             bigram: 0,
             layer_embeddings: false,
+            pointer: 0,
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },

@@ -122,19 +122,19 @@ pub fn attention_backward<E: Elem, A: Store<E = E>>(
 
 /// Which queries see a key: those in front of its window's end and not before itself.
 #[derive(Clone, Copy)]
-struct Visible {
+pub(super) struct Visible {
     /// The key of row 0.
-    first: usize,
+    pub first: usize,
     /// The key of query 0.
-    own: usize,
-    window: usize,
-    n: usize,
+    pub own: usize,
+    pub window: usize,
+    pub n: usize,
 }
 
 impl Visible {
     /// Sets the scores of a key, `row: [n]`, with the queries that do not see it.
     #[inline(always)]
-    fn hide<E: Elem>(self, key: usize, row: &mut [E], value: E) {
+    pub fn hide<E: Elem>(self, key: usize, row: &mut [E], value: E) {
         let end = (key + self.window).saturating_sub(self.own).min(self.n);
         row[..key.saturating_sub(self.own).min(self.n)].fill(value);
         row[end..].fill(value);
@@ -142,11 +142,11 @@ impl Visible {
 }
 
 /// `s <- exp(s - max)` where seen, else 0; the largest of each column, and the sums in order of rows.
-struct Softmax<'a, E> {
-    s: &'a mut [E],
-    max: &'a mut [E],
-    sum: &'a mut [E],
-    visible: Visible,
+pub(super) struct Softmax<'a, E> {
+    pub s: &'a mut [E],
+    pub max: &'a mut [E],
+    pub sum: &'a mut [E],
+    pub visible: Visible,
 }
 
 impl<E: Elem> Op<E> for Softmax<'_, E> {

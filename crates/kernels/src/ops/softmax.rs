@@ -14,6 +14,10 @@
 //! `1 - (z / c)^2`. The slope goes into an exponential as it is kept, when the logit is still there in full: from a kept
 //! bf16 it could not be recovered. The sum is of the plain exponentials; the target's one takes the slope of its own logit.
 
+//!
+//! With pointers ([`super::pointer_forward`]) a token has the mass of its logit and of those that point at it: both logarithms are added to
+//! what the columns have given, and leave as what the pointers' gradient needs.
+
 use crate::Token;
 use crate::exec::Exec;
 use crate::ops::softcap::{slope, slope_at};
@@ -56,6 +60,14 @@ pub struct SoftmaxRows<'a, E> {
     pub cap: Option<E>,
     /// `[rows]`, for label smoothing: the sum of all logits.
     pub total: Option<&'a mut [f64]>,
+    /// `[rows]` each, with pointers: the logarithm of their mass, and of that at the target.
+    pub pointed: Option<[&'a mut [E]; 2]>,
+}
+
+/// `ln(exp(a) + exp(b))`.
+fn log_add(a: f64, b: f64) -> f64 {
+    let (more, less) = if a > b { (a, b) } else { (b, a) };
+    if less == f64::NEG_INFINITY { more } else { more + (less - more).exp().ln_1p() }
 }
 
 impl<E: Elem> SoftmaxRows<'_, E> {
@@ -124,7 +136,10 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         if self.targets[row] == NO_TARGET {
             return 0.0;
         }
-        self.own[row].to_f64() - self.max[row].to_f64() - self.sum[row].to_f64().ln()
+        match self.pointed {
+            None => self.own[row].to_f64() - self.max[row].to_f64() - self.sum[row].to_f64().ln(),
+            Some(_) => self.hit(row) - self.log_sum(row),
+        }
     }
 
     /// `ln p` of row `row` averaged over its smoothed target, after all `v` columns: [`SoftmaxRows::log_prob`] where `smoothing` is 0.
@@ -139,9 +154,29 @@ impl<E: Elem> SoftmaxRows<'_, E> {
         (1.0 - smoothing) * self.own[row].to_f64() + smoothing * mean - self.log_sum(row)
     }
 
-    /// `ln sum_j exp(z_j)` of row `row`, after all chunks.
+    /// `ln sum_j exp(z_j)` of row `row`, after all chunks, with the mass of pointers.
     pub fn log_sum(&self, row: usize) -> f64 {
-        self.max[row].to_f64() + self.sum[row].to_f64().ln()
+        let columns = self.max[row].to_f64() + self.sum[row].to_f64().ln();
+        self.pointed.as_ref().map_or(columns, |[all, _]| log_add(columns, all[row].to_f64()))
+    }
+
+    /// The logarithm of the target's mass, after all chunks.
+    fn hit(&self, row: usize) -> f64 {
+        let column = self.own[row].to_f64();
+        self.pointed.as_ref().map_or(column, |[_, own]| log_add(column, own[row].to_f64()))
+    }
+
+    /// After all else: turns the masses of pointers into the two logarithms of [`super::pointer_backward`].
+    pub fn pass_on(&mut self, objective: Objective) {
+        for row in 0..self.targets.len() {
+            let scored = self.targets[row] != NO_TARGET;
+            let log_sum = self.log_sum(row);
+            let whole = if scored { log_sum - objective.factor(log_sum).ln() } else { f64::INFINITY };
+            let hit = if scored { self.hit(row) } else { f64::INFINITY };
+            if let Some([all, own]) = &mut self.pointed {
+                (all[row], own[row]) = (E::from_f64(whole), E::from_f64(hit));
+            }
+        }
     }
 
     /// Turns the kept exponentials `dz: [rows, v]`, rows `ld` apart, made in chunks of `width` columns with
@@ -168,9 +203,19 @@ impl<E: Elem> SoftmaxRows<'_, E> {
                 dz[..v].fill(A::narrow(E::ZERO));
                 continue;
             }
-            let whole = scale.to_f64() * objective.factor(self.log_sum(row)) / self.sum[row].to_f64();
-            let one =
-                E::from_f64(objective.scale * (1.0 - objective.smoothing)) * slope_at(self.own[row], self.cap) + share;
+            let log_sum = self.log_sum(row);
+            let whole = scale.to_f64() * objective.factor(log_sum);
+            // The share of the columns' own mass, in all and at the target.
+            let (whole, hit) = match self.pointed {
+                None => (whole / self.sum[row].to_f64(), 1.0),
+                Some(_) => (
+                    whole * (self.max[row].to_f64() - log_sum).exp(),
+                    (self.own[row].to_f64() - self.hit(row)).exp(),
+                ),
+            };
+            let one = E::from_f64(objective.scale * (1.0 - objective.smoothing) * hit)
+                * slope_at(self.own[row], self.cap)
+                + share;
             for (chunk, e) in dz[..v].chunks_mut(width).enumerate() {
                 let shrink = (at[chunk * rows + row].to_f64() - self.max[row].to_f64()).exp();
                 let target = usize::from(self.targets[row]).checked_sub(chunk * width).filter(|&i| i < e.len());

@@ -23,11 +23,16 @@ pub struct Branch<'a> {
 impl<'a> Branch<'a> {
     /// Starts with the norm before the branch, `norm: [D]`, where the model has one; all else is named `prefix.`.
     pub fn new(layout: &'a mut Layout, norm: String, prefix: String, config: &'a LayerConfig) -> Self {
-        let mut branch = Branch { layout, prefix, config, norm: BranchNorm(None), need: Need::default() };
+        let mut branch = Branch::bare(layout, prefix, config);
         if config.block_norm {
             branch.norm.0 = Some(branch.norm_named(norm, config.dim, config.eps));
         }
         branch
+    }
+
+    /// The same without a norm.
+    pub fn bare(layout: &'a mut Layout, prefix: String, config: &'a LayerConfig) -> Self {
+        Branch { layout, prefix, config, norm: BranchNorm(None), need: Need::default() }
     }
 
     /// What layers need to know of the model.
@@ -70,7 +75,11 @@ impl<'a> Branch<'a> {
 
     /// A small matrix that stays float: `name.weight: [outputs, inputs]`.
     pub fn float(&mut self, name: &str, outputs: usize, inputs: usize) -> Linear {
-        let init = Init::Normal((1.0 / (3 * inputs) as f64).sqrt());
+        self.float_from(name, outputs, inputs, Init::Normal((1.0 / (3 * inputs) as f64).sqrt()))
+    }
+
+    /// The same with a start of its own.
+    pub fn float_from(&mut self, name: &str, outputs: usize, inputs: usize, init: Init) -> Linear {
         let weight = self.add(&format!("{name}.weight"), &[outputs, inputs], init, Group::Gate);
         Linear { float: true, ..self.of(weight, None, None, outputs, inputs) }
     }

@@ -12,7 +12,7 @@
 //!   `dE` for the whole block.
 //! * recomputed: only the sums of exponentials are kept, and logits are made a second time, for `PART` columns at a time that
 //!   stay in the cache while all rows pass by: half a forward matmul more, a third of the memory traffic. Each group of
-//!   columns has its own `dx`, and these are added in order. For tile registers, which wait for memory otherwise.
+//!   columns has its own `dx`, and these are added in order. For tile registers, which wait for memory otherwise; not with pointers.
 
 use std::ops::Range;
 
@@ -115,6 +115,24 @@ enum Way<A: Store> {
     Recomputed { log_sums: Buf<A::E>, dx: Buf<A::E>, packed: Packed<A> },
 }
 
+/// What pointers add to the columns of each row, as logarithms; and after a pass, what their gradient needs.
+pub struct Masses<E: Elem> {
+    /// Of all pointers.
+    pub all: Buf<E>,
+    /// Of those at the target.
+    pub own: Buf<E>,
+}
+
+impl<E: Elem> Masses<E> {
+    /// Both of `rows` rows and the width 1, or nothing and 0.
+    fn rows(of: Option<&mut Self>, rows: usize) -> (&mut [E], &mut [E], usize) {
+        match of {
+            Some(Masses { all, own }) => (&mut all[..rows], &mut own[..rows], 1),
+            None => (&mut [], &mut [], 0),
+        }
+    }
+}
+
 /// Columns of a group: whole parts.
 fn group_columns(v: usize) -> usize {
     v.div_ceil(GROUPS).next_multiple_of(PART)
@@ -149,10 +167,10 @@ impl<A: Store> Head<A> {
         Work { rows, training: self.backward.is_some(), block, losses: Buf::scratch(rows), way: None }
     }
 
-    /// Makes room for the way to the gradients that is the faster on `cx`.
-    pub fn make_room(&self, cx: &Exec, work: &mut Work<A>) {
+    /// Makes room for the way to the gradients that is the faster on `cx`; `pointing`: whether there are pointers.
+    pub fn make_room(&self, cx: &Exec, work: &mut Work<A>, pointing: bool) {
         if work.training {
-            self.make_way(work, recomputes::<A>(cx));
+            self.make_way(work, recomputes::<A>(cx) && !pointing);
         }
     }
 
@@ -207,6 +225,7 @@ impl<A: Store> Head<A> {
         norm: &Norm,
         s: &mut Scratch<A>,
         objective: Objective,
+        pointed: Option<&mut Masses<A::E>>,
     ) -> f64 {
         let Head { d, vocab: v, cap, forward, backward, .. } = self;
         let Work { block, losses, way: Some(Way::Stored { dz, packed }), .. } = work else {
@@ -214,6 +233,7 @@ impl<A: Store> Head<A> {
         };
         let weight = backward.as_ref().expect(NO_BACKWARD);
         let (d, v, cap, cx) = (*d, *v, *cap, pass.cx);
+        let (all, own, pointing) = Masses::rows(pointed, targets.len());
         let block = *block * cx.tile_rows();
         let mut nats = 0.0;
         for (first, targets) in targets.chunks(block).enumerate() {
@@ -221,8 +241,10 @@ impl<A: Store> Head<A> {
             let cells = first * block * d..(first * block + rows) * d;
             let (h, dh) = (&h[cells.clone()], &mut dh[cells]);
             let parts = &mut s.parts[..cx.tile_count(rows) * d];
-            let buffers = (Rows(dh, d), Rows(&mut s.x, d), Rows(dz, v), Rows(losses, 1), Parts(parts, d));
-            cx.tiles(rows, buffers, |cx, r, (dh, x, dz, losses, part), local| {
+            let masses = first * block * pointing..(first * block + rows) * pointing;
+            let masses = (Rows(&mut all[masses.clone()], pointing), Rows(&mut own[masses], pointing));
+            let buffers = (Rows(dh, d), Rows(&mut s.x, d), Rows(dz, v), Rows(losses, 1), Parts(parts, d), masses);
+            cx.tiles(rows, buffers, |cx, r, (dh, x, dz, losses, part, (all, own)), local| {
                 let n = r.len();
                 let h = &h[r.start * d..r.end * d];
                 norm.forward(cx, x, h, pass.params);
@@ -231,14 +253,17 @@ impl<A: Store> Head<A> {
                 }
                 let at = local.take(n * v.div_ceil(CHUNK));
                 let kept = objective.smoothing > 0.0;
-                let softmax =
-                    &logits(cx, forward, (d, v), (cap, kept), x, &targets[r], local, |softmax, z, columns| {
-                        let at = &mut at[columns.start / CHUNK * n..][..n];
-                        softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
-                    });
+                let told = (&targets[r], (pointing > 0).then_some([all, own]));
+                let mut softmax = logits(cx, forward, (d, v), (cap, kept), x, told, local, |softmax, z, columns| {
+                    let at = &mut at[columns.start / CHUNK * n..][..n];
+                    softmax.chunk(cx, Some((&mut dz[columns.start..], v, at)), z, columns.len(), columns.start);
+                });
                 let smoothed = |row| -softmax.smoothed(row, objective.smoothing, v);
                 losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = smoothed(row));
                 softmax.finish(cx, dz, v, at, (v, CHUNK), objective);
+                if pointing > 0 {
+                    softmax.pass_on(objective);
+                }
                 let dx = local.take(n * d);
                 matmul(cx, dx, dz, v, weight, n, false);
                 part.fill(A::E::ZERO);
@@ -277,7 +302,8 @@ impl<A: Store> Head<A> {
                 round(cx, x, d);
             }
             let cap = (cap, objective.smoothing > 0.0);
-            let softmax = logits::<A>(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
+            let told = (&targets[r], None);
+            let softmax = logits::<A>(cx, forward, (d, v), cap, x, told, local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             for (row, (loss, log_sum)) in losses.iter_mut().zip(log_sums).enumerate() {
@@ -360,13 +386,17 @@ impl<A: Store> Head<A> {
         x: &[A],
         targets: &[Token],
         smoothing: f64,
+        pointed: Option<&mut Masses<A::E>>,
     ) {
         let Head { d, vocab: v, cap, forward, .. } = self;
         let (d, v, cap, losses) = (*d, *v, *cap, &mut work.losses);
-        cx.tiles(targets.len(), (Rows(losses, 1),), |cx, r, (losses,), local| {
+        let (all, own, pointing) = Masses::rows(pointed, targets.len());
+        let buffers = (Rows(losses, 1), Rows(all, pointing), Rows(own, pointing));
+        cx.tiles(targets.len(), buffers, |cx, r, (losses, all, own), local| {
             let x = &x[r.start * d..r.end * d];
             let cap = (cap, smoothing > 0.0);
-            let softmax = logits::<A>(cx, forward, (d, v), cap, x, &targets[r], local, |softmax, z, columns| {
+            let told = (&targets[r], (pointing > 0).then_some([all, own]));
+            let softmax = logits::<A>(cx, forward, (d, v), cap, x, told, local, |softmax, z, columns| {
                 softmax.chunk::<A>(cx, None, z, columns.len(), columns.start);
             });
             losses.iter_mut().enumerate().for_each(|(row, loss)| *loss = softmax.smoothed(row, smoothing, v));
@@ -383,14 +413,14 @@ fn logits<'a, A: Store>(
     (d, v): (usize, usize),
     (cap, kept): (Option<A::E>, bool),
     x: &[A],
-    targets: &'a [Token],
+    (targets, pointed): (&'a [Token], Option<[&'a mut [A::E]; 2]>),
     local: &'a Local,
     mut f: impl FnMut(&mut SoftmaxRows<'a, A::E>, &[A::E], Range<usize>),
 ) -> SoftmaxRows<'a, A::E> {
     let rows = targets.len();
     let (max, sum, own) = (local.take(rows), local.take(rows), local.take(rows));
     let total = kept.then(|| local.take::<f64>(rows));
-    let mut softmax = SoftmaxRows { max, sum, own, targets, cap, total };
+    let mut softmax = SoftmaxRows { max, sum, own, targets, cap, total, pointed };
     softmax.start();
     let codes = table.round(cx, x, d, local);
     let z = local.take(rows * CHUNK);
@@ -452,7 +482,7 @@ mod tests {
         let past = whole(1, rows);
         let span = &Span { batch: 1, len: rows, past: &past };
         let pass = Pass { cx: &cx, params: &params, int8, span };
-        let nats = head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective);
+        let nats = head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective, None);
         for (row, dh) in dh.chunks(d).enumerate() {
             let zero = dh.iter().all(|x| x.to_f64() == 0.0);
             assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");

@@ -15,6 +15,7 @@ pub mod linear;
 pub mod norm;
 pub(crate) mod packed;
 pub mod pass;
+pub mod pointer;
 pub mod round;
 pub mod scratch;
 pub mod taps;

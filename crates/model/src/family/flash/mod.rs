@@ -18,6 +18,7 @@ use crate::layer::config::{LayerConfig, Need};
 use crate::layer::ffn::FfnParams;
 use crate::layer::head::HeadParams;
 use crate::layer::norm::{BranchNorm, Norm};
+use crate::layer::pointer::PointerParams;
 use crate::mixer;
 use crate::params::{Group, Init, Layout};
 use entry::EntryParams;
@@ -28,6 +29,9 @@ pub(super) struct Params {
     blocks: Vec<BlockParams>,
     norm: Norm,
     entry: EntryParams,
+    pointer: Option<PointerParams>,
+    /// Of the pointer.
+    need: Need,
 }
 
 /// Those of one block.
@@ -56,7 +60,10 @@ impl Params {
         let blocks = blocks.collect();
         let scale = layout.add("final_norm.scale".into(), &[d], Init::Ones, Group::Norm);
         let norm = Norm { scale, part: 0..d, eps };
-        Params { head, blocks, norm, entry: EntryParams::new(layout, config) }
+        let mut branch = Branch::bare(layout, "pointer".into(), &layers);
+        let pointer = (config.pointer > 0).then(|| PointerParams::new(&mut branch, config.pointer));
+        let need = branch.need();
+        Params { head, blocks, norm, pointer, need, entry: EntryParams::new(layout, config) }
     }
 
     /// Numbers in the state of one sequence in the packed runtime.

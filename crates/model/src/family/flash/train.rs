@@ -15,6 +15,7 @@ use crate::layer::ffn::{self, Ffn};
 use crate::layer::head::{self, Head};
 use crate::layer::norm::Norm;
 use crate::layer::pass::Pass;
+use crate::layer::pointer::{self, Pointer};
 use crate::layer::scratch::{Scratch, WIDE};
 use crate::mixer::forms::{AnyMixer, AnySaved};
 use crate::params::Layout;
@@ -45,6 +46,7 @@ struct Weights<A: Store> {
     blocks: Vec<Block<A>>,
     norm: Norm,
     entry: EntryParams,
+    pointer: Option<Pointer<A>>,
 }
 
 struct Block<A: Store> {
@@ -58,6 +60,7 @@ struct Work<A: Store> {
     /// Of the mixer and the GLU of each block.
     saved: Vec<(AnySaved, ffn::Saved<A>)>,
     scratch: Scratch<A>,
+    pointer: Option<pointer::Saved<A>>,
     /// The residual stream: before block 0, after each mixer, after each GLU.
     h: Vec<Buf<A::E>>,
     /// The stream as it enters each block, where that is not as it left the one before.
@@ -76,7 +79,7 @@ impl<A: Store> Train<A> {
         let (d, rows) = (config.dim, rows.max(1));
         let mut layout = Layout::default();
         let of = Params::new(&mut layout, config, int8);
-        let need = of.blocks.iter().fold(of.entry.need(), |need, block| need.max(block.need));
+        let need = of.blocks.iter().fold(of.entry.need().max(of.need), |need, block| need.max(block.need));
         let head = Head::new(&of.head, training);
         let block = |of: super::BlockParams| Block { mixer: of.mixer.train(training), ffn: Ffn::new(of.ffn, training) };
         let blocks: Vec<Block<A>> = of.blocks.into_iter().map(block).collect();
@@ -84,12 +87,14 @@ impl<A: Store> Train<A> {
         for widths in blocks.iter().flat_map(|block| [block.mixer.wide(), block.ffn.wide()]) {
             wide = std::array::from_fn(|i| wide[i].max(widths[i]));
         }
+        let pointer = of.pointer.map(|of| Pointer::new(of, training));
         let (entry, with_x0) = (of.entry, if config.x0 { d } else { 0 });
         let entered = if entry.is_empty() { 0 } else { config.blocks };
         let with_gradient = if training { rows } else { 0 };
         let work = Work {
             head: head.work(rows),
             saved: blocks.iter().map(|block| (block.mixer.saved(rows, training), block.ffn.saved(rows))).collect(),
+            pointer: pointer.as_ref().map(|pointer| pointer.saved(rows)),
             scratch: Scratch::new(&config.layers(), need, wide, with_gradient, config.vocab_size),
             h: (0..=2 * config.blocks).map(|_| Buf::scratch(rows * d)).collect(),
             entered: (0..entered).map(|_| Buf::scratch(rows * d)).collect(),
@@ -101,7 +106,7 @@ impl<A: Store> Train<A> {
         let mut lm = Train {
             config: config.clone(),
             layout,
-            weights: Weights { head, blocks, norm: of.norm, entry },
+            weights: Weights { head, blocks, norm: of.norm, entry, pointer },
             work,
             rows,
             training,
@@ -124,7 +129,7 @@ impl<A: Store> Train<A> {
         mut state: Option<&mut BatchState<A::E>>,
         shape: Shape,
         dropout: Option<Dropout>,
-        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>, &[u32]) -> R,
+        then: impl FnOnce(Pass<A::E>, &Weights<A>, &mut Work<A>, &[u32], Option<&mut BatchState<A::E>>) -> R,
     ) -> R {
         let rows = shape.rows();
         assert!(
@@ -146,8 +151,8 @@ impl<A: Store> Train<A> {
             state.last.iter_mut().zip(ends).for_each(|(last, end)| *last = end);
         }
         let pass = Pass { cx, params: params.all(), int8: self.int8, span: &Span { batch, len, past: &past } };
-        self.weights.forward(pass, &mut self.work, Told { tokens, bigrams: &bigrams, dropout }, state);
-        let result = then(pass, &self.weights, &mut self.work, &bigrams);
+        self.weights.forward(pass, &mut self.work, Told { tokens, bigrams: &bigrams, dropout }, state.as_deref_mut());
+        let result = then(pass, &self.weights, &mut self.work, &bigrams, state);
         (self.past, self.bigrams) = (past, bigrams);
         result
     }
@@ -160,17 +165,25 @@ impl<A: Store> Train<A> {
         tokens: &[Token],
         state: Option<&mut BatchState<A::E>>,
         shape: Shape,
-        then: impl FnOnce(&Head<A>, &mut head::Work<A>, &[A]) -> R,
+        then: impl FnOnce(Pass<A::E>, &Head<A>, &mut head::Work<A>, &[A], Pointing<A>) -> R,
     ) -> R {
         let n = tokens.len() * self.config.dim;
-        self.with_pass(cx, params, tokens, state, shape, None, |pass, Weights { head, blocks, norm, .. }, work, _| {
-            let Work { head: head_work, x, h, .. } = work;
-            let x = &mut x[..n];
-            head.input(pass, x, &h[2 * blocks.len()][..n], norm);
-            then(head, head_work, x)
+        self.with_pass(cx, params, tokens, state, shape, None, |pass, weights, work, _, state| {
+            let (Weights { head, blocks, norm, pointer, .. }, Work { head: head_work, pointer: saved, x, h, .. }) = (weights, work);
+            let (x, last) = (&mut x[..n], &h[2 * blocks.len()][..n]);
+            head.input(pass, x, last, norm);
+            let pointing = pointer.as_ref().zip(saved.as_mut());
+            let pointing = pointing.map(|(pointer, saved)| {
+                pointer.project(pass, saved, last, norm);
+                (pointer, saved, state.map(|state| &mut state.layers[blocks.len()][..]))
+            });
+            then(pass, head, head_work, x, pointing)
         })
     }
 }
+
+/// The pointer after [`Pointer::project`], what it has saved, and where there is a state its own.
+type Pointing<'a, A> = Option<(&'a Pointer<A>, &'a mut pointer::Saved<A>, Option<&'a mut [<A as Store>::E]>)>;
 
 /// What a pass is told of its rows.
 #[derive(Clone, Copy)]
@@ -245,7 +258,9 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
     }
 
     fn state(&self, batch: usize) -> BatchState<A::E> {
-        let layers = self.weights.blocks.iter().map(|block| Buf::zeros(batch * block.mixer.state_len())).collect();
+        let blocks = self.weights.blocks.iter().map(|block| block.mixer.state_len());
+        let pointer = self.weights.pointer.iter().map(|pointer| pointer.state_len());
+        let layers = blocks.chain(pointer).map(|len| Buf::zeros(batch * len)).collect();
         BatchState { layers, past: vec![0; batch], last: vec![0; batch] }
     }
 
@@ -274,8 +289,9 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
             block.mixer.prepare(cx, params, scratch);
             block.ffn.prepare(cx, params, scratch);
         }
+        weights.pointer.iter_mut().for_each(|pointer| pointer.prepare(cx, params, scratch));
         weights.head.prepare(cx, params, scratch);
-        weights.head.make_room(cx, head);
+        weights.head.make_room(cx, head, weights.pointer.is_some());
     }
 
     fn loss_backward(
@@ -290,11 +306,20 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
     ) -> f64 {
         let (d, dropout) = (self.config.dim, self.dropout);
         let n = shape.rows() * d;
-        self.with_pass(cx, params, tokens, None, shape, dropout, |pass, weights, work, bigrams| {
-            let Weights { head, blocks, norm, entry } = weights;
-            let Work { head: head_work, saved, scratch: s, h, entered, dh, dx0, around, .. } = work;
+        self.with_pass(cx, params, tokens, None, shape, dropout, |pass, weights, work, bigrams, _| {
+            let Weights { head, blocks, norm, entry, pointer } = weights;
+            let Work { head: head_work, saved, pointer: pointed, scratch: s, h, entered, dh, dx0, around, .. } = work;
             let (dh, last) = (&mut dh[..n], &h[2 * blocks.len()][..n]);
-            let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective);
+            let mut pointing = pointer.as_ref().zip(pointed.as_mut());
+            if let Some((pointer, saved)) = &mut pointing {
+                pointer.project(pass, saved, last, norm);
+                pointer.masses(pass, saved, (tokens, targets), None);
+            }
+            let masses = pointing.as_mut().map(|(_, saved)| &mut saved.masses);
+            let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective, masses);
+            if let Some((pointer, saved)) = pointing {
+                pointer.backward(pass, dh, grads, saved, (last, norm), (tokens, targets), s, objective);
+            }
             for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
                 if let Some(dropout) = dropout {
                     dropout_backward(cx, dh, &mut around[..n], d, dropout.mask(2 * i + 1));
@@ -335,8 +360,12 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         shape: Shape,
     ) {
         assert_eq!(tokens.len(), targets.len());
-        self.with_head_input(cx, params, tokens, state, shape, |head, work, x| {
-            head.log_probs(cx, out, work, x, targets, smoothing)
+        self.with_head_input(cx, params, tokens, state, shape, |pass, head, work, x, pointing| {
+            let masses = pointing.map(|(pointer, saved, state)| {
+                pointer.masses(pass, saved, (tokens, targets), state);
+                &mut saved.masses
+            });
+            head.log_probs(cx, out, work, x, targets, smoothing, masses)
         });
     }
 
@@ -349,6 +378,11 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         state: Option<&mut BatchState<A::E>>,
         shape: Shape,
     ) {
-        self.with_head_input(cx, params, tokens, state, shape, |head, _, x| head.logits(cx, out, x));
+        self.with_head_input(cx, params, tokens, state, shape, |pass, head, _, x, pointing| {
+            head.logits(cx, out, x);
+            if let Some((pointer, saved, state)) = pointing {
+                pointer.point(pass, out, saved, tokens, state);
+            }
+        });
     }
 }

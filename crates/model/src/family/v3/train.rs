@@ -195,12 +195,13 @@ impl<A: Store> Weights<A> {
                 &self.norm,
                 scratch,
                 objective,
+                None,
             );
         }
         let cells = |row: &usize| row * d..(row + 1) * d;
         x.chunks_exact_mut(d).zip(rows).for_each(|(x, row)| x.copy_from_slice(&last[cells(row)]));
         let (x, dx) = (&x[..rows.len() * d], &mut dx[..rows.len() * d]);
-        let nats = self.head.loss_backward(pass, dx, grads, head, x, targets, &self.norm, scratch, objective);
+        let nats = self.head.loss_backward(pass, dx, grads, head, x, targets, &self.norm, scratch, objective, None);
         dh[..n].fill(A::E::ZERO);
         dx.chunks_exact(d).zip(rows).for_each(|(dx, row)| dh[cells(row)].copy_from_slice(dx));
         nats
@@ -247,7 +248,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
         mixer.prepare(cx, params, scratch);
         ffn.prepare(cx, params, scratch);
         head.prepare(cx, params, scratch);
-        head.make_room(cx, head_work);
+        head.make_room(cx, head_work, false);
     }
 
     fn loss_backward(
@@ -306,7 +307,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
     ) {
         assert_eq!(tokens.len(), targets.len());
         self.with_head_input(cx, params, tokens, state, shape, |head, work, x| {
-            head.log_probs(cx, out, work, x, targets, smoothing)
+            head.log_probs(cx, out, work, x, targets, smoothing, None)
         });
     }
 
