@@ -37,6 +37,7 @@ pub(crate) fn recipe(mixer: &str) -> ModelConfig {
         x0: true,
         bigram: 31,
         layer_embeddings: true,
+        pointer: 6,
         ..tiny(mixer)
     }
 }

@@ -422,7 +422,7 @@ mod tests {
         let (mut max, mut sum, mut own) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]);
         let mut total = vec![f64::NAN; rows];
         let total = (smoothing > 0.0).then_some(&mut total[..]);
-        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap, total };
+        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap, total, pointed: None };
         softmax.start();
         let (mut dz, mut at) = (vec![A::NAN; rows * v], vec![0.0; rows * v.div_ceil(width)]);
         for (chunk, at) in at.chunks_mut(rows).enumerate() {

@@ -10,6 +10,7 @@ use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::dropout::Dropout;
+use crate::layer::pointer;
 use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch, PackedTable};
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
@@ -235,6 +236,8 @@ pub(crate) struct PackedBody {
     pub(crate) x0: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     pub(crate) softcap: f64,
+    /// What rows may point at, after all blocks.
+    pub(crate) pointer: Option<pointer::Packed>,
 }
 
 /// What the rows of one tile bring to every block.

@@ -1,8 +1,9 @@
 //! The working memory of one caller: prefill, decode steps, scores.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use flashlm_kernels::ops::{Columns, INT8_ROWS, exact_log_sum_exp, exact_softcap, packed_matmul};
+use flashlm_kernels::ops::{Columns, EXACT_QUERIES, INT8_ROWS, exact_log_sum_exp, exact_softcap, packed_matmul};
 use flashlm_kernels::tile::{Local, Parts, Rows, Split};
 use flashlm_kernels::{Buf, Exec, Token};
 
@@ -27,6 +28,8 @@ pub struct Engine {
     x0: Buf<f32>,
     /// As `u`: the rows that a mixer reads while those of the next are written, or what it needs in between.
     spare: Buf<f32>,
+    /// Queries and keys of pointers, `[rows, D]`, where there are any.
+    pointing: [Buf<f32>; 2],
     widest: [usize; 2],
     past: Vec<u32>,
     bigrams: Vec<u32>,
@@ -52,7 +55,9 @@ impl Engine {
         }
         columns.sort_unstable_by_key(|c| (c.inputs, c.segment));
         columns.dedup();
+        let pointing = if model.body.pointer.is_some() { all * model.config().dim } else { 0 };
         Engine {
+            pointing: [Buf::zeros(pointing), Buf::zeros(pointing)],
             h: Buf::zeros(all * model.config().dim),
             u: Buf::zeros(all * widest[0]),
             m: Buf::zeros(all * widest[1]),
@@ -92,6 +97,7 @@ impl Engine {
     pub fn feed(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         for piece in tokens.chunks(self.rows()) {
             self.pass(state, piece);
+            self.keep(state, piece, 0);
         }
     }
 
@@ -106,6 +112,7 @@ impl Engine {
         let (d, last) = (self.model.config().dim, (tokens.len() - 1) % self.rows());
         self.h.copy_within(last * d..(last + 1) * d, 0);
         self.head(1);
+        self.point(state, last..last + 1, 0);
         &mut self.logits[..self.model.config().vocab_size]
     }
 
@@ -121,7 +128,7 @@ impl Engine {
         let mut logits = std::mem::take(&mut self.logits);
         let all = states.chunks_mut(rows).zip(tokens.chunks(rows)).zip(logits.chunks_mut(rows * v));
         for ((states, tokens), z) in all {
-            self.decode(states, tokens, Rows(z, v), |mut last, _, z| last.head(z));
+            self.decode(states, tokens, Rows(z, v), |mut last, states, z| last.head(z, states));
         }
         self.logits = logits;
         &mut self.logits[..states.len() * v]
@@ -169,6 +176,15 @@ impl Engine {
             let n = tokens.len();
             self.pass(state, tokens);
             self.head(n);
+            let mut at = 0;
+            while at < n {
+                // Rows of one document, few enough for all to be in its ring.
+                let more = (at + 1..n.min(at + EXACT_QUERIES)).take_while(|&i| self.past[i] > self.past[at]).count();
+                let run = at..at + 1 + more;
+                self.keep(state, &tokens[run.clone()], at);
+                at = run.end;
+                self.point(state, run.clone(), run.start);
+            }
             let Engine { cx, logits, sums, .. } = self;
             sums.resize(rows, 0.0);
             cx.tiles_by(1, n, (Rows(logits, v), Rows(sums, 1)), |cx, _, (z, sum), _| {
@@ -231,14 +247,14 @@ impl Engine {
                 local.within(|local| block.output(cx, h, m, work, local));
                 at += len;
             }
-            then(LastRows { model, cx, h, work, local }, states, out);
+            then(LastRows { model, cx, h, work, local, tokens, past }, states, out);
         });
     }
 
     /// Many tokens of one state.
     fn pass(&mut self, state: &mut SequenceState, tokens: &[Token]) {
         let height = self.height(tokens.len());
-        let Engine { model, cx, h, x0, u, m, spare, past, bigrams, work, .. } = self;
+        let Engine { model, cx, h, x0, u, m, spare, past, bigrams, work, pointing, .. } = self;
         let (d, rows) = (model.config().dim, tokens.len());
         for (told, &token) in past.iter_mut().zip(&mut *bigrams).zip(tokens) {
             (*told.0, *told.1) = model.advance(state, token);
@@ -282,6 +298,36 @@ impl Engine {
                 mixer.advance_state(from, own);
             }
         }
+        if let Some(pointer) = &model.body.pointer {
+            let [q, k] = pointing;
+            cx.tiles_by(height, rows, (Rows(h, d), Rows(q, d), Rows(k, d)), |cx, _, (h, q, k), local| {
+                let x = local.take::<f32>(h.len());
+                model.body.norm.forward(cx, x, h);
+                pointer.project(cx, q, k, x);
+            });
+        }
+    }
+
+    /// Takes `tokens` into the state's ring, the rows of the last pass from row `at` on, as far as they are pointed at.
+    fn keep(&mut self, state: &mut SequenceState, tokens: &[Token], at: usize) {
+        let Engine { model, pointing: [_, k], past, .. } = self;
+        let d = model.config().dim;
+        if let Some((pointer, own)) = model.pointed(state) {
+            let rows = k[at * d..].chunks_exact(d).zip(tokens).zip(&past[at..]);
+            rows.for_each(|((k, &token), &past)| pointer.keep(own, k, token, past));
+        }
+    }
+
+    /// Changes logits, from those of row `first` on, by what these rows of the last pass point at.
+    fn point(&mut self, state: &mut SequenceState, rows: Range<usize>, first: usize) {
+        let Engine { model, cx, pointing: [q, _], past, logits, .. } = self;
+        let (d, v) = (model.config().dim, model.config().vocab_size);
+        let Some((pointer, own)) = model.pointed(state) else { return };
+        let (own, past) = (&*own, &past[rows.clone()]);
+        let buffers = (Rows(&mut logits[first * v..], v), Rows(&mut q[rows.start * d..rows.end * d], d));
+        cx.tiles_by(1, rows.len(), buffers, |cx, i, (z, q), local| {
+            pointer.point(cx, z, q, own, past[i.start], local);
+        });
     }
 
     /// Logits of the first `rows` rows.
@@ -290,7 +336,7 @@ impl Engine {
         let Engine { model, cx, h, work, logits, .. } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
         cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, _, (h, z, work), local| {
-            LastRows { model, cx, h, work: &mut work[0], local }.head(z);
+            logits_of(cx, model, z, h, &mut work[0], local);
         });
     }
 }
@@ -302,21 +348,41 @@ pub(super) struct LastRows<'a> {
     h: &'a [f32],
     work: &'a mut PackedScratch,
     pub(super) local: &'a Local,
+    tokens: &'a [Token],
+    past: &'a [u32],
 }
 
 impl LastRows<'_> {
-    /// Logits `z: [rows, V]`.
-    pub(super) fn head(&mut self, z: &mut [f32]) {
-        let LastRows { model, cx, h, work, local } = self;
+    /// Logits `z: [rows, V]`; pointers take the rows into their `states`.
+    pub(super) fn head<S: AsMut<SequenceState>>(&mut self, z: &mut [f32], states: &mut [S]) {
+        let LastRows { model, cx, h, work, local, tokens, past } = self;
+        logits_of(cx, model, z, h, work, local);
+        let Some(pointer) = &model.body.pointer else { return };
         let (d, v) = (model.config().dim, model.config().vocab_size);
         local.within(|local| {
-            let x = local.take::<f32>(h.len());
+            let [x, q, k] = [0; 3].map(|_| local.take::<f32>(h.len()));
             model.body.norm.forward(cx, x, h);
-            work.q.quantise(cx, x, Columns::whole(d));
+            pointer.project(cx, q, k, x);
+            let rows = q.chunks_exact(d).zip(k.chunks_exact(d)).zip(tokens.iter().zip(*past));
+            for ((((q, k), (&token, &past)), state), z) in rows.zip(states).zip(z.chunks_exact_mut(v)) {
+                let (_, own) = model.pointed(state.as_mut()).expect("a pointer");
+                pointer.keep(own, k, token, past);
+                local.within(|local| pointer.point(cx, z, q, own, past, local));
+            }
         });
-        packed_matmul(cx, (&mut *z, v, 0), &mut work.q, &model.body.embedding, false);
-        if model.body.softcap > 0.0 {
-            exact_softcap(cx, z, model.body.softcap);
-        }
+    }
+}
+
+/// Logits `z: [rows, V]` of rows after the last block, `h: [rows, D]`, as the columns have them.
+fn logits_of(cx: &Exec, model: &PackedModel, z: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local) {
+    let (d, v) = (model.config().dim, model.config().vocab_size);
+    local.within(|local| {
+        let x = local.take::<f32>(h.len());
+        model.body.norm.forward(cx, x, h);
+        work.q.quantise(cx, x, Columns::whole(d));
+    });
+    packed_matmul(cx, (&mut *z, v, 0), &mut work.q, &model.body.embedding, false);
+    if model.body.softcap > 0.0 {
+        exact_softcap(cx, z, model.body.softcap);
     }
 }

@@ -204,7 +204,7 @@ impl Engine {
         for (generations, tokens) in generations.chunks_mut(rows).zip(tokens.chunks(rows)) {
             self.decode(generations, tokens, Rows::<f32>(&mut [], 0), |mut last, generations, _| {
                 let z = last.local.take::<f32>(generations.len() * v);
-                last.head(z);
+                last.head(z, generations);
                 for (generation, z) in generations.iter_mut().zip(z.chunks_exact_mut(v)) {
                     generation.failure = generation.choose(last.cx, z).err();
                 }

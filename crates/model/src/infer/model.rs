@@ -14,6 +14,7 @@ use crate::family::forms::PackedBody;
 use crate::io::map_limited;
 use crate::io::safetensors::TensorFile;
 use crate::layer::bigram::bigram_row;
+use crate::layer::pointer;
 use crate::layer::packed::{PackedLinear, PackedTable};
 use crate::pack::open::Opened;
 use crate::params::MAX_NUMBERS;
@@ -126,7 +127,15 @@ impl PackedModel {
     /// A sequence state at the start of a text.
     pub fn new_state(&self) -> SequenceState {
         let len: usize = self.body.blocks.iter().map(|block| block.state_len()).sum();
-        SequenceState { values: Buf::zeros(len + self.body.bigram.iter().len()), past: 0 }
+        let pointer: usize = self.body.pointer.iter().map(|pointer| pointer.state_len()).sum();
+        SequenceState { values: Buf::zeros(len + pointer + self.body.bigram.iter().len()), past: 0 }
+    }
+
+    /// The part of a state that is the pointer's, where there is one.
+    pub(super) fn pointed<'a>(&self, state: &'a mut SequenceState) -> Option<(&pointer::Packed, &'a mut [f32])> {
+        let pointer = self.body.pointer.as_ref()?;
+        let end = state.values.len() - self.body.bigram.iter().len();
+        Some((pointer, &mut state.values[end - pointer.state_len()..end]))
     }
 
     /// The state that [`SequenceState::save`] saved; `None` if the bytes are damaged or belong to another model.
@@ -143,6 +152,8 @@ impl PackedModel {
                 return None;
             }
         }
-        Some(state)
+        let vocab = self.config.vocab_size;
+        let told = self.pointed(&mut state).is_none_or(|(pointer, own)| pointer.holds_tokens(own, vocab));
+        told.then_some(state)
     }
 }

@@ -18,7 +18,7 @@ use crate::simd::{Op, Simd};
 use crate::size::{area, end, whole};
 
 /// Keys of a block.
-const BLOCK: usize = 16;
+pub(super) const BLOCK: usize = 16;
 
 /// Most queries of one call.
 pub const EXACT_QUERIES: usize = 16;
@@ -112,7 +112,7 @@ impl Op<f32> for Attend<'_> {
 
 /// The slots that the row after `past` others sees, in one or two runs.
 #[inline(always)]
-fn seen(past: usize, window: usize, slots: usize) -> [Range<usize>; 2] {
+pub(super) fn seen(past: usize, window: usize, slots: usize) -> [Range<usize>; 2] {
     let (end, count) = (past % slots + 1, window.min(past + 1));
     if count <= end { [end - count..end, end..end] } else { [0..end, slots + end - count..slots] }
 }
@@ -144,7 +144,7 @@ fn softmax(w: &mut [f32], seen: [Range<usize>; 2]) -> f32 {
 /// # Safety
 /// The machine supports `S`; `q: [M, d]`, `keys` has `used` slots, a multiple of 16, at most as many as a row of `w`.
 #[inline(always)]
-unsafe fn scores<S: Simd<E = f32>, const M: usize, const N: usize>(
+pub(super) unsafe fn scores<S: Simd<E = f32>, const M: usize, const N: usize>(
     w: &mut [f32],
     q: &[f32],
     keys: &[f32],

@@ -11,6 +11,7 @@ pub mod attention;
 pub mod choose;
 pub mod conv;
 pub mod delta;
+pub mod pointer;
 pub mod rows;
 
 /// 16 lanes: one register of AVX-512, two of AVX2, four of NEON or SSE2.
@@ -43,6 +44,28 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 1.0;
     let bits = (t.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32).wrapping_add(127) << 23;
     p * f32::from_bits(bits as u32)
+}
+
+/// `ln x` of a normal `x > 0`, to some 1e-7: `x = 2^n (1 + f)` with `1 + f` between the roots of 1/2 and 2, and a polynomial in `f` (Moshier,
+/// Cephes, `logf`).
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    let bits = x.to_bits() as i32;
+    // The bits of the root of 1/2.
+    let n = (bits - 0x3f35_04f3) >> 23;
+    let f = f32::from_bits((bits - (n << 23)) as u32) - 1.0;
+    let n = n as f32;
+    let mut p = 7.037_683_6e-2;
+    p = p * f - 0.115_146_1;
+    p = p * f + 0.116_769_99;
+    p = p * f - 0.124_201_41;
+    p = p * f + 0.142_493_23;
+    p = p * f - 0.166_680_58;
+    p = p * f + 0.200_007_15;
+    p = p * f - 0.249_999_94;
+    p = p * f + 0.333_333_3;
+    let square = f * f;
+    n * 0.693_359_4 + (f + (n * -2.121_944_4e-4 - 0.5 * square + square * f * p))
 }
 
 /// `1 / (1 + exp(-x))`.
@@ -134,6 +157,17 @@ mod tests {
         }
         assert!(worst < 2e-7, "{worst}");
         assert!(exp(f32::NAN).is_nan() && exp(f32::NEG_INFINITY) < 1.3e-38 && exp(100.0).is_finite());
+    }
+
+    #[test]
+    fn ln_is_near_that_of_f64() {
+        let mut worst = 0.0f64;
+        for i in -87_000..88_000 {
+            let x = (f64::from(i) * 1e-3).exp() as f32;
+            let want = f64::from(x).ln();
+            worst = worst.max((f64::from(ln(x)) - want).abs() / want.abs().max(1.0));
+        }
+        assert!(worst < 2e-7, "{worst}");
     }
 
     #[test]

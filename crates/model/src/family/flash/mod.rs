@@ -69,7 +69,8 @@ impl Params {
     /// Numbers in the state of one sequence in the packed runtime.
     pub(super) fn state_len(&self) -> usize {
         // The token before is a number of the state.
-        self.blocks.iter().map(|block| block.mixer.state_len()).sum::<usize>() + self.entry.bigram.iter().len()
+        let blocks = self.blocks.iter().map(|block| block.mixer.state_len()).sum::<usize>();
+        blocks + self.pointer.iter().map(PointerParams::state_len).sum::<usize>() + self.entry.bigram.iter().len()
     }
 
     /// Numbers that training keeps of a row, about: the `ends` of matrices twice, for gradients; states, at most one for 64 rows.

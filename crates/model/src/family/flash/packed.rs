@@ -12,6 +12,7 @@ use crate::codes::reader::Reader;
 use crate::config::ModelConfig;
 use crate::family::forms::{Entering, PackedBlock, PackedBody};
 use crate::layer::packed::{Input, PackedBranchNorm, PackedFfn, PackedLinear, PackedNorm, PackedScratch, PackedTable};
+use crate::layer::pointer;
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 
@@ -33,7 +34,8 @@ pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, Pa
     let bigram = entry.bigram.as_ref().map(|place| PackedTable::read(from, place)).transpose()?;
     let blocks = blocks.collect::<Result<_, PackError>>()?;
     let norm = PackedNorm::read(from, &of.norm)?;
-    Ok(PackedBody { embedding, bigram, blocks, norm, x0: config.x0, softcap: config.logit_softcap })
+    let pointer = of.pointer.as_ref().map(|of| pointer::Packed::read(from, of)).transpose()?;
+    Ok(PackedBody { embedding, bigram, blocks, norm, x0: config.x0, softcap: config.logit_softcap, pointer })
 }
 
 struct Block {

@@ -12,11 +12,17 @@ use crate::tok::Tokenizer;
 pub(crate) fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<Vec<f64>> {
     let start = || (0..c.blocks).map(|_| History::default()).collect::<Vec<History>>();
     let mut history = start();
+    // The keys of the document, and the token after each but the last.
+    let (mut keys, mut next) = (Vec::<Vec<f64>>::new(), Vec::<usize>::new());
     let (mut all, mut before) = (Vec::new(), c.eos as u64);
     for &token in tokens {
         if c.reset && usize::from(token) == c.eos {
             history = start();
             before = c.eos as u64;
+            (keys, next) = (Vec::new(), Vec::new());
+        }
+        if !keys.is_empty() {
+            next.push(token.into());
         }
         let add = |h: &mut Vec<f64>, y: Vec<f64>| h.iter_mut().zip(y).for_each(|(h, y)| *h += y);
         let mut h = model.get("embedding.weight")[usize::from(token) * c.dim..][..c.dim].to_vec();
@@ -51,9 +57,21 @@ pub(crate) fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<
             let a: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| act(*g) * u).collect();
             add(&mut h, block.linear("ffn.W_down", &a));
         }
-        let x = model.rounded(&model.norm("final_norm.scale", &h, c.norm_eps));
+        let input = model.norm("final_norm.scale", &h, c.norm_eps);
+        let x = model.rounded(&input);
         let cap = |z: f64| if c.logit_softcap > 0.0 { c.logit_softcap * (z / c.logit_softcap).tanh() } else { z };
-        all.push(model.get("embedding.weight").chunks(c.dim).map(|w| cap(dot(w, &x))).collect());
+        let mut z: Vec<f64> = model.get("embedding.weight").chunks(c.dim).map(|w| cap(dot(w, &x))).collect();
+        if c.pointer > 0 {
+            let pointer = model.of("pointer");
+            let mut mass: Vec<f64> = z.iter().map(|z| z.exp()).collect();
+            for (k, next) in keys.iter().zip(&next).rev().take(c.pointer) {
+                let s = pointer.get("scale")[0] / (c.dim as f64).sqrt() * dot(&input, k) + pointer.get("bias")[0];
+                mass[*next] += s.exp();
+            }
+            z = mass.iter().map(|mass| mass.ln()).collect();
+            keys.push(pointer.float("key", &input).iter().zip(&input).map(|(k, x)| k + x).collect());
+        }
+        all.push(z);
     }
     all
 }

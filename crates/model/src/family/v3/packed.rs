@@ -29,6 +29,7 @@ pub(crate) fn read(from: &Reader, config: &ModelConfig) -> Result<PackedBody, Pa
         from.floats(&spec.range)?;
     }
     Ok(PackedBody {
+        pointer: None,
         embedding: from.table(&of.head.table)?,
         bigram: None,
         blocks: vec![block; of.passes],

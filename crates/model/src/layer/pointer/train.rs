@@ -1,15 +1,4 @@
-//! Pointers into the text: beside the embedding, the head has every token that stands in the `window` rows before as a candidate. With
-//! `x = norm(h)` the head's input, row `i` gives the token after row `c < i` of its document the mass
-//!
-//! ```text
-//! exp(s_ic)     s_ic = scale D^-1/2 x_i . k_c + bias     k = x + W x     W: [D, D] float, 0 at the start; scale 1, bias 0
-//! ```
-//!
-//! and its logits are `z_v <- ln(exp(z_v) + sum over c with next_c = v of exp(s_ic))`: where the model stands as it stood in row `c`, what came
-//! then is likely again. A softmax over the vocabulary and the rows before in one, as in pointer networks (Merity et al., arXiv 1609.07843), with
-//! the states of the model as keys (Grave et al., arXiv 1612.04426). Kernel: [`flashlm_kernels::ops::pointer_forward`].
-//!
-//! The state of a sequence is a ring of the last `window` keys, then the token after each.
+//! Pointers in training: [`BLOCK`] rows at a time against those before them.
 
 use std::ops::Range;
 
@@ -17,44 +6,15 @@ use flashlm_kernels::ops::{Objective, Seen, add, narrow, pointer_backward, point
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Elem, Exec, Span, Store, Token};
 
-use super::branch::Branch;
-use super::head::Masses;
-use super::linear::{BitLinear, Linear};
-use super::norm::{Input, Norm, Tiles};
-use super::pass::Pass;
-use super::scratch::Scratch;
-use crate::params::Init;
+use super::PointerParams;
+use crate::layer::head::Masses;
+use crate::layer::linear::BitLinear;
+use crate::layer::norm::{Input, Norm, Tiles};
+use crate::layer::pass::Pass;
+use crate::layer::scratch::Scratch;
 
 /// Most queries of a block.
 const BLOCK: usize = 48;
-
-/// Where the parameters lie.
-#[derive(Clone, Debug)]
-pub struct PointerParams {
-    /// `W: [D, D]`.
-    pub key: Linear,
-    /// `[1]`.
-    pub scale: Range<usize>,
-    /// `[1]`.
-    pub bias: Range<usize>,
-    /// Rows that a row may point at.
-    pub window: usize,
-}
-
-impl PointerParams {
-    /// Adds them.
-    pub fn new(b: &mut Branch, window: usize) -> Self {
-        let d = b.config().dim;
-        let key = b.float_from("key", d, d, Init::Zeros);
-        let [(scale, _), (bias, _)] = [("scale", Init::Ones), ("bias", Init::Zeros)].map(|(name, init)| b.scalars(name, 1, init));
-        PointerParams { key, scale, bias, window }
-    }
-
-    /// Numbers in the state of one sequence.
-    pub fn state_len(&self) -> usize {
-        self.window * (self.key.inputs + 1)
-    }
-}
 
 /// Its weights.
 pub struct Pointer<A: Store> {
@@ -97,7 +57,7 @@ impl<A: Store> Pointer<A> {
 
     /// Numbers in the state of one sequence.
     pub fn state_len(&self) -> usize {
-        self.of.state_len()
+        self.of.window * (self.of.key.inputs + 1)
     }
 
     /// Packs the matrix.
@@ -136,7 +96,7 @@ impl<A: Store> Pointer<A> {
         let bias = A::E::from_f64(self.numbers(pass.params).1);
         let Saved { q, k, masses, all, own, .. } = saved;
         let Masses { all: told_all, own: told_own } = masses;
-        let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.of.state_len()));
+        let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
         let buffers = (Rows(told_all, t), Rows(told_own, t), Rows(all, t), Rows(own, t), Rows(state, state_len));
         pass.cx.tiles_by(1, pass.span.batch, buffers, |cx, i, (told_all, told_own, all, own, state), local| {
             let rows = i.start * t..i.end * t;
@@ -163,7 +123,7 @@ impl<A: Store> Pointer<A> {
     pub fn point(&self, pass: Pass<A::E>, z: &mut [A::E], saved: &Saved<A>, tokens: &[Token], state: Option<&mut [A::E]>) {
         let (d, window, t) = (self.of.key.inputs, self.of.window, pass.span.len);
         let (bias, v) = (self.numbers(pass.params).1, z.len() / tokens.len());
-        let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.of.state_len()));
+        let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
         pass.cx.tiles_by(1, pass.span.batch, (Rows(z, t * v), Rows(state, state_len)), |_, i, (z, state), local| {
             let (tokens, cells) = (&tokens[i.start * t..i.end * t], i.start * t * d..i.end * t * d);
             let (q, k) = (&saved.q[cells.clone()], &saved.k[cells]);
