@@ -135,7 +135,7 @@ pub fn settings(args: &Args, origin: &Origin, tell: Tell) -> anyhow::Result<Sett
         ("--hours", args.hours, "minutes"),
         ("--steps", args.steps.map(|steps| steps as f64), "steps"),
     ] {
-        let Some(given) = given.filter(|&given| !(given > 0.0)) else { continue };
+        let Some(given) = given.filter(|&given| given.is_nan() || given <= 0.0) else { continue };
         if args.resume.is_some() {
             bail!("{flag} {given}: must be above 0; --set train.{key}=0 lifts the limit that the run was saved with");
         }

@@ -275,10 +275,10 @@ fn lines_of_training_fit_the_terminal() {
         let (run, info) = (format!("run{columns}"), format!("info run{columns}"));
         let both = format!("eval builtin {run} -d synthetic:3");
         for (args, words) in [
-            (&*eval, &["bits per byte", "as `generate` runs it"][..]),
-            (&both, &["perplexity", "tokens scored per second"]),
-            (&info, &["(best)"]),
-            ("runs", &[&run]),
+            (eval.as_str(), &["bits per byte", "as `generate` runs it"][..]),
+            (both.as_str(), &["perplexity", "tokens scored per second"]),
+            (info.as_str(), &["(best)"]),
+            ("runs", &[run.as_str()]),
             ("score builtin -c one", &["one"]),
         ] {
             let terminal = Terminal::open(&place, args, columns);
