@@ -274,7 +274,7 @@ pub fn may_write(output: &Path, flag: &str, force: bool) -> anyhow::Result<()> {
 /// Lays every `--set KEY=VALUE` over the settings.
 pub fn set_all(layers: &mut Layers, settings: &[String]) -> anyhow::Result<()> {
     for setting in settings {
-        let Some((key, value)) = setting.split_once('=') else {
+        let Some((key, value)) = setting.split_once('=').filter(|(key, _)| !key.trim().is_empty()) else {
             bail!("--set {setting}: must be KEY=VALUE, such as --set train.lr=3e-3");
         };
         layers.set(key.trim(), value.trim())?;

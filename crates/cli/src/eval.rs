@@ -20,7 +20,8 @@ use flashlm_train::load::{Found, load_peer};
 use flashlm_train::units::{counted, thousands};
 use serde_json::{Value, json};
 
-use crate::common::{Status, data_spec, exec, located, may_write, open_source, out, own, passed_over, precision, say};
+use crate::common::{Status, data_spec, exec, located, may_write, open_source, out, own, passed_over, precision};
+use crate::terminal::{columns, stdout_width};
 
 mod table;
 
@@ -146,9 +147,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let step = latent.as_ref().and_then(|model| model.step);
     let from = latent.as_ref().map_or(&path, |model| &model.path).display();
+    let mut status = Status::new();
     match step {
-        Some(step) => say!("model {from} (step {step})"),
-        None => say!("model {from}"),
+        Some(step) => status.note(&format!("model {from} (step {})", thousands(step))),
+        None => status.note(&format!("model {from}")),
     }
     let mut lm = latent.as_ref().map(|model| precision.build(&model.config, ROWS, false)).transpose()?;
     let activation_bits = latent.as_ref().map_or(0, |model| model.config.activation_bits);
@@ -164,7 +166,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let tokenizer = packed.tokenizer();
     let start = Instant::now();
     // Of the packed model first.
-    let mut status = Status::new();
     let tell = &mut |p: &Progress| show(&mut status, start, p);
     let mut smoothed = None;
     let (mut objects, bits, read, mut rows) = match args.protocol {
@@ -226,7 +227,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         rows.push(("consistency", sense.told()));
         rows.push(("  with one", sense.kinds()));
     }
-    let runtime = "packed: ternary weights, int8 activations, int8 embedding matrix, as `flashlm generate` runs it";
+    let runtime = "packed: ternary weights, int8 activations, int8 embedding matrix, as `generate` runs it";
     if args.json {
         let latent = objects.get(1).cloned();
         let object = &mut objects[0];
@@ -255,11 +256,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{object}");
         return Ok(ExitCode::SUCCESS);
     }
-    rows.iter().filter(|(_, value)| !value.is_empty()).for_each(|(name, value)| out!("{name:<22}  {value}"));
     if read.repaired > 0 {
-        out!("{:<22}  {} in the text, before scoring", "repaired", counted(read.repaired, "mojibake sequence"));
+        rows.push(("repaired", format!("{} in the text, before scoring", counted(read.repaired, "mojibake sequence"))));
     }
-    out!("{:<22}  {runtime}", "runtime");
+    rows.push(("runtime", runtime.into()));
+    print(&rows);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -286,12 +287,11 @@ fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
     ensure!(args.consistency.is_none(), "--consistency: models of other programs are only scored; leave it out");
     let source = open_text(args)?;
     let (peer, isa, start) = (Arc::new(peer), cx.isa().name(), Instant::now());
-    let from = peer.path().display();
-    say!("model {from} ({}, float)", peer.kind());
+    let (from, mut status) = (peer.path().display(), Status::new());
+    status.note(&format!("model {from} ({}, float)", peer.kind()));
     let Some(tokenizer) = peer.tokenizer() else { bail!("{from}: there is no tokenizer") };
     let mut float = Float::new(peer.clone(), cx);
     let scorers: Vec<&mut dyn Scorer> = vec![&mut float];
-    let mut status = Status::new();
     let tell = &mut |p: &Progress| show(&mut status, start, p);
     let (mut object, mut rows) = match args.protocol {
         Protocol::Full => {
@@ -332,7 +332,7 @@ fn of_peer(peer: Peer, cx: Exec, args: &Args) -> anyhow::Result<ExitCode> {
     }
     rows.push(("parameters", thousands(peer.parameters() as u64)));
     rows.push(("runtime", runtime));
-    rows.iter().for_each(|(name, value)| out!("{name:<22}  {value}"));
+    print(&rows);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -346,6 +346,12 @@ fn why(apart: f64, activation_bits: u32) -> &'static str {
 }
 
 type Rows = Vec<(&'static str, String)>;
+
+/// Rows that have something to say, as wide as the terminal.
+fn print(rows: &Rows) {
+    let rows = rows.iter().filter(|(_, value)| !value.is_empty());
+    columns(rows.map(|(name, value)| (*name, value.as_str())), stdout_width()).iter().for_each(|line| out!("{line}"));
+}
 
 fn full_rows(r: &Report) -> Rows {
     let unk = match (r.unk_bases, r.unk) {

@@ -24,8 +24,9 @@ pub struct Args {
     /// Format of the file
     #[arg(value_parser = formats())]
     format: String,
-    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; builtin: the model in the program [default: checkpoints]
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, a .safetensors file or a .pt of the
+    /// original scripts beside its tokenizer.json; hf:OWNER/NAME[@REVISION][:FILE], such a file of the hub; builtin: the model in the
+    /// program [default: checkpoints]
     model: Option<PathBuf>,
     /// File to write; with hf, onnx and separate weights a folder, which must not exist
     #[arg(short, long, value_name = "PATH")]

@@ -29,8 +29,8 @@ use crate::report::Report;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  flashlm info\n  flashlm info model.safetensors --json")]
 pub struct Args {
-    /// A run, checkpoint, model file (packed or not), tokenizer, token cache, prepared folder, metrics.jsonl, test vectors or text
-    /// [default: checkpoints]
+    /// A run, checkpoint, model (packed or not, a .pt, or one of another program, also hf:OWNER/NAME[@REVISION][:FILE]), tokenizer,
+    /// token cache, prepared folder, metrics.jsonl, test vectors or text [default: checkpoints]
     path: Option<PathBuf>,
     #[command(flatten)]
     hub: Hub,
@@ -103,8 +103,8 @@ fn about_run(run: &Path, report: &mut Report) -> anyhow::Result<()> {
     let checkpoints = folder.list()?;
     let best = folder.best()?.map(|best| best.step);
     let lines = checkpoints.iter().map(|Listed { step, path }| {
-        let mark = if best == Some(*step) { "  (best)" } else { "" };
-        format!("step {}  {}{mark}\n", thousands(*step), path.display())
+        let mark = if best == Some(*step) { " (best)" } else { "" };
+        format!("step {}{mark}  {}\n", thousands(*step), path.display())
     });
     let lines: String = lines.collect();
     let listed = checkpoints.iter().map(

@@ -69,7 +69,7 @@ enum Command {
     Data(data::Args),
     /// List runs: preset, bits per byte, tokens, date
     Runs(runs::Args),
-    /// Verify this build against test vectors
+    /// Verify this build against test vectors, or that a model does not see the future
     Verify(verify::Args),
     /// Show what a file or folder is
     Info(info::Args),

@@ -23,8 +23,9 @@ use crate::signals::writing;
     after_help = "Examples:\n  flashlm pack -o model.safetensors\n  flashlm pack runs/book --ternary-bits 1.6 --table-bits 4 -o smaller.safetensors"
 )]
 pub struct Args {
-    /// Model: a run folder (its best checkpoint), a checkpoint folder, or a .safetensors file beside its tokenizer.json; builtin: the
-    /// model in the program, written as it is [default: checkpoints]
+    /// Model: a run folder (its best checkpoint), a checkpoint folder, a .safetensors file or a .pt of the original scripts beside its
+    /// tokenizer.json; hf:OWNER/NAME[@REVISION][:FILE], such a file of the hub; builtin: the model in the program, written as it is
+    /// [default: checkpoints]
     run: Option<PathBuf>,
     /// File to write
     #[arg(short, long, value_name = "FILE", default_value = "model.safetensors")]

@@ -22,22 +22,23 @@ const ROWS: usize = 64;
 /// a continuation with its space, as in -c " there was".
 #[derive(clap::Args)]
 #[command(
+    group = clap::ArgGroup::new("scored").required(true),
     after_help = "Examples:\n  flashlm score -p \"Once upon a time\" -c \" there was\" -c \" banana\"\n  flashlm score model.safetensors --input questions.jsonl > scores.jsonl\n\ndocs/json.md describes the JSON."
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; a folder of a Llama or GPT-Neo model, or a .bin of llama2.c; hf:OWNER/NAME[@REVISION][:FILE]; builtin: the
-    /// model in the program [default: checkpoints]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts;
+    /// hf:OWNER/NAME[@REVISION][:FILE], a model of the hub; builtin: the model in the program [default: checkpoints]
     model: Option<PathBuf>,
     /// Text before the continuations [default: none, the start of a document]
     #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true, allow_hyphen_values = true)]
     prompt: String,
     /// Text to score; repeatable
-    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, required_unless_present = "input")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, group = "scored")]
     continuation: Vec<String>,
     /// Score many: a file with a JSON object {"prompt": "...", "continuation": "..."} or {"prompt": "...", "continuations":
     /// ["...", "..."]} on each line, `-` for standard input; prints JSON
-    #[arg(short, long, value_name = "FILE.jsonl", conflicts_with_all = ["prompt", "continuation"])]
+    #[arg(short, long, value_name = "FILE.jsonl", group = "scored", conflicts_with_all = ["prompt", "continuation"])]
     input: Option<PathBuf>,
     #[command(flatten)]
     hub: Hub,

@@ -2,10 +2,11 @@
 
 use clap::Error;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use flashlm_train::config::key_called;
 use flashlm_train::similar::edit_distance;
 
 /// What other programs call our options, by command.
-const ALIASES: [(&str, &str, &[&str]); 9] = [
+const ALIASES: [(&str, &str, &[&str]); 15] = [
     ("train", "--lr", &["--learning-rate", "--max-lr"]),
     ("train", "--batch", &["--batch-size", "--bs"]),
     ("train", "--save-dir", &["--output", "--output-dir", "--out-dir", "--out", "--run"]),
@@ -13,6 +14,12 @@ const ALIASES: [(&str, &str, &[&str]); 9] = [
     ("train", "--steps", &["--max-steps", "--iters", "--max-iters", "--updates"]),
     ("train", "--epochs", &["--num-epochs", "--num-train-epochs"]),
     ("train", "--data", &["--text", "--dataset", "--train-data", "--input"]),
+    ("train", "--valid", &["--val", "--validation", "--val-data", "--eval-data"]),
+    ("train", "--vocab", &["--vocab-size"]),
+    ("train", "--resume", &["--continue", "--resume-from", "--resume-from-checkpoint", "--checkpoint"]),
+    ("eval", "--data", &["--text", "--dataset", "--input", "--file", "--valid"]),
+    ("generate", "--temperature", &["--temp"]),
+    ("generate", "--repeat-penalty", &["--repetition-penalty", "--rep-pen"]),
     ("generate", "--tokens", &["--max-tokens", "--max-new-tokens", "--length", "--n-predict"]),
     ("generate", "--samples", &["--num-samples", "--num-return-sequences"]),
 ];
@@ -37,15 +44,19 @@ pub fn sensible(mut error: Error, command: &str) -> Error {
     error
 }
 
-/// The option that is called so elsewhere, else the similar one if it is near: at most a third of the letters differ.
+/// The option that is called so elsewhere, else the similar one if it is near: at most a third of the letters differ; of `train` also
+/// the setting of that name.
 fn meant(command: &str, given: &str, similar: Option<&str>) -> Option<String> {
+    let given = &*given.replace('_', "-");
     let alias = ALIASES.iter().find(|(of, _, others)| *of == command && others.contains(&given));
     if let Some((_, option, _)) = alias {
         return Some((*option).to_string());
     }
     let name = |option: &str| option.trim_start_matches('-').to_string();
     let near = |similar: &&str| 3 * edit_distance(&name(given), &name(similar)) <= name(given).chars().count();
-    similar.filter(near).map(String::from)
+    let setting = || key_called(&name(given).replace('-', "_")).map(|key| format!("--set {key}=..."));
+    let setting = if command == "train" { setting() } else { None };
+    setting.or_else(|| similar.filter(near).map(String::from))
 }
 
 #[cfg(test)]
@@ -61,6 +72,12 @@ mod tests {
             ("train", "--minute", Some("--minutes"), Some("--minutes")),
             ("train", "--mintues", Some("--minutes"), Some("--minutes")),
             ("train", "--gpu", Some("--vocab"), None),
+            ("train", "--batch_size", None, Some("--batch")),
+            ("train", "--n-layer", None, Some("--set model.blocks=...")),
+            ("train", "--warmup-steps", Some("--steps"), Some("--set train.warmup_steps=...")),
+            ("eval", "--n-layer", None, None),
+            ("generate", "--top_p", Some("--top-p"), Some("--top-p")),
+            ("generate", "--temp", Some("--tokens"), Some("--temperature")),
             ("eval", "--finetune", Some("--minutes"), None),
             ("generate", "--max-new-tokens", None, Some("--tokens")),
         ] {

@@ -26,7 +26,7 @@ use crate::common::{Hub, exec, out, precision};
 )]
 pub struct Args {
     /// Test vectors, a .safetensors file like those in tests/reference; or a model: a run, a checkpoint, a packed model, a .pt of
-    /// the original scripts, a folder of a Llama or GPT-Neo model, a .bin of llama2.c
+    /// the original scripts, a folder of a Llama or GPT-Neo model, a .bin of llama2.c, hf:OWNER/NAME[@REVISION][:FILE]
     file: PathBuf,
     /// Compare the model, a folder of a Llama or GPT-Neo model, a .bin of llama2.c, a .pt of the original scripts or one of
     /// FlashLM, with what its maker computed: a .safetensors file with `ids`, `logits` and `nll`. No tokenizer is needed

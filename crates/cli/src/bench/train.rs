@@ -16,10 +16,11 @@ use flashlm_model::params::{Group, Layout};
 use flashlm_model::{ModelConfig, Precision, Shape};
 use flashlm_train::config::Layers;
 use flashlm_train::run::Steps;
-use flashlm_train::units::counted;
+use flashlm_train::units::{counted, thousands};
 
 use super::measure::{PEAK, median, peak, rate, seconds, windows};
 use crate::common::{self, out, say};
+use crate::terminal::{columns, stdout_width};
 
 /// Windows of the median.
 const WINDOWS: usize = 3;
@@ -83,8 +84,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let parameters = steps.stepper.lm.layout().parameters();
     let kept = precision.name();
     say!(
-        "{}: {parameters} parameters, batch {batch}, T {seq}, {isa}, {kept}, {}",
+        "{}: {} parameters, batch {batch}, T {seq}, {isa}, {kept}, {}",
         args.preset,
+        thousands(parameters as u64),
         counted(threads as u64, "thread")
     );
 
@@ -120,10 +122,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out!("{result}");
     } else {
         let listed: Vec<String> = speeds.iter().map(|speed| format!("{speed:.0}")).collect();
-        out!("tokens/s   {tokens_per_second:>10.0}  median of {}", listed.join(" "));
-        out!("ms/step    {:>10.1}", 1e3 * seconds);
-        out!("GFLOP/s    {gflops:>10.1}  {percent_of_peak:.0} % of {peak_gflops:.0}, the {PEAK}");
-        out!("peak MB    {peak_rss_mb:>10.0}  resident");
+        let rows = [
+            ("tokens/s", format!("{tokens_per_second:>10.0}  median of {}", listed.join(" "))),
+            ("ms/step", format!("{:>10.1}", 1e3 * seconds)),
+            ("GFLOP/s", format!("{gflops:>10.1}  {percent_of_peak:.0} % of {peak_gflops:.0}, the {PEAK}")),
+            ("peak MB", format!("{peak_rss_mb:>10.0}  resident")),
+        ];
+        let rows = rows.iter().map(|(name, value)| (*name, value.as_str()));
+        columns(rows, stdout_width()).iter().for_each(|line| out!("{line}"));
         if args.ops {
             table.print();
         }
@@ -152,7 +158,7 @@ struct Table {
 
 impl Table {
     fn print(&self) {
-        out!("\n{:<20} {:>13} {:>9} {:>10} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate per thread");
+        out!("\n{:<20} {:>13} {:>7} {:>9} {:>9} {:>16}", "op", "size", "calls", "ms/step", "share", "rate per thread");
         for e in &self.entries {
             let (rate, unit) = rate(e.work, e.seconds);
             let size = match e.size {
@@ -163,10 +169,10 @@ impl Table {
             let calls = e.calls / PROFILED as u64;
             let ms = 1e3 * e.seconds / (PROFILED * self.threads) as f64;
             let share = 100.0 * e.seconds / self.seconds;
-            out!("{:<20} {size:>13} {calls:>9} {ms:>10.2} {share:>7.1} % {rate:>8.1} {unit}", e.name);
+            out!("{:<20} {size:>13} {calls:>7} {ms:>9.2} {share:>7.1} % {rate:>8.1} {unit}", e.name);
         }
         let rest = 100.0 * (1.0 - self.entries.iter().map(|e| e.seconds).sum::<f64>() / self.seconds);
-        out!("{:<20} {:>13} {:>9} {:>10} {rest:>7.1} %", "rest", "", "", "");
+        out!("{:<20} {:>13} {:>7} {:>9} {rest:>7.1} %", "rest", "", "", "");
     }
 
     fn json(&self) -> serde_json::Value {

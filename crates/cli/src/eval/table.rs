@@ -16,9 +16,10 @@ use flashlm_train::units::{bytes, counted, duration, thousands};
 use serde_json::json;
 
 use crate::common::{Status, exec, may_write, out, say};
+use crate::terminal::{columns, stdout_width};
 
 /// How figures come about, for all rows.
-const RUNTIME: &str = "packed: ternary weights and int8 activations, size as `flashlm pack` writes it with its tokenizer; float: \
+const RUNTIME: &str = "packed: ternary weights and int8 activations, size as `pack` writes it with its tokenizer; float: \
                        models of other programs, size of their weights";
 const CONTEXT: &str = "each story from EOS with a fresh state, whole story as context; float models beyond their context from the \
                        last half of it on";
@@ -80,31 +81,29 @@ pub fn run(args: &Wanted, models: &[(String, PathBuf)], source: &Source) -> anyh
         out!("{object}");
         return Ok(ExitCode::SUCCESS);
     }
-    print(&rows);
+    let width = stdout_width();
+    lines(&rows, width).iter().for_each(|line| out!("{line}"));
     let (stories, all) = (counted(first.report.stories, "document"), thousands(first.report.bytes));
     out!("");
-    out!("text      {data}: {stories}, {all} bytes, every one of them scored");
-    out!("context   {CONTEXT}");
-    out!("size      {RUNTIME}");
-    out!("speed     tokens scored per second, {}, {isa}", counted(threads as u64, "thread"));
-    if args.published {
-        out!("published {UNDERSTATED}");
-    }
-    if let Some(path) = args.svg {
-        out!("picture   {}", path.display());
-    }
+    let text = format!("{data}: {stories}, {all} bytes, every one of them scored");
+    let speed = format!("tokens scored per second, {}, {isa}", counted(threads as u64, "thread"));
+    let mut notes = vec![("text", text.as_str()), ("context", CONTEXT), ("size", RUNTIME), ("speed", &speed)];
+    notes.extend(args.published.then_some(("published", UNDERSTATED)));
+    let picture = args.svg.map(|path| path.display().to_string());
+    notes.extend(picture.as_deref().map(|path| ("picture", path)));
+    columns(notes, width).iter().for_each(|line| out!("{line}"));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Columns as wide as what is in them, numbers to the right.
-fn print(rows: &[Row]) {
+/// Columns as wide as what is in them, numbers to the right; where they do not fit, a block of lines for each model.
+fn lines(rows: &[Row], width: Option<usize>) -> Vec<String> {
     let published = rows.iter().any(|row| row.understated_bits_per_character.is_some());
     let mut heads =
         vec!["model", "runs", "parameters", "size", "bits/byte", "with EOS", "perplexity", "bytes/token", "tokens/s"];
     if published {
         heads.push("published bits/char");
     }
-    let mut table = vec![heads.into_iter().map(String::from).collect::<Vec<_>>()];
+    let mut table = vec![heads.iter().copied().map(String::from).collect::<Vec<_>>()];
     for (row, label) in rows.iter().zip(labels(rows)) {
         let r = &row.report;
         let mut line = vec![
@@ -121,16 +120,21 @@ fn print(rows: &[Row]) {
         line.extend(row.understated_bits_per_character.map(|bits| format!("{bits:.4}")));
         table.push(line);
     }
-    let width = |i: usize| table.iter().map(|line| line[i].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..table[0].len()).map(width).collect();
-    for line in &table {
+    let widest = |i: usize| table.iter().map(|line| line[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table[0].len()).map(widest).collect();
+    if width.is_some_and(|width| widths.iter().map(|width| width + 2).sum::<usize>() - 2 > width) {
+        let all = table[1..].iter().flat_map(|line| heads.iter().copied().zip(line.iter().map(String::as_str)));
+        return columns(all, width);
+    }
+    let line = |line: &Vec<String>| {
         let cell = |(i, (text, width)): (usize, (&String, &usize))| match i {
             0 | 1 => format!("{text:<width$}"),
             _ => format!("{text:>width$}"),
         };
         let cells: Vec<String> = line.iter().zip(&widths).enumerate().map(cell).collect();
-        out!("{}", cells.join("  ").trim_end());
-    }
+        cells.join("  ").trim_end().to_string()
+    };
+    table.iter().map(line).collect()
 }
 
 /// The status line: fraction done, speed, time to go.

@@ -29,8 +29,8 @@ use writer::Writer;
 )]
 pub struct Args {
     /// Model: a run folder (its best checkpoint), a checkpoint folder, a packed model, or a .safetensors file beside its
-    /// tokenizer.json; a folder of a Llama or GPT-Neo model, or a .bin of llama2.c; builtin: the model in the program [default:
-    /// checkpoints, else builtin]
+    /// tokenizer.json; a folder of a Llama or GPT-Neo model, a .bin of llama2.c, or a .pt of the original scripts;
+    /// hf:OWNER/NAME[@REVISION][:FILE], a model of the hub; builtin: the model in the program [default: checkpoints, else builtin]
     model: Option<PathBuf>,
     /// Prompt: text to continue, `-` for standard input [default: none, starts a new document]
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = PROMPT, conflicts_with_all = ["prompt_file", "prompts"])]

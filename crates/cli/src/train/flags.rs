@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use clap::builder::PossibleValuesParser;
 use flashlm_model::io::read_limited;
 use flashlm_model::{ModelConfig, Precision};
@@ -130,15 +130,16 @@ pub fn settings(args: &Args, origin: &Origin, tell: Tell) -> anyhow::Result<Sett
         _ => None,
     };
     let minutes = args.minutes.or(args.hours.map(|hours| hours * 60.0));
-    for (flag, none, key) in [
-        ("--minutes 0", args.minutes == Some(0.0), "minutes"),
-        ("--hours 0", args.hours == Some(0.0), "minutes"),
-        ("--steps 0", args.steps == Some(0), "steps"),
+    for (flag, given, key) in [
+        ("--minutes", args.minutes, "minutes"),
+        ("--hours", args.hours, "minutes"),
+        ("--steps", args.steps.map(|steps| steps as f64), "steps"),
     ] {
-        if none && args.resume.is_some() {
-            bail!("{flag}: must be above 0; --set train.{key}=0 lifts the limit that the run was saved with");
+        let Some(given) = given.filter(|&given| given.is_nan() || given <= 0.0) else { continue };
+        if args.resume.is_some() {
+            bail!("{flag} {given}: must be above 0; --set train.{key}=0 lifts the limit that the run was saved with");
         }
-        ensure!(!none, "{flag}: must be above 0; leave it out for a run without this limit");
+        bail!("{flag} {given}: must be above 0; leave it out for a run without this limit");
     }
     let mixed = mixed(&args.data)?;
     let data =

@@ -69,6 +69,11 @@ fn without_preset_and_length_the_dial_decides() {
     let steps = told("--steps 3 --params 7M");
     assert!(steps.contains("flash-192: 7.0M parameters, the size nearest to --params"), "{steps}");
     assert!(!steps.contains("length 10 minutes"), "{steps}");
+    // Of two limits the one that comes first.
+    let plan = place.ok(&format!("train {TINY} --steps 100000000 -m 0.01 --dry-run --json"));
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let seconds = plan["stages"][0]["seconds"].as_f64().unwrap();
+    assert!((0.5..0.601).contains(&seconds) && plan["updates"].as_u64().unwrap() < 1_000_000, "{plan}");
     place.fails("train --params 12 -d synthetic:60", &["--params", "500k or 2M"]);
     place.fails("train --params 2M --preset flash-tiny", &["cannot be used with"]);
 }
@@ -182,6 +187,17 @@ fn words_are_of_the_command_line() {
         ("train -d synthetic:9 --set train.prompts=[1]", &["a list of strings"]),
         ("train --init x", &["--from"]),
         ("train --learning-rate 1", &["--lr"]),
+        ("train --batch_size 1", &["'--batch'"]),
+        ("train --n-layer 2", &["'--set model.blocks=...'"]),
+        ("train --minutes -1 -d synthetic:9", &["--minutes -1: must be above 0"]),
+        ("train --hours nan -d synthetic:9", &["--hours NaN: must be above 0"]),
+        ("train -d synthetic:9 --set =1", &["KEY=VALUE"]),
+        (
+            "train -d synthetic:9 --preset flash-tiny --set train.schedule=cosin",
+            &["train.schedule: unknown value `cosin`, expected one of `cosine`"],
+        ),
+        ("train -d synthetic:9 --set train.optim=x", &["did you mean `train.optimizer`?"]),
+        ("score builtin", &["--continuation", "--input"]),
         ("train --set train.learning_rate=1", &["did you mean `train.lr`?"]),
         ("train --set train.warmup=1", &["did you mean `train.warmup_steps`?"]),
         ("train --set model.n_head=1", &["did you mean `model.attention.heads`?"]),

@@ -6,6 +6,7 @@ mod curriculum;
 mod data;
 #[cfg(target_os = "linux")]
 mod disk;
+mod documented;
 mod exports;
 mod faults;
 mod hands;

@@ -24,7 +24,7 @@ impl Schemas {
                 all.entry(at.clone()).or_default().insert(cells[1].trim_matches('`').into(), cells[2].into());
             }
         }
-        assert_eq!(all.len(), 10, "{:?}", all.keys());
+        assert_eq!(all.len(), 11, "{:?}", all.keys());
         Schemas(all)
     }
 

@@ -155,6 +155,10 @@ fn documents_add_up_to_the_whole() {
     let each = lines(&std::fs::read_to_string(place.path("each.jsonl")).unwrap());
     assert_eq!(each.len(), 500);
     each.iter().for_each(|document| schemas.check("document", document));
+    schemas.check(
+        "evaluation",
+        &serde_json::from_str(&place.ok("eval builtin -d synthetic:2 --consistency 1 --json")).unwrap(),
+    );
     let sum = |key: &str| each.iter().map(|document| number(document, key)).sum::<f64>();
     for key in ["bytes", "tokens", "unk"] {
         assert_eq!(sum(key), number(&whole, key), "{key}");

@@ -270,5 +270,29 @@ fn lines_of_training_fit_the_terminal() {
         for word in words {
             assert!(rows.contains(word), "{word} is not in:\n{rows}");
         }
+        drop(parser);
+        let eval = format!("eval run{columns} -d synthetic:3");
+        let (run, info) = (format!("run{columns}"), format!("info run{columns}"));
+        let both = format!("eval builtin {run} -d synthetic:3");
+        for (args, words) in [
+            (eval.as_str(), &["bits per byte", "as `generate` runs it"][..]),
+            (both.as_str(), &["perplexity", "tokens scored per second"]),
+            (info.as_str(), &["(best)"]),
+            ("runs", &[run.as_str()]),
+            ("score builtin -c one", &["one"]),
+        ] {
+            let terminal = Terminal::open(&place, args, columns);
+            let drawn = terminal.screen.clone();
+            let (code, rows) = terminal.end();
+            assert_eq!(code, Some(0), "{rows}");
+            let parser = drawn.lock().unwrap();
+            for (i, row) in rows.lines().enumerate() {
+                // But for paths, which no space cuts.
+                let wrapped = parser.screen().row_wrapped(i as u16) && !row.contains("/step-");
+                assert!(!wrapped, "{args}: {row} is wrapped:\n{rows}");
+            }
+            let flat = rows.split_whitespace().collect::<Vec<_>>().join(" ");
+            words.iter().for_each(|word| assert!(flat.contains(word), "{args}: {word} is not in:\n{rows}"));
+        }
     }
 }

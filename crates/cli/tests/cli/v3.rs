@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::common::{Place, text};
 use crate::hub::command;
 use crate::hub_server::{Act, Hub};
+use crate::schema::Schemas;
 
 const VOCAB: usize = 257;
 const WIDTH: usize = 24;
@@ -155,6 +156,7 @@ fn a_run_of_v3_is_scored_as_published_packed_resumed_and_writes() {
     let settings = fs::read_to_string(place.path("run/settings.toml")).unwrap();
     assert!(settings.contains("frozen_embedding = 0") && settings.contains("documents = 0"), "{settings}");
     let object: Value = serde_json::from_str(&place.ok("eval run --data synthetic:20 --json")).unwrap();
+    Schemas::documented().check("evaluation", &object);
     let number = |key: &str| object[key].as_f64().unwrap();
     let plain = object["latent"]["loss_per_token"].as_f64().unwrap();
     // A smoothed loss has a tenth of the loss of a uniform draw in it, which is at least ln V.

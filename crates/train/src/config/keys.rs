@@ -3,7 +3,8 @@
 use toml::{Table, Value};
 
 use super::SettingsError;
-use super::table::flatten;
+use super::settings::Settings;
+use super::table::{flatten, table_of};
 use crate::similar::edit_distance;
 
 /// The error for a key that is not among the known ones.
@@ -17,7 +18,7 @@ pub(super) fn unknown(key: String, known: &Table, origin: &str) -> SettingsError
 }
 
 /// What other programs call our keys.
-const ALIASES: [(&str, &[&str]); 22] = [
+const ALIASES: [(&str, &[&str]); 29] = [
     ("train.lr", &["learning_rate", "max_lr", "peak_lr"]),
     ("train.min_lr", &["min_learning_rate", "final_lr"]),
     ("train.schedule", &["lr_scheduler_type", "lr_schedule", "scheduler"]),
@@ -33,14 +34,31 @@ const ALIASES: [(&str, &[&str]); 22] = [
     ("model.attention.heads", &["n_head", "n_heads", "num_heads", "num_attention_heads"]),
     ("data.source", &["dataset", "path", "train_data"]),
     ("train.batch", &["batch_size", "per_device_train_batch_size"]),
+    ("train.optimizer", &["optim", "optimizer_type"]),
+    ("train.beta1", &["adam_beta1"]),
+    ("train.beta2", &["adam_beta2"]),
+    ("train.eps", &["adam_epsilon", "epsilon"]),
+    ("train.threads", &["num_threads", "num_workers"]),
+    ("data.valid", &["valid_data", "val_data", "eval_data", "validation_data"]),
+    ("data.holdout", &["val_split", "validation_split", "val_fraction", "test_size"]),
     ("train.epochs", &["num_epochs", "num_train_epochs", "max_epochs"]),
     ("train.steps", &["max_steps", "max_iters", "num_steps", "iters"]),
-    ("train.seq_len", &["block_size", "context_length", "context", "max_seq_len", "seq_length"]),
-    ("model.dim", &["hidden_size", "n_embd", "d_model", "hidden"]),
-    ("model.blocks", &["n_layer", "n_layers", "num_layers", "layers", "num_hidden_layers"]),
+    (
+        "train.seq_len",
+        &["block_size", "context_length", "context", "n_ctx", "max_seq_len", "seq_length", "sequence_length"],
+    ),
+    ("model.dim", &["hidden_size", "n_embd", "d_model", "hidden", "width", "embed_dim", "embedding_dim"]),
+    ("model.blocks", &["n_layer", "n_layers", "num_layers", "layers", "num_hidden_layers", "depth", "num_blocks"]),
     ("model.ffn_hidden", &["intermediate_size", "d_ff"]),
     ("tokenizer.vocab", &["vocab_size"]),
 ];
+
+/// The key that is called so here, or in other programs, without its section; none where it is not that very name.
+pub fn key_called(name: &str) -> Option<String> {
+    let mut keys = flatten("", &table_of(&Settings::default())).into_iter().map(|(key, _)| key);
+    let alias = ALIASES.iter().find(|(_, others)| others.contains(&name)).map(|(key, _)| (*key).to_string());
+    alias.or_else(|| keys.find(|key| key.split_once('.').is_some_and(|(_, key)| key == name)))
+}
 
 /// Looks for keys that the template does not have, in tables and in lists of tables.
 pub(super) fn check_keys(value: &Value, template: &Value, path: &str, origin: &str) -> Result<(), SettingsError> {

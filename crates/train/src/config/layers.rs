@@ -106,9 +106,10 @@ impl Layers {
     /// Settings of what is there, checked.
     pub fn settings(&self) -> Result<Settings, SettingsError> {
         let parsed: Result<Settings, _> = Value::Table(self.table.clone()).try_into();
-        let settings = parsed.map_err(|e: toml::de::Error| SettingsError::Syntax {
-            origin: "settings".into(),
-            message: e.to_string().trim().to_string(),
+        let settings = parsed.map_err(|e: toml::de::Error| {
+            let text = e.to_string().trim().replace("unknown variant", "unknown value");
+            let (message, key) = text.split_once("\nin ").unwrap_or((&text, "settings"));
+            SettingsError::Syntax { origin: key.trim_matches('`').into(), message: message.into() }
         })?;
         // A pattern of the preset would win, without a word.
         let model = &settings.model;

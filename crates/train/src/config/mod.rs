@@ -15,6 +15,7 @@ mod tests;
 mod validate;
 
 pub use error::SettingsError;
+pub use keys::key_called;
 pub(crate) use layers::older_activation_bits;
 pub use layers::{Layers, preset};
 pub use presets::preset_names;

@@ -11,7 +11,7 @@ mod stale;
 use super::DataError;
 use super::filter::Dropped;
 use super::source::Source;
-use crate::units::counted;
+use crate::units::{counted, thousands};
 use flashlm_kernels::map::{Map, as_u16};
 use flashlm_model::tok::Tokenizer;
 pub use format::Expect;
@@ -231,7 +231,12 @@ impl fmt::Display for TokenCache {
         let h = &self.header;
         let per_token = h.bytes as f64 / h.tokens.max(1) as f64;
         let stories = counted(h.stories, "document");
-        write!(f, "{stories}, {} tokens, {} bytes ({per_token:.3} per token)", h.tokens, h.bytes)?;
+        write!(
+            f,
+            "{stories}, {} tokens, {} bytes ({per_token:.3} per token)",
+            thousands(h.tokens),
+            thousands(h.bytes)
+        )?;
         if h.unk > 0 {
             let coverage = 100.0 * (1.0 - h.unk as f64 / (h.tokens - h.stories).max(1) as f64);
             write!(f, ", {} UNK (coverage {coverage:.3} %)", h.unk)?;

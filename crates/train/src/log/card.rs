@@ -80,8 +80,8 @@ impl Card {
         );
         out += &format!("# {}\n\n", inline(&self.name));
         out += &format!(
-            "A language model of {} parameters, {:.1} % of them ternary (-1, 0 or +1 times a scale), trained on a CPU \
-             with FlashLM.\n\n",
+            "A language model of {} parameters, {:.1} % of them ternary (-1, 0 or +1), trained on a CPU with \
+             FlashLM.\n\n",
             count(self.parameters),
             100.0 * self.ternary_share,
         );
@@ -222,7 +222,7 @@ tags:
 
 # tiny
 
-A language model of 4.3M parameters, 91.4 % of them ternary (-1, 0 or +1 times a scale), trained on a CPU with FlashLM.
+A language model of 4.3M parameters, 91.4 % of them ternary (-1, 0 or +1), trained on a CPU with FlashLM.
 
 | Training |  |
 |---|---|

@@ -137,9 +137,12 @@ impl Prepared {
         let t = &settings.train;
         let mut stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t)?;
         let before = CpuTime::now();
+        let mut clock = plan.seconds().map_or(f64::INFINITY, |limit| (limit - state.elapsed).max(0.0));
         let stage = |i| {
             let seconds = self.step_seconds(cx, &mut stepper, i, plan.shape(i))?;
-            Ok(self.stage(i, seconds, &plan, &state))
+            let stage = self.stage(i, seconds, &plan, &state, clock);
+            clock -= stage.seconds;
+            Ok(stage)
         };
         let stages = (0..plan.stages()).map(stage).collect::<Result<Vec<_>, TrainError>>()?;
         let cpu_share = CpuTime::share_since(before);
@@ -185,15 +188,15 @@ impl Prepared {
         Ok(rounds[rounds.len() / 2])
     }
 
-    /// What is left of a stage in a run that stands at `state`, where one step takes `step` seconds.
-    fn stage(&self, i: usize, step: f64, plan: &Plan, state: &State) -> StageForecast {
+    /// What is left of a stage in a run that stands at `state` and has `clock` seconds left, where one step takes `step` seconds.
+    fn stage(&self, i: usize, step: f64, plan: &Plan, state: &State, clock: f64) -> StageForecast {
         let stages = self.settings().stages();
         let about = &stages[i];
         let left = |before: f64, own: f64, passed: f64| (own - (passed - before).max(0.0)).max(0.0);
         let steps = match (plan.steps(i), plan.seconds()) {
             (Some(own), _) => {
                 let before: u64 = (0..i).filter_map(|i| plan.steps(i)).sum();
-                left(before as f64, own as f64, state.step as f64)
+                left(before as f64, own as f64, state.step as f64).min(clock.max(0.0) / step)
             }
             (None, limit) => {
                 let limit = limit.unwrap_or_default();
