@@ -306,7 +306,9 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let permit = shared.queue.clone().try_acquire_owned().map_err(full)?;
     let texts = ask.texts();
     let least = 3 * texts;
-    let (events, mut told) = mailbox(&shared.bell, 2 * least + 64);
+    // Who waits for all of it is woken seldom, for many letters at once.
+    let more = if ask.stream { 64 } else { 512 };
+    let (events, mut told) = mailbox(&shared.bell, 2 * least + more, ask.stream);
     let order = Order { jobs: std::mem::take(&mut ask.jobs), events, least, permit, came };
     shared.orders.send(order).map_err(|_| lost())?;
     let ignored = ask.ignored.as_ref().and_then(|names| HeaderValue::from_str(names).ok());
