@@ -12,7 +12,7 @@ try {
     process.exit(0);
 }
 const client = new OpenAI({ baseURL: `${process.argv[2]}/v1`, apiKey: "none", maxRetries: 0 });
-assert.deepEqual((await client.models.list()).data.map(model => model.id), ["builtin"]);
+assert.deepEqual((await client.models.list()).data.map(model => model.id), ["conv", "builtin"]);
 const ask = { model: "builtin", prompt: "Once upon a time", max_tokens: 40, seed: 7, logprobs: 3, n: 2 };
 const whole = await client.completions.create(ask);
 const texts = ["", ""], tokens = [[], []];

@@ -381,6 +381,52 @@ fn runs_are_watched_without_a_model_and_their_names_are_no_paths() {
     }
 }
 
+#[test]
+fn a_model_is_named_in_the_body_in_the_query_or_in_the_path() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/conv.safetensors");
+    let server = Server::of(&[&format!("a&b+c={}", golden.display()), "builtin", "--threads", "1"]);
+    let info = |path: &str| {
+        let (status, _, body) = server.ask("GET", path, "", b"");
+        assert_eq!(status, 200, "{path}");
+        serde_json::from_slice::<Value>(&body).unwrap()["vocab_size"].clone()
+    };
+    let first = info("/tokenizer_info");
+    assert_ne!(first, 2048);
+    for path in ["/tokenizer_info?model=a%26b%2Bc", "/models/a%26b+c/tokenizer_info", "/models/a&b%2Bc/tokenizer_info/"]
+    {
+        assert_eq!(info(path), first, "{path}");
+    }
+    for path in ["/tokenizer_info?model=builtin", "/models/builtin/tokenizer_info?model=other"] {
+        assert_eq!(info(path), 2048, "{path}");
+    }
+    let ask = json!({"prompt": "Once upon a time", "tokens": [260, 270], "messages": [{"content": "Once"}], "seed": 1, "max_tokens": 4});
+    let mut named = ask.clone();
+    named["model"] = "builtin".into();
+    for path in ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"] {
+        let told = |path: &str, body: &Value| {
+            let mut told = server.post(path, body);
+            ["id", "created"].iter().for_each(|key| drop(told.as_object_mut().unwrap().remove(*key)));
+            told
+        };
+        let wanted = told(path, &named);
+        assert_ne!(told(path, &ask), wanted, "{path}");
+        assert_eq!(told(&format!("{path}?model=builtin"), &ask), wanted);
+        assert_eq!(told(&format!("/models/builtin{path}"), &ask), wanted);
+        assert_eq!(told(&format!("/models/builtin{path}"), &named), wanted);
+        for (start, end, status, word) in [
+            ("/models/x", "", 404, "builtin"),
+            ("", "?model=a%26b%2Bc", 400, "leave one out"),
+            ("", "?model=%ff", 400, "UTF-8"),
+        ] {
+            let path = format!("{start}{path}{end}");
+            let body = if status == 404 { &ask } else { &named }.to_string();
+            let (found, _, answer) = server.ask("POST", &path, JSON, body.as_bytes());
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(found == status && answer.contains(word), "{path}: {found} {answer}");
+        }
+    }
+}
+
 /// A file of `../shared`, or what `FLASHLM_SHARED` names.
 fn shared(name: &str) -> Option<std::path::PathBuf> {
     let named = std::env::var_os("FLASHLM_SHARED").map(std::path::PathBuf::from);

@@ -179,7 +179,7 @@ impl Answer {
     }
 
     /// Writes a chunk of one text as an event. Most are a word and nothing more, written without a tree of values.
-    pub fn chunk(&mut self, index: usize, out: &mut String) {
+    fn chunk(&mut self, index: usize, out: &mut String) {
         let own = &mut self.texts[index];
         let plain = self.ask.logprobs.is_none() && !self.ask.ids && own.finish.is_none();
         let _ = if plain && (own.begun || !self.ask.chat) {
@@ -226,8 +226,28 @@ impl Answer {
 
     /// Whether it takes a while to put into words.
     pub fn is_long(&self) -> bool {
-        let each = |text: &Text| text.text.len() + 64 * text.listed.ids.len() * (2 + self.ask.logprobs.unwrap_or(0));
-        self.texts.iter().map(each).sum::<usize>() > LONG
+        self.texts.iter().map(|text| self.length(text)).sum::<usize>() > LONG
+    }
+
+    /// About as many bytes as a text takes.
+    fn length(&self, text: &Text) -> usize {
+        text.text.len() + 64 * text.listed.ids.len() * (2 + self.ask.logprobs.unwrap_or(0))
+    }
+
+    /// Whether an event takes a while to take, and to tell as a chunk.
+    pub fn takes_long(&self, event: &Event) -> bool {
+        match event {
+            Event::Read { scores, .. } => 64 * scores.len() * self.ask.best_of > LONG,
+            Event::Token { index, .. } => self.length(&self.texts[*index]) > LONG,
+        }
+    }
+
+    /// Takes an event and writes what may be told of it as a chunk.
+    pub fn tell(&mut self, event: Event, out: &mut String) -> Result<(), ApiError> {
+        if let Some(index) = self.take(event)? {
+            self.chunk(index, out);
+        }
+        Ok(())
     }
 
     /// Whether all texts have ended.

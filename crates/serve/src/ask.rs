@@ -51,9 +51,10 @@ pub struct Ask {
 }
 
 impl Ask {
-    pub fn read(body: &[u8], served: &[Served], chat: bool) -> Result<Ask, ApiError> {
+    /// `named`: the model in the address.
+    pub fn read(body: &[u8], named: Option<String>, served: &[Served], chat: bool) -> Result<Ask, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let model = model(&mut fields, served)?;
+        let model = model(&mut fields, named, served)?;
         let own = &served[model];
         let prompts = if chat { vec![messages(&mut fields, own)?] } else { prompts(&mut fields, own)? };
         let n = fields.whole("n", 1, 1, MAX_N)?;
@@ -166,14 +167,20 @@ impl Ask {
     }
 }
 
-/// The model that is named; the first where none is.
-pub fn model(fields: &mut Fields, served: &[Served]) -> Result<usize, ApiError> {
-    let Some(name) = fields.text("model")? else { return first(served) };
-    find(&name, served)
+/// The model that the body names, or the address; the first where neither does.
+pub fn model(fields: &mut Fields, named: Option<String>, served: &[Served]) -> Result<usize, ApiError> {
+    match (fields.text("model")?, named) {
+        (Some(body), Some(address)) if body != address => {
+            let [body, address] = [body, address].map(|name| name.chars().take(80).collect::<String>());
+            let message = format!("model: the body asks for {body:?} and the address for {address:?}; leave one out");
+            Err(ApiError::bad("model", message))
+        }
+        (body, address) => body.or(address).map_or_else(|| first(served), |name| find(&name, served)),
+    }
 }
 
 /// The model that answers where none is named.
-pub fn first(served: &[Served]) -> Result<usize, ApiError> {
+fn first(served: &[Served]) -> Result<usize, ApiError> {
     if served.is_empty() { find("", served) } else { Ok(0) }
 }
 

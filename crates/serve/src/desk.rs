@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::cache::{Cache, Scores};
-use crate::mailbox::{Bell, Sender};
+use crate::mailbox::{Bell, Part, Sender};
 use crate::metrics::Metrics;
 use crate::model::Served;
 use crate::runtime::{Manner, Runtime, State, Told};
@@ -264,7 +264,7 @@ impl Bench {
             if job.told && !scores.is_empty() {
                 scores.remove(0);
             }
-            client.events.put(Event::Read { first: job.first, scores });
+            client.events.put(Event::Read { first: job.first, scores }, Part::First);
         }
         let (state, start) = (state.unwrap_or_else(|| self.runtime.state()), usize::from(job.begins));
         // The last takes the state itself.
@@ -277,7 +277,7 @@ impl Bench {
                 // Checked before it was sent here; a model of another kind would be refused all the same.
                 Err(error) => {
                     let (text, finish) = (error.to_string(), Some(Finish::Failed));
-                    client.events.put(Event::Token { index, token: None, scored: None, text, finish });
+                    client.events.put(Event::Token { index, token: None, scored: None, text, finish }, Part::Last);
                 }
             }
         }
@@ -314,18 +314,24 @@ impl Bench {
         for at in (ready - done..ready).rev() {
             let (seat, told) = (&mut self.seats[at], self.runtime.told(at));
             let Told { token, finish, .. } = told;
+            let first = token.is_some() && !std::mem::replace(&mut seat.begun, true);
             if token.is_some() {
                 metrics.generated_tokens_total.fetch_add(1, Relaxed);
-                if !std::mem::replace(&mut seat.begun, true) {
-                    metrics.first_token(seat.client.came.elapsed().as_secs_f64());
-                }
             }
+            if first {
+                metrics.first_token(seat.client.came.elapsed().as_secs_f64());
+            }
+            let part = match finish {
+                Some(_) => Part::Last,
+                None if first => Part::First,
+                None => Part::Middle,
+            };
             let text = match (finish, &failed) {
                 (Some(Finish::Failed), Some(error)) => error.clone(),
                 _ => told.text.to_string(),
             };
             let scored = told.scored.cloned();
-            seat.client.events.put(Event::Token { index: seat.index, token, scored, text, finish });
+            seat.client.events.put(Event::Token { index: seat.index, token, scored, text, finish }, part);
             if finish.is_some() {
                 self.seats.swap_remove(at);
                 self.runtime.swap_remove(at);
@@ -369,7 +375,7 @@ mod tests {
         let (_, orders) = unbounded_channel();
         let execs = vec![Exec::new(Isa::detect().unwrap(), 1)];
         let mut desk = Desk::new(&served, execs, orders, metrics, bell.clone(), (parallel, 256));
-        let (events, told) = mailbox(&bell, 1 << 20);
+        let (events, told) = mailbox(&bell, 1 << 20, true);
         let eos = served[0].tokenizer().eos();
         let settings = Settings { seed: 7, logit_bias: vec![(eos, -100.0)], ..Settings::default() };
         let job = Job {

@@ -22,6 +22,7 @@ mod openapi;
 mod routes;
 mod runtime;
 pub mod server;
+mod uri;
 mod watch;
 
 pub use model::{Served, Weights};

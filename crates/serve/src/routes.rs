@@ -21,7 +21,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::spawn_blocking;
 
 use crate::answer::Answer;
-use crate::ask::{Ask, find, first, ids, model};
+use crate::ask::{Ask, find, ids, model};
 use crate::body;
 use crate::desk::{Event, Order};
 use crate::error::ApiError;
@@ -29,6 +29,7 @@ use crate::fields::{Fields, wrong};
 use crate::mailbox::{Bell, mailbox};
 use crate::metrics::Metrics;
 use crate::model::{EOS, Served};
+use crate::uri;
 use crate::watch::Watch;
 
 /// Paths that are counted by their name, and whether they are open to all.
@@ -217,31 +218,55 @@ async fn one_model(State(shared): State<Arc<Shared>>, id: Result<Path<String>, P
 }
 
 async fn tokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let mut fields = Fields::parse(&body::read(request, &shared.room).await?.bytes)?;
-    let served = &shared.served[model(&mut fields, &shared.served)?];
-    let text = match fields.text("prompt")? {
-        Some(text) => Some(text),
-        None => fields.text("content")?,
+    let (named, served) = (uri::value(request.uri(), "model")?, shared.served.clone());
+    let body = body::read(request, &shared.room).await?;
+    let work = move |bytes: &[u8]| {
+        let mut fields = Fields::parse(bytes)?;
+        let served = &served[model(&mut fields, named, &served)?];
+        let text = match fields.text("prompt")? {
+            Some(text) => Some(text),
+            None => fields.text("content")?,
+        };
+        let text = text.ok_or_else(|| ApiError::bad("prompt", "prompt: expected a string, found nothing".into()))?;
+        let mut tokens = served.encode(&text);
+        if fields.flag("add_special_tokens", false)? {
+            tokens.insert(0, served.tokenizer().eos());
+        }
+        Ok(json!({"tokens": tokens, "count": tokens.len()}).to_string())
     };
-    let text = text.ok_or_else(|| ApiError::bad("prompt", "prompt: expected a string, found nothing".into()))?;
-    let mut tokens = served.encode(&text);
-    if fields.flag("add_special_tokens", false)? {
-        tokens.insert(0, served.tokenizer().eos());
-    }
-    Ok(answer(&json!({"tokens": tokens, "count": tokens.len()})))
+    Ok(json_text(of_body(body, work).await?))
 }
 
 async fn detokenize(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
-    let mut fields = Fields::parse(&body::read(request, &shared.room).await?.bytes)?;
-    let served = &shared.served[model(&mut fields, &shared.served)?];
-    let value = fields.get("tokens").unwrap_or(&Value::Null);
-    let list = value.as_array().ok_or_else(|| wrong("tokens", "a list of token ids", value))?;
-    let text = served.text(&ids("tokens", list, served.vocab_size())?);
-    Ok(answer(&json!({"prompt": text, "content": text})))
+    let (named, served) = (uri::value(request.uri(), "model")?, shared.served.clone());
+    let body = body::read(request, &shared.room).await?;
+    let work = move |bytes: &[u8]| {
+        let mut fields = Fields::parse(bytes)?;
+        let served = &served[model(&mut fields, named, &served)?];
+        let value = fields.get("tokens").unwrap_or(&Value::Null);
+        let list = value.as_array().ok_or_else(|| wrong("tokens", "a list of token ids", value))?;
+        let text = served.text(&ids("tokens", list, served.vocab_size())?);
+        Ok(json!({"prompt": text, "content": text}).to_string())
+    };
+    Ok(json_text(of_body(body, work).await?))
 }
 
-async fn tokenizer_info(State(shared): State<Arc<Shared>>) -> Answered {
-    let model = &shared.served[first(&shared.served)?];
+/// What is made of a body: of a long one, which takes a while, not on the thread of all connections.
+async fn of_body<T: Send + 'static>(
+    body: body::Whole,
+    work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if !body.is_long() {
+        return work(&body.bytes);
+    }
+    let lost = |_| ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "reading the body has failed");
+    // Its room is free once it was read.
+    spawn_blocking(move || (work(&body.bytes), body.place).0).await.map_err(lost)?
+}
+
+async fn tokenizer_info(State(shared): State<Arc<Shared>>, uri: Uri) -> Answered {
+    let named = uri::value(&uri, "model")?;
+    let model = &shared.served[model(&mut Fields::default(), named, &shared.served)?];
     Ok(answer(&json!({
         "eos_token": EOS, "bos_token": null, "pad_token": null, "chat_template": null,
         "kind": model.tokenizer().kind(), "vocab_size": model.vocab_size(), "eos_token_id": model.tokenizer().eos(),
@@ -259,8 +284,7 @@ async fn runs(State(shared): State<Arc<Shared>>) -> Answered {
 /// Rows of a run's log after the mark in `?after=`.
 async fn one_run(State(shared): State<Arc<Shared>>, name: Result<Path<String>, PathRejection>, uri: Uri) -> Answered {
     let Path(name) = name.map_err(|_| ApiError::bad("run", "run: the name in the path is not UTF-8".into()))?;
-    let query = uri.query().unwrap_or_default().split('&');
-    let after = query.filter_map(|part| part.strip_prefix("after=")).next_back().unwrap_or_default().to_string();
+    let after = uri::value(&uri, "after")?.unwrap_or_default();
     let asked: String = name.chars().take(80).collect();
     let missing = || {
         let message = format!("no run is called {asked:?} here; /runs lists those there are");
@@ -290,15 +314,16 @@ async fn chat(State(shared): State<Arc<Shared>>, request: Request) -> Answered {
 /// finds the other end closed.
 async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let came = Instant::now();
+    let named = uri::value(request.uri(), "model")?;
     let lost = || ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, None, "the engine has stopped");
     let (body, served) = (body::read(request, &shared.room).await?, shared.served.clone());
     let long = body.is_long();
     let body::Whole { bytes, place } = body;
     // A long prompt takes a while to split into tokens: not on the thread of all connections.
     let mut ask = if long {
-        spawn_blocking(move || Ask::read(&bytes, &served, chat)).await.map_err(|_| lost())??
+        spawn_blocking(move || Ask::read(&bytes, named, &served, chat)).await.map_err(|_| lost())??
     } else {
-        Ask::read(&bytes, &served, chat)?
+        Ask::read(&bytes, named, &served, chat)?
     };
     let full = |_| {
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), "the queue is full; ask again in a second")
@@ -306,7 +331,9 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
     let permit = shared.queue.clone().try_acquire_owned().map_err(full)?;
     let texts = ask.texts();
     let least = 3 * texts;
-    let (events, mut told) = mailbox(&shared.bell, 2 * least + 64);
+    // Who waits for all of it is woken seldom, for many letters at once.
+    let more = if ask.stream { 64 } else { 512 };
+    let (events, mut told) = mailbox(&shared.bell, 2 * least + more, ask.stream);
     let order = Order { jobs: std::mem::take(&mut ask.jobs), events, least, permit, came };
     shared.orders.send(order).map_err(|_| lost())?;
     let ignored = ask.ignored.as_ref().and_then(|names| HeaderValue::from_str(names).ok());
@@ -319,13 +346,19 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
             // What is there already goes out as one piece.
             let mut event = told.next().await;
             loop {
-                match event.ok_or_else(lost).and_then(|event| answer.take(event)) {
-                    Ok(Some(index)) => answer.chunk(index, &mut text),
-                    Ok(None) => {}
-                    Err(error) => {
-                        let _ = write!(text, "data: {}\n\n", error.json());
-                        return Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), None));
+                let taken = match event {
+                    None => Err(lost()),
+                    Some(event) if answer.takes_long(&event) => {
+                        let work = move || (answer.tell(event, &mut text), answer, text);
+                        let taken;
+                        (taken, answer, text) = spawn_blocking(work).await.ok()?;
+                        taken
                     }
+                    Some(event) => answer.tell(event, &mut text),
+                };
+                if let Err(error) = taken {
+                    let _ = write!(text, "data: {}\n\n", error.json());
+                    return Some((Ok::<_, std::convert::Infallible>(Bytes::from(text)), None));
                 }
                 if answer.is_done() {
                     if usage {
@@ -348,7 +381,15 @@ async fn write(shared: Arc<Shared>, request: Request, chat: bool) -> Answered {
         (headers, Body::from_stream(events)).into_response()
     } else {
         while !answer.is_done() {
-            answer.take(told.next().await.ok_or_else(lost)?)?;
+            let event = told.next().await.ok_or_else(lost)?;
+            if matches!(event, Event::Read { .. }) && answer.takes_long(&event) {
+                let work = move || (answer.take(event), answer);
+                let taken;
+                (taken, answer) = spawn_blocking(work).await.map_err(|_| lost())?;
+                taken?;
+            } else {
+                answer.take(event)?;
+            }
         }
         let whole = if answer.is_long() {
             spawn_blocking(move || answer.whole().to_string()).await.map_err(|_| lost())?

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::http::{HeaderValue, Request, Uri};
+use axum::http::{HeaderValue, Request};
 use flashlm_kernels::Exec;
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::model::Served;
 use crate::openapi;
 use crate::routes::{Shared, router};
+use crate::uri;
 use crate::watch::Watch;
 
 /// Most connections at once; others wait to be accepted.
@@ -134,7 +135,7 @@ async fn accept(
                 let _ = socket.set_nodelay(true);
                 let router = router.clone();
                 let service = service_fn(move |mut request: Request<Incoming>| {
-                    tidy(request.uri_mut());
+                    uri::tidy(request.uri_mut());
                     router.call(request)
                 });
                 let connection =
@@ -167,19 +168,6 @@ async fn accept(
             () = &mut ended => return Ok(()),
             () = begin(None) => {}
         }
-    }
-}
-
-/// Clients put together what they were given: `/v1/` and `/completions`. Slashes that are doubled or at the end mean nothing.
-fn tidy(uri: &mut Uri) {
-    let path = uri.path();
-    if path.len() < 2 || !(path.contains("//") || path.ends_with('/')) {
-        return;
-    }
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let query = uri.query().map_or(String::new(), |query| format!("?{query}"));
-    if let Ok(tidied) = format!("/{}{query}", parts.join("/")).parse() {
-        *uri = tidied;
     }
 }
 
@@ -222,23 +210,6 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::time::Instant;
-
-    #[test]
-    fn slashes_too_many_are_left_out() {
-        for (given, meant) in [
-            ("/", "/"),
-            ("//", "/"),
-            ("/v1/models/", "/v1/models"),
-            ("//v1//completions//?a=//b/", "/v1/completions?a=//b/"),
-            ("http://localhost:80/health/", "/health"),
-            ("/runs/a%2F?after=1", "/runs/a%2F?after=1"),
-            ("*", "*"),
-        ] {
-            let mut uri: Uri = given.parse().unwrap();
-            tidy(&mut uri);
-            assert_eq!(uri.to_string(), meant);
-        }
-    }
 
     #[test]
     fn a_client_that_takes_nothing_is_given_up_and_a_slow_one_is_not() {
