@@ -45,7 +45,7 @@ fi
 bits() {
     local began=$SECONDS last=step-00000200 cases=0 case ranks
     echo "== ranks as threads: 1, 2, 4 and 8, 200 updates"
-    FLASHLM_RANKS=$folder cargo test --release -p flashlm-train --test ranks -- --ignored two_hundred > "$folder/out" 2>&1 ||
+    FLASHLM_RANKS=$folder cargo test --release --test ranks -- --ignored two_hundred > "$folder/out" 2>&1 ||
         { cat "$folder/out"; exit 1; }
     for case in "$folder"/*/; do
         [[ -e $case/1/settings.toml ]] || continue

@@ -13,6 +13,7 @@ use flashlm_kernels::{Buf, Exec, Token};
 pub use flashlm_model::Shape;
 use flashlm_model::config::ConfigError;
 use flashlm_model::{Dropout, LanguageModel, ModelConfig, Objective, Precision, Prepared};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::comm::{Comm, CommError, NOTHING, Sent, Solo, gather, share};
 use crate::config::TrainSettings;
@@ -187,6 +188,38 @@ impl Stepper {
         let grads = if comm.size() > 1 { &self.total } else { self.gradient.values() };
         let grad_norm = self.optimizers.step(cx, &mut self.params, grads, &settings, lr, number);
         Ok(Some(StepResult { loss, tokens: tokens as u64, grad_norm }))
+    }
+
+    /// A checksum of the gradient of one sequence: the same where two machines compute alike. Branches start as zeros, and what is behind
+    /// them is not seen; so the parameters are moved a little.
+    pub(crate) fn arithmetic(&mut self, cx: &Exec, settings: &TrainSettings) -> u64 {
+        let drawn = |i: usize| (i as u32 ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b1) >> 8;
+        let mut moved = std::mem::take(&mut self.total);
+        moved.clear();
+        // Exact: 24 bits, and a power of two.
+        moved.extend(self.params.iter().enumerate().map(|(i, x)| x + (drawn(i) as f32 - 8_388_608.0) / 536_870_912.0));
+        let config = self.lm.config();
+        let (vocab, bits, seq_len) = (config.vocab_size, config.activation_bits, settings.seq_len.min(self.lm.rows()));
+        let token = |i: usize| (drawn(i) as usize % vocab) as Token;
+        self.inputs.clear();
+        self.inputs.extend((0..seq_len).map(token));
+        self.targets.clear();
+        self.targets.extend((1..=seq_len).map(token));
+        self.lm.set_activation_bits(bits);
+        self.gradient.clear();
+        let mut prepared = Prepared::new(cx, &mut *self.lm, &moved);
+        let objective = Objective { scale: 1.0, z_loss: settings.z_loss, smoothing: settings.label_smoothing };
+        let (inputs, targets) = (&self.inputs, &self.targets);
+        self.gradient.add(cx, |grads, touched| {
+            let nats = prepared.loss_backward(grads, inputs, targets, Shape { batch: 1, seq_len }, objective);
+            prepared.model().touched(inputs, &mut |place, row| touched.add(place, row));
+            nats
+        });
+        let mut hash = Xxh3::new();
+        hash.update(&self.gradient.finish(cx).to_le_bytes());
+        self.gradient.values().iter().for_each(|x| hash.update(&x.to_le_bytes()));
+        self.total = moved;
+        hash.digest()
     }
 
     /// Adds up what the ranks have; returns the loss of all passes, or nothing, and sets `stop`, where it is set on any rank.

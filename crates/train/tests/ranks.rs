@@ -64,11 +64,7 @@ fn lead(
     let cx = resolved.exec();
     let prepared = resolved.prepare(stop, tell)?;
     let claim = if resume.is_some() { Claim::resume(RunFolder::at(run))? } else { Claim::new(run, None)? };
-    let trainer = prepared.trainer(&cx, claim)?;
-    let mut trainer = match &leader {
-        Some(leader) => trainer.with_ranks(leader)?,
-        None => trainer,
-    };
+    let mut trainer = prepared.on_ranks(&cx, claim, leader.as_ref())?;
     trainer.run(stop, tell)
 }
 
@@ -278,6 +274,28 @@ fn ranks_that_differ_or_have_nothing_to_do_are_refused() {
     assert!(error.contains("has 1 pass: at most 1 can"), "{error}");
     let error = CommError::NoPower { ranks: 6 }.to_string();
     assert!(error.contains("start 4 or 8"), "{error}");
+}
+
+/// Two processors, or two builds of one version, that do not round alike: seen before anything is written.
+#[test]
+fn ranks_that_compute_otherwise_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (own, scalar) = (Isa::detect().unwrap(), Isa::named("scalar").unwrap());
+    if own == scalar {
+        eprintln!("skipped: this machine has one instruction set");
+        return;
+    }
+    let (settings, run, stop) = (settings(&[]), folder.path().join("run"), AtomicBool::new(false));
+    let errors = Threads::run(4, PATIENCE, |comm| match comm.rank() {
+        0 => lead(&comm, &settings, &run, None, &stop, &mut |_| ()).err().map(|error| error.to_string()),
+        rank => {
+            follow(&comm, &Exec::new(if rank == 2 { scalar } else { own }, rank), &stop).unwrap();
+            None
+        }
+    });
+    let error = errors[0].as_deref().unwrap();
+    assert!(error.starts_with("rank 2 has another arithmetic than rank 0: a gradient with checksum "), "{error}");
+    assert!(error.lines().count() == 1 && !run.exists(), "{error}");
 }
 
 /// Each on a machine of its own, with or without the text under the same name.

@@ -89,10 +89,7 @@ fn train(args: Args, leader: Option<&Leader>) -> anyhow::Result<ExitCode> {
     let (entropy_bound, zstd_bpb) = (prepared.entropy_bound, prepared.zstd_bpb);
     // What cannot be measured ends no run; of several ranks it would measure one.
     let forecast = (ranks == 1).then(|| prepared.forecast(&cx, &mut |_| ()).ok()).flatten();
-    let mut trainer = prepared.trainer(&cx, claim)?;
-    if let Some(leader) = leader {
-        trainer = trainer.with_ranks(leader)?;
-    }
+    let mut trainer = prepared.on_ranks(&cx, claim, leader)?;
     product.start(json!({
         "run": folder.path().display().to_string(),
         "settings": settings,

@@ -13,7 +13,7 @@ use flashlm_kernels::Isa;
 use flashlm_train::comm::{Comm, Solo};
 #[cfg(feature = "mpi")]
 use flashlm_train::comm::{CommError, Mpi};
-use flashlm_train::ranks::{Hello, checksum, follow, meet};
+use flashlm_train::ranks::{Hello, VERSION, checksum, follow, meet};
 
 use super::flags::{Args, named};
 use crate::common::{exec, say};
@@ -36,7 +36,7 @@ pub fn compare(comm: &dyn Comm, isa: Isa, args: &Args, given: &[OsString]) -> an
     let files = if comm.size() == 1 || args.data_copy { Vec::new() } else { named(args) };
     let file = |(what, path): (&str, String)| Some((format!("{what} {path}"), checksum(&path)?));
     let own = Hello {
-        version: env!("CARGO_PKG_VERSION").into(),
+        version: VERSION.into(),
         isa: isa.name().into(),
         flags: flags(given.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned())),
         files: files.into_iter().filter_map(file).collect(),

@@ -6,6 +6,7 @@ use std::thread;
 use flashlm_kernels::Exec;
 use flashlm_model::LanguageModel;
 
+use super::meet::compute_alike;
 use super::message::{Order, send, spread, spread_state};
 use super::{Fit, Shared};
 use crate::comm::{Comm, CommError};
@@ -30,10 +31,12 @@ impl<'a> Leader<'a> {
         self.comm.size()
     }
 
-    pub(crate) fn begin(&self, settings: &Settings, stepper: &mut Stepper) -> Result<(), CommError> {
+    /// Gives the others the run's settings, parameters and optimizer; an error where they compute otherwise.
+    pub(crate) fn begin(&self, cx: &Exec, settings: &Settings, stepper: &mut Stepper) -> Result<(), CommError> {
         Fit::of(settings).check(self.comm.size())?;
         send(self.comm, &Order::Begin(Box::new(settings.clone())), &[])?;
-        spread_state(self.comm, stepper)
+        spread_state(self.comm, stepper)?;
+        compute_alike(self.comm, cx, stepper, &settings.train)
     }
 
     /// One step, as [`Stepper::step_unless`].

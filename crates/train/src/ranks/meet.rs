@@ -4,21 +4,25 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
+use flashlm_kernels::Exec;
 use flashlm_model::Shape;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::comm::{Comm, CommError, Difference, gather};
-use crate::config::Settings;
+use crate::config::{Settings, TrainSettings};
 use crate::data::source::Source;
-use crate::stepper::pass_rows;
+use crate::stepper::{Stepper, pass_rows};
 use crate::units::thousands;
+
+/// Of the program, with a checksum of the sources that say what ranks send each other.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " of sources ", env!("FLASHLM_SOURCES"));
 
 /// What must be the same on all ranks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Hello {
-    /// Of the program.
+    /// [`VERSION`].
     pub version: String,
     /// The instruction set to compute with.
     pub isa: String,
@@ -116,6 +120,29 @@ pub fn meet(comm: &dyn Comm, own: &Hello) -> Result<(), CommError> {
             mend,
         }));
     }
+    if differ.is_empty() { Ok(()) } else { Err(CommError::Differ(differ)) }
+}
+
+/// Compares what all ranks make of the same numbers: of two programs with one version, or two processors with one instruction set.
+pub(super) fn compute_alike(
+    comm: &dyn Comm,
+    cx: &Exec,
+    stepper: &mut Stepper,
+    settings: &TrainSettings,
+) -> Result<(), CommError> {
+    let own = stepper.arithmetic(cx, settings);
+    let all = gather(comm, &own.to_le_bytes())?;
+    let named = |sum: &[u8]| {
+        format!("a gradient with checksum {}", sum.iter().rev().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    let unlike = all.iter().enumerate().filter(|(_, sum)| **sum != all[0]).map(|(rank, sum)| Difference {
+        rank,
+        what: "arithmetic".into(),
+        theirs: named(sum),
+        own: named(&all[0]),
+        mend: "install one program everywhere; where it is one, the processors differ: try FLASHLM_ISA=avx2, or take machines that are alike",
+    });
+    let differ: Vec<_> = unlike.collect();
     if differ.is_empty() { Ok(()) } else { Err(CommError::Differ(differ)) }
 }
 

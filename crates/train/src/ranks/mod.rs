@@ -13,6 +13,6 @@ mod worker;
 pub use cost::{Link, Work};
 pub use leader::Leader;
 pub(crate) use leader::Score;
-pub use meet::{Fit, Hello, checksum, meet};
+pub use meet::{Fit, Hello, VERSION, checksum, meet};
 pub use scorer::Shared;
 pub use worker::follow;

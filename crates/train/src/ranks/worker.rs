@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 use flashlm_kernels::Exec;
 
 use super::Shared;
+use super::meet::compute_alike;
 use super::message::{Order, cut, receive, spread, spread_state};
 use crate::comm::{Comm, CommError};
 use crate::config::Settings;
@@ -23,7 +24,11 @@ pub fn follow(comm: &dyn Comm, cx: &Exec, stop: &AtomicBool) -> Result<(), CommE
                 let stepper = Stepper::new(&settings.model, t.precision, settings.largest(), t);
                 let mut stepper = stepper.map_err(|e| CommError::Message(e.to_string()))?;
                 spread_state(comm, &mut stepper)?;
-                *model = Some((*settings, stepper));
+                match compute_alike(comm, cx, &mut stepper, &settings.train) {
+                    // Rank 0 has seen it too, and ends the run.
+                    Ok(()) | Err(CommError::Differ(_)) => *model = Some((*settings, stepper)),
+                    Err(error) => return Err(error),
+                }
             }
             (
                 Order::Step { batch, seq_len, lr, momentum, number, frozen, activation_bits, windows },

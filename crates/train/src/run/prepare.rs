@@ -19,6 +19,7 @@ use crate::data::cache::{TokenCache, cache_path};
 use crate::data::source::{Oddities, Source, Weighted};
 use crate::data::{DataError, synthetic};
 use crate::eval::{Budget, Stories, Taken};
+use crate::ranks::Leader;
 use crate::run_folder::Claim;
 use crate::stage::StageSource;
 use crate::tokenizer::{TokenizerChoice, tokenizer};
@@ -65,6 +66,16 @@ impl Prepared {
 
     /// The trainer, in the folder of `claim`.
     pub fn trainer<'a>(self, cx: &'a Exec, claim: Claim) -> Result<Trainer<'a>, TrainError> {
+        self.on_ranks(cx, claim, None)
+    }
+
+    /// The same on several ranks, where there is a leader of them.
+    pub fn on_ranks<'a>(
+        self,
+        cx: &'a Exec,
+        claim: Claim,
+        leader: Option<&'a Leader<'a>>,
+    ) -> Result<Trainer<'a>, TrainError> {
         let Prepared { resolved, tokenizer, texts, valid, start: own, entropy_bound, .. } = self;
         let Resolved { settings, origin, .. } = resolved;
         let (resume, start) = match origin {
@@ -73,7 +84,7 @@ impl Prepared {
             Origin::Tuned(start) => (None, Some(start.params)),
         };
         let inputs = Inputs { settings, tokenizer, texts, valid, entropy_bound, start, claim };
-        Trainer::new(cx, inputs, resume.as_ref())
+        Trainer::new(cx, inputs, resume.as_ref(), leader)
     }
 }
 

@@ -65,8 +65,14 @@ pub(super) struct Saved {
 }
 
 impl<'a> Trainer<'a> {
-    /// A new run in the claimed folder, or one resumed from `resume`, a checkpoint of this folder or another.
-    pub fn new(cx: &'a Exec, inputs: Inputs, resume: Option<&Checkpoint>) -> Result<Self, TrainError> {
+    /// A new run in the claimed folder, or one resumed from `resume`, a checkpoint of this folder or another. Where there is a leader,
+    /// steps and validations are shared out over ranks, which get the parameters and the optimizer's state.
+    pub fn new(
+        cx: &'a Exec,
+        inputs: Inputs,
+        resume: Option<&Checkpoint>,
+        leader: Option<&'a Leader<'a>>,
+    ) -> Result<Self, TrainError> {
         let Inputs { settings, texts, .. } = &inputs;
         settings.validate()?;
         settings.model.fits(&inputs.tokenizer)?;
@@ -85,13 +91,15 @@ impl<'a> Trainer<'a> {
                 State::new(inputs.contents())
             }
         };
+        // Before the first file is written: ranks that are not alike leave nothing.
+        leader.map_or(Ok(()), |leader| leader.begin(cx, settings, &mut stepper))?;
         let eta = Eta::new(t, stepper.params.len());
         let (probe, before) = (inputs.valid.first(t.eval_tokens), state.elapsed);
         let mut trainer = Trainer {
             cx,
             inputs,
             stepper,
-            leader: None,
+            leader,
             shared: true,
             average,
             state,
@@ -115,13 +123,6 @@ impl<'a> Trainer<'a> {
             None => trainer.begin()?,
         }
         Ok(trainer)
-    }
-
-    /// The same run, its steps and validations shared out over ranks: they get the parameters and the optimizer's state.
-    pub fn with_ranks(mut self, leader: &'a Leader<'a>) -> Result<Self, TrainError> {
-        leader.begin(&self.inputs.settings, &mut self.stepper)?;
-        self.leader = Some(leader);
-        Ok(self)
     }
 
     /// The files of a new run. Nothing is trained yet: what fails here ends it.
