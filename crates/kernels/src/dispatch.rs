@@ -202,12 +202,12 @@ impl Units for Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => unsafe { isa::avx512::run(op) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Kind::Avx512Bf16 => unsafe { isa::avx512::run_bf16(op) },
             // SAFETY: as above, and of tiles.
             #[cfg(target_arch = "x86_64")]
-            Kind::Amx => unsafe { isa::avx512::run_amx(op) },
+            Kind::Amx if O::TILES => unsafe { isa::avx512::run_amx(op) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Bf16 | Kind::Amx => unsafe { isa::avx512::run_bf16(op) },
             // SAFETY: as above.
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => unsafe { isa::neon::run(op) },

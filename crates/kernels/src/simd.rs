@@ -89,6 +89,8 @@ pub unsafe trait Store: Copy + PartialEq + Debug + Send + Sync + 'static {
 pub trait Op<E: Elem> {
     /// What it returns.
     type Out;
+    /// Whether its body looks at [`Simd::TILES`]: only such ops are compiled for tile registers once more.
+    const TILES: bool = false;
     /// The body. Implementations are `#[inline(always)]`, so that they compile with the caller's target features.
     ///
     /// # Safety

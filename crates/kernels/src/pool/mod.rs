@@ -213,7 +213,7 @@ impl Pool {
     /// With the first panic of any thread, once all are done; and if this thread is in a region already.
     #[track_caller]
     pub fn run(&self, f: impl Fn(usize) + Sync) {
-        self.region(self.threads(), Piece::Own, |ids| ids.for_each(&f));
+        self.region(self.threads(), Piece::Own, &|ids| ids.for_each(&f));
     }
 
     /// Runs `f` on ranges that make up `0..n`, cut at multiples of `align`: large ones first, each on the thread that takes it.
@@ -225,7 +225,7 @@ impl Pool {
         // As many units as can be counted.
         let align = align.max(n.div_ceil(shares::MOST));
         let end = |unit: usize| unit.saturating_mul(align).min(n);
-        self.region(n.div_ceil(align), Piece::Half, |units| f(units.start * align..end(units.end)));
+        self.region(n.div_ceil(align), Piece::Half, &|units| f(units.start * align..end(units.end)));
     }
 
     /// Runs `f` on each of `0..n`, at most 2^32 - 1.
@@ -234,12 +234,12 @@ impl Pool {
     /// As [`Pool::run`].
     #[track_caller]
     pub fn each(&self, n: usize, f: impl Fn(usize) + Sync) {
-        self.region(n, Piece::One, |units| units.for_each(&f));
+        self.region(n, Piece::One, &|units| units.for_each(&f));
     }
 
-    /// Runs `f` on pieces that make up `0..units`.
+    /// Runs `f` on pieces that make up `0..units`. Compiled once, not for each of the hundreds of closures.
     #[track_caller]
-    fn region(&self, units: usize, piece: Piece, f: impl Fn(Range<usize>) + Sync) {
+    fn region(&self, units: usize, piece: Piece, f: &(dyn Fn(Range<usize>) + Sync)) {
         let _region = self.enter();
         if units == 0 {
             return;
@@ -254,9 +254,8 @@ impl Pool {
         }
         let _running = self.running.lock().unwrap_or_else(|e| e.into_inner());
         let shared = &*self.shared;
-        let job: &(dyn Fn(Range<usize>) + Sync) = &f;
         // SAFETY: the lifetime is erased, but this function returns only when every piece is done, and only who has one calls `f`.
-        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(Range<usize>) + Sync), Job>(job) };
+        let job: Job = unsafe { std::mem::transmute::<&(dyn Fn(Range<usize>) + Sync), Job>(f) };
         // SAFETY: no worker reads `job` now: there is no piece.
         unsafe { *shared.job.get() = Some(job) };
         shared.left.store(units, SeqCst);

@@ -15,6 +15,7 @@ const _: () = assert!(BLOCK_ROWS * KC <= BLOCK);
 
 impl<A: Store> Op<A::E> for Part<A> {
     type Out = ();
+    const TILES: bool = A::DEPTH == 2;
     #[inline(always)]
     unsafe fn run<S: Simd<E = A::E>>(self) {
         if self.k == 0 {

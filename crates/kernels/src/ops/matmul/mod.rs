@@ -116,6 +116,7 @@ struct TileHeight {
 }
 impl<E: Elem> Op<E> for TileHeight {
     type Out = usize;
+    const TILES: bool = true;
     #[inline(always)]
     unsafe fn run<S: Simd<E = E>>(self) -> usize {
         if self.paired && S::TILES { 32 } else { S::MR }
