@@ -42,6 +42,22 @@ fn working_memory_that_is_lent_out() {
 
 #[test]
 #[should_panic(expected = "more elements than memory can hold")]
+fn keys_of_pointers() {
+    let (mut keys, mut z) = ([0f32; 4], [0f32; 4]);
+    let work = (&mut [0f32; FIVE][..], &mut [0f32; 4][..]);
+    exact_pointer(&scalar(), &mut z, &[], (&keys, &[]), work, (1, usize::MAX - 20, 0.0));
+    keys[0] = 1.0;
+}
+
+#[test]
+#[should_panic(expected = "assertion failed")]
+fn queries_of_pointers() {
+    let seen = Seen { queries: &[0f32; 4], keys: &[0f32; 4], next: &[1, 2], before: 2, window: 1, d: HALF };
+    pointer_forward::<f32, f32>(&scalar(), (&mut [0.0], &mut [0.0]), seen, &[1], &mut [0.0; 99], &mut [0.0; 99]);
+}
+
+#[test]
+#[should_panic(expected = "more elements than memory can hold")]
 fn rows_of_tiles() {
     scalar().tiles_by(1, 2, (Rows(&mut [0f32; 4], HALF),), |_, _, _, _| ());
 }
