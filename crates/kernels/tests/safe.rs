@@ -262,15 +262,8 @@ fn rows_to_normalise() {
 #[should_panic(expected = "more elements than memory can hold")]
 fn rows_of_kept_exponentials() {
     let (mut max, mut sum, mut own, mut at) = ([0.0; 5], [0.0; 5], [0.0; 5], [0.0; 5]);
-    let mut softmax = SoftmaxRows {
-        max: &mut max,
-        sum: &mut sum,
-        own: &mut own,
-        targets: &[0; FIVE],
-        cap: None,
-        total: None,
-        pointed: None,
-    };
+    let mut softmax =
+        SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets: &[0; FIVE], cap: None, total: None, pointed: None };
     softmax.start();
     softmax.chunk(&scalar(), Some((&mut [0f32; 1], APART, &mut at)), &[1.0; 5], 1, 0);
 }

@@ -61,9 +61,7 @@ pub fn pointer_work(n: usize, l: usize) -> usize {
 
 /// Elements of the store in which they are multiplied.
 pub fn pointer_room(n: usize, d: usize) -> usize {
-    operand_room(d.max(n), KEYS).max(operand_room(KEYS, d.max(n)))
-        + 2 * operand_room(d.max(n), d.max(n))
-        + operand_room(KEYS, d)
+    operand_room(d.max(n), KEYS).max(operand_room(KEYS, d.max(n))) + 2 * operand_room(d.max(n), d.max(n)) + operand_room(KEYS, d)
 }
 
 /// `all, own: [n]` of the `targets: [n]`.

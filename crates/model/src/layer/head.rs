@@ -482,8 +482,7 @@ mod tests {
         let past = whole(1, rows);
         let span = &Span { batch: 1, len: rows, past: &past };
         let pass = Pass { cx: &cx, params: &params, int8, span };
-        let nats =
-            head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective, None);
+        let nats = head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective, None);
         for (row, dh) in dh.chunks(d).enumerate() {
             let zero = dh.iter().all(|x| x.to_f64() == 0.0);
             assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");

@@ -44,8 +44,7 @@ impl PointerParams {
     pub fn new(b: &mut Branch, window: usize) -> Self {
         let d = b.config().dim;
         let key = b.float_from("key", d, d, Init::Zeros);
-        let [(scale, _), (bias, _)] =
-            [("scale", Init::Ones), ("bias", Init::Zeros)].map(|(name, init)| b.scalars(name, 1, init));
+        let [(scale, _), (bias, _)] = [("scale", Init::Ones), ("bias", Init::Zeros)].map(|(name, init)| b.scalars(name, 1, init));
         PointerParams { key, scale, bias, window }
     }
 

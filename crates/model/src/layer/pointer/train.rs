@@ -2,9 +2,7 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{
-    Objective, Seen, add, narrow, pointer_backward, pointer_forward, pointer_room, pointer_work,
-};
+use flashlm_kernels::ops::{Objective, Seen, add, narrow, pointer_backward, pointer_forward, pointer_room, pointer_work};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Elem, Exec, Span, Store, Token};
 
@@ -122,14 +120,7 @@ impl<A: Store> Pointer<A> {
     }
 
     /// Adds what the rows point at to their logits, `z: [rows, V]`; a state moves on.
-    pub fn point(
-        &self,
-        pass: Pass<A::E>,
-        z: &mut [A::E],
-        saved: &Saved<A>,
-        tokens: &[Token],
-        state: Option<&mut [A::E]>,
-    ) {
+    pub fn point(&self, pass: Pass<A::E>, z: &mut [A::E], saved: &Saved<A>, tokens: &[Token], state: Option<&mut [A::E]>) {
         let (d, window, t) = (self.of.key.inputs, self.of.window, pass.span.len);
         let (bias, v) = (self.numbers(pass.params).1, z.len() / tokens.len());
         let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
