@@ -274,7 +274,7 @@ mod tests {
         let json = serde_json::to_string(&all).unwrap();
         assert!(
             json.contains(
-                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"layer_embeddings":true,"logit_softcap":15.0"#
+                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"layer_embeddings":true,"pointer":0,"logit_softcap":15.0"#
             ),
             "{json}"
         );

@@ -85,12 +85,14 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             bigram: 1000,
             layer_embeddings: true,
             reset: true,
+            pointer: 20,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
         };
         let blocks = ModelConfig {
             ffn_hidden: 40,
             bigram: 77,
+            pointer: 1,
             mixers: Settings {
                 delta: DeltaConfig { expand_v: 1.0, ..plain.mixers.delta.clone() },
                 ..plain.mixers.clone()

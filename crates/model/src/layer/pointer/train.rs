@@ -107,7 +107,7 @@ impl<A: Store> Pointer<A> {
             let room = local.take::<A>(pointer_room(most, d));
             let (keys, next) = (local.take((window + most) * d), local.take::<Token>(window + most));
             let mut text = Text { span: &pass.span.sequence(i.start), k, tokens, state, window, d };
-            text.each(0..t, (keys, next), |run, keys, next, before| {
+            text.each((keys, next), |run, keys, next, before| {
                 let seen = Seen { queries: &q[run.start * d..run.end * d], keys, next, before, window, d };
                 let out = (&mut all[run.clone()], &mut own[run.clone()]);
                 pointer_forward(cx, out, seen, &targets[run], work, room);
@@ -122,7 +122,7 @@ impl<A: Store> Pointer<A> {
     /// Adds what the rows point at to their logits, `z: [rows, V]`; a state moves on.
     pub fn point(&self, pass: Pass<A::E>, z: &mut [A::E], saved: &Saved<A>, tokens: &[Token], state: Option<&mut [A::E]>) {
         let (d, window, t) = (self.of.key.inputs, self.of.window, pass.span.len);
-        let (bias, v) = (self.numbers(pass.params).1, z.len() / tokens.len());
+        let (bias, v) = (self.numbers(pass.params).1, z.len() / tokens.len().max(1));
         let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
         pass.cx.tiles_by(1, pass.span.batch, (Rows(z, t * v), Rows(state, state_len)), |_, i, (z, state), local| {
             let (tokens, cells) = (&tokens[i.start * t..i.end * t], i.start * t * d..i.end * t * d);
@@ -131,7 +131,7 @@ impl<A: Store> Pointer<A> {
             let (keys, next) = (local.take((window + most) * d), local.take::<Token>(window + most));
             let mass = local.take::<f64>(v);
             let mut text = Text { span: &pass.span.sequence(i.start), k, tokens, state, window, d };
-            text.each(0..t, (keys, next), |run, keys, next, before| {
+            text.each((keys, next), |run, keys, next, before| {
                 for (i, row) in run.enumerate() {
                     let (q, z) = (&q[row * d..(row + 1) * d], &mut z[row * v..(row + 1) * v]);
                     let seen = (before + i).saturating_sub(window)..before + i;
@@ -244,15 +244,14 @@ impl<E: Elem> Text<'_, E> {
     /// Tells each run of rows: the rows, the keys before and among them, the token after each, the number of those before.
     fn each(
         &mut self,
-        rows: Range<usize>,
         (kept, named): (&mut [E], &mut [Token]),
         mut tell: impl FnMut(Range<usize>, &[E], &[Token], usize),
     ) {
         let (d, window) = (self.d, self.window);
         let (ring, labels) = self.state.split_at_mut(self.state.len() / (d + 1) * d);
-        let mut at = rows.start;
-        while at < rows.end {
-            let run = self.span.run(at..rows.end, BLOCK);
+        let mut at = 0;
+        while at < self.span.len {
+            let run = self.span.run(at..self.span.len, BLOCK);
             let past = self.span.past[at] as usize;
             let before = past.min(window);
             if ring.is_empty() {
