@@ -6,7 +6,6 @@ use evaluate::Session;
 use flashlm_kernels::Token;
 
 use super::*;
-use crate::config::ModelConfig;
 use crate::family::flash::reference::logits;
 use crate::infer::testing::{Noise, shapes, stories};
 use crate::io::safetensors::TensorFile;
@@ -18,13 +17,6 @@ fn model(noise: &Noise, weights: &str) -> Result<Vec<u8>, Refused> {
     let source = Source::read(TensorFile::from_bytes(noise.bytes.clone(), "packed").unwrap()).unwrap();
     let Exported::Folder(files) = write(&source, weights)? else { panic!("a folder") };
     Ok(files.into_iter().find(|(name, _)| *name == "model.onnx").unwrap().1)
-}
-
-/// Every shape of model, every other one with pointers.
-fn pointed() -> Vec<(String, ModelConfig)> {
-    let every = shapes().into_iter().enumerate();
-    let with = |c: ModelConfig, pointer| ModelConfig { pointer, ..c };
-    every.map(|(i, (name, c))| (name, if i % 2 == 1 { with(c, [1, 3, 8, 300][i / 2 % 4]) } else { c })).collect()
 }
 
 fn ratio(got: &[f64], want: &[f64]) -> f64 {
@@ -43,7 +35,7 @@ fn in_pieces(mut session: Session, tokens: &[Token], pieces: &[usize]) -> Vec<Ve
 #[test]
 fn graphs_are_what_the_formulas_say() {
     let mut two_bits = 0;
-    for (name, config) in pointed() {
+    for (name, config) in shapes() {
         let noise = Noise::new(config);
         let tokens = stories(40, 3);
         for weights in ["f32", "int2"] {
@@ -66,7 +58,7 @@ fn graphs_are_what_the_formulas_say() {
 /// Operator by operator, each rounded to f32, the graph of whole numbers gives the bits of the packed runtime.
 #[test]
 fn whole_numbers_give_the_bits_of_the_runtime() {
-    for (name, config) in pointed() {
+    for (name, config) in shapes() {
         let noise = Noise::new(config);
         let tokens = stories(40, 3);
         let (want, _) = noise.in_turn(&tokens);
