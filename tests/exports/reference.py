@@ -128,9 +128,20 @@ class Model:
             gate, up = (self.linear(x, f"{block}.ffn.{part}") for part in ("W_gate", "W_up"))
             act = silu if c["activation"] == "silu" else lambda g: np.maximum(g, 0) ** 2
             h = h + self.linear(act(gate) * up, f"{block}.ffn.W_down")
-        z = self.linear(self.norm(h, "final_norm.scale"), "embedding")
-        cap = c["logit_softcap"]
-        return cap * np.tanh(z / cap) if cap else z
+        x = self.norm(h, "final_norm.scale")
+        z, cap = self.linear(x, "embedding"), c["logit_softcap"]
+        z = cap * np.tanh(z / cap) if cap else z
+        return self.pointed(z, x, ids) if c["pointer"] else z
+
+    def pointed(self, z, x, ids):
+        """With the masses of the tokens after the last rows."""
+        keys, scale, bias = x + x @ self.w["pointer.key.weight"].T, self.w["pointer.scale"], self.w["pointer.bias"]
+        mass = np.exp(z)
+        for t in range(1, len(ids)):
+            seen = np.arange(max(0, t - self.c["pointer"]), t)
+            s = keys[seen] @ x[t] * scale / np.sqrt(x.shape[1]) + bias
+            np.add.at(mass[t], np.array(ids)[seen + 1], np.exp(s))
+        return np.log(mass)
 
     def logits(self, ids):
         starts = [0] + [i for i, token in enumerate(ids) if i and token == self.c["eos"] and self.c["reset"]] + [len(ids)]

@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
 # What every format of exports can express.
 PLAIN: dict[str, Any] = {
     "model.pattern": ["shortconv", "attention"], "model.sub_norm": False, "model.x0": False, "model.bigram": 0, "model.layer_embeddings": False,
+    "model.pointer": 0,
 }
 
 

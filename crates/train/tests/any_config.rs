@@ -152,6 +152,7 @@ impl Draw {
             x0: self.once_in(2),
             bigram,
             layer_embeddings: self.once_in(3),
+            pointer: self.of(&[0, 0, 1, 2, 7, 300]),
             logit_softcap: self.of(&[0.0, 0.0, 1.0, 15.0, 1000.0]),
             activation_bits: self.of(&[0, 8]),
             quant: QuantConfig {
@@ -222,6 +223,7 @@ impl Draw {
             "reset" => c.reset = !c.reset,
             "eos" => c.eos = self.number(),
             "bigram" => c.bigram = self.number(),
+            "pointer" => c.pointer = self.number(),
             "kernel_size" => c.mixers.kernel_size = self.number(),
             "norm_eps" => c.norm_eps = self.float(),
             "logit_softcap" => c.logit_softcap = self.float(),
@@ -273,6 +275,7 @@ const KEYS: &[&str] = &[
     "reset",
     "eos",
     "bigram",
+    "pointer",
     "kernel_size",
     "norm_eps",
     "logit_softcap",

@@ -92,6 +92,7 @@ pub(super) fn expressible(c: &ModelConfig, tokenizer: &str) -> Result<Arch, Refu
     refuse(r, c.x0, "model.x0", "true", "false");
     refuse(r, c.bigram > 0, "model.bigram", c.bigram, "0");
     refuse(r, c.layer_embeddings, "model.layer_embeddings", "true", "false");
+    refuse(r, c.pointer > 0, "model.pointer", c.pointer, "0");
     refuse(r, c.logit_softcap > 0.0, "model.logit_softcap", c.logit_softcap, "0");
     refuse(r, c.quant.norm, "model.quant.norm", "true", "false");
     refuse(r, !["bpe", "bytes"].contains(&tokenizer), "tokenizer.kind", tokenizer, "bpe or bytes");

@@ -42,7 +42,8 @@ fn runs_saved_before_there_were_switches_have_them_off() {
     let settings = preset("v4-small").unwrap();
     let bits = ["activation_bits", "activation_share"];
     let steps = ["shuffle", "average_share", "final_momentum", "row_normalise", "newton_schulz_steps"];
-    let keys = [&["activation ", "sub_norm", "zero_init", "logit_softcap", "z_loss"], &bits[..], &steps].concat();
+    let keys =
+        [&["activation ", "sub_norm", "zero_init", "pointer", "logit_softcap", "z_loss"], &bits[..], &steps].concat();
     let saved = settings.to_toml();
     let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
     assert_eq!(older.len() + keys.len(), saved.lines().count());
@@ -56,6 +57,18 @@ fn runs_saved_before_there_were_switches_have_them_off() {
     assert!(settings.conflict(&set).unwrap().contains("model.activation"));
     layers.set("train.z_loss", "-1").unwrap();
     assert!(layers.settings().unwrap_err().to_string().contains("train.z_loss = -1: must be between 0 and 1"));
+}
+
+#[test]
+fn labels_are_smoothed_without_a_cap_and_without_pointers_alone() {
+    for (key, value) in [("model.logit_softcap", "15"), ("model.pointer", "512")] {
+        let mut layers = Layers::preset("v4-small").unwrap();
+        layers.set("train.label_smoothing", "0.1").unwrap();
+        assert_eq!(layers.settings().unwrap().train.label_smoothing, 0.1);
+        layers.set(key, value).unwrap();
+        let said = layers.settings().unwrap_err().to_string();
+        assert!(said.contains(&format!("train.label_smoothing = 0.1: must be 0 where {key} is not")), "{said}");
+    }
 }
 
 #[test]

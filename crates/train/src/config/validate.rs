@@ -54,9 +54,12 @@ impl Settings {
         check(within(t.z_loss, 0.0, 1.0), "train.z_loss", t.z_loss.to_string(), "between 0 and 1")?;
         let smoothing = t.label_smoothing;
         check(within(smoothing, 0.0, 0.9), "train.label_smoothing", smoothing.to_string(), "between 0 and 0.9")?;
-        let capped = smoothing > 0.0 && self.model.logit_softcap > 0.0;
-        let expected = "0 where model.logit_softcap is not";
-        check(!capped, "train.label_smoothing", smoothing.to_string(), expected)?;
+        for (other, expected) in [
+            (self.model.logit_softcap > 0.0, "0 where model.logit_softcap is not"),
+            (self.model.pointer > 0, "0 where model.pointer is not"),
+        ] {
+            check(smoothing == 0.0 || !other, "train.label_smoothing", smoothing.to_string(), expected)?;
+        }
         check(within(t.loss_share, 0.001, 1.0), "train.loss_share", t.loss_share.to_string(), "between 0.001 and 1")?;
         check(within(t.dropout, 0.0, 0.9), "train.dropout", t.dropout.to_string(), "between 0 and 0.9")?;
         let share = t.activation_share;

@@ -211,7 +211,7 @@ type Case = (fn(&mut ModelConfig), &'static [&'static str]);
 
 #[test]
 fn what_cannot_be_said_is_refused_with_every_reason() {
-    let cases: [Case; 20] = [
+    let cases: [Case; 21] = [
         (|c| c.pattern = vec!["conv".into()], &["mixer = conv"]),
         (|c| c.pattern = vec!["leaky".into()], &["mixer = leaky"]),
         (|c| c.pattern = ["conv", "leaky", "delta"].map(String::from).into(), &["mixer = conv", "mixer = leaky"]),
@@ -222,6 +222,7 @@ fn what_cannot_be_said_is_refused_with_every_reason() {
         (|c| c.x0 = true, &["x0 = true"]),
         (|c| c.bigram = 77, &["bigram = 77"]),
         (|c| c.layer_embeddings = true, &["layer_embeddings = true"]),
+        (|c| c.pointer = 512, &["model.pointer = 512 (expected 0)"]),
         (|c| c.logit_softcap = 15.0, &["logit_softcap = 15"]),
         (|c| c.quant.norm = true, &["quant.norm = true"]),
         (|c| c.norm_eps = 1e-5, &["model.norm_eps = 0.00001", "delta.norm_eps = 0.000001"]),

@@ -34,6 +34,7 @@ class FlashLMConfig(PretrainedConfig):
         x0=False,  # the embedding again before each block
         bigram=0,  # rows of a table looked up by two tokens
         layer_embeddings=False,  # a table looked up by the token before each block
+        pointer=0,  # rows before a row whose next tokens it may point at
         logit_softcap=0.0,
         **kwargs,
     ):
@@ -41,6 +42,6 @@ class FlashLMConfig(PretrainedConfig):
         self.kernel_size, self.shortconv, self.attention, self.delta = kernel_size, shortconv, attention, delta
         self.reset, self.block_norm, self.matrix_norm, self.sub_norm, self.norm_eps = reset, block_norm, matrix_norm, sub_norm, norm_eps
         self.activation, self.x0, self.bigram, self.layer_embeddings = activation, x0, bigram, layer_embeddings
-        self.logit_softcap = logit_softcap
+        self.pointer, self.logit_softcap = pointer, logit_softcap
         kwargs.pop("blocks", None)
         super().__init__(**kwargs)

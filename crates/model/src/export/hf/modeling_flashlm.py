@@ -208,6 +208,35 @@ class Block(nn.Module):
         return h + self.ffn(self.norm2(h)), state
 
 
+class Pointer(nn.Module):
+    """z_v <- ln(exp(z_v) + sum of exp(s_c) over the `window` rows c before a row after which v stands); s_c = scale D^-1/2 x . k_c + bias,
+    k = x + W x. The state is the last keys and their tokens."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.key, self.window = nn.Linear(c.dim, c.dim, bias=False), c.pointer
+        self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, z, x, ids, past, state):
+        keys = x + self.key(x)
+        if state is not None:
+            keys, ids = torch.cat([state[0], keys], 1), torch.cat([state[1], ids], 1)
+        t, rows = x.shape[1], keys.shape[1]
+        state = keys[:, -self.window :], ids[:, -self.window :]
+        if rows == 1:
+            return z, state
+        back = torch.arange(rows - t, rows, device=x.device)[:, None] - torch.arange(rows - 1, device=x.device)
+        seen = (back > 0) & (back <= self.window) & (back <= past[..., None])
+        s = (self.scale * x.shape[-1] ** -0.5 * x) @ keys[:, :-1].mT + self.bias
+        # Masses are shares of that of the largest score; a token without one keeps its logit.
+        none = torch.finfo(s.dtype).min
+        top = s.detach().masked_fill(~seen, none).amax(-1, keepdim=True)
+        share = torch.where(seen, s - top, none).exp()
+        mass = torch.zeros_like(z).scatter_add(-1, ids[:, None, 1:].expand_as(share), share)
+        log = torch.where(mass > 0, top + torch.where(mass > 0, mass, 1.0).log(), none)
+        return torch.logaddexp(z, log), state
+
+
 @dataclass
 class FlashLMOutput(ModelOutput):
     loss: torch.Tensor | None = None
@@ -228,6 +257,7 @@ class FlashLMForCausalLM(PreTrainedModel, GenerationMixin):
         self.bigram = nn.Embedding(config.bigram, config.dim) if config.bigram else None
         self.blocks = nn.ModuleList(Block(config, mixer) for mixer in config.mixers)
         self.final_norm = Norm(config.dim, config.norm_eps)
+        self.pointer = Pointer(config) if config.pointer else None
         self.post_init()
 
     def _init_weights(self, module):
@@ -252,7 +282,8 @@ class FlashLMForCausalLM(PreTrainedModel, GenerationMixin):
         c, (batch, t) = self.config, input_ids.shape
         if attention_mask is not None and not attention_mask[:, 0].all():
             raise ValueError("FlashLM reads no padding before a text: set padding_side='right', or give texts of one length")
-        seen, last, states = (0, torch.full_like(input_ids[:, :1], c.eos_token_id), [None] * c.blocks) if state is None else state
+        start = 0, torch.full_like(input_ids[:, :1], c.eos_token_id), [None] * c.blocks, None
+        seen, last, states, pointed = start if state is None else state
         rows = torch.arange(t, device=input_ids.device).expand(batch, t)
         if c.reset:
             past = rows - torch.where(input_ids == c.eos_token_id, rows, -seen).cummax(1).values
@@ -266,11 +297,14 @@ class FlashLMForCausalLM(PreTrainedModel, GenerationMixin):
         for block, own in zip(self.blocks, states):
             h, own = block(h, x0, input_ids, past, own)
             after.append(own)
-        logits = self.final_norm(h) @ self.embedding.weight.T
+        x = self.final_norm(h)
+        logits = x @ self.embedding.weight.T
         if c.logit_softcap:
             logits = c.logit_softcap * (logits / c.logit_softcap).tanh()
+        if self.pointer is not None:
+            logits, pointed = self.pointer(logits, x, input_ids, past, pointed)
         loss = None if labels is None else F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        state = None if use_cache is False else (past[:, -1:] + 1, input_ids[:, -1:], after)
+        state = None if use_cache is False else (past[:, -1:] + 1, input_ids[:, -1:], after, pointed)
         return FlashLMOutput(loss=loss, logits=logits, state=state)
 
     # What `generate` wants: it passes `state` on, and texts on their way may change places (beams).

@@ -8,6 +8,7 @@
 //! | `blocks.i.conv`, `.q_conv`, `.k_conv`, `.v_conv`: last rows of a convolution | `[K - 1, C]` f32 | `next.` and the name |
 //! | `blocks.i.keys`, `.values`: last rows of attention | `[window - 1, H, dh]` f32 | the same |
 //! | `blocks.i.state` of `delta` and `leaky` | `[H, dk, dv]`, `[D]` f32 | the same |
+//! | `pointer.keys`, `.tokens`: last rows that may be pointed at, and their tokens | `[pointer, D]` f32, `[pointer]` i64 | the same |
 //!
 //! All states begin as zeros, and the first token is EOS. What a row may see follows from `past` of each row.
 
@@ -16,6 +17,7 @@ mod delta;
 mod exact;
 mod layers;
 mod mixers;
+mod pointer;
 
 use std::collections::BTreeMap;
 
@@ -129,6 +131,10 @@ impl<'a> Writer<'a> {
             z = self.g.op("Div", &[&z, &cap]);
             z = self.tanh(&z);
             z = self.g.op("Mul", &[&z, &cap]);
+        }
+        if c.pointer > 0 {
+            z = self.pointed(&z, &x, &tokens);
+            self.g.scope.clear();
         }
         let first = self.g.ints(&[0]);
         let z = self.g.op("Unsqueeze", &[&z, &first]);

@@ -22,6 +22,7 @@ pub(in crate::family) fn validate(config: &ModelConfig) -> Result<(), ConfigErro
     let expected = "0 (float activations) or 8 (int8)";
     check(matches!(bits, 0 | 8), || ConfigError::new("activation_bits", bits, expected))?;
     within("bigram", config.bigram, 0, 1 << 20)?;
+    within("pointer", config.pointer, 0, 1 << 14)?;
     let mixers = config.pattern.len();
     check(mixers <= 128, || ConfigError::new("pattern", format!("[{mixers} mixers]"), "of at most 128 mixers"))?;
     mixer::known("mixer", &config.mixer)?;

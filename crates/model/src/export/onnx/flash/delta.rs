@@ -3,7 +3,7 @@
 
 use super::{Form, Writer};
 use crate::config::{DeltaForm, DeltaRule};
-use crate::export::onnx::nodes::Attribute;
+use crate::export::onnx::nodes::{Attribute, Type};
 
 impl Writer<'_> {
     pub(super) fn delta(&mut self, x: &str) -> String {
@@ -68,14 +68,7 @@ impl Writer<'_> {
         }
         let [a, b] = ["a_proj.weight", "b_proj.weight"].map(|part| {
             let name = self.of(part);
-            if !self.exact() {
-                return self.float_linear(&name, x);
-            }
-            let dim = self.c.dim;
-            let (w, row) = (self.floats(&name, None), self.shaped(x, &[-1, 1, dim as i64]));
-            let parts = self.g.op("Mul", &[&row, &w]);
-            let sums = self.summed(&parts, &[-1, heads as i64], dim);
-            self.shaped(&sums, &[-1, heads as i64])
+            self.float_linear(&name, x)
         });
         let (log, bias) = (self.of("A_log"), self.of("dt_bias"));
         let rate = self.weights[log.as_str()].floats().into_iter().map(|x| -f64::from(x).exp() as f32);
@@ -122,7 +115,7 @@ impl Writer<'_> {
     /// All rows by one operator; a document that starts decays what is held to 0.
     fn linear_attention(&mut self, [q, k, v, rate, beta]: [&str; 5], (heads, dk, dv): (usize, usize, usize)) -> String {
         let name = format!("blocks.{}.state", self.block);
-        self.state(&name, &[heads, dk, dv]);
+        self.state(&name, Type::F32, &[heads, dk, dv]);
         let mut rate = self.shaped(rate, &[1, -1, heads as i64]);
         if let Some(keeps) = self.keeps.clone() {
             let (keeps, zero, gone) = (self.turned(&keeps, &[1, 0, 2]), self.g.float(0.0), self.g.float(-1e4));

@@ -13,12 +13,28 @@ const LANES: usize = 16;
 /// The polynomial of `exp(r)`, its highest power first.
 const POWERS: [f32; 7] = [1.3836846e-3, 8.374816e-3, 4.1668225e-2, 0.1666642, 0.4999999, 1.0, 1.0];
 
+/// The polynomial in `f` of `ln(1 + f)`, its highest power first.
+const LOGARITHM: [f32; 9] = [
+    7.037_683_6e-2,
+    -0.115_146_1,
+    0.116_769_99,
+    -0.124_201_41,
+    0.142_493_23,
+    -0.166_680_58,
+    0.200_007_15,
+    -0.249_999_94,
+    0.333_333_3,
+];
+
+/// The root of 2, from which on a number is of the next power.
+const ROOT: f32 = f32::from_bits(0x3fb5_04f3);
+
 impl Writer<'_> {
     pub(super) fn exact(&self) -> bool {
         self.form == Form::Int8
     }
 
-    fn with(&mut self, op: &str, x: &str, by: f32) -> String {
+    pub(super) fn with(&mut self, op: &str, x: &str, by: f32) -> String {
         let by = self.g.float(by);
         self.g.op(op, &[x, &by])
     }
@@ -44,12 +60,49 @@ impl Writer<'_> {
             }
             p = self.with("Add", &p, power);
         }
+        let power = self.power_of_two(&n);
+        self.g.op("Mul", &[&p, &power])
+    }
+
+    /// `2^n` of whole numbers that are floats.
+    fn power_of_two(&mut self, n: &str) -> String {
         // Numbers of rows below 0 count from the end.
         let table: Vec<f32> = (0..128).chain(-126..0).map(|n| 2.0_f32.powi(n)).collect();
         let table = self.g.floats("powers of two", &[table.len()], &table);
-        let n = self.cast(&n, Type::I64);
-        let power = self.g.op("Gather", &[&table, &n]);
-        self.g.op("Mul", &[&p, &power])
+        let n = self.cast(n, Type::I64);
+        self.g.op("Gather", &[&table, &n])
+    }
+
+    /// `ln x` of a normal `x > 0` as the packed runtime has it: `x = 2^n (1 + f)` with `1 + f` between the roots of 1/2 and 2.
+    pub(super) fn ln(&mut self, x: &str) -> String {
+        // Any logarithm will do: one that is in doubt is of the lower `n`, which is then too low by one at most.
+        let n = self.g.op("Log", &[x]);
+        let n = self.with("Mul", &n, std::f32::consts::LOG2_E);
+        let n = self.with("Sub", &n, 1e-3);
+        let n = self.g.op("Round", &[&n]);
+        let less = self.g.op("Neg", &[&n]);
+        let power = self.power_of_two(&less);
+        let y = self.g.op("Mul", &[x, &power]);
+        let (half, more, root) = (self.with("Mul", &y, 0.5), self.with("Add", &n, 1.0), self.g.float(ROOT));
+        let low = self.g.op("GreaterOrEqual", &[&y, &root]);
+        let [y, n] = [(&half, &y), (&more, &n)].map(|(more, own)| self.g.op("Where", &[&low, more, own]));
+        let f = self.with("Sub", &y, 1.0);
+        let mut p = self.with("Mul", &f, LOGARITHM[0]);
+        for (i, &power) in LOGARITHM[1..].iter().enumerate() {
+            if i > 0 {
+                p = self.g.op("Mul", &[&p, &f]);
+            }
+            p = self.with("Add", &p, power);
+        }
+        let square = self.g.op("Mul", &[&f, &f]);
+        let parts = [self.with("Mul", &n, -2.121_944_4e-4), self.with("Mul", &square, 0.5)];
+        let low = self.g.op("Sub", &[&parts[0], &parts[1]]);
+        let cube = self.g.op("Mul", &[&square, &f]);
+        let cube = self.g.op("Mul", &[&cube, &p]);
+        let low = self.g.op("Add", &[&low, &cube]);
+        let low = self.g.op("Add", &[&f, &low]);
+        let high = self.with("Mul", &n, 0.693_359_4);
+        self.g.op("Add", &[&high, &low])
     }
 
     pub(super) fn sigmoid(&mut self, x: &str) -> String {

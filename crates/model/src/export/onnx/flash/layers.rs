@@ -112,8 +112,16 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// `x W^T` of a matrix that is floats, or is taken as floats.
     pub(super) fn float_linear(&mut self, name: &str, x: &str) -> String {
         let w = self.floats(name, None);
+        if self.exact() {
+            let (outputs, inputs) = (self.weights[name].shape[0], self.weights[name].shape[1]);
+            let row = self.shaped(x, &[-1, 1, inputs as i64]);
+            let parts = self.g.op("Mul", &[&row, &w]);
+            let sums = self.summed(&parts, &[-1, outputs as i64], inputs);
+            return self.shaped(&sums, &[-1, outputs as i64]);
+        }
         self.g.op_with("Gemm", &[x, &w], &[("transB", Attribute::Int(1))])
     }
 

@@ -21,17 +21,22 @@ impl Writer<'_> {
             return x.to_owned();
         }
         let name = format!("blocks.{}.{part}", self.block);
-        self.state(&name, shape);
-        let all = self.g.op_with("Concat", &[&name, x], &[("axis", Attribute::Int(0))]);
+        self.kept(&name, Type::F32, x, shape)
+    }
+
+    /// The same of a state of any name and type, of one row or more.
+    pub(super) fn kept(&mut self, name: &str, kind: Type, x: &str, shape: &[usize]) -> String {
+        self.state(name, kind, shape);
+        let all = self.g.op_with("Concat", &[name, x], &[("axis", Attribute::Int(0))]);
         let [from, end, axis] = [-(shape[0] as i64), i64::MAX, 0].map(|i| self.g.ints(&[i]));
         let next = self.g.op("Slice", &[&all, &from, &end, &axis]);
         self.g.named(&format!("next.{name}"), &next);
         all
     }
 
-    pub(super) fn state(&mut self, name: &str, shape: &[usize]) {
-        self.g.input(name, Type::F32, &axes(shape));
-        self.g.output(&format!("next.{name}"), Type::F32, &axes(shape));
+    pub(super) fn state(&mut self, name: &str, kind: Type, shape: &[usize]) {
+        self.g.input(name, kind, &axes(shape));
+        self.g.output(&format!("next.{name}"), kind, &axes(shape));
     }
 
     pub(super) fn once(&mut self, key: String, make: impl FnOnce(&mut Self) -> String) -> String {
@@ -107,7 +112,7 @@ impl Writer<'_> {
         body: impl FnOnce(&mut Self, String, &[String]) -> (String, String),
     ) -> String {
         let name = format!("blocks.{}.state", self.block);
-        self.state(&name, shape);
+        self.state(&name, Type::F32, shape);
         let keeps = self.keeps.clone();
         let keeps = keeps.as_deref().map(|keeps| (keeps, &[1, 1][..]));
         let rows: Vec<(&str, &[usize])> = rows.iter().copied().chain(keeps).collect();

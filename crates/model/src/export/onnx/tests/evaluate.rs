@@ -260,6 +260,10 @@ fn run(graph: &Fields, known: &mut Values, rounds: bool) {
                 assert_eq!(attributes["scale"].numbers(2), vec![i64::from(1.0_f32.to_bits())]);
                 linear_attention(&inputs, int("q_num_heads", 0) as usize)
             }
+            "ScatterElements" => {
+                let by = attributes["reduction"].text(4);
+                vec![scattered(&inputs, (&by, int("axis", 0)), rounds)]
+            }
             "Sum" => {
                 let plus = |a: Tensor, b: &Rc<Tensor>| rounded(both(&a, b, |a, b| a.like(a.f() + b.f())), rounds);
                 vec![inputs[1..].iter().fold((*inputs[0]).clone(), plus)]
@@ -336,6 +340,23 @@ fn two_bits(x: &[Rc<Tensor>], int: &dyn Fn(&str, i64) -> i64) -> Tensor {
     product(&x[0], &transposed(&tensor(&[n, k], w), &[1, 0]), |a, b| F(a.f() * b.f()))
 }
 
+/// The columns of each row changed one after the other.
+fn scattered(x: &[Rc<Tensor>], (by, axis): (&str, i64), rounds: bool) -> Tensor {
+    let [rows, [to, at]] = [[x[0].shape.len(), axis as usize], [x[0].shape[1], x[1].shape[1]]];
+    assert!(rows == [2, 1] && x[1].shape == x[2].shape && x[0].shape[0] == x[1].shape[0]);
+    let mut out = (*x[0]).clone();
+    for (i, (column, what)) in x[1].ints().into_iter().zip(&x[2].v).enumerate() {
+        let own = &mut out.v[i / at * to..][..to][column as usize];
+        let y = match by {
+            "add" => own.f() + what.f(),
+            "max" => own.f().max(what.f()),
+            other => panic!("by {other}"),
+        };
+        *own = F(if rounds { f64::from(y as f32) } else { y });
+    }
+    out
+}
+
 fn one(op: &str, x: &[Rc<Tensor>], int: &dyn Fn(&str, i64) -> i64, perm: Option<Vec<i64>>) -> Tensor {
     let float = |f: fn(f64) -> f64| x[0].map(|n| n.like(f(n.f())));
     let floats = |f: fn(f64, f64) -> f64, i: fn(i64, i64) -> i64| {
@@ -387,6 +408,17 @@ fn one(op: &str, x: &[Rc<Tensor>], int: &dyn Fn(&str, i64) -> i64, perm: Option<
         "Abs" => float(f64::abs),
         "Sqrt" => float(f64::sqrt),
         "Exp" => float(f64::exp),
+        "Log" => float(f64::ln),
+        "ConstantOfShape" => {
+            let shape: Vec<usize> = x[0].ints().iter().map(|&n| n as usize).collect();
+            tensor(&shape, vec![F(0.0); shape.iter().product()])
+        }
+        "GatherElements" => {
+            assert!(int("axis", 0) == 1 && x[0].shape.len() == 2 && x[0].shape[0] == x[1].shape[0]);
+            let (of, at) = (x[0].shape[1], x[1].shape[1]);
+            let v = x[1].ints().iter().enumerate().map(|(i, &column)| x[0].v[i / at * of + column as usize]).collect();
+            tensor(&x[1].shape, v)
+        }
         "Tanh" => float(f64::tanh),
         "Cos" => float(f64::cos),
         "Sin" => float(f64::sin),
@@ -526,7 +558,7 @@ impl<'a> Session<'a> {
         let mut states: Values = BTreeMap::new();
         for (name, axes) in graph.all(11).map(|of| described(&Fields::of(of))).filter(|(name, _)| name != "ids") {
             let shape: Vec<usize> = axes.iter().map(|&n| n as usize).collect();
-            let zero = if matches!(&*name, "past" | "before") { I(0) } else { F(0.0) };
+            let zero = if matches!(&*name, "past" | "before" | "pointer.tokens") { I(0) } else { F(0.0) };
             states.insert(name, Rc::new(tensor(&shape, vec![zero; shape.iter().product()])));
         }
         Session { graph, constants, states, rounds: false }
