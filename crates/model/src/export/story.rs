@@ -40,7 +40,8 @@ pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
     ];
     w.number(flags.iter().zip(0..).map(|(&on, bit)| usize::from(on) << bit).sum());
     let (dk, dv) = delta.widths(d);
-    let heads = [attention.heads.min(d), attention.window, delta.heads, dk.max(1), dv.max(1), delta.conv, config.pointer];
+    let heads =
+        [attention.heads.min(d), attention.window, delta.heads, dk.max(1), dv.max(1), delta.conv, config.pointer];
     let sizes = [config.vocab_size, d, config.ffn_hidden, config.blocks, config.bigram, config.mixers.kernel_size];
     sizes.into_iter().chain([config.mixers.shortconv.kernel_size]).chain(heads).for_each(|n| w.number(n));
     let width = d / attention.heads.min(d);
