@@ -4,10 +4,12 @@
 use super::source::{Exported, Refused, Source};
 use super::story;
 
-const PARTS: [&str; 6] = [
+const PARTS: [&str; 8] = [
     include_str!("c/story.h"),
     include_str!("c/exact.c"),
     include_str!("c/matrix.c"),
+    include_str!("c/ring.c"),
+    include_str!("c/pointer.c"),
     include_str!("c/model.c"),
     include_str!("c/text.c"),
     include_str!("c/sample.c"),
@@ -73,12 +75,13 @@ mod tests {
     use flashlm_kernels::{Exec, Isa};
 
     use super::*;
+    use crate::config::ModelConfig;
     use crate::export::Source;
     use crate::infer::testing::{Noise, shapes};
     use crate::infer::{Engine, Generation, PackedModel};
     use crate::io::safetensors::TensorFile;
     use crate::sample::Settings;
-    use crate::testing::tiny;
+    use crate::testing::{recipe, tiny};
     use crate::tok::Tokenizer;
 
     const WARNINGS: [&str; 6] = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"];
@@ -175,11 +178,27 @@ mod tests {
         Source::read(TensorFile::from_bytes(bytes.to_vec(), "packed").unwrap()).unwrap()
     }
 
+    /// A model of noise that points at the `pointer` tokens before; with a low bias it does not.
+    fn pointing(mixer: &str, pointer: usize, reset: bool, bias: f32) -> Noise {
+        Noise::with(ModelConfig { pointer, reset, ..recipe(mixer) }, &Tokenizer::bytes(), |name, own| match name {
+            "pointer.scale" => own.fill(3.0),
+            "pointer.bias" => own.fill(bias),
+            _ => {}
+        })
+    }
+
     #[test]
     fn every_shape_of_model_writes_what_the_runtime_writes() {
         let folder = Folder::new("c-shapes");
         folder.write("story.c", engine(None).as_bytes());
-        let models: Vec<_> = shapes().into_iter().map(|(name, config)| (name, Noise::new(config))).collect();
+        let mut models: Vec<_> = shapes().into_iter().map(|(name, config)| (name, Noise::new(config))).collect();
+        // Rings of 16, 32, 64 and 320 rows, of which 200 tokens go round some more than once.
+        for (mixer, window) in [("conv", 1), ("delta", 7), ("attention", 40), ("leaky", 300)] {
+            let [model, other] = [2.0, -80.0].map(|bias| pointing(mixer, window, window % 2 == 1, bias));
+            let [text, without] = [&model, &other].map(|noise| wanted(&noise.model, "One day", &ways()[2]));
+            assert_ne!(text, without, "{mixer}: pointers that change no text test nothing");
+            models.push((format!("{mixer}, pointers into {window}"), model));
+        }
         let texts: Vec<[String; 4]> =
             models.iter().map(|(_, noise)| ways().map(|way| wanted(&noise.model, "One day", &way))).collect();
         assert!(texts.iter().any(|texts| texts[0].len() > 180), "texts that end at once test nothing");
@@ -262,7 +281,7 @@ mod tests {
         let wide = [&bytes[..44], &(1_u32 << 20).to_le_bytes(), &bytes[48..]].concat();
         let wide = told(&program, Some(&folder.write("model", &wide)), "", way);
         assert!(wide.as_ref().is_err_and(|e| e.contains("STORY_MEMORY")), "{wide:?}");
-        let other = [&b"FLSTORY2"[..], &bytes[8..]].concat();
+        let other = [&b"FLSTORY1"[..], &bytes[8..]].concat();
         for (file, word) in
             [("other", "damaged"), ("empty", "cannot be read"), ("none", "cannot be read"), ("", "cannot be read")]
         {
@@ -306,7 +325,7 @@ mod tests {
             ("leaky", &frequency, "60"),
         ];
         for (mixer, tokenizer, rounds) in names {
-            let noise = Noise::with(tiny(mixer), tokenizer, |_, _| {});
+            let noise = Noise::with(ModelConfig { pointer: 6, ..tiny(mixer) }, tokenizer, |_, _| {});
             let model = folder.write("model", &story::bytes(&source(&noise.bytes)).unwrap());
             let output =
                 Command::new(&program).arg(model).args([rounds, "1"]).env("ASAN_OPTIONS", "detect_leaks=0").output();

@@ -27,7 +27,7 @@ pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
         return Err(Refused(reasons));
     }
     let weights = source.weights.iter().map(|weight| (weight.name.as_str(), weight)).collect();
-    let mut w = Writer { bytes: b"FLSTORY1".to_vec(), weights };
+    let mut w = Writer { bytes: b"FLSTORY2".to_vec(), weights };
     let config = &source.config;
     let (delta, attention, d) = (&config.mixers.delta, &config.mixers.attention, config.dim);
     let published = delta.form == DeltaForm::Published;
@@ -40,7 +40,8 @@ pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
     ];
     w.number(flags.iter().zip(0..).map(|(&on, bit)| usize::from(on) << bit).sum());
     let (dk, dv) = delta.widths(d);
-    let heads = [attention.heads.min(d), attention.window, delta.heads, dk.max(1), dv.max(1), delta.conv];
+    let heads =
+        [attention.heads.min(d), attention.window, delta.heads, dk.max(1), dv.max(1), delta.conv, config.pointer];
     let sizes = [config.vocab_size, d, config.ffn_hidden, config.blocks, config.bigram, config.mixers.kernel_size];
     sizes.into_iter().chain([config.mixers.shortconv.kernel_size]).chain(heads).for_each(|n| w.number(n));
     let width = d / attention.heads.min(d);
@@ -60,6 +61,12 @@ pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
         w.table("bigram.weight");
     }
     w.reals("final_norm.scale");
+    if config.pointer > 0 {
+        w.reals("pointer.key.weight");
+        let scale = f64::from(w.of("pointer.scale")[0]);
+        w.real((scale * (d as f64).powf(-0.5)) as f32);
+        w.reals("pointer.bias");
+    }
     for i in 0..config.blocks {
         w.block(i, config.mixer_of(i), published);
     }

@@ -51,6 +51,24 @@ INLINE float exp_(float x) {
     return p * of_bits((bits_of(t) - bits_of(ROUND) + 127u) << 23);
 }
 
+/* ln(x) of a normal x > 0: x = 2^n (1 + f), 1 + f between the roots of 1/2 and 2, and a polynomial in f. */
+INLINE float ln_(float x) {
+    uint32_t root = 0x3f3504f3u, u = bits_of(x) - root + bits_of(1.0f);
+    float n = (float)((int32_t)(u >> 23) - 127);
+    float f = of_bits((u & 0x7fffffu) + root) - 1.0f;
+    float p = 7.0376836e-2f;
+    p = p * f - 0.1151461f;
+    p = p * f + 0.11676999f;
+    p = p * f - 0.12420141f;
+    p = p * f + 0.14249323f;
+    p = p * f - 0.16668058f;
+    p = p * f + 0.20000715f;
+    p = p * f - 0.24999994f;
+    p = p * f + 0.3333333f;
+    float square = f * f;
+    return n * 0.6933594f + (f + (n * -2.1219444e-4f - 0.5f * square + square * f * p));
+}
+
 INLINE float sigmoid_(float x) { return 1.0f / (1.0f + exp_(-x)); }
 
 INLINE float softplus_(float x) {

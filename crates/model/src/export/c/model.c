@@ -1,6 +1,6 @@
 /*
  * The model: h = E[token]; for each block h += mixer(norm(h)), h += W_down (act(W_gate x) * W_up x), x = norm(h);
- * logits = norm(h) E^T. One token at a time; the state of a block has constant size.
+ * logits = norm(h) E^T, and what pointers add. One token at a time; the state of a block has constant size.
  */
 enum { CONV, DELTA, ATTENTION, LEAKY, SHORTCONV };
 enum { X0 = 1, RESET = 2, RELU2 = 4, FLOAT_GATES = 8, UNDECAYED = 16 };
@@ -19,9 +19,10 @@ struct Story {
     float eps, cap, strength, q_eps, q_scale, k_eps, k_scale, head_eps, attention_scale;
     const unsigned char *turns, *bigram, *bigram_scales, *norm;
     Matrix embedding;
+    Pointer pointer;
     Block *block;
-    uint32_t past;
-    uint32_t last;
+    /* Rows of the document so far, without the last, and its token. */
+    uint32_t past, before, last;
     Row row;
     float *h, *x0, *x, *u, *m, *g, *up, *v, *w, *logits, *states;
     size_t state_len;
@@ -92,7 +93,6 @@ static Matrix matrix(Reader *r, uint32_t *widest, uint32_t *most) {
     return w;
 }
 
-static uint32_t slots_of(uint32_t window) { return (window + 15 + 15) / 16 * 16; }
 static uint32_t width_of(uint32_t dv) { return (dv + 15) / 16 * 16; }
 
 /* Reads all of the model; on bad bytes the reader says so. */
@@ -113,6 +113,7 @@ static void read_model(Story *s, Reader *r) {
     s->dk = number(r);
     s->dv = number(r);
     s->dtaps = number(r);
+    s->pointer.window = number(r);
     s->eps = real(r);
     s->cap = real(r);
     s->strength = real(r);
@@ -126,7 +127,7 @@ static void read_model(Story *s, Reader *r) {
     uint32_t limits[] = {s->vocab, s->dim, s->hidden, s->blocks, s->taps, s->short_taps, s->heads, s->window, s->dheads, s->dk, s->dv, s->dtaps};
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
         if (limits[i] == 0 || limits[i] > 1 << 20) r->bad = 1;
-    if (r->bad || s->heads > s->dim) {
+    if (r->bad || s->heads > s->dim || s->pointer.window > 1 << 20) {
         r->bad = 1;
         return;
     }
@@ -136,6 +137,11 @@ static void read_model(Story *s, Reader *r) {
     s->bigram = s->bigrams ? take(r, s->bigrams * d) : NULL;
     s->bigram_scales = s->bigrams ? reals(r, s->bigrams) : NULL;
     s->norm = reals(r, d);
+    if (s->pointer.window) {
+        s->pointer.key = reals(r, d * d);
+        s->pointer.by = real(r);
+        s->pointer.bias = real(r);
+    }
     s->block = room(r, s->blocks * sizeof(Block));
     for (uint32_t i = 0; i < s->blocks && !r->bad; i++) {
         Block own, *b = r->memory ? &s->block[i] : &own;
@@ -197,6 +203,10 @@ static void read_model(Story *s, Reader *r) {
         if (m > m_width) m_width = m;
         if (i == 0) s->states = b->state;
     }
+    uint64_t ring = s->pointer.window ? slots_of(s->pointer.window) : 0;
+    s->pointer.keys = room(r, 4 * ring * d);
+    s->pointer.next = room(r, 4 * ring);
+    total += ring * (d + 1);
     if (s->embedding.outputs != s->vocab || s->embedding.inputs != d || !s->embedding.bytes || s->embedding.segments != 1) r->bad = 1;
     uint64_t wide = d > s->hidden ? d : s->hidden;
     if (m_width > wide) wide = m_width;
@@ -216,7 +226,8 @@ static void read_model(Story *s, Reader *r) {
     s->g = room(r, 4 * (2 * keys + values > s->hidden ? 2 * keys + values : s->hidden));
     s->up = room(r, 4 * (uint64_t)s->hidden);
     s->v = room(r, 4 * (wide > width_of(s->dv) ? wide : width_of(s->dv)));
-    s->w = room(r, 4 * (slots > width_of(s->dv) ? slots : width_of(s->dv)));
+    uint64_t weights = slots > ring ? slots : ring;
+    s->w = room(r, 4 * (weights > width_of(s->dv) ? weights : width_of(s->dv)));
     s->logits = room(r, 4 * (uint64_t)s->vocab);
     s->weights = room(r, 4 * (uint64_t)s->vocab);
     s->order = room(r, 2 * (uint64_t)s->vocab);
@@ -329,25 +340,6 @@ static void turn(const Story *s, float *out, uint32_t past, size_t half) {
     }
 }
 
-/* The scores of 16 keys, which lie column by column. */
-INLINE void scores(float *restrict w, const float *restrict q, const float *restrict keys, size_t dh) {
-#ifdef EIGHT
-    Eight low = {0}, high = {0}, k;
-    for (size_t i = 0; i < dh; i++) {
-        memcpy(&k, keys + 16 * i, 32);
-        low += q[i] * k;
-        memcpy(&k, keys + 16 * i + 8, 32);
-        high += q[i] * k;
-    }
-    memcpy(w, &low, 32);
-    memcpy(w + 8, &high, 32);
-#else
-    for (size_t r = 0; r < 16; r++) w[r] = 0.0f;
-    for (size_t i = 0; i < dh; i++)
-        for (size_t r = 0; r < 16; r++) w[r] += q[i] * keys[16 * i + r];
-#endif
-}
-
 static void mix_attention(Story *s, Block *b) {
     size_t d = s->dim, dh = d / s->heads, half = dh / 2, slots = slots_of(s->window);
     uint32_t past = s->past;
@@ -364,27 +356,23 @@ static void mix_attention(Story *s, Block *b) {
             }
         }
     }
-    size_t slot = past % slots, used = ((uint64_t)past + 1 + 15) / 16 * 16 < slots ? ((size_t)past + 16) / 16 * 16 : slots;
-    size_t end = slot + 1, count = past < s->window ? (size_t)past + 1 : s->window;
-    size_t low = count <= end ? end - count : 0, high = count <= end ? end : slots + end - count;
-    size_t high_end = count <= end ? end : slots;
+    size_t slot = past % slots;
+    Seen all = seen((uint64_t)past + 1, s->window);
     for (size_t h = 0; h < s->heads; h++) {
         const float *q = s->u + h * dh, *k = s->u + d + h * dh, *v = s->u + 2 * d + h * dh;
         float *keys = b->state + h * 2 * slots * dh, *values = keys + slots * dh, *restrict o = s->m + h * dh, acc[16] = {0};
-        for (size_t i = 0; i < dh; i++) keys[slot / 16 * 16 * dh + i * 16 + slot % 16] = k[i];
+        for (size_t i = 0; i < dh; i++) key_of(keys, slot, dh)[16 * i] = k[i];
         memcpy(values + slot * dh, v, 4 * dh);
-        for (size_t at = 0; at < used; at += 16) scores(w + at, q, keys + at * dh, dh);
-        float one = max_(w + low, end - low), other = max_(w + high, high_end - high);
-        float top = one > other || one != one ? one : other;
-        for (size_t i = 0; i < used; i++) w[i] = exp_(w[i] - top);
-        for (size_t i = 0; i < low; i++) w[i] = 0.0f;
-        for (size_t i = end; i < high && i < used; i++) w[i] = 0.0f;
-        for (size_t i = high_end; i < used; i++) w[i] = 0.0f;
-        for (size_t at = 0; at < used; at += 16)
+        float top = scores(w, q, keys, dh, &all);
+        for (size_t i = 0; i < all.used; i++) w[i] = exp_(w[i] - top);
+        for (size_t i = 0; i < all.low; i++) w[i] = 0.0f;
+        for (size_t i = all.low_end; i < all.high && i < all.used; i++) w[i] = 0.0f;
+        for (size_t i = all.high_end; i < all.used; i++) w[i] = 0.0f;
+        for (size_t at = 0; at < all.used; at += 16)
             for (size_t r = 0; r < 16; r++) acc[r] += w[at + r];
         float by = 1.0f / sum_(acc);
         for (size_t i = 0; i < dh; i++) o[i] = 0.0f;
-        for (size_t c = 0; c < used; c++) {
+        for (size_t c = 0; c < all.used; c++) {
             const float *restrict value = values + c * dh;
             float weight = w[c];
             for (size_t i = 0; i < dh; i++) o[i] += weight * value[i];
@@ -471,7 +459,12 @@ static void feed(Story *s, uint32_t token) {
         held = 0;
         apply(s, h, g, &b->down, 1, &held);
     }
+    if (s->pointer.window) {
+        rmsnorm(s->x, h, s->norm, d, s->eps);
+        keep_row(&s->pointer, s->x, d, token, s->past);
+    }
     s->last = token;
+    s->before = s->past;
     if (s->past < UINT32_MAX) s->past++;
     s->fresh = 0;
 }
@@ -484,6 +477,10 @@ STORY_API const float *story_logits(Story *s) {
     if (s->cap > 0.0f)
         for (size_t i = 0; i < s->vocab; i++)
             s->logits[i] = s->cap * (1.0f - 2.0f / (exp_(2.0f * (s->logits[i] / s->cap)) + 1.0f));
+    if (s->pointer.window) {
+        for (size_t i = 0; i < s->dim; i++) s->x[i] *= s->pointer.by;
+        point(&s->pointer, s->logits, s->x, s->w, s->weights, s->dim, s->before);
+    }
     s->fresh = 1;
     return s->logits;
 }

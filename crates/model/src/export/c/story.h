@@ -11,6 +11,9 @@
  *     size_t n = story_text(story, token, text);                   its text: whole UTF-8 characters, at most STORY_TEXT bytes
  *
  * A text ends with the token story_eos(story); its story_text is what was left of a character that never came whole.
+ *
+ * Memory does not grow with the text. Most of it are the rows that a token looks back at: 8 window dim bytes for each block of attention,
+ * 4 window (dim + 1) for pointers, each with 15 to 30 rows more than the window.
  */
 #include <stddef.h>
 #include <stdint.h>

@@ -284,7 +284,7 @@ static void read_text(Story *s, Reader *r) {
 
 static Story *open_story(Reader *r, Story *s) {
     memset(s, 0, sizeof *s);
-    if (memcmp(take(r, 8), "FLSTORY1", 8) != 0) r->bad = 1;
+    if (memcmp(take(r, 8), "FLSTORY2", 8) != 0) r->bad = 1;
     read_model(s, r);
     if (!r->bad) read_text(s, r);
     return r->bad || r->at != r->end ? NULL : s;

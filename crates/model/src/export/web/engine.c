@@ -3,6 +3,8 @@
 #include "../c/story.h"
 #include "../c/exact.c"
 #include "../c/matrix.c"
+#include "../c/ring.c"
+#include "../c/pointer.c"
 #include "../c/model.c"
 #include "../c/text.c"
 #include "../c/sample.c"
