@@ -43,10 +43,9 @@ fn working_memory_that_is_lent_out() {
 #[test]
 #[should_panic(expected = "more elements than memory can hold")]
 fn keys_of_pointers() {
-    let (mut keys, mut z) = ([0f32; 4], [0f32; 4]);
+    let mut z = [0f32; 4];
     let work = (&mut [0f32; FIVE][..], &mut [0f32; 4][..]);
-    exact_pointer(&scalar(), &mut z, &[], (&keys, &[]), work, (1, usize::MAX - 20, 0.0));
-    keys[0] = 1.0;
+    exact_pointer(&scalar(), &mut z, &[], (&[0f32; 4], &[]), work, (1, usize::MAX - 20, 0.0));
 }
 
 #[test]
@@ -278,8 +277,15 @@ fn rows_to_normalise() {
 #[should_panic(expected = "more elements than memory can hold")]
 fn rows_of_kept_exponentials() {
     let (mut max, mut sum, mut own, mut at) = ([0.0; 5], [0.0; 5], [0.0; 5], [0.0; 5]);
-    let mut softmax =
-        SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets: &[0; FIVE], cap: None, total: None, pointed: None };
+    let mut softmax = SoftmaxRows {
+        max: &mut max,
+        sum: &mut sum,
+        own: &mut own,
+        targets: &[0; FIVE],
+        cap: None,
+        total: None,
+        pointed: None,
+    };
     softmax.start();
     softmax.chunk(&scalar(), Some((&mut [0f32; 1], APART, &mut at)), &[1.0; 5], 1, 0);
 }

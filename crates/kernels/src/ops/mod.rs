@@ -41,7 +41,7 @@ pub use exact::attention::{EXACT_QUERIES, exact_attention, exact_attention_keep,
 pub use exact::choose::{exact_max, exact_weights};
 pub use exact::conv::{ConvRows, exact_conv, exact_conv_keep};
 pub use exact::delta::{DeltaRows, exact_delta, exact_delta_width, exact_exp, exact_sigmoid, exact_softplus};
-pub use exact::pointer::{exact_pointer, exact_pointer_keep};
+pub use exact::pointer::{exact_pointer, exact_pointer_keep, pointer_slots};
 pub use exact::rows::{exact_gate, exact_log_sum_exp, exact_matvec, exact_rmsnorm, exact_silu_unit, exact_softcap};
 pub use gate::{gate_backward, gate_forward};
 pub use glu::{glu_backward, glu_forward};

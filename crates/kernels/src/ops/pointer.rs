@@ -61,7 +61,9 @@ pub fn pointer_work(n: usize, l: usize) -> usize {
 
 /// Elements of the store in which they are multiplied.
 pub fn pointer_room(n: usize, d: usize) -> usize {
-    operand_room(d.max(n), KEYS).max(operand_room(KEYS, d.max(n))) + 2 * operand_room(d.max(n), d.max(n)) + operand_room(KEYS, d)
+    operand_room(d.max(n), KEYS).max(operand_room(KEYS, d.max(n)))
+        + 2 * operand_room(d.max(n), d.max(n))
+        + operand_room(KEYS, d)
 }
 
 /// `all, own: [n]` of the `targets: [n]`.
@@ -265,7 +267,16 @@ mod tests {
                 assert_close(&dk, &want_k, backward, &format!("dk of {sizes:?}"));
                 // A query without a target has no gradient.
                 let nothing = vec![f32::INFINITY; n];
-                pointer_backward(cx, (&mut dq, &mut dk), seen, &tokens[1], (&nothing, &nothing), 0.25, &mut work, &mut room);
+                pointer_backward(
+                    cx,
+                    (&mut dq, &mut dk),
+                    seen,
+                    &tokens[1],
+                    (&nothing, &nothing),
+                    0.25,
+                    &mut work,
+                    &mut room,
+                );
                 assert!(dq.iter().all(|&dq| dq == 0.0));
             });
         }

@@ -208,10 +208,9 @@ impl<E: Elem> SoftmaxRows<'_, E> {
             // The share of the columns' own mass, in all and at the target.
             let (whole, hit) = match self.pointed {
                 None => (whole / self.sum[row].to_f64(), 1.0),
-                Some(_) => (
-                    whole * (self.max[row].to_f64() - log_sum).exp(),
-                    (self.own[row].to_f64() - self.hit(row)).exp(),
-                ),
+                Some(_) => {
+                    (whole * (self.max[row].to_f64() - log_sum).exp(), (self.own[row].to_f64() - self.hit(row)).exp())
+                }
             };
             let one = E::from_f64(objective.scale * (1.0 - objective.smoothing) * hit)
                 * slope_at(self.own[row], self.cap)
@@ -422,7 +421,8 @@ mod tests {
         let (mut max, mut sum, mut own) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]);
         let mut total = vec![f64::NAN; rows];
         let total = (smoothing > 0.0).then_some(&mut total[..]);
-        let mut softmax = SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap, total, pointed: None };
+        let mut softmax =
+            SoftmaxRows { max: &mut max, sum: &mut sum, own: &mut own, targets, cap, total, pointed: None };
         softmax.start();
         let (mut dz, mut at) = (vec![A::NAN; rows * v], vec![0.0; rows * v.div_ceil(width)]);
         for (chunk, at) in at.chunks_mut(rows).enumerate() {

@@ -10,8 +10,8 @@ use flashlm_kernels::{Buf, Elem, Exec, Token};
 
 use crate::config::ModelConfig;
 use crate::layer::dropout::Dropout;
-use crate::layer::pointer;
 use crate::layer::packed::{PackedLinear, PackedNorm, PackedScratch, PackedTable};
+use crate::layer::pointer;
 use crate::mixer::forms::PackedMixer;
 use crate::params::Layout;
 

@@ -85,7 +85,7 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             bigram: 1000,
             layer_embeddings: true,
             reset: true,
-            pointer: 20,
+            pointer: 17,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
         };

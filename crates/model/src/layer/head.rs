@@ -405,6 +405,9 @@ impl<A: Store> Head<A> {
     }
 }
 
+/// The targets of a tile, and the masses of its pointers, where there are any: all, and at the target.
+type Told<'a, E> = (&'a [Token], Option<[&'a mut [E]; 2]>);
+
 /// Makes the logits of one tile, `x: [rows, d]`, [`CHUNK`] of `v` columns at a time, and hands each to `f(softmax, z, columns)`; their sum
 /// is `kept` for label smoothing.
 fn logits<'a, A: Store>(
@@ -413,7 +416,7 @@ fn logits<'a, A: Store>(
     (d, v): (usize, usize),
     (cap, kept): (Option<A::E>, bool),
     x: &[A],
-    (targets, pointed): (&'a [Token], Option<[&'a mut [A::E]; 2]>),
+    (targets, pointed): Told<'a, A::E>,
     local: &'a Local,
     mut f: impl FnMut(&mut SoftmaxRows<'a, A::E>, &[A::E], Range<usize>),
 ) -> SoftmaxRows<'a, A::E> {
@@ -482,7 +485,8 @@ mod tests {
         let past = whole(1, rows);
         let span = &Span { batch: 1, len: rows, past: &past };
         let pass = Pass { cx: &cx, params: &params, int8, span };
-        let nats = head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective, None);
+        let nats =
+            head.loss_backward(pass, &mut dh, &mut grads, &mut work, &h, &targets, &norm, &mut s, objective, None);
         for (row, dh) in dh.chunks(d).enumerate() {
             let zero = dh.iter().all(|x| x.to_f64() == 0.0);
             assert_eq!(zero, targets[row] == NO_TARGET, "row {row}");

@@ -235,7 +235,8 @@ pub fn make<A: Store>(op: Op, cx: &Exec) -> Subject {
                     let n = r.len();
                     let (max, sum, own, at) = (local.take(n), local.take(n), local.take(n), local.take(n));
                     let z = &z[r.start * CHUNK..r.end * CHUNK];
-                    let mut softmax = SoftmaxRows { max, sum, own, targets: &targets[r], cap: None, total: None, pointed: None };
+                    let mut softmax =
+                        SoftmaxRows { max, sum, own, targets: &targets[r], cap: None, total: None, pointed: None };
                     softmax.start();
                     softmax.chunk(cx, Some((&mut *dz, CHUNK, &mut *at)), z, CHUNK, 0);
                     softmax.finish(

@@ -14,7 +14,12 @@ use super::{exp, ln};
 use crate::exec::Exec;
 use crate::profile::{Work, time};
 use crate::simd::{Op, Simd};
-use crate::size::area;
+use crate::size::{area, end};
+
+/// Slots of a ring from which a row sees the `window` rows before itself, when as many as attention takes at once are there.
+pub fn pointer_slots(window: usize) -> usize {
+    exact_slots(end(window, 1))
+}
 
 /// Puts the key of the row after `past` others, `[d]`, into a ring.
 pub fn exact_pointer_keep(keys: &mut [f32], k: &[f32], past: u32) {
@@ -36,7 +41,7 @@ pub fn exact_pointer(
     (weights, mass): (&mut [f32], &mut [f32]),
     (past, window, bias): (u32, usize, f32),
 ) {
-    let (d, slots, past) = (q.len(), exact_slots(window), past as usize);
+    let (d, slots, past) = (q.len(), pointer_slots(window), past as usize);
     assert!(keys.len() == area([slots, d]) && next.len() == slots && window > 0);
     assert!(weights.len() == slots && mass.len() == z.len());
     let _time = time(cx, "exact_pointer", (d, window), Work::Flops((2 * window.min(past) * d) as f64));
@@ -88,11 +93,12 @@ impl Op<f32> for Point<'_> {
         for run in runs {
             for next in &next[run] {
                 let (z, mass) = (&mut z[*next as usize], &mut mass[*next as usize]);
-                if *mass != 0.0 {
+                // What is no number stays none.
+                if *mass != 0.0 && !z.is_nan() {
                     let a = if *z > top { *z } else { top };
                     *z = a + ln(exp(*z - a) + exp(top - a) * *mass);
-                    *mass = 0.0;
                 }
+                *mass = 0.0;
             }
         }
     }
@@ -119,7 +125,7 @@ mod tests {
                 want.extend(mass.iter().map(|mass| mass.ln() as f32));
             }
             let run = |cx: &Exec| {
-                let slots = exact_slots(window);
+                let slots = pointer_slots(window);
                 let (mut keys, mut next) = (vec![0.0; slots * d], vec![0.0; slots]);
                 let (mut weights, mut mass, mut got) = (vec![f32::NAN; slots], vec![0.0; v], z.clone());
                 for (t, z) in got.chunks_mut(v).enumerate() {

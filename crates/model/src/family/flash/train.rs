@@ -169,7 +169,8 @@ impl<A: Store> Train<A> {
     ) -> R {
         let n = tokens.len() * self.config.dim;
         self.with_pass(cx, params, tokens, state, shape, None, |pass, weights, work, _, state| {
-            let (Weights { head, blocks, norm, pointer, .. }, Work { head: head_work, pointer: saved, x, h, .. }) = (weights, work);
+            let (Weights { head, blocks, norm, pointer, .. }, Work { head: head_work, pointer: saved, x, h, .. }) =
+                (weights, work);
             let (x, last) = (&mut x[..n], &h[2 * blocks.len()][..n]);
             head.input(pass, x, last, norm);
             let pointing = pointer.as_ref().zip(saved.as_mut());

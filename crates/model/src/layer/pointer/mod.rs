@@ -17,7 +17,7 @@ mod train;
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::exact_slots;
+use flashlm_kernels::ops::pointer_slots;
 
 pub(crate) use packed::Packed;
 pub use train::{Pointer, Saved};
@@ -44,12 +44,13 @@ impl PointerParams {
     pub fn new(b: &mut Branch, window: usize) -> Self {
         let d = b.config().dim;
         let key = b.float_from("key", d, d, Init::Zeros);
-        let [(scale, _), (bias, _)] = [("scale", Init::Ones), ("bias", Init::Zeros)].map(|(name, init)| b.scalars(name, 1, init));
+        let [(scale, _), (bias, _)] =
+            [("scale", Init::Ones), ("bias", Init::Zeros)].map(|(name, init)| b.scalars(name, 1, init));
         PointerParams { key, scale, bias, window }
     }
 
     /// Numbers in the state of one sequence in the packed runtime.
     pub fn state_len(&self) -> usize {
-        exact_slots(self.window) * (self.key.inputs + 1)
+        pointer_slots(self.window) * (self.key.inputs + 1)
     }
 }

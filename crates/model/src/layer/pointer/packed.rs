@@ -1,6 +1,6 @@
 //! Pointers in the packed runtime.
 
-use flashlm_kernels::ops::{exact_matvec, exact_pointer, exact_pointer_keep, exact_slots};
+use flashlm_kernels::ops::{exact_matvec, exact_pointer, exact_pointer_keep, pointer_slots};
 use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Exec, Token};
 
@@ -28,7 +28,7 @@ impl Packed {
     }
 
     fn slots(&self) -> usize {
-        exact_slots(self.window)
+        pointer_slots(self.window)
     }
 
     pub(crate) fn state_len(&self) -> usize {

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use flashlm_kernels::ops::{Objective, Seen, add, narrow, pointer_backward, pointer_forward, pointer_room, pointer_work};
+use flashlm_kernels::ops::{
+    Objective, Seen, add, narrow, pointer_backward, pointer_forward, pointer_room, pointer_work,
+};
 use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Elem, Exec, Span, Store, Token};
 
@@ -113,14 +115,21 @@ impl<A: Store> Pointer<A> {
                 pointer_forward(cx, out, seen, &targets[run], work, room);
             });
             for (told, masses) in [(told_all, all), (told_own, own)] {
-                masses.iter_mut().for_each(|mass| *mass = *mass + bias);
+                masses.iter_mut().for_each(|mass| *mass += bias);
                 told.copy_from_slice(masses);
             }
         });
     }
 
     /// Adds what the rows point at to their logits, `z: [rows, V]`; a state moves on.
-    pub fn point(&self, pass: Pass<A::E>, z: &mut [A::E], saved: &Saved<A>, tokens: &[Token], state: Option<&mut [A::E]>) {
+    pub fn point(
+        &self,
+        pass: Pass<A::E>,
+        z: &mut [A::E],
+        saved: &Saved<A>,
+        tokens: &[Token],
+        state: Option<&mut [A::E]>,
+    ) {
         let (d, window, t) = (self.of.key.inputs, self.of.window, pass.span.len);
         let (bias, v) = (self.numbers(pass.params).1, z.len() / tokens.len().max(1));
         let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
@@ -167,8 +176,7 @@ impl<A: Store> Pointer<A> {
             let part = |mass: A::E, of: A::E| (mass.to_f64() - of.to_f64()).exp();
             sum += scale * (part(all[i], whole[i]) - part(own[i], hit[i]));
         }
-        let place = &mut grads[self.of.bias.start];
-        *place = *place + A::E::from_f64(sum);
+        grads[self.of.bias.start] += A::E::from_f64(sum);
 
         let buffers = (Rows(q, t * d), Rows(k, t * d), Rows(whole, t), Rows(hit, t));
         cx.tiles_by(1, span.batch, buffers, |cx, i, (q, k, whole, hit), local| {
@@ -220,8 +228,7 @@ impl<A: Store> Pointer<A> {
             norm.backward(cx, dh, part, dx, &h[cells], pass.params, true);
         });
         let sum: f64 = all[..rows].iter().map(|x| x.to_f64()).sum();
-        let place = &mut grads[self.of.scale.start];
-        *place = *place + A::E::from_f64(sum);
+        grads[self.of.scale.start] += A::E::from_f64(sum);
         let tiles = &Tiles { sums: &s.parts[..cx.tile_count(rows) * d], width: d };
         let dk = [(&self.key, &s.dy[..rows * d])];
         BitLinear::backward_weights(pass, grads, &dk, Input::Saved(&x[..rows * d]), &mut s.weights, tiles);
