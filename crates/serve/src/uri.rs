@@ -26,8 +26,8 @@ pub fn tidy(uri: &mut Uri) {
 
 /// The last value of a key after the question mark.
 pub fn value(uri: &Uri, key: &'static str) -> Result<Option<String>, ApiError> {
-    let all = uri.query().unwrap_or_default().split('&').filter_map(|part| part.split_once('='));
-    let Some((_, value)) = all.filter(|(name, _)| *name == key).next_back() else { return Ok(None) };
+    let mut all = uri.query().unwrap_or_default().split('&').filter_map(|part| part.split_once('='));
+    let Some((_, value)) = all.rfind(|(name, _)| *name == key) else { return Ok(None) };
     let (mut bytes, mut rest) = (Vec::new(), value.as_bytes());
     while let Some((&first, after)) = rest.split_first() {
         let code = after.first_chunk::<2>().filter(|_| first == b'%').and_then(|digits| {

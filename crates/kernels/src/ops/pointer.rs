@@ -186,8 +186,10 @@ mod tests {
         [(1, 0, 5, 3), (2, 0, 1, 1), (48, 0, 17, 512), (33, 20, 8, 9), (48, 200, 24, 200), (7, 64, 33, 64)];
     const VOCAB: Token = 11;
 
+    type Inputs = (Vec<f64>, Vec<f64>, [Vec<Token>; 2], [Vec<f64>; 2]);
+
     /// Queries and keys that bf16 holds, the tokens after the keys, targets, and what the columns give of the whole and of the target.
-    fn inputs((n, before, d, _): (usize, usize, usize, usize)) -> (Vec<f64>, Vec<f64>, [Vec<Token>; 2], [Vec<f64>; 2]) {
+    fn inputs((n, before, d, _): (usize, usize, usize, usize)) -> Inputs {
         let l = before + n - 1;
         let of = |len, seed| random::<f32>(len, seed).iter().map(|x| Bf16::from_f32(*x).to_f32().into()).collect();
         let tokens = |len, seed| random::<f32>(len, seed).iter().map(|x| (x.abs() * 1e4) as Token % VOCAB).collect();
