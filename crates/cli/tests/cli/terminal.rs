@@ -170,12 +170,12 @@ fn lines_are_edited_recalled_and_kept_as_typed() {
     assert_eq!(terminal.say(&format!("{UP}{UP}, you")), after("Hello, you"));
     terminal.say("/undo");
     // Spaces at the start, and lines: code, verse, chat.
-    assert_eq!(terminal.say("    x = 1"), after("    x = 1"));
+    assert_eq!(terminal.say("    y = 2"), after("    y = 2"));
     terminal.say("/undo");
     terminal.say("/set lines on");
     let lines = |prompt: &str| looks(&written(&place, "", prompt));
-    let chat = terminal.say("User: hi");
-    assert_eq!(chat, format!("> User: hi\n{}", lines("User: hi\n")));
+    let chat = terminal.say("User: what");
+    assert_eq!(chat, format!("> User: what\n{}", lines("User: what\n")));
     terminal.say("/undo");
     assert_eq!(terminal.say("    if x:"), format!(">     if x:\n{}", lines("    if x:\n")));
     terminal.say("/undo");

@@ -84,7 +84,7 @@ fn what_is_learned_by_heart_is_known_from_start_to_end() {
     };
     let page = (0..150).map(|_| word()).collect::<Vec<_>>().join(" ");
     place.write("page.txt", &page);
-    let model = "--vocab 300 --set model.dim=64 --set model.blocks=3 --set model.ffn_hidden=128 --set train.seq_len=64 --batch 4";
+    let model = "--vocab 300 --set model.dim=64 --set model.blocks=3 --set model.ffn_hidden=128 --set model.pointer=64 --set train.seq_len=64 --batch 4";
     place.ok(&format!(
         "train --data page.txt --set data.holdout=0 --preset flash-tiny {model} --steps 500 --lr 0.01 --set train.eval_every=1000000 \
          --set train.sample_every=0 --save-dir run"

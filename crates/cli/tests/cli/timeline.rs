@@ -278,7 +278,7 @@ fn what_can_be_known_at_once_is_said_at_once() {
     }
     // Before the size is chosen, too.
     for (flags, words) in [
-        ("--minutes -1", ["train.minutes = -1", "between 0 and 1000000"]),
+        ("--minutes -1", ["--minutes -1", "above 0"]),
         ("--minutes inf", ["train.minutes = inf", "between 0 and 1000000"]),
         ("--set train.minutes=nan", ["train.minutes = NaN", "between 0 and 1000000"]),
         ("--epochs 0", ["train.epochs = 0", "above 0"]),

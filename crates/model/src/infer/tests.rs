@@ -1,6 +1,7 @@
 //! What the packed runtime promises to the bit: neither ISA, threads, room, neighbours nor the cut of the text change a logit.
 
 use flashlm_kernels::Token;
+use flashlm_kernels::ops::pointer_slots;
 
 use super::testing::{EOS, Noise, isas, shapes, stories};
 use super::{PackedModel, SequenceState};
@@ -174,6 +175,13 @@ fn bytes_that_are_no_stream_of_the_model_are_none() {
             let mut bytes = past.to_le_bytes().to_vec();
             let values = (saved.len() - 4) / 4;
             bytes.extend((0..values).flat_map(|_| (1e3 * rng.normal() as f32).to_le_bytes()));
+            if noise.config.pointer > 0 {
+                // But tokens that rows point at are tokens.
+                assert!(noise.model.restore(&bytes).is_none(), "{name}");
+                let end = bytes.len() - 4 * usize::from(noise.config.bigram > 0);
+                let named = end - 4 * pointer_slots(noise.config.pointer)..end;
+                bytes[named].as_chunks_mut().0.iter_mut().for_each(|token| *token = 3f32.to_le_bytes());
+            }
             let mut states = [noise.model.restore(&bytes).unwrap(), noise.model.new_state()];
             engine.step(&mut states, &[5, 5]);
             let logits = engine.step(&mut states, &[6, 6]);

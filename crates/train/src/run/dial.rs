@@ -25,7 +25,7 @@ use crate::units::{bytes, count, thousands};
 /// Widths to choose from: each costs about half as much again as the one before.
 const WIDTHS: [usize; 9] = [64, 96, 128, 160, 192, 256, 320, 384, 512];
 
-const FLOOR: f64 = 0.40;
+const FLOOR: f64 = 0.355;
 const WIDTH: f64 = 2.17;
 const P: f64 = 0.5;
 const TOKENS: f64 = 0.394;
