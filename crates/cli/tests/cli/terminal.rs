@@ -180,8 +180,8 @@ fn lines_are_edited_recalled_and_kept_as_typed() {
     assert_eq!(terminal.say("    if x:"), format!(">     if x:\n{}", lines("    if x:\n")));
     terminal.say("/undo");
     // Several lines at once, as a terminal pastes them, are one turn.
-    let pasted = terminal.say("\x1b[200~roses\n  violets\x1b[201~");
-    assert!(pasted.ends_with(&lines("roses\n  violets\n")), "{pasted}");
+    let pasted = terminal.say("\x1b[200~rain\n  snow\x1b[201~");
+    assert!(pasted.ends_with(&lines("rain\n  snow\n")), "{pasted}");
     terminal.press(CTRL_D);
     assert_eq!(terminal.end().0, Some(0));
 }
