@@ -189,7 +189,7 @@ def test_runs_that_are_refused(stories: Path, tmp_path: Path) -> None:
     (taken / "mine.txt").write_text("mine")
     cases: list[tuple[dict[str, Any], type, str]] = [
         ({"minuts": 1}, TypeError, "did you mean minutes?"),
-        ({"minutes": -1}, flashlm.SettingsError, "train.minutes"),
+        ({"minutes": -1}, flashlm.SettingsError, "--minutes -1: must be above 0"),
         ({"minutes": "soon"}, flashlm.SettingsError, "invalid value 'soon' for '--minutes <M>'"),
         ({"steps": 1 << 70}, flashlm.SettingsError, "--steps"),
         ({"steps": True}, TypeError, "steps: expected a number"),
