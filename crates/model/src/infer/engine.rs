@@ -336,7 +336,9 @@ impl Engine {
         let Engine { model, cx, h, work, logits, .. } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
         cx.tiles_by(height, rows, (Rows(h, d), Rows(logits, v), Parts(work, 1)), |cx, _, (h, z, work), local| {
-            logits_of(cx, model, z, h, &mut work[0], local);
+            let x = local.take::<f32>(h.len());
+            model.body.norm.forward(cx, x, h);
+            logits_of(cx, model, z, x, &mut work[0]);
         });
     }
 }
@@ -356,12 +358,13 @@ impl LastRows<'_> {
     /// Logits `z: [rows, V]`; pointers take the rows into their `states`.
     pub(super) fn head<S: AsMut<SequenceState>>(&mut self, z: &mut [f32], states: &mut [S]) {
         let LastRows { model, cx, h, work, local, tokens, past } = self;
-        logits_of(cx, model, z, h, work, local);
-        let Some(pointer) = &model.body.pointer else { return };
         let (d, v) = (model.config().dim, model.config().vocab_size);
         local.within(|local| {
-            let [x, q, k] = [0; 3].map(|_| local.take::<f32>(h.len()));
+            let x = local.take::<f32>(h.len());
             model.body.norm.forward(cx, x, h);
+            logits_of(cx, model, z, x, work);
+            let Some(pointer) = &model.body.pointer else { return };
+            let (q, k) = (local.take(h.len()), local.take(h.len()));
             pointer.project(cx, q, k, x);
             let rows = q.chunks_exact(d).zip(k.chunks_exact(d)).zip(tokens.iter().zip(*past));
             for ((((q, k), (&token, &past)), state), z) in rows.zip(states).zip(z.chunks_exact_mut(v)) {
@@ -373,14 +376,10 @@ impl LastRows<'_> {
     }
 }
 
-/// Logits `z: [rows, V]` of rows after the last block, `h: [rows, D]`, as the columns have them.
-fn logits_of(cx: &Exec, model: &PackedModel, z: &mut [f32], h: &[f32], work: &mut PackedScratch, local: &Local) {
+/// Logits `z: [rows, V]` of rows after the last norm, `x: [rows, D]`, as the columns have them.
+fn logits_of(cx: &Exec, model: &PackedModel, z: &mut [f32], x: &[f32], work: &mut PackedScratch) {
     let (d, v) = (model.config().dim, model.config().vocab_size);
-    local.within(|local| {
-        let x = local.take::<f32>(h.len());
-        model.body.norm.forward(cx, x, h);
-        work.q.quantise(cx, x, Columns::whole(d));
-    });
+    work.q.quantise(cx, x, Columns::whole(d));
     packed_matmul(cx, (&mut *z, v, 0), &mut work.q, &model.body.embedding, false);
     if model.body.softcap > 0.0 {
         exact_softcap(cx, z, model.body.softcap);

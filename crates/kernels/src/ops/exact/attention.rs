@@ -32,12 +32,19 @@ pub fn exact_slots(window: usize) -> usize {
 pub fn exact_attention_keep((keys, values): (&mut [f32], &mut [f32]), k: &[f32], v: &[f32], past: u32) {
     let d = k.len();
     assert!(v.len() == d && keys.len() == values.len());
-    let slot = past as usize % (values.len() / d);
+    let slot = keep_key(keys, k, past);
+    values[slot * d..(slot + 1) * d].copy_from_slice(v);
+}
+
+/// Puts the key alone, and returns its slot.
+pub(super) fn keep_key(keys: &mut [f32], k: &[f32], past: u32) -> usize {
+    let d = k.len();
+    let slot = past as usize % (keys.len() / d);
     let block = &mut keys[slot / BLOCK * BLOCK * d..][..BLOCK * d];
     for (column, k) in block.chunks_exact_mut(BLOCK).zip(k) {
         column[slot % BLOCK] = *k;
     }
-    values[slot * d..(slot + 1) * d].copy_from_slice(v);
+    slot
 }
 
 /// `o: [n, d]` of the scaled queries `q: [n, d]` of at most [`EXACT_QUERIES`] rows of a document that follow each other, the first
@@ -117,13 +124,19 @@ pub(super) fn seen(past: usize, window: usize, slots: usize) -> [Range<usize>; 2
     if count <= end { [end - count..end, end..end] } else { [0..end, slots + end - count..slots] }
 }
 
+/// The largest score of the slots that are seen.
+#[inline(always)]
+pub(super) fn largest(w: &[f32], [low, high]: &[Range<usize>; 2]) -> f32 {
+    let (a, b) = (max(&w[low.clone()]), max(&w[high.clone()]));
+    // The form that keeps NaN.
+    if a > b || a.is_nan() { a } else { b }
+}
+
 /// Weights from scores, in place; those of slots that are not `seen` are 0. Returns their sum.
 #[inline(always)]
 fn softmax(w: &mut [f32], seen: [Range<usize>; 2]) -> f32 {
+    let top = largest(w, &seen);
     let [low, high] = seen;
-    let (a, b) = (max(&w[low.clone()]), max(&w[high.clone()]));
-    // The form that keeps NaN.
-    let top = if a > b || a.is_nan() { a } else { b };
     for w in w.iter_mut() {
         *w = exp(*w - top);
     }

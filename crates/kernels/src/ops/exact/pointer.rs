@@ -8,8 +8,7 @@
 //! m_v = sum of exp(s_c - top)     a = max(z_v, top)     z_v <- a + ln(exp(z_v - a) + exp(top - a) m_v)
 //! ```
 
-use super::attention::{BLOCK, exact_slots, scores, seen};
-use super::choose::max;
+use super::attention::{BLOCK, exact_slots, keep_key, largest, scores, seen};
 use super::{exp, ln};
 use crate::exec::Exec;
 use crate::profile::{Work, time};
@@ -23,12 +22,7 @@ pub fn pointer_slots(window: usize) -> usize {
 
 /// Puts the key of the row after `past` others, `[d]`, into a ring.
 pub fn exact_pointer_keep(keys: &mut [f32], k: &[f32], past: u32) {
-    let d = k.len();
-    let slot = past as usize % (keys.len() / d);
-    let block = &mut keys[slot / BLOCK * BLOCK * d..][..BLOCK * d];
-    for (column, k) in block.chunks_exact_mut(BLOCK).zip(k) {
-        column[slot % BLOCK] = *k;
-    }
+    keep_key(keys, k, past);
 }
 
 /// Changes the logits `z` of the row after `past` others of its document, whose scaled query is `q: [d]`; `weights: [slots]` and
@@ -78,10 +72,7 @@ impl Op<f32> for Point<'_> {
         for run in runs.clone() {
             weights[run].iter_mut().for_each(|s| *s += bias);
         }
-        let [a, b] = runs.clone();
-        let (a, b) = (max(&weights[a]), max(&weights[b]));
-        // The form that keeps NaN.
-        let top = if a > b || a.is_nan() { a } else { b };
+        let top = largest(weights, &runs);
         for run in runs.clone() {
             weights[run].iter_mut().for_each(|s| *s = exp(*s - top));
         }
