@@ -136,11 +136,14 @@ class Model:
     def pointed(self, z, x, ids):
         """With the masses of the tokens after the last rows."""
         keys, scale, bias = x + x @ self.w["pointer.key.weight"].T, self.w["pointer.scale"], self.w["pointer.bias"]
-        mass = np.exp(z)
+        mass, ids, v = np.exp(z), np.array(ids), z.shape[1]
+        words = self.c.get("pointer_words")
+        twin, opens = (self.w[f"pointer.{name}"].astype(int) for name in ("twin", "opens")) if words else (np.arange(v), np.zeros(v, int))
         for t in range(1, len(ids)):
             seen = np.arange(max(0, t - self.c["pointer"]), t)
             s = keys[seen] @ x[t] * scale / np.sqrt(x.shape[1]) + bias
-            np.add.at(mass[t], np.array(ids)[seen + 1], np.exp(s))
+            after = np.where(opens[ids[seen]] == opens[ids[t]], ids[seen + 1], twin[ids[seen + 1]])
+            np.add.at(mass[t], after, np.exp(s))
         return np.log(mass)
 
     def logits(self, ids):

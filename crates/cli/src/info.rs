@@ -281,6 +281,8 @@ fn about_parameters(layout: &Layout, ternary: bool, report: &mut Report) {
             Group::Gate => "gates",
             Group::Scalar => "scalars",
             Group::Unused => "unused",
+            // No parameters.
+            Group::Constant => continue,
         };
         *groups.entry(name).or_insert(0) += spec.range.len() as u64;
     }

@@ -70,6 +70,9 @@ pub struct ModelConfig {
     /// Rows before a row whose next tokens the head may point at; 0: none.
     #[serde(default)]
     pub pointer: usize,
+    /// Whether pointers take a word after a space, and the same after a quotation mark or at the start of a line, for one.
+    #[serde(default)]
+    pub pointer_words: bool,
     /// `c` of the soft cap of logits, `c tanh(z / c)`; 0: none.
     #[serde(default)]
     pub logit_softcap: f64,
@@ -210,6 +213,7 @@ impl ModelConfig {
             bigram: 0,
             layer_embeddings: false,
             pointer: 0,
+            pointer_words: false,
             logit_softcap: 0.0,
             activation_bits: 0,
             quant: QuantConfig { scale: ScaleKind::Tensor, size: 256, stat: StatKind::Mean, norm: false },
@@ -274,7 +278,7 @@ mod tests {
         let json = serde_json::to_string(&all).unwrap();
         assert!(
             json.contains(
-                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"layer_embeddings":true,"pointer":0,"logit_softcap":15.0"#
+                r#""activation":"relu2","sub_norm":true,"zero_init":true,"x0":true,"bigram":5,"layer_embeddings":true,"pointer":0,"pointer_words":false,"logit_softcap":15.0"#
             ),
             "{json}"
         );

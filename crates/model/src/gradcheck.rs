@@ -13,7 +13,7 @@ use crate::mixer::{self, Settings};
 use crate::params::{Group, Init, Layout};
 use crate::precision::Precision;
 use crate::rng::Rng;
-use crate::testing::{log_sum, noisy, ratio, recipe, tiny, tokens};
+use crate::testing::{log_sum, noisy_model, ratio, recipe, tiny, tokens};
 
 /// The mean loss, z-loss included, and its gradient, for one config and size.
 fn loss(
@@ -69,7 +69,7 @@ pub(crate) fn check(config: &ModelConfig, size: (usize, usize), z_loss: f64) {
     let cx = &Exec::new(Isa::SCALAR, 1);
     let mut lm = build::<f64>(config, size.0 * size.1, true, false).unwrap();
     let layout = Layout::of(config);
-    let mut params = noisy(layout.len(), 7);
+    let mut params = noisy_model(&layout, 7);
     let data = tokens(size.0 * (size.1 + 1), config.vocab_size, 8);
     let (_, grads) = loss(cx, &mut *lm, &params, &data, size, z_loss);
     let mut rng = Rng::new(9);
@@ -165,7 +165,7 @@ fn gradients_with_dropout_equal_finite_differences() {
     for config in crate::family::small() {
         let name = format!("{} {}", config.family, config.mixer);
         let mut lm = build::<f64>(&config, 14, true, false).unwrap();
-        let (layout, mut params) = (Layout::of(&config), noisy(Layout::of(&config).len(), 7));
+        let (layout, mut params) = (Layout::of(&config), noisy_model(&Layout::of(&config), 7));
         let data = tokens(2 * 8, config.vocab_size, 8);
         let (without, _) = loss(cx, &mut *lm, &params, &data, (2, 7), 0.0);
         lm.set_dropout(Some(Dropout::new(0.3, 1, 2, 3)));
@@ -198,7 +198,7 @@ fn capped_logits_are_what_is_scored_and_trained() {
         let v = capped.vocab_size;
         let mut lm = build::<f64>(&capped, b * t, true, false).unwrap();
         let mut plain = build::<f64>(&ModelConfig { logit_softcap: 0.0, ..capped }, b * t, false, false).unwrap();
-        let params = noisy(lm.layout().len(), 5);
+        let params = noisy_model(lm.layout(), 5);
         let (mut lm, mut plain) = (Prepared::new(cx, &mut *lm, &params), Prepared::new(cx, &mut *plain, &params));
         let shape = Shape { batch: b, seq_len: t };
         let (x, y) = (tokens(b * t, v, 6), tokens(b * t, v, 7));
@@ -265,7 +265,7 @@ fn ternary_gradients_pass_straight_through() {
             config.quant.scale = scale;
             let mut lm = build::<f64>(&config, 14, true, false).unwrap();
             let layout = Layout::of(&config);
-            let params = noisy(layout.len(), 3);
+            let params = noisy_model(&layout, 3);
             let data = tokens(2 * 8, config.vocab_size, 4);
             let (ternary, dw) = loss(cx, &mut *lm, &params, &data, (2, 7), 0.1);
 
@@ -287,7 +287,7 @@ fn ternary_gradients_pass_straight_through() {
 /// Runs `test` with a model of noise in each precision that works on f32, and the error that the precision allows.
 pub(crate) fn with_models(config: &ModelConfig, rows: usize, mut test: impl FnMut(&mut Prepared<f32>, f64)) {
     let cx = Exec::new(Isa::detect().unwrap(), 2);
-    let params: Vec<f32> = noisy(Layout::of(config).len(), 5).iter().map(|&p| p as f32).collect();
+    let params: Vec<f32> = noisy_model(&Layout::of(config), 5).iter().map(|&p| p as f32).collect();
     for (precision, bound) in [(Precision::F32, 1e-5), (Precision::Bf16, 1e-2), (Precision::Int8, 1e-2)] {
         let mut lm = precision.build(config, rows, false).unwrap();
         test(&mut Prepared::new(&cx, &mut *lm, &params), bound);

@@ -14,7 +14,7 @@ use crate::infer::model::PackedModel;
 use crate::io::safetensors::{TensorFile, TensorRef};
 use crate::io::{IoError, read_limited};
 use crate::pack::{self, Options};
-use crate::params::{Group, Layout, Spec};
+use crate::params::{Layout, Spec};
 use crate::tok::{MAX_FILE, TokError, Tokenizer};
 
 /// What stands under `format` in the metadata.
@@ -185,7 +185,7 @@ pub fn read_params(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Res
 
 /// The same of gradients: what is never read has none, and may be left out.
 pub fn read_gradients(file: &TensorFile, config: &ModelConfig, prefix: &str) -> Result<Buf<f32>, ModelError> {
-    read_named(file, config, prefix, |spec| spec.group != Group::Unused)
+    read_named(file, config, prefix, |spec| spec.group.is_trained())
 }
 
 fn read_named(

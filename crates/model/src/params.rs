@@ -18,6 +18,8 @@ pub enum Init {
     Zeros,
     /// All ones.
     Ones,
+    /// The number of each element, from 0.
+    Numbers,
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
     /// Logarithm of a value uniform between these.
@@ -45,6 +47,15 @@ pub enum Group {
     Scalar,
     /// Kept with the model and never read; no optimizer gets it.
     Unused,
+    /// Read, but set when a run begins and never trained.
+    Constant,
+}
+
+impl Group {
+    /// Whether there is a gradient, and an optimizer gets it.
+    pub fn is_trained(self) -> bool {
+        !matches!(self, Group::Unused | Group::Constant)
+    }
 }
 
 /// One parameter.
@@ -94,9 +105,10 @@ impl Layout {
         self.len == 0
     }
 
-    /// Number of parameters, without gaps.
+    /// Number of parameters, without gaps and constants.
     pub fn parameters(&self) -> usize {
-        self.specs.iter().map(|spec| spec.range.len()).sum()
+        let counted = self.specs.iter().filter(|spec| spec.group != Group::Constant);
+        counted.map(|spec| spec.range.len()).sum()
     }
 
     /// The parameter of that name.
@@ -118,10 +130,11 @@ impl Layout {
         let mut params = Buf::zeros(self.len);
         let mut rng = Rng::new(seed);
         for spec in &self.specs {
-            for p in &mut params[spec.range.clone()] {
+            for (i, p) in params[spec.range.clone()].iter_mut().enumerate() {
                 *p = match spec.init {
                     Init::Zeros => E::ZERO,
                     Init::Ones => E::ONE,
+                    Init::Numbers => E::from_f64(i as f64),
                     Init::Normal(std) => E::from_f64(rng.normal() * std),
                     Init::LnUniform(low, high) => E::from_f64((low + (high - low) * rng.uniform()).ln()),
                     Init::InverseSoftplus(low, high) => {

@@ -15,7 +15,7 @@ use crate::pack::{self, pack};
 use crate::params::Layout;
 use crate::precision::Precision;
 use crate::rng::Rng;
-use crate::testing::{log_sum, noisy, ratio, recipe, slope, tiny, tokens};
+use crate::testing::{log_sum, noisy_model, ratio, recipe, slope, tiny, tokens};
 use crate::tok::Tokenizer;
 
 /// Straight through: the gradients are those of a model that adds constants where this one rounds.
@@ -23,7 +23,7 @@ pub(crate) fn check(config: &ModelConfig, (b, t): (usize, usize), z_loss: f64) {
     let cx = &Exec::new(Isa::SCALAR, 1);
     let mut lm = build::<f64>(config, b * t, true, false).unwrap();
     let (layout, v, shape) = (Layout::of(config), config.vocab_size, Shape { batch: b, seq_len: t });
-    let mut params = noisy(layout.len(), 7);
+    let mut params = noisy_model(&layout, 7);
     let (x, y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
     let scale = 1.0 / (b * t) as f64;
     let mut grads = vec![0.0; params.len()];

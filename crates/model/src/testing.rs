@@ -1,11 +1,12 @@
 //! What tests share: small models, numbers, tokens.
 
-use flashlm_kernels::Token;
+use flashlm_kernels::{Elem, Token};
 
 use crate::config::{
     ActivationKind, AttentionConfig, DeltaConfig, ModelConfig, QuantConfig, ScaleKind, ShortConvConfig, StatKind,
 };
 use crate::mixer::Settings;
+use crate::params::{Group, Layout};
 use crate::rng::Rng;
 
 /// A small model of odd sizes.
@@ -38,6 +39,7 @@ pub(crate) fn recipe(mixer: &str) -> ModelConfig {
         bigram: 31,
         layer_embeddings: true,
         pointer: 6,
+        pointer_words: true,
         ..tiny(mixer)
     }
 }
@@ -46,6 +48,24 @@ pub(crate) fn recipe(mixer: &str) -> ModelConfig {
 pub(crate) fn noisy(len: usize, seed: u64) -> Vec<f64> {
     let mut rng = Rng::new(seed);
     (0..len).map(|_| rng.normal() * 0.4 + 0.1).collect()
+}
+
+/// The same as parameters of a model, its constants set.
+pub(crate) fn noisy_model(layout: &Layout, seed: u64) -> Vec<f64> {
+    let mut params = noisy(layout.len(), seed);
+    set_constants(layout, &mut params);
+    params
+}
+
+/// Sets the constants of a model: neighbours in a vocabulary are twins, and every third token opens.
+pub(crate) fn set_constants<E: Elem>(layout: &Layout, params: &mut [E]) {
+    for spec in layout.specs().iter().filter(|spec| spec.group == Group::Constant) {
+        let n = spec.range.len();
+        for (v, x) in params[spec.range.clone()].iter_mut().enumerate() {
+            let value = if spec.name.ends_with("twin") { (v ^ 1).min(n - 1) } else { usize::from(v % 3 == 0) };
+            *x = E::from_f64(value as f64);
+        }
+    }
 }
 
 pub(crate) fn tokens(n: usize, v: usize, seed: u64) -> Vec<Token> {

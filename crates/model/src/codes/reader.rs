@@ -36,7 +36,7 @@ impl Reader {
         Ok(bytes)
     }
 
-    fn wrong(&self, name: &str, expected: impl Into<String>, found: impl Into<String>) -> PackError {
+    pub(crate) fn wrong(&self, name: &str, expected: impl Into<String>, found: impl Into<String>) -> PackError {
         let (expected, found) = (expected.into(), found.into());
         PackError::Tensor { file: self.file.label().into(), name: name.into(), expected, found }
     }

@@ -325,7 +325,8 @@ mod tests {
             ("leaky", &frequency, "60"),
         ];
         for (mixer, tokenizer, rounds) in names {
-            let noise = Noise::with(ModelConfig { pointer: 6, ..tiny(mixer) }, tokenizer, |_, _| {});
+            let noise =
+                Noise::with(ModelConfig { pointer: 6, pointer_words: true, ..tiny(mixer) }, tokenizer, |_, _| {});
             let model = folder.write("model", &story::bytes(&source(&noise.bytes)).unwrap());
             let output =
                 Command::new(&program).arg(model).args([rounds, "1"]).env("ASAN_OPTIONS", "detect_leaks=0").output();

@@ -11,7 +11,7 @@ use serde_json::{Value as Json, json};
 
 use super::graph::{Arch, Graph, Kind, Mix};
 use super::source::{Exported, Refused, Source};
-use crate::codes::weight::Values;
+use crate::codes::weight::{Values, Weight};
 use crate::io::safetensors::{TensorRef, write_tensors};
 
 /// What weights may be written as.
@@ -82,8 +82,22 @@ fn with_code(source: &Source, refused: &Refused) -> Result<Exported, Refused> {
         }
         config.extend(own.clone());
     }
-    let floats: Vec<Vec<f32>> = source.weights.iter().map(|weight| weight.floats()).collect();
-    let parts = source.weights.iter().zip(&floats);
+    // Tokens are no floats, which may be rounded: words stand in the config.
+    let words = ["pointer.twin", "pointer.opens"];
+    let (words, weights_of): (Vec<&Weight>, Vec<&Weight>) =
+        source.weights.iter().partition(|weight| words.contains(&weight.name.as_str()));
+    if let [twin, opens] = &words[..] {
+        let (twin, opens) = (twin.floats(), opens.floats());
+        config["pointer_twins"] = (0..)
+            .zip(&twin)
+            .filter(|&(v, &twin)| v < twin as usize)
+            .map(|(v, &twin)| json!([v, twin as usize]))
+            .collect();
+        config["pointer_opens"] =
+            (0..).zip(&opens).filter(|(_, opens)| **opens > 0.5).map(|(v, _)| json!(v as usize)).collect();
+    }
+    let floats: Vec<Vec<f32>> = weights_of.iter().map(|weight| weight.floats()).collect();
+    let parts = weights_of.iter().zip(&floats);
     let tensors: Vec<TensorRef> =
         parts.map(|(weight, data)| TensorRef { name: &weight.name, shape: &weight.shape, data }).collect();
     let mut files = vec![
@@ -222,7 +236,8 @@ mod tests {
                 continue;
             }
             let weights = TensorFile::from_bytes(files["model.safetensors"].clone(), "exported").unwrap();
-            for spec in noise.layout.specs() {
+            let words = ["pointer.twin", "pointer.opens"];
+            for spec in noise.layout.specs().iter().filter(|spec| !words.contains(&spec.name.as_str())) {
                 assert_eq!(weights.shape(&spec.name).unwrap(), spec.shape, "{name}: {}", spec.name);
             }
             assert_eq!(config["mixers"].as_array().unwrap().len(), noise.config.blocks);

@@ -37,6 +37,7 @@ pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
         config.activation == ActivationKind::Relu2,
         published,
         delta.rule == DeltaRule::Undecayed,
+        config.pointer > 0 && config.pointer_words,
     ];
     w.number(flags.iter().zip(0..).map(|(&on, bit)| usize::from(on) << bit).sum());
     let (dk, dv) = delta.widths(d);
@@ -66,6 +67,11 @@ pub(super) fn bytes(source: &Source) -> Result<Vec<u8>, Refused> {
         let scale = f64::from(w.of("pointer.scale")[0]);
         w.real((scale * (d as f64).powf(-0.5)) as f32);
         w.reals("pointer.bias");
+        if config.pointer_words {
+            let opens = w.of("pointer.opens");
+            let words = w.of("pointer.twin").into_iter().zip(opens);
+            words.for_each(|(twin, opens)| w.number(twin as usize | usize::from(opens > 0.5) << 31));
+        }
     }
     for i in 0..config.blocks {
         w.block(i, config.mixer_of(i), published);

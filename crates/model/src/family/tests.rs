@@ -17,7 +17,7 @@ use crate::model_file::{FORMAT, read_params, save_params};
 use crate::params::Layout;
 use crate::precision::Precision;
 use crate::roundcheck;
-use crate::testing::{log_sum, noisy, ratio, slope, tokens};
+use crate::testing::{log_sum, noisy_model, ratio, slope, tokens};
 
 #[test]
 fn gradients_equal_finite_differences() {
@@ -57,7 +57,7 @@ fn a_token_changes_nothing_before_it_and_pieces_with_a_state_are_the_whole() {
 fn parameters_survive_a_file() {
     for config in small() {
         let layout = Layout::of(&config);
-        let params: Vec<f32> = noisy(layout.len(), 3).iter().map(|&p| p as f32).collect();
+        let params: Vec<f32> = noisy_model(&layout, 3).iter().map(|&p| p as f32).collect();
         let (tensors, metadata) = save_params(&layout, &params, &config);
         let mut bytes = Vec::new();
         write_tensors(&mut bytes, &tensors, &metadata).unwrap();
@@ -102,7 +102,7 @@ fn rows_without_a_target_count_for_nothing() {
         let (b, t, v) = (2, 7, config.vocab_size);
         let (shape, layout) = (Shape { batch: b, seq_len: t }, Layout::of(&config));
         let mut lm = build::<f64>(&config, b * t, true, false).unwrap();
-        let mut params = noisy(layout.len(), 7);
+        let mut params = noisy_model(&layout, 7);
         let (x, mut y) = (tokens(b * t, v, 8), tokens(b * t, v, 9));
         [0, 3, 4, 6, 11].into_iter().for_each(|row| y[row] = NO_TARGET);
         // Labels are not smoothed under a soft cap.

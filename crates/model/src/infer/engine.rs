@@ -112,7 +112,7 @@ impl Engine {
         let (d, last) = (self.model.config().dim, (tokens.len() - 1) % self.rows());
         self.h.copy_within(last * d..(last + 1) * d, 0);
         self.head(1);
-        self.point(state, last..last + 1, 0);
+        self.point(state, &tokens[tokens.len() - 1..], last..last + 1, 0);
         &mut self.logits[..self.model.config().vocab_size]
     }
 
@@ -183,7 +183,7 @@ impl Engine {
                 let run = at..at + 1 + more;
                 self.keep(state, &tokens[run.clone()], at);
                 at = run.end;
-                self.point(state, run.clone(), run.start);
+                self.point(state, &tokens[run.clone()], run.clone(), run.start);
             }
             let Engine { cx, logits, sums, .. } = self;
             sums.resize(rows, 0.0);
@@ -319,14 +319,14 @@ impl Engine {
     }
 
     /// Changes logits, from those of row `first` on, by what these rows of the last pass point at.
-    fn point(&mut self, state: &mut SequenceState, rows: Range<usize>, first: usize) {
+    fn point(&mut self, state: &mut SequenceState, tokens: &[Token], rows: Range<usize>, first: usize) {
         let Engine { model, cx, pointing: [q, _], past, logits, .. } = self;
         let (d, v) = (model.config().dim, model.config().vocab_size);
         let Some((pointer, own)) = model.pointed(state) else { return };
         let (own, past) = (&*own, &past[rows.clone()]);
         let buffers = (Rows(&mut logits[first * v..], v), Rows(&mut q[rows.start * d..rows.end * d], d));
         cx.tiles_by(1, rows.len(), buffers, |cx, i, (z, q), local| {
-            pointer.point(cx, z, q, own, past[i.start], local);
+            pointer.point(cx, z, q, own, (tokens[i.start], past[i.start]), local);
         });
     }
 
@@ -370,7 +370,7 @@ impl LastRows<'_> {
             for ((((q, k), (&token, &past)), state), z) in rows.zip(states).zip(z.chunks_exact_mut(v)) {
                 let (_, own) = model.pointed(state.as_mut()).expect("a pointer");
                 pointer.keep(own, k, token, past);
-                local.within(|local| pointer.point(cx, z, q, own, past, local));
+                local.within(|local| pointer.point(cx, z, q, own, (token, past), local));
             }
         });
     }

@@ -14,7 +14,7 @@ use crate::mixer::Settings;
 use crate::pack::{Options, pack};
 use crate::params::Layout;
 use crate::rng::Rng;
-use crate::testing::{noisy, tiny};
+use crate::testing::{noisy_model, tiny};
 use crate::tok::Tokenizer;
 use crate::{ModelConfig, mixer};
 
@@ -39,7 +39,7 @@ impl Noise {
     pub(crate) fn with(config: ModelConfig, tokenizer: &Tokenizer, change: impl Fn(&str, &mut [f32])) -> Self {
         let config = ModelConfig { vocab_size: tokenizer.vocab_size(), eos: tokenizer.eos().into(), ..config };
         let layout = Layout::of(&config);
-        let mut params: Vec<f32> = noisy(layout.len(), 11).iter().map(|&p| p as f32).collect();
+        let mut params: Vec<f32> = noisy_model(&layout, 11).iter().map(|&p| p as f32).collect();
         layout.specs().iter().for_each(|spec| change(&spec.name, &mut params[spec.range.clone()]));
         let bytes = pack(&Exec::new(Isa::SCALAR, 1), &config, &params, tokenizer, Options::default());
         let model = Arc::new(PackedModel::from_bytes(bytes.clone(), "noise").unwrap());
@@ -86,6 +86,7 @@ pub(crate) fn shapes() -> Vec<(String, ModelConfig)> {
             layer_embeddings: true,
             reset: true,
             pointer: 17,
+            pointer_words: true,
             quant: quant(ScaleKind::Group, 10, StatKind::Mean, false),
             ..plain.clone()
         };

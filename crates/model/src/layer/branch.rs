@@ -124,6 +124,11 @@ impl<'a> Branch<'a> {
         (self.add(name, &[n], init, Group::Scalar), self.part(n))
     }
 
+    /// Numbers that are not trained, `name: [n]`.
+    pub fn constants(&mut self, name: &str, n: usize, init: Init) -> Range<usize> {
+        self.add(name, &[n], init, Group::Constant)
+    }
+
     fn add(&mut self, name: &str, shape: &[usize], init: Init, group: Group) -> Range<usize> {
         self.layout.add(format!("{}.{name}", self.prefix), shape, init, group)
     }

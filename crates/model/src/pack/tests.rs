@@ -14,7 +14,7 @@ use crate::infer::{Engine, PackedModel};
 use crate::io::safetensors::TensorFile;
 use crate::params::Group;
 use crate::rng::Rng;
-use crate::testing::ratio;
+use crate::testing::{ratio, tiny};
 use crate::tok::Tokenizer;
 use flashlm_kernels::{Exec, Isa};
 
@@ -322,6 +322,12 @@ fn numbers_that_no_model_has_are_refused() {
                     .for_each(|bad| change(bytes.len() / 2, &[bad], &["ternary codes"])),
             }
         }
+    }
+    let words = Noise::new(ModelConfig { pointer: 3, pointer_words: true, ..tiny("conv") });
+    for (twin, says) in [(7.0, "token 0, whose twin is 7, whose twin is 6"), (1e9, "token 0, whose twin is 256")] {
+        let mut file = File::of(&words.bytes);
+        file.tensor("pointer.twin").3[..4].copy_from_slice(&f32::to_le_bytes(twin));
+        refused(file.bytes(), &["pointer.twin", "pairs of tokens", says]);
     }
     let noise = &kinds()[0];
     let mut five = File::of(&repacked(noise, Density::Five, TableBits::Four));

@@ -11,7 +11,7 @@ use super::optimizer::{Optimizer, Owns, Step, Tensor, tensors};
 fn decays(group: Group) -> bool {
     match group {
         Group::Matrix | Group::Embedding | Group::Table | Group::Norm | Group::Conv | Group::Gate => true,
-        Group::Scalar | Group::Unused => false,
+        Group::Scalar | Group::Unused | Group::Constant => false,
     }
 }
 

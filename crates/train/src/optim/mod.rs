@@ -62,7 +62,7 @@ impl Optimizers {
     /// # Panics
     /// If there is none of that name, which [`crate::config::Settings::validate`] rules out.
     pub fn new(layout: &Layout, name: &str, frozen_taps: bool) -> Self {
-        let trained = |group| group != Group::Unused && (!frozen_taps || group != Group::Conv);
+        let trained = |group: Group| group.is_trained() && (!frozen_taps || group != Group::Conv);
         let parts = match name {
             ADAMW => vec![build(ADAMW, layout, &trained)],
             name => vec![
@@ -347,7 +347,7 @@ mod tests {
             let mut params = start.clone();
             let settings = Settings { frozen_embedding: 2, ..v3.train.optim() };
             let sum = |out: &Range<usize>| {
-                let of = layout.specs().iter().filter(|spec| spec.range != *out && spec.group != Group::Unused);
+                let of = layout.specs().iter().filter(|spec| spec.range != *out && spec.group.is_trained());
                 let squares = of.flat_map(|spec| &grads[spec.range.clone()]).map(|&g| f64::from(g).powi(2));
                 squares.sum::<f64>().sqrt()
             };

@@ -1,7 +1,7 @@
 //! The dial: how wide a model of the project's own recipe is to be, from the time, this machine's speed and the size of the text.
 //!
 //! The recipe is the preset `flash-small`. A width `d` sets all that depends on it: `ffn_hidden = 2.75 d` as a multiple of 32, heads
-//! of 32 channels; a width of 64 has 4 blocks and 2 sequences per step, larger ones 6 and 4. What to expect after `n` tokens was
+//! of 32 channels; a width of 64 has 4 blocks, attention to 32 tokens and 2 sequences per step, larger ones 6, 512 and 4. What to expect after `n` tokens was
 //! fitted to sweeps on TinyStories (docs/recipe.md):
 //!
 //! ```text
@@ -35,6 +35,9 @@ const R: f64 = 15.4;
 
 /// Most ternary weights for each token of the text; a larger model would learn a small text by heart.
 const WEIGHTS: f64 = 2.0;
+
+/// Enough for each word of the grammar to be a token, after a space and without.
+const GRAMMAR_VOCAB: i64 = 4096;
 
 /// Bytes of a token of the recipe's vocabulary, on average.
 const BYTES_PER_TOKEN: f64 = 3.6;
@@ -73,12 +76,13 @@ pub struct Chosen {
 impl Dial {
     /// The width that is expected to be best, or that has about the parameters that are asked for; its speed is measured.
     pub fn choose(&self, cx: &Exec, precision: Precision) -> Result<Chosen, TrainError> {
-        let mut speed = |width| tokens_per_second(cx, &recipe(width)?.settings()?, precision);
+        let made = |width| recipe(width).and_then(|layers| if self.grammar { of_grammar(layers) } else { Ok(layers) });
+        let mut speed = |width| tokens_per_second(cx, &made(width)?.settings()?, precision);
         let width = match self.parameters {
             Some(wanted) => nearest(wanted)?,
             None => self.best(&mut speed)?,
         };
-        let (layers, speed) = (recipe(width)?, speed(width)?);
+        let (layers, speed) = (made(width)?, speed(width)?);
         let settings = layers.settings()?;
         let (minutes, bpb) = (self.minutes.unwrap_or(MINUTES), expected(width, self.tokens(speed)));
         let size = if self.parameters.is_some() { "the size nearest to --params" } else { "the best size" };
@@ -151,10 +155,20 @@ fn recipe(width: usize) -> Result<Layers, SettingsError> {
         ("model.ffn_hidden", whole((width * 11 / 4).div_ceil(32) * 32)),
         ("model.blocks", whole(if width <= 64 { 4 } else { 6 })),
         ("model.attention.heads", whole(width / 32)),
+        ("model.attention.window", whole(if width <= 64 { 32 } else { 512 })),
         ("train.batch", whole(if width <= 64 { 2 } else { 4 })),
     ] {
         layers.set_value(key, value)?;
     }
+    Ok(layers)
+}
+
+/// The recipe for stories of the grammar, whose sentences hang on words some twenty tokens before: a leaky integrator has them at once, where
+/// attention must find them first. On real text the convolution is better.
+fn of_grammar(mut layers: Layers) -> Result<Layers, SettingsError> {
+    let mixers = ["leaky", "attention"].map(|name| Value::String(name.into()));
+    layers.set_value("model.pattern", Value::Array(mixers.into()))?;
+    layers.set_value("tokenizer.vocab", Value::Integer(GRAMMAR_VOCAB))?;
     Ok(layers)
 }
 

@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use flashlm_kernels::{Buf, Exec};
+use flashlm_model::layer::pointer::set_words;
+use flashlm_model::params::Layout;
 use flashlm_model::tok::Tokenizer;
 
 use super::beginnings::Beginnings;
@@ -142,7 +144,7 @@ impl Resolved {
             beginnings.instead_of(&mut self.settings.train.prompts);
         }
         let texts = Curriculum::new(&self.settings, texts)?;
-        let start = self.start(stop, tell)?;
+        let start = self.start(&tokenizer, stop, tell)?;
         self.settings.validate()?;
         let zstd_bpb = bits_per_byte(&text);
         let prepared = Prepared { resolved: self, tokenizer, texts, valid, start, entropy_bound, zstd_bpb };
@@ -180,9 +182,20 @@ impl Resolved {
         }
     }
 
-    /// The parameters of a fresh run whose embedding starts from that of another model; without one, or without a network, a random start
-    /// that nothing freezes.
-    fn start(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
+    /// The parameters of a fresh run that starts from more than a seed: pointers know the words of the vocabulary, an embedding may be that of
+    /// another model.
+    fn start(&mut self, tokenizer: &Tokenizer, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
+        let mut start = self.start_embedding(stop, tell)?;
+        let Settings { model, train, .. } = &self.settings;
+        if model.pointer_words && matches!(self.origin, Origin::Fresh) {
+            let layout = Layout::of(model);
+            set_words(&layout, start.get_or_insert_with(|| layout.init(train.seed)), tokenizer);
+        }
+        Ok(start)
+    }
+
+    /// With the embedding of another model; without one, or without a network, a random start that nothing freezes.
+    fn start_embedding(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
         let Settings { model, train, .. } = &mut self.settings;
         if !matches!(self.origin, Origin::Fresh) {
             return Ok(None);

@@ -3,7 +3,7 @@
  * logits = norm(h) E^T, and what pointers add. One token at a time; the state of a block has constant size.
  */
 enum { CONV, DELTA, ATTENTION, LEAKY, SHORTCONV };
-enum { X0 = 1, RESET = 2, RELU2 = 4, FLOAT_GATES = 8, UNDECAYED = 16 };
+enum { X0 = 1, RESET = 2, RELU2 = 4, FLOAT_GATES = 8, UNDECAYED = 16, WORDS = 32 };
 
 typedef struct {
     uint32_t mixer;
@@ -141,6 +141,9 @@ static void read_model(Story *s, Reader *r) {
         s->pointer.key = reals(r, d * d);
         s->pointer.by = real(r);
         s->pointer.bias = real(r);
+        s->pointer.words = s->flags & WORDS ? reals(r, s->vocab) : NULL;
+        for (uint32_t v = 0; s->pointer.words && !r->bad && v < s->vocab; v++)
+            if (read_as(&s->pointer, 1, v) >= s->vocab) r->bad = 1;
     }
     s->block = room(r, s->blocks * sizeof(Block));
     for (uint32_t i = 0; i < s->blocks && !r->bad; i++) {
@@ -479,7 +482,7 @@ STORY_API const float *story_logits(Story *s) {
             s->logits[i] = s->cap * (1.0f - 2.0f / (exp_(2.0f * (s->logits[i] / s->cap)) + 1.0f));
     if (s->pointer.window) {
         for (size_t i = 0; i < s->dim; i++) s->x[i] *= s->pointer.by;
-        point(&s->pointer, s->logits, s->x, s->w, s->weights, s->dim, s->before);
+        point(&s->pointer, s->logits, s->x, s->w, s->weights, s->dim, s->last, s->before);
     }
     s->fresh = 1;
     return s->logits;

@@ -35,6 +35,9 @@ class FlashLMConfig(PretrainedConfig):
         bigram=0,  # rows of a table looked up by two tokens
         layer_embeddings=False,  # a table looked up by the token before each block
         pointer=0,  # rows before a row whose next tokens it may point at
+        pointer_words=False,  # whether a word after a space, and the same after a quote, is one:
+        pointer_twins=(),  # pairs of tokens, and
+        pointer_opens=(),  # tokens after which no space stands
         logit_softcap=0.0,
         **kwargs,
     ):
@@ -43,5 +46,6 @@ class FlashLMConfig(PretrainedConfig):
         self.reset, self.block_norm, self.matrix_norm, self.sub_norm, self.norm_eps = reset, block_norm, matrix_norm, sub_norm, norm_eps
         self.activation, self.x0, self.bigram, self.layer_embeddings = activation, x0, bigram, layer_embeddings
         self.pointer, self.logit_softcap = pointer, logit_softcap
+        self.pointer_words, self.pointer_twins, self.pointer_opens = pointer_words, list(pointer_twins), list(pointer_opens)
         kwargs.pop("blocks", None)
         super().__init__(**kwargs)

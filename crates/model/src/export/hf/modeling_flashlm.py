@@ -214,8 +214,19 @@ class Pointer(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.key, self.window = nn.Linear(c.dim, c.dim, bias=False), c.pointer
+        self.key, self.window, self.config, self.words = nn.Linear(c.dim, c.dim, bias=False), c.pointer, c, None
         self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def tables(self, ids):
+        """Of each token its twin, and whether it opens."""
+        if self.words is None or self.words[0].device != ids.device:
+            twin = torch.arange(self.config.vocab_size)
+            opens = torch.zeros(self.config.vocab_size, dtype=torch.bool)
+            for a, b in self.config.pointer_twins:
+                twin[a], twin[b] = b, a
+            opens[list(self.config.pointer_opens)] = True
+            self.words = twin.to(ids.device), opens.to(ids.device)
+        return self.words
 
     def forward(self, z, x, ids, past, state):
         keys = x + self.key(x)
@@ -232,7 +243,11 @@ class Pointer(nn.Module):
         none = torch.finfo(s.dtype).min
         top = s.detach().masked_fill(~seen, none).amax(-1, keepdim=True)
         share = torch.where(seen, s - top, none).exp()
-        mass = torch.zeros_like(z).scatter_add(-1, ids[:, None, 1:].expand_as(share), share)
+        after = ids[:, None, 1:].expand_as(share)
+        if self.config.pointer_words:
+            twin, opens = self.tables(ids)
+            after = torch.where(opens[ids][:, None, :-1] == opens[ids][:, -t:, None], after, twin[after])
+        mass = torch.zeros_like(z).scatter_add(-1, after, share)
         log = torch.where(mass > 0, top + torch.where(mass > 0, mass, 1.0).log(), none)
         return torch.logaddexp(z, log), state
 

@@ -61,7 +61,10 @@ impl Params {
         let scale = layout.add("final_norm.scale".into(), &[d], Init::Ones, Group::Norm);
         let norm = Norm { scale, part: 0..d, eps };
         let mut branch = Branch::bare(layout, "pointer".into(), &layers);
-        let pointer = (config.pointer > 0).then(|| PointerParams::new(&mut branch, config.pointer));
+        let pointer = (config.pointer > 0).then(|| {
+            let words = config.pointer_words.then_some(config.vocab_size);
+            PointerParams::new(&mut branch, config.pointer, words)
+        });
         let need = branch.need();
         Params { head, blocks, norm, pointer, need, entry: EntryParams::new(layout, config) }
     }

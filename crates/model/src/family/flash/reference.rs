@@ -14,12 +14,14 @@ pub(crate) fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<
     let mut history = start();
     // The keys of the document, and the token after each but the last.
     let (mut keys, mut next) = (Vec::<Vec<f64>>::new(), Vec::<usize>::new());
+    // Of each of these rows, whether its token opens.
+    let mut opening = Vec::<bool>::new();
     let (mut all, mut before) = (Vec::new(), c.eos as u64);
     for &token in tokens {
         if c.reset && usize::from(token) == c.eos {
             history = start();
             before = c.eos as u64;
-            (keys, next) = (Vec::new(), Vec::new());
+            (keys, next, opening) = (Vec::new(), Vec::new(), Vec::new());
         }
         if !keys.is_empty() {
             next.push(token.into());
@@ -64,10 +66,13 @@ pub(crate) fn logits(c: &ModelConfig, model: &Weights, tokens: &[Token]) -> Vec<
         if c.pointer > 0 {
             let pointer = model.of("pointer");
             let mut mass: Vec<f64> = z.iter().map(|z| z.exp()).collect();
-            for (k, next) in keys.iter().zip(&next).rev().take(c.pointer) {
+            let opens = c.pointer_words && pointer.get("opens")[usize::from(token)] == 1.0;
+            for ((k, next), before) in keys.iter().zip(&next).zip(&opening).rev().take(c.pointer) {
                 let s = pointer.get("scale")[0] / (c.dim as f64).sqrt() * dot(&input, k) + pointer.get("bias")[0];
-                mass[*next] += s.exp();
+                let read = if opens == *before { *next } else { pointer.get("twin")[*next] as usize };
+                mass[read] += s.exp();
             }
+            opening.push(opens);
             z = mass.iter().map(|mass| mass.ln()).collect();
             keys.push(pointer.float("key", &input).iter().zip(&input).map(|(k, x)| k + x).collect());
         }

@@ -319,7 +319,7 @@ impl<A: Store> LanguageModel<A::E> for Train<A> {
             let masses = pointing.as_mut().map(|(_, saved)| &mut saved.masses);
             let nats = head.loss_backward(pass, dh, grads, head_work, last, targets, norm, s, objective, masses);
             if let Some((pointer, saved)) = pointing {
-                pointer.backward(pass, dh, grads, saved, (last, norm), (tokens, targets), s, objective);
+                pointer.backward(pass, dh, grads, saved, (last, norm), s, objective);
             }
             for (i, (block, saved)) in blocks.iter().zip(saved).enumerate().rev() {
                 if let Some(dropout) = dropout {

@@ -45,6 +45,7 @@ pub(in crate::family) fn validate(config: &ModelConfig) -> Result<(), ConfigErro
     of("bigram", c.bigram > 0, c.bigram.to_string(), "0")?;
     of("layer_embeddings", c.layer_embeddings, "true".into(), "false")?;
     of("pointer", c.pointer > 0, c.pointer.to_string(), "0")?;
+    of("pointer_words", c.pointer_words, "true".into(), "false")?;
     of("logit_softcap", c.logit_softcap != 0.0, c.logit_softcap.to_string(), "0")?;
     // None is used; they are kept and written like all settings.
     c.mixers.validate(&c.layers(), |_| false)

@@ -9,11 +9,14 @@
 //! then is likely again. A softmax over the vocabulary and the rows before in one, as in pointer networks (Merity et al., arXiv 1609.07843), with
 //! the states of the model as keys (Grave et al., arXiv 1612.04426). Kernel: [`flashlm_kernels::ops::pointer_forward`].
 //!
+//! With words ([`words`]) a token that stands after a space, and its twin that does not, are one: what follows is about such tokens.
+//!
 //! The state of a sequence is a ring of the last keys, then the token after each: of `window` rows in training, in the packed runtime of
 //! some more.
 
 mod packed;
 mod train;
+mod words;
 
 use std::ops::Range;
 
@@ -21,6 +24,7 @@ use flashlm_kernels::ops::pointer_slots;
 
 pub(crate) use packed::Packed;
 pub use train::{Pointer, Saved};
+pub use words::set_words;
 
 use super::branch::Branch;
 use super::linear::Linear;
@@ -37,16 +41,20 @@ pub struct PointerParams {
     pub bias: Range<usize>,
     /// Rows that a row may point at.
     pub window: usize,
+    /// `twin`, `opens: [V]` of [`words`], where it has them.
+    pub words: Option<[Range<usize>; 2]>,
 }
 
 impl PointerParams {
-    /// Adds them.
-    pub fn new(b: &mut Branch, window: usize) -> Self {
+    /// Adds them; `words` is the size of the vocabulary, where pointers take words for one.
+    pub fn new(b: &mut Branch, window: usize, words: Option<usize>) -> Self {
         let d = b.config().dim;
         let key = b.float_from("key", d, d, Init::Zeros);
         let [(scale, _), (bias, _)] =
             [("scale", Init::Ones), ("bias", Init::Zeros)].map(|(name, init)| b.scalars(name, 1, init));
-        PointerParams { key, scale, bias, window }
+        let words = words
+            .map(|v| [("twin", Init::Numbers), ("opens", Init::Zeros)].map(|(name, init)| b.constants(name, v, init)));
+        PointerParams { key, scale, bias, window, words }
     }
 
     /// Numbers in the state of one sequence in the packed runtime.

@@ -5,10 +5,12 @@ use flashlm_kernels::tile::Local;
 use flashlm_kernels::{Exec, Token};
 
 use super::PointerParams;
+use super::words::Words;
 use crate::codes::error::PackError;
 use crate::codes::reader::Reader;
 
-/// The state is a ring of keys, then one of the tokens after them ([`exact_pointer`]).
+/// The state is a ring of keys, then one of the tokens after them ([`exact_pointer`]) as they are read; after the last key, 1 where its token
+/// opens.
 pub(crate) struct Packed {
     /// `W: [D, D]`.
     key: Vec<f32>,
@@ -17,6 +19,7 @@ pub(crate) struct Packed {
     bias: f32,
     window: usize,
     d: usize,
+    words: Words,
 }
 
 impl Packed {
@@ -24,7 +27,15 @@ impl Packed {
         let number = |place| -> Result<f32, PackError> { Ok(from.floats(place)?[0]) };
         let d = of.key.inputs;
         let by = (f64::from(number(&of.scale)?) * (d as f64).powf(-0.5)) as f32;
-        Ok(Packed { key: from.floats(&of.key.weight)?, by, bias: number(&of.bias)?, window: of.window, d })
+        let mut words = Words::default();
+        if let Some([twin, opens]) = &of.words {
+            let v = twin.len();
+            words.read(&[from.floats(twin)?, from.floats(opens)?].concat(), &[0..v, v..2 * v]);
+            if let Some(found) = words.wrong() {
+                return Err(from.wrong("pointer.twin", "pairs of tokens", found));
+            }
+        }
+        Ok(Packed { words, key: from.floats(&of.key.weight)?, by, bias: number(&of.bias)?, window: of.window, d })
     }
 
     fn slots(&self) -> usize {
@@ -54,16 +65,32 @@ impl Packed {
     pub(crate) fn keep(&self, state: &mut [f32], k: &[f32], token: Token, past: u32) {
         let (keys, next) = state.split_at_mut(self.slots() * self.d);
         if let Some(before) = past.checked_sub(1) {
-            next[before as usize % self.slots()] = token.into();
+            let next = &mut next[before as usize % self.slots()];
+            *next = self.words.read_as(*next != 0.0, token).into();
         }
+        next[past as usize % self.slots()] = u8::from(self.words.opens(token)).into();
         exact_pointer_keep(keys, k, past);
     }
 
-    /// Changes the logits `z: [V]` of the row after `past` others, with the query `q`, which has been taken in.
-    pub(crate) fn point(&self, cx: &Exec, z: &mut [f32], q: &[f32], state: &[f32], past: u32, local: &Local) {
+    /// Changes the logits `z: [V]` of the row of `token` after `past` others, with the query `q`, which has been taken in.
+    pub(crate) fn point(
+        &self,
+        cx: &Exec,
+        z: &mut [f32],
+        q: &[f32],
+        state: &[f32],
+        (token, past): (Token, u32),
+        local: &Local,
+    ) {
         let mass = local.take::<f32>(z.len());
         mass.fill(0.0);
+        let (keys, mut next) = state.split_at(self.slots() * self.d);
+        if self.words.opens(token) {
+            let read = local.take::<f32>(next.len());
+            read.iter_mut().zip(next).for_each(|(read, &next)| *read = self.words.read_as(true, next as Token).into());
+            next = read;
+        }
         let work = (local.take(self.slots()), mass);
-        exact_pointer(cx, z, q, state.split_at(self.slots() * self.d), work, (past, self.window, self.bias));
+        exact_pointer(cx, z, q, (keys, next), work, (past, self.window, self.bias));
     }
 }

@@ -9,6 +9,7 @@ use flashlm_kernels::tile::{Parts, Rows};
 use flashlm_kernels::{Buf, Elem, Exec, Span, Store, Token};
 
 use super::PointerParams;
+use super::words::Words;
 use crate::layer::head::Masses;
 use crate::layer::linear::BitLinear;
 use crate::layer::norm::{Input, Norm, Tiles};
@@ -22,6 +23,7 @@ const BLOCK: usize = 48;
 pub struct Pointer<A: Store> {
     of: PointerParams,
     key: BitLinear<A>,
+    words: Words,
 }
 
 /// What a pass saves.
@@ -36,12 +38,15 @@ pub struct Saved<A: Store> {
     /// As they were, and in the backward pass `dq . x` of each row.
     all: Buf<A::E>,
     own: Buf<A::E>,
+    /// The token after each row and its target, as they are read ([`Words`]).
+    next: Vec<Token>,
+    targets: Vec<Token>,
 }
 
 impl<A: Store> Pointer<A> {
     /// Room for the weights.
     pub fn new(of: PointerParams, training: bool) -> Self {
-        Pointer { key: BitLinear::new(&of.key, training), of }
+        Pointer { key: BitLinear::new(&of.key, training), of, words: Words::default() }
     }
 
     /// Room for `rows` rows.
@@ -54,6 +59,8 @@ impl<A: Store> Pointer<A> {
             masses: Masses { all: Buf::scratch(rows), own: Buf::scratch(rows) },
             all: Buf::scratch(rows),
             own: Buf::scratch(rows),
+            next: Vec::with_capacity(rows),
+            targets: Vec::with_capacity(rows),
         }
     }
 
@@ -62,9 +69,21 @@ impl<A: Store> Pointer<A> {
         self.of.window * (self.of.key.inputs + 1)
     }
 
-    /// Packs the matrix.
+    /// Packs the matrix, and reads the words.
     pub fn prepare(&mut self, cx: &Exec, params: &[A::E], s: &mut Scratch<A>) {
         self.key.prepare(cx, params, s);
+        if let Some(places) = &self.of.words {
+            self.words.read(params, places);
+        }
+    }
+
+    /// What the token after each row is read as; after the last of a sequence, 1 where it opens: the token is not known.
+    fn read_next(&self, next: &mut Vec<Token>, tokens: &[Token], t: usize) {
+        next.clear();
+        for tokens in tokens.chunks_exact(t.max(1)) {
+            next.extend(tokens.windows(2).map(|of| self.words.read_as(self.words.opens(of[0]), of[1])));
+            next.extend(tokens.last().map(|&last| Token::from(self.words.opens(last))));
+        }
     }
 
     /// `scale D^-1/2` and `bias`.
@@ -96,20 +115,27 @@ impl<A: Store> Pointer<A> {
     ) {
         let (d, window, t) = (self.of.key.inputs, self.of.window, pass.span.len);
         let bias = A::E::from_f64(self.numbers(pass.params).1);
-        let Saved { q, k, masses, all, own, .. } = saved;
+        let Saved { q, k, masses, all, own, next, targets: read, .. } = saved;
+        self.read_next(next, tokens, t);
+        read.clear();
+        read.extend(
+            tokens.iter().zip(targets).map(|(&token, &target)| self.words.read_as(self.words.opens(token), target)),
+        );
         let Masses { all: told_all, own: told_own } = masses;
         let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
         let buffers = (Rows(told_all, t), Rows(told_own, t), Rows(all, t), Rows(own, t), Rows(state, state_len));
         pass.cx.tiles_by(1, pass.span.batch, buffers, |cx, i, (told_all, told_own, all, own, state), local| {
             let rows = i.start * t..i.end * t;
-            let (tokens, targets, cells) = (&tokens[rows.clone()], &targets[rows], i.start * t * d..i.end * t * d);
+            let (tokens, next, targets) = (&tokens[rows.clone()], &next[rows.clone()], &read[rows]);
+            let cells = i.start * t * d..i.end * t * d;
             let (q, k) = (&q[cells.clone()], &k[cells]);
             let most = BLOCK.min(t);
             let work = local.take(pointer_work(most, window + most));
             let room = local.take::<A>(pointer_room(most, d));
-            let (keys, next) = (local.take((window + most) * d), local.take::<Token>(window + most));
-            let mut text = Text { span: &pass.span.sequence(i.start), k, tokens, state, window, d };
-            text.each((keys, next), |run, keys, next, before| {
+            let kept = (local.take((window + most) * d), local.take::<Token>(window + most));
+            let mut text =
+                Text { span: &pass.span.sequence(i.start), k, tokens, next, words: &self.words, state, window, d };
+            text.each(kept, |run, keys, next, before| {
                 let seen = Seen { queries: &q[run.start * d..run.end * d], keys, next, before, window, d };
                 let out = (&mut all[run.clone()], &mut own[run.clone()]);
                 pointer_forward(cx, out, seen, &targets[run], work, room);
@@ -126,28 +152,33 @@ impl<A: Store> Pointer<A> {
         &self,
         pass: Pass<A::E>,
         z: &mut [A::E],
-        saved: &Saved<A>,
+        saved: &mut Saved<A>,
         tokens: &[Token],
         state: Option<&mut [A::E]>,
     ) {
         let (d, window, t) = (self.of.key.inputs, self.of.window, pass.span.len);
+        self.read_next(&mut saved.next, tokens, t);
+        let saved = &*saved;
         let (bias, v) = (self.numbers(pass.params).1, z.len() / tokens.len().max(1));
         let (state, state_len) = state.map_or((&mut [][..], 0), |state| (state, self.state_len()));
         pass.cx.tiles_by(1, pass.span.batch, (Rows(z, t * v), Rows(state, state_len)), |_, i, (z, state), local| {
             let (tokens, cells) = (&tokens[i.start * t..i.end * t], i.start * t * d..i.end * t * d);
             let (q, k) = (&saved.q[cells.clone()], &saved.k[cells]);
             let most = BLOCK.min(t);
-            let (keys, next) = (local.take((window + most) * d), local.take::<Token>(window + most));
+            let kept = (local.take((window + most) * d), local.take::<Token>(window + most));
             let mass = local.take::<f64>(v);
-            let mut text = Text { span: &pass.span.sequence(i.start), k, tokens, state, window, d };
-            text.each((keys, next), |run, keys, next, before| {
+            let next = &saved.next[i.start * t..i.end * t];
+            let mut text =
+                Text { span: &pass.span.sequence(i.start), k, tokens, next, words: &self.words, state, window, d };
+            text.each(kept, |run, keys, next, before| {
                 for (i, row) in run.enumerate() {
                     let (q, z) = (&q[row * d..(row + 1) * d], &mut z[row * v..(row + 1) * v]);
+                    let opens = self.words.opens(tokens[row]);
                     let seen = (before + i).saturating_sub(window)..before + i;
                     let dot = |k: &[A::E]| q.iter().zip(k).map(|(q, k)| q.to_f64() * k.to_f64()).sum::<f64>() + bias;
                     z.iter().zip(&mut *mass).for_each(|(z, mass)| *mass = z.to_f64().exp());
                     for (k, next) in keys[seen.start * d..seen.end * d].chunks_exact(d).zip(&next[seen]) {
-                        mass[usize::from(*next)] += dot(k).exp();
+                        mass[usize::from(self.words.read_as(opens, *next))] += dot(k).exp();
                     }
                     z.iter_mut().zip(&*mass).for_each(|(z, mass)| *z = A::E::from_f64(mass.ln()));
                 }
@@ -163,13 +194,12 @@ impl<A: Store> Pointer<A> {
         grads: &mut [A::E],
         saved: &mut Saved<A>,
         (h, norm): (&[A::E], &Norm),
-        (tokens, targets): (&[Token], &[Token]),
         s: &mut Scratch<A>,
         objective: Objective,
     ) {
         let (cx, span, d, window, t) = (pass.cx, pass.span, self.of.key.inputs, self.of.window, pass.span.len);
-        let ((by, bias), scale, rows) = (self.numbers(pass.params), objective.scale, tokens.len());
-        let Saved { x, q, k, masses: Masses { all: whole, own: hit }, all, own } = saved;
+        let Saved { x, q, k, masses: Masses { all: whole, own: hit }, all, own, next, targets } = saved;
+        let ((by, bias), scale, rows) = (self.numbers(pass.params), objective.scale, targets.len());
         // Of the scores' sum: what each row gives to the bias.
         let mut sum = 0.0;
         for i in 0..rows {
@@ -180,7 +210,7 @@ impl<A: Store> Pointer<A> {
 
         let buffers = (Rows(q, t * d), Rows(k, t * d), Rows(whole, t), Rows(hit, t));
         cx.tiles_by(1, span.batch, buffers, |cx, i, (q, k, whole, hit), local| {
-            let (tokens, targets) = (&tokens[i.start * t..i.end * t], &targets[i.start * t..i.end * t]);
+            let (next, targets) = (&next[i.start * t..i.end * t], &targets[i.start * t..i.end * t]);
             for sums in [&mut *whole, &mut *hit] {
                 sums.iter_mut().for_each(|sum| *sum = *sum - A::E::from_f64(bias));
             }
@@ -197,7 +227,7 @@ impl<A: Store> Pointer<A> {
                 let keys = at - before..run.end - 1;
                 let cells = keys.start * d..keys.end * d;
                 let own = run.start * d..run.end * d;
-                let next = &tokens[keys.start + 1..run.end];
+                let next = &next[keys.clone()];
                 let seen = Seen { queries: &q[own.clone()], keys: &k[cells.clone()], next, before, window, d };
                 let sums = (&whole[run.clone()], &hit[run.clone()]);
                 let dq = &mut dq[..own.len()];
@@ -241,6 +271,9 @@ struct Text<'a, E: Elem> {
     span: &'a Span<'a>,
     k: &'a [E],
     tokens: &'a [Token],
+    /// [`Pointer::read_next`].
+    next: &'a [Token],
+    words: &'a Words,
     /// The ring, or empty.
     state: &'a mut [E],
     window: usize,
@@ -263,10 +296,11 @@ impl<E: Elem> Text<'_, E> {
             let before = past.min(window);
             if ring.is_empty() {
                 let keys = at - before..run.end - 1;
-                tell(run.clone(), &self.k[keys.start * d..keys.end * d], &self.tokens[keys.start + 1..run.end], before);
+                tell(run.clone(), &self.k[keys.start * d..keys.end * d], &self.next[keys], before);
             } else {
-                if past > 0 {
-                    labels[(past - 1) % window] = E::from_f64(f64::from(self.tokens[at]));
+                if at == 0 && past > 0 {
+                    let label = &mut labels[(past - 1) % window];
+                    *label = E::from_f64(f64::from(self.words.read_as(*label != E::ZERO, self.tokens[0])));
                 }
                 let l = before + run.len() - 1;
                 for (i, past) in (past - before..past).enumerate() {
@@ -275,14 +309,12 @@ impl<E: Elem> Text<'_, E> {
                     named[i] = labels[slot].to_f64() as Token;
                 }
                 kept[before * d..l * d].copy_from_slice(&self.k[at * d..(run.end - 1) * d]);
-                named[before..l].copy_from_slice(&self.tokens[at + 1..run.end]);
+                named[before..l].copy_from_slice(&self.next[at..run.end - 1]);
                 tell(run.clone(), &kept[..l * d], &named[..l], before);
                 for (i, row) in run.clone().enumerate() {
                     let slot = (past + i) % window;
                     ring[slot * d..(slot + 1) * d].copy_from_slice(&self.k[row * d..(row + 1) * d]);
-                    if row + 1 < run.end {
-                        labels[slot] = E::from_f64(f64::from(self.tokens[row + 1]));
-                    }
+                    labels[slot] = E::from_f64(f64::from(self.next[row]));
                 }
             }
             at = run.end;

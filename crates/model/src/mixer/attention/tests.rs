@@ -6,7 +6,7 @@ use crate::config::ModelConfig;
 use crate::family::forms::{Prepared, Shape};
 use crate::params::Layout;
 use crate::precision::Precision;
-use crate::testing::{noisy, tiny, tokens};
+use crate::testing::{noisy_model, tiny, tokens};
 
 /// Within a window and beyond it, over several blocks, with and without documents that end.
 #[test]
@@ -22,7 +22,7 @@ fn a_state_changes_no_bit() {
         config.mixers.attention.window = window;
         let (t, v) = (300, config.vocab_size);
         let mut lm = precision.build(&config, 2 * t, false).unwrap();
-        let params: Vec<f32> = noisy(Layout::of(&config).len(), 5).iter().map(|&p| p as f32).collect();
+        let params: Vec<f32> = noisy_model(&Layout::of(&config), 5).iter().map(|&p| p as f32).collect();
         let mut lm = Prepared::new(cx, &mut *lm, &params);
         let data = tokens(2 * t, v, 6);
         let mut whole = vec![0.0; 2 * t * v];

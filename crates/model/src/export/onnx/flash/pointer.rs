@@ -13,6 +13,7 @@ impl Writer<'_> {
         let k = self.pointer_keys(x);
         self.g.scope = "pointer.".into();
         let keys = self.kept("pointer.keys", Type::F32, &k, &[window, d]);
+        let own = tokens;
         let tokens = self.kept("pointer.tokens", Type::I64, tokens, &[window]);
         let q = self.with("Mul", x, (f64::from(scale) * (d as f64).powf(-0.5)) as f32);
         // Of each row the numbers of those before it, whether it sees them, and the tokens after them.
@@ -23,7 +24,10 @@ impl Writer<'_> {
         let (from, back) = (g.op("Add", &[&rows, &counted]), g.op("Sub", &[&many, &counted]));
         let seen = g.op("GreaterOrEqual", &[&past, &back]);
         let after = g.op("Add", &[&from, &one]);
-        let next = g.op("Gather", &[&tokens, &after]);
+        let mut next = g.op("Gather", &[&tokens, &after]);
+        if self.c.pointer_words {
+            next = self.read_as(&next, &tokens, &from, own);
+        }
         let s = self.pointer_scores(&q, &keys, &from);
         let s = self.with("Add", &s, bias);
         let (none, last, zero) = (self.g.float(f32::NEG_INFINITY), self.g.ints(&[-1]), self.g.float(0.0));
@@ -60,6 +64,22 @@ impl Writer<'_> {
         let rest = self.g.op("Where", &[&pointed, &none, z]);
         // A token that is pointed at more than once has one logit.
         self.scattered(&rest, &next, &y, "max")
+    }
+
+    /// Tokens `next: [T, window]` as the rows read them: as twins where the row's `own` token opens otherwise than that of the row that it points
+    /// at, `from` of `tokens`.
+    fn read_as(&mut self, next: &str, tokens: &str, from: &str, own: &str) -> String {
+        let whole = |x: &f32| *x as i64;
+        let [twin, opens] = ["pointer.twin", "pointer.opens"]
+            .map(|name| self.weights[name].floats().iter().map(whole).collect::<Vec<i64>>());
+        let g = &mut self.g;
+        let (twin, opens, last) = (g.ints(&twin), g.ints(&opens), g.ints(&[1]));
+        let before = g.op("Gather", &[tokens, from]);
+        let [before, own] = [&*before, own].map(|of| g.op("Gather", &[&opens, of]));
+        let own = g.op("Unsqueeze", &[&own, &last]);
+        let alike = g.op("Equal", &[&before, &own]);
+        let other = g.op("Gather", &[&twin, next]);
+        g.op("Where", &[&alike, next, &other])
     }
 
     /// `k = x + W x`; in the packed runtime's order a row at a time, as all products of a row are there at once.
