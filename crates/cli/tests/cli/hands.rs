@@ -64,10 +64,10 @@ fn without_preset_and_length_the_dial_decides() {
     let tiny = "--set model.dim=16 --set model.attention.heads=2 --set model.bigram=16 --vocab 300 -d synthetic:60";
     let told = |flags: &str| text(&place.run(&format!("train {tiny} --dry-run {flags}")).stderr);
     let nothing = told("");
-    assert!(nothing.contains("flash-64: 1.4M parameters, the best size for 10 minutes"), "{nothing}");
+    assert!(nothing.contains("flash-64: 2.0M parameters, the best size for 10 minutes"), "{nothing}");
     assert!(nothing.contains("length 10 minutes: none is given"), "{nothing}");
-    let steps = told("--steps 3 --params 7M");
-    assert!(steps.contains("flash-192: 7.0M parameters, the size nearest to --params"), "{steps}");
+    let steps = told("--steps 3 --params 9.7M");
+    assert!(steps.contains("flash-192: 9.7M parameters, the size nearest to --params"), "{steps}");
     assert!(!steps.contains("length 10 minutes"), "{steps}");
     // Of two limits the one that comes first.
     let plan = place.ok(&format!("train {TINY} --steps 100000000 -m 0.01 --dry-run --json"));

@@ -42,8 +42,12 @@ fn runs_saved_before_there_were_switches_have_them_off() {
     let settings = preset("v4-small").unwrap();
     let bits = ["activation_bits", "activation_share"];
     let steps = ["shuffle", "average_share", "final_momentum", "row_normalise", "newton_schulz_steps"];
-    let keys =
-        [&["activation ", "sub_norm", "zero_init", "pointer", "logit_softcap", "z_loss"], &bits[..], &steps].concat();
+    let keys = [
+        &["activation ", "sub_norm", "zero_init", "pointer ", "pointer_words", "logit_softcap", "z_loss"],
+        &bits[..],
+        &steps,
+    ]
+    .concat();
     let saved = settings.to_toml();
     let older: Vec<_> = saved.lines().filter(|line| !keys.iter().any(|key| line.starts_with(key))).collect();
     assert_eq!(older.len() + keys.len(), saved.lines().count());

@@ -76,13 +76,12 @@ pub struct Chosen {
 impl Dial {
     /// The width that is expected to be best, or that has about the parameters that are asked for; its speed is measured.
     pub fn choose(&self, cx: &Exec, precision: Precision) -> Result<Chosen, TrainError> {
-        let made = |width| recipe(width).and_then(|layers| if self.grammar { of_grammar(layers) } else { Ok(layers) });
-        let mut speed = |width| tokens_per_second(cx, &made(width)?.settings()?, precision);
+        let mut speed = |width| tokens_per_second(cx, &self.recipe(width)?.settings()?, precision);
         let width = match self.parameters {
-            Some(wanted) => nearest(wanted)?,
+            Some(wanted) => self.nearest(wanted)?,
             None => self.best(&mut speed)?,
         };
-        let (layers, speed) = (made(width)?, speed(width)?);
+        let (layers, speed) = (self.recipe(width)?, speed(width)?);
         let settings = layers.settings()?;
         let (minutes, bpb) = (self.minutes.unwrap_or(MINUTES), expected(width, self.tokens(speed)));
         let size = if self.parameters.is_some() { "the size nearest to --params" } else { "the best size" };
@@ -100,6 +99,25 @@ impl Dial {
             thousands(speed.round() as u64),
         );
         Ok(Chosen { layers, told, speed, bpb })
+    }
+
+    /// The recipe at a width, for the text.
+    fn recipe(&self, width: usize) -> Result<Layers, SettingsError> {
+        let layers = recipe(width)?;
+        if self.grammar { of_grammar(layers) } else { Ok(layers) }
+    }
+
+    /// The width whose number of parameters is nearest, as a ratio.
+    fn nearest(&self, wanted: u64) -> Result<usize, SettingsError> {
+        let mut best = (f64::INFINITY, WIDTHS[0]);
+        for width in WIDTHS {
+            let own = parameters(&self.recipe(width)?.settings()?) as f64;
+            let found = (own / wanted as f64).ln().abs();
+            if found < best.0 {
+                best = (found, width);
+            }
+        }
+        Ok(best.1)
     }
 
     /// The best of the widths, from the smallest on until they get worse.
@@ -170,20 +188,6 @@ fn of_grammar(mut layers: Layers) -> Result<Layers, SettingsError> {
     layers.set_value("model.pattern", Value::Array(mixers.into()))?;
     layers.set_value("tokenizer.vocab", Value::Integer(GRAMMAR_VOCAB))?;
     Ok(layers)
-}
-
-/// The width whose number of parameters is nearest, as a ratio.
-fn nearest(wanted: u64) -> Result<usize, SettingsError> {
-    let distance =
-        |width| Ok::<_, SettingsError>((parameters(&recipe(width)?.settings()?) as f64 / wanted as f64).ln().abs());
-    let mut best = (f64::INFINITY, WIDTHS[0]);
-    for width in WIDTHS {
-        let found = distance(width)?;
-        if found < best.0 {
-            best = (found, width);
-        }
-    }
-    Ok(best.1)
 }
 
 /// The model of these settings, with all of its vocabulary.
@@ -257,10 +261,12 @@ mod tests {
 
     #[test]
     fn a_number_of_parameters_takes_the_nearest_size() {
-        for width in WIDTHS {
-            let own = parameters(&recipe(width).unwrap().settings().unwrap());
-            assert_eq!([own * 95 / 100, own, own * 105 / 100].map(|n| nearest(n).unwrap()), [width; 3]);
+        for dial in [false, true].map(|grammar| Dial { grammar, ..Dial::default() }) {
+            for width in WIDTHS {
+                let own = parameters(&dial.recipe(width).unwrap().settings().unwrap());
+                assert_eq!([own * 95 / 100, own, own * 105 / 100].map(|n| dial.nearest(n).unwrap()), [width; 3]);
+            }
+            assert_eq!((dial.nearest(1).unwrap(), dial.nearest(1 << 40).unwrap()), (64, 512));
         }
-        assert_eq!((nearest(1).unwrap(), nearest(1 << 40).unwrap()), (64, 512));
     }
 }
