@@ -9,7 +9,7 @@
 //! then is likely again. A softmax over the vocabulary and the rows before in one, as in pointer networks (Merity et al., arXiv 1609.07843), with
 //! the states of the model as keys (Grave et al., arXiv 1612.04426). Kernel: [`flashlm_kernels::ops::pointer_forward`].
 //!
-//! With words ([`words`]) a token that stands after a space, and its twin that does not, are one: what follows is about such tokens.
+//! With words (`words.rs`) a token that stands after a space, and its twin that does not, are one: what follows is about such tokens.
 //!
 //! The state of a sequence is a ring of the last keys, then the token after each: of `window` rows in training, in the packed runtime of
 //! some more.
@@ -41,7 +41,7 @@ pub struct PointerParams {
     pub bias: Range<usize>,
     /// Rows that a row may point at.
     pub window: usize,
-    /// `twin`, `opens: [V]` of [`words`], where it has them.
+    /// `twin`, `opens: [V]` of `words.rs`, where it has them.
     pub words: Option<[Range<usize>; 2]>,
 }
 
