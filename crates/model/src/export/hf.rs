@@ -13,6 +13,7 @@ use super::graph::{Arch, Graph, Kind, Mix};
 use super::source::{Exported, Refused, Source};
 use crate::codes::weight::{Values, Weight};
 use crate::io::safetensors::{TensorRef, write_tensors};
+use crate::layer::pointer::WORDS;
 
 /// What weights may be written as.
 pub const WEIGHTS: &[&str] = &["f32"];
@@ -83,9 +84,8 @@ fn with_code(source: &Source, refused: &Refused) -> Result<Exported, Refused> {
         config.extend(own.clone());
     }
     // Tokens are no floats, which may be rounded: words stand in the config.
-    let words = ["pointer.twin", "pointer.opens"];
     let (words, weights_of): (Vec<&Weight>, Vec<&Weight>) =
-        source.weights.iter().partition(|weight| words.contains(&weight.name.as_str()));
+        source.weights.iter().partition(|weight| WORDS.contains(&weight.name.as_str()));
     if let [twin, opens] = &words[..] {
         let (twin, opens) = (twin.floats(), opens.floats());
         config["pointer_twins"] = (0..)
@@ -236,8 +236,7 @@ mod tests {
                 continue;
             }
             let weights = TensorFile::from_bytes(files["model.safetensors"].clone(), "exported").unwrap();
-            let words = ["pointer.twin", "pointer.opens"];
-            for spec in noise.layout.specs().iter().filter(|spec| !words.contains(&spec.name.as_str())) {
+            for spec in noise.layout.specs().iter().filter(|spec| !WORDS.contains(&spec.name.as_str())) {
                 assert_eq!(weights.shape(&spec.name).unwrap(), spec.shape, "{name}: {}", spec.name);
             }
             assert_eq!(config["mixers"].as_array().unwrap().len(), noise.config.blocks);

@@ -1,8 +1,8 @@
 //! The dial: how wide a model of the project's own recipe is to be, from the time, this machine's speed and the size of the text.
 //!
 //! The recipe is the preset `flash-small`. A width `d` sets all that depends on it: `ffn_hidden = 2.75 d` as a multiple of 32, heads
-//! of 32 channels; a width of 64 has 4 blocks, attention to 32 tokens and 2 sequences per step, larger ones 6, 512 and 4. What to expect after `n` tokens was
-//! fitted to sweeps on TinyStories (docs/recipe.md):
+//! of 32 channels; a width of 64 has 4 blocks, attention to 32 tokens and 2 sequences per step, larger ones 6, 512 and 4. What to
+//! expect after `n` tokens was fitted to sweeps on TinyStories (docs/recipe.md):
 //!
 //! ```text
 //! bpb(d, n) = FLOOR + WIDTH d^-P + TOKENS n^-Q        d the width, n in millions of tokens

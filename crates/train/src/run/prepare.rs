@@ -185,9 +185,13 @@ impl Resolved {
     /// The parameters of a fresh run that starts from more than a seed: pointers know the words of the vocabulary, an embedding may be that of
     /// another model.
     fn start(&mut self, tokenizer: &Tokenizer, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
+        if !matches!(self.origin, Origin::Fresh) {
+            return Ok(None);
+        }
+        self.settings.model.validate().map_err(SettingsError::from)?;
         let mut start = self.start_embedding(stop, tell)?;
         let Settings { model, train, .. } = &self.settings;
-        if model.pointer_words && matches!(self.origin, Origin::Fresh) {
+        if model.pointer_words {
             let layout = Layout::of(model);
             set_words(&layout, start.get_or_insert_with(|| layout.init(train.seed)), tokenizer);
         }
@@ -197,16 +201,12 @@ impl Resolved {
     /// With the embedding of another model; without one, or without a network, a random start that nothing freezes.
     fn start_embedding(&mut self, stop: &AtomicBool, tell: Tell) -> Result<Option<Buf<f32>>, TrainError> {
         let Settings { model, train, .. } = &mut self.settings;
-        if !matches!(self.origin, Origin::Fresh) {
-            return Ok(None);
-        }
         if train.embedding_from.is_empty() {
             if std::mem::take(&mut train.frozen_embedding) > 0 {
                 tell(Event::Note("the embedding starts at random (train.embedding_from is empty), and is not frozen"));
             }
             return Ok(None);
         }
-        model.validate().map_err(SettingsError::from)?;
         let given = (&*self.cache, train.seed, self.offline);
         let cx = Exec::new(self.isa, self.threads.get());
         let found = embedding::start(&cx, model, &train.embedding_from, given, &|| stop.load(SeqCst), tell)?;

@@ -24,6 +24,7 @@ use flashlm_kernels::ops::pointer_slots;
 
 pub(crate) use packed::Packed;
 pub use train::{Pointer, Saved};
+pub(crate) use words::NAMES as WORDS;
 pub use words::set_words;
 
 use super::branch::Branch;

@@ -16,6 +16,9 @@ use flashlm_kernels::{Elem, Token};
 use crate::params::Layout;
 use crate::tok::Tokenizer;
 
+/// How both are called among the parameters.
+pub(crate) const NAMES: [&str; 2] = ["pointer.twin", "pointer.opens"];
+
 /// Marks after which no space stands, whatever stands before them; after the others none stands where one stands before them.
 const OPEN: &str = "([{“‘«¿¡-–—/";
 const OPEN_AFTER_SPACE: &str = "\"'*_`";
@@ -96,7 +99,7 @@ impl Words {
 
 /// Sets the words of a model that has them, in parameters that are fresh.
 pub fn set_words(layout: &Layout, params: &mut [f32], tokenizer: &Tokenizer) {
-    let places = ["pointer.twin", "pointer.opens"].map(|name| layout.find(name).map(|spec| spec.range.clone()));
+    let places = NAMES.map(|name| layout.find(name).map(|spec| spec.range.clone()));
     if let [Some(twin), Some(opens)] = places {
         let [twins, opening] = Words::of(tokenizer).numbers();
         params[twin].copy_from_slice(&twins);

@@ -3,6 +3,7 @@
 
 use super::Writer;
 use crate::export::onnx::nodes::{Attribute, Type};
+use crate::layer::pointer::WORDS;
 
 impl Writer<'_> {
     /// Logits `[T, V]` of the vocabulary and the text from `z`, those of the vocabulary; `x: [T, D]` is the head's input.
@@ -70,8 +71,7 @@ impl Writer<'_> {
     /// at, `from` of `tokens`.
     fn read_as(&mut self, next: &str, tokens: &str, from: &str, own: &str) -> String {
         let whole = |x: &f32| *x as i64;
-        let [twin, opens] = ["pointer.twin", "pointer.opens"]
-            .map(|name| self.weights[name].floats().iter().map(whole).collect::<Vec<i64>>());
+        let [twin, opens] = WORDS.map(|name| self.weights[name].floats().iter().map(whole).collect::<Vec<i64>>());
         let g = &mut self.g;
         let (twin, opens, last) = (g.ints(&twin), g.ints(&opens), g.ints(&[1]));
         let before = g.op("Gather", &[tokens, from]);
