@@ -94,11 +94,30 @@ impl<'a> Terminal<'a> {
         rows.matches("\n>").count()
     }
 
+    /// Resizes the terminal and waits until the program has seen it: keys that come with the signal are read first.
     fn resize(&self, columns: u16) {
         let tty = fs::read_to_string(self.place.path("tty")).unwrap();
         let size = ["-F", tty.trim(), "cols", &columns.to_string()];
+        let before = self.sleeps(0);
         assert!(Command::new("stty").args(size).status().unwrap().success());
+        self.sleeps(before);
         self.screen.lock().unwrap().screen_mut().set_size(cells(ROWS), cells(columns));
+    }
+
+    /// Waits until the program has gone to sleep more than `before` times and sleeps; how many times it has.
+    fn sleeps(&self, before: u64) -> u64 {
+        let pid = fs::read_to_string(self.place.path("pid")).unwrap();
+        let start = Instant::now();
+        loop {
+            let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).expect("a program that runs");
+            let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).expect("a field").trim();
+            let times = field("voluntary_ctxt_switches:").parse().expect("a number");
+            if times > before && field("State:").starts_with('S') {
+                return times;
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "it does not wait for keys:\n{status}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// The exit code of the program when it ends, and its last picture.
