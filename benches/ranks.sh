@@ -76,12 +76,20 @@ speed() {
     "$@" "${text[@]}" -o "$folder/run" > "$folder/out" 2>&1 || { cat "$folder/out"; exit 1; }
     sed -nE 's/.*"kind":"train".*"tokens_per_second":([0-9.]+).*/\1/p' "$folder/run/metrics.jsonl" >> "$folder/$name.speeds"
 }
-for _ in 1 2 3 4 5; do
-    speed alone "$program" train --threads 2
-    speed one mpirun -n 1 "$program" train --threads 2
-    speed two mpirun -n 2 "$program" train --threads 1
+for round in 1 2 3 4 5 6 7 8 9; do
+    turns=(alone one two)
+    # Whatever becomes slower or faster meanwhile does so for all three.
+    ((round % 2)) || turns=(two one alone)
+    for turn in "${turns[@]}"; do
+        case $turn in
+            alone) speed alone "$program" train --threads 2 ;;
+            one) speed one mpirun -n 1 "$program" train --threads 2 ;;
+            two) speed two mpirun -n 2 "$program" train --threads 1 ;;
+        esac
+    done
 done
-median() { sort -g "$folder/$1.speeds" | sed -n 3p; }
-awk -v alone="$(median alone)" -v one="$(median one)" -v two="$(median two)" 'BEGIN {
-    printf "medians of 5: %.0f, %.0f, %.0f tokens/s; one rank against none %.3f, two ranks of a thread against one of two %.3f\n",
-        alone, one, two, one / alone, two / one }'
+paste -d ' ' "$folder"/{alone,one,two}.speeds > "$folder/speeds"
+# median 'EXPRESSION': of what it makes of a round's three speeds.
+median() { awk "{ print $1 }" "$folder/speeds" | sort -g | sed -n 5p; }
+printf 'medians of 9 rounds: %.0f, %.0f, %.0f tokens/s; one rank against none %.3f, two ranks of a thread against one of two %.3f\n' \
+    "$(median '$1')" "$(median '$2')" "$(median '$3')" "$(median '$2 / $1')" "$(median '$3 / $1')"

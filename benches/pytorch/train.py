@@ -180,6 +180,7 @@ def arguments():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--mode", choices=MODES, default="eager")
     p.add_argument("--json", type=Path, help="also write the result to this file")
+    p.add_argument("--save", type=Path, help="write the weights to this file, as `flashlm eval` reads them (.pt)")
     args = p.parse_args()
     if (args.tokens_train is None) != (args.tokens_valid is None):
         p.error("--tokens-train and --tokens-valid go together")
@@ -223,6 +224,8 @@ def main():
         "train_tokens": len(train_tokens),
     }
     result |= train(model, train_tokens, args)
+    if args.save:
+        torch.save(model.state_dict(), args.save)
     text_bytes = sum(len(s.encode("utf-8")) for s in texts)
     result |= evaluate(model, valid, text_bytes, unk_bases)
     print(json.dumps(result))

@@ -10,6 +10,7 @@ mod error;
 mod event;
 mod finish;
 mod inputs;
+mod pace;
 mod restore;
 mod resume;
 mod sample;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use flashlm_model::Shape;
 
+use super::pace::Pace;
 use super::validate::MARKING;
 use super::{Ended, Event, Outcome, Tell, TrainError, Trainer};
 use crate::comm::Solo;
@@ -60,11 +61,15 @@ impl Trainer<'_> {
                 self.aside(MARKING, marked, tell);
             }
         }
-        if self.state.step == 0 && self.resumed.is_none() && !self.validate_start(stop, tell)? {
-            return Ok(Outcome::Interrupted);
+        let mut pace = Pace::new(self.tenth());
+        if self.state.step == 0 && self.resumed.is_none() {
+            let began = self.clock.seconds();
+            if !self.validate_start(stop, tell)? {
+                return Ok(Outcome::Interrupted);
+            }
+            pace.took(began, self.clock.seconds());
         }
         let mut row_started = (self.clock.seconds(), self.state.tokens);
-        let mut tenth = self.tenth();
         loop {
             self.state.elapsed = self.seconds();
             let progress = self.plan.progress(&self.state);
@@ -73,9 +78,7 @@ impl Trainer<'_> {
             }
             let pause = self.clock.seconds();
             let step = self.state.step;
-            let passed = tenth < self.tenth();
-            tenth = self.tenth();
-            let validation = passed
+            let validation = pace.due(self.tenth(), pause)
                 || self.plan.validations(t.eval_every, step)
                     > self.plan.validations(t.eval_every, step.saturating_sub(1));
             if validation && self.state.validated.is_none_or(|v| v.step != step) {
@@ -84,6 +87,7 @@ impl Trainer<'_> {
                 }
                 self.draw(tell);
                 self.eta.scored(self.probe.totals().tokens, self.clock.seconds() - pause);
+                pace.took(pause, self.clock.seconds());
             }
             let by_clock = t.checkpoint_seconds > 0.0 && self.clock.seconds() - self.saved.at >= t.checkpoint_seconds;
             if step > 0 && (due(step, t.checkpoint_every) || by_clock) {
