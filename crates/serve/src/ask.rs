@@ -22,7 +22,7 @@ const MAX_TOKENS: u64 = 1 << 20;
 /// Most alternatives of a token.
 const MAX_TOP: u64 = 20;
 /// Most log-probabilities in one answer.
-const MAX_LISTED: u64 = 1 << 19;
+const MAX_LISTED: u64 = 1 << 20;
 /// Most tokens in one answer that is no stream.
 const MAX_HELD: u64 = 1 << 26;
 

@@ -59,7 +59,8 @@ mod tests {
         assert_eq!(run(0.1, 0.001).0, 9, "one for each tenth, the last follows the run");
         for validation in [1.0, 3.0, 9.0, 12.0, 19.0] {
             let (count, trained) = run(0.1, validation);
-            assert!(trained >= 79.0, "{validation} s: {trained} s of training");
+            // After the last one may come the end.
+            assert!(trained >= 80.0 - validation, "{validation} s: {trained} s of training");
             assert!(count >= (20.0 / validation) as usize - 1 || count == 9, "{validation} s: {count}");
         }
     }
